@@ -1,0 +1,37 @@
+"""Fixtures that every test file may ask for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+
+HERE = Path(__file__).resolve().parent
+
+
+def real_data_root() -> Path | None:
+    """The folder of real data sets: PPL_VAE_TEST_DATA, else ../shared/data beside the checkout."""
+    given = os.environ.get("PPL_VAE_TEST_DATA")
+    candidates = [Path(given)] if given else [HERE.parent.parent / "shared" / "data"]
+    return next((path for path in candidates if (path / "MNIST").is_dir()), None)
+
+
+@pytest.fixture(autouse=True)
+def fresh_state():
+    """Every test starts from the same seed, an empty parameter store and float32."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data sets; the test is skipped where there is none."""
+    root = real_data_root()
+    if root is None:
+        pytest.skip("real data not found: set PPL_VAE_TEST_DATA to a folder with MNIST/raw in it")
+    return root
