@@ -1,1 +1,56 @@
-"""Variational autoencoders as Pyro programs."""
+"""Variational autoencoders as Pyro programs.
+
+The public names below load on first use, so that importing the package, or asking its command line for help, imports
+nothing heavy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_NAMES = {  # the rest of __all__ are modules
+    "SVI": "ppl_vae.svi",
+    "VAE": "ppl_vae.vae",
+    "fit": "ppl_vae.training",
+    "load_run": "ppl_vae.runs",
+}
+
+__all__ = [
+    "SVI",
+    "VAE",
+    "__version__",
+    "checkpoints",
+    "closed_form",
+    "data",
+    "fit",
+    "likelihoods",
+    "load_run",
+    "networks",
+    "objectives",
+    "plots",
+    "posteriors",
+    "priors",
+    "runs",
+    "training",
+]
+
+if TYPE_CHECKING:
+    from ppl_vae.runs import load_run
+    from ppl_vae.svi import SVI
+    from ppl_vae.training import fit
+    from ppl_vae.vae import VAE
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
+    if name in __all__:
+        return importlib.import_module(f"ppl_vae.{name}")
+    raise AttributeError(f"module 'ppl_vae' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,35 @@
+"""Checks of arguments that several modules make, each with one sentence that names the argument and the fix."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+
+
+def check_positive_int(value: object, name: str) -> int:
+    """Return `value` if it is an integer of at least one."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r}; expected a positive integer")
+    return value
+
+
+def check_positive(value: object, name: str) -> float:
+    """Return `value` if it is a finite number above zero."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value!r}; expected a finite number above zero")
+    return float(value)
+
+
+def check_choice(value: object, choices: Iterable[str], name: str) -> None:
+    """Raise if `value` is none of the choices, naming the nearest one."""
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}{did_you_mean(value, choices)}")
+
+
+def did_you_mean(value: object, choices: Iterable[str]) -> str:
+    """Return `` (did you mean ...?)`` for the nearest choice, else the empty string."""
+    near = difflib.get_close_matches(str(value).lower(), {c.lower(): c for c in choices}, n=1)
+    original = {c.lower(): c for c in choices}
+    return f" (did you mean {original[near[0]]}?)" if near else ""

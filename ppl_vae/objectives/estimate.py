@@ -1,0 +1,40 @@
+r"""The objective's contract: from log-weights to an estimate.
+
+An *objective* is a callable ``objective(log_weights) -> Estimate``; a function that returns a tensor of shape (batch,) is
+one as well (differentiated and reported as it is). Optional attributes: ``num_particles`` (1) and
+``max_plate_nesting`` (1). Nothing is inherited.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, Protocol
+
+from torch import Tensor
+
+from ppl_vae.objectives.log_weights import LogWeights
+
+Kind = Literal["lower", "upper", "neither"]
+
+
+class Estimate(NamedTuple):
+    """What an objective says of a batch; nats per datum.
+
+    Attributes:
+        value: The estimate itself, (batch,). Reported, never differentiated.
+        surrogate: What is differentiated and maximised, (batch,). Its value means nothing by itself.
+        kind: Whether `value` is in expectation a lower bound of log p(x), an upper bound, or neither.
+        kl: The KL at K = 1 and beta = 1 if the objective knows it better than by sampling, (batch,).
+    """
+
+    value: Tensor
+    surrogate: Tensor
+    kind: Kind
+    kl: Tensor | None = None
+
+
+class Objective(Protocol):
+    """What training, evaluation and comparison need of an objective."""
+
+    def __call__(self, log_weights: LogWeights) -> Estimate | Tensor:
+        """Return the estimate for each datum, an `Estimate` or a tensor of shape (batch,)."""
+        ...

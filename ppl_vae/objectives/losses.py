@@ -1,0 +1,155 @@
+"""From an objective to one number per batch: what SVI minimises, whatever the objective was.
+
+`as_loss` adapts the three kinds of objective (ours, a function of log-weights, one of Pyro's ELBO objects) to one form.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from pyro import poutine
+from pyro.infer import ELBO as PyroELBO
+from torch import Tensor
+
+from ppl_vae.objectives.estimate import Estimate, Objective
+from ppl_vae.objectives.log_weights import LogWeights, NotPerDatumError, from_traces, sample_log_weights
+
+Program = tuple[Callable[..., Any], Callable[..., Any]]
+
+
+class BatchLoss(NamedTuple):
+    """An objective on one batch; all sums over the data of the batch, each weighted by its scale; nats.
+
+    Attributes:
+        loss: Minus the value of the objective, detached: what `pyro.infer.SVI.step` returns.
+        surrogate: What is differentiated, or None where the gradients were left in ``.grad`` already.
+        weight: The sum of the scales: divide by it for a mean per datum.
+        log_likelihood: The sum of log p(x|z), averaged over particles; None where the program is not per datum.
+        kl: The sum of the KL at beta = 1, so that ``log_likelihood - kl`` is the ELBO; None likewise.
+    """
+
+    loss: Tensor
+    surrogate: Tensor | None
+    weight: float | Tensor
+    log_likelihood: Tensor | None
+    kl: Tensor | None
+
+
+class Loss(Protocol):
+    """What SVI needs of an objective."""
+
+    def __call__(self, program: Program, *args: Any, **kwargs: Any) -> BatchLoss:
+        """Evaluate the objective for a ``(model, guide)`` pair on the arguments of both."""
+        ...
+
+
+def as_loss(objective: object) -> Loss:
+    """Return the loss of an objective: ours, a function of log-weights, or a Pyro ELBO object.
+
+    Raises:
+        TypeError: If it is none of these.
+    """
+    if isinstance(objective, PyroELBO):
+        return _PyroLoss(objective)
+    if isinstance(objective, type) or not callable(objective):
+        hint = f"; did you mean {objective.__name__}()?" if isinstance(objective, type) else ""
+        raise TypeError(
+            f"objective is {objective!r}; expected an object such as objectives.ELBO(), one of Pyro's such as "
+            f"pyro.infer.Trace_ELBO(), or a function of log-weights{hint}"
+        )
+    return _PerDatumLoss(objective)
+
+
+@dataclass(frozen=True)
+class _PerDatumLoss:
+    objective: Objective
+
+    def __call__(self, program: Program, *args: Any, **kwargs: Any) -> BatchLoss:
+        log_weights = sample_log_weights(
+            *program,
+            *args,
+            num_particles=getattr(self.objective, "num_particles", 1),
+            max_plate_nesting=getattr(self.objective, "max_plate_nesting", 1),
+            **kwargs,
+        )
+        estimate = evaluate_objective(self.objective, log_weights)
+        kl = log_weights.kl.detach().mean(0) if estimate.kl is None else estimate.kl
+        scale = log_weights.scale
+        return BatchLoss(
+            loss=-(scale * estimate.value).sum(),
+            surrogate=-(scale * estimate.surrogate).sum(),
+            weight=_weight(log_weights),
+            log_likelihood=(scale * log_weights.log_lik.detach().mean(0)).sum(),
+            kl=(scale * kl).sum(),
+        )
+
+
+def evaluate_objective(objective: Objective, log_weights: LogWeights) -> Estimate:
+    """Apply an objective to log-weights, and check that it speaks per datum."""
+    result = objective(log_weights)
+    if isinstance(result, Tensor):
+        result = Estimate(result.detach(), result, "neither")
+    batch = log_weights.log_lik.shape[1:]
+    for name in ("value", "surrogate"):
+        shape = getattr(getattr(result, name, None), "shape", None)
+        if shape != batch:
+            raise ValueError(
+                f"objective {objective!r} returned a {name} of shape {shape and tuple(shape)}; "
+                f"expected one value per datum, {tuple(batch)}: average over particles (dim 0), not over data"
+            )
+    return result
+
+
+class _PyroLoss:
+    """One of Pyro's ELBO objects, its own code unchanged; the traces it makes are read for the ELBO's terms."""
+
+    def __init__(self, elbo: PyroELBO) -> None:
+        self.elbo: Any = copy.copy(elbo)  # the caller's object keeps its own `_get_traces`
+        self._get_traces: Callable[..., Iterator[tuple[poutine.Trace, poutine.Trace]]] = self.elbo._get_traces
+        self._traces: list[tuple[poutine.Trace, poutine.Trace]] = []
+        vars(self.elbo)["_get_traces"] = self._record_traces
+        self._differentiable = hasattr(elbo, "differentiable_loss")
+        self._per_datum = True
+
+    def __call__(self, program: Program, *args: Any, **kwargs: Any) -> BatchLoss:
+        self._traces = []
+        surrogate = None
+        if not torch.is_grad_enabled():
+            loss = self.elbo.loss(*program, *args, **kwargs)
+        elif self._differentiable:
+            surrogate = self.elbo.differentiable_loss(*program, *args, **kwargs)
+            loss = surrogate.detach()
+        else:
+            loss = self.elbo.loss_and_grads(*program, *args, **kwargs)
+        weight, log_likelihood, kl = self._terms(args)
+        return BatchLoss(torch.as_tensor(loss), surrogate, weight, log_likelihood, kl)
+
+    def _record_traces(self, *args: Any) -> Iterator[tuple[poutine.Trace, poutine.Trace]]:
+        for pair in self._get_traces(*args):
+            self._traces.append(pair)
+            yield pair
+
+    @torch.no_grad()
+    def _terms(self, args: tuple[Any, ...]) -> tuple[float | Tensor, Tensor | None, Tensor | None]:
+        traces, self._traces = self._traces, []
+        if self._per_datum and traces:
+            try:
+                particles = [from_traces(*pair) for pair in traces]
+            except NotPerDatumError:
+                self._per_datum = False  # a program that Pyro's objectives take and per-datum ones do not
+            else:
+                log_lik = torch.stack([(w.scale * w.log_lik.mean(0)).sum() for w in particles]).mean()
+                kl = torch.stack([(w.scale * w.kl.mean(0)).sum() for w in particles]).mean()
+                return _weight(particles[0]), log_lik, kl
+        return float(len(args[0]) if args and isinstance(args[0], Tensor) else 1), None, None
+
+
+def _weight(log_weights: LogWeights) -> float | Tensor:
+    size = log_weights.log_lik.shape[1]
+    if isinstance(log_weights.scale, Tensor):
+        return log_weights.scale.expand(size).sum()
+    return log_weights.scale * size

@@ -1,0 +1,253 @@
+"""The folder of a run: what training leaves behind, and the way back from it to a model."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ppl_vae import checkpoints, plots
+from ppl_vae.data import Dataset, Split
+from ppl_vae.training import Callback, Run
+from ppl_vae.training_state import DivergedError
+from ppl_vae.vae import VAE
+
+_PACKAGES = ("ppl-vae", "torch", "pyro-ppl", "numpy", "torchvision", "scikit-learn", "matplotlib")
+_SECONDS_BETWEEN_CHECKPOINTS = 30.0
+_SHOWN = 32  # images in a picture of reconstructions
+
+
+class RunFolder(Callback):
+    """Writes a run's folder while it trains.
+
+    ===================  ============================================================================================
+    ``config.yaml``      the resolved config; ``ppl-vae train --config`` with it gives the same run
+    ``run.json``         versions, machine, device, seed, the data's name, shape and hash
+    ``metrics.jsonl``    a record an epoch, as in ``Run.history``
+    ``events.out...``    TensorBoard: the figures, input and reconstructed images, the latent grid
+    ``checkpoint.pt``    the state, to resume from; loads without executing code
+    ``result.json``      the last figures, why it ended, the seconds, the caveat
+    ``*.png``            training curves, reconstructions, samples; for a 2-D latent the grid and the scatter
+    ``last_good.pt``     after a divergence: the last good state
+    ===================  ============================================================================================
+
+    Images go to TensorBoard in epochs 1 to 10 and every tenth after that; a checkpoint is written at most every 30
+    seconds, and at the end.
+
+    Args:
+        path: The folder, made when training starts.
+        config: The resolved config as YAML, or None for a run that was put together in Python.
+        dataset: The data set (its hash, and the test labels for the scatter).
+
+    Raises:
+        FileExistsError: If the folder holds a run.
+        OSError: If it cannot be written.
+    """
+
+    def __init__(self, path: str | Path, config: str | None, dataset: Dataset) -> None:
+        self.path = Path(path)
+        self.check(self.path)
+        self.config = config
+        self.dataset = dataset
+        self.pictures: list[Path] = []
+
+    @staticmethod
+    def check(path: str | Path) -> None:
+        """Raise if a run cannot be written to this folder."""
+        path = Path(path)
+        if path.is_dir():
+            if any((path / name).exists() for name in ("run.json", "config.yaml", "checkpoint.pt")):
+                raise FileExistsError(f"{path} already holds a run; choose another --out, or resume it with --resume")
+            nearest = path
+        elif path.exists():
+            raise FileExistsError(f"{path} is a file; --out expects a folder for the run")
+        else:
+            nearest = next(parent for parent in path.absolute().parents if parent.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+            raise PermissionError(
+                f"cannot write a run to {path}: {nearest} is not a writable folder; choose another --out"
+            )
+
+    def on_start(self, run: Run) -> None:
+        """Make the folder and write what is known before the first step."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.check(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        if self.config is not None:
+            (self.path / "config.yaml").write_text(self.config)
+        _write_json(self.path / "run.json", _facts(run))
+        self.writer = SummaryWriter(str(self.path))
+        self.metrics = (self.path / "metrics.jsonl").open("w", buffering=1)
+        for record in run.history:  # of the run that this one resumes
+            self.metrics.write(json.dumps(record) + "\n")
+        self._saved = time.perf_counter()
+        if isinstance(run.program, VAE) and self.dataset.is_image:
+            shown = run.data.validation if len(run.data.validation) else run.data.train
+            self._inputs = _first(shown)
+            self.writer.add_images("inputs", _images(self._inputs), 0)
+
+    def on_epoch(self, run: Run, record: dict[str, float]) -> None:
+        """Append the record, and write images and a checkpoint where it is time."""
+        self.metrics.write(json.dumps(record) + "\n")
+        epoch = int(record["epoch"])
+        for name, value in record.items():
+            if name not in ("epoch", "step"):
+                self.writer.add_scalar(name.replace("validation_", "validation/"), value, epoch)
+        if isinstance(run.program, VAE) and self.dataset.is_image and (epoch <= 10 or epoch % 10 == 0):
+            self.writer.add_images("reconstructions", _images(run.program.reconstruct(self._inputs)), epoch)
+            if run.program.latent_shape == (2,):
+                self.writer.add_image("latent_grid", _grid_image(run.program), epoch, dataformats="CHW")
+        if time.perf_counter() - self._saved > _SECONDS_BETWEEN_CHECKPOINTS:
+            checkpoints.save(run.state(), self.path / "checkpoint.pt")
+            self._saved = time.perf_counter()
+
+    def on_end(self, run: Run) -> None:
+        """Write the checkpoint, the result and the pictures."""
+        checkpoints.save(run.state(), self.path / "checkpoint.pt")
+        result = {"stopped": run.stopped, "seconds": run.seconds, "caveat": run.caveat, "best_epoch": run.best_epoch}
+        _write_json(self.path / "result.json", {**result, **run.final})
+        self.pictures = draw(run, self.path)
+        self._close()
+
+    def on_error(self, run: Run, error: BaseException) -> None:
+        """Keep the last good state."""
+        if hasattr(self, "writer"):
+            if isinstance(error, DivergedError):
+                checkpoints.save(error.good_state, self.path / "last_good.pt")
+            self._close()
+
+    def _close(self) -> None:
+        self.metrics.close()
+        self.writer.close()
+
+
+def draw(run: Run, path: str | Path) -> list[Path]:
+    """Draw a run's pictures into a folder and return their paths.
+
+    Training curves for every program; for a `VAE` of images reconstructions beside inputs and samples from the prior;
+    with a 2-D latent the article's grid, and the means of q(z|x) of the test data by label.
+    """
+    path = Path(path)
+    figures: dict[str, Any] = {}
+    if run.history:
+        figures["training_curves"] = plots.training_curves(run.history, caveat=run.caveat)
+    vae = run.program
+    if isinstance(vae, VAE):
+        split = next(s for s in (run.data.test, run.data.validation, run.data.train) if len(s))
+        if run.data.is_image:
+            x = _first(split)
+            figures["reconstructions"] = plots.reconstructions(
+                _images(x), _images(vae.reconstruct(x)), caveat=run.caveat
+            )
+            figures["samples"] = plots.samples(_images(vae.sample(100)), caveat=run.caveat)
+        if vae.latent_shape == (2,):
+            if run.data.is_image:
+                images = _images(vae.decode(plots.grid_points().reshape(-1, 2).to(run.device)))
+                figures["latent_grid"] = plots.latent_grid(images, caveat=run.caveat)
+            means = torch.cat([vae.encode(x) for x, *_ in split.batches(min(1000, len(split)), device=run.device)])
+            figures["latent_scatter"] = plots.latent_scatter(means.cpu(), split.labels, caveat=run.caveat)
+    return [plots.save(figure, path / f"{name}.png") for name, figure in figures.items()]
+
+
+def load_run(path: str | Path, *, weights: bool = True) -> VAE:
+    """Build the VAE of a run's folder from its config and load its weights, in evaluation mode on the CPU.
+
+    Args:
+        path: The run's folder, ``runs/<name>``.
+        weights: Load the checkpoint; without, the model is freshly initialised.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run of the command line.
+        ValueError: If the checkpoint is of another model.
+    """
+    from ppl_vae.config import Config
+
+    path = Path(path)
+    if not (path / "config.yaml").is_file() or not (path / "run.json").is_file():
+        raise FileNotFoundError(
+            f"{path} is no run's folder: config.yaml and run.json, written by ppl-vae train, are missing"
+        )
+    facts = json.loads((path / "run.json").read_text())
+    with torch.random.fork_rng(devices=[]):
+        vae = Config.from_yaml((path / "config.yaml").read_text()).build_vae(tuple(facts["data"]["x_shape"]))
+    if weights:
+        state = checkpoints.load(path)
+        checkpoints.load_module(vae, state["modules"][0], source=str(path / "checkpoint.pt"))
+    return vae.eval()
+
+
+def next_free(base: str | Path) -> Path:
+    """Return `base` if there is nothing yet, else the first of ``base-2``, ``base-3``, ... that is free."""
+    base = Path(base)
+    candidates = (base if n == 1 else base.with_name(f"{base.name}-{n}") for n in range(1, sys.maxsize))
+    return next(path for path in candidates if not path.exists())
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    return {
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "machine": {
+            "platform": platform.platform(),
+            "processor": _processor(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if run.device.startswith("cuda") else None,
+        },
+        "device": run.device,
+        "seed": run.seed,
+        "data": {
+            "name": run.data.name,
+            "x_shape": list(run.data.x_shape),
+            "train": len(run.data.train),
+            "validation": len(run.data.validation),
+            "test": len(run.data.test),
+            "fingerprint": run.data.fingerprint,
+        },
+        "caveat": run.caveat,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def _first(split: Split) -> torch.Tensor:
+    (x, *_) = next(split.head(min(_SHOWN, len(split))).batches(min(_SHOWN, len(split))))
+    return x
+
+
+def _images(x: torch.Tensor) -> torch.Tensor:
+    """Images on the CPU, (n, channels, height, width), within [0, 1] for the eye."""
+    x = x.detach().cpu().clamp(0, 1)
+    return x.unsqueeze(1) if x.dim() == 3 else x
+
+
+def _grid_image(vae: VAE) -> torch.Tensor:
+    """The article's 20 x 20 grid as one image (channels, 20 * height, 20 * width)."""
+    device = next(vae.parameters()).device
+    images = _images(vae.decode(plots.grid_points().reshape(-1, 2).to(device)))
+    n, c, h, w = images.shape
+    return images.reshape(20, 20, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, 20 * h, 20 * w)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")

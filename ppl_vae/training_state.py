@@ -1,0 +1,216 @@
+"""The state of a training run: captured, restored, continued, and searched when a value is no longer finite."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from ppl_vae import checkpoints
+from ppl_vae.data import Split
+from ppl_vae.objectives.losses import BatchLoss
+from ppl_vae.svi import SVI
+
+
+class DivergedError(RuntimeError):
+    """A loss or a gradient that is not finite; the program has been put back to its last good state.
+
+    Attributes:
+        epoch: Of the step, from 1.
+        step: Within the epoch, from 1.
+        term: What went bad first.
+        good_state: The last good state, as `ppl_vae.checkpoints.save` writes it.
+    """
+
+    def __init__(self, epoch: int, step: int, term: str, good_state: dict[str, Any]) -> None:
+        super().__init__(
+            f"training diverged at step {step} of epoch {epoch}: {term}; the parameters are back at step "
+            f"{good_state['step']} of epoch {good_state['epoch'] + 1}: lower the learning rate, or clip the gradient "
+            "(clip_norm)"
+        )
+        self.epoch = epoch
+        self.step = step
+        self.term = term
+        self.good_state = good_state
+
+
+class TrainingState:
+    """Everything that a run changes: parameters, buffers, optimiser, scheduler, random state, place in the epoch.
+
+    Attributes:
+        epoch: Epochs completed.
+        step: Steps taken in the epoch under way.
+        terms: For each step of this epoch the sums of loss, log-likelihood and KL, and the weight to divide by;
+            shape (steps, 4), on the device, so that no step waits.
+        history: The records of the epochs completed.
+        best: Parameters and buffers of the best validated epoch, where early stopping looks for it.
+    """
+
+    def __init__(
+        self, svi: SVI, modules: list[nn.Module], scheduler: LRScheduler | None, seed: int, terms: Tensor
+    ) -> None:
+        self.svi = svi
+        self.modules = modules
+        self.scheduler = scheduler
+        self.seed = seed
+        self.terms = terms
+        self.epoch = 0
+        self.step = 0
+        self.seconds = 0.0
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Any] | None = None
+        self._has_terms = True
+        self._random_state: dict[str, Any] | None = None
+
+    def order(self, size: int) -> Tensor:
+        """The order of the data in the epoch under way: a function of seed and epoch alone."""
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
+        return torch.randperm(size, generator=generator)
+
+    def note(self, result: BatchLoss) -> None:
+        """Count a step and keep its terms."""
+        row = self.terms[self.step]
+        row[0] = result.loss
+        if result.kl is not None and result.log_likelihood is not None:
+            row[1] = result.log_likelihood
+            row[2] = result.kl
+        row[3] = result.weight
+        self._has_terms = result.kl is not None
+        self.step += 1
+
+    def is_finite(self) -> bool:
+        """Whether every loss of this epoch so far, and its terms, are finite. Waits for the device."""
+        return bool(self._columns()[: self.step].isfinite().all())
+
+    def means(self, last: int | None = None) -> tuple[float, float, float]:
+        """Loss, log-likelihood and KL per datum, over the steps of this epoch or the last few of them."""
+        done = self.step or len(self.terms)
+        rows = self.terms[max(0, done - last) if last else 0 : done].double().sum(0)
+        loss, log_lik, kl = (rows[:3] / rows[3]).tolist()
+        return loss, log_lik, kl
+
+    def end_epoch(self) -> None:
+        """Count the epoch."""
+        self.epoch += 1
+        self.step = 0
+
+    def _columns(self) -> Tensor:
+        return self.terms if self._has_terms else self.terms[:, [0, 3]]
+
+    # the state as tensors, numbers and text, and back ------------------------------------------------------------
+
+    def capture(self) -> dict[str, Any]:
+        """Return a copy of the state, fit for `ppl_vae.checkpoints.save`."""
+        assert self.svi.optimizer is not None
+        return {
+            **self.capture_parameters(),
+            "optimizer": copy.deepcopy(self.svi.optimizer.state_dict()),
+            "scheduler": None if self.scheduler is None else copy.deepcopy(self.scheduler.state_dict()),
+            **(self._random_state or _random_state()),
+            "epoch": self.epoch,
+            "step": self.step,
+            "terms": self.terms[: self.step].clone(),
+            "seed": self.seed,
+            "seconds": self.seconds,
+            "history": copy.deepcopy(self.history),
+            "best": self.best,
+        }
+
+    def keep_random_state(self) -> None:
+        """Capture the random state of this moment from now on: the run is over, and the caller's own comes back."""
+        self._random_state = _random_state()
+
+    def capture_parameters(self) -> dict[str, Any]:
+        """Return a copy of the parameters and buffers alone."""
+        owned = {id(p) for module in self.modules for p in module.parameters()}
+        return {
+            "modules": [{k: v.detach().clone() for k, v in m.state_dict().items()} for m in self.modules],
+            "parameters": {k: v.detach().clone() for k, v in self.svi.parameters.items() if id(v) not in owned},
+        }
+
+    @torch.no_grad()
+    def restore_parameters(self, state: dict[str, Any]) -> None:
+        """Put parameters and buffers back.
+
+        Raises:
+            ValueError: If the state is of another model.
+        """
+        own = self.capture_parameters()["parameters"]
+        if len(state["modules"]) != len(self.modules) or state["parameters"].keys() != own.keys():
+            raise ValueError(
+                f"the checkpoint is of another model: it holds {len(state['modules'])} modules and the parameters "
+                f"{sorted(state['parameters'])}; the program has {len(self.modules)} and {sorted(own)}"
+            )
+        for module, module_state in zip(self.modules, state["modules"], strict=True):
+            checkpoints.load_module(module, module_state)
+        for name, value in state["parameters"].items():
+            self.svi.parameters[name].copy_(value)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put everything back, so that training goes on as if it had not stopped."""
+        assert self.svi.optimizer is not None
+        if state["step"] > len(self.terms):
+            raise ValueError(
+                f"the checkpoint stands at step {state['step']} of an epoch, and an epoch has {len(self.terms)} steps "
+                "here; resume with the data and the batch_size of the run"
+            )
+        self.restore_parameters(state)
+        try:
+            self.svi.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"the checkpoint is of another optimiser or model: {error}") from error
+        if (self.scheduler is None) != (state["scheduler"] is None):
+            raise ValueError("the checkpoint and this run differ in having a scheduler; resume with the run's own")
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(copy.deepcopy(state["scheduler"]))
+        torch.set_rng_state(state["rng"].cpu())
+        if state["cuda_rng"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([rng.cpu() for rng in state["cuda_rng"]])
+        self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+        self.terms[: self.step] = state["terms"].to(self.terms)
+        self.seed = state["seed"]
+        self.history = copy.deepcopy(state["history"])
+        self.best = state["best"]
+
+
+def _random_state() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"rng": torch.get_rng_state(), "cuda_rng": cuda}
+
+
+def diagnose(state: TrainingState, good: dict[str, Any], train: Split, batch_size: int, device: str) -> DivergedError:
+    """Find the first step that went bad by taking the steps since the last good state again, one by one.
+
+    Returns the error to raise, with the program back in the good state.
+    """
+    epoch = good["epoch"] + 1
+    bad = int((~state._columns()[: state.step].isfinite()).any(1).nonzero()[0])
+    error = DivergedError(epoch, bad + 1, _bad_term(state.terms[bad]), good)
+    state.restore(good)
+    order = state.order(len(train))[good["step"] * batch_size :]
+    for batch in train.batches(batch_size, order=order, device=device):
+        result = state.svi.backward(*batch, mean=True)
+        state.note(result)
+        term = None if state.is_finite() else _bad_term(state.terms[state.step - 1])
+        for name, parameter in state.svi.parameters.items():
+            if term is None and parameter.grad is not None and not parameter.grad.isfinite().all():
+                term = f"the gradient of {name.split('$$$')[-1]} is not finite while the loss is"
+        if term is not None:
+            error = DivergedError(epoch, state.step, term, good)
+            break
+        if state.step > bad:
+            break  # not met again (a device whose sums differ from run to run): keep what the run itself saw
+        state.svi.apply()
+    state.restore(good)
+    return error
+
+
+def _bad_term(row: Tensor) -> str:
+    loss, log_lik, kl, _ = row.tolist()
+    names = {"log p(x|z)": log_lik, "KL(q(z|x) || p(z))": kl}
+    bad = [f"{name} is {value}" for name, value in names.items() if not math.isfinite(value)]
+    return " and ".join(bad) if bad else f"the loss is {loss}"
