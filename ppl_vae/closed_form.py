@@ -380,9 +380,7 @@ def _sum_rightmost(value: Tensor, event_dim: int) -> Tensor:
 
 def _check_eps(function: str, eps: float) -> None:
     if not 0 <= eps < math.inf:
-        raise ValueError(
-            f"{function}: eps is {eps}; expected a finite number >= 0 (0 is exact, the article has 1e-8)"
-        )
+        raise ValueError(f"{function}: eps is {eps}; expected a finite number >= 0 (0 is exact, the article has 1e-8)")
 
 
 def _check_shapes(function: str, event_dim: int, **tensors: Tensor) -> None:
@@ -390,8 +388,6 @@ def _check_shapes(function: str, event_dim: int, **tensors: Tensor) -> None:
     try:
         rank = len(torch.broadcast_shapes(*(tensor.shape for tensor in tensors.values())))
     except RuntimeError:
-        raise ValueError(
-            f"{function}: the shapes {shapes} do not broadcast; pass tensors of one shape"
-        ) from None
+        raise ValueError(f"{function}: the shapes {shapes} do not broadcast; pass tensors of one shape") from None
     if not 0 <= event_dim <= rank:
         raise ValueError(f"{function}: event_dim is {event_dim}; expected 0 to {rank} for {shapes}")
