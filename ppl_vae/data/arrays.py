@@ -1,0 +1,122 @@
+"""What counts as data: arrays and tensors of numbers, checked, channels first, float32."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any, TypeGuard
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_vae.data.rows import Rows
+
+CHANNELS = (1, 3)  # grey, colour
+BLOCK = 2**22  # values looked at in one go, so that a check never doubles the memory
+
+
+def numeric(value: Any, what: str) -> np.ndarray:
+    """An array of real numbers in the machine's byte order; `what` names it in the error."""
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{what} is not an array ({error}): give rows of equal length") from error
+    check_numeric(array.dtype, what)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def check_numeric(dtype: np.dtype, what: str) -> None:
+    """Refuse a dtype that does not hold real numbers."""
+    if dtype.kind not in "fiub":
+        raise ValueError(f"{what} has dtype {dtype}, where real numbers were expected: save it as float32 or uint8")
+
+
+def single(array: np.ndarray) -> np.ndarray:
+    """The array with its floats as float32, in memory that torch takes: writable, without negative strides."""
+    if array.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # an overflow becomes inf, which `value_range` reports
+            array = array.astype(np.float32)
+    return array if array.flags.writeable and array.flags.c_contiguous else array.copy(order="C")
+
+
+def data_tensor(value: Any, what: str) -> Tensor:
+    """Rows of data, laid out as `lay_out` says; uint8 stays so until `to_float`, all else is float32."""
+    if isinstance(value, Tensor):
+        if value.is_complex() or value.is_quantized or value.layout != torch.strided:
+            raise ValueError(
+                f"{what} is a {value.dtype} tensor of layout {value.layout}, where a dense one of real "
+                "numbers was expected: convert it to float32"
+            )
+        tensor = value.detach()
+        return lay_out(tensor if tensor.dtype == torch.uint8 else tensor.to(torch.float32), what)
+    array = single(numeric(value, what))
+    return lay_out(torch.from_numpy(array if array.dtype == np.uint8 else array.astype(np.float32)), what)
+
+
+def lay_out(x: Tensor, what: str) -> Tensor:
+    """A view of shape (n, d) or (n, C, H, W): channels first, with a channel where there was none."""
+    if not 2 <= x.ndim <= 4:
+        fix = "; reshape scalars to (n, 1)" if x.ndim == 1 else ""
+        raise ValueError(
+            f"{what} has shape {tuple(x.shape)}, where (n, d), (n, H, W) or (n, C, H, W) was expected{fix}"
+        )
+    if x.numel() == 0:
+        raise ValueError(f"{what} is empty, of shape {tuple(x.shape)}: at least one row of data was expected")
+    if x.ndim == 3:
+        return x.unsqueeze(1)
+    if x.ndim == 4 and x.dtype == torch.uint8 and x.shape[1] not in CHANNELS and x.shape[3] in CHANNELS:
+        return x.movedim(3, 1)
+    return x
+
+
+def to_float(x: Tensor) -> Tensor:
+    """The same rows as contiguous float32, uint8 scaled to [0, 1]."""
+    if x.dtype == torch.uint8:
+        return x.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    return x.contiguous()
+
+
+def value_range(rows: Rows, what: str) -> tuple[float, float]:
+    """The smallest and largest value, or an error that counts NaN and infinite ones; `what` names them."""
+    shape = tuple(rows.shape)
+    low, high, broken, first = float("inf"), float("-inf"), 0, -1
+    step = max(1, BLOCK // int(np.prod(shape[1:])))
+    for start in range(0, shape[0], step):
+        x = rows[torch.arange(start, min(start + step, shape[0]))]
+        smallest, largest = (float(end) for end in x.aminmax())  # NaN spreads to both
+        low, high = min(low, smallest), max(high, largest)
+        if not np.isfinite([smallest, largest]).all():
+            bad = ~x.reshape(len(x), -1).isfinite()  # (rows, values)
+            first = first if broken else start + int(bad.any(1).nonzero()[0])
+            broken += int(bad.sum())
+    if broken:
+        values = "1 NaN or infinite value" if broken == 1 else f"{broken} NaN or infinite values"
+        raise ValueError(f"{what} holds {values}, first in row {first}: fill or drop such rows")
+    return low, high
+
+
+def label_tensor(value: Any, rows: int, what: str) -> Tensor:
+    """Labels as int64 of shape (rows,)."""
+    array = numeric(value.detach().cpu() if isinstance(value, Tensor) else value, what)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise ValueError(f"{what} has shape {array.shape}, where one integer a row was expected: (n,)")
+    if len(array) != rows:
+        raise ValueError(f"{what} has {len(array)} rows and the data {rows}: they must be as many")
+    if array.dtype.kind == "f" and not (np.isfinite(array).all() and (array == np.rint(array)).all()):
+        raise ValueError(
+            f"{what} holds fractions, where integers were expected: pass real-valued targets as a second "
+            "column of from_tensors"
+        )
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def is_integer(value: Any) -> TypeGuard[int]:
+    """Whether an option is a whole number, numpy's included; True and False are not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_real(value: Any) -> TypeGuard[float]:
+    """Whether an option is a number, numpy's included; True and False are not."""
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -1,0 +1,64 @@
+"""Grey values in [0, 1] made 0 or 1, row by row, the same whatever the order of the rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Binarize = Literal["none", "threshold", "dynamic", "fixed"]
+
+BLOCK = 2**18  # draws made in one go: what stays in the processor's cache
+MASK = 2**64 - 1
+STEP, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # SplitMix64's own
+
+
+@dataclass(frozen=True)
+class Binarization:
+    """A rule for rows whose outcome never changes: a threshold, or one Bernoulli draw fixed by `key`."""
+
+    mode: Literal["threshold", "fixed"]
+    threshold: float
+    key: int
+
+    def __call__(self, x: Tensor, rows: Tensor) -> Tensor:
+        """The rows `x` of shape (n, ...), which are the rows numbered `rows` of their source, as 0. and 1."""
+        if self.mode == "threshold":
+            return (x > self.threshold).to(torch.float32)
+        drawn = torch.empty_like(x, dtype=torch.float32)
+        size = x[0].numel() if len(x) else 1
+        step = max(1, BLOCK // size)
+        for start in range(0, len(x), step):
+            part = slice(start, start + step)
+            noise = uniforms(rows[part].cpu().numpy(), size, self.key)  # (step, size)
+            drawn[part] = torch.from_numpy(noise).to(x.device).view(x[part].shape) < x[part]
+        return drawn
+
+
+def noise_key(seed: int, part: int) -> int:
+    """A 64-bit key out of a seed and the number of the source's part (0: train, 1: test, 2: pictures)."""
+    key = (seed * 4 + part) & MASK
+    for _ in range(2):
+        key = (key + STEP) & MASK
+        key = ((key ^ (key >> 30)) * MIX_1) & MASK
+        key = ((key ^ (key >> 27)) * MIX_2) & MASK
+        key ^= key >> 31
+    return key
+
+
+def uniforms(rows: np.ndarray, size: int, key: int) -> np.ndarray:
+    """float32 draws from U[0, 1) of shape (len(rows), size), each a function of key, row and place alone.
+
+    SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014,
+    https://doi.org/10.1145/2660193.2660195) read at position row * size + place, so that any row can be drawn
+    without those before it, which a `torch.Generator` cannot do.
+    """
+    place = np.arange(1, size + 1, dtype=np.uint64)
+    state = (rows.astype(np.uint64)[:, None] * np.uint64(size) + place) * np.uint64(STEP) + np.uint64(key)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(MIX_1)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(MIX_2)
+    state ^= state >> np.uint64(31)
+    return (state >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)

@@ -1,0 +1,114 @@
+"""A data set in three parts."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ppl_vae.data.arrays import CHANNELS
+from ppl_vae.data.rows import identity
+from ppl_vae.data.splits import Split
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Dataset:
+    """A data set in three parts.
+
+    `validation` is empty (length 0) where none was asked for. Under dynamic binarisation `train` holds
+    probabilities and the other two one fixed draw of them, so that figures can be compared across epochs.
+
+    Args:
+        name: what it is called in tables and files.
+        train: what the parameters are fitted to.
+        validation: what decides when to stop and which setting is kept.
+        test: what the final figures are about.
+        binarize: how the values were made 0 or 1: "none", "threshold", "dynamic" or "fixed".
+
+    Example:
+        >>> from ppl_vae import data
+        >>> data.load("digits")
+        Dataset(digits: 1455 train, 162 validation, 180 test rows of (1, 8, 8), binarize=threshold)
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    binarize: str = "none"
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.train)} train, {len(self.validation)} validation, {len(self.test)} test"
+        return f"Dataset({self.name}: {sizes} rows of {self.x_shape}, binarize={self.binarize})"
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        """The shape of one datum: (channels, height, width) or (size,).
+
+        Example:
+            >>> from ppl_vae import data
+            >>> data.load("digits").x_shape
+            (1, 8, 8)
+        """
+        return tuple(self.train.x.shape[1:])
+
+    @property
+    def is_image(self) -> bool:
+        """Whether one datum can be drawn as a picture: (1 or 3, height, width), or (height, width).
+
+        Example:
+            >>> from ppl_vae import data
+            >>> data.load("digits").is_image
+            True
+        """
+        return len(self.x_shape) == 2 or (len(self.x_shape) == 3 and self.x_shape[0] in CHANNELS)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that tell this data, split and binarised like this, from any other.
+
+        SHA-256 over shapes, dtypes and contents, whatever the device; about a second for MNIST, once. Of
+        data that is not in memory only names, sizes and times of last change are looked at: a copy of the
+        same files counts as another data set, and a change that keeps a file's time and size goes unseen.
+
+        Example:
+            >>> from ppl_vae import data
+            >>> digits = data.load("digits")
+            >>> digits.fingerprint == data.load("digits").fingerprint
+            True
+            >>> digits.fingerprint == data.load("digits", seed=1).fingerprint
+            False
+        """
+        digest = hashlib.sha256(self.binarize.encode())
+        for split in (self.train, self.validation, self.test):
+            digest.update(f"split {split.dynamic} {split.labels is not None}".encode())
+            for column in (*split.columns, *(() if split.labels is None else (split.labels,))):
+                if isinstance(column, Tensor):
+                    digest.update(f"{column.dtype} {tuple(column.shape)}".encode())
+                    digest.update(column.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+                else:
+                    digest.update(identity(column).encode())
+        return digest.hexdigest()[:16]
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """This data set on another device, as `Split.to` says of each part.
+
+        Args:
+            device: "cpu", "cuda", ...
+
+        Returns:
+            A new data set with the same fingerprint.
+
+        Example:
+            >>> from ppl_vae import data
+            >>> data.load("digits").to("cpu").train.x.device
+            device(type='cpu')
+        """
+        parts = {part: getattr(self, part).to(device) for part in ("train", "validation", "test")}
+        moved = replace(self, **parts)
+        if "fingerprint" in self.__dict__:
+            moved.__dict__["fingerprint"] = self.fingerprint  # where cached_property keeps it
+        return moved

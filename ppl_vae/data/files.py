@@ -1,0 +1,109 @@
+"""A user's own arrays: .npy files, mapped into memory where they are large, and .npz archives."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ppl_vae.data.arrays import check_numeric, data_tensor, label_tensor, to_float
+from ppl_vae.data.sources import Source
+
+DATA, LABELS = ("x", "images", "data"), ("y", "labels", "targets")
+DATA_TEST, LABELS_TEST = "x_test", "y_test"
+
+
+class MappedArray:
+    """The array of an .npy file, of which a row is read from disk and made float32 when it is asked for."""
+
+    def __init__(self, path: Path, array: np.ndarray) -> None:
+        self.path = path
+        self.array = array
+        self.is_uint8 = array.dtype == np.uint8  # so that the values are known to be in [0, 1]
+        self.shape: tuple[int, ...] = (len(array), *data_tensor(array[:1], path.name).shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, index: Tensor, /) -> Tensor:
+        return to_float(data_tensor(np.asarray(self.array[index.numpy()]), self.path.name))
+
+    def identity(self) -> str:
+        """What tells this file from others without reading it."""
+        stat = self.path.stat()
+        return f"{self.path.name} {stat.st_size} {stat.st_mtime_ns} {self.array.dtype}"
+
+
+def read_arrays(path: Path, max_bytes: float) -> Source:
+    """The arrays of an .npy or .npz file; an .npy of more than `max_bytes` as float32 stays on disk."""
+    with open(path, "rb") as file:  # ours to close: NumPy leaves a broken archive open
+        if file.read(2) == b"PK":
+            file.seek(0)
+            return _from_archive(path, _readable(path, lambda: np.load(file, allow_pickle=False)))
+    loaded = _readable(path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
+    check_numeric(loaded.dtype, path.name)
+    if 2 <= loaded.ndim <= 4 and loaded.size and loaded.size * 4 > max_bytes:
+        return Source(path.stem, MappedArray(path, loaded), file=path.name)
+    return Source(path.stem, data_tensor(np.array(loaded), path.name), file=path.name)
+
+
+def _from_archive(path: Path, archive: np.lib.npyio.NpzFile) -> Source:
+    def read(name: str) -> np.ndarray:
+        return _readable(path, lambda: archive[name])
+
+    def title(name: str) -> str:
+        return f"array {name!r} of {path.name}"
+
+    data_name = _one_of(path, DATA, archive.files)
+    if data_name is None:
+        others = [name for name in archive.files if name not in (*LABELS, DATA_TEST, LABELS_TEST)]
+        if len(others) != 1:
+            raise ValueError(
+                f"{path.name} holds {archive.files or 'no arrays'}, where an array named x, images or data "
+                "was expected (or one array alone): save it with np.savez(path, x=...)"
+            )
+        data_name = others[0]
+    label_name = _one_of(path, LABELS, archive.files)
+    x = data_tensor(read(data_name), title(data_name))
+    labels = None if label_name is None else label_tensor(read(label_name), len(x), title(label_name))
+    if DATA_TEST not in archive.files:
+        if LABELS_TEST in archive.files:
+            raise ValueError(f"{path.name} holds {LABELS_TEST} without {DATA_TEST}: give both or neither")
+        return Source(path.stem, x, labels, file=path.name)
+    x_test, labels_test = data_tensor(read(DATA_TEST), title(DATA_TEST)), None
+    if x_test.shape[1:] != x.shape[1:]:
+        raise ValueError(
+            f"{path.name} has rows of shape {tuple(x_test.shape[1:])} in {DATA_TEST} and "
+            f"{tuple(x.shape[1:])} in {data_name}: they must be alike"
+        )
+    if LABELS_TEST in archive.files:
+        labels_test = label_tensor(read(LABELS_TEST), len(x_test), title(LABELS_TEST))
+    return Source(path.stem, x, labels, x_test=x_test, labels_test=labels_test, file=path.name)
+
+
+def _one_of(path: Path, wanted: Sequence[str], names: Sequence[str]) -> str | None:
+    found = [name for name in wanted if name in names]
+    if len(found) > 1:
+        raise ValueError(f"{path.name} holds {found}, which mean the same: keep one of them")
+    return found[0] if found else None
+
+
+def _readable(path: Path, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        text = str(error)
+        if "Object arrays" in text or "Python objects" in text:
+            raise ValueError(
+                f"{path.name} holds Python objects (dtype object), where real numbers were expected: save "
+                "it as float32 or uint8"
+            ) from error
+        raise ValueError(
+            f"{path.name} cannot be read as an .npy or .npz file, being truncated or of another kind "
+            f"({text}): save it again with np.save or np.savez"
+        ) from error

@@ -1,0 +1,168 @@
+"""A user's own folder of images: read whole, or decoded batch by batch where it is large."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ppl_vae.data.arrays import to_float
+from ppl_vae.data.sources import Source
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+GREY = ("1", "L", "LA", "La")  # Pillow's modes; those that begin with I are grey of 16 bits
+MAX_WORKERS = 8  # and no more than there are cores
+WORTH_WORKERS = 2**22  # pixel values; fewer are decoded sooner than a process has started
+
+
+class ImageFiles:
+    """Images of one size, decoded when they are asked for, as float32 in [0, 1]."""
+
+    is_uint8 = True  # so that the values are known to be in [0, 1]
+
+    def __init__(self, folder: Path, names: Sequence[str], shape: tuple[int, int, int]) -> None:
+        self.folder = folder
+        self.names = names
+        self.shape: tuple[int, ...] = (len(names), *shape)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: Tensor, /) -> Tensor:
+        return to_float(_pixels(_Decoder(self)[index.tolist()]))
+
+    def stream(self, pieces: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The rows of each piece in turn, decoded ahead by worker processes where that pays."""
+        return map(to_float, self.pixels(pieces))
+
+    def pixels(self, pieces: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The rows of each piece in turn, as uint8."""
+        wanted = [piece.tolist() for piece in pieces]
+        size = sum(len(rows) for rows in wanted) * int(np.prod(self.shape[1:]))
+        loader: DataLoader = DataLoader(
+            _Decoder(self),
+            batch_size=None,  # an item is a batch already
+            sampler=wanted,
+            num_workers=_workers() if size >= WORTH_WORKERS else 0,
+            generator=torch.Generator(),  # else every pass draws a number from the global one
+        )
+        return map(_pixels, loader)
+
+    def identity(self) -> str:
+        """What tells these files from others without decoding them."""
+        stats = [(name, (self.folder / name).stat()) for name in self.names]
+        return " ".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
+
+
+class _Decoder(Dataset):
+    """What a worker runs: row numbers to pixels, or to an error (raised there, it would grow a traceback)."""
+
+    def __init__(self, files: ImageFiles) -> None:
+        self.paths = [files.folder / name for name in files.names]
+        self.shape = files.shape[1:]
+
+    def __getitem__(self, rows: list[int]) -> Tensor | OSError:
+        pixels = np.empty((len(rows), *self.shape), dtype=np.uint8)
+        for place, row in enumerate(rows):
+            try:
+                pixels[place] = _decode(self.paths[row], self.shape[0])
+            except Exception as error:  # Pillow's plugins raise all kinds
+                return OSError(_unreadable(self.paths[row], error))
+        return torch.from_numpy(pixels)
+
+
+def read_folder(folder: Path, max_bytes: float) -> Source:
+    """The images under a folder; decoded batch by batch where they are larger than `max_bytes` as float32."""
+    names = _image_names(folder)
+    if not names:
+        raise ValueError(
+            f"the folder {folder} holds no images, where files ending in {', '.join(SUFFIXES)} were "
+            "expected: give the folder that they lie in"
+        )
+    files = ImageFiles(folder, names, _common_shape(folder, names))
+    labels = _labels(names)
+    if 4 * float(np.prod(files.shape)) > max_bytes:
+        return Source(folder.resolve().name, files, labels)
+    x = torch.empty(files.shape, dtype=torch.uint8)
+    pieces = torch.arange(len(files)).split(64)
+    for piece, pixels in zip(pieces, files.pixels(pieces), strict=True):
+        x[piece] = pixels
+    return Source(folder.resolve().name, x, labels)
+
+
+def _image_names(folder: Path) -> list[str]:
+    names: list[str] = []
+    seen: set[str] = set()
+    for inside, subfolders, files in os.walk(folder, followlinks=True):
+        if os.path.realpath(inside) in seen:  # a link that leads back
+            subfolders.clear()
+            continue
+        seen.add(os.path.realpath(inside))
+        subfolders[:] = [name for name in subfolders if not name.startswith((".", "__MACOSX"))]
+        images = [name for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+        names += [(Path(inside) / name).relative_to(folder).as_posix() for name in images]
+    return sorted(names)
+
+
+def _labels(names: Sequence[str]) -> Tensor | None:
+    if any("/" not in name for name in names):
+        return None
+    classes = [name.split("/", 1)[0] for name in names]
+    number = {name: place for place, name in enumerate(sorted(set(classes)))}
+    return torch.tensor([number[name] for name in classes], dtype=torch.int64)
+
+
+def _common_shape(folder: Path, names: Sequence[str]) -> tuple[int, int, int]:
+    sizes, grey = [], True
+    for name in names:
+        try:
+            with Image.open(folder / name) as image:  # reads the header alone
+                sizes.append(image.size)
+                grey = grey and (image.mode in GREY or image.mode.startswith("I"))
+        except Exception as error:  # Pillow's plugins raise all kinds
+            raise OSError(_unreadable(folder / name, error)) from error
+    (width, height), _ = Counter(sizes).most_common(1)[0]
+    for name, size in zip(names, sizes, strict=True):
+        if size != (width, height):
+            raise ValueError(
+                f"the image {folder / name} is {size[0]}x{size[1]} pixels, where {width}x{height} was "
+                "expected as in most others of its folder: resize or remove it"
+            )
+    return (1 if grey else 3), height, width
+
+
+def _decode(path: Path, channels: int) -> np.ndarray:
+    with Image.open(path) as opened:
+        image = opened.convert("RGBA") if "transparency" in opened.info else opened  # else Pillow warns
+        if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255
+            pixels = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)[..., None]
+        else:
+            pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+            pixels = pixels[..., None] if channels == 1 else pixels  # (H, W, C)
+    return pixels.transpose(2, 0, 1)
+
+
+def _pixels(decoded: Tensor | OSError) -> Tensor:
+    if isinstance(decoded, OSError):
+        raise decoded
+    return decoded
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"the image {path} cannot be read ({text or type(error).__name__}): replace or remove it"
+
+
+def _workers() -> int:
+    if multiprocessing.current_process().daemon:  # which may not have processes of its own
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MAX_WORKERS, cores)

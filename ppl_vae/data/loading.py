@@ -1,0 +1,203 @@
+"""From a name, a file or arrays to a data set."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_vae.data.arrays import data_tensor, is_real, label_tensor, numeric, single, value_range
+from ppl_vae.data.binarization import Binarize
+from ppl_vae.data.dataset import Dataset
+from ppl_vae.data.files import read_arrays
+from ppl_vae.data.folders import read_folder
+from ppl_vae.data.partition import check_options, divide
+from ppl_vae.data.sources import Source, digits
+from ppl_vae.data.torchvision_sets import EMNIST_SPLITS, KINDS, read_set
+
+
+def names() -> tuple[str, ...]:
+    """The names of the built-in data sets; only digits is always there, the others are read from disk.
+
+    EMNIST's six divisions are further names: emnist_letters, emnist_digits and so on (emnist is
+    emnist_balanced).
+
+    Example:
+        >>> from ppl_vae import data
+        >>> data.names()[:3]
+        ('digits', 'mnist', 'fashion_mnist')
+    """
+    return ("digits", *(name for name in KINDS if not name.startswith("emnist_")))
+
+
+def load(
+    name: str | Path,
+    *,
+    binarize: Binarize | None = None,
+    threshold: float = 0.5,
+    validation: int | float = 0.1,
+    test: int | float | None = None,
+    seed: int = 0,
+    root: str | Path | None = None,
+    max_in_memory_gib: float = 4.0,
+) -> Dataset:
+    """A built-in data set, or a user's own file or folder of images, split, in float32.
+
+    Grey pixels under a Bernoulli are not a likelihood: binarise, or choose a likelihood for grey values.
+    Figures of differently binarised data cannot be compared, and "threshold" data is easier to model than
+    "dynamic".
+
+    Slow: omniglot decodes 32,460 files each time; a set that is not on disk is downloaded first; arrays of
+    floats that are memory-mapped are read through once, to find bad values before training does; a folder
+    of images opens each file once. A folder larger than the limit is decoded by worker processes, so on
+    platforms that spawn them a script needs `if __name__ == "__main__":`. The limit holds for .npy files
+    and folders only: an .npz is always read whole.
+
+    Args:
+        name: one of `names()` (capitals, `-` and `_` do not matter), or a path: an .npy file; an .npz file
+            with an array x, images or data (or one array alone), and if at hand y, labels or targets,
+            x_test, y_test; a folder of images of one size, whose subfolders are the labels where images
+            lie only in subfolders. In arrays uint8 means images and is divided by 255, (n, H, W) gets a
+            channel, uint8 (n, H, W, 3) becomes channels first, (n, d) and (n, C, H, W) stay; other numbers
+            are taken as they are.
+        binarize: "none"; "threshold": 1 where x > threshold; "fixed": one Bernoulli draw made with the seed;
+            "dynamic": a fresh Bernoulli draw for every training batch, one fixed draw for validation and
+            test. None is "threshold" for digits and "none" for all others.
+        threshold: from 0 to 1, for "threshold" alone.
+        validation: rows (an integer) or the fraction (a float in [0, 1)) of the training data set apart; 0
+            for none.
+        test: likewise, where the source has no test set of its own; None is 0.1 there.
+        seed: of the split and of fixed draws, an integer from 0. torch's global generator is left alone.
+        root: folder of torchvision's files in torchvision's layout; None for the environment variable
+            PPL_VAE_DATA, else ~/.cache/ppl_vae. Packed (.gz) files of MNIST and its kin are unpacked, in
+            place where allowed.
+        max_in_memory_gib: size as float32, in GiB, above which rows are read from disk batch by batch.
+
+    Returns:
+        The data set; x is float32, in [0, 1] for the built-in ones, and labels are int64.
+
+    Raises:
+        ValueError: for an unknown name, an option out of range, or data that is not numeric, empty, of the
+            wrong rank, not finite, or not in [0, 1] where it is to be binarised.
+        FileNotFoundError: where a path leads nowhere.
+        OSError: where a file cannot be read; ConnectionError, one of its kind, where a download failed.
+
+    Example:
+        >>> from ppl_vae import data
+        >>> digits = data.load("digits", binarize="dynamic", validation=200, test=0.2)
+        >>> len(digits.train), len(digits.validation), len(digits.test)
+        (1238, 200, 359)
+        >>> (x,) = next(digits.train.batches(64))
+        >>> x.shape, x.unique().tolist()
+        (torch.Size([64, 1, 8, 8]), [0.0, 1.0])
+    """
+    check_options(binarize, threshold, validation, test, seed)
+    if not is_real(max_in_memory_gib) or not max_in_memory_gib >= 0:
+        raise ValueError(f"max_in_memory_gib={max_in_memory_gib!r} was given, where a number from 0 was expected")
+    source = _source(name, root, float(max_in_memory_gib) * 2**30)
+    return divide(source, binarize or source.binarize, float(threshold), validation, test, int(seed))
+
+
+def from_tensors(
+    *columns: Any,
+    labels: Any = None,
+    name: str = "tensors",
+    binarize: Binarize | None = None,
+    threshold: float = 0.5,
+    validation: int | float = 0.1,
+    test: int | float | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Arrays or tensors as a data set: the data, then whatever else a program takes beside it.
+
+    The data is copied. A program that conditions on labels wants them as a column, in the form that it
+    uses (one-hot or int64); `labels` are for pictures and scores only and reach no program.
+
+    Args:
+        *columns: the data of shape (n, d), (n, C, H, W) or (n, H, W), as `load` takes arrays; then further
+            ones of shape (n, ...), whose floats become float32 while integers and bools stay.
+        labels: integers of shape (n,).
+        name: what the data set is called.
+        binarize: as in `load`; None is "none".
+        threshold: as in `load`.
+        validation: as in `load`.
+        test: as in `load`; None is 0.1.
+        seed: as in `load`.
+
+    Returns:
+        The data set, on the device of the data.
+
+    Raises:
+        ValueError: as in `load`, and where the columns differ in length.
+
+    Example:
+        >>> import torch
+        >>> from ppl_vae import data
+        >>> x = torch.randn(1000, 5)
+        >>> gaussian = data.from_tensors(x, x.sum(1, keepdim=True), name="gaussian", test=0.5, validation=0)
+        >>> gaussian.train
+        Split(500 rows of (5,) and (1,))
+    """
+    check_options(binarize, threshold, validation, test, seed)
+    if not columns:
+        raise ValueError("from_tensors was given no data: pass an array or a tensor with one row a datum")
+    x = data_tensor(columns[0], name)
+    others = tuple(
+        _column(column, len(x), f"column {place} of {name}").to(x.device) for place, column in enumerate(columns[1:], 1)
+    )
+    labels = None if labels is None else label_tensor(labels, len(x), f"the labels of {name}").to(x.device)
+    source = Source(name, x, labels, others)
+    return divide(source, binarize or "none", float(threshold), validation, test, int(seed))
+
+
+def _source(name: str | Path, root: str | Path | None, max_bytes: float) -> Source:
+    if not isinstance(name, (str, Path)):
+        raise ValueError(
+            f"load was given a {type(name).__name__}, where a name or a path was expected: pass arrays and "
+            "tensors to from_tensors"
+        )
+    built_in = {_key(known): known for known in ("digits", *KINDS)}
+    known = built_in.get(_key(name)) if isinstance(name, str) else None
+    if known == "digits":
+        return digits()
+    if known is not None:
+        folder = root or os.environ.get("PPL_VAE_DATA") or "~/.cache/ppl_vae"
+        return read_set(known, Path(folder).expanduser())
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        return read_folder(path, max_bytes)
+    if path.suffix.lower() in (".npy", ".npz") and path.is_file():
+        return read_arrays(path, max_bytes)
+    if path.is_file():
+        raise ValueError(f"{path} is no data set that can be read: an .npy or .npz file or a folder was expected")
+    if not isinstance(name, str) or path.suffix or "/" in name or os.sep in name:
+        raise FileNotFoundError(
+            f"there is no file or folder {path}, where an .npy or .npz file, a folder of images or one of "
+            f"{', '.join(names())} was expected: check the path"
+        )
+    near = difflib.get_close_matches(_key(name), built_in, 1)
+    hint = f" (did you mean {built_in[near[0]]!r}?)" if near else ""
+    raise ValueError(
+        f"there is no data set {name!r}{hint}: give one of {', '.join(names())}, "
+        f"emnist_{'/'.join(EMNIST_SPLITS)}, or the path of an .npy file, an .npz file or a folder of images"
+    )
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[-_\s]", "", name.lower())
+
+
+def _column(value: Any, rows: int, what: str) -> Tensor:
+    column = value.detach() if isinstance(value, Tensor) else torch.from_numpy(single(numeric(value, what)))
+    if column.ndim == 0 or len(column) != rows:
+        raise ValueError(f"{what} has shape {tuple(column.shape)}, where {rows} rows were expected as in the data")
+    if not column.is_floating_point():
+        return column
+    column = column.to(torch.float32)
+    value_range(column, what)  # refuses NaN and infinite values
+    return column

@@ -1,0 +1,105 @@
+"""A source cut into its three parts, each binarised."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from ppl_vae.data.arrays import is_integer, is_real, to_float, value_range
+from ppl_vae.data.binarization import Binarization, Binarize, noise_key
+from ppl_vae.data.dataset import Dataset
+from ppl_vae.data.rows import LazyRows, Rows
+from ppl_vae.data.sources import Source
+from ppl_vae.data.splits import Split
+
+TRAIN_PART, TEST_PART = 0, 1  # of a source, for the noise of fixed draws
+
+
+def check_options(binarize: Any, threshold: Any, validation: Any, test: Any, seed: Any) -> None:
+    """Refuse what cannot be right for any source, before one is read or downloaded."""
+    modes = get_args(Binarize)
+    if binarize is not None and binarize not in modes:
+        near = difflib.get_close_matches(str(binarize), modes, 1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"binarize={binarize!r} is unknown{hint}: give one of {', '.join(modes)}")
+    if not is_real(threshold) or not 0 <= threshold <= 1:
+        raise ValueError(f"threshold={threshold!r} was given, where a number from 0 to 1 was expected")
+    if not is_integer(seed) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed={seed!r} was given, where an integer from 0 to 2**63 - 1 was expected")
+    for option, value in (("validation", validation), ("test", 0 if test is None else test)):
+        if not (is_integer(value) and value >= 0) and not (is_real(value) and 0 <= value < 1):
+            raise ValueError(
+                f"{option}={value!r} was given, where a number of rows (an integer from 0) or a fraction "
+                "of them (a float in [0, 1)) was expected"
+            )
+
+
+def divide(source: Source, binarize: Binarize, threshold: float, validation: Any, test: Any, seed: int) -> Dataset:
+    """Check the values, cut the source into its three parts, and binarise each."""
+    x, x_test = source.x, source.x_test
+    _check_values(x, source.title, binarize)
+    if x_test is not None:
+        _check_values(x_test, f"the test set of {source.title}", binarize)
+        if test is not None:
+            raise ValueError(f"test={test!r} was given, but {source.title} has a test set of its own: leave test out")
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    num_test = 0 if x_test is not None else _count(0.1 if test is None else test, len(x))
+    num_validation = _count(validation, len(x) - num_test)
+    num_train = len(x) - num_test - num_validation
+    if num_train < 1:
+        raise ValueError(
+            f"validation={validation!r} ({num_validation} rows) and test={test!r} ({num_test} rows) leave "
+            f"nothing to train on of the {len(x)} rows of {source.title}: lower them"
+        )
+    sizes = [num_test, num_validation, num_train]
+    for_test, for_validation, for_training = (rows.sort().values for rows in order.split(sizes))
+    still = "fixed" if binarize == "dynamic" else binarize
+
+    def part(rows: Tensor, mode: Binarize) -> Split:
+        columns = (
+            _chosen(x, rows, _rule(mode, threshold, seed, TRAIN_PART)),
+            *(column[rows.to(column.device)] for column in source.columns),
+        )
+        labels = None if source.labels is None else source.labels[rows.to(source.labels.device)]
+        return Split(columns, labels, dynamic=mode == "dynamic")
+
+    if x_test is None:
+        test_split = part(for_test, still)
+    else:
+        rule = _rule(still, threshold, seed, TEST_PART)
+        test_split = Split((_chosen(x_test, torch.arange(len(x_test)), rule),), source.labels_test)
+    return Dataset(source.name, part(for_training, binarize), part(for_validation, still), test_split, binarize)
+
+
+def _rule(mode: Binarize, threshold: float, seed: int, part: int) -> Binarization | None:
+    if mode == "threshold" or mode == "fixed":
+        return Binarization(mode, threshold, noise_key(seed, part))
+    return None  # "dynamic" is drawn when a batch is
+
+
+def _chosen(x: Rows, rows: Tensor, rule: Binarization | None) -> Rows:
+    if not isinstance(x, Tensor):
+        return LazyRows(x, rows, rule)
+    chosen = to_float(x[rows.to(x.device)])
+    return chosen if rule is None else rule(chosen, rows)
+
+
+def _check_values(x: Rows, what: str, binarize: Binarize) -> None:
+    if getattr(x, "dtype", None) == torch.uint8 or getattr(x, "is_uint8", False):
+        return  # finite and in [0, 1]
+    low, high = value_range(x, what)
+    if binarize != "none" and not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"binarize={binarize!r} needs values in [0, 1], and {what} has values from {low:g} to {high:g}: "
+            "scale it, or leave it as it is with binarize='none'"
+        )
+
+
+def _count(value: int | float, rows: int) -> int:
+    """The number of rows that a count or a fraction of them means; a fraction above 0 is at least one."""
+    if is_integer(value):
+        return int(value)
+    return max(1, round(float(value) * rows)) if value else 0

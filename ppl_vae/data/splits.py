@@ -1,0 +1,191 @@
+"""One part of a data set, handed out in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ppl_vae.data.arrays import is_integer
+from ppl_vae.data.binarization import Binarization, noise_key
+from ppl_vae.data.rows import LazyRows, Rows, stream
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Split:
+    """One part of a data set: the columns that model and guide are called with, and labels beside them.
+
+    Slow where a column is not in memory and gives no `stream` (see `Rows`), and where the columns are on
+    the CPU while the batches go to an accelerator: `to` moves them once for all. A dynamic split gives
+    other draws each time it is read, so figures on it move even where the model does not.
+
+    Args:
+        columns: what a batch consists of: (x,), or (x, y) for programs that take labels as well. All have
+            as many rows.
+        labels: int64 of shape (n,), for pictures and scores; never passed to a program.
+        dynamic: whether column 0 holds probabilities in [0, 1] of which every batch is a fresh Bernoulli
+            draw.
+
+    Raises:
+        ValueError: without a column, or where the columns or the labels differ in length.
+
+    Example:
+        >>> from ppl_vae import data
+        >>> data.load("digits").train
+        Split(1455 rows of (1, 8, 8), labels)
+    """
+
+    columns: tuple[Rows, ...]
+    labels: Tensor | None = None
+    dynamic: bool = False
+
+    def __post_init__(self) -> None:
+        lengths = [len(column) for column in self.columns]
+        if not lengths:
+            raise ValueError("a split has no column: give at least the data, as columns=(x,)")
+        if len(set(lengths)) > 1:
+            raise ValueError(f"the columns of a split have {lengths} rows: they must be as many")
+        if self.labels is not None and len(self.labels) != lengths[0]:
+            raise ValueError(f"a split has {lengths[0]} rows and {len(self.labels)} labels: they must be as many")
+
+    def __len__(self) -> int:
+        return len(self.columns[0])
+
+    def __repr__(self) -> str:
+        shapes = " and ".join(str(tuple(column.shape[1:])) for column in self.columns)
+        labels = "" if self.labels is None else ", labels"
+        return f"Split({len(self)} rows of {shapes}{labels}{', dynamic' if self.dynamic else ''})"
+
+    @property
+    def x(self) -> Rows:
+        """Column 0: the data; probabilities, not draws, in a dynamic split.
+
+        Example:
+            >>> from ppl_vae import data
+            >>> data.load("digits").test.x.shape
+            torch.Size([180, 1, 8, 8])
+        """
+        return self.columns[0]
+
+    def batches(
+        self, batch_size: int, *, order: Tensor | None = None, device: torch.device | str | None = None
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Batches of rows, the last one smaller where the rows do not divide.
+
+        Each batch is gathered by index, which takes microseconds for tensors; a memory-mapped column costs
+        a read from disk, a folder of images their decoding (by worker processes, ahead of use). Nothing is
+        shuffled unless `order` says so.
+
+        Args:
+            batch_size: rows in a batch, from 1 to the number of rows in this split.
+            order: which rows in which order, int64 of shape (m,): a permutation or a subset; None for 0..n-1.
+            device: where the batches go; None leaves them where the columns are.
+
+        Returns:
+            An iterator over tuples with one tensor a column, each of shape (batch, ...). In a dynamic split
+            column 0 is drawn from torch's global generator, on the device that the batch is on.
+
+        Raises:
+            ValueError: at once, for a batch size or an order that this split cannot serve.
+
+        Example:
+            >>> import torch
+            >>> from ppl_vae import data
+            >>> train = data.load("digits").train
+            >>> [len(x) for (x,) in train.batches(500)]
+            [500, 500, 455]
+            >>> order = torch.randperm(len(train))
+            >>> next(train.batches(32, order=order))[0].shape
+            torch.Size([32, 1, 8, 8])
+        """
+        if not is_integer(batch_size) or batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r} was given, where an integer from 1 was expected")
+        if len(self) == 0:
+            raise ValueError(f"batch_size={batch_size} of a split with 0 rows: there is nothing to batch")
+        if batch_size > len(self):
+            raise ValueError(f"batch_size={batch_size} is larger than the {len(self)} rows of this split: lower it")
+        index = torch.arange(len(self)) if order is None else self._checked(order)
+        if isinstance(self.x, Tensor):
+            index = index.to(self.x.device)  # once, not batch by batch
+        pieces = index.split(int(batch_size)) if len(index) else ()
+        return self._gather(pieces, device)
+
+    def head(self, n: int) -> Split:
+        """The first `n` rows (all, where there are fewer) as tensors, for pictures.
+
+        A dynamic split is drawn once, from noise of its own: always the same draw, and torch's global
+        generator is left alone, so that looking at pictures does not change a run. Not for training on: no
+        fresh draws.
+
+        Args:
+            n: how many rows, from 0.
+
+        Returns:
+            A split that is not dynamic.
+
+        Raises:
+            ValueError: where `n` is negative or no integer.
+
+        Example:
+            >>> from ppl_vae import data
+            >>> data.load("digits", binarize="dynamic").train.head(5)
+            Split(5 rows of (1, 8, 8), labels)
+        """
+        if not is_integer(n) or n < 0:
+            raise ValueError(f"head({n!r}) was asked for, where an integer from 0 was expected")
+        index = torch.arange(min(int(n), len(self)))
+        columns = [next(stream(column, [index])) for column in self.columns]
+        if self.dynamic:
+            columns[0] = Binarization("fixed", 0.5, noise_key(0, 2))(columns[0], index)
+        labels = None if self.labels is None else self.labels[: len(index)]
+        return Split(tuple(columns), labels)
+
+    def to(self, device: torch.device | str) -> Split:
+        """This split on another device: tensors move now, what is not in memory moves batch by batch.
+
+        Args:
+            device: "cpu", "cuda", ...
+
+        Returns:
+            A new split; tensors that were there already are shared with this one.
+
+        Example:
+            >>> from ppl_vae import data
+            >>> data.load("digits").validation.to("cpu")
+            Split(162 rows of (1, 8, 8), labels)
+        """
+        target = torch.device(device)
+        columns = tuple(_moved(column, target) for column in self.columns)
+        return replace(self, columns=columns, labels=None if self.labels is None else self.labels.to(target))
+
+    def _checked(self, order: Tensor) -> Tensor:
+        if not isinstance(order, Tensor) or order.ndim != 1 or order.dtype != torch.int64:
+            given = (
+                f"a {order.dtype} tensor of shape {tuple(order.shape)}"
+                if isinstance(order, Tensor)
+                else f"a {type(order).__name__}"
+            )
+            raise ValueError(f"order is {given}, where an int64 tensor of row numbers, (m,), was expected")
+        if len(order) and not (int(order.min()) >= 0 and int(order.max()) < len(self)):
+            raise ValueError(
+                f"order has row numbers from {int(order.min())} to {int(order.max())}, where 0 to "
+                f"{len(self) - 1} were expected"
+            )
+        return order
+
+    def _gather(self, pieces: tuple[Tensor, ...], device: torch.device | str | None) -> Iterator[tuple[Tensor, ...]]:
+        for gathered in zip(*(stream(column, pieces) for column in self.columns), strict=True):
+            batch = gathered if device is None else tuple(part.to(device) for part in gathered)
+            if self.dynamic:
+                batch = (torch.bernoulli(batch[0]), *batch[1:])
+            yield batch
+
+
+def _moved(column: Rows, device: torch.device) -> Rows:
+    if isinstance(column, Tensor):
+        return column.to(device)
+    if isinstance(column, LazyRows):
+        return replace(column, device=device)
+    return LazyRows(column, torch.arange(len(column)), device=device)

@@ -1,0 +1,224 @@
+"""torchvision's data sets: found on disk, unpacked or downloaded, and read as arrays."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import os
+import shutil
+import tempfile
+import textwrap
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ppl_vae.data.arrays import data_tensor, label_tensor
+from ppl_vae.data.sources import Source
+
+IDX = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+QMNIST = tuple(
+    f"qmnist-{part}-{kind}" for part in ("train", "test") for kind in ("images-idx3-ubyte", "labels-idx2-int")
+)
+EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
+TRAIN, TEST = {"train": True}, {"train": False}
+SPLIT_TRAIN, SPLIT_TEST = {"split": "train"}, {"split": "test"}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Where torchvision keeps a data set and how it is asked for its two parts."""
+
+    cls: str  # its name in torchvision.datasets
+    folder: str  # under the root; "." where the files lie in the root itself
+    files: tuple[str, ...]  # in that folder: all that must be there
+    train: Mapping[str, Any] = field(default_factory=lambda: TRAIN)
+    test: Mapping[str, Any] = field(default_factory=lambda: TEST)
+
+
+def _emnist(split: str) -> Kind:
+    files = (
+        f"emnist-{split}-{part}-{kind}-ubyte" for part in ("train", "test") for kind in ("images-idx3", "labels-idx1")
+    )
+    return Kind("EMNIST", "EMNIST/raw", tuple(files), {"split": split, **TRAIN}, {"split": split, **TEST})
+
+
+KINDS: dict[str, Kind] = {
+    "mnist": Kind("MNIST", "MNIST/raw", IDX),
+    "fashion_mnist": Kind("FashionMNIST", "FashionMNIST/raw", IDX),
+    "kmnist": Kind("KMNIST", "KMNIST/raw", IDX),
+    "qmnist": Kind("QMNIST", "QMNIST/raw", QMNIST),
+    "emnist": _emnist("balanced"),
+    "usps": Kind("USPS", ".", ("usps.bz2", "usps.t.bz2")),
+    "cifar10": Kind(
+        "CIFAR10",
+        "cifar-10-batches-py",
+        (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"),
+    ),
+    "cifar100": Kind("CIFAR100", "cifar-100-python", ("train", "test", "meta")),
+    "svhn": Kind("SVHN", ".", ("train_32x32.mat", "test_32x32.mat"), SPLIT_TRAIN, SPLIT_TEST),
+    "omniglot": Kind(
+        "Omniglot",
+        "omniglot-py",
+        ("images_background.zip", "images_evaluation.zip", "images_background", "images_evaluation"),
+        {"background": True},
+        {"background": False},
+    ),
+    "stl10": Kind(
+        "STL10",
+        "stl10_binary",
+        ("train_X.bin", "train_y.bin", "unlabeled_X.bin", "test_X.bin", "test_y.bin"),
+        SPLIT_TRAIN,
+        SPLIT_TEST,
+    ),
+    **{f"emnist_{split}": _emnist(split) for split in EMNIST_SPLITS},
+}
+
+
+def read_set(name: str, root: Path) -> Source:
+    """One of `KINDS`, from the files under `root`, else downloaded to there."""
+    kind = KINDS[name]
+    with _files_of(name, kind, root) as place:
+        x, labels = _read(name, kind, place, root, kind.train)
+        x_test, labels_test = _read(name, kind, place, root, kind.test)
+    if kind.cls == "Omniglot":
+        labels_test = labels_test + labels.max() + 1  # its test characters are other ones
+    return Source(name, x, labels, x_test=x_test, labels_test=labels_test)
+
+
+def _read(name: str, kind: Kind, place: Path, root: Path, part: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    import torchvision.datasets
+
+    try:
+        with _silence():
+            found = getattr(torchvision.datasets, kind.cls)(place, download=False, **part)
+            return _arrays(name, kind, found)
+    except Exception as error:  # torchvision asserts, unpickles and parses: it raises all kinds
+        raise OSError(
+            f"the files of {name} under {root / kind.folder} cannot be read ({_brief(error)}): remove them "
+            "and load again to download fresh ones, or pass root=... of a folder with good ones"
+        ) from error
+
+
+def _arrays(name: str, kind: Kind, found: Any) -> tuple[Tensor, Tensor]:
+    if kind.cls == "Omniglot":
+        return _ink(found)
+    labels = found.labels if hasattr(found, "labels") else found.targets
+    if kind.cls == "QMNIST":
+        labels = labels[:, 0]  # beside the class, who wrote it
+    x = data_tensor(found.data, name)
+    if kind.cls == "EMNIST":
+        x = x.transpose(2, 3)  # stored on its side
+    return x, label_tensor(labels, len(x), f"the labels of {name}")
+
+
+def _ink(found: Any) -> tuple[Tensor, Tensor]:
+    images, labels = [], []
+    for place in range(len(found)):
+        image, label = found[place]  # 105x105, ink is black
+        small = image.resize((28, 28), Image.Resampling.BOX)  # a pixel is the share of ink in it
+        images.append(255 - np.asarray(small))
+        labels.append(label)
+    return data_tensor(np.stack(images), "omniglot"), torch.tensor(labels, dtype=torch.int64)
+
+
+@contextlib.contextmanager
+def _files_of(name: str, kind: Kind, root: Path) -> Iterator[Path]:
+    """A root with all of the set's files in torchvision's layout: the user's own, or one for the moment."""
+    folder = root / kind.folder
+    missing = [file for file in kind.files if not (folder / file).exists()]
+    packed = [file for file in missing if (folder / f"{file}.gz").is_file()]
+    if not missing:
+        yield root
+    elif packed != missing:
+        _download(name, kind, root)
+        yield root
+    elif _may_write(folder):
+        for file in packed:
+            _unpack(folder / f"{file}.gz", folder)
+        yield root
+    else:
+        with tempfile.TemporaryDirectory(prefix="ppl_vae-") as scratch:
+            place = Path(scratch) / kind.folder
+            place.mkdir(parents=True)
+            for file in kind.files:
+                if file in packed:
+                    _unpack(folder / f"{file}.gz", place)
+                else:
+                    shutil.copyfile(folder / file, place / file)
+            yield Path(scratch)
+
+
+def _may_write(folder: Path) -> bool:
+    # The mode as well: the superuser may write anywhere, and a folder marked read-only is not to be touched.
+    return os.access(folder, os.W_OK) and bool(folder.stat().st_mode & 0o222)
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    handle, part = tempfile.mkstemp(dir=folder, prefix=f".{archive.stem}-")
+    try:
+        with open(handle, "wb") as unpacked, gzip.open(archive) as packed:
+            shutil.copyfileobj(packed, unpacked, 2**20)
+        os.chmod(part, 0o644)  # a temporary file is its owner's alone
+        os.replace(part, folder / archive.stem)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise OSError(f"{archive} is not a whole gzip file ({error}): remove it and load again") from error
+    finally:
+        Path(part).unlink(missing_ok=True)
+
+
+def _download(name: str, kind: Kind, root: Path) -> None:
+    """Fetch into a folder beside, then move into place: what is interrupted leaves nothing behind."""
+    import torchvision.datasets
+
+    made = [folder for folder in (root, *root.parents) if not folder.exists()]
+    try:
+        if not _may_write(made[-1].parent if made else root):
+            raise PermissionError(f"{root} is read-only")
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=f".{name}-") as scratch:
+            with _silence():
+                for part in (kind.train, kind.test):
+                    getattr(torchvision.datasets, kind.cls)(Path(scratch), download=True, **part)
+            _move(Path(scratch), root)
+    except Exception as error:  # torchvision raises another kind for each of its sets
+        for folder in made:
+            with contextlib.suppress(OSError):  # not empty: another process is at work there
+                folder.rmdir()
+        where = root / kind.folder
+        raise ConnectionError(
+            f"could not download {name} ({_brief(error)}): put its files ({', '.join(kind.files)}) under "
+            f"{where}, or pass root=... (or set PPL_VAE_DATA) to a folder that has them"
+        ) from error
+
+
+def _move(scratch: Path, root: Path) -> None:
+    for entry in scratch.iterdir():
+        target = root / entry.name
+        if entry.is_dir() and target.is_dir():
+            _move(entry, target)
+        else:
+            os.replace(entry, target)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """No progress bars: torchvision offers no way to ask for none."""
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def _brief(error: Exception) -> str:
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
