@@ -8,7 +8,8 @@ dimensions (particles) are flattened around it by `ParameterNetwork`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast, get_args
 
@@ -71,7 +72,7 @@ class MLP:
             ``"torch"``: PyTorch's default for `torch.nn.Linear`.
 
     Raises:
-        ValueError: For a width below one or an unknown activation or initialisation.
+        ValueError: For widths that are no list, a width below one, or an unknown activation or initialisation.
 
     Reference:
         Delving Deep into Rectifiers (He et al., 2015), https://arxiv.org/abs/1502.01852
@@ -88,6 +89,8 @@ class MLP:
     init: Init = "he_normal"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.hidden, Sequence):
+            raise ValueError(f"MLP: hidden is {self.hidden!r}; expected a list of widths such as [300, 150]")
         for i, width in enumerate(self.hidden):
             check_positive_int(width, f"MLP: hidden[{i}]")
         check_choice(self.activation, get_args(Activation), "MLP: activation")
@@ -175,12 +178,23 @@ class ParameterNetwork(nn.Module):
         self.network, self.in_shape, self.event_shape = network, in_shape, event_shape
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return the `count` parameters, each of shape ``(*batch, *event_shape)``."""
+        """Return the `count` parameters, each of shape ``(*batch, *event_shape)``.
+
+        Raises:
+            RuntimeError: If it has no sizes yet.
+            ValueError: If `inputs` end in another shape than ``in_shape``: flattened or transposed data of the same
+                number of values would otherwise pass through an `MLP`, and be broadcast against x in silence.
+        """
         if self.network is None:
             raise RuntimeError(
                 f"{self.owner} has no sizes yet: put it into a VAE, or give it a ready-made nn.Module as its network"
             )
         in_dim = 1 if self.in_shape is None else len(self.in_shape)
+        if self.in_shape is not None and inputs.shape[-in_dim:] != self.in_shape:
+            raise ValueError(
+                f"{self.owner} was given an input of shape {tuple(inputs.shape)}; expected {self.in_shape} as its last "
+                "dimensions, after those of the batch"
+            )
         batch_shape = inputs.shape[: inputs.dim() - in_dim]
         if len(batch_shape) == 1:
             outputs = self.network(inputs)
@@ -193,13 +207,11 @@ class ParameterNetwork(nn.Module):
 
 
 def _check_fit(network: nn.Module, in_shape: Shape, out_shape: Shape, owner: str) -> None:
-    """Run two zeros through the network in evaluation mode, so that no statistics and no noise are touched."""
+    """Run two zeros through the network, without moving its statistics or the random state."""
     first = next(network.parameters(), torch.empty(0))
     zeros = torch.zeros(2, *in_shape, device=first.device, dtype=first.dtype)
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), untouched_random_state(), evaluation_mode(network):
             outputs = network(zeros)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -207,12 +219,30 @@ def _check_fit(network: nn.Module, in_shape: Shape, out_shape: Shape, owner: str
             f"{owner}: its network does not take an input of shape {in_shape} per datum ({reason}); "
             "expected a network for this input, or a factory such as networks.MLP([300, 150])"
         ) from error
-    finally:
-        for module, training in modes:
-            module.training = training
     shape = tuple(outputs.shape[1:]) if isinstance(outputs, Tensor) else type(outputs).__name__
     if shape != out_shape:
         raise ValueError(
             f"{owner}: its network maps {in_shape} to {shape} per datum; expected {out_shape}, "
             "or a factory such as networks.MLP([300, 150]) that takes its sizes from the data"
         )
+
+
+@contextmanager
+def untouched_random_state() -> Iterator[None]:
+    """Leave torch's random state as it was, on the CPU and on every GPU if one is in use."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+@contextmanager
+def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
+    """Put modules into evaluation mode, each submodule back into its own mode afterwards."""
+    modes = [(m, m.training) for module in modules for m in module.modules()]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training

@@ -135,10 +135,10 @@ class SVI:
         """Make the optimiser for the parameters found so far, or add to it what has appeared since."""
         if not self.parameters:
             raise ValueError("the program registered no parameter; call pyro.module or pyro.param in model or guide")
+        new = self._parameters.take_new()
         if self.optimizer is None:
-            self._parameters.take_new()
-            self.optimizer = _fused(self._factory, list(self.parameters.values()))
-        elif new := self._parameters.take_new():
+            self.optimizer = _fused(self._factory, new)
+        elif new:
             self.optimizer.add_param_group({"params": new})
         return self.optimizer
 
@@ -149,22 +149,22 @@ class _ParameterCollector(Messenger):
     def __init__(self) -> None:
         super().__init__()
         self.leaves: dict[str, Tensor] = {}
-        self._new: list[Tensor] = []
+        self._taken: set[str] = set()
 
     def take_new(self) -> list[Tensor]:
-        new, self._new = self._new, []
-        return new
+        """Return the leaves not taken before; from now on they must stay the same tensors."""
+        new = self.leaves.keys() - self._taken
+        self._taken |= new
+        return [leaf for name, leaf in self.leaves.items() if name in new]
 
     def _pyro_post_param(self, msg: Any) -> None:
-        known = self.leaves.get(msg["name"])
-        leaf = msg["value"].unconstrained()
-        if known is None:
-            self.leaves[msg["name"]] = leaf
-            self._new.append(leaf)
-        elif known is not leaf:
+        name, leaf = msg["name"], msg["value"].unconstrained()
+        if name not in self._taken:  # an autoguide replaces its leaves while it sets itself up: the last one counts
+            self.leaves[name] = leaf
+        elif self.leaves[name] is not leaf:
             raise RuntimeError(
-                f"parameter {msg['name']!r} is another tensor than in the steps before: the parameter store was "
-                "cleared or overwritten while training; make a new SVI"
+                f"parameter {name!r} is another tensor than in the steps before: the parameter store was cleared or "
+                "overwritten while training; make a new SVI"
             )
 
 

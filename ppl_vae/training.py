@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_vae._validation import check_choice, check_positive, check_positive_int
-from ppl_vae.data import Dataset, from_tensors
+from ppl_vae.data import Dataset, Split
 from ppl_vae.objectives import ELBO
 from ppl_vae.svi import SVI, OptimizerFactory
 from ppl_vae.training_state import DivergedError, TrainingState, diagnose
@@ -182,7 +182,8 @@ def fit(
         raise ValueError(f"seed is {seed!r}; expected an integer from 0 to 2**63 - 1")
     if not isinstance(data, Dataset):
         columns = data if isinstance(data, tuple) else (data,)
-        data = from_tensors(*columns, binarize="none", validation=0, test=0)
+        nothing = Split(tuple(column[:0] for column in columns))
+        data = Dataset("tensors", train=Split(columns), validation=nothing, test=nothing)
     if batch_size > len(data.train):
         raise ValueError(f"batch_size is {batch_size}, larger than the {len(data.train)} training data")
     device = resolve_device(device)
@@ -331,7 +332,9 @@ class _Loop:
                 self._report(time.perf_counter() - began, state.step - first)
             if interrupted:
                 self.record.stopped = "interrupted"
-                return
+                break
+        if state.step < self.steps:
+            return
         state.end_epoch()
         record = self._make_record(len(order) / (time.perf_counter() - began))
         self.record.history.append(record)

@@ -9,16 +9,16 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.params import param_with_module_name
 from torch import Tensor, nn
 
-from ppl_vae.networks import Binding, Shape
+from ppl_vae.networks import Binding, Shape, evaluation_mode, untouched_random_state
 
 if TYPE_CHECKING:
     from ppl_vae.data import Dataset
@@ -75,7 +75,7 @@ class VAE(nn.Module):
         posterior: Piece,
     ) -> None:
         super().__init__()
-        self.x_shape: Shape = tuple(data) if isinstance(data, (tuple, list, torch.Size)) else tuple(data.x_shape)
+        self.x_shape: Shape = _x_shape(data)
         self.prior = prior
         self.likelihood = likelihood
         self.posterior = posterior
@@ -90,7 +90,7 @@ class VAE(nn.Module):
 
     def model(self, x: Tensor | None = None, *, size: int | None = None) -> Tensor:
         """Run p(x, z): score `x`, or sample `size` data where there is no `x`."""
-        pyro.module(self.name, self)
+        self._register()
         prior = self.prior()  # outside the plate: its parameters are not per datum
         with pyro.plate("data", self._size(x, size), dim=-1):
             z = pyro.sample("z", prior)
@@ -98,7 +98,7 @@ class VAE(nn.Module):
 
     def guide(self, x: Tensor, *, size: int | None = None) -> Tensor:
         """Run q(z|x)."""
-        pyro.module(self.name, self)
+        self._register()
         with pyro.plate("data", self._size(x, size), dim=-1):
             return pyro.sample("z", self.posterior(x))
 
@@ -140,20 +140,40 @@ class VAE(nn.Module):
             ValueError: If data lie outside the support.
         """
         like = next(self.parameters(), torch.empty(0))
-        with torch.no_grad(), evaluation_mode(self), _untouched_random_state():
+        with torch.no_grad(), evaluation_mode(self), untouched_random_state():
+            caveat = None
             z = torch.zeros(1, *self.latent_shape, device=like.device, dtype=like.dtype)
             support = getattr(self.likelihood(z), "support", None)
             if support is None:
                 return None
             for split in (data.train, data.validation):
                 for x, *_ in split.batches(min(4096, len(split)), device=like.device) if len(split) else ():
-                    outside = ~support.check(x)
-                    if not outside.any():
+                    if support.check(x).all():
                         continue
-                    if getattr(self.likelihood, "allow_grey", False) and ((x >= 0) & (x <= 1)).all():
-                        return "grey values under a Bernoulli: the value is not a likelihood"
-                    raise ValueError(_outside_support(self.likelihood, support, x))
-        return None
+                    if not (getattr(self.likelihood, "allow_grey", False) and ((x >= 0) & (x <= 1)).all()):
+                        raise ValueError(_outside_support(self.likelihood, support, x))
+                    caveat = "grey values under a Bernoulli: the value is not a likelihood"
+        return caveat
+
+    def _register(self) -> None:
+        """Do what `pyro.module` does, and refuse where Pyro would train another tensor in a parameter's place.
+
+        Pyro keeps the first tensor that it was given under a name, and a contiguous copy of one that is not.
+        """
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            trained = pyro.param(param_with_module_name(self.name, name), parameter)
+            if trained is parameter or not isinstance(parameter, nn.Parameter) or torch.compiler.is_compiling():
+                continue  # functional calls and captured graphs put stand-ins in the parameters' place
+            fix = (
+                "call pyro.clear_param_store() after replacing parameters, and start the optimiser afresh"
+                if parameter.is_contiguous()
+                else "make it contiguous: parameter.data = parameter.data.contiguous()"
+            )
+            raise ValueError(
+                f"VAE: Pyro's store holds another tensor than the parameter {name!r}, which nothing would train; {fix}"
+            )
 
     def _size(self, x: Tensor | None, size: int | None) -> int:
         if x is not None:
@@ -164,11 +184,12 @@ class VAE(nn.Module):
 
     def _bind(self) -> Shape:
         """Size the pieces and try each on two zeros; return the prior's event shape."""
-        if not self.x_shape or not all(isinstance(n, int) and n > 0 for n in self.x_shape):
-            raise ValueError(
-                f"VAE: the shape of one datum is {self.x_shape}; expected positive sizes such as (1, 28, 28), "
-                "or a Dataset"
-            )
+        for role, piece in (("prior", self.prior), ("likelihood", self.likelihood), ("posterior", self.posterior)):
+            if isinstance(piece, type) or not callable(piece):
+                raise TypeError(
+                    f"{role} is {piece!r}; expected an object or a function that returns a Pyro distribution, "
+                    "such as priors.StandardNormal(latent_dim=2)"
+                )
         p_z = self._try("prior", self.prior)
         latent_shape = tuple(p_z.event_shape)
         if len(latent_shape) != 1 or latent_shape[0] < 1:
@@ -189,15 +210,21 @@ class VAE(nn.Module):
 
     def _try(self, role: str, piece: Piece, *arguments: Tensor, event_shape: Shape | None = None) -> Any:
         """Call a piece once, in evaluation mode and without moving the random state, and check what it returns."""
-        with _untouched_random_state(), evaluation_mode(self), torch.enable_grad():
+        before = list(self.parameters())
+        with untouched_random_state(), evaluation_mode(self), torch.enable_grad():
             with poutine.trace(param_only=True) as tracer:
                 try:
                     result = piece(*arguments)
-                except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                except Exception as error:
                     shapes = ", ".join(str(tuple(a.shape)) for a in arguments) or "no argument"
                     raise ValueError(f"{role} failed when called with {shapes}: {error}") from error
             _check_distribution(role, result, tuple(len(a) for a in arguments), event_shape)
             known = {id(p) for p in self.parameters()}
+            if known != {id(p) for p in before}:
+                raise ValueError(
+                    f"{role} has taken over parameters of another module from Pyro's store (PyroModules without a name "
+                    "share theirs): give it a name of its own, as in super().__init__('my_prior')"
+                )
             known |= {id(cast(Any, site["value"]).unconstrained()) for site in tracer.trace.nodes.values()}
             if any(id(leaf) not in known for leaf in _leaves(result.log_prob(result.sample()))):
                 raise ValueError(
@@ -205,6 +232,16 @@ class VAE(nn.Module):
                     "an nn.Module that owns its networks and parameters, or declare it with pyro.param"
                 )
         return result
+
+
+def _x_shape(data: Dataset | Shape) -> Shape:
+    shape = data if isinstance(data, (tuple, list)) else getattr(data, "x_shape", ())
+    if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
+        given = shape if shape else type(data).__name__
+        raise ValueError(
+            f"VAE: the shape of one datum is {given}; expected positive sizes such as (1, 28, 28), or a Dataset"
+        )
+    return tuple(shape)
 
 
 def _outside_support(likelihood: object, support: object, x: Tensor) -> str:
@@ -221,7 +258,8 @@ def _outside_support(likelihood: object, support: object, x: Tensor) -> str:
 def _check_distribution(role: str, result: object, batch_shape: Shape, event_shape: Shape | None) -> None:
     if not isinstance(result, dist.Distribution):
         what = f"{type(result).__module__}.{type(result).__qualname__}"
-        fix = "use its counterpart in pyro.distributions" if what.startswith("torch") else "return one"
+        is_torch = isinstance(result, torch.distributions.Distribution)
+        fix = "use its counterpart in pyro.distributions" if is_torch else "return one"
         raise TypeError(f"{role} returned {what}; expected a Pyro distribution ({fix})")
     for name, shape in (("batch_shape", batch_shape), ("event_shape", event_shape)):
         given = tuple(getattr(result, name))
@@ -243,22 +281,3 @@ def _leaves(tensor: Tensor) -> Iterator[Tensor]:
         if hasattr(node, "variable"):
             yield node.variable
         stack.extend(parent for parent, _ in node.next_functions)
-
-
-@contextmanager
-def _untouched_random_state() -> Iterator[None]:
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        yield
-
-
-@contextmanager
-def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
-    """Put modules into evaluation mode, each submodule back into its own mode afterwards."""
-    modes = [(m, m.training) for module in modules for m in module.modules()]
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for m, training in modes:
-            m.training = training

@@ -41,7 +41,7 @@ class LogWeights:
         log_prior: For each latent site log p(z_k), (K, batch).
         log_q: For each latent site (auxiliary ones of the guide too) log q(z_k|x), (K, batch).
         z: The latents themselves, shape (K, batch, *event), or (batch, *event) where K = 1.
-        prior: For each latent site the distribution p(z) as the model had it.
+        prior: For each latent site the distribution p(z) as the model had it, its mask included.
         posterior: For each latent site the distribution q(z|x) as the guide had it.
         observed: For each observed site the pair of p(x|z) and x.
         scale: The factor of each datum in a sum over data: a number, or a tensor that broadcasts to (batch,).
@@ -178,9 +178,9 @@ def from_traces(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> LogWe
         log_prior={name: per_datum(site) for name, site in latent.items()},
         log_q={name: per_datum(site) for name, site in guide_sites.items()},
         z={name: site["value"] for name, site in guide_sites.items()},
-        prior={name: site["fn"] for name, site in latent.items()},
-        posterior={name: site["fn"] for name, site in guide_sites.items()},
-        observed={name: (site["fn"], site["value"]) for name, site in observed.items()},
+        prior={name: _masked(site) for name, site in latent.items()},
+        posterior={name: _masked(site) for name, site in guide_sites.items()},
+        observed={name: (_masked(site), site["value"]) for name, site in observed.items()},
         scale=_common_scale({**guide_sites, **model_sites}),
     )
 
@@ -191,6 +191,10 @@ def _sample_sites(trace: poutine.Trace) -> dict[str, Any]:
 
 def _frames(site: Any) -> list[Any]:
     return [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+
+
+def _masked(site: Any) -> Any:
+    return site["fn"] if site["mask"] is None else site["fn"].mask(site["mask"])
 
 
 def _check_sites(latent: dict, guide_sites: dict, observed: dict) -> None:

@@ -126,7 +126,9 @@ class _PyroLoss:
         else:
             loss = self.elbo.loss_and_grads(*program, *args, **kwargs)
         weight, log_likelihood, kl = self._terms(args)
-        return BatchLoss(torch.as_tensor(loss), surrogate, weight, log_likelihood, kl)
+        if not isinstance(loss, Tensor):
+            loss = torch.tensor(loss, dtype=torch.float64)
+        return BatchLoss(loss, surrogate, weight, log_likelihood, kl)
 
     def _record_traces(self, *args: Any) -> Iterator[tuple[poutine.Trace, poutine.Trace]]:
         for pair in self._get_traces(*args):

@@ -1,0 +1,71 @@
+"""Checkpoints: whole or not at all, without executing code, and refused where they do not fit."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from ppl_vae import checkpoints
+
+
+def test_a_state_comes_back_as_it_was(tmp_path):
+    state = {"epoch": 3, "modules": [{"w": torch.randn(3)}], "rng": torch.get_rng_state(), "history": [{"loss": 1.5}]}
+    loaded = checkpoints.load(checkpoints.save(state, tmp_path / "checkpoint.pt"))
+    assert torch.equal(loaded["modules"][0]["w"], state["modules"][0]["w"])
+    assert loaded["history"] == state["history"]
+    assert loaded["format"] == checkpoints.FORMAT
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_folder_means_the_checkpoint_in_it(tmp_path):
+    checkpoints.save({"epoch": 1}, tmp_path / "checkpoint.pt")
+    assert checkpoints.load(tmp_path)["epoch"] == 1
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = checkpoints.save({"epoch": 1}, tmp_path / "checkpoint.pt")
+    with pytest.raises((pickle.PicklingError, AttributeError, TypeError)):
+        checkpoints.save({"epoch": lambda: 2}, path)
+    assert checkpoints.load(path)["epoch"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        checkpoints.load(tmp_path / "none.pt")
+
+
+def test_a_truncated_file(tmp_path):
+    path = checkpoints.save({"w": torch.randn(1000)}, tmp_path / "checkpoint.pt")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="truncated or is no checkpoint"):
+        checkpoints.load(path)
+
+
+def test_code_is_not_executed(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "evil"), "w"))
+
+    torch.save({"format": checkpoints.FORMAT, "x": Evil()}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="no checkpoint"):
+        checkpoints.load(tmp_path)
+    assert not (tmp_path / "evil").exists()
+
+
+def test_another_files_format(tmp_path):
+    torch.save({"w": torch.ones(1)}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="not a checkpoint of this version"):
+        checkpoints.load(tmp_path)
+
+
+def test_another_models_state_is_refused():
+    with pytest.raises(ValueError, match="another model: it lacks 'bias', which the model has"):
+        checkpoints.load_module(nn.Linear(2, 3), nn.Linear(2, 3, bias=False).state_dict())
+    with pytest.raises(ValueError, match="another model: it has 'bias', which the model lacks"):
+        checkpoints.load_module(nn.Linear(2, 3, bias=False), nn.Linear(2, 3).state_dict())
+    with pytest.raises(ValueError, match=r"'weight' has shape \(4, 2\) there and \(3, 2\) in the model"):
+        checkpoints.load_module(nn.Linear(2, 3), nn.Linear(2, 4).state_dict())

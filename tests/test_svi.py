@@ -1,0 +1,249 @@
+"""SVI against Pyro's own, and its handling of parameters."""
+
+from __future__ import annotations
+
+import functools
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule, PyroParam, PyroSample
+from torch import nn
+from torch.distributions import constraints
+
+from ppl_vae import SVI, VAE, likelihoods, networks, posteriors, priors
+from ppl_vae.objectives import ELBO
+
+ADAM = functools.partial(torch.optim.Adam, lr=1e-2)
+X = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+Y = X @ torch.tensor([1.0, -2.0, 0.5]) + 0.1 * X[:, 0].sin()
+
+
+def make_vae() -> VAE:
+    torch.manual_seed(0)
+    return VAE(
+        (8,),
+        prior=priors.StandardNormal(2),
+        likelihood=likelihoods.Bernoulli(networks.MLP([16])),
+        posterior=posteriors.DiagonalNormal(networks.MLP([16])),
+    )
+
+
+def vae_program():
+    vae = make_vae()
+    x = (torch.rand(16, 8, generator=torch.Generator().manual_seed(1)) > 0.5).float()
+    return vae.model, vae.guide, (x,)
+
+
+def regression_program():
+    """Bayesian regression with bare, constrained parameters and a global latent."""
+
+    def model(x, y):
+        weight = pyro.sample("weight", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        sigma = pyro.param("sigma", torch.tensor(1.0), constraint=constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ weight, sigma), obs=y)
+
+    def guide(x, y):
+        loc = pyro.param("loc", torch.zeros(3))
+        scale = pyro.param("scale", torch.full((3,), 0.1), constraint=constraints.positive)
+        pyro.sample("weight", dist.Normal(loc, scale).to_event(1))
+
+    return model, guide, (X, Y)
+
+
+def autoguide_program():
+    def model(x, y):
+        weight = pyro.sample("weight", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ weight, 0.5), obs=y)
+
+    return model, AutoNormal(model), (X, Y)
+
+
+def subsampled_program():
+    model, guide, _ = regression_program()
+
+    def subsampled(x, y):
+        weight = pyro.sample("weight", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        with pyro.plate("data", len(x), subsample_size=10) as index:
+            pyro.sample("y", dist.Normal(x[index] @ weight, 0.5), obs=y[index])
+
+    return subsampled, guide, (X, Y)
+
+
+def masked_and_scaled_program():
+    model, guide, _ = regression_program()
+    mask = torch.arange(40) % 3 > 0
+
+    def masked(x, y):
+        with pyro.poutine.scale(scale=0.5):
+            weight = pyro.sample("weight", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            with pyro.plate("data", len(x)), pyro.poutine.mask(mask=mask):
+                pyro.sample("y", dist.Normal(x @ weight, 0.5), obs=y)
+
+    return masked, pyro.poutine.scale(guide, scale=0.5), (X, Y)
+
+
+class Regression(PyroModule):
+    """A PyroModule with a constrained parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.sigma = PyroParam(torch.tensor(1.0), constraint=constraints.positive)
+        self.weight = PyroSample(dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+    def forward(self, x, y):
+        mean = x @ self.weight
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(mean, self.sigma), obs=y)
+
+
+def pyro_module_program():
+    model = Regression()
+    return model, AutoNormal(model), (X, Y)
+
+
+PROGRAMS = [
+    vae_program,
+    regression_program,
+    autoguide_program,
+    subsampled_program,
+    masked_and_scaled_program,
+    pyro_module_program,
+]
+
+
+@pytest.mark.parametrize("make", PROGRAMS)
+@pytest.mark.parametrize("elbo", [Trace_ELBO(), TraceMeanField_ELBO()], ids=["Trace", "TraceMeanField"])
+def test_losses_are_those_of_pyros_svi(make, elbo):
+    def losses(make_svi):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(7)
+        model, guide, args = make()
+        svi = make_svi(model, guide)
+        pyro.set_rng_seed(8)
+        return [svi.step(*args) for _ in range(100)]
+
+    theirs = losses(lambda m, g: pyro.infer.SVI(m, g, pyro.optim.Adam({"lr": 1e-2}), elbo))
+    ours = losses(lambda m, g: SVI(m, g, ADAM, elbo))
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    assert ours[0] != ours[-1]
+
+
+def test_update_follows_the_mean_and_step_the_sum():
+    gradients = {}
+    for name in ("step", "update"):
+        model, guide, (x,) = vae_program()
+        svi = SVI(model, guide, functools.partial(torch.optim.SGD, lr=1.0), ELBO())
+        before = None
+        torch.manual_seed(3)
+        svi.backward(x)
+        before = [p.detach().clone() for p in svi.parameters.values()]
+        torch.manual_seed(3)
+        getattr(svi, name)(x)
+        gradients[name] = [b - p.detach() for b, p in zip(before, svi.parameters.values(), strict=True)]
+    for total, mean in zip(gradients["step"], gradients["update"], strict=True):
+        torch.testing.assert_close(total, 16 * mean, rtol=1e-3, atol=1e-4)
+
+
+def test_update_follows_the_mean_where_pyro_leaves_the_gradient_of_the_sum():
+    model, guide, (x,) = vae_program()
+    svi = SVI(model, guide, ADAM, pyro.infer.RenyiELBO(num_particles=2))
+    torch.manual_seed(3)
+    svi.backward(x)
+    total = [p.grad.clone() for p in svi.parameters.values()]
+    torch.manual_seed(3)
+    svi.backward(x, mean=True)
+    for a, p in zip(total, svi.parameters.values(), strict=True):
+        torch.testing.assert_close(a, 16 * p.grad)
+
+
+def test_evaluate_loss_moves_nothing():
+    model, guide, (x,) = vae_program()
+    svi = SVI(model, guide, ADAM, ELBO())
+    svi.step(x)
+    before = [p.detach().clone() for p in svi.parameters.values()]
+    torch.manual_seed(2)
+    loss = svi.evaluate_loss(x)
+    torch.manual_seed(2)
+    assert loss == pytest.approx(Trace_ELBO().loss(model, guide, x), rel=1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(before, svi.parameters.values(), strict=True))
+
+
+def test_one_fused_optimiser_updates_all_parameters():
+    model, guide, (x,) = vae_program()
+    svi = SVI(model, guide, ADAM, ELBO())
+    svi.step(x)
+    assert svi.optimizer.defaults["fused"] is True
+    assert len(svi.optimizer.param_groups) == 1
+    assert len(svi.optimizer.param_groups[0]["params"]) == len(svi.parameters) == 8
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Rprop, torch.optim.ASGD, torch.optim.NAdam])
+def test_an_optimiser_without_a_fused_form_works(optimizer):
+    model, guide, (x,) = vae_program()
+    svi = SVI(model, guide, functools.partial(optimizer, lr=1e-3), ELBO())
+    losses = [svi.step(x) for _ in range(30)]
+    assert losses[-1] < losses[0]
+
+
+def test_a_parameter_that_appears_later_is_trained():
+    shown = []
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            shift = pyro.param("shift", torch.tensor(0.0)) if shown else 0.0
+            pyro.sample("x", dist.Normal(z + shift, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("m", torch.tensor(0.0)), 1.0))
+
+    svi = SVI(model, guide, ADAM, ELBO())
+    svi.step(torch.full((5,), 3.0))
+    assert list(svi.parameters) == ["m"]
+    shown.append(True)
+    svi.step(torch.full((5,), 3.0))
+    assert pyro.param("shift").item() != 0.0
+
+
+def test_a_cleared_store_is_noticed():
+    model, guide, args = regression_program()
+    svi = SVI(model, guide, ADAM, Trace_ELBO())
+    svi.step(*args)
+    pyro.clear_param_store()
+    with pytest.raises(RuntimeError, match="the parameter store was cleared"):
+        svi.step(*args)
+
+
+def test_a_program_without_parameters_is_refused():
+    def program(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match="depends on no parameter"):
+        SVI(program, guide, ADAM, ELBO()).step(torch.randn(3))
+
+
+@pytest.mark.parametrize("optim", [torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1), "Adam", None])
+def test_optim_is_a_factory(optim):
+    with pytest.raises(TypeError, match="expected a function from parameters to a torch optimiser"):
+        SVI(lambda x: None, lambda x: None, optim, ELBO())
+
+
+def test_gradients_are_clipped():
+    model, guide, (x,) = vae_program()
+    svi = SVI(model, guide, functools.partial(torch.optim.SGD, lr=1.0), ELBO(), clip_norm=1e-3)
+    svi.step(x)
+    norm = torch.stack([p.grad.norm() for p in svi.parameters.values()]).norm()
+    assert norm.item() == pytest.approx(1e-3, rel=1e-3)
