@@ -205,7 +205,7 @@ def test_value_range_maps_to_black_and_white() -> None:
 
 def test_image_pixels_are_a_whole_number_of_dots() -> None:
     figure = plots.image_grid(torch.rand(100, 28, 28))
-    figure.set_dpi(plots.DPI)
+    figure.set_dpi(plots.figure.DPI)
     box = figure.axes[0].get_window_extent()
     assert (box.width / 289, box.height / 289) == (pytest.approx(4.0), pytest.approx(4.0))
 
@@ -360,7 +360,7 @@ def test_scatter_draws_every_point_in_the_colour_of_its_class() -> None:
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == ["0", "1", "3", "7"]
     handles = [to_hex(handle.get_color()) for handle in legend.get_lines()]
-    assert handles == [plots.CLASS_COLOURS[c].lower() for c in classes]  # a digit keeps its colour
+    assert handles == [plots.latent.CLASS_COLOURS[c].lower() for c in classes]  # a digit keeps its colour
     assert [to_hex(colour) for colour in np.asarray(dots.cmap(np.arange(4))).tolist()] == handles
     assert axes.get_aspect() == 1.0
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("posterior mean of $z_1$", "posterior mean of $z_2$")
