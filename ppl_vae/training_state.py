@@ -83,8 +83,13 @@ class TrainingState:
         self.step += 1
 
     def is_finite(self) -> bool:
-        """Whether every loss of this epoch so far, and its terms, are finite. Waits for the device."""
-        return bool(self._columns()[: self.step].isfinite().all())
+        """Whether every loss of this epoch so far, its terms and the parameters are finite. Waits for the device."""
+        return bool(self._columns()[: self.step].isfinite().all()) and self.parameters_are_finite()
+
+    @torch.no_grad()
+    def parameters_are_finite(self) -> bool:
+        """Whether the parameters are finite: the last step of a check may have broken them, and no loss tells yet."""
+        return bool(torch.stack(torch._foreach_norm(list(self.svi.parameters.values()))).isfinite().all())
 
     def means(self, last: int | None = None) -> tuple[float, float, float]:
         """Loss, log-likelihood and KL per datum, over the steps of this epoch or the last few of them."""
@@ -188,23 +193,26 @@ def diagnose(state: TrainingState, good: dict[str, Any], train: Split, batch_siz
     Returns the error to raise, with the program back in the good state.
     """
     epoch = good["epoch"] + 1
-    bad = int((~state._columns()[: state.step].isfinite()).any(1).nonzero()[0])
+    bad_steps = (~state._columns()[: state.step].isfinite()).any(1).nonzero().flatten().tolist()
+    bad = bad_steps[0] if bad_steps else state.step - 1
     error = DivergedError(epoch, bad + 1, _bad_term(state.terms[bad]), good)
     state.restore(good)
     order = state.order(len(train))[good["step"] * batch_size :]
     for batch in train.batches(batch_size, order=order, device=device):
-        result = state.svi.backward(*batch, mean=True)
-        state.note(result)
-        term = None if state.is_finite() else _bad_term(state.terms[state.step - 1])
+        state.note(state.svi.backward(*batch, mean=True))
+        term = None
+        if not state._columns()[state.step - 1].isfinite().all():
+            term = _bad_term(state.terms[state.step - 1])
         for name, parameter in state.svi.parameters.items():
             if term is None and parameter.grad is not None and not parameter.grad.isfinite().all():
                 term = f"the gradient of {name.split('$$$')[-1]} is not finite while the loss is"
+        if term is None:
+            state.svi.apply()
+            term = None if state.parameters_are_finite() else "the optimiser's step made parameters that are not finite"
         if term is not None:
             error = DivergedError(epoch, state.step, term, good)
-            break
-        if state.step > bad:
-            break  # not met again (a device whose sums differ from run to run): keep what the run itself saw
-        state.svi.apply()
+        if term is not None or state.step > bad:
+            break  # beyond `bad` nothing was met again (a device whose sums vary): what the run itself saw stands
     state.restore(good)
     return error
 

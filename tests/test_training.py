@@ -214,20 +214,25 @@ class _Break(nn.Module):
         return logits.unflatten(-1, (1, 8, 8))
 
 
+@pytest.mark.parametrize("call", [17, 12])  # in the midst of the second epoch; at the last step of the first
 @pytest.mark.parametrize(
     ("gradient", "term"),
     [(False, r"log p\(x\|z\) is nan"), (True, "the gradient of likelihood.logits.network.linear.*is not finite")],
 )
-def test_a_divergence_names_step_and_term_and_goes_back(digits, gradient, term):
-    vae = make_vae(digits, likelihood=lambda _: likelihoods.Bernoulli(_Break(17, gradient)))
-    with pytest.raises(DivergedError, match=rf"diverged at step 5 of epoch 2: {term}") as caught:
+def test_a_divergence_names_step_and_term_and_goes_back(digits, gradient, term, call):
+    steps = math.ceil(len(digits.train) / 128)
+    epoch, step = 1 + (call - 1) // steps, 1 + (call - 1) % steps
+    vae = make_vae(digits, likelihood=lambda _: likelihoods.Bernoulli(_Break(call, gradient)))
+    with pytest.raises(DivergedError, match=rf"diverged at step {step} of epoch {epoch}: {term}") as caught:
         fit(vae, digits, epochs=3, seed=0)
-    assert (caught.value.epoch, caught.value.step) == (2, 5) == (2, 17 - math.ceil(len(digits.train) / 128))
-    reference = make_vae(digits, likelihood=lambda _: likelihoods.Bernoulli(_Break(10**6, False)))
-    fit(reference, digits, epochs=1, seed=0)
-    assert same_parameters(vae, reference)
+    assert (caught.value.epoch, caught.value.step) == (epoch, step)
     good = caught.value.good_state
-    assert (good["epoch"], good["step"]) == (1, 0)
+    assert (good["epoch"], good["step"]) == (epoch - 1, 0)
+    assert all(torch.equal(v, good["modules"][0][k]) for k, v in vae.state_dict().items())
+    if epoch == 2:
+        reference = make_vae(digits, likelihood=lambda _: likelihoods.Bernoulli(_Break(10**6, False)))
+        fit(reference, digits, epochs=1, seed=0)
+        assert same_parameters(vae, reference)
 
 
 def test_callbacks_are_told_everything_in_order(digits):

@@ -1,0 +1,32 @@
+"""The examples run, and show what their headers promise."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_three_elbos(capsys):
+    results = load("three_elbos").main(epochs=3, replicates=50)
+    sampled, analytic, closed, article = results.values()
+    assert abs(sampled[0] - analytic[0]) < 5 * (sampled[1] ** 2 + analytic[1] ** 2) ** 0.5
+    assert closed == pytest.approx(analytic, rel=1e-5)  # the same noise; float32
+    assert article[0] == pytest.approx(closed[0], rel=1e-4)
+    assert 0 < sampled[1] < 0.1
+    assert "Trace_ELBO (sampled KL)" in capsys.readouterr().out
+
+
+def test_every_example_is_tested():
+    tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested

@@ -1,0 +1,177 @@
+"""A run's folder: everything that training leaves, and the way back to the model."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+
+import pytest
+import torch
+from PIL import Image
+
+from ppl_vae import checkpoints, data, fit, likelihoods, load_run, networks, posteriors, priors, runs
+from ppl_vae.config import parse
+from ppl_vae.training_state import DivergedError
+from ppl_vae.vae import VAE
+
+PICTURES = ["training_curves", "reconstructions", "samples", "latent_grid", "latent_scatter"]
+
+
+def make_vae(dataset, latent_dim=2):
+    torch.manual_seed(0)
+    mlp = networks.MLP([16])
+    return VAE(
+        dataset,
+        prior=priors.StandardNormal(latent_dim),
+        likelihood=likelihoods.Bernoulli(mlp),
+        posterior=posteriors.DiagonalNormal(mlp),
+    )
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+@pytest.fixture(scope="module")
+def finished(digits, tmp_path_factory):
+    """A run of the command line's making: config, dataset, folder, run."""
+    path = tmp_path_factory.mktemp("runs") / "digits"
+    config = parse(["--epochs", "3", "--likelihood.network.hidden", "[16]"])
+    dataset = config.build_dataset()
+    vae = config.build_vae(dataset)
+    folder = runs.RunFolder(path, config.to_yaml(), dataset)
+    run = fit(vae, dataset, callbacks=[folder], **config.build_fit_arguments())
+    return config, folder, run
+
+
+def test_the_folder_holds_everything(finished):
+    config, folder, run = finished
+    assert (folder.path / "config.yaml").read_text() == config.to_yaml()
+    facts = json.loads((folder.path / "run.json").read_text())
+    assert facts["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert facts["data"]["fingerprint"] == run.data.fingerprint
+    assert facts["data"]["x_shape"] == [1, 8, 8]
+    records = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+    assert records == run.history
+    result = json.loads((folder.path / "result.json").read_text())
+    assert result["stopped"] == "finished"
+    assert result["validation_elbo"] == run.final["validation_elbo"]
+    assert [path.stem for path in folder.pictures] == PICTURES
+    for path in folder.pictures:
+        with Image.open(path) as picture:
+            assert min(picture.size) > 300
+    assert not [path for path in folder.path.iterdir() if path.name.startswith(".")]
+
+
+def test_tensorboard_events_can_be_read(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _, folder, run = finished
+    events = EventAccumulator(str(folder.path), size_guidance={"images": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert {"loss", "elbo", "log_likelihood", "kl", "validation/elbo", "reconstruction_error"} <= set(tags["scalars"])
+    assert {"inputs", "reconstructions", "latent_grid"} <= {tag.split("/")[0] for tag in tags["images"]}
+    assert [e.value for e in events.Scalars("elbo")] == pytest.approx([r["elbo"] for r in run.history], rel=1e-6)
+    assert [e.step for e in events.Images("latent_grid")] == [1, 2, 3]
+
+
+def test_a_run_comes_back_as_the_model_it_was(finished):
+    _, folder, run = finished
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    vae = load_run(folder.path)
+    assert torch.equal(torch.get_rng_state(), state)
+    x = run.data.test.x
+    assert torch.equal(vae.reconstruct(x), run.program.reconstruct(x))
+    assert not vae.training
+    fresh = load_run(folder.path, weights=False)
+    assert not torch.equal(fresh.reconstruct(x), vae.reconstruct(x))
+
+
+def test_its_checkpoint_resumes(finished):
+    config, folder, run = finished
+    longer = parse(["--config", str(folder.path / "config.yaml"), "--epochs", "4"])
+    dataset = longer.build_dataset()
+    vae = longer.build_vae(dataset)
+    state = checkpoints.load(folder.path)
+    again = fit(vae, dataset, resume=state, **longer.build_fit_arguments())
+    assert len(again.history) == 4
+    assert again.history[:3] == run.history
+
+
+def test_a_folder_that_holds_a_run_is_refused(finished):
+    _, folder, _ = finished
+    with pytest.raises(FileExistsError, match="already holds a run; choose another --out, or resume it"):
+        runs.RunFolder.check(folder.path)
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError, match="is a file"):
+        runs.RunFolder.check(tmp_path / "file")
+    with pytest.raises(OSError, match="not a writable folder"):
+        runs.RunFolder.check(tmp_path / "file" / "run")
+    if os.geteuid() != 0:
+        tmp_path.chmod(0o500)
+        with pytest.raises(PermissionError, match="not a writable folder"):
+            runs.RunFolder.check(tmp_path / "run")
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is no run's folder"):
+        load_run(tmp_path)
+
+
+def test_a_checkpoint_of_another_model_is_refused(finished, digits, tmp_path):
+    _, folder, _ = finished
+    for name in ("config.yaml", "run.json"):
+        (tmp_path / name).write_text((folder.path / name).read_text())
+    checkpoints.save(fit(make_vae(digits), digits, epochs=1, seed=0).state(), tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="checkpoint.pt is of another model"):
+        load_run(tmp_path)
+
+
+def test_nothing_is_written_before_every_check_has_passed(tmp_path):
+    grey = data.load("digits", binarize="none")
+    with pytest.raises(ValueError, match="outside the support"):
+        fit(make_vae(grey), grey, callbacks=[runs.RunFolder(tmp_path / "run", None, grey)])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_divergence_leaves_the_last_good_state(digits, tmp_path):
+    vae = make_vae(digits)
+    folder = runs.RunFolder(tmp_path / "run", None, digits)
+
+    class Break:
+        def on_epoch(self, run, record):
+            with torch.no_grad():
+                vae.likelihood.logits.network[-2].bias.fill_(math.nan)
+
+    with pytest.raises(DivergedError, match="step 1 of epoch 2"):
+        fit(vae, digits, epochs=2, seed=0, callbacks=[folder, Break()])
+    good = checkpoints.load(tmp_path / "run" / "last_good.pt")
+    assert good["epoch"] == 1
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_latent_of_more_dimensions_has_no_plane_to_draw(digits, tmp_path):
+    folder = runs.RunFolder(tmp_path / "run", None, digits)
+    fit(make_vae(digits, latent_dim=5), digits, epochs=1, seed=0, callbacks=[folder])
+    assert [path.stem for path in folder.pictures] == PICTURES[:3]
+
+
+def test_data_that_are_no_images_have_curves_and_a_scatter(tmp_path):
+    dataset = data.from_tensors((torch.rand(200, 7) > 0.5).float())
+    folder = runs.RunFolder(tmp_path / "run", None, dataset)
+    fit(make_vae(dataset), dataset, epochs=1, batch_size=50, seed=0, callbacks=[folder])
+    assert [path.stem for path in folder.pictures] == ["training_curves", "latent_scatter"]
+
+
+def test_next_free(tmp_path):
+    assert runs.next_free(tmp_path / "digits") == tmp_path / "digits"
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits-2").mkdir()
+    assert runs.next_free(tmp_path / "digits") == tmp_path / "digits-3"
