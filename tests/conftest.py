@@ -9,6 +9,8 @@ import pyro
 import pytest
 import torch
 
+torch.set_num_threads(1)  # tensors are small here: a second thread costs more than it brings
+
 HERE = Path(__file__).resolve().parent
 
 
