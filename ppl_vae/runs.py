@@ -245,7 +245,7 @@ def _grid_image(vae: VAE) -> torch.Tensor:
     """The article's 20 x 20 grid as one image (channels, 20 * height, 20 * width)."""
     device = next(vae.parameters()).device
     images = _images(vae.decode(plots.grid_points().reshape(-1, 2).to(device)))
-    n, c, h, w = images.shape
+    _, c, h, w = images.shape
     return images.reshape(20, 20, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, 20 * h, 20 * w)
 
 

@@ -97,7 +97,7 @@ class SVI:
 
     @torch.no_grad()
     def evaluate(self, *args: Any, **kwargs: Any) -> BatchLoss:
-        """Evaluate the objective without a gradient. Modules keep their mode: call ``.eval()`` for batch norm's sake."""
+        """Evaluate the objective without a gradient; modules keep their mode, so put batch norm into ``.eval()``."""
         return self.loss((self.model, self.guide), *args, **kwargs)
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
@@ -172,10 +172,10 @@ def _fused(factory: OptimizerFactory, parameters: list[Tensor]) -> Optimizer:
     """Make the optimiser, in its fused form where the class has one and the device takes it."""
     optimizer_class = factory.func if isinstance(factory, functools.partial) else factory
     given = factory.keywords if isinstance(factory, functools.partial) else {}
-    if isinstance(optimizer_class, type) and not {"fused", "foreach", "differentiable"} & given.keys():
-        if "fused" in inspect.signature(optimizer_class).parameters:
-            try:
-                return factory(parameters, fused=True)  # type: ignore[call-arg]
-            except (RuntimeError, NotImplementedError):
-                pass  # this device has no fused kernel
+    chosen = {"fused", "foreach", "differentiable"} & given.keys()
+    if isinstance(optimizer_class, type) and not chosen and "fused" in inspect.signature(optimizer_class).parameters:
+        try:
+            return factory(parameters, fused=True)  # type: ignore[call-arg]
+        except (RuntimeError, NotImplementedError):
+            pass  # this device has no fused kernel
     return factory(parameters)

@@ -26,6 +26,8 @@ from ppl_vae.svi import SVI, OptimizerFactory
 from ppl_vae.training_state import DivergedError, TrainingState, diagnose
 from ppl_vae.vae import VAE, evaluation_mode
 
+__all__ = ["Callback", "DivergedError", "Progress", "Run", "fit", "resolve_device"]
+
 Stopped = Literal["finished", "early stopping", "interrupted"]
 Program = tuple[Callable[..., Any], Callable[..., Any]]
 
@@ -41,8 +43,8 @@ class Run:
         program: The VAE, or the ``(model, guide)`` pair.
         data: The data set, on the run's device.
         history: One record an epoch: ``epoch``, ``step``, ``seconds`` (since the start), ``rate`` (data per second),
-            ``lr``; of the training data while training ``loss``, ``bound`` (the objective's own value), ``elbo`` (K = 1,
-            beta = 1), ``log_likelihood``, ``kl``; the same of the validation data with the prefix ``validation_``, and
+            ``lr``; of the training data while training ``loss``, ``bound`` (the objective's own value), ``elbo``
+            (K = 1, beta = 1), ``log_likelihood``, ``kl``; the same of the validation data with the prefix ``validation_``, and
             ``reconstruction_error``, the mean L2 norm of x minus its reconstruction over the validation data.
         seed: Seed of the noise and of the order of the data.
         device: Where it ran.
@@ -396,8 +398,9 @@ class _Loop:
         score = self._monitored(record)
         if self.early_stopping is None or score is None:
             return
-        validated = [(self._monitored(r), r["epoch"]) for r in self.record.history if self._monitored(r) is not None]
-        best_score, best_epoch = max(validated, key=lambda pair: (pair[0], -pair[1]))
+        scores = [(self._monitored(r), r["epoch"]) for r in self.record.history]
+        validated = [(score, epoch) for score, epoch in scores if score is not None]
+        _, best_epoch = max(validated, key=lambda pair: (-math.inf if math.isnan(pair[0]) else pair[0], -pair[1]))
         if best_epoch == record["epoch"]:
             self.state.best = self.state.capture_parameters()
         self.record.best_epoch = int(best_epoch)

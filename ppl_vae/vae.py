@@ -23,9 +23,8 @@ from ppl_vae.networks import Binding, Shape, evaluation_mode, untouched_random_s
 if TYPE_CHECKING:
     from ppl_vae.data import Dataset
 
-Piece = Callable[
-    ..., Any
-]  # returns a Pyro distribution: see priors.Prior, likelihoods.Likelihood, posteriors.Posterior
+# returns a Pyro distribution: see priors.Prior, likelihoods.Likelihood, posteriors.Posterior
+Piece = Callable[..., Any]
 
 _counter = itertools.count()
 _names: weakref.WeakKeyDictionary[VAE, str] = weakref.WeakKeyDictionary()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from linear_gaussian import LinearGaussian
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 from ppl_vae import VAE, closed_form, data, fit, likelihoods, networks, posteriors, priors
@@ -75,7 +75,7 @@ def test_at_the_true_posterior_every_weight_is_the_evidence():
 
 
 def test_evidence_is_elbo_plus_kl_to_the_true_posterior():
-    """log p(x) and KL(q || p(z|x)) by quadrature on a grid; the ELBO off it, by analytic KL and Gauss-Hermite under q."""
+    """Evidence and KL(q || p(z|x)) by quadrature on a grid; the ELBO off it: analytic KL, Gauss-Hermite under q."""
     torch.manual_seed(3)
     x = (torch.rand(8, 16) > 0.5).double()
     vae = VAE(
@@ -124,7 +124,7 @@ def test_evidence_is_elbo_plus_kl_to_the_true_posterior():
 
 
 def test_linear_vae_reaches_the_likelihood_of_probabilistic_pca():
-    """With the scale at sqrt(noise_variance_), the best ELBO of a linear VAE is PCA's log-likelihood (Lucas et al., 2019)."""
+    """At scale sqrt(noise_variance_), the best ELBO of a linear VAE is PCA's log-likelihood (Lucas et al., 2019)."""
     from sklearn.decomposition import PCA
 
     digits = data.load("digits", binarize="none", validation=0, test=1)

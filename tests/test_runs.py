@@ -92,7 +92,7 @@ def test_a_run_comes_back_as_the_model_it_was(finished):
 
 
 def test_its_checkpoint_resumes(finished):
-    config, folder, run = finished
+    _, folder, run = finished
     longer = parse(["--config", str(folder.path / "config.yaml"), "--epochs", "4"])
     dataset = longer.build_dataset()
     vae = longer.build_vae(dataset)
@@ -130,7 +130,7 @@ def test_a_checkpoint_of_another_model_is_refused(finished, digits, tmp_path):
     for name in ("config.yaml", "run.json"):
         (tmp_path / name).write_text((folder.path / name).read_text())
     checkpoints.save(fit(make_vae(digits), digits, epochs=1, seed=0).state(), tmp_path / "checkpoint.pt")
-    with pytest.raises(ValueError, match="checkpoint.pt is of another model"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is of another model"):
         load_run(tmp_path)
 
 

@@ -65,7 +65,7 @@ def autoguide_program():
 
 
 def subsampled_program():
-    model, guide, _ = regression_program()
+    _, guide, _ = regression_program()
 
     def subsampled(x, y):
         weight = pyro.sample("weight", dist.Normal(torch.zeros(3), 1.0).to_event(1))
@@ -76,7 +76,7 @@ def subsampled_program():
 
 
 def masked_and_scaled_program():
-    model, guide, _ = regression_program()
+    _, guide, _ = regression_program()
     mask = torch.arange(40) % 3 > 0
 
     def masked(x, y):

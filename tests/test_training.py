@@ -151,7 +151,7 @@ def test_a_state_of_another_model_is_refused_and_nothing_is_loaded(digits):
         posterior=posteriors.DiagonalNormal(networks.MLP([33])),
     )
     before = {k: v.clone() for k, v in wider.state_dict().items()}
-    with pytest.raises(ValueError, match="another model.*posterior.*has shape"):
+    with pytest.raises(ValueError, match=r"another model.*posterior.*has shape"):
         fit(wider, digits, epochs=2, resume=state)
     assert all(torch.equal(before[k], v) for k, v in wider.state_dict().items())
 
@@ -275,7 +275,7 @@ def test_an_error_is_told_and_raised(digits):
 
 def test_grey_data_under_a_bernoulli():
     grey = data.load("digits", binarize="none")
-    with pytest.raises(ValueError, match="outside the support of Bernoulli.*allow_grey=True"):
+    with pytest.raises(ValueError, match=r"outside the support of Bernoulli.*allow_grey=True"):
         fit(make_vae(grey), grey, epochs=1)
     vae = make_vae(grey, likelihood=functools.partial(likelihoods.Bernoulli, allow_grey=True))
     run = fit(vae, grey, epochs=1, seed=0)

@@ -1,7 +1,7 @@
 r"""The objective's contract: from log-weights to an estimate.
 
-An *objective* is a callable ``objective(log_weights) -> Estimate``; a function that returns a tensor of shape (batch,) is
-one as well (differentiated and reported as it is). Optional attributes: ``num_particles`` (1) and
+An *objective* is a callable ``objective(log_weights) -> Estimate``; a function that returns a tensor of shape (batch,)
+is one as well (differentiated and reported as it is). Optional attributes: ``num_particles`` (1) and
 ``max_plate_nesting`` (1). Nothing is inherited.
 """
 

@@ -95,7 +95,7 @@ class LogWeights:
                     f"there is no closed form of the KL at site {name!r} between {_describe(q)} and "
                     f"{_describe(self.prior[name])}; use the sampled one, objective ELBO"
                 ) from error
-            kl = kl + _to_particles(site_kl, self.num_particles, _particle_dim(q.batch_shape, self.num_particles))
+            kl = kl + _to_particles(site_kl, self.num_particles, _particle_dim(site_kl.shape, self.num_particles))
         return kl
 
     def require_pathwise(self, objective: str) -> None:

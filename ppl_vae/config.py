@@ -1,0 +1,342 @@
+"""The configuration of a training run: from the command line and YAML to the objects that `fit` takes.
+
+A configuration is a tree, and the command line is its leaves: ``--likelihood.network.hidden '[300]'`` is
+
+    likelihood:
+      class: Bernoulli          # a short name, or the import path of your own class or function
+      network:
+        class: MLP
+        hidden: [300]           # arguments of the constructor stand beside its name
+
+One rule governs what overrides what: **naming a class starts from that class's own defaults; an argument without a
+class changes what is there.** So ``--objective RenyiELBO`` never inherits the particles of the objective it replaces.
+(The data sets are the arguments of one function, `ppl_vae.data.load`: ``--data MNIST`` keeps its other arguments.) A
+file says what differs from the preset ``digits``, and the command line what differs from the file.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ppl_vae import data, training
+from ppl_vae._validation import did_you_mean
+from ppl_vae.networks import Shape
+from ppl_vae.pieces import KINDS, NETWORK, Arguments, Kind, arguments_of
+from ppl_vae.vae import VAE
+
+Tree = dict[str, Any]
+
+DEFAULT_PRESET = "digits"
+DEFAULT_NETWORK = "MLP"
+PIECES = ("prior", "likelihood", "posterior")
+NOT_RECORDED = ("config", "out", "resume", "print_config")
+FIT_OBJECTS = frozenset({"program", "data", "objective", "optimizer", "scheduler", "callbacks", "stop", "resume"})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that makes a training run, explicit: every argument, and what ``auto`` came to.
+
+    Attributes:
+        values: The tree, of plain values.
+        out: The folder to write the run to; not part of the run, and not in `to_yaml`.
+        resume: The checkpoint to continue from; likewise.
+        print_only: Whether the configuration was asked for, and no run.
+        source: What ``--config`` said; likewise.
+    """
+
+    values: Tree
+    out: str | None = None
+    resume: str | None = None
+    print_only: bool = False
+    source: str | None = None
+
+    @property
+    def name(self) -> str:
+        """A name for the run: that of the file or preset of ``--config``, or else of the data."""
+        stem = Path(self.source or "config").stem
+        return stem if stem != "config" else Path(self.values["data"]["name"]).stem
+
+    @classmethod
+    def from_yaml(cls, text: str, source: str = "the configuration") -> Config:
+        """Read a configuration; what it leaves out is taken from the preset ``digits``.
+
+        Raises:
+            ValueError: If it is not valid YAML, or names or values do not fit.
+        """
+        return cls(_resolve(_read_yaml(text, source), {}))
+
+    def to_yaml(self) -> str:
+        """Write the configuration; `from_yaml` reads it back to the same, and so does ``--config``."""
+        return yaml.dump(self.values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+    def build_dataset(self) -> data.Dataset:
+        """Load the data."""
+        return data.load(**arguments_of(data.load, "data").objects(self.values["data"]))
+
+    def build_vae(self, dataset: data.Dataset | Shape) -> VAE:
+        """Put the VAE together; the same seed gives the same initial parameters. Seeds torch's global generator.
+
+        Args:
+            dataset: The data, or the shape of one datum.
+        """
+        torch.manual_seed(self.values["seed"])
+        return VAE(dataset, **{name: self._build(name) for name in PIECES})
+
+    def build_fit_arguments(self) -> dict[str, Any]:
+        """Return what `fit` takes besides program and data."""
+        schema = arguments_of(training.fit, "", FIT_OBJECTS)
+        arguments = schema.objects({name: self.values[name] for name in schema.names})
+        return arguments | {name: self._build(name) for name in ("objective", "optimizer", "scheduler")}
+
+    def check(self) -> None:
+        """Make every piece, objective, optimiser and scheduler once, so that what they refuse is known before any data.
+
+        Raises:
+            ValueError: If one refuses its arguments.
+        """
+        training.resolve_device(self.values["device"])
+        for name in (*PIECES, "objective"):
+            self._build(name)
+        with _naming("optimizer", self.values["optimizer"]["class"]):
+            optimizer = self._build("optimizer")([torch.nn.Parameter(torch.zeros(1))])
+        if self.values["scheduler"] is not None:
+            with _naming("scheduler", self.values["scheduler"]["class"]):
+                self._build("scheduler")(optimizer)
+
+    def _build(self, name: str) -> Any:
+        return _build(KINDS[name], name, self.values[name])
+
+
+def parse(argv: Sequence[str]) -> Config:
+    """Return the configuration of a command line, every value checked.
+
+    Raises:
+        ValueError: If an option, a name or a value does not fit; one line that names it.
+        OSError: If the file of ``--config`` cannot be read.
+    """
+    options = _split(argv)
+    source, out, resume, print_only = (options.pop(name, None) for name in NOT_RECORDED)
+    if source is None and resume is not None:
+        source = str(_config_beside(resume))
+    config = Config(
+        _resolve(_read_config(source or DEFAULT_PRESET), options), out, resume, print_only is not None, source
+    )
+    config.check()
+    return config
+
+
+def presets() -> dict[str, str]:
+    """The presets' texts, by name."""
+    folder = importlib.resources.files("ppl_vae") / "presets"
+    files = {file.name.removesuffix(".yaml"): file for file in folder.iterdir() if file.name.endswith(".yaml")}
+    return {name: files[name].read_text(encoding="utf-8") for name in sorted(files)}
+
+
+def _split(argv: Sequence[str]) -> dict[str, str]:
+    """``--a.b 1 --c=2`` -> ``{"a.b": "1", "c": "2"}``; of an option given twice the last holds."""
+    options, rest = {}, list(argv)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise ValueError(f"{word!r} is no option; options are --name value, and lists one value: '[300, 150]'")
+        name, equals, value = word[2:].partition("=")
+        if name == "print_config":
+            value = "true"
+        elif not equals and rest and not rest[0].startswith("--"):
+            value = rest.pop(0)
+        if not name or not value:
+            raise ValueError(f"{word!r} has no value; expected --name VALUE")
+        options[name] = value
+    return options
+
+
+def _config_beside(checkpoint: str) -> Path:
+    """The configuration of the run that a checkpoint, or a run's folder, belongs to."""
+    folder = Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint).parent
+    if not Path(checkpoint).exists() or not (folder / "config.yaml").exists():
+        raise FileNotFoundError(
+            f"--resume is {checkpoint!r}; expected a run's folder or its checkpoint.pt, with its config.yaml beside it "
+            "(or else give --config)"
+        )
+    return folder / "config.yaml"
+
+
+def _read_config(name: str) -> Tree:
+    texts = presets()
+    if name in texts:
+        return _read_yaml(texts[name], f"preset {name}")
+    if not Path(name).exists() or Path(name).is_dir():
+        raise ValueError(
+            f"--config is {name!r}; expected a preset ({', '.join(texts)}) or a file{did_you_mean(name, texts)}"
+        )
+    try:
+        return _read_yaml(Path(name).read_text(encoding="utf-8"), name)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not a text file; expected YAML such as --print_config prints") from error
+
+
+def _read_yaml(text: str, source: str) -> Tree:
+    try:
+        tree = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{source} holds {type(tree).__name__}; expected options and their values, 'epochs: 10'")
+    return tree
+
+
+def _overlay(base: Tree, tree: Tree) -> Tree:
+    """`tree` over `base`: what names a class replaces what was there, what names none changes it."""
+    merged = dict(base)
+    for name, node in tree.items():
+        if isinstance(base.get(name), dict) and isinstance(node, dict) and "class" not in node:
+            node = _overlay(base[name], node)
+        merged[name] = node
+    return merged
+
+
+def _resolve(tree: Tree, given: Mapping[str, str]) -> Tree:
+    """Every value of a configuration, from a file's tree and the options of a command line."""
+    options = dict(given)
+    fit = arguments_of(training.fit, "", FIT_OBJECTS)
+    _check_names(["data", *KINDS, *fit.names], tree, options)
+    if isinstance(tree.get("data"), str):
+        tree = tree | {"data": {"name": tree["data"]}}
+    tree = _overlay(_read_yaml(presets()[DEFAULT_PRESET], f"preset {DEFAULT_PRESET}"), tree)
+
+    values: Tree = {"data": _resolve_data(tree.pop("data"), options)}
+    for name, kind in KINDS.items():
+        values[name] = _resolve_piece(kind, name, tree.pop(name, None), options)
+        if values[name] is None and name != "scheduler":
+            raise ValueError(f"--{name} is null; expected one of {', '.join(kind.known)}, or an import path")
+    values |= fit.complete(_take(fit, tree, options))
+    if values["seed"] is None:
+        raise ValueError("--seed is null; expected an integer, so that the run can be repeated")
+    if values["device"] == "auto":
+        values["device"] = str(training.resolve_device("auto"))
+    values["compile"] = "off" if values["compile"] == "auto" else values["compile"]
+    return values
+
+
+def _check_names(known: list[str], tree: Tree, options: Mapping[str, str]) -> None:
+    for name in [*map(str, tree), *(option.partition(".")[0] for option in options)]:
+        if name in NOT_RECORDED:
+            raise ValueError(f"--{name} belongs on the command line, once; it is no part of a configuration file")
+        if name not in known:
+            names = ", ".join(f"--{n}" for n in [*known, *NOT_RECORDED])
+            raise ValueError(f"--{name} is unknown; options are {names}{did_you_mean(name, [*known, *NOT_RECORDED])}")
+
+
+def _resolve_data(node: object, options: dict[str, str]) -> Tree:
+    values = dict(node) if isinstance(node, dict) else {"name": node}
+    if "data" in options:
+        values["name"] = options.pop("data")
+    schema = arguments_of(data.load, "data")
+    return schema.complete(_take(schema, values, options))
+
+
+def _resolve_piece(
+    kind: Kind, path: str, node: Any, options: dict[str, str], default: str | None = None, optional: bool = True
+) -> Tree | None:
+    """A piece with every argument, its networks likewise; None for none.
+
+    Args:
+        kind: What it is.
+        path: Where it stands, ``"likelihood.network"``.
+        node: What the file says of it.
+        options: What the command line says; what is used is taken out.
+        default: The class of a piece of which only arguments are given.
+        optional: Whether there may be none; else it is `default`.
+    """
+    if path in options:
+        text = options.pop(path)
+        node = None if text == "null" else {"class": text}
+    elif isinstance(node, str):
+        node = {"class": node}
+    if node is None and optional and not any(option.startswith(f"{path}.") for option in options):
+        return None
+    if not isinstance(node, dict | None):
+        raise ValueError(f"--{path} is {node!r}; expected a name, or 'class' and arguments")
+    values = {"class": default} | (node or {})
+    name = values.pop("class")
+    if name is None:
+        raise ValueError(
+            f"--{path} has arguments but no class; choose one of {', '.join(kind.known)}, or an import path"
+        )
+
+    target = kind.find(name, f"--{path}")
+    schema = kind.arguments(target, path)
+    resolved = {}
+    for parameter, needed in schema.networks.items():
+        below = f"{path}.{parameter}"
+        resolved[parameter] = _resolve_piece(
+            NETWORK, below, values.pop(parameter, None), options, DEFAULT_NETWORK, optional=not needed
+        )
+    resolved |= schema.complete(_take(schema, values, options))
+    return {"class": name, **{parameter: resolved[parameter] for parameter in schema.order}}
+
+
+def _take(schema: Arguments, values: Tree, options: dict[str, str]) -> Tree:
+    """The values for a schema, those of the command line last; these are taken out of `options`."""
+    prefix = f"{schema.path}." if schema.path else ""
+    mine = [option for option in options if option.startswith(prefix)]
+    return values | {option.removeprefix(prefix): options.pop(option) for option in mine}
+
+
+def _build(kind: Kind, path: str, node: Tree | None) -> Any:
+    """The object that a resolved piece describes."""
+    if node is None:
+        return None
+    values = dict(node)
+    name = values.pop("class")
+    target = kind.find(name, f"--{path}")
+    schema = kind.arguments(target, path)
+    networks = {
+        parameter: _build(NETWORK, f"{path}.{parameter}", values.pop(parameter)) for parameter in schema.networks
+    }
+    given = {parameter: network for parameter, network in networks.items() if network is not None}
+    with _naming(path, name):
+        return kind.make(target, schema.objects(values) | given)
+
+
+@contextmanager
+def _naming(path: str, name: str) -> Iterator[None]:
+    """Whatever a constructor raises names the option that led to it, in one line."""
+    try:
+        yield
+    except Exception as error:
+        message = re.sub(rf"^({re.escape(path)} )?{re.escape(name)}: ", "", str(error)) or type(error).__name__
+        raise ValueError(f"--{path} {name}: {message}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the numbers and truth values of its version 1.2: 1e-3 is a number, and off is a word."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lists on one line, no anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+_NUMBER = re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$")
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_BOOL, _FLOAT)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|false)$"), list("tf"))
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(_FLOAT, _NUMBER, list("-+.0123456789"))  # type: ignore[attr-defined]
+_Dumper.add_representer(list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, True))

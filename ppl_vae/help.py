@@ -1,0 +1,179 @@
+"""What ``ppl-vae train --help`` and ``--likelihood.help Bernoulli`` say, from signatures and docstrings."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from argparse import SUPPRESS, Action
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from ppl_vae import data, training
+from ppl_vae.config import DEFAULT_PRESET, FIT_OBJECTS, Config, Tree, parse, presets
+from ppl_vae.pieces import KINDS, NETWORK, Arguments, Kind, Target, arguments_of
+
+USAGE = "ppl-vae train [--config PRESET|FILE] [--OPTION VALUE ...]"
+DESCRIPTION = """\
+Train a VAE, and write its figures, pictures and checkpoint to a folder.
+
+A piece is chosen by its class name or by the import path of your own class or factory, and its arguments follow its
+option: --likelihood Bernoulli --likelihood.network.hidden '[300, 150]'. Naming a class starts from that class's own
+defaults; an argument without a class changes what the configuration has. In YAML an option's dots are its levels, and
+the name of a class is the key 'class'; --print_config shows it.
+"""
+EPILOG = """\
+--prior.help lists what can be chosen there; --likelihood.help Bernoulli and --likelihood.network.help MLP explain one
+choice. Likewise --posterior.help, --objective.help, --optimizer.help and --scheduler.help.
+"""
+
+
+def wanted(argv: Sequence[str]) -> bool:
+    """Whether a command line asks for help."""
+    return any(word in ("-h", "--help") or word.partition("=")[0].endswith(".help") for word in argv)
+
+
+def text(argv: Sequence[str]) -> str:
+    """Return the help that a command line asks for; defaults are those of the rest of the command line.
+
+    Raises:
+        ValueError: If it asks for the help of something unknown.
+    """
+    for i, word in enumerate(argv):
+        option, _, name = word.partition("=")
+        if option.endswith(".help"):
+            name = name or next(iter(argv[i + 1 : i + 2]), "")
+            return _piece(option.removesuffix(".help").removeprefix("--"), name)
+    return _everything(parse([word for word in argv if word not in ("-h", "--help", "--print_config")]))
+
+
+def _piece(path: str, name: str) -> str:
+    """The arguments of one class, or the list of classes."""
+    kind = KINDS.get(path) or (NETWORK if path.rpartition(".")[0] in KINDS else None)
+    if kind is None:
+        raise ValueError(f"--{path}.help is unknown; expected one of {', '.join(f'--{k}.help' for k in KINDS)}")
+    if not name or name.startswith("-"):
+        lines = [f"  {known:30} {_summary(target)}" for known, target in kind.known.items()]
+        return "\n".join([f"--{path} is one of", "", *lines, "", "or an import path such as mymodule.MyClass.", ""])
+    target = kind.find(name, f"--{path}")
+    parser = _parser(f"ppl-vae train --{path} {name} [--{path}.ARGUMENT VALUE ...]", _description(target))
+    group = parser.add_argument_group("arguments")
+    schema = kind.arguments(target, path)
+    _describe_networks(group, schema, path)
+    schema.add_to(group, path)
+    return parser.format_help()
+
+
+def _everything(config: Config) -> str:
+    parser = _parser(USAGE, DESCRIPTION, EPILOG, _Brief)
+    group = parser.add_argument_group("the run")
+    for option, metavar, meaning in (
+        ("config", "PRESET|FILE", f"A preset ({', '.join(presets())}), or a YAML file; {DEFAULT_PRESET} by default."),
+        ("print_config", None, "Print the configuration, every value explicit, and end."),
+        (
+            "out",
+            "FOLDER",
+            "Where the run goes; by default runs/NAME, or the first of NAME-2, ... that is free.",
+        ),
+        ("resume", "FOLDER", "Continue the run of this folder (with its configuration) in a new one."),
+    ):
+        kind_of_value: dict[str, Any] = {"action": "store_true"} if metavar is None else {"metavar": metavar}
+        group.add_argument(f"--{option}", help=meaning, default=SUPPRESS, **kind_of_value)
+    group = parser.add_argument_group("data")
+    arguments_of(data.load, "data").add_to(group, "data")
+    for name, kind in KINDS.items():
+        _describe(parser, kind, name, config.values[name])
+    arguments_of(training.fit, "", FIT_OBJECTS).add_to(parser.add_argument_group("training"))
+    known = {action.dest for action in parser._actions}
+    parser.set_defaults({key: value for key, value in _leaves(config.values) if key in known})
+    return parser.format_help().replace("--data.name NAME", "--data NAME     ")
+
+
+def _describe(parser: ArgumentParser, kind: Kind, path: str, node: Tree | None) -> None:
+    """A piece's option, its arguments and those of its networks, one group each."""
+    name = None if node is None else node["class"]
+    group = parser.add_argument_group(path if name is None else f"{path}: {name}")
+    group.add_argument(f"--{path}", metavar="CLASS", default=name, help=_choices(kind))
+    if node is None:
+        return
+    schema = kind.arguments(kind.find(name, f"--{path}"), path)
+    schema.add_to(group, path)
+    for network in schema.networks:
+        _describe(parser, NETWORK, f"{path}.{network}", node[network])
+
+
+def _describe_networks(group: Any, schema: Arguments, path: str) -> None:
+    for network in schema.networks:
+        group.add_argument(f"--{path}.{network}", metavar="CLASS", help=_choices(NETWORK))
+
+
+def _choices(kind: Kind) -> str:
+    return f"One of {', '.join(kind.known)}, or an import path."
+
+
+def _summary(target: Target) -> str:
+    return (inspect.getdoc(target) or "").partition("\n")[0]
+
+
+def _leaves(tree: Tree, prefix: str = "") -> list[tuple[str, Any]]:
+    """Every value by its dotted name; a class stands at the name of its piece."""
+    leaves: list[tuple[str, Any]] = []
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            leaves += _leaves(value, f"{prefix}{name}.")
+        else:
+            leaves.append((prefix.rstrip(".") if name == "class" else prefix + name, value))
+    return leaves
+
+
+def _description(target: Target) -> str:
+    """A docstring without its arguments, which are listed below it, and without what only Sphinx can show."""
+    text = (inspect.getdoc(target) or "").partition("\nArgs:")[0]
+    return re.sub(r"^\.\. .*\n?(?:[ \t]+.*\n?|\n)*", "", text, flags=re.MULTILINE).strip()
+
+
+class _Formatter(DefaultHelpFormatter):
+    """Keeps the paragraphs of docstrings, and leaves out what jsonargparse says of tensors as arguments."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text
+
+    def _format_action(self, action: Action) -> str:
+        hidden = any(option.endswith(".help") for option in action.option_strings)
+        return "" if hidden else super()._format_action(action)
+
+    def _format_action_invocation(self, action: Action) -> str:
+        return super()._format_action_invocation(action).partition(", --")[0]
+
+    def _get_help_string(self, action: Action) -> str:
+        facts = super()._get_help_string(action).removeprefix(action.help or "")
+        text = re.sub(r"\s*\(default: (?:[^()]|\([^()]*\))*\)", "", action.help or "")  # the facts have it too
+        return self._shorten(text) + facts
+
+    def _expand_help(self, action: Action) -> str:
+        text = super()._expand_help(action)
+        return re.sub(r", known subclasses: [^)]*| \| Tensor|(?<=\()required, (?=type: .*default)", "", text)
+
+    def _shorten(self, text: str) -> str:
+        return text
+
+
+class _Brief(_Formatter):
+    """Of each argument the first sentence."""
+
+    def _shorten(self, text: str) -> str:
+        return re.split(r"\. (?=[A-Z`])", text)[0].rstrip(".") + "."
+
+
+def _parser(
+    usage: str, description: str, epilog: str = "", formatter: type[DefaultHelpFormatter] = _Formatter
+) -> ArgumentParser:
+    return ArgumentParser(
+        usage=usage,
+        description=description,
+        epilog=epilog,
+        add_help=False,
+        allow_abbrev=False,
+        formatter_class=formatter,
+    )

@@ -1,0 +1,297 @@
+"""What can be chosen in a configuration, by name or by import path, and which arguments it then takes.
+
+A `Kind` (prior, likelihood, ..., scheduler) knows where its short names are looked up. `Arguments` is the schema of one
+chosen class or function, read from its signature by jsonargparse: it never sees any other class, so that no argument of
+a default can leak into what was chosen instead.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import pyro.distributions as dist
+import pyro.infer
+import torch
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+from torch import nn
+from torch.optim import lr_scheduler
+
+from ppl_vae import likelihoods, networks, objectives, posteriors, priors
+from ppl_vae._validation import did_you_mean
+
+Target = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One of the choices that make a run.
+
+    Attributes:
+        name: What it is called: ``"prior"``.
+        known: The classes that have a short name.
+        refused: Short names that cannot work, and why.
+    """
+
+    name: str
+    known: Mapping[str, Target]
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    def find(self, name: object, option: str) -> Target:
+        """Return the class or function of this short name or import path.
+
+        Raises:
+            ValueError: If there is none; the message names the option, the known names and the nearest one.
+        """
+        if isinstance(name, str) and name in self.refused:
+            raise ValueError(f"{option} {name} cannot be used: {self.refused[name]}")
+        if isinstance(name, str) and name in self.known:
+            return self.known[name]
+        if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")) or "." not in name:
+            names = ", ".join(self.known)
+            raise ValueError(
+                f"{option} is {name!r}; expected one of {names}, or an import path such as "
+                f"mymodule.my_{self.name}{did_you_mean(name, self.known)}"
+            )
+        return _import(name, option)
+
+    def arguments(self, target: Target, path: str) -> Arguments:
+        """Return the schema of what a configuration may set."""
+        parameters = list(inspect.signature(target).parameters)
+        if self._is_value(target):
+            return arguments_of(target, path, frozenset(parameters))
+        return arguments_of(target, path, frozenset([*parameters[:1], "last_epoch"] if self._is_partial else []))
+
+    def make(self, target: Target, arguments: dict[str, Any]) -> Any:
+        """Return the object: of a class its instance, of a function what its kind makes of it.
+
+        An optimiser or a scheduler becomes a function of what the program gives it (parameters, the optimiser). A
+        function as a network is the factory itself, and as an objective the objective itself; as a prior, likelihood or
+        posterior it is called, and returns the piece.
+        """
+        if self._is_partial:
+            parameters = inspect.signature(target).parameters
+            # only what differs from the defaults: SVI takes the fused form where nothing was said of it
+            changed = {n: v for n, v in arguments.items() if n not in parameters or v != parameters[n].default}
+            return functools.partial(target, **changed)
+        if self._is_value(target):
+            return target
+        made = target(**arguments)
+        if isinstance(made, dist.Distribution):
+            raise TypeError(
+                f"{self.name} {target.__name__} returned a distribution; expected a class, or a function whose result "
+                "is the piece, a callable that returns the distribution"
+            )
+        return made
+
+    @property
+    def _is_partial(self) -> bool:
+        return self.name in ("optimizer", "scheduler")
+
+    def _is_value(self, target: Target) -> bool:
+        return self.name in ("network", "objective") and not inspect.isclass(target)
+
+
+def _classes(module: ModuleType, wanted: Callable[[type], bool]) -> dict[str, Target]:
+    """The public classes that a module or package defines."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if inspect.isclass(value)
+        and value.__module__.startswith(module.__name__)
+        and not name.startswith("_")
+        and wanted(value)
+    }
+
+
+def _is_piece(cls: type) -> bool:
+    """Whether instances can be called, and it is no protocol."""
+    return any("__call__" in vars(parent) for parent in cls.__mro__) and not getattr(cls, "_is_protocol", False)
+
+
+def _derives(base: type, but: Container[str] = ()) -> Callable[[type], bool]:
+    return lambda cls: issubclass(cls, base) and cls is not base and cls.__name__ not in but
+
+
+_OPTIMIZERS_REFUSED = {
+    "LBFGS": "it needs a closure that evaluates the loss several times a step; use Adam or another first-order method",
+    "SparseAdam": "it takes sparse gradients only, and these networks have dense ones; use Adam",
+}
+_SCHEDULERS_REFUSED = dict.fromkeys(
+    ("ChainedScheduler", "SequentialLR"),
+    "it is made of other schedulers; write a function optimizer -> scheduler of your own and give its import path",
+)
+_PYRO_OBJECTIVES = {
+    name: cls
+    for name, cls in _classes(pyro.infer, _derives(pyro.infer.ELBO)).items()
+    if not name.startswith("Jit") and not hasattr(objectives, name)
+}
+
+NETWORK = Kind("network", _classes(networks, lambda cls: _is_piece(cls) and not issubclass(cls, nn.Module)))
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("prior", _classes(priors, _is_piece)),
+        Kind("likelihood", _classes(likelihoods, _is_piece)),
+        Kind("posterior", _classes(posteriors, _is_piece)),
+        Kind("objective", _classes(objectives, _is_piece) | _PYRO_OBJECTIVES),
+        Kind(
+            "optimizer",
+            _classes(torch.optim, _derives(torch.optim.Optimizer, but=_OPTIMIZERS_REFUSED)),
+            _OPTIMIZERS_REFUSED,
+        ),
+        Kind(
+            "scheduler",
+            _classes(lr_scheduler, _derives(lr_scheduler.LRScheduler, but=_SCHEDULERS_REFUSED)),
+            _SCHEDULERS_REFUSED,
+        ),
+    )
+}
+
+
+def _import(path: str, option: str) -> Target:
+    module_name, _, name = path.rpartition(".")
+    try:
+        target = getattr(importlib.import_module(module_name), name)
+    except Exception as error:  # whatever the user's module raises
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{option} {path} cannot be imported ({reason})") from error
+    if not (inspect.isclass(target) or inspect.isroutine(target)):
+        raise ValueError(f"{option} {path} is a {type(target).__name__}; expected a class or a function")
+    try:
+        inspect.signature(target)
+    except ValueError as error:
+        raise ValueError(f"{option} {path} has no signature to read arguments from; wrap it in a function") from error
+    return target
+
+
+class Arguments:
+    """The arguments of a class or function, by its signature.
+
+    Args:
+        target: The class or function.
+        path: Where it stands in a configuration, ``"likelihood.network"``, for messages.
+        skip: Parameters that are not for a configuration to set.
+
+    Attributes:
+        names: The parameters that take a value.
+        networks: Those that take a network, and whether they need one: annotated with `NetworkFactory`, or unannotated
+            and called ``network``. They are chosen by class themselves. (Ours all have a default network, written into
+            a configuration as such; what a foreign class does without one is its own affair.)
+        order: Both, as in the signature.
+    """
+
+    def __init__(self, target: Target, path: str, skip: frozenset[str] = frozenset()) -> None:
+        self.target = target
+        self.path = path
+        self.skip = skip
+        everything = self.add_to(ArgumentParser(exit_on_error=False, add_help=False, allow_abbrev=False))
+        parameters = {n: (p, owner) for n, (p, owner) in _parameters(target).items() if n in everything}
+        self.networks = {n: _needs_network(p, owner) for n, (p, owner) in parameters.items() if _is_network(p)}
+        self.required = [n for n, (p, _) in parameters.items() if p.default is p.empty and n not in self.networks]
+        self.never_null = [n for n, (p, _) in parameters.items() if _refuses_null(p) and n not in self.networks]
+        self.order = list(dict.fromkeys([*parameters, *everything]))
+        self.skip = skip | self.networks.keys()
+        self._parser = ArgumentParser(exit_on_error=False, add_help=False, allow_abbrev=False)
+        self.names = self.add_to(self._parser)
+
+    def add_to(self, parser: Any, nested_key: str | None = None) -> list[str]:
+        """Add them to a parser or a group of one (for its help), and return their names."""
+        add = parser.add_class_arguments if inspect.isclass(self.target) else parser.add_function_arguments
+        return add(self.target, nested_key, as_group=False, skip=set(self.skip), fail_untyped=False)
+
+    def complete(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return all arguments, checked by type and with their defaults, as plain values that YAML can hold."""
+        parsed = self._parse(values)
+        plain = yaml.safe_load(self._parser.dump(parsed)) or {}
+        return {name: plain.get(name) for name in self.names}  # jsonargparse writes no nulls
+
+    def objects(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments as the Python objects to call the target with."""
+        return dict(vars(self._parser.instantiate(self._parse(values))))
+
+    def _parse(self, values: Mapping[str, Any]) -> Any:
+        for name in values:
+            if name not in self.names:
+                raise ValueError(self.unknown(name))
+        for name in self.required:
+            if name not in values:
+                raise ValueError(f"{self._option(name)} is missing: {self.target.__name__} needs it")
+        try:
+            parsed = self._parser.parse_object(dict(values))
+        except ArgumentError as error:
+            raise ValueError(self._explain(str(error), values)) from error
+        for name in self.never_null:
+            if parsed[name] is None:
+                raise ValueError(f"{self._option(name)} is null; expected a value")
+        return parsed
+
+    def unknown(self, name: str) -> str:
+        """Return the message for an argument that the target does not take."""
+        takes = f"takes {', '.join(self.order)}" if self.order else "takes no arguments"
+        return f"{self._option(name)} is unknown: {self.target.__name__} {takes}{did_you_mean(name, self.order)}"
+
+    def _option(self, name: str) -> str:
+        return f"--{self.path}.{name}" if self.path else f"--{name}"
+
+    def _explain(self, message: str, values: Mapping[str, Any]) -> str:
+        """Put jsonargparse's message into one sentence: the option, what it is, what was expected."""
+        key = re.search(r'key "([^".]+)', message)
+        expected = dict.fromkeys(re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", message, re.MULTILINE))
+        kinds = [_type_name(kind) for kind in expected if "import path" not in kind and "Tensor" not in kind]
+        if key is None or key[1] not in values or not kinds:
+            return f"--{self.path}: {' '.join(message.split())}"
+        return f"{self._option(key[1])} is {values[key[1]]!r}; expected {' or '.join(kinds)}"
+
+
+@functools.lru_cache(maxsize=128)
+def arguments_of(target: Target, path: str, skip: frozenset[str] = frozenset()) -> Arguments:
+    """Return the `Arguments`, made once: to read signatures and docstrings takes tens of milliseconds."""
+    return Arguments(target, path, skip)
+
+
+def _parameters(target: Target) -> dict[str, tuple[inspect.Parameter, str]]:
+    """The parameters of a class or function, and those that its ``**kwargs`` hands to a base; each with its module."""
+    found: dict[str, tuple[inspect.Parameter, str]] = {}
+    owners = [c for c in target.__mro__ if "__init__" in vars(c)] if inspect.isclass(target) else [target]
+    for owner in owners or [target]:
+        parameters = inspect.signature(owner).parameters
+        for name, parameter in parameters.items():
+            found.setdefault(name, (parameter, owner.__module__))
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break
+    return found
+
+
+def _is_network(parameter: inspect.Parameter) -> bool:
+    if parameter.annotation is parameter.empty:
+        return parameter.name == "network"
+    return "NetworkFactory" in str(parameter.annotation)
+
+
+def _refuses_null(parameter: inspect.Parameter) -> bool:
+    annotation = str(parameter.annotation)
+    typed = parameter.annotation is not parameter.empty and not re.search(r"None|Optional|Any", annotation)
+    return typed and parameter.default is not None
+
+
+def _needs_network(parameter: inspect.Parameter, module: str) -> bool:
+    return parameter.default is parameter.empty or module.startswith("ppl_vae.")
+
+
+_WORDS = {"int": "an integer", "float": "a number", "bool": "true or false", "NoneType": "null", "Sequence": "a list"}
+
+
+def _type_name(text: str) -> str:
+    """``<class 'float'>`` -> ``a number``; ``typing.Literal['a', 'b']`` -> ``one of a, b``."""
+    if choices := re.match(r"(?:typing\.)?Literal\[(.*)\]", text):
+        return "one of " + choices[1].replace("'", "")
+    name = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    return _WORDS.get(name, name)

@@ -1,0 +1,543 @@
+"""The conformance properties of DESIGN.md, over every entry of `zoo`."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import io
+import pickle
+import pkgutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pyro
+import pytest
+import torch
+import zoo
+from pyro import infer, poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor
+
+from ppl_vae import SVI, VAE, data, likelihoods, networks, objectives, posteriors, priors
+from ppl_vae.networks import ParameterNetwork
+from ppl_vae.objectives import as_loss, sample_log_weights
+from ppl_vae.objectives.losses import BatchLoss, evaluate_objective
+
+every_program = pytest.mark.parametrize("program", zoo.programs(), ids=zoo.names)
+every_network = pytest.mark.parametrize("network", zoo.NETWORKS, ids=zoo.names)
+every_objective = pytest.mark.parametrize("objective", zoo.OBJECTIVES + zoo.PYRO_OBJECTIVES, ids=zoo.names)
+own_objective = pytest.mark.parametrize("objective", zoo.OBJECTIVES, ids=zoo.names)
+particles = pytest.mark.parametrize("num_particles", [1, 3])
+
+SMALL_LOGITS = next(n for n in zoo.NETWORKS if n.name == "MLP-torch")  # the article's formula with eps = 0 saturates
+BATCH, K, X_SHAPE, LATENT = 5, 3, (1, 2, 3), 2
+RTOL = {torch.float32: 1e-6, torch.float64: 1e-10}  # float32 has 6e-8 to a rounding
+
+
+def data_for(program: zoo.Program, batch: int = BATCH, x_shape: tuple[int, ...] = X_SHAPE) -> Tensor:
+    return program.likelihood.draw(batch, *x_shape)
+
+
+def close(actual: Tensor, expected: Tensor, what: str = "") -> None:
+    """Equal to `RTOL` of the largest value: single entries near 0 are differences of larger numbers."""
+    assert actual.shape == expected.shape, what
+    error = (actual - expected).abs().max() / expected.abs().max().clamp(min=1e-300)
+    assert error <= RTOL[expected.dtype], f"{what}: relative error {error:.2e}"
+
+
+def within_errors(a: Tensor, se_a: Tensor | float, b: Tensor, se_b: Tensor | float = 0.0) -> None:
+    """Equal within 5 of their own standard errors."""
+    error = ((a - b).abs() / (torch.as_tensor(se_a) ** 2 + torch.as_tensor(se_b) ** 2).sqrt()).max()
+    assert error < 5, f"{a} against {b}: {error:.1f} standard errors"
+
+
+def base_parameters(distribution: Any) -> dict[str, Tensor]:
+    while isinstance(distribution, torch.distributions.Independent):
+        distribution = distribution.base_dist
+    return {name: getattr(distribution, name) for name in distribution.arg_constraints}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks of ten units gain nothing from threads, and beside another process lose a factor of ten by them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def float64() -> None:
+    torch.set_default_dtype(torch.float64)  # `fresh_state` sets it back
+
+
+# The list itself
+
+
+def public_classes(package: Any) -> Iterator[type]:
+    modules = [package]
+    for info in pkgutil.walk_packages(getattr(package, "__path__", ()), package.__name__ + "."):
+        modules.append(importlib.import_module(info.name))
+    for module in modules:
+        for name, value in vars(module).items():
+            if inspect.isclass(value) and value.__module__ == module.__name__ and not name.startswith("_"):
+                yield value
+
+
+def test_every_public_class_is_in_the_zoo() -> None:
+    listed = {type(entry.make(2)) for entry in zoo.PRIORS + zoo.OBJECTIVES}
+    listed |= {type(entry.make(networks.MLP([3]))) for entry in zoo.LIKELIHOODS + zoo.POSTERIORS}
+    listed |= {type(entry.make()) for entry in zoo.NETWORKS}
+    public = {c for module in (priors, likelihoods, posteriors, networks, objectives) for c in public_classes(module)}
+    pieces = {c for c in public if not getattr(c, "_is_protocol", False) and c.__name__ not in zoo.NOT_PIECES}
+    assert len(pieces) >= 8, "the walk over the modules finds too little"
+    missing = sorted(c.__qualname__ for c in pieces - listed)
+    assert not missing, f"add a line to tests/zoo.py for each of {missing}"
+    assert {c.__name__ for c in public} >= zoo.NOT_PIECES, "zoo.NOT_PIECES names a class that is gone"
+
+
+@pytest.mark.parametrize("entries", [getattr(zoo, name) for name in dir(zoo) if name.isupper()])
+def test_names_are_unique(entries: Any) -> None:
+    if isinstance(entries, list):
+        assert len({entry.name for entry in entries}) == len(entries)
+
+
+# Pieces
+
+
+@every_program
+@pytest.mark.parametrize("x_shape", [(4,), (1, 2, 3), (3, 2)], ids=str)
+@pytest.mark.parametrize("latent_dim", [1, 3])
+def test_batch_and_event_shapes(program: zoo.Program, x_shape: tuple[int, ...], latent_dim: int) -> None:
+    vae = program.vae(x_shape, latent_dim)
+    prior = vae.prior()
+    assert (prior.batch_shape, prior.event_shape) == ((), (latent_dim,))
+    vae.eval()
+    for batch_shape in [(), (BATCH,), (K, BATCH), (1, BATCH), (2, K, 1)]:
+        likelihood = vae.likelihood(torch.randn(*batch_shape, latent_dim))
+        assert (likelihood.batch_shape, likelihood.event_shape) == (batch_shape, x_shape)
+    posterior = vae.posterior(data_for(program, BATCH, x_shape))
+    assert (posterior.batch_shape, posterior.event_shape) == ((BATCH,), (latent_dim,))
+
+
+@every_program
+@particles
+def test_log_weights_are_per_datum_and_particle(program: zoo.Program, num_particles: int) -> None:
+    vae = program.vae()
+    weights = sample_log_weights(vae.model, vae.guide, data_for(program), num_particles=num_particles)
+    for part in (weights.log_lik, weights.log_prior["z"], weights.log_q["z"], weights.log_w, weights.kl):
+        assert part.shape == (num_particles, BATCH)
+        assert part.isfinite().all()
+    assert weights.z["z"].shape == ((BATCH, LATENT) if num_particles == 1 else (num_particles, BATCH, LATENT))
+    assert weights.num_particles == num_particles
+    x, z = data_for(program), weights.z["z"]
+    vae.eval()  # the parts are what the pieces say, at every particle
+    weights = sample_log_weights(vae.model, vae.guide, x, num_particles=num_particles)
+    z = weights.z["z"].reshape(num_particles, BATCH, LATENT)
+    close(weights.log_lik, vae.likelihood(z).log_prob(x).reshape(num_particles, BATCH))
+    close(weights.log_q["z"], vae.posterior(x).log_prob(z).reshape(num_particles, BATCH))
+    close(weights.log_prior["z"], vae.prior().log_prob(z).reshape(num_particles, BATCH))
+
+
+@every_program
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_particles_broadcast(program: zoo.Program, dtype: torch.dtype) -> None:
+    vae = program.vae().to(dtype).eval()
+    z = torch.randn(K, BATCH, LATENT, dtype=dtype)
+    x = data_for(program, K * BATCH).reshape(K, BATCH, *X_SHAPE).to(dtype)
+    for piece, inputs, value in ((vae.likelihood, z, x), (vae.posterior, x, z)):
+        together, apart = piece(inputs), [piece(particle) for particle in inputs]
+        for name, parameter in base_parameters(together).items():
+            assert parameter.dtype == dtype
+            close(parameter, torch.stack([base_parameters(one)[name] for one in apart]), name)
+        log_prob = torch.stack([one.log_prob(v) for one, v in zip(apart, value, strict=True)])
+        close(together.log_prob(value), log_prob, "log_prob")
+
+
+def one_dimensional(program: zoo.Program) -> Iterator[tuple[Any, zoo.Domain]]:
+    """The three distributions of a program with one latent and one pixel, batches of 4."""
+    vae = program.vae((1,), 1).eval()
+    with torch.no_grad():
+        yield vae.prior().expand((4,)), program.prior.domain
+        yield vae.likelihood(torch.randn(4, 1)), program.likelihood.domain
+        yield vae.posterior(data_for(program, 4, (1,))), program.posterior.domain
+
+
+def density(distribution: Any, domain: zoo.Domain, samples: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """For each distribution of a batch the points and the masses there."""
+    low, centre, high = samples.quantile(torch.tensor([0.25, 0.5, 0.75]), dim=0)
+    for i in range(len(centre)):
+        x, weight = domain.nodes(centre[i].item(), (high - low)[i].item() / 1.35)
+        log_prob = distribution.log_prob(x[:, None, None].expand(-1, len(centre), 1))[:, i]
+        yield i, x, weight * log_prob.exp()
+
+
+@every_program
+@pytest.mark.usefixtures("float64")
+def test_densities_are_normalised(program: zoo.Program) -> None:
+    for distribution, domain in one_dimensional(program):
+        for _, _, mass in density(distribution, domain, distribution.sample((400,))[..., 0]):
+            torch.testing.assert_close(mass.sum(), torch.tensor(1.0), rtol=1e-10, atol=0.0)
+
+
+@pytest.mark.parametrize("entry", [e for e in zoo.LIKELIHOODS if not e.is_density], ids=zoo.names)
+@pytest.mark.usefixtures("float64")
+def test_what_is_said_to_be_no_density_is_none(entry: zoo.Likelihood) -> None:
+    vae = zoo.Program(likelihood=entry).vae((1,), 1).eval()
+    x = torch.linspace(0, 1, 2001)
+    mass = torch.trapezoid(vae.likelihood(torch.ones(1, 1)).log_prob(x[:, None, None])[:, 0].exp(), x)
+    assert abs(mass - 1) > 0.1
+
+
+@every_program
+@pytest.mark.usefixtures("float64")
+def test_samples_follow_the_density(program: zoo.Program) -> None:
+    for distribution, domain in one_dimensional(program):
+        samples = distribution.sample((20_000,))[..., 0]  # (n, 4)
+        for i, x, mass in density(distribution, domain, samples):
+            mean = (mass * x).sum()
+            within_errors(samples[:, i].mean(), zoo.standard_error(samples[:, i]), mean)
+            squares = (samples[:, i] - mean) ** 2
+            variance = (mass * (x - mean) ** 2).sum()
+            within_errors(squares.mean(), zoo.standard_error(squares), variance)
+            exact = {"rtol": 1e-10, "atol": 1e-10 * float(variance.sqrt())}
+            torch.testing.assert_close(distribution.mean[i, 0], mean, **exact)
+            torch.testing.assert_close(distribution.variance[i, 0], variance, **exact)
+
+
+@every_program
+@pytest.mark.usefixtures("float64")
+def test_reparameterised_samples_carry_the_gradient(program: zoo.Program) -> None:
+    """The pathwise derivative of the mean of z is the derivative of the mean that q states."""
+    vae = program.vae((3,), 1).eval()
+    q = vae.posterior(data_for(program, 1, (3,)))
+    weights = [p for p in vae.posterior.parameters()]
+    n = 4000
+    z = q.rsample((n,))[:, 0, 0]
+    rows = torch.stack([torch.autograd.grad(z[i], weights, retain_graph=True)[-1] for i in range(60)])
+    expected = torch.autograd.grad(q.mean.sum(), weights, retain_graph=True)[-1]
+    assert z.requires_grad
+    spread = zoo.standard_error(rows) + 1e-12  # the mean's own bias has derivative exactly 1 everywhere
+    within_errors(rows.mean(0), spread, expected)
+
+
+@every_program
+@pytest.mark.usefixtures("float64")
+def test_gradients_reach_every_parameter(program: zoo.Program) -> None:
+    # in evaluation mode: a bias before a batch normalisation that learns has derivative 0, and rounding for gradient
+    vae = program.vae().eval()
+    weights = sample_log_weights(vae.model, vae.guide, data_for(program), num_particles=K)
+    objectives.ELBO(K)(weights).surrogate.sum().backward()
+    assert list(vae.parameters())
+    for name, parameter in vae.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.count_nonzero() > 0, name
+
+
+def log_probs(vae: VAE, x: Tensor, z: Tensor) -> list[Tensor]:
+    with torch.no_grad(), networks.evaluation_mode(vae):
+        return [vae.prior().log_prob(z), vae.likelihood(z).log_prob(x), vae.posterior(x).log_prob(z)]
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> list[bool]:
+    return [torch.equal(one, other) for one, other in zip(a, b, strict=True)]
+
+
+def move(vae: VAE, x: Tensor) -> None:
+    """Train two steps, so that parameters and running statistics are no longer the first ones."""
+    svi = SVI(vae.model, vae.guide, torch.optim.Adam, objectives.ELBO())
+    svi.step(x)
+    svi.step(x)
+
+
+@every_program
+def test_save_and_load(program: zoo.Program) -> None:
+    x, z = data_for(program), torch.randn(BATCH, LATENT)
+    vae = program.vae()
+    move(vae, x)
+    expected = log_probs(vae, x, z)
+    file = io.BytesIO()
+    torch.save(vae.state_dict(), file)
+    file.seek(0)
+    pyro.set_rng_seed(1)
+    other = program.vae()
+    assert same(log_probs(other, x, z)[1:], expected[1:]) == [False, False], "the other one must start elsewhere"
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert all(same(log_probs(other, x, z), expected))
+
+
+def pickled(vae: VAE) -> VAE:
+    # Pyro hangs a weak reference on each parameter that it has seen, which pickle refuses; a deepcopy is without
+    return pickle.loads(pickle.dumps(copy.deepcopy(vae)))
+
+
+@every_program
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled])
+def test_copies_are_independent(program: zoo.Program, duplicate: Callable[[VAE], VAE]) -> None:
+    x, z = data_for(program), torch.randn(BATCH, LATENT)
+    vae = program.vae()
+    move(vae, x)
+    expected = log_probs(vae, x, z)
+    other = duplicate(vae)
+    assert all(same(log_probs(other, x, z), expected))
+    assert other.name != vae.name
+    move(other, x)
+    assert same(log_probs(other, x, z)[1:], expected[1:]) == [False, False]
+    assert all(same(log_probs(vae, x, z), expected))
+
+
+@every_program
+def test_a_new_vae_can_be_pickled(program: zoo.Program) -> None:
+    x, z = data_for(program), torch.randn(BATCH, LATENT)
+    vae = program.vae()
+    assert all(same(log_probs(pickle.loads(pickle.dumps(vae)), x, z), log_probs(vae, x, z)))
+
+
+def assert_trains_on(vae: VAE, x: Tensor, objective: Any) -> None:
+    """A step through a loss keeps everything at the data's type and device."""
+    surrogate = as_loss(objective)((vae.model, vae.guide), x).surrogate
+    if surrogate is not None:
+        assert (surrogate.dtype, surrogate.device) == (x.dtype, x.device)
+        surrogate.backward()
+    for name, parameter in vae.named_parameters():
+        assert parameter.grad is not None, name
+        assert (parameter.grad.dtype, parameter.grad.device) == (x.dtype, x.device), name
+    for image in (vae.reconstruct(x), vae.sample(2)):
+        assert (image.dtype, image.device) == (x.dtype, x.device)
+
+
+@every_program
+def test_moves_to_float64(program: zoo.Program) -> None:
+    vae = program.vae()
+    move(vae, data_for(program))
+    assert_trains_on(vae.double(), data_for(program).double(), objectives.ELBO(K))
+
+
+@every_objective
+@particles
+def test_objectives_work_in_float64(objective: zoo.Objective, num_particles: int) -> None:
+    program = zoo.Program()
+    assert_trains_on(program.vae().double(), data_for(program).double(), objective.make(num_particles))
+
+
+@pytest.mark.gpu
+@every_program
+def test_moves_to_a_gpu(program: zoo.Program) -> None:
+    vae = program.vae()
+    x = data_for(program)
+    move(vae, x)
+    assert_trains_on(vae.to("cuda"), x.to("cuda"), objectives.ELBO(K))
+
+
+# Networks by themselves
+
+
+@every_network
+@pytest.mark.parametrize(("in_shape", "out_shape"), [((4,), (3,)), ((1, 2, 3), (2, 2, 2)), ((2,), (1, 4, 4))], ids=str)
+def test_networks_map_the_shapes_they_were_made_for(
+    network: zoo.Network, in_shape: tuple[int, ...], out_shape: tuple[int, ...]
+) -> None:
+    module = network.make()(in_shape, out_shape)
+    assert module(torch.randn(BATCH, *in_shape)).shape == (BATCH, *out_shape)
+    assert any(isinstance(m, torch.nn.BatchNorm1d) for m in module.modules()) == network.batch_norm
+
+
+@every_network
+def test_networks_never_see_particles(network: zoo.Network) -> None:
+    parameters = ParameterNetwork(network.make(), "a piece", count=2)
+    parameters.build((4,), (2, 3))
+    seen = []
+    assert parameters.network is not None
+    parameters.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
+    first, second = parameters(torch.randn(K, BATCH, 4))
+    assert seen == [(K * BATCH, 4)]
+    assert first.shape == second.shape == (K, BATCH, 2, 3)
+
+
+# Objectives
+
+
+@own_objective
+@particles
+@pytest.mark.parametrize("likelihood", zoo.LIKELIHOODS, ids=zoo.names)
+@pytest.mark.usefixtures("float64")  # eps = 0 saturates in float32
+def test_an_estimate_per_datum(objective: zoo.Objective, num_particles: int, likelihood: zoo.Likelihood) -> None:
+    program = zoo.Program(likelihood=likelihood)
+    assert objective.fits(program.prior, program.likelihood, program.posterior)
+    vae, made = program.vae(), objective.make(num_particles)
+    assert made.num_particles == num_particles
+    weights = sample_log_weights(vae.model, vae.guide, data_for(program), num_particles=num_particles)
+    estimate = evaluate_objective(made, weights)
+    assert estimate.value.shape == estimate.surrogate.shape == (BATCH,)
+    assert estimate.value.isfinite().all()
+    assert estimate.surrogate.isfinite().all()
+    assert estimate.surrogate.requires_grad
+    assert not estimate.value.requires_grad
+    assert estimate.kind in ("lower", "upper", "neither")
+    assert (estimate.kind == "lower") or not objective.is_elbo
+    if estimate.kl is not None:
+        assert estimate.kl.shape == (BATCH,)
+
+
+@every_objective
+@particles
+@pytest.mark.usefixtures("float64")
+def test_a_batch_is_its_data_one_by_one(
+    objective: zoo.Objective, num_particles: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every number of a batch is the sum of those of its data alone, at the same noise."""
+    program = zoo.Program()
+    vae, x = program.vae(), data_for(program)
+    sample = TorchDistributionMixin.__call__  # what `pyro.sample` calls
+    drawn: list[Tensor] = []
+
+    def record(distribution: Any) -> Tensor:
+        drawn.append(sample(distribution))
+        return drawn[-1]
+
+    def batch_loss(x: Tensor, draw: Callable[[Any], Tensor]) -> BatchLoss:
+        monkeypatch.setattr(TorchDistributionMixin, "__call__", draw)
+        return as_loss(objective.make(num_particles))((vae.model, vae.guide), x)
+
+    total, alone = batch_loss(x, record), []
+    for i in range(BATCH):
+        again = iter([z[..., i : i + 1, :] for z in drawn])
+        alone.append(batch_loss(x[i : i + 1], lambda distribution, again=again: next(again).detach()))
+    assert total.weight == BATCH
+    for name in ("loss", "log_likelihood", "kl"):
+        close(getattr(total, name), torch.stack([torch.as_tensor(getattr(one, name)) for one in alone]).sum(), name)
+
+
+@pytest.fixture(scope="module")
+def repeated() -> tuple[VAE, Tensor, Tensor, Tensor]:
+    """A VAE, data repeated 100 times, and the ELBO of one repetition with its standard error."""
+    pyro.set_rng_seed(0)
+    program = zoo.Program(network=SMALL_LOGITS)
+    vae, x = program.vae().double(), data_for(program).double().repeat(100, 1, 1, 1)
+    values = []
+    with torch.no_grad():
+        for _ in range(100):
+            weights = sample_log_weights(vae.model, vae.guide, x)
+            values.append(objectives.MeanFieldELBO()(weights).value.reshape(100, BATCH).sum(1))
+    elbos = torch.cat(values)
+    return vae, x, elbos.mean(), zoo.standard_error(elbos)
+
+
+def repetitions(objective: zoo.Objective, num_particles: int, vae: VAE, x: Tensor) -> Tensor:
+    """20 estimates each of loss, log-likelihood and KL for the data once, (20, 3)."""
+    loss = as_loss(objective.make(num_particles))
+    with torch.no_grad():
+        found = [loss((vae.model, vae.guide), x) for _ in range(20)]
+    return (
+        torch.stack([torch.stack([torch.as_tensor(v) for v in (b.loss, b.log_likelihood, b.kl)]) for b in found]) / 100
+    )
+
+
+@every_objective
+@particles
+@pytest.mark.usefixtures("float64")
+def test_expectation_of_an_objective(
+    objective: zoo.Objective, num_particles: int, repeated: tuple[VAE, Tensor, Tensor, Tensor]
+) -> None:
+    vae, x, elbo, elbo_error = repeated
+    samples = repetitions(objective, num_particles, vae, x)
+    value, terms = -samples[:, 0], samples[:, 1] - samples[:, 2]
+    # whatever the objective is, its terms say what the ELBO at beta = 1 is
+    within_errors(terms.mean(), zoo.standard_error(terms), elbo, elbo_error)
+    if objective.is_elbo:
+        within_errors(value.mean(), zoo.standard_error(value), elbo, elbo_error)
+    if num_particles == 1 and not objective.averages:
+        within_errors(value.mean(), zoo.standard_error(value), elbo, elbo_error)
+    if num_particles > 1 and objective.averages:
+        single = -repetitions(objective, 1, vae, x)[:, 0]
+        within_errors(value.mean(), zoo.standard_error(value), single.mean(), zoo.standard_error(single))
+    if num_particles > 1 and not objective.averages:
+        assert value.mean() - elbo > 5 * (zoo.standard_error(value) + elbo_error), "more particles tighten the bound"
+
+
+@every_objective
+@particles
+@pytest.mark.usefixtures("float64")
+def test_a_masked_datum_counts_for_nothing(objective: zoo.Objective, num_particles: int) -> None:
+    """Masks over whole data give the loss of the others at the same noise, in each term, or a refusal."""
+    program = zoo.Program()
+    vae, x = program.vae(), data_for(program)
+    keep = torch.tensor([True, False, True, True, False])
+    program_of_two = [poutine.mask(part, mask=keep) for part in (vae.model, vae.guide)]
+    if objective.name.startswith("ArticleELBO"):
+        with pytest.raises(ValueError, match=r"ArticleELBO needs a diagonal normal posterior .* given MaskedDistrib"):
+            as_loss(objective.make(num_particles))(program_of_two, x)
+        return
+    z = torch.randn(BATCH, LATENT)
+
+    def fixed(select: Tensor) -> Callable[[Any], Tensor]:
+        return lambda distribution: z[select].expand(distribution.shape())
+
+    everything = torch.ones(BATCH, dtype=torch.bool)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TorchDistributionMixin, "__call__", fixed(everything))
+        masked = as_loss(objective.make(num_particles))(program_of_two, x)
+        patch.setattr(TorchDistributionMixin, "__call__", fixed(keep))
+        kept = as_loss(objective.make(num_particles))((vae.model, vae.guide), x[keep])
+    for name in ("loss", "log_likelihood", "kl"):
+        close(torch.as_tensor(getattr(masked, name)), torch.as_tensor(getattr(kept, name)), name)
+
+
+@pytest.mark.usefixtures("float64")
+def test_analytic_kl_of_a_posterior_that_is_not_expanded_over_particles() -> None:
+    """A replayed guide leaves q at (batch,), while p(z) is expanded to (K, batch)."""
+    program = zoo.Program()
+    vae, x = program.vae(), data_for(program)
+    weights = sample_log_weights(vae.model, vae.guide, x, num_particles=K)
+    expected = torch.distributions.kl_divergence(vae.posterior(x), vae.prior().expand((BATCH,))).expand(K, BATCH)
+    close(weights.analytic_kl(), expected)
+    unexpanded = replace(weights, posterior={"z": vae.posterior(x)})
+    close(unexpanded.analytic_kl(), expected)
+
+
+# Together
+
+
+@pytest.fixture(scope="module")
+def digits() -> Tensor:
+    return data.load("digits").train.x[:64]
+
+
+def train(combination: tuple[Any, ...], x: Tensor) -> None:
+    prior, likelihood, posterior, objective = combination
+    vae = zoo.Program(prior, likelihood, posterior, SMALL_LOGITS).vae((1, 8, 8), 2)
+    svi = SVI(vae.model, vae.guide, lambda parameters: torch.optim.Adam(parameters, lr=0.02), objective.make(3))
+    losses = [svi.step(x) for _ in range(20)]
+    assert sum(losses[-5:]) < sum(losses[:5])
+
+
+@pytest.mark.parametrize("combination", zoo.pairwise(list(zoo.product())), ids=zoo.names)
+def test_combinations_train(combination: tuple[Any, ...], digits: Tensor) -> None:
+    train(combination, digits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("combination", list(zoo.product()), ids=zoo.names)
+def test_all_combinations_train(combination: tuple[Any, ...], digits: Tensor) -> None:
+    train(combination, digits)
+
+
+@every_network
+def test_networks_train(network: zoo.Network, digits: Tensor) -> None:
+    vae = zoo.Program(network=network).vae((1, 8, 8), 2)
+    svi = infer.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.02}), infer.Trace_ELBO())
+    losses = [svi.step(digits) for _ in range(20)]
+    assert sum(losses[-5:]) < sum(losses[:5])
+    assert all(torch.isfinite(p).all() for p in vae.state_dict().values())
+
+
+def test_pairwise_covers_every_pair_with_few() -> None:
+    entries = [[zoo.Prior(f"{letter}{i}", zoo.PRIORS[0].make) for i in range(4)] for letter in "abc"]
+    every = [(a, b, c) for a in entries[0] for b in entries[1] for c in entries[2] if (a.name, b.name) != ("a0", "b0")]
+    chosen = zoo.pairwise(every)
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        assert {(c[i].name, c[j].name) for c in chosen} == {(c[i].name, c[j].name) for c in every}
+    assert len(chosen) < len(every) / 2
