@@ -145,13 +145,12 @@ def _report(run: Run, folder: Any) -> str:
     final, lines = run.final, []
     for name, figure in (("validation", "validation_elbo"), ("training data", "elbo")):
         if figure in final:
-            lines.append(f"ELBO on {name}: {final[figure]:.2f} nats per datum")
+            caveat = f" ({run.caveat})" if run.caveat else ""
+            lines.append(f"ELBO on {name}: {final[figure]:.2f} nats per datum{caveat}")
             break
     if "reconstruction_error" in final:
         lines.append(f"reconstruction error: {final['reconstruction_error']:.3f} (mean L2 norm)")
     lines.append(f"{run.stopped} after {len(run.history)} epochs, {run.seconds / 60:.1f} minutes on {run.device}")
-    if run.caveat:
-        lines.append(f"caveat: {run.caveat}")
     lines.append(f"run: {folder.path}")
     lines += [f"picture: {path}" for path in folder.pictures]
     if run.stopped == "interrupted":
@@ -191,6 +190,8 @@ class _Display:
 
     def on_start(self, run: Run) -> None:
         self.started = True
+        if run.caveat:
+            print(f"note: {run.caveat}", file=sys.stderr)
 
 
 class _Bar(_Display):

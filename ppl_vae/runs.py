@@ -15,8 +15,7 @@ import torch
 
 from ppl_vae import checkpoints, plots
 from ppl_vae.data import Dataset, Split
-from ppl_vae.training import Callback, Run
-from ppl_vae.training_state import DivergedError
+from ppl_vae.training import Callback, DivergedError, Run
 from ppl_vae.vae import VAE
 
 _PACKAGES = ("ppl-vae", "torch", "pyro-ppl", "numpy", "torchvision", "scikit-learn", "matplotlib")
@@ -85,6 +84,8 @@ class RunFolder(Callback):
             (self.path / "config.yaml").write_text(self.config)
         _write_json(self.path / "run.json", _facts(run))
         self.writer = SummaryWriter(str(self.path))
+        if run.caveat:
+            self.writer.add_text("caveat", run.caveat)
         self.metrics = (self.path / "metrics.jsonl").open("w", buffering=1)
         for record in run.history:  # of the run that this one resumes
             self.metrics.write(json.dumps(record) + "\n")

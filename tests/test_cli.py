@@ -245,7 +245,9 @@ def test_a_run_that_diverges_says_so_in_one_line(capsys):
 
 def test_grey_values_on_request_carry_their_caveat(capsys):
     assert cli.main([*SHORT, "--data.binarize", "none", "--likelihood.allow_grey", "true", "--epochs", "1"]) == 0
-    assert "caveat: " in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "nats per datum (grey values under a Bernoulli: the value is not a likelihood)" in printed.out
+    assert "note: grey values under a Bernoulli: the value is not a likelihood" in printed.err
 
 
 # Bad input

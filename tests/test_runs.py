@@ -12,7 +12,7 @@ from PIL import Image
 
 from ppl_vae import checkpoints, data, fit, likelihoods, load_run, networks, posteriors, priors, runs
 from ppl_vae.config import parse
-from ppl_vae.training_state import DivergedError
+from ppl_vae.training import DivergedError
 from ppl_vae.vae import VAE
 
 PICTURES = ["training_curves", "reconstructions", "samples", "latent_grid", "latent_scatter"]

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from ppl_vae import VAE, checkpoints, data, fit, likelihoods, networks, objectives, posteriors, priors
-from ppl_vae.training import Callback, Run
-from ppl_vae.training_state import DivergedError
+from ppl_vae.training import Callback, DivergedError, Run
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,11 @@
+"""Training: epochs of SVI steps over a data set, with validation, schedules, early stopping and a way back from NaN.
+
+`fit` works for a `VAE` and for any ``(model, guide)`` pair of Pyro programs. It prints nothing and writes nothing: a
+`Callback` sees every epoch (`ppl_vae.runs.RunFolder` is the one that writes a run's folder).
+"""
+
+from ppl_vae.training.fitting import fit, resolve_device
+from ppl_vae.training.run import Callback, Progress, Run
+from ppl_vae.training.state import DivergedError
+
+__all__ = ["Callback", "DivergedError", "Progress", "Run", "fit", "resolve_device"]

@@ -1,0 +1,153 @@
+"""The function that trains."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from ppl_vae._validation import check_choice, check_positive, check_positive_int
+from ppl_vae.data import Dataset, Split
+from ppl_vae.networks import untouched_random_state
+from ppl_vae.objectives import ELBO
+from ppl_vae.objectives.losses import Program
+from ppl_vae.svi import SVI, OptimizerFactory
+from ppl_vae.training.loop import Loop
+from ppl_vae.training.run import Callback, Run
+from ppl_vae.vae import VAE
+
+
+def fit(
+    program: VAE | Program,
+    data: Dataset | Tensor | tuple[Tensor, ...],
+    *,
+    objective: object | None = None,
+    optimizer: OptimizerFactory | None = None,
+    scheduler: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
+    epochs: int = 50,
+    batch_size: int = 128,
+    clip_norm: float | None = None,
+    validate_every: int = 1,
+    early_stopping: int | None = None,
+    seed: int | None = None,
+    device: str | torch.device = "auto",
+    compile: str = "auto",
+    callbacks: Sequence[Callback] = (),
+    stop: Callable[[], bool] | None = None,
+    resume: dict[str, Any] | None = None,
+) -> Run:
+    r"""Train a VAE, or any Pyro model and guide, by SVI.
+
+    Maximises the mean of the objective per datum. Before the first step the program is run once on the first batch
+    under Pyro's full validation (shapes, supports) without moving any state; afterwards nothing is validated, so a
+    program whose supports depend on the data may go wrong silently later: values are then usually NaN, which are
+    found within a hundred steps and reported (`DivergedError`), with the program put back to its last good state.
+
+    The same seed gives the same parameters, bit by bit, on the CPU with the same number of threads. The global random
+    state is left as it was.
+
+    Args:
+        program: The `VAE`, or a pair of functions ``(model, guide)`` that take the columns of the data. Of a pair, a
+            function that is an ``nn.Module`` (or a method of one) is moved to the device and put into training and
+            evaluation mode; others are as the caller left them.
+        data: A `Dataset`, a tensor of data, or a tuple of tensors with a common first dimension (all passed on).
+        objective: `objectives.ELBO` by default; another of ours, a Pyro ELBO object, or a function of log-weights.
+        optimizer: From parameters to a torch optimiser; ``functools.partial(torch.optim.Adam, lr=1e-3)`` by default.
+        scheduler: From the optimiser to a torch learning-rate scheduler, stepped once an epoch (a `ReduceLROnPlateau`
+            sees minus the validation ELBO).
+        epochs: Passes over the training data.
+        batch_size: Data per step; the last batch of an epoch may be smaller.
+        clip_norm: Largest L2 norm of the gradient (of the mean per datum); None does not clip.
+        validate_every: Epochs between validations; the last epoch is always validated.
+        early_stopping: End after so many validations without a better validation ELBO, and take the best parameters;
+            None never does.
+        seed: Of the noise and the order of the data; None draws one from torch's global generator.
+        device: ``"auto"`` (cuda, else mps, else cpu) or a torch device.
+        compile: ``"off"``, or ``"auto"``, which this version resolves to ``"off"``.
+        callbacks: What watches.
+        stop: Asked after every step; True ends the run there, as an interrupted one.
+        resume: The state of an earlier run (`checkpoints.load`), continued where it stood, bit by bit on the CPU.
+
+    Returns:
+        The `Run`, with the trained program and its history.
+
+    Raises:
+        ValueError: If an argument is out of range, or the program does not fit the data or the objective.
+        DivergedError: If a value or a gradient is not finite.
+
+    Example:
+        >>> import ppl_vae as pv
+        >>> digits = pv.data.load("digits")
+        >>> vae = pv.VAE(digits, prior=pv.priors.StandardNormal(2), likelihood=pv.likelihoods.Bernoulli(),
+        ...              posterior=pv.posteriors.DiagonalNormal())
+        >>> run = fit(vae, digits, epochs=3, seed=0)
+        >>> run.history[-1]["validation_elbo"] > run.history[0]["validation_elbo"]
+        True
+    """
+    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("validate_every", validate_every)):
+        check_positive_int(value, name)
+    if early_stopping is not None:
+        check_positive_int(early_stopping, "early_stopping")
+    if clip_norm is not None:
+        check_positive(clip_norm, "clip_norm")
+    check_choice(compile, ("auto", "off"), "compile")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
+        raise ValueError(f"seed is {seed!r}; expected an integer from 0 to 2**63 - 1")
+    if not isinstance(data, Dataset):
+        columns = data if isinstance(data, tuple) else (data,)
+        nothing = Split(tuple(column[:0] for column in columns))
+        data = Dataset("tensors", train=Split(columns), validation=nothing, test=nothing)
+    if batch_size > len(data.train):
+        raise ValueError(f"batch_size is {batch_size}, larger than the {len(data.train)} training data")
+    device = resolve_device(device)
+    model, guide = (program.model, program.guide) if isinstance(program, VAE) else program
+    modules = _modules_of(program, model, guide)
+    for module in modules:
+        module.to(device)
+    svi = SVI(
+        model,
+        guide,
+        optimizer or functools.partial(torch.optim.Adam, lr=1e-3),
+        objective or ELBO(),
+        clip_norm=clip_norm,
+    )
+    seed = int(torch.randint(2**31, ())) if seed is None else seed
+    run = Run(program, data.to(device), seed, str(device))
+    stop = stop or (lambda: False)
+    loop = Loop(run, svi, modules, scheduler, epochs, batch_size, validate_every, early_stopping, callbacks, stop)
+    with untouched_random_state():
+        torch.manual_seed(seed)
+        loop.rehearse()
+        loop.prepare(resume)
+        with pyro.validation_enabled(False):
+            try:
+                loop.run()
+            except BaseException as error:
+                loop.tell("on_error", run, error)
+                raise
+    return run
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Return the device; ``"auto"`` is cuda, else mps, else cpu, as available."""
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {device!r} cannot be used ({reason}); expected auto, cpu, cuda or mps") from error
+    return resolved
+
+
+def _modules_of(program: object, *functions: Callable[..., Any]) -> list[nn.Module]:
+    owners = [program, *functions, *(getattr(function, "__self__", None) for function in functions)]
+    return list({id(owner): owner for owner in owners if isinstance(owner, nn.Module)}.values())

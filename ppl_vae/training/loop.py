@@ -1,0 +1,219 @@
+"""The loop of one `fit`: epochs of steps, validation, schedules, early stopping, and who is told what."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from ppl_vae.networks import evaluation_mode, untouched_random_state
+from ppl_vae.svi import SVI
+from ppl_vae.training.run import Callback, Progress, Run
+from ppl_vae.training.state import TrainingState, diagnose
+from ppl_vae.vae import VAE
+
+CHECK_EVERY = 100  # steps between two looks at the losses: the way back to a good state is never longer
+MONITOR = "validation_elbo"
+
+
+@dataclass
+class Loop:
+    """The loop of one `fit`; what it takes is what `fit` takes."""
+
+    record: Run
+    svi: SVI
+    modules: list[nn.Module]
+    make_scheduler: Callable[[torch.optim.Optimizer], LRScheduler] | None
+    epochs: int
+    batch_size: int
+    validate_every: int
+    early_stopping: int | None
+    callbacks: Sequence[Callback]
+    stop: Callable[[], bool]
+
+    def __post_init__(self) -> None:
+        self.train = self.record.data.train
+        self.steps = math.ceil(len(self.train) / self.batch_size)
+
+    def rehearse(self) -> None:
+        """Run everything once under full validation, moving no state, so that what cannot work is refused now."""
+        self._check_batch_norm()
+        with untouched_random_state(), evaluation_mode(*self.modules):
+            if isinstance(self.record.program, VAE):
+                self.record.caveat = self.record.program.check_support(self.record.data)
+            with pyro.validation_enabled():
+                self.svi.backward(*next(self.train.batches(self.batch_size, device=self.record.device)))
+
+    def prepare(self, resume: dict[str, Any] | None) -> None:
+        """Make optimiser and scheduler, and take up the state of an earlier run."""
+        optimizer = self.svi.prepare()
+        try:
+            scheduler = None if self.make_scheduler is None else self.make_scheduler(optimizer)
+        except TypeError as error:
+            raise ValueError(f"the scheduler cannot be made: {error}") from error
+        terms = torch.full((self.steps, 4), math.nan, device=self.record.device)
+        self.state = TrainingState(self.svi, self.modules, scheduler, self.record.seed, terms)
+        if resume is not None:
+            self.state.restore(resume)
+            self.record.history[:] = self.state.history
+        self.state.history = self.record.history
+        self.record.state = self.state.capture
+
+    def run(self) -> None:
+        """Train from where the state stands to the end, and tell the callbacks."""
+        self.tell("on_start", self.record)
+        self.started = time.perf_counter() - self.state.seconds
+        for module in self.modules:
+            module.train()
+        while self.state.epoch < self.epochs and self.record.stopped is None:
+            self._epoch()
+        self.record.stopped = self.record.stopped or "finished"
+        if self.state.best is not None and self.record.stopped != "interrupted":  # which goes on from where it is
+            self.state.restore_parameters(self.state.best)
+        for module in self.modules:
+            module.eval()
+        self.record.seconds = self.state.seconds = time.perf_counter() - self.started
+        self.state.keep_random_state()
+        self.tell("on_end", self.record)
+
+    def tell(self, event: str, *arguments: Any) -> None:
+        """Call every callback; what they draw does not change the run."""
+        with untouched_random_state():
+            for callback in self.callbacks:
+                method = getattr(callback, event, None)
+                if method is not None:
+                    method(*arguments)
+
+    def _epoch(self) -> None:
+        """Take the steps of one epoch, from where the state stands."""
+        state = self.state
+        good = state.capture()
+        began, first = time.perf_counter(), state.step
+        order = state.order(len(self.train))[first * self.batch_size :]
+        for batch in self.train.batches(self.batch_size, order=order, device=self.record.device):
+            state.note(self.svi.update(*batch))
+            interrupted = self.stop()
+            if state.step % CHECK_EVERY == 0 or state.step == self.steps or interrupted:
+                if not state.is_finite():
+                    raise diagnose(state, good, self.train, self.batch_size, self.record.device)
+                if state.step < self.steps:  # the next epoch takes its own
+                    good = state.capture()
+                self._report(time.perf_counter() - began, state.step - first)
+            if interrupted:
+                self.record.stopped = "interrupted"
+                break
+        if state.step < self.steps:
+            return
+        state.end_epoch()
+        record = self._make_record(len(order) / (time.perf_counter() - began))
+        self.record.history.append(record)
+        self._schedule(record)
+        self._stop_early(record)
+        state.seconds = record["seconds"]
+        self.tell("on_epoch", self.record, record)
+
+    def _make_record(self, rate: float) -> dict[str, float]:
+        assert self.svi.optimizer is not None
+        loss, log_lik, kl = self.state.means()
+        record = {
+            "epoch": self.state.epoch,
+            "step": self.state.epoch * self.steps,
+            "lr": self.svi.optimizer.param_groups[0]["lr"],
+            "rate": rate,
+            **_figures(loss, log_lik, kl),
+        }
+        if self.state.epoch % self.validate_every == 0 or self.state.epoch == self.epochs:
+            record.update(self._validate())
+        record["seconds"] = time.perf_counter() - self.started
+        return record
+
+    def _validate(self) -> dict[str, float]:
+        """Figures of the validation data, at the same noise every time."""
+        split, run = self.record.data.validation, self.record
+        if len(split) == 0:
+            return {}
+        sums, errors = torch.zeros(4, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        with (
+            untouched_random_state(),
+            evaluation_mode(*self.modules),
+            torch.no_grad(),
+        ):
+            torch.manual_seed(run.seed)
+            for batch in split.batches(min(1000, len(split)), device=run.device):
+                result = self.svi.evaluate(*batch)
+                nan = torch.tensor(math.nan)
+                terms = (result.loss, result.weight, result.log_likelihood, result.kl)
+                sums += torch.stack([torch.as_tensor(nan if t is None else t).cpu().double() for t in terms])
+                if isinstance(run.program, VAE):
+                    difference = (batch[0] - run.program.reconstruct(batch[0])).flatten(1)
+                    errors += difference.norm(dim=1).sum().cpu()
+        loss, weight, log_lik, kl = sums.tolist()
+        record = {f"validation_{k}": v for k, v in _figures(loss / weight, log_lik / weight, kl / weight).items()}
+        if isinstance(run.program, VAE):
+            record["reconstruction_error"] = errors.item() / len(split)
+        return record
+
+    def _schedule(self, record: dict[str, float]) -> None:
+        scheduler = self.state.scheduler
+        if isinstance(scheduler, ReduceLROnPlateau):
+            if self._monitored(record) is not None:
+                scheduler.step(-self._monitored(record))  # type: ignore[operator]
+        elif scheduler is not None:
+            scheduler.step()
+
+    def _stop_early(self, record: dict[str, float]) -> None:
+        score = self._monitored(record)
+        if self.early_stopping is None or score is None:
+            return
+        scores = [(self._monitored(r), r["epoch"]) for r in self.record.history]
+        validated = [(score, epoch) for score, epoch in scores if score is not None]
+        _, best_epoch = max(validated, key=lambda pair: (-math.inf if math.isnan(pair[0]) else pair[0], -pair[1]))
+        if best_epoch == record["epoch"]:
+            self.state.best = self.state.capture_parameters()
+        self.record.best_epoch = int(best_epoch)
+        if sum(epoch > best_epoch for _, epoch in validated) >= self.early_stopping:
+            self.record.stopped = "early stopping"
+
+    @staticmethod
+    def _monitored(record: dict[str, float]) -> float | None:
+        return record.get(MONITOR, record.get("validation_bound"))
+
+    def _report(self, seconds: float, steps_done: int) -> None:
+        loss, log_lik, kl = self.state.means(last=min(steps_done, CHECK_EVERY))
+        rate = steps_done / seconds
+        left = (self.epochs - self.state.epoch) * self.steps - self.state.step
+        elbo = -loss if math.isnan(kl) else log_lik - kl
+        progress = Progress(
+            epoch=self.state.epoch + 1,
+            epochs=self.epochs,
+            step=self.state.step,
+            steps=self.steps,
+            elbo=elbo,
+            rate=rate * self.batch_size,
+            seconds_left=left / rate,
+        )
+        self.tell("on_progress", progress)
+
+    def _check_batch_norm(self) -> None:
+        normalised = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+        if len(self.train) % self.batch_size == 1 and any(
+            isinstance(part, normalised) for module in self.modules for part in module.modules()
+        ):
+            raise ValueError(
+                f"batch normalisation cannot train on one datum, and {len(self.train)} training data in batches of "
+                f"{self.batch_size} leave a last batch of one; choose another batch_size"
+            )
+
+
+def _figures(loss: float, log_lik: float, kl: float) -> dict[str, float]:
+    figures = {"loss": loss, "bound": -loss}
+    if not math.isnan(kl):
+        figures |= {"elbo": log_lik - kl, "log_likelihood": log_lik, "kl": kl}
+    return figures

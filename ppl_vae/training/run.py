@@ -1,0 +1,84 @@
+"""A training run as its watchers see it: the run, its progress, and what a callback is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ppl_vae.data import Dataset
+from ppl_vae.objectives.losses import Program
+from ppl_vae.vae import VAE
+
+Stopped = Literal["finished", "early stopping", "interrupted"]
+
+
+@dataclass
+class Run:
+    """A training run: what was trained, on what, and what was seen. Nats per datum.
+
+    Attributes:
+        program: The VAE, or the ``(model, guide)`` pair.
+        data: The data set, on the run's device.
+        history: One record an epoch: ``epoch``, ``step``, ``seconds`` (since the start), ``rate`` (data per second),
+            ``lr``; of the training data while training ``loss``, ``bound`` (the objective's own value), ``elbo``
+            (K = 1, beta = 1), ``log_likelihood``, ``kl``; the same of the validation data with ``validation_`` before
+            them, and ``reconstruction_error``, the mean L2 norm of x minus its reconstruction over the validation data.
+        seed: Seed of the noise and of the order of the data.
+        device: Where it ran.
+        caveat: What every figure made from this run must say, or None.
+        stopped: Why it ended.
+        seconds: Wall time, validation included.
+        best_epoch: The epoch whose parameters the program has, where early stopping chose one.
+        state: The state that `ppl_vae.checkpoints.save` writes and ``fit(resume=...)`` takes.
+    """
+
+    program: VAE | Program
+    data: Dataset
+    seed: int
+    device: str
+    caveat: str | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+    stopped: Stopped | None = None
+    seconds: float = 0.0
+    best_epoch: int | None = None
+    state: Callable[[], dict[str, Any]] = dict
+
+    @property
+    def final(self) -> dict[str, float]:
+        """The record of the last epoch (of the chosen one, under early stopping); empty before the first."""
+        if self.best_epoch is not None:
+            return next(record for record in self.history if record["epoch"] == self.best_epoch)
+        return self.history[-1] if self.history else {}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands: `elbo` in nats per datum over the last steps, `rate` in data per second."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    elbo: float
+    rate: float
+    seconds_left: float
+
+
+class Callback:
+    """What watches a training run. Any object with some of these methods will do; here each does nothing."""
+
+    def on_start(self, run: Run) -> None:
+        """Before the first step, when program, data and arguments have passed every check."""
+
+    def on_progress(self, progress: Progress) -> None:
+        """Every hundred steps and at the end of every epoch."""
+
+    def on_epoch(self, run: Run, record: dict[str, float]) -> None:
+        """After every epoch, with its record, which is in ``run.history`` too."""
+
+    def on_end(self, run: Run) -> None:
+        """After the last step, also of an interrupted run; not after an error."""
+
+    def on_error(self, run: Run, error: BaseException) -> None:
+        """After an error that ends the run, which is then raised."""
