@@ -1,0 +1,58 @@
+"""What the README shows, runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ppl_vae import cli, config
+
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    return [line for line in lines if line.startswith("ppl-vae train") and "--help" not in line and "/" not in line]
+
+
+def test_the_ten_lines_run(capsys):
+    (program,) = [block for block in blocks("python") if "pv.fit" in block]
+    exec(program.replace("epochs=50", "epochs=2"), {})
+    elbo, shapes = capsys.readouterr().out.split(" ", 1)
+    assert -60 < float(elbo) < -15
+    assert shapes.strip() == "torch.Size([16, 1, 8, 8]) torch.Size([180, 2])"
+
+
+def test_the_users_own_prior_runs(tmp_path, monkeypatch):
+    (piece,) = [block for block in blocks("python") if "LearnedLaplace(torch" in block]
+    (tmp_path / "laplace.py").write_text(piece)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    chosen = config.parse(["--prior", "laplace.LearnedLaplace", "--prior.latent_dim", "3", "--epochs", "1"])
+    vae = chosen.build_vae(chosen.build_dataset())
+    assert type(vae.prior).__name__ == "LearnedLaplace"
+    assert vae.latent_shape == (3,)
+    assert vae.prior.log_scale.shape == (3,)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_are_understood(command, tmp_path, monkeypatch):
+    (piece,) = [block for block in blocks("python") if "LearnedLaplace(torch" in block]
+    (tmp_path / "laplace.py").write_text(piece)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert cli.main([*shlex.split(command)[1:], "--print_config"]) == 0
+
+
+def test_the_table_names_everything_that_has_a_short_name():
+    for kind in ("prior", "likelihood", "posterior", "network"):
+        known = config.NETWORK.known if kind == "network" else config.KINDS[kind].known
+        for name in known:
+            assert f"`{name}`" in README, f"{kind} {name}"
