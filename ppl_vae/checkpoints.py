@@ -30,6 +30,12 @@ def load(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str
     Raises:
         FileNotFoundError: If there is none.
         ValueError: If the file is truncated, or is not a checkpoint of this package.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     load(save({"epoch": 3, "weight": torch.ones(2)}, Path(folder) / "checkpoint.pt"))["weight"]
+        tensor([1., 1.])
     """
     path = Path(path)
     if path.is_dir():

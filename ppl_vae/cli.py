@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ppl_vae.training import Progress, Run
 
 LINES = 20  # of progress in a whole run, where there is no terminal for a bar
+BAD_INPUT = (ValueError, TypeError, OSError, NotImplementedError)  # the last: no closed form for what was put together
 
 
 class Command(NamedTuple):
@@ -69,7 +70,7 @@ def bad_input() -> Iterator[None]:
     """Take what reading, loading and building raise for a fault in what the user gave."""
     try:
         yield
-    except (ValueError, TypeError, OSError) as error:
+    except BAD_INPUT as error:
         raise BadInput from error
 
 
@@ -100,9 +101,10 @@ def train(argv: Sequence[str]) -> int:
         try:
             run = training.fit(vae, dataset, callbacks=[folder, display], stop=stop, resume=resume, **arguments)
         except training.DivergedError as error:
+            print(f"last good state: {folder.path / 'last_good.pt'}", file=sys.stderr)
             _complain(error)
             return 1
-        except (ValueError, TypeError, OSError) as error:
+        except BAD_INPUT as error:
             if display.started:
                 raise
             raise BadInput from error

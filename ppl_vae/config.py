@@ -17,6 +17,7 @@ file says what differs from the preset ``digits``, and the command line what dif
 from __future__ import annotations
 
 import importlib.resources
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from typing import Any
 
 import torch
 import yaml
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ppl_vae import data, training
 from ppl_vae._validation import did_you_mean
@@ -38,6 +40,7 @@ Tree = dict[str, Any]
 DEFAULT_PRESET = "digits"
 DEFAULT_NETWORK = "MLP"
 PIECES = ("prior", "likelihood", "posterior")
+RESUMED = ("optimizer", "scheduler", "seed")  # what a checkpoint brings with it
 NOT_RECORDED = ("config", "out", "resume", "print_config")
 FIT_OBJECTS = frozenset({"program", "data", "objective", "optimizer", "scheduler", "callbacks", "stop", "resume"})
 
@@ -64,7 +67,7 @@ class Config:
     def name(self) -> str:
         """A name for the run: that of the file or preset of ``--config``, or else of the data."""
         stem = Path(self.source or "config").stem
-        return stem if stem != "config" else Path(self.values["data"]["name"]).stem
+        return stem if stem != "config" else Path(self.values["data"]["name"]).resolve().stem or "data"
 
     @classmethod
     def from_yaml(cls, text: str, source: str = "the configuration") -> Config:
@@ -111,7 +114,14 @@ class Config:
             optimizer = self._build("optimizer")([torch.nn.Parameter(torch.zeros(1))])
         if self.values["scheduler"] is not None:
             with _naming("scheduler", self.values["scheduler"]["class"]):
-                self._build("scheduler")(optimizer)
+                scheduler = self._build("scheduler")(optimizer)
+                optimizer.step()
+                scheduler.step(*([0.0] if isinstance(scheduler, ReduceLROnPlateau) else []))  # step_size=0 divides here
+                scheduler.state_dict()  # and LambdaLR cannot be saved with a function that is not Python's
+        for name in ("optimizer", "scheduler"):
+            for argument, value in (self.values[name] or {}).items():
+                if isinstance(value, float) and math.isnan(value):  # which some of torch's let pass
+                    raise ValueError(f"--{name}.{argument} is nan; expected a number")
 
     def _build(self, name: str) -> Any:
         return _build(KINDS[name], name, self.values[name])
@@ -126,6 +136,9 @@ def parse(argv: Sequence[str]) -> Config:
     """
     options = _split(argv)
     source, out, resume, print_only = (options.pop(name, None) for name in NOT_RECORDED)
+    for option in options if resume is not None else ():
+        if option.partition(".")[0] in RESUMED:
+            raise ValueError(f"--{option} cannot change: the run that --resume continues keeps its own; leave it out")
     if source is None and resume is not None:
         source = str(_config_beside(resume))
     config = Config(
@@ -224,7 +237,7 @@ def _resolve(tree: Tree, given: Mapping[str, str]) -> Tree:
         raise ValueError("--seed is null; expected an integer, so that the run can be repeated")
     if values["device"] == "auto":
         values["device"] = str(training.resolve_device("auto"))
-    values["compile"] = "off" if values["compile"] == "auto" else values["compile"]
+    values["compile"] = training.resolve_compile(values["compile"])
     return values
 
 

@@ -128,9 +128,14 @@ _SCHEDULERS_REFUSED = dict.fromkeys(
     ("ChainedScheduler", "SequentialLR"),
     "it is made of other schedulers; write a function optimizer -> scheduler of your own and give its import path",
 )
+_OBJECTIVES_REFUSED = {
+    "ReweightedWakeSleep": "it has two losses, the model's and the guide's, and no single value to follow; use ELBO",
+    "TraceTailAdaptive_ELBO": "it has a gradient and no value to follow; use ELBO",
+    "Trace_MMD": "it takes kernels, which a configuration cannot hold; use it in Python: fit(objective=...)",
+}
 _PYRO_OBJECTIVES = {
     name: cls
-    for name, cls in _classes(pyro.infer, _derives(pyro.infer.ELBO)).items()
+    for name, cls in _classes(pyro.infer, _derives(pyro.infer.ELBO, but=_OBJECTIVES_REFUSED)).items()
     if not name.startswith("Jit") and not hasattr(objectives, name)
 }
 
@@ -141,7 +146,7 @@ KINDS = {
         Kind("prior", _classes(priors, _is_piece)),
         Kind("likelihood", _classes(likelihoods, _is_piece)),
         Kind("posterior", _classes(posteriors, _is_piece)),
-        Kind("objective", _classes(objectives, _is_piece) | _PYRO_OBJECTIVES),
+        Kind("objective", _classes(objectives, _is_piece) | _PYRO_OBJECTIVES, _OBJECTIVES_REFUSED),
         Kind(
             "optimizer",
             _classes(torch.optim, _derives(torch.optim.Optimizer, but=_OPTIMIZERS_REFUSED)),

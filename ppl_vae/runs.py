@@ -15,6 +15,7 @@ import torch
 
 from ppl_vae import checkpoints, plots
 from ppl_vae.data import Dataset, Split
+from ppl_vae.plots.latent import MOST_CLASSES
 from ppl_vae.training import Callback, DivergedError, Run
 from ppl_vae.vae import VAE
 
@@ -93,7 +94,7 @@ class RunFolder(Callback):
         if isinstance(run.program, VAE) and self.dataset.is_image:
             shown = run.data.validation if len(run.data.validation) else run.data.train
             self._inputs = _first(shown)
-            self.writer.add_images("inputs", _images(self._inputs), 0)
+            self.writer.add_images("inputs", _images(self._inputs).clamp(0, 1), 0)
 
     def on_epoch(self, run: Run, record: dict[str, float]) -> None:
         """Append the record, and write images and a checkpoint where it is time."""
@@ -103,9 +104,10 @@ class RunFolder(Callback):
             if name not in ("epoch", "step"):
                 self.writer.add_scalar(name.replace("validation_", "validation/"), value, epoch)
         if isinstance(run.program, VAE) and self.dataset.is_image and (epoch <= 10 or epoch % 10 == 0):
-            self.writer.add_images("reconstructions", _images(run.program.reconstruct(self._inputs)), epoch)
+            reconstructions = _images(run.program.reconstruct(self._inputs)).clamp(0, 1)
+            self.writer.add_images("reconstructions", reconstructions, epoch)
             if run.program.latent_shape == (2,):
-                self.writer.add_image("latent_grid", _grid_image(run.program), epoch, dataformats="CHW")
+                self.writer.add_image("latent_grid", _one_image(_decoded_grid(run.program, run)), epoch)
         if time.perf_counter() - self._saved > _SECONDS_BETWEEN_CHECKPOINTS:
             checkpoints.save(run.state(), self.path / "checkpoint.pt")
             self._saved = time.perf_counter()
@@ -134,7 +136,8 @@ def draw(run: Run, path: str | Path) -> list[Path]:
     """Draw a run's pictures into a folder and return their paths.
 
     Training curves for every program; for a `VAE` of images reconstructions beside inputs and samples from the prior;
-    with a 2-D latent the article's grid, and the means of q(z|x) of the test data by label.
+    with a 2-D latent the article's grid, and the means of q(z|x) of the test data by label (where there are no more
+    labels than can be told apart).
     """
     path = Path(path)
     figures: dict[str, Any] = {}
@@ -151,10 +154,10 @@ def draw(run: Run, path: str | Path) -> list[Path]:
             figures["samples"] = plots.samples(_images(vae.sample(100)), caveat=run.caveat)
         if vae.latent_shape == (2,):
             if run.data.is_image:
-                images = _images(vae.decode(plots.grid_points().reshape(-1, 2).to(run.device)))
-                figures["latent_grid"] = plots.latent_grid(images, caveat=run.caveat)
+                figures["latent_grid"] = plots.latent_grid(_decoded_grid(vae, run), caveat=run.caveat)
             means = torch.cat([vae.encode(x) for x, *_ in split.batches(min(1000, len(split)), device=run.device)])
-            figures["latent_scatter"] = plots.latent_scatter(means.cpu(), split.labels, caveat=run.caveat)
+            labels = split.labels if split.labels is None or len(split.labels.unique()) <= MOST_CLASSES else None
+            figures["latent_scatter"] = plots.latent_scatter(means.cpu(), labels, caveat=run.caveat)
     return [plots.save(figure, path / f"{name}.png") for name, figure in figures.items()]
 
 
@@ -167,7 +170,7 @@ def load_run(path: str | Path, *, weights: bool = True) -> VAE:
 
     Raises:
         FileNotFoundError: If the folder holds no run of the command line.
-        ValueError: If the checkpoint is of another model.
+        ValueError: If the checkpoint is of another model, or holds parameters outside of it.
     """
     from ppl_vae.config import Config
 
@@ -181,6 +184,12 @@ def load_run(path: str | Path, *, weights: bool = True) -> VAE:
         vae = Config.from_yaml((path / "config.yaml").read_text()).build_vae(tuple(facts["data"]["x_shape"]))
     if weights:
         state = checkpoints.load(path)
+        if state["parameters"]:
+            raise ValueError(
+                f"{path / 'checkpoint.pt'} holds parameters of pyro.param ({', '.join(state['parameters'])}), which "
+                "live in Pyro's store and not in the VAE; take them up with fit(resume=...), or make the piece an "
+                "nn.Module that owns them"
+            )
         checkpoints.load_module(vae, state["modules"][0], source=str(path / "checkpoint.pt"))
     return vae.eval()
 
@@ -237,17 +246,20 @@ def _first(split: Split) -> torch.Tensor:
 
 
 def _images(x: torch.Tensor) -> torch.Tensor:
-    """Images on the CPU, (n, channels, height, width), within [0, 1] for the eye."""
-    x = x.detach().cpu().clamp(0, 1)
+    """Images on the CPU, (n, channels, height, width)."""
+    x = x.detach().cpu()
     return x.unsqueeze(1) if x.dim() == 3 else x
 
 
-def _grid_image(vae: VAE) -> torch.Tensor:
-    """The article's 20 x 20 grid as one image (channels, 20 * height, 20 * width)."""
-    device = next(vae.parameters()).device
-    images = _images(vae.decode(plots.grid_points().reshape(-1, 2).to(device)))
-    _, c, h, w = images.shape
-    return images.reshape(20, 20, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, 20 * h, 20 * w)
+def _decoded_grid(vae: VAE, run: Run) -> torch.Tensor:
+    """The article's 20 x 20 grid of z, decoded: (400, channels, height, width)."""
+    return _images(vae.decode(plots.grid_points().reshape(-1, 2).to(run.device)))
+
+
+def _one_image(grid: torch.Tensor) -> torch.Tensor:
+    """The decoded grid as one image (channels, 20 * height, 20 * width), within [0, 1] for the eye."""
+    _, c, h, w = grid.shape
+    return grid.clamp(0, 1).reshape(20, 20, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, 20 * h, 20 * w)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

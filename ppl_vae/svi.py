@@ -9,21 +9,38 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ppl_vae._validation import check_choice
+from ppl_vae.capture import CapturedStep, CaptureError, Guards, signature
 from ppl_vae.objectives.losses import BatchLoss, as_loss
 
 OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
+Compile = Literal["off", "graph", "full"]
+
+logger = logging.getLogger(__name__)
+
+_MOST_GRAPHS = 8  # for one shape: a program that needs more has a Python value that changes all the time
+_CHECKED_AT = frozenset(10**n for n in range(2, 9))  # steps at which a graph is held against the eager program again
 
 
 class SVI:
     r"""Pyro's SVI with one torch optimiser: maximises an objective over the parameters of a model and a guide.
+
+    The first step runs as it is written, under whatever validation Pyro has switched on. From the second on a step of
+    the same shapes runs as one captured graph without any Pyro code (`ppl_vae.capture`), which is made again when a
+    Python value within its reach has changed, and held against the program as it is written before its first use and
+    after 100, 1,000, ... steps. A program that cannot be captured (a branch on a value, an objective that calls
+    ``.item()`` such as `RenyiELBO` and `TraceGraph_ELBO`) goes on as it is written, and one warning of the logger
+    ``ppl_vae.svi`` says why. Wrong for a program whose side effects matter at every step: they happen in the first
+    steps only; and a Python value that changes at every step costs a new graph each time, up to eight.
 
     `step` has Pyro's meaning, gradient and value of the *sum* over data, and returns a float, for which it waits.
     `update` follows the gradient of the *mean* per datum, so that the learning rate does not depend on the size of the
@@ -41,6 +58,12 @@ class SVI:
         loss: An objective of `ppl_vae.objectives`, a Pyro ELBO object, or a function of log-weights.
         clip_norm: Scale gradients down to this global L2 norm where they exceed it (that of the mean per datum under
             `update`, of the sum under `step`).
+        compile: ``"graph"`` captures; ``"full"`` also compiles the graph by Inductor, which takes a C++ compiler and 15
+            seconds to a minute, and changes roundings; ``"off"`` does neither.
+
+    Attributes:
+        optimizer: The torch optimiser, from the first step on.
+        why_eager: Why steps run as they are written, or None while they are captured.
 
     Raises:
         TypeError: If `optim` or `loss` is of another kind.
@@ -64,19 +87,25 @@ class SVI:
         loss: object,
         *,
         clip_norm: float | None = None,
+        compile: Compile = "graph",
     ) -> None:
         if isinstance(optim, Optimizer) or not callable(optim):
             raise TypeError(
                 f"SVI: optim is a {type(optim).__name__}; expected a function from parameters to a torch optimiser, "
                 "such as functools.partial(torch.optim.Adam, lr=1e-3)"
             )
+        check_choice(compile, get_args(Compile), "SVI: compile")
         self.model = model
         self.guide = guide
         self.loss = as_loss(loss)
         self.clip_norm = clip_norm
+        self.compile = compile
         self.optimizer: Optimizer | None = None
+        self.why_eager: str | None = "compile is 'off'" if compile == "off" else None
         self._factory = optim
         self._parameters = _ParameterCollector()
+        self._graphs: dict[Any, list[CapturedStep]] = {}
+        self._uses = 0
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -85,15 +114,11 @@ class SVI:
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """Take one step on the sum over data, and return Pyro's loss, minus the objective summed over data."""
-        result = self.backward(*args, **kwargs)
-        self.apply()
-        return result.loss.item()
+        return self._take(False, args, kwargs).loss.item()
 
     def update(self, *args: Any, **kwargs: Any) -> BatchLoss:
         """Take one step on the mean per datum, and return what was seen, without waiting for it."""
-        result = self.backward(*args, mean=True, **kwargs)
-        self.apply()
-        return result
+        return self._take(True, args, kwargs)
 
     @torch.no_grad()
     def evaluate(self, *args: Any, **kwargs: Any) -> BatchLoss:
@@ -122,6 +147,57 @@ class SVI:
             )
         (result.surrogate / result.weight if mean else result.surrogate).backward()
         return result._replace(surrogate=result.surrogate.detach())
+
+    def _take(self, mean: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BatchLoss:
+        """Take a step: the first as it is written, the next ones from its graph where there is one."""
+        result = None
+        if self.why_eager is None and self.optimizer is not None:
+            try:
+                result = self._captured(mean, args, kwargs)
+            except CaptureError as error:
+                self._go_eager(str(error))
+        if result is None:
+            result = self.backward(*args, mean=mean, **kwargs)
+        self.apply()
+        return result
+
+    def _captured(self, mean: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BatchLoss:
+        """Evaluate the objective by its graph, captured if need be, and leave the gradients in ``.grad``."""
+        key, tensors, rebuild = signature(args, kwargs)
+        graphs = self._graphs.setdefault((mean, key), [])
+        graph = next((g for g in graphs if g.guards.changed() is None), None)
+        if graph is None:
+            if len(graphs) >= _MOST_GRAPHS:
+                raise CaptureError(
+                    f"a Python value changes from step to step: {graphs[-1].guards.changed()}; make it a tensor"
+                )
+            graph = self._capture(mean, tensors, rebuild)
+            graphs.append(graph)
+        self._uses += 1
+        if self._uses in _CHECKED_AT and (difference := graph.difference(tensors)) is not None:
+            raise CaptureError(f"after {self._uses} steps {difference}: the program depends on what no guard sees")
+        step = graph(*tensors)
+        for parameter, gradient in zip(self.parameters.values(), step.gradients, strict=True):
+            parameter.grad = gradient
+        return step.loss
+
+    def _capture(self, mean: bool, tensors: list[Tensor], rebuild: Callable[..., Any]) -> CapturedStep:
+        def run(*tensors: Tensor) -> BatchLoss:
+            args, kwargs = rebuild(*tensors)
+            with self._parameters:
+                return self.loss((self.model, self.guide), *args, **kwargs)
+
+        guards = Guards(self.model, self.guide, self.loss, parameters=self.parameters)
+        leaves = list(self.parameters.values())
+        graph = CapturedStep(run, leaves, tensors, guards, mean, full=self.compile == "full")
+        if len(self.parameters) != len(leaves):
+            raise CaptureError("the program has another parameter than in its first step")
+        return graph
+
+    def _go_eager(self, why: str) -> None:
+        self.why_eager = why
+        self._graphs.clear()
+        logger.warning("training eagerly, since the step cannot be captured: %s", why)
 
     def apply(self) -> None:
         """Let the optimiser follow the gradients in ``.grad``, clipped if asked for."""
@@ -160,7 +236,9 @@ class _ParameterCollector(Messenger):
     def _pyro_post_param(self, msg: Any) -> None:
         name, leaf = msg["name"], msg["value"].unconstrained()
         if name not in self._taken:  # an autoguide replaces its leaves while it sets itself up: the last one counts
-            self.leaves[name] = leaf
+            # a PyroModule inside a module registers its parameters a second time, under names of its own
+            if not any(other is leaf for known, other in self.leaves.items() if known != name):
+                self.leaves[name] = leaf
         elif self.leaves[name] is not leaf:
             raise RuntimeError(
                 f"parameter {name!r} is another tensor than in the steps before: the parameter store was cleared or "

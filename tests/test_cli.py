@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,13 +45,20 @@ USERS_MODULE = """
 """
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small gain nothing from two threads, and on a busy machine lose much to their waiting."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+USERS_NETWORK = """
+    import pyro.distributions as dist
+    import torch
+    from torch import nn
+
+
+    def wrong(in_shape, out_shape):
+        return nn.Linear(in_shape[0], 3)
+
+
+    class StudentT(nn.Module):
+        def forward(self):
+            return dist.StudentT(5.0 * torch.ones(2)).to_event(1)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +67,8 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "users_module.py").write_text(textwrap.dedent(USERS_MODULE))
     yield
-    sys.modules.pop("users_module", None)
+    for name in ("users_module", "users_network"):
+        sys.modules.pop(name, None)
 
 
 def fails(capsys, *argv, code=2):
@@ -189,6 +198,10 @@ def test_a_run_leaves_a_folder_and_prints_what_came_out(capsys, tmp_path):
     continued = (tmp_path / "runs" / "digits-2" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in continued] == [1, 2, 3]
     assert json.loads(continued[1])["validation_elbo"] == records[-1]["validation_elbo"]
+    for option in ("--optimizer.lr", "--seed"):
+        assert f"{option} cannot change" in fails(capsys, "train", "--resume", "here/run", option, "1")
+    assert "another model" in fails(capsys, "train", "--resume", "here/run", "--prior.latent_dim", "3")
+    assert not (tmp_path / "runs" / "digits-3").exists()
 
 
 def test_on_a_terminal_there_is_a_bar(capsys, monkeypatch):
@@ -239,8 +252,11 @@ def test_a_fault_while_training_keeps_its_traceback(capsys):
 
 
 def test_a_run_that_diverges_says_so_in_one_line(capsys):
-    line = fails(capsys, *SHORT, "--optimizer", "SGD", "--optimizer.lr", "1e30", code=1)
+    assert cli.main([*SHORT, "--optimizer", "SGD", "--optimizer.lr", "1e30", "--out", "run"]) == 1
+    *_, state, line = capsys.readouterr().err.splitlines()
     assert "diverged" in line
+    assert state == "last good state: run/last_good.pt"
+    assert Path("run/last_good.pt").is_file()
 
 
 def test_grey_values_on_request_carry_their_caveat(capsys):
@@ -285,6 +301,8 @@ def test_print_config_prints_nothing_but_the_configuration(capsys, tmp_path):
         ("train --batch_size 100000", ["batch_size is 100000"]),
         ("train --epochs 0", ["epochs is 0"]),
         ("train --clip_norm -1", ["clip_norm is -1"]),
+        ("train --optimizer SGD --optimizer.lr .nan", ["--optimizer.lr is nan"]),
+        ("train --prior users_network.StudentT --objective MeanFieldELBO", ["no closed form", "StudentT"]),
         ("train --compile maybe", ["compile is 'maybe'"]),
         ("train --device abacus", ["abacus"]),
         ("train --seed -1", ["seed is -1"]),
@@ -300,7 +318,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(argv, words, capsys, tmp_path)
     np.save("nan.npy", np.full((20, 8, 8), np.nan))
     np.save("wrong_rank.npy", np.zeros(20))
     (tmp_path / "text.npy").write_text("no array")
-    (tmp_path / "users_network.py").write_text("from torch import nn\ndef wrong(a, b): return nn.Linear(a[0], 3)\n")
+    (tmp_path / "users_network.py").write_text(textwrap.dedent(USERS_NETWORK))
     line = fails(capsys, *argv.split())
     for word in words:
         assert word in line

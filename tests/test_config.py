@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -242,6 +243,7 @@ def test_an_optimizer_left_at_its_defaults_may_be_fused():
 def test_a_run_is_named_after_its_configuration_or_its_data(config_file):
     assert parse([]).name == "digits"
     assert parse(["--data", "MNIST"]).name == "MNIST"
+    assert parse(["--data", "."]).name == Path.cwd().stem
     assert parse(["--config", "article-normal"]).name == "article-normal"
     assert parse(["--config", config_file("epochs: 1")]).name == "mine"
 
@@ -287,8 +289,8 @@ def test_every_torch_optimizer_can_be_chosen(name):
 @pytest.mark.parametrize(
     "argv",
     [
-        ["LambdaLR", "--scheduler.lr_lambda", "math.sqrt"],
-        ["MultiplicativeLR", "--scheduler.lr_lambda", "math.cos"],
+        ["LambdaLR", "--scheduler.lr_lambda", "copy.copy"],
+        ["MultiplicativeLR", "--scheduler.lr_lambda", "copy.copy"],
         ["StepLR", "--scheduler.step_size", "3"],
         ["MultiStepLR", "--scheduler.milestones", "[3, 5]"],
         ["ConstantLR"],
@@ -393,8 +395,11 @@ def test_a_foreign_scheduler_is_a_function_of_the_optimizer(foreign):
         ("--optimizer.lr .nan", ["--optimizer Adam", "learning rate", "nan"]),
         ("--optimizer LBFGS", ["LBFGS", "closure"]),
         ("--optimizer SparseAdam", ["SparseAdam", "sparse gradients"]),
+        ("--objective ReweightedWakeSleep", ["ReweightedWakeSleep", "two losses"]),
         ("--optimizer.params 3", ["--optimizer.params is unknown"]),
         ("--scheduler SequentialLR", ["SequentialLR", "import path"]),
+        ("--scheduler StepLR --scheduler.step_size 0", ["--scheduler StepLR", "zero"]),
+        ("--scheduler LambdaLR --scheduler.lr_lambda math.sqrt", ["--scheduler LambdaLR", "__dict__"]),
         ("--scheduler StepLR", ["--scheduler.step_size is missing"]),
         ("--scheduler.step_size 3", ["--scheduler has arguments but no class", "StepLR"]),
         ("--epochs many", ["--epochs is 'many'", "an integer"]),

@@ -881,6 +881,7 @@ class TestTorchvision:
         assert f"under {root / 'cifar-10-batches-py'}" in message
         assert "data_batch_1" in message
         assert "root=" in message
+        assert "digits needs no download" in message
         assert capfd.readouterr() == ("", "")
         assert list(tmp_path.rglob("*")) == ([tmp_path / "new", root] if exists else [])
 

@@ -179,6 +179,17 @@ def latent_and_datum(x):
         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
+def weighted_guide(x):
+    with poutine.scale(scale=0.5):
+        latent("z", x)
+
+
+def observing_guide(x):
+    with plate(x):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("f", torch.ones(len(x)), has_rsample=False)
+
+
 BAD_PROGRAMS = {
     "'loc' lies outside the plate 'data'": (
         lambda x: observe(x, pyro.sample("loc", dist.Normal(0.0, 1.0))),
@@ -188,6 +199,8 @@ BAD_PROGRAMS = {
     "the model samples 'z' and the guide does not": (latent_and_datum, lambda x: None),
     "the guide samples 'u' and the model does not": (lambda x: observe(x, 0.0), lambda x: latent("u", x)),
     "have the scales": (weighted_latent, lambda x: latent("z", x)),
+    "'z' and 'z' have the scales 0.5 and 1.0": (latent_and_datum, weighted_guide),
+    "the guide observes 'f'": (latent_and_datum, observing_guide),
 }
 
 

@@ -8,7 +8,15 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import (
+    RenyiELBO,
+    ReweightedWakeSleep,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+    TraceTailAdaptive_ELBO,
+)
 from torch import Tensor, nn
 
 from ppl_vae import VAE, likelihoods, networks, posteriors, priors
@@ -179,6 +187,26 @@ def test_pyros_object_takes_a_program_with_a_global_latent_and_has_no_terms():
     assert result.weight == 7
 
 
+def test_an_enumerated_latent_has_no_terms_to_report():
+    """Its traces hold every value of z side by side: their sum is the log-likelihood of no data."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(pyro.param("m", torch.zeros(3))[z], 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"})
+
+    x = torch.randn(7)
+    result = as_loss(TraceEnum_ELBO(max_plate_nesting=1))((model, guide), x)
+    assert result.loss.item() == pytest.approx(-dist.Normal(0.0, 1.0).log_prob(x).sum().item(), rel=1e-5)
+    assert result.log_likelihood is None
+    assert result.kl is None
+    assert result.weight == 7
+
+
 def test_a_function_of_log_weights_is_an_objective():
     vae, x = make_vae(), binary()
 
@@ -206,6 +234,9 @@ def test_what_is_no_objective_is_refused():
         as_loss(ELBO)
     with pytest.raises(TypeError, match="a function of log-weights"):
         as_loss("ELBO")
+    for elbo in (ReweightedWakeSleep(), TraceTailAdaptive_ELBO(vectorize_particles=True)):
+        with pytest.raises(TypeError, match="has two values or none, where one to follow was expected"):
+            as_loss(elbo)
 
 
 @pytest.mark.parametrize("objective", [ELBO, MeanFieldELBO, ArticleELBO])

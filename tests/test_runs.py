@@ -6,6 +6,8 @@ import json
 import math
 import os
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from PIL import Image
@@ -168,6 +170,30 @@ def test_data_that_are_no_images_have_curves_and_a_scatter(tmp_path):
     folder = runs.RunFolder(tmp_path / "run", None, dataset)
     fit(make_vae(dataset), dataset, epochs=1, batch_size=50, seed=0, callbacks=[folder])
     assert [path.stem for path in folder.pictures] == ["training_curves", "latent_scatter"]
+
+
+def test_more_labels_than_can_be_told_apart_are_left_out(tmp_path):
+    dataset = data.from_tensors((torch.rand(400, 7) > 0.5).float(), labels=range(400), test=0.5)
+    folder = runs.RunFolder(tmp_path / "run", None, dataset)
+    fit(make_vae(dataset), dataset, epochs=1, batch_size=50, seed=0, callbacks=[folder])
+    assert folder.pictures[-1].stem == "latent_scatter"
+
+
+def test_a_piece_with_parameters_in_pyros_store_does_not_come_back_untrained(finished, digits, tmp_path):
+    _, folder, _ = finished
+    for name in ("config.yaml", "run.json"):
+        (tmp_path / name).write_text((folder.path / name).read_text())
+
+    class Prior(torch.nn.Module):
+        def forward(self):
+            return dist.Normal(pyro.param("prior_loc", lambda: torch.zeros(2)), 1.0).to_event(1)
+
+    vae = make_vae(digits)
+    vae.prior = Prior()
+    run = fit(vae, digits, epochs=1, seed=0)
+    checkpoints.save(run.state(), tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"holds parameters of pyro.param \(prior_loc\)"):
+        load_run(tmp_path)
 
 
 def test_next_free(tmp_path):

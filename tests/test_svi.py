@@ -247,3 +247,37 @@ def test_gradients_are_clipped():
     svi.step(x)
     norm = torch.stack([p.grad.norm() for p in svi.parameters.values()]).norm()
     assert norm.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+class LearntPrior(PyroModule):
+    def __init__(self):
+        super().__init__("learnt_prior")
+        self.loc = PyroParam(torch.zeros(2))
+        self.scale = PyroParam(torch.ones(2), constraint=constraints.positive)
+
+    def forward(self):
+        return dist.Normal(self.loc, self.scale).to_event(1)
+
+
+@pytest.mark.parametrize("loss", [ELBO(), pyro.infer.RenyiELBO(num_particles=2)], ids=["ELBO", "Renyi"])
+def test_a_parameter_under_two_names_is_trained_once(loss):
+    """A PyroModule inside a VAE registers its parameters itself, and the VAE registers them too."""
+    torch.manual_seed(0)
+    vae = VAE(
+        (8,),
+        prior=LearntPrior(),
+        likelihood=likelihoods.Bernoulli(networks.MLP([16])),
+        posterior=posteriors.DiagonalNormal(networks.MLP([16])),
+    )
+    x = (torch.rand(16, 8) > 0.5).float()
+    svi = SVI(vae.model, vae.guide, functools.partial(torch.optim.SGD, lr=1.0), loss, clip_norm=1e6)
+    svi.update(x)
+    assert sum(len(group["params"]) for group in svi.optimizer.param_groups) == len(list(vae.parameters()))
+    before = {name: p.detach().clone() for name, p in vae.named_parameters()}
+    torch.manual_seed(3)
+    svi.backward(x)
+    gradients = {name: p.grad.clone() for name, p in vae.named_parameters()}
+    torch.manual_seed(3)
+    svi.update(x)
+    for name, p in vae.named_parameters():
+        torch.testing.assert_close(before[name] - p.detach(), gradients[name] / 16, rtol=1e-3, atol=1e-4)

@@ -171,6 +171,62 @@ def test_early_stopping_takes_the_best_parameters(digits):
     assert run.final["validation_elbo"] == max(scores)
 
 
+def test_a_resumed_run_without_early_stopping_keeps_what_it_learnt(digits):
+    stopped = fit(make_vae(digits), digits, epochs=3, early_stopping=5, seed=0)
+    assert stopped.best_epoch is not None
+    vae = make_vae(digits)
+    last = {}
+
+    class Keep(Callback):
+        def on_epoch(self, run, record):
+            last.update({k: v.clone() for k, v in vae.state_dict().items()})
+
+    run = fit(vae, digits, epochs=5, resume=stopped.state(), callbacks=[Keep()])
+    assert all(torch.equal(last[k], v) for k, v in vae.state_dict().items())
+    assert run.best_epoch is None
+    assert run.final["epoch"] == 5
+
+
+def test_early_stopping_from_a_resumed_run_on_chooses_among_its_own_epochs(digits):
+    state = fit(make_vae(digits), digits, epochs=4, seed=0).state()
+    state["history"][-1]["validation_elbo"] = 0.0  # out of reach, and its parameters were not kept
+    run = fit(make_vae(digits), digits, epochs=6, resume=state, early_stopping=5)
+    assert run.best_epoch in (5, 6)
+
+
+def test_an_interrupted_run_has_the_parameters_of_no_best_epoch(digits):
+    steps = math.ceil(len(digits.train) / 128)
+    run = fit(make_vae(digits), digits, epochs=9, early_stopping=8, seed=0, stop=stop_after(3 * steps + 2))
+    assert run.stopped == "interrupted"
+    assert run.best_epoch is None
+    assert run.final["epoch"] == 3
+
+
+def test_a_resumed_run_keeps_its_seed(digits):
+    first = fit(make_vae(digits), digits, epochs=1, seed=4)
+    whole = fit(make_vae(digits), digits, epochs=2, seed=4)
+    again = fit(make_vae(digits), digits, epochs=2, resume=first.state())
+    assert again.seed == 4
+    assert again.history[-1]["validation_elbo"] == whole.history[-1]["validation_elbo"]
+    with pytest.raises(ValueError, match="seed is 5, and that of the run to resume 4"):
+        fit(make_vae(digits), digits, epochs=2, resume=first.state(), seed=5)
+
+
+def test_a_state_in_the_midst_of_an_epoch_wants_its_batch_size(digits):
+    state = fit(make_vae(digits), digits, epochs=2, seed=0, stop=stop_after(4)).state()
+    for batch_size in (64, 500):
+        with pytest.raises(ValueError, match=r"in the midst of an epoch of 12 steps.* the batch_size of the run"):
+            fit(make_vae(digits), digits, epochs=2, batch_size=batch_size, resume=state)
+
+
+def test_without_validation_data_nothing_can_look_at_them():
+    digits = data.load("digits", validation=0)
+    with pytest.raises(ValueError, match="early_stopping looks at validation data, and there are none"):
+        fit(make_vae(digits), digits, early_stopping=3)
+    with pytest.raises(ValueError, match="ReduceLROnPlateau looks at validation data"):
+        fit(make_vae(digits), digits, scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
+
+
 def test_validation_interval(digits):
     run = fit(make_vae(digits), digits, epochs=5, validate_every=2, seed=0)
     assert [("validation_elbo" in r) for r in run.history] == [False, True, False, True, True]
@@ -232,6 +288,26 @@ def test_a_divergence_names_step_and_term_and_goes_back(digits, gradient, term, 
         reference = make_vae(digits, likelihood=lambda _: likelihoods.Bernoulli(_Break(10**6, False)))
         fit(reference, digits, epochs=1, seed=0)
         assert same_parameters(vae, reference)
+
+
+def test_a_divergence_where_there_are_no_terms_names_the_loss():
+    def model(x):
+        loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("loc", dist.Normal(pyro.param("mean", torch.tensor(0.0)), 0.1))
+
+    def broken(x):
+        calls.append(1)
+        model(x * math.nan if len(calls) > 7 else x)
+
+    calls = []
+    with pytest.warns(UserWarning, match="Encountered NaN"), pytest.raises(DivergedError) as caught:
+        fit((broken, guide), torch.randn(20), objective=pyro.infer.Trace_ELBO(), epochs=9, batch_size=10, seed=0)
+    assert "the loss is nan" in caught.value.term
+    assert "log p" not in caught.value.term
 
 
 def test_callbacks_are_told_everything_in_order(digits):
@@ -350,7 +426,7 @@ BAD_ARGUMENTS = {
     "early_stopping is 0": dict(early_stopping=0),
     "clip_norm is nan; expected a finite number above zero": dict(clip_norm=math.nan),
     "seed is -1; expected an integer": dict(seed=-1),
-    r"compile is 'of'; expected one of auto, off \(did you mean off\?\)": dict(compile="of"),
+    r"compile is 'of'; expected one of auto, off, graph, full \(did you mean off\?\)": dict(compile="of"),
     "device 'gpu' cannot be used": dict(device="gpu"),
 }
 
@@ -364,10 +440,16 @@ def test_bad_arguments_are_refused_before_anything_moves(digits, message):
     assert all(torch.equal(before[k], v) for k, v in vae.state_dict().items())
 
 
+def test_data_that_are_neither_a_data_set_nor_tensors_are_refused(digits):
+    with pytest.raises(TypeError, match="data holds a ndarray; expected a Dataset or tensors"):
+        fit(make_vae(digits), digits.train.x.numpy(), epochs=1)
+
+
 def test_a_last_batch_of_one_under_batch_norm_is_refused(digits):
     batch_size = len(digits.train) - 1
-    with pytest.raises(ValueError, match="leave a last batch of one; choose another batch_size"):
-        fit(make_vae(digits, batch_norm=True), digits, batch_size=batch_size)
+    for size in (batch_size, 1):
+        with pytest.raises(ValueError, match="leave a last batch of one; choose another batch_size"):
+            fit(make_vae(digits, batch_norm=True), digits, batch_size=size)
     fit(make_vae(digits), digits, batch_size=batch_size, epochs=1)
 
 

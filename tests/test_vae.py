@@ -6,7 +6,7 @@ import copy
 import gc
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,15 +25,6 @@ from ppl_vae.networks import MLP
 from ppl_vae.vae import evaluation_mode
 
 SHAPE, PIXELS, LATENT = (1, 2, 3), 6, 2
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks of ten units gain nothing from threads, and beside another process lose a factor of ten by them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make(x_shape: Any = SHAPE, network: Any = None, **pieces: Any) -> VAE:

@@ -59,15 +59,6 @@ def base_parameters(distribution: Any) -> dict[str, Tensor]:
     return {name: getattr(distribution, name) for name in distribution.arg_constraints}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks of ten units gain nothing from threads, and beside another process lose a factor of ten by them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def float64() -> None:
     torch.set_default_dtype(torch.float64)  # `fresh_state` sets it back

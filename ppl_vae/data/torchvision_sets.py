@@ -200,7 +200,7 @@ def _download(name: str, kind: Kind, root: Path) -> None:
         where = root / kind.folder
         raise ConnectionError(
             f"could not download {name} ({_brief(error)}): put its files ({', '.join(kind.files)}) under "
-            f"{where}, or pass root=... (or set PPL_VAE_DATA) to a folder that has them"
+            f"{where}, or pass root=... (or set PPL_VAE_DATA) to a folder that has them; digits needs no download"
         ) from error
 
 

@@ -153,7 +153,7 @@ def sample_log_weights(
 def from_traces(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> LogWeights:
     """Return the log-weights of a guide's trace and its model's, replayed against it."""
     model_sites = _sample_sites(model_trace)
-    guide_sites = {name: site for name, site in _sample_sites(guide_trace).items() if not site["is_observed"]}
+    guide_sites = _sample_sites(guide_trace)
     observed = {name: site for name, site in model_sites.items() if site["is_observed"]}
     latent = {name: site for name, site in model_sites.items() if not site["is_observed"]}
     _check_sites(latent, guide_sites, observed)
@@ -181,7 +181,7 @@ def from_traces(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> LogWe
         prior={name: _masked(site) for name, site in latent.items()},
         posterior={name: _masked(site) for name, site in guide_sites.items()},
         observed={name: (_masked(site), site["value"]) for name, site in observed.items()},
-        scale=_common_scale({**guide_sites, **model_sites}),
+        scale=_common_scale([*guide_sites.values(), *model_sites.values()]),
     )
 
 
@@ -203,9 +203,17 @@ def _check_sites(latent: dict, guide_sites: dict, observed: dict) -> None:
             "the model observes nothing inside a plate at dim -1; write "
             "`with pyro.plate('data', len(x), dim=-1): pyro.sample('x', ..., obs=x)`"
         )
+    for name, site in {**latent, **guide_sites}.items():
+        if site["infer"].get("_enumerate_dim") is not None:
+            raise NotPerDatumError(f"site {name!r} is enumerated: it has no one value to weigh")
     for name in latent.keys() - guide_sites.keys():
         raise NotPerDatumError(f"the model samples {name!r} and the guide does not; give the guide a site {name!r}")
     for name, site in guide_sites.items():
+        if site["is_observed"]:
+            raise NotPerDatumError(
+                f"the guide observes {name!r} (obs=... or pyro.factor), which is no part of a density q(z|x); "
+                "move it into the model, or use one of Pyro's objectives"
+            )
         if name not in latent and not site["infer"].get("is_auxiliary"):
             raise NotPerDatumError(
                 f"the guide samples {name!r} and the model does not; "
@@ -213,9 +221,9 @@ def _check_sites(latent: dict, guide_sites: dict, observed: dict) -> None:
             )
 
 
-def _common_scale(sites: dict[str, Any]) -> float | Tensor:
-    (first_name, first), *others = [(name, site["scale"]) for name, site in sites.items()]
-    for name, scale in others:
+def _common_scale(sites: list[Any]) -> float | Tensor:
+    first_name, first = sites[0]["name"], sites[0]["scale"]
+    for name, scale in [(site["name"], site["scale"]) for site in sites[1:]]:
         same = scale is first or (
             torch.equal(torch.as_tensor(scale), torch.as_tensor(first))
             if isinstance(scale, Tensor) or isinstance(first, Tensor)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from pyro import poutine
 from pyro.infer import ELBO as PyroELBO
+from pyro.infer import ReweightedWakeSleep, TraceTailAdaptive_ELBO
 from torch import Tensor
 
 from ppl_vae.objectives.estimate import Estimate, Objective
@@ -51,8 +52,22 @@ def as_loss(objective: object) -> Loss:
     """Return the loss of an objective: ours, a function of log-weights, or a Pyro ELBO object.
 
     Raises:
-        TypeError: If it is none of these.
+        TypeError: If it is none of these, or gives no single value.
+
+    Example:
+        >>> from pyro.infer import Trace_ELBO
+        >>> from ppl_vae import VAE, likelihoods, posteriors, priors
+        >>> vae = VAE((64,), prior=priors.StandardNormal(2), likelihood=likelihoods.Bernoulli(),
+        ...           posterior=posteriors.DiagonalNormal())
+        >>> loss = as_loss(Trace_ELBO())((vae.model, vae.guide), torch.zeros(5, 64))
+        >>> loss.weight, torch.allclose(-loss.loss, loss.log_likelihood - loss.kl)
+        (5.0, True)
     """
+    if isinstance(objective, (ReweightedWakeSleep, TraceTailAdaptive_ELBO)):
+        raise TypeError(
+            f"objective {type(objective).__name__} has two values or none, where one to follow was expected; "
+            "use objectives.ELBO, or pyro.infer.SVI"
+        )
     if isinstance(objective, PyroELBO):
         return _PyroLoss(objective)
     if isinstance(objective, type) or not callable(objective):
@@ -116,7 +131,7 @@ class _PyroLoss:
         self._per_datum = True
 
     def __call__(self, program: Program, *args: Any, **kwargs: Any) -> BatchLoss:
-        self._traces = []
+        self._traces.clear()
         surrogate = None
         if not torch.is_grad_enabled():
             loss = self.elbo.loss(*program, *args, **kwargs)
@@ -137,7 +152,8 @@ class _PyroLoss:
 
     @torch.no_grad()
     def _terms(self, args: tuple[Any, ...]) -> tuple[float | Tensor, Tensor | None, Tensor | None]:
-        traces, self._traces = self._traces, []
+        traces = list(self._traces)
+        self._traces.clear()
         if self._per_datum and traces:
             try:
                 particles = [from_traces(*pair) for pair in traces]

@@ -79,6 +79,14 @@ class MeanFieldELBO:
 
     Reference:
         Auto-Encoding Variational Bayes (Kingma & Welling, 2013), section 3, https://arxiv.org/abs/1312.6114
+
+    Example:
+        >>> from ppl_vae import VAE, likelihoods, objectives, posteriors, priors
+        >>> vae = VAE((64,), prior=priors.StandardNormal(2), likelihood=likelihoods.Bernoulli(),
+        ...           posterior=posteriors.DiagonalNormal())
+        >>> log_weights = objectives.sample_log_weights(vae.model, vae.guide, torch.zeros(5, 64))
+        >>> MeanFieldELBO()(log_weights).value.shape
+        torch.Size([5])
     """
 
     num_particles: int = 1
@@ -119,6 +127,14 @@ class ArticleELBO:
 
     Reference:
         Auto-Encoding Variational Bayes (Kingma & Welling, 2013), appendix B, https://arxiv.org/abs/1312.6114
+
+    Example:
+        >>> from ppl_vae import VAE, likelihoods, objectives, posteriors, priors
+        >>> vae = VAE((64,), prior=priors.StandardNormal(2), likelihood=likelihoods.Bernoulli(),
+        ...           posterior=posteriors.DiagonalNormal())
+        >>> log_weights = objectives.sample_log_weights(vae.model, vae.guide, torch.zeros(5, 64))
+        >>> ArticleELBO()(log_weights).kind, ArticleELBO(eps=0.0)(log_weights).kind
+        ('neither', 'lower')
     """
 
     num_particles: int = 1

@@ -4,8 +4,8 @@
 `Callback` sees every epoch (`ppl_vae.runs.RunFolder` is the one that writes a run's folder).
 """
 
-from ppl_vae.training.fitting import fit, resolve_device
+from ppl_vae.training.fitting import fit, resolve_compile, resolve_device
 from ppl_vae.training.run import Callback, Progress, Run
 from ppl_vae.training.state import DivergedError
 
-__all__ = ["Callback", "DivergedError", "Progress", "Run", "fit", "resolve_device"]
+__all__ = ["Callback", "DivergedError", "Progress", "Run", "fit", "resolve_compile", "resolve_device"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast, get_args
 
 import pyro
 import torch
@@ -16,7 +16,7 @@ from ppl_vae.data import Dataset, Split
 from ppl_vae.networks import untouched_random_state
 from ppl_vae.objectives import ELBO
 from ppl_vae.objectives.losses import Program
-from ppl_vae.svi import SVI, OptimizerFactory
+from ppl_vae.svi import SVI, Compile, OptimizerFactory
 from ppl_vae.training.loop import Loop
 from ppl_vae.training.run import Callback, Run
 from ppl_vae.vae import VAE
@@ -68,15 +68,20 @@ def fit(
             None never does.
         seed: Of the noise and the order of the data; None draws one from torch's global generator.
         device: ``"auto"`` (cuda, else mps, else cpu) or a torch device.
-        compile: ``"off"``, or ``"auto"``, which this version resolves to ``"off"``.
+        compile: How a step runs, see `SVI`: ``"off"`` (as it is written), ``"graph"`` (captured, bit for bit the same
+            on the CPU), ``"full"`` (compiled by Inductor: fastest, after 15 seconds to a minute of compiling for each
+            shape of batch, and equal to rounding). ``"auto"`` is ``"graph"``.
         callbacks: What watches.
         stop: Asked after every step; True ends the run there, as an interrupted one.
-        resume: The state of an earlier run (`checkpoints.load`), continued where it stood, bit by bit on the CPU.
+        resume: The state of an earlier run (`checkpoints.load`), continued where it stood, bit by bit on the CPU, with
+            the numbers of its own optimiser and scheduler and its seed. One that early stopping has put back to its
+            best parameters goes on from these, which is not where it stood.
 
     Returns:
         The `Run`, with the trained program and its history.
 
     Raises:
+        TypeError: If the data are neither a data set nor tensors, or the objective or optimiser is of no known kind.
         ValueError: If an argument is out of range, or the program does not fit the data or the objective.
         DivergedError: If a value or a gradient is not finite.
 
@@ -95,11 +100,15 @@ def fit(
         check_positive_int(early_stopping, "early_stopping")
     if clip_norm is not None:
         check_positive(clip_norm, "clip_norm")
-    check_choice(compile, ("auto", "off"), "compile")
+    compile = resolve_compile(compile)
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
         raise ValueError(f"seed is {seed!r}; expected an integer from 0 to 2**63 - 1")
     if not isinstance(data, Dataset):
         columns = data if isinstance(data, tuple) else (data,)
+        for column in columns:
+            if not isinstance(column, Tensor):
+                kind = type(column).__name__
+                raise TypeError(f"data holds a {kind}; expected a Dataset or tensors (data.from_tensors takes arrays)")
         nothing = Split(tuple(column[:0] for column in columns))
         data = Dataset("tensors", train=Split(columns), validation=nothing, test=nothing)
     if batch_size > len(data.train):
@@ -115,7 +124,12 @@ def fit(
         optimizer or functools.partial(torch.optim.Adam, lr=1e-3),
         objective or ELBO(),
         clip_norm=clip_norm,
+        compile=compile,
     )
+    if resume is not None:
+        if seed not in (None, resume["seed"]):
+            raise ValueError(f"seed is {seed}, and that of the run to resume {resume['seed']}; leave it out")
+        seed = resume["seed"]
     seed = int(torch.randint(2**31, ())) if seed is None else seed
     run = Run(program, data.to(device), seed, str(device))
     stop = stop or (lambda: False)
@@ -131,6 +145,12 @@ def fit(
                 loop.tell("on_error", run, error)
                 raise
     return run
+
+
+def resolve_compile(compile: str) -> Compile:
+    """Return the level of compilation; ``"auto"`` is ``"graph"``, which needs no compiler and changes no bit."""
+    check_choice(compile, ("auto", *get_args(Compile)), "compile")
+    return cast(Compile, "graph" if compile == "auto" else compile)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

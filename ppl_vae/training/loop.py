@@ -58,6 +58,11 @@ class Loop:
             scheduler = None if self.make_scheduler is None else self.make_scheduler(optimizer)
         except TypeError as error:
             raise ValueError(f"the scheduler cannot be made: {error}") from error
+        if len(self.record.data.validation) == 0:
+            if self.early_stopping is not None:
+                raise ValueError("early_stopping looks at validation data, and there are none; set some apart")
+            if isinstance(scheduler, ReduceLROnPlateau):
+                raise ValueError("the scheduler ReduceLROnPlateau looks at validation data, and there are none")
         terms = torch.full((self.steps, 4), math.nan, device=self.record.device)
         self.state = TrainingState(self.svi, self.modules, scheduler, self.record.seed, terms)
         if resume is not None:
@@ -75,8 +80,10 @@ class Loop:
         while self.state.epoch < self.epochs and self.record.stopped is None:
             self._epoch()
         self.record.stopped = self.record.stopped or "finished"
-        if self.state.best is not None and self.record.stopped != "interrupted":  # which goes on from where it is
-            self.state.restore_parameters(self.state.best)
+        best = self.state.best
+        if self.early_stopping is not None and best is not None and self.record.stopped != "interrupted":
+            self.state.restore_parameters(best)  # an interrupted run goes on from where it is
+            self.record.best_epoch = best["epoch"]
         for module in self.modules:
             module.eval()
         self.record.seconds = self.state.seconds = time.perf_counter() - self.started
@@ -85,10 +92,10 @@ class Loop:
 
     def tell(self, event: str, *arguments: Any) -> None:
         """Call every callback; what they draw does not change the run."""
-        with untouched_random_state():
-            for callback in self.callbacks:
-                method = getattr(callback, event, None)
-                if method is not None:
+        for callback in self.callbacks:
+            method = getattr(callback, event, None)
+            if method is not None:
+                with untouched_random_state():
                     method(*arguments)
 
     def _epoch(self) -> None:
@@ -172,13 +179,13 @@ class Loop:
         score = self._monitored(record)
         if self.early_stopping is None or score is None:
             return
-        scores = [(self._monitored(r), r["epoch"]) for r in self.record.history]
-        validated = [(score, epoch) for score, epoch in scores if score is not None]
-        _, best_epoch = max(validated, key=lambda pair: (-math.inf if math.isnan(pair[0]) else pair[0], -pair[1]))
-        if best_epoch == record["epoch"]:
-            self.state.best = self.state.capture_parameters()
-        self.record.best_epoch = int(best_epoch)
-        if sum(epoch > best_epoch for _, epoch in validated) >= self.early_stopping:
+        score = -math.inf if math.isnan(score) else score
+        best = self.state.best
+        if best is None or score > best["score"]:
+            best = {**self.state.capture_parameters(), "epoch": int(record["epoch"]), "score": score}
+            self.state.best = best
+        later = [r for r in self.record.history if r["epoch"] > best["epoch"] and self._monitored(r) is not None]
+        if len(later) >= self.early_stopping:
             self.record.stopped = "early stopping"
 
     @staticmethod
@@ -203,7 +210,7 @@ class Loop:
 
     def _check_batch_norm(self) -> None:
         normalised = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-        if len(self.train) % self.batch_size == 1 and any(
+        if 1 in (self.batch_size, len(self.train) % self.batch_size) and any(
             isinstance(part, normalised) for module in self.modules for part in module.modules()
         ):
             raise ValueError(

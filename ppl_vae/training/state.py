@@ -94,7 +94,7 @@ class TrainingState:
     def means(self, last: int | None = None) -> tuple[float, float, float]:
         """Loss, log-likelihood and KL per datum, over the steps of this epoch or the last few of them."""
         done = self.step or len(self.terms)
-        rows = self.terms[max(0, done - last) if last else 0 : done].double().sum(0)
+        rows = self.terms[max(0, done - last) if last else 0 : done].cpu().double().sum(0)  # mps has no float64
         loss, log_lik, kl = (rows[:3] / rows[3]).tolist()
         return loss, log_lik, kl
 
@@ -102,6 +102,13 @@ class TrainingState:
         """Count the epoch."""
         self.epoch += 1
         self.step = 0
+
+    def bad_term(self, step: int) -> str:
+        """What is not finite at a step (from 0) of this epoch, in words."""
+        loss, log_lik, kl, _ = self.terms[step].tolist()
+        names = {"log p(x|z)": log_lik, "KL(q(z|x) || p(z))": kl} if self._has_terms else {}
+        bad = [f"{name} is {value}" for name, value in names.items() if not math.isfinite(value)]
+        return " and ".join(bad) if bad else f"the loss is {loss}"
 
     def _columns(self) -> Tensor:
         return self.terms if self._has_terms else self.terms[:, [0, 3]]
@@ -118,10 +125,11 @@ class TrainingState:
             **(self._random_state or _random_state()),
             "epoch": self.epoch,
             "step": self.step,
+            "steps": len(self.terms),
             "terms": self.terms[: self.step].clone(),
             "seed": self.seed,
             "seconds": self.seconds,
-            "history": copy.deepcopy(self.history),
+            "history": list(self.history),  # its records do not change; to copy them all, again and again, is slow
             "best": self.best,
         }
 
@@ -158,10 +166,10 @@ class TrainingState:
     def restore(self, state: dict[str, Any]) -> None:
         """Put everything back, so that training goes on as if it had not stopped."""
         assert self.svi.optimizer is not None
-        if state["step"] > len(self.terms):
+        if state["step"] and state["steps"] != len(self.terms):
             raise ValueError(
-                f"the checkpoint stands at step {state['step']} of an epoch, and an epoch has {len(self.terms)} steps "
-                "here; resume with the data and the batch_size of the run"
+                f"the checkpoint stands in the midst of an epoch of {state['steps']} steps, and an epoch has "
+                f"{len(self.terms)} here; resume with the data and the batch_size of the run"
             )
         self.restore_parameters(state)
         try:
@@ -195,14 +203,14 @@ def diagnose(state: TrainingState, good: dict[str, Any], train: Split, batch_siz
     epoch = good["epoch"] + 1
     bad_steps = (~state._columns()[: state.step].isfinite()).any(1).nonzero().flatten().tolist()
     bad = bad_steps[0] if bad_steps else state.step - 1
-    error = DivergedError(epoch, bad + 1, _bad_term(state.terms[bad]), good)
+    error = DivergedError(epoch, bad + 1, state.bad_term(bad), good)
     state.restore(good)
     order = state.order(len(train))[good["step"] * batch_size :]
     for batch in train.batches(batch_size, order=order, device=device):
         state.note(state.svi.backward(*batch, mean=True))
         term = None
         if not state._columns()[state.step - 1].isfinite().all():
-            term = _bad_term(state.terms[state.step - 1])
+            term = state.bad_term(state.step - 1)
         for name, parameter in state.svi.parameters.items():
             if term is None and parameter.grad is not None and not parameter.grad.isfinite().all():
                 term = f"the gradient of {name.split('$$$')[-1]} is not finite while the loss is"
@@ -215,10 +223,3 @@ def diagnose(state: TrainingState, good: dict[str, Any], train: Split, batch_siz
             break  # beyond `bad` nothing was met again (a device whose sums vary): what the run itself saw stands
     state.restore(good)
     return error
-
-
-def _bad_term(row: Tensor) -> str:
-    loss, log_lik, kl, _ = row.tolist()
-    names = {"log p(x|z)": log_lik, "KL(q(z|x) || p(z))": kl}
-    bad = [f"{name} is {value}" for name, value in names.items() if not math.isfinite(value)]
-    return " and ".join(bad) if bad else f"the loss is {loss}"

@@ -1,0 +1,385 @@
+"""Captured steps: the same as the eager ones, the user's code called no more, and never used where they are wrong."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import random
+import re
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from torch import nn
+
+from ppl_vae import SVI, VAE, capture, data, fit, likelihoods, networks, posteriors, priors
+from ppl_vae.objectives import ELBO, ArticleELBO, MeanFieldELBO
+
+ADAM = functools.partial(torch.optim.Adam, lr=1e-2)
+OBJECTIVES = {
+    "ELBO": ELBO(),
+    "ELBO-5": ELBO(num_particles=5),
+    "MeanFieldELBO": MeanFieldELBO(num_particles=2),
+    "ArticleELBO": ArticleELBO(),
+    "function": lambda log_weights: log_weights.log_w.mean(0),
+    "Trace_ELBO": Trace_ELBO(num_particles=2),
+    "TraceMeanField_ELBO": TraceMeanField_ELBO(),
+}
+
+
+class Dropout(nn.Module):
+    """A network with every kind of state: batch norm and dropout."""
+
+    def __init__(self, n_in, n_out):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(n_in, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, n_out))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def make_vae(seed=0, scale="softplus", dropout=False) -> VAE:
+    torch.manual_seed(seed)
+    mlp = networks.MLP([8])
+    return VAE(
+        (6,),
+        prior=priors.StandardNormal(2),
+        likelihood=likelihoods.Bernoulli(Dropout(2, 6) if dropout else mlp),
+        posterior=posteriors.DiagonalNormal(Dropout(6, 4) if dropout else mlp, scale=scale),
+    )
+
+
+def binary(n=10) -> torch.Tensor:
+    return (torch.rand(n, 6, generator=torch.Generator().manual_seed(n)) > 0.5).float()
+
+
+def trajectory(svi: SVI, batches, seed=3) -> list[float]:
+    torch.manual_seed(seed)
+    return [svi.step(*batch) for batch in batches]
+
+
+def state_of(module: nn.Module) -> list[torch.Tensor]:
+    return [value.clone() for value in module.state_dict().values()]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("dropout", [False, True])
+def test_a_graph_is_the_eager_program_bit_for_bit(objective, dropout):
+    batches = [(binary(10),), (binary(10),), (binary(7),), (binary(10),), (binary(7),)] * 3
+    runs = {}
+    for level in ("off", "graph"):
+        vae = make_vae(dropout=dropout)
+        svi = SVI(vae.model, vae.guide, ADAM, OBJECTIVES[objective], compile=level)
+        losses = trajectory(svi, batches)
+        assert (svi.why_eager is None) == (level == "graph")
+        runs[level] = losses, state_of(vae)
+    # Pyro adds up its loss in Python's float64 and the graph in float32; all of ours, and every gradient, is equal
+    assert runs["graph"][0] == pytest.approx(runs["off"][0], rel=1e-6 if "Trace" in objective else 0, abs=0)
+    assert all(torch.equal(a, b) for a, b in zip(runs["graph"][1], runs["off"][1], strict=True))
+
+
+@pytest.mark.parametrize(
+    "objective", ["ELBO", *(pytest.param(name, marks=pytest.mark.slow) for name in OBJECTIVES if name != "ELBO")]
+)
+def test_a_compiled_graph_is_the_eager_program_to_rounding(objective):
+    runs = []
+    for level in ("off", "full"):
+        vae = make_vae()
+        svi = SVI(vae.model, vae.guide, ADAM, OBJECTIVES[objective], compile=level)
+        runs.append(trajectory(svi, [(binary(),)] * 8))
+        assert level == "off" or svi.why_eager is None
+    assert runs[1] == pytest.approx(runs[0], rel=1e-5)
+
+
+def test_the_users_code_is_called_no_more():
+    vae = make_vae()
+    counter = itertools.count()  # out of the guards' sight
+
+    def model(x):
+        next(counter)
+        return vae.model(x)
+
+    svi = SVI(model, vae.guide, ADAM, ELBO())
+    trajectory(svi, [(binary(10),)] * 2 + [(binary(7),)])
+    called = next(counter)
+    trajectory(svi, [(binary(10),), (binary(7),)] * 20)
+    assert next(counter) == called + 1
+    assert svi.why_eager is None
+
+
+def test_a_program_that_changes_its_own_python_values_trains_as_it_is_written():
+    vae, calls = make_vae(), []
+
+    def model(x):
+        calls.append(len(x))
+        return vae.model(x)
+
+    svi = SVI(model, vae.guide, ADAM, ELBO())
+    trajectory(svi, [(binary(),)] * 20)
+    assert svi.why_eager == "the program changes a Python value while it runs: the length of calls (was 1, is 2)"
+    assert len(calls) == 21  # every step, and the attempt to capture
+
+
+class Scaled:
+    """A program that closes over Python numbers in every way that users do."""
+
+    def __init__(self):
+        self.shift = 1.0
+        self.options = {"scale": [1.0]}
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z + self.shift, self.options["scale"][0]), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("m", torch.tensor(0.0)), 1.0))
+
+
+GLOBAL_SHIFT = 1.0
+
+
+def model_of_a_global(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z + GLOBAL_SHIFT, 1.0), obs=x)
+
+
+class Weighted:
+    """An objective with a Python number of its own."""
+
+    beta = 1.0
+
+    def __init__(self):
+        self.beta = 1.0
+
+    def __call__(self, log_weights):
+        return (log_weights.log_lik - self.beta * log_weights.kl).mean(0)
+
+
+def changing_programs():
+    def attribute():
+        program = Scaled()
+        return program.model, program.guide, ELBO(), lambda v: setattr(program, "shift", v)
+
+    def nested():
+        program = Scaled()
+        return program.model, program.guide, ELBO(), lambda v: program.options.update(scale=[v])
+
+    def closure():
+        shift = 1.0
+
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z + shift, 1.0), obs=x)
+
+        def change(v):
+            nonlocal shift
+            shift = v
+
+        return model, Scaled().guide, ELBO(), change
+
+    def global_():
+        return model_of_a_global, Scaled().guide, ELBO(), lambda v: globals().update(GLOBAL_SHIFT=v)
+
+    def objective():
+        program, objective = Scaled(), Weighted()
+        return program.model, program.guide, objective, lambda v: setattr(objective, "beta", v)
+
+    def partial():
+        state = {"shift": 1.0}
+
+        def model(x, state):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z + state["shift"], 1.0), obs=x)
+
+        return functools.partial(model, state=state), Scaled().guide, ELBO(), lambda v: state.update(shift=v)
+
+    return [attribute, nested, closure, global_, objective, partial]
+
+
+@pytest.mark.parametrize("make", changing_programs(), ids=lambda f: f.__name__)
+def test_a_python_number_that_changes_is_noticed_at_once(make):
+    x, losses = torch.randn(5, generator=torch.Generator().manual_seed(0)), {}
+    for level in ("off", "graph"):
+        pyro.clear_param_store()
+        model, guide, objective, change = make()
+        change(1.0)
+        svi = SVI(model, guide, ADAM, objective, compile=level)
+        torch.manual_seed(1)
+        losses[level] = []
+        for step in range(12):
+            if step % 4 == 0:
+                change(1.0 + step % 8)  # 1, 5, 1: back to a graph that there is
+            losses[level].append(svi.step(x))
+        assert level == "off" or svi.why_eager is None
+    assert losses["graph"] == losses["off"]
+    (graphs,) = svi._graphs.values()
+    assert len(graphs) == 2
+
+
+def test_a_module_that_changes_its_mode_is_noticed():
+    vae = make_vae(dropout=True)
+    svi = SVI(vae.model, vae.guide, ADAM, ELBO())
+    trajectory(svi, [(binary(),)] * 3)
+    vae.eval()
+    before = [b.clone() for b in vae.buffers()]
+    svi.step(binary())
+    assert all(torch.equal(a, b) for a, b in zip(before, vae.buffers(), strict=True))
+    vae.train()
+    svi.step(binary())
+    assert not all(torch.equal(a, b) for a, b in zip(before, vae.buffers(), strict=True))
+    assert [len(graphs) for graphs in svi._graphs.values()] == [2]
+
+
+def test_a_number_that_changes_at_every_step_ends_capturing_with_its_name(caplog):
+    program = Scaled()
+    svi = SVI(program.model, program.guide, ADAM, ELBO())
+    for step in range(15):
+        program.shift = float(step)
+        svi.step(torch.randn(5))
+    assert "changes from step to step: Scaled.shift (was 8.0, is 9.0); make it a tensor" in svi.why_eager
+    assert len([r for r in caplog.records if r.levelno == logging.WARNING]) == 1
+
+
+def test_a_learning_rate_that_changes_needs_no_other_graph():
+    vae = make_vae()
+    svi = SVI(vae.model, vae.guide, ADAM, ELBO())
+    for step in range(10):
+        svi.step(binary())
+        svi.optimizer.param_groups[0]["lr"] = 1e-3 * step
+    assert [len(graphs) for graphs in svi._graphs.values()] == [1]
+
+
+def branch_on_a_value(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        if z.mean() > 0:  # the line that the log names
+            z = z * 2
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def draws_from_python(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z + random.random(), 1.0), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        (branch_on_a_value, r"reads a number out of a tensor .*\(at .*test_capture\.py:\d+, in branch_on_a_value\)"),
+        (draws_from_python, r"the graph's loss is .*, the eager one "),
+    ],
+)
+def test_what_cannot_be_captured_trains_as_it_is_written(model, why, caplog):
+    losses = {}
+    for level in ("off", "graph"):
+        pyro.clear_param_store()
+        random.seed(0)
+        svi = SVI(model, Scaled().guide, ADAM, ELBO(), compile=level)
+        losses[level] = trajectory(svi, [(torch.arange(5.0),)] * 6)
+    if model is branch_on_a_value:
+        assert losses["graph"] == losses["off"]
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert line == f"training eagerly, since the step cannot be captured: {svi.why_eager}"
+    assert re.search(why, svi.why_eager)
+
+
+def test_an_objective_that_leaves_its_gradients_itself_trains_as_it_is_written():
+    vae = make_vae()
+    svi = SVI(vae.model, vae.guide, ADAM, RenyiELBO(num_particles=2))
+    losses = trajectory(svi, [(binary(),)] * 30)
+    assert svi.why_eager is not None
+    assert sum(losses[-5:]) < sum(losses[:5])
+
+
+def test_a_graph_that_is_wrong_is_never_used(monkeypatch):
+    def broken(function):
+        def trace(*args):
+            graph = original(function)(*args)
+            multiplication = next(n for n in graph.graph.nodes if n.target is torch.ops.aten.mul.Tensor)
+            multiplication.target = torch.ops.aten.add.Tensor
+            graph.recompile()
+            return graph
+
+        return trace
+
+    original = capture.make_fx
+    monkeypatch.setattr(capture, "make_fx", broken)
+    vae, reference = make_vae(), make_vae()
+    svi = SVI(vae.model, vae.guide, ADAM, ELBO())
+    eager = SVI(reference.model, reference.guide, ADAM, ELBO(), compile="off")
+    assert trajectory(svi, [(binary(),)] * 4) == trajectory(eager, [(binary(),)] * 4)
+    assert "the graph's" in svi.why_eager
+
+
+def test_what_no_guard_sees_is_found_by_the_check_every_so_often():
+    hidden = itertools.chain([0.0] * 8, itertools.repeat(1.0))  # an iterator's insides: out of sight
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z + next(hidden), 1.0), obs=x)
+
+    svi = SVI(model, Scaled().guide, ADAM, ELBO())
+    for _ in range(99):
+        svi.step(torch.randn(5))
+    for _ in range(8):
+        next(hidden)
+    assert svi.why_eager is None
+    for _ in range(3):
+        svi.step(torch.randn(5))
+    assert svi.why_eager.startswith("after 100 steps the graph's loss is")
+
+
+def test_capturing_moves_no_state():
+    vae = make_vae(dropout=True)
+    svi = SVI(vae.model, vae.guide, ADAM, ELBO())
+    svi.step(binary())
+    before, random_state = state_of(vae), torch.get_rng_state()
+    _, tensors, rebuild = capture.signature((binary(),), {})
+    svi._capture(False, tensors, rebuild)
+    assert all(torch.equal(a, b) for a, b in zip(before, state_of(vae), strict=True))
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_arguments_that_are_neither_tensors_nor_plain_are_not_captured():
+    def program(x, options):
+        return vae.model(x)
+
+    vae = make_vae()
+    svi = SVI(program, lambda x, options: vae.guide(x), ADAM, ELBO())
+    for _ in range(3):
+        svi.step(binary(), object())
+    assert svi.why_eager == "an argument is a object; expected tensors and plain Python values"
+    svi = SVI(program, lambda x, options: vae.guide(x), ADAM, ELBO())
+    for options in ({"a": 1}, {"a": 2}, {"a": 1}, {"a": 2}):
+        svi.step(binary(), options)
+    assert svi.why_eager is None
+    assert len(svi._graphs) == 2
+
+
+def test_fit_gives_the_same_bits_captured_and_not():
+    digits = data.load("digits", binarize="dynamic")
+    vaes, runs = [], []
+    for level in ("off", "graph"):
+        torch.manual_seed(0)
+        mlp = networks.MLP([16], batch_norm=True)
+        vaes.append(
+            VAE(
+                digits,
+                prior=priors.StandardNormal(2),
+                likelihood=likelihoods.Bernoulli(mlp),
+                posterior=posteriors.DiagonalNormal(mlp),
+            )
+        )
+        runs.append(fit(vaes[-1], digits, epochs=3, seed=0, compile=level))
+    assert all(torch.equal(a, b) for a, b in zip(*(vae.state_dict().values() for vae in vaes), strict=True))
+    assert [r["loss"] for r in runs[0].history] == [r["loss"] for r in runs[1].history]
