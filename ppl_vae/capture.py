@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree
 
-from ppl_vae.networks import untouched_random_state
+from ppl_vae._scopes import untouched_random_state
 from ppl_vae.objectives.losses import BatchLoss
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))

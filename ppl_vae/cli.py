@@ -94,7 +94,7 @@ def train(argv: Sequence[str]) -> int:
         dataset = settings.build_dataset()
         vae = settings.build_vae(dataset)
         arguments = settings.build_fit_arguments()
-        folder = runs.RunFolder(out, settings.to_yaml(), dataset)
+        folder = runs.RunFolder(out, settings.to_yaml())
 
     display: Any = _Bar() if sys.stderr.isatty() else _Lines(arguments["epochs"])
     with _CtrlC() as stop:

@@ -31,6 +31,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ppl_vae import data, training
 from ppl_vae._validation import did_you_mean
+from ppl_vae._yaml import Dumper, Loader
 from ppl_vae.networks import Shape
 from ppl_vae.pieces import KINDS, NETWORK, Arguments, Kind, arguments_of
 from ppl_vae.vae import VAE
@@ -80,7 +81,7 @@ class Config:
 
     def to_yaml(self) -> str:
         """Write the configuration; `from_yaml` reads it back to the same, and so does ``--config``."""
-        return yaml.dump(self.values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+        return yaml.dump(self.values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)
 
     def build_dataset(self) -> data.Dataset:
         """Load the data."""
@@ -200,7 +201,7 @@ def _read_config(name: str) -> Tree:
 
 def _read_yaml(text: str, source: str) -> Tree:
     try:
-        tree = yaml.load(text, Loader=_Loader)
+        tree = yaml.load(text, Loader=Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
@@ -330,26 +331,3 @@ def _naming(path: str, name: str) -> Iterator[None]:
     except Exception as error:
         message = re.sub(rf"^({re.escape(path)} )?{re.escape(name)}: ", "", str(error)) or type(error).__name__
         raise ValueError(f"--{path} {name}: {message}") from error
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with the numbers and truth values of its version 1.2: 1e-3 is a number, and off is a word."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Lists on one line, no anchors."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
-_NUMBER = re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$")
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_BOOL, _FLOAT)]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|false)$"), list("tf"))
-for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver(_FLOAT, _NUMBER, list("-+.0123456789"))  # type: ignore[attr-defined]
-_Dumper.add_representer(list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, True))

@@ -8,14 +8,14 @@ dimensions (particles) are flattened around it by `ParameterNetwork`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
+from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae._validation import check_choice, check_positive_int
 
 Shape = tuple[int, ...]
@@ -225,24 +225,3 @@ def _check_fit(network: nn.Module, in_shape: Shape, out_shape: Shape, owner: str
             f"{owner}: its network maps {in_shape} to {shape} per datum; expected {out_shape}, "
             "or a factory such as networks.MLP([300, 150]) that takes its sizes from the data"
         )
-
-
-@contextmanager
-def untouched_random_state() -> Iterator[None]:
-    """Leave torch's random state as it was, on the CPU and on every GPU if one is in use."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=devices):
-        yield
-
-
-@contextmanager
-def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
-    """Put modules into evaluation mode, each submodule back into its own mode afterwards."""
-    modes = [(m, m.training) for module in modules for m in module.modules()]
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for m, training in modes:
-            m.training = training

@@ -122,6 +122,7 @@ def _derives(base: type, but: Container[str] = ()) -> Callable[[type], bool]:
 
 _OPTIMIZERS_REFUSED = {
     "LBFGS": "it needs a closure that evaluates the loss several times a step; use Adam or another first-order method",
+    "Muon": "it takes matrices only, and biases are vectors; use Adam",
     "SparseAdam": "it takes sparse gradients only, and these networks have dense ones; use Adam",
 }
 _SCHEDULERS_REFUSED = dict.fromkeys(

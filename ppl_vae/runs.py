@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 from ppl_vae import checkpoints, plots
-from ppl_vae.data import Dataset, Split
+from ppl_vae.data import Split
 from ppl_vae.plots.latent import MOST_CLASSES
 from ppl_vae.training import Callback, DivergedError, Run
 from ppl_vae.vae import VAE
@@ -44,18 +45,16 @@ class RunFolder(Callback):
     Args:
         path: The folder, made when training starts.
         config: The resolved config as YAML, or None for a run that was put together in Python.
-        dataset: The data set (its hash, and the test labels for the scatter).
 
     Raises:
         FileExistsError: If the folder holds a run.
         OSError: If it cannot be written.
     """
 
-    def __init__(self, path: str | Path, config: str | None, dataset: Dataset) -> None:
+    def __init__(self, path: str | Path, config: str | None = None) -> None:
         self.path = Path(path)
         self.check(self.path)
         self.config = config
-        self.dataset = dataset
         self.pictures: list[Path] = []
 
     @staticmethod
@@ -80,7 +79,11 @@ class RunFolder(Callback):
         from torch.utils.tensorboard import SummaryWriter
 
         self.check(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:  # what access rights do not tell, /proc for instance
+            message = f"cannot write a run to {self.path} ({error.strerror}); choose another --out"
+            raise PermissionError(message) from error
         if self.config is not None:
             (self.path / "config.yaml").write_text(self.config)
         _write_json(self.path / "run.json", _facts(run))
@@ -89,21 +92,21 @@ class RunFolder(Callback):
             self.writer.add_text("caveat", run.caveat)
         self.metrics = (self.path / "metrics.jsonl").open("w", buffering=1)
         for record in run.history:  # of the run that this one resumes
-            self.metrics.write(json.dumps(record) + "\n")
+            self.metrics.write(_to_json(record) + "\n")
         self._saved = time.perf_counter()
-        if isinstance(run.program, VAE) and self.dataset.is_image:
+        if isinstance(run.program, VAE) and run.data.is_image:
             shown = run.data.validation if len(run.data.validation) else run.data.train
             self._inputs = _first(shown)
             self.writer.add_images("inputs", _images(self._inputs).clamp(0, 1), 0)
 
     def on_epoch(self, run: Run, record: dict[str, float]) -> None:
         """Append the record, and write images and a checkpoint where it is time."""
-        self.metrics.write(json.dumps(record) + "\n")
+        self.metrics.write(_to_json(record) + "\n")
         epoch = int(record["epoch"])
         for name, value in record.items():
             if name not in ("epoch", "step"):
                 self.writer.add_scalar(name.replace("validation_", "validation/"), value, epoch)
-        if isinstance(run.program, VAE) and self.dataset.is_image and (epoch <= 10 or epoch % 10 == 0):
+        if isinstance(run.program, VAE) and run.data.is_image and (epoch <= 10 or epoch % 10 == 0):
             reconstructions = _images(run.program.reconstruct(self._inputs)).clamp(0, 1)
             self.writer.add_images("reconstructions", reconstructions, epoch)
             if run.program.latent_shape == (2,):
@@ -161,12 +164,11 @@ def draw(run: Run, path: str | Path) -> list[Path]:
     return [plots.save(figure, path / f"{name}.png") for name, figure in figures.items()]
 
 
-def load_run(path: str | Path, *, weights: bool = True) -> VAE:
+def load_run(path: str | Path) -> VAE:
     """Build the VAE of a run's folder from its config and load its weights, in evaluation mode on the CPU.
 
     Args:
         path: The run's folder, ``runs/<name>``.
-        weights: Load the checkpoint; without, the model is freshly initialised.
 
     Raises:
         FileNotFoundError: If the folder holds no run of the command line.
@@ -182,15 +184,14 @@ def load_run(path: str | Path, *, weights: bool = True) -> VAE:
     facts = json.loads((path / "run.json").read_text())
     with torch.random.fork_rng(devices=[]):
         vae = Config.from_yaml((path / "config.yaml").read_text()).build_vae(tuple(facts["data"]["x_shape"]))
-    if weights:
-        state = checkpoints.load(path)
-        if state["parameters"]:
-            raise ValueError(
-                f"{path / 'checkpoint.pt'} holds parameters of pyro.param ({', '.join(state['parameters'])}), which "
-                "live in Pyro's store and not in the VAE; take them up with fit(resume=...), or make the piece an "
-                "nn.Module that owns them"
-            )
-        checkpoints.load_module(vae, state["modules"][0], source=str(path / "checkpoint.pt"))
+    state = checkpoints.load(path)
+    if state["parameters"]:
+        raise ValueError(
+            f"{path / 'checkpoint.pt'} holds parameters of pyro.param ({', '.join(state['parameters'])}), which "
+            "live in Pyro's store and not in the VAE; take them up with fit(resume=...), or make the piece an "
+            "nn.Module that owns them"
+        )
+    checkpoints.load_module(vae, state["modules"][0], source=str(path / "checkpoint.pt"))
     return vae.eval()
 
 
@@ -263,4 +264,10 @@ def _one_image(grid: torch.Tensor) -> torch.Tensor:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    path.write_text(_to_json(content, indent=2) + "\n")
+
+
+def _to_json(content: dict[str, Any], indent: int | None = None) -> str:
+    """JSON has no NaN and no infinity: null stands for them."""
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()}
+    return json.dumps(finite, indent=indent, allow_nan=False)

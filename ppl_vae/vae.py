@@ -18,7 +18,8 @@ from pyro import poutine
 from pyro.params import param_with_module_name
 from torch import Tensor, nn
 
-from ppl_vae.networks import Binding, Shape, evaluation_mode, untouched_random_state
+from ppl_vae._scopes import evaluation_mode, untouched_random_state
+from ppl_vae.networks import Binding, Shape
 
 if TYPE_CHECKING:
     from ppl_vae.data import Dataset
@@ -146,6 +147,8 @@ class VAE(nn.Module):
             if support is None:
                 return None
             for split in (data.train, data.validation):
+                if _is_everything(support) and not isinstance(split.x, Tensor):
+                    continue  # read from disk, where loading has looked for NaN already
                 for x, *_ in split.batches(min(4096, len(split)), device=like.device) if len(split) else ():
                     if support.check(x).all():
                         continue
@@ -241,6 +244,12 @@ def _x_shape(data: Dataset | Shape) -> Shape:
             f"VAE: the shape of one datum is {given}; expected positive sizes such as (1, 28, 28), or a Dataset"
         )
     return tuple(shape)
+
+
+def _is_everything(support: Any) -> bool:
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support is torch.distributions.constraints.real
 
 
 def _outside_support(likelihood: object, support: object, x: Tensor) -> str:

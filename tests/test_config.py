@@ -161,7 +161,9 @@ def test_a_file_says_what_differs_from_digits(config_file):
 
 
 def test_another_data_set_keeps_the_arguments_of_load(config_file):
-    assert parse(["--data", "MNIST"]).values["data"]["binarize"] == "threshold"
+    chosen = parse(["--data", "MNIST", "--config", config_file("data: {validation: 7}")]).values["data"]
+    assert (chosen["name"], chosen["validation"]) == ("MNIST", 7)
+    assert parse(["--data", "MNIST"]).values["data"]["binarize"] is None  # its own way, not that of digits
     assert parse(["--config", config_file("data: MNIST")]).values["data"]["name"] == "MNIST"
 
 

@@ -85,19 +85,12 @@ def test_the_scale_of_a_subsampled_plate_stays_outside():
     """RenyiELBO puts N/B inside the logsumexp (pyro 1.9.2); here the weights are those of one datum."""
     x = torch.randn(100, 3)
     log_weights = sample_log_weights(*chain(num_data=100, subsample=10), x, num_particles=3)
-    assert log_weights.scale == 10.0
-    plain = chain()
-    index_free = sample_log_weights(*plain, x[:10], num_particles=3)
-    assert log_weights.log_w.shape == index_free.log_w.shape == (3, 10)
-    log_lik, log_prior, log_q = (
-        log_weights.log_lik,
-        sum(log_weights.log_prior.values()),
-        sum(log_weights.log_q.values()),
-    )
+    _, batch = log_weights.observed["x"]
+    assert batch.shape == (10, 3)
+    log_lik, log_prior, log_q = by_hand(log_weights, batch)
     torch.testing.assert_close(log_weights.log_w, log_lik + log_prior - log_q)
-    assert log_weights.log_w.mean().abs() < 5 * index_free.log_w.mean().abs()  # not ten times larger
-    loss = as_loss(ELBO())(chain(num_data=100, subsample=10), x)
-    assert loss.weight == 100.0
+    assert log_weights.scale == 10.0
+    assert as_loss(ELBO())(chain(num_data=100, subsample=10), x).weight == 100.0
     torch.manual_seed(4)
     ours = as_loss(ELBO())(chain(num_data=100, subsample=10), x).loss
     torch.manual_seed(4)

@@ -43,7 +43,7 @@ def finished(digits, tmp_path_factory):
     config = parse(["--epochs", "3", "--likelihood.network.hidden", "[16]"])
     dataset = config.build_dataset()
     vae = config.build_vae(dataset)
-    folder = runs.RunFolder(path, config.to_yaml(), dataset)
+    folder = runs.RunFolder(path, config.to_yaml())
     run = fit(vae, dataset, callbacks=[folder], **config.build_fit_arguments())
     return config, folder, run
 
@@ -89,8 +89,6 @@ def test_a_run_comes_back_as_the_model_it_was(finished):
     x = run.data.test.x
     assert torch.equal(vae.reconstruct(x), run.program.reconstruct(x))
     assert not vae.training
-    fresh = load_run(folder.path, weights=False)
-    assert not torch.equal(fresh.reconstruct(x), vae.reconstruct(x))
 
 
 def test_its_checkpoint_resumes(finished):
@@ -139,13 +137,13 @@ def test_a_checkpoint_of_another_model_is_refused(finished, digits, tmp_path):
 def test_nothing_is_written_before_every_check_has_passed(tmp_path):
     grey = data.load("digits", binarize="none")
     with pytest.raises(ValueError, match="outside the support"):
-        fit(make_vae(grey), grey, callbacks=[runs.RunFolder(tmp_path / "run", None, grey)])
+        fit(make_vae(grey), grey, callbacks=[runs.RunFolder(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
 
 
 def test_a_divergence_leaves_the_last_good_state(digits, tmp_path):
     vae = make_vae(digits)
-    folder = runs.RunFolder(tmp_path / "run", None, digits)
+    folder = runs.RunFolder(tmp_path / "run")
 
     class Break:
         def on_epoch(self, run, record):
@@ -160,21 +158,21 @@ def test_a_divergence_leaves_the_last_good_state(digits, tmp_path):
 
 
 def test_a_latent_of_more_dimensions_has_no_plane_to_draw(digits, tmp_path):
-    folder = runs.RunFolder(tmp_path / "run", None, digits)
+    folder = runs.RunFolder(tmp_path / "run")
     fit(make_vae(digits, latent_dim=5), digits, epochs=1, seed=0, callbacks=[folder])
     assert [path.stem for path in folder.pictures] == PICTURES[:3]
 
 
 def test_data_that_are_no_images_have_curves_and_a_scatter(tmp_path):
     dataset = data.from_tensors((torch.rand(200, 7) > 0.5).float())
-    folder = runs.RunFolder(tmp_path / "run", None, dataset)
+    folder = runs.RunFolder(tmp_path / "run")
     fit(make_vae(dataset), dataset, epochs=1, batch_size=50, seed=0, callbacks=[folder])
     assert [path.stem for path in folder.pictures] == ["training_curves", "latent_scatter"]
 
 
 def test_more_labels_than_can_be_told_apart_are_left_out(tmp_path):
     dataset = data.from_tensors((torch.rand(400, 7) > 0.5).float(), labels=range(400), test=0.5)
-    folder = runs.RunFolder(tmp_path / "run", None, dataset)
+    folder = runs.RunFolder(tmp_path / "run")
     fit(make_vae(dataset), dataset, epochs=1, batch_size=50, seed=0, callbacks=[folder])
     assert folder.pictures[-1].stem == "latent_scatter"
 

@@ -463,3 +463,27 @@ def test_the_rehearsal_leaves_batch_norm_alone(digits):
     fit(vae, digits, epochs=1, seed=0, callbacks=[Look()])
     steps = math.ceil(len(digits.train) / 128)
     assert all(v == steps for k, v in vae.state_dict().items() if k.endswith("num_batches_tracked"))
+
+
+def test_modules_of_a_pair_of_functions_are_found(tmp_path):
+    """Batch norm in a closure: rehearsal and validation leave it alone, and the state holds it."""
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    x = torch.randn(64, 3)
+    dataset = data.Dataset("pair", train=data.Split((x,)), validation=data.Split((x,)), test=data.Split((x,)))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True).expand(*z.shape[:-1], 3), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("encoder", encoder)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(encoder(x), 0.7).to_event(1))
+
+    run = fit((model, guide), dataset, epochs=2, batch_size=32, seed=0)
+    assert encoder[1].num_batches_tracked == 4
+    (state,) = run.state()["modules"]
+    assert torch.equal(state["1.running_mean"], encoder[1].running_mean)
+    assert not encoder.training

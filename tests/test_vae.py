@@ -21,8 +21,8 @@ from pyro.ops.stats import effective_sample_size
 from torch import Tensor, nn
 
 from ppl_vae import SVI, VAE, data, likelihoods, objectives, posteriors, priors
+from ppl_vae._scopes import evaluation_mode
 from ppl_vae.networks import MLP
-from ppl_vae.vae import evaluation_mode
 
 SHAPE, PIXELS, LATENT = (1, 2, 3), 6, 2
 

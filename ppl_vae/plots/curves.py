@@ -30,8 +30,7 @@ def training_curves(history: Sequence[Mapping[str, Any]], *, caveat: str | None 
         history: One mapping an epoch. Keys that are drawn: ``epoch``; ``elbo``, ``log_likelihood``, ``kl``
             (on the training data) and the same with ``validation_`` before them, in nats per datum;
             ``bound``, the objective's own value, where it is another number than ``elbo``;
-            ``reconstruction_error``, the mean L2 norm on the validation data; and, for want of an ELBO,
-            ``train_loss``. Others are ignored.
+            ``reconstruction_error``, the mean L2 norm on the validation data. Others are ignored.
         caveat: Written at the foot.
 
     Returns:
@@ -49,8 +48,6 @@ def training_curves(history: Sequence[Mapping[str, Any]], *, caveat: str | None 
     history = list(history)
     panels = [(panel, _curves(history, panel)) for panel in PANELS]
     panels = [(panel, curves) for panel, curves in panels if curves]
-    if any(panel.title == "ELBO" for panel, _ in panels):
-        panels = [(panel, curves) for panel, curves in panels if panel.title != "Training loss"]
     if not panels:
         known = ", ".join(series.key for panel in PANELS for series in panel.series)
         raise ValueError(
@@ -137,7 +134,6 @@ PANELS = (
         "mean L2 norm",
         (_Series("reconstruction_error", "validation", VALIDATION),),
     ),
-    _Panel("Training loss", "loss", (_Series("train_loss", "training", TRAIN),)),
 )
 
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_choice, check_positive, check_positive_int
+from ppl_vae.capture import Guards
 from ppl_vae.data import Dataset, Split
-from ppl_vae.networks import untouched_random_state
 from ppl_vae.objectives import ELBO
 from ppl_vae.objectives.losses import Program
 from ppl_vae.svi import SVI, Compile, OptimizerFactory
@@ -52,9 +53,9 @@ def fit(
     state is left as it was.
 
     Args:
-        program: The `VAE`, or a pair of functions ``(model, guide)`` that take the columns of the data. Of a pair, a
-            function that is an ``nn.Module`` (or a method of one) is moved to the device and put into training and
-            evaluation mode; others are as the caller left them.
+        program: The `VAE`, or a pair of functions ``(model, guide)`` that take the columns of the data. The modules
+            that they can reach (methods, closures, globals that their code names) are moved to the device, put into
+            training and evaluation mode, and kept in the state.
         data: A `Dataset`, a tensor of data, or a tuple of tensors with a common first dimension (all passed on).
         objective: `objectives.ELBO` by default; another of ours, a Pyro ELBO object, or a function of log-weights.
         optimizer: From parameters to a torch optimiser; ``functools.partial(torch.optim.Adam, lr=1e-3)`` by default.
@@ -115,7 +116,7 @@ def fit(
         raise ValueError(f"batch_size is {batch_size}, larger than the {len(data.train)} training data")
     device = resolve_device(device)
     model, guide = (program.model, program.guide) if isinstance(program, VAE) else program
-    modules = _modules_of(program, model, guide)
+    modules = _modules_of(model, guide)
     for module in modules:
         module.to(device)
     svi = SVI(
@@ -168,6 +169,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return resolved
 
 
-def _modules_of(program: object, *functions: Callable[..., Any]) -> list[nn.Module]:
-    owners = [program, *functions, *(getattr(function, "__self__", None) for function in functions)]
-    return list({id(owner): owner for owner in owners if isinstance(owner, nn.Module)}.values())
+def _modules_of(*programs: object) -> list[nn.Module]:
+    """The modules within reach of some objects (methods, closures, globals that they name), without their parts."""
+    modules = Guards(*programs).modules
+    parts = {id(part) for module in modules for part in module.modules() if part is not module}
+    return [module for module in modules if id(module) not in parts]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ppl_vae.networks import evaluation_mode, untouched_random_state
+from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae.svi import SVI
 from ppl_vae.training.run import Callback, Progress, Run
 from ppl_vae.training.state import TrainingState, diagnose
@@ -27,7 +27,7 @@ MONITOR = "validation_elbo"
 class Loop:
     """The loop of one `fit`; what it takes is what `fit` takes."""
 
-    record: Run
+    result: Run
     svi: SVI
     modules: list[nn.Module]
     make_scheduler: Callable[[torch.optim.Optimizer], LRScheduler] | None
@@ -39,17 +39,17 @@ class Loop:
     stop: Callable[[], bool]
 
     def __post_init__(self) -> None:
-        self.train = self.record.data.train
+        self.train = self.result.data.train
         self.steps = math.ceil(len(self.train) / self.batch_size)
 
     def rehearse(self) -> None:
         """Run everything once under full validation, moving no state, so that what cannot work is refused now."""
         self._check_batch_norm()
         with untouched_random_state(), evaluation_mode(*self.modules):
-            if isinstance(self.record.program, VAE):
-                self.record.caveat = self.record.program.check_support(self.record.data)
+            if isinstance(self.result.program, VAE):
+                self.result.caveat = self.result.program.check_support(self.result.data)
             with pyro.validation_enabled():
-                self.svi.backward(*next(self.train.batches(self.batch_size, device=self.record.device)))
+                self.svi.backward(*next(self.train.batches(self.batch_size, device=self.result.device)))
 
     def prepare(self, resume: dict[str, Any] | None) -> None:
         """Make optimiser and scheduler, and take up the state of an earlier run."""
@@ -58,37 +58,37 @@ class Loop:
             scheduler = None if self.make_scheduler is None else self.make_scheduler(optimizer)
         except TypeError as error:
             raise ValueError(f"the scheduler cannot be made: {error}") from error
-        if len(self.record.data.validation) == 0:
+        if len(self.result.data.validation) == 0:
             if self.early_stopping is not None:
                 raise ValueError("early_stopping looks at validation data, and there are none; set some apart")
             if isinstance(scheduler, ReduceLROnPlateau):
                 raise ValueError("the scheduler ReduceLROnPlateau looks at validation data, and there are none")
-        terms = torch.full((self.steps, 4), math.nan, device=self.record.device)
-        self.state = TrainingState(self.svi, self.modules, scheduler, self.record.seed, terms)
+        terms = torch.full((self.steps, 4), math.nan, device=self.result.device)
+        self.state = TrainingState(self.svi, self.modules, scheduler, self.result.seed, terms)
         if resume is not None:
             self.state.restore(resume)
-            self.record.history[:] = self.state.history
-        self.state.history = self.record.history
-        self.record.state = self.state.capture
+            self.result.history[:] = self.state.history
+        self.state.history = self.result.history
+        self.result.state = self.state.capture
 
     def run(self) -> None:
         """Train from where the state stands to the end, and tell the callbacks."""
-        self.tell("on_start", self.record)
+        self.tell("on_start", self.result)
         self.started = time.perf_counter() - self.state.seconds
         for module in self.modules:
             module.train()
-        while self.state.epoch < self.epochs and self.record.stopped is None:
+        while self.state.epoch < self.epochs and self.result.stopped is None:
             self._epoch()
-        self.record.stopped = self.record.stopped or "finished"
+        self.result.stopped = self.result.stopped or "finished"
         best = self.state.best
-        if self.early_stopping is not None and best is not None and self.record.stopped != "interrupted":
+        if self.early_stopping is not None and best is not None and self.result.stopped != "interrupted":
             self.state.restore_parameters(best)  # an interrupted run goes on from where it is
-            self.record.best_epoch = best["epoch"]
+            self.result.best_epoch = best["epoch"]
         for module in self.modules:
             module.eval()
-        self.record.seconds = self.state.seconds = time.perf_counter() - self.started
+        self.result.seconds = self.state.seconds = time.perf_counter() - self.started
         self.state.keep_random_state()
-        self.tell("on_end", self.record)
+        self.tell("on_end", self.result)
 
     def tell(self, event: str, *arguments: Any) -> None:
         """Call every callback; what they draw does not change the run."""
@@ -104,27 +104,27 @@ class Loop:
         good = state.capture()
         began, first = time.perf_counter(), state.step
         order = state.order(len(self.train))[first * self.batch_size :]
-        for batch in self.train.batches(self.batch_size, order=order, device=self.record.device):
+        for batch in self.train.batches(self.batch_size, order=order, device=self.result.device):
             state.note(self.svi.update(*batch))
             interrupted = self.stop()
             if state.step % CHECK_EVERY == 0 or state.step == self.steps or interrupted:
                 if not state.is_finite():
-                    raise diagnose(state, good, self.train, self.batch_size, self.record.device)
+                    raise diagnose(state, good, self.train, self.batch_size, self.result.device)
                 if state.step < self.steps:  # the next epoch takes its own
                     good = state.capture()
                 self._report(time.perf_counter() - began, state.step - first)
             if interrupted:
-                self.record.stopped = "interrupted"
+                self.result.stopped = "interrupted"
                 break
         if state.step < self.steps:
             return
         state.end_epoch()
         record = self._make_record(len(order) / (time.perf_counter() - began))
-        self.record.history.append(record)
+        self.result.history.append(record)
         self._schedule(record)
         self._stop_early(record)
         state.seconds = record["seconds"]
-        self.tell("on_epoch", self.record, record)
+        self.tell("on_epoch", self.result, record)
 
     def _make_record(self, rate: float) -> dict[str, float]:
         assert self.svi.optimizer is not None
@@ -143,7 +143,7 @@ class Loop:
 
     def _validate(self) -> dict[str, float]:
         """Figures of the validation data, at the same noise every time."""
-        split, run = self.record.data.validation, self.record
+        split, run = self.result.data.validation, self.result
         if len(split) == 0:
             return {}
         sums, errors = torch.zeros(4, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
@@ -184,9 +184,9 @@ class Loop:
         if best is None or score > best["score"]:
             best = {**self.state.capture_parameters(), "epoch": int(record["epoch"]), "score": score}
             self.state.best = best
-        later = [r for r in self.record.history if r["epoch"] > best["epoch"] and self._monitored(r) is not None]
+        later = [r for r in self.result.history if r["epoch"] > best["epoch"] and self._monitored(r) is not None]
         if len(later) >= self.early_stopping:
-            self.record.stopped = "early stopping"
+            self.result.stopped = "early stopping"
 
     @staticmethod
     def _monitored(record: dict[str, float]) -> float | None:
