@@ -11,9 +11,10 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
+from pyro.optim import PyroLRScheduler, PyroOptim
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.optim import Optimizer
@@ -53,8 +54,8 @@ class SVI:
     Args:
         model: p(x, z), a Pyro program.
         guide: q(z|x), a Pyro program of the same arguments.
-        optim: Makes the optimiser from the parameters, e.g. ``functools.partial(torch.optim.Adam, lr=1e-3)``. A torch
-            optimiser class (or a partial of one) that has a fused form gets it.
+        optim: Makes the optimiser from the parameters, e.g. ``functools.partial(torch.optim.Adam, lr=1e-3)``, or one of
+            `pyro.optim`, whose class and arguments are taken. A torch optimiser class that has a fused form gets it.
         loss: An objective of `ppl_vae.objectives`, a Pyro ELBO object, or a function of log-weights.
         clip_norm: Scale gradients down to this global L2 norm where they exceed it (that of the mean per datum under
             `update`, of the sum under `step`).
@@ -83,17 +84,12 @@ class SVI:
         self,
         model: Callable[..., Any],
         guide: Callable[..., Any],
-        optim: OptimizerFactory,
+        optim: OptimizerFactory | PyroOptim,
         loss: object,
         *,
         clip_norm: float | None = None,
         compile: Compile = "graph",
     ) -> None:
-        if isinstance(optim, Optimizer) or not callable(optim):
-            raise TypeError(
-                f"SVI: optim is a {type(optim).__name__}; expected a function from parameters to a torch optimiser, "
-                "such as functools.partial(torch.optim.Adam, lr=1e-3)"
-            )
         check_choice(compile, get_args(Compile), "SVI: compile")
         self.model = model
         self.guide = guide
@@ -102,7 +98,7 @@ class SVI:
         self.compile = compile
         self.optimizer: Optimizer | None = None
         self.why_eager: str | None = "compile is 'off'" if compile == "off" else None
-        self._factory = optim
+        self._factory = _as_factory(optim)
         self._parameters = _ParameterCollector()
         self._graphs: dict[Any, list[CapturedStep]] = {}
         self._uses = 0
@@ -244,6 +240,23 @@ class _ParameterCollector(Messenger):
                 f"parameter {name!r} is another tensor than in the steps before: the parameter store was cleared or "
                 "overwritten while training; make a new SVI"
             )
+
+
+def _as_factory(optim: object) -> OptimizerFactory:
+    """Return the function from parameters to an optimiser that was given, or that a `pyro.optim` object stands for."""
+    if isinstance(optim, PyroOptim):
+        if isinstance(optim, PyroLRScheduler) or not isinstance(optim.pt_optim_args, dict) or optim.pt_clip_args:
+            raise TypeError(
+                "SVI: optim is of pyro.optim with a schedule, with clipping, or with arguments for each parameter; "
+                "expected functools.partial(torch.optim.Adam, lr=1e-3) or the like, with clip_norm=... to clip"
+            )
+        return functools.partial(cast(Any, optim.pt_optim_constructor), **optim.pt_optim_args)
+    if isinstance(optim, Optimizer) or not callable(optim):
+        raise TypeError(
+            f"SVI: optim is a {type(optim).__name__}; expected a function from parameters to a torch optimiser, "
+            "such as functools.partial(torch.optim.Adam, lr=1e-3)"
+        )
+    return optim
 
 
 def _fused(factory: OptimizerFactory, parameters: list[Tensor]) -> Optimizer:

@@ -134,6 +134,38 @@ def test_losses_are_those_of_pyros_svi(make, elbo):
     assert ours[0] != ours[-1]
 
 
+@pytest.mark.parametrize(
+    "make_optim",
+    [
+        lambda: pyro.optim.Adam({"lr": 1e-2, "betas": (0.8, 0.99)}),
+        lambda: pyro.optim.ClippedAdam({"lr": 1e-2, "clip_norm": 0.5, "lrd": 0.99}),
+        lambda: pyro.optim.SGD({"lr": 1e-4, "momentum": 0.9}),
+    ],
+)
+def test_pyros_optimisers_are_taken(make_optim):
+    def losses(make_svi):
+        pyro.clear_param_store()
+        model, guide, args = regression_program()
+        svi = make_svi(model, guide, make_optim(), Trace_ELBO())
+        pyro.set_rng_seed(8)
+        return [svi.step(*args) for _ in range(50)]
+
+    assert losses(SVI) == pytest.approx(losses(pyro.infer.SVI), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "optim",
+    [
+        pyro.optim.Adam(lambda name: {"lr": 1e-2}),
+        pyro.optim.Adam({"lr": 1e-2}, {"clip_norm": 1.0}),
+        pyro.optim.ExponentialLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 1e-2}, "gamma": 0.9}),
+    ],
+)
+def test_what_pyros_optimisers_do_beyond_torchs_is_refused(optim):
+    with pytest.raises(TypeError, match="with a schedule, with clipping, or with arguments for each parameter"):
+        SVI(lambda x: None, lambda x: None, optim, ELBO())
+
+
 def test_update_follows_the_mean_and_step_the_sum():
     gradients = {}
     for name in ("step", "update"):
