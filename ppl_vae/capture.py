@@ -63,6 +63,15 @@ class Guards:
 
     Attributes:
         modules: The torch modules among what was reached.
+
+    Example:
+        >>> beta = 1.0
+        >>> guards = Guards(lambda x: beta * x)
+        >>> guards.changed() is None
+        True
+        >>> beta = 2.0
+        >>> guards.changed()
+        'beta (was 1.0, is 2.0)'
     """
 
     def __init__(self, *roots: object, parameters: Iterable[str] = ()) -> None:
@@ -247,7 +256,7 @@ def signature(
         CaptureError: If an argument is neither a tensor nor a plain value.
     """
     leaves, structure = _pytree.tree_flatten((args, kwargs))
-    key: list[Any] = [structure]
+    key: list[Any] = [repr(structure)]  # older torch cannot hash the structure itself
     for leaf in leaves:
         if isinstance(leaf, Tensor):
             key.append((tuple(leaf.shape), leaf.dtype, str(leaf.device), leaf.requires_grad))

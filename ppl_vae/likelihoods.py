@@ -26,7 +26,8 @@ class Likelihood(Protocol):
 class Bernoulli(nn.Module):
     r"""Independent Bernoulli pixels, from logits.
 
-    $$ \log p(x|z) = \sum_i x_i \ell_i(z) - \log(1 + e^{\ell_i(z)}), \qquad x_i \in \{0, 1\}, $$
+    .. math::
+        \log p(x|z) = \sum_i x_i \ell_i(z) - \log(1 + e^{\ell_i(z)}), \qquad x_i \in \{0, 1\},
 
     the negative cross-entropy, computed from the logits :math:`\ell` and so exact where the article's
     ``log(sigmoid + 1e-8)`` saturates (at logit 17 in float32). Wrong for grey pixels: for :math:`0 < x_i < 1` the same
@@ -66,7 +67,8 @@ class Bernoulli(nn.Module):
 class Normal(nn.Module):
     r"""Independent normal pixels with one fixed scale, normaliser kept.
 
-    $$ \log p(x|z) = -\frac{1}{2\sigma^2} \lVert x - \mu(z) \rVert^2 - \frac D2 \log(2\pi\sigma^2). $$
+    .. math::
+        \log p(x|z) = -\frac{1}{2\sigma^2} \lVert x - \mu(z) \rVert^2 - \frac D2 \log(2\pi\sigma^2).
 
     The article's squared error is the first term with :math:`2\sigma^2 = 1` and without the constant; the scale sets
     the weight of the reconstruction against the KL, so a value is comparable only between models of the same

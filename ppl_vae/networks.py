@@ -56,8 +56,9 @@ class NetworkFactory(Protocol):
 class MLP:
     r"""A factory of multi-layer perceptrons, with the options of the article's program.
 
-    $$ h_0 = \mathrm{flatten}(x), \qquad h_l = a(\mathrm{BN}(W_l h_{l-1} + b_l)), \qquad
-       y = W_{L+1} h_L + b_{L+1}. $$
+    .. math::
+        h_0 = \mathrm{flatten}(x), \qquad h_l = a(\mathrm{BN}(W_l h_{l-1} + b_l)), \qquad
+        y = W_{L+1} h_L + b_{L+1}.
 
     The last layer is linear. Slow to start with sigmoids in deep stacks (gradients vanish under ``he_normal``, which is
     derived for rectifiers); batch normalisation makes data of one batch depend on each other while training, and
@@ -135,6 +136,12 @@ class ParameterNetwork(nn.Module):
 
     Raises:
         TypeError: If `network` is neither.
+
+    Example:
+        >>> parameters = ParameterNetwork(MLP([16]), "likelihood Mine", count=2)
+        >>> parameters.build((2,), (1, 8, 8))
+        >>> [p.shape for p in parameters(torch.zeros(5, 3, 2))]  # 5 particles of 3 data
+        [torch.Size([5, 3, 1, 8, 8]), torch.Size([5, 3, 1, 8, 8])]
     """
 
     def __init__(self, network: NetworkFactory | nn.Module, owner: str, count: int = 1) -> None:

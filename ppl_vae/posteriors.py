@@ -28,7 +28,8 @@ class Posterior(Protocol):
 class DiagonalNormal(nn.Module):
     r"""A normal posterior with diagonal covariance.
 
-    $$ q(z|x) = \mathcal N(z; \mu(x), \mathrm{diag}\,\sigma(x)^2). $$
+    .. math::
+        q(z|x) = \mathcal N(z; \mu(x), \mathrm{diag}\,\sigma(x)^2).
 
     It cannot follow correlations or several modes of p(z|x): on a 2-D latent that alone can cost nats, and importance
     sampling from it then underestimates log p(x). The standard deviation is made from the network's second output r by

@@ -22,7 +22,8 @@ class Prior(Protocol):
 class StandardNormal(nn.Module):
     r"""The standard normal prior.
 
-    $$ p(z) = \mathcal N(z; 0, I) = (2\pi)^{-d/2} \exp(-\tfrac12 \lVert z \rVert^2). $$
+    .. math::
+        p(z) = \mathcal N(z; 0, I) = (2\pi)^{-d/2} \exp(-\tfrac12 \lVert z \rVert^2).
 
     Its weakness is the mismatch with the aggregate posterior :math:`\frac1N \sum_n q(z|x_n)`: regions of prior mass
     that no datum maps to decode to nothing seen.

@@ -34,8 +34,9 @@ _names: weakref.WeakKeyDictionary[VAE, str] = weakref.WeakKeyDictionary()
 class VAE(nn.Module):
     r"""p(x, z) = p(z) p(x|z) as a Pyro model, q(z|x) as its guide.
 
-    $$ \log p(x) = \underbrace{\mathbb E_{q(z|x)}[\log p(x, z) - \log q(z|x)]}_{\text{ELBO}}
-       + \mathrm{KL}(q(z|x) \,\|\, p(z|x)). $$
+    .. math::
+        \log p(x) = \underbrace{\mathbb E_{q(z|x)}[\log p(x, z) - \log q(z|x)]}_{\text{ELBO}}
+        + \mathrm{KL}(q(z|x) \,\|\, p(z|x)).
 
     The pieces are callables that return Pyro distributions. Those with a method ``bind(binding)`` get their sizes
     from the data; all are tried once on two zeros, so that a piece that cannot work is refused before the first
@@ -62,8 +63,11 @@ class VAE(nn.Module):
         ...     likelihood=likelihoods.Bernoulli(networks.MLP([32])),
         ...     posterior=posteriors.DiagonalNormal(networks.MLP([32])),
         ... )
-        >>> vae.sample(3).shape
-        torch.Size([3, 1, 8, 8])
+        >>> x = vae.sample(3)
+        >>> x.shape, vae.encode(x).shape, vae.reconstruct(x).shape
+        (torch.Size([3, 1, 8, 8]), torch.Size([3, 2]), torch.Size([3, 1, 8, 8]))
+        >>> vae.model(size=5).shape  # a draw of p(x), as Pyro runs it
+        torch.Size([5, 1, 8, 8])
     """
 
     def __init__(

@@ -24,6 +24,12 @@ class Estimate(NamedTuple):
         surrogate: What is differentiated and maximised, (batch,). Its value means nothing by itself.
         kind: Whether `value` is in expectation a lower bound of log p(x), an upper bound, or neither.
         kl: The KL at K = 1 and beta = 1 if the objective knows it better than by sampling, (batch,).
+
+    Example:
+        >>> import math
+        >>> def iwae(log_weights):
+        ...     bound = log_weights.log_w.logsumexp(0) - math.log(log_weights.num_particles)
+        ...     return Estimate(bound.detach(), bound, "lower")
     """
 
     value: Tensor

@@ -2,7 +2,8 @@ r"""Per-datum log-weights: what every objective starts from.
 
 For K particles :math:`z_k \sim q(z|x)` and a batch of data,
 
-$$ \log w_k(x) = \log p(x|z_k) + \log p(z_k) - \log q(z_k|x), $$
+.. math::
+    \log w_k(x) = \log p(x|z_k) + \log p(z_k) - \log q(z_k|x),
 
 kept in its parts, each of shape (K, batch), so that an objective decides itself what is averaged, weighted or detached.
 """
@@ -45,6 +46,14 @@ class LogWeights:
         posterior: For each latent site the distribution q(z|x) as the guide had it.
         observed: For each observed site the pair of p(x|z) and x.
         scale: The factor of each datum in a sum over data: a number, or a tensor that broadcasts to (batch,).
+
+    Example:
+        >>> from ppl_vae import VAE, likelihoods, posteriors, priors
+        >>> vae = VAE((64,), prior=priors.StandardNormal(2), likelihood=likelihoods.Bernoulli(),
+        ...           posterior=posteriors.DiagonalNormal())
+        >>> log_weights = sample_log_weights(vae.model, vae.guide, torch.zeros(5, 64), num_particles=3)
+        >>> log_weights.z["z"].shape, log_weights.analytic_kl().shape
+        (torch.Size([3, 5, 2]), torch.Size([3, 5]))
     """
 
     log_lik: Tensor

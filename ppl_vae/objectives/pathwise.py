@@ -24,7 +24,8 @@ from ppl_vae.objectives.log_weights import LogWeights
 class ELBO:
     r"""The evidence lower bound with a sampled KL: Pyro's `Trace_ELBO`, per datum.
 
-    $$ \hat{\mathcal L}(x) = \frac1K \sum_k \log p(x, z_k) - \log q(z_k|x), \qquad z_k \sim q(z|x). $$
+    .. math::
+        \hat{\mathcal L}(x) = \frac1K \sum_k \log p(x, z_k) - \log q(z_k|x), \qquad z_k \sim q(z|x).
 
     Unbiased for the ELBO, whose distance to log p(x) is KL(q(z|x) || p(z|x)), whatever K: particles lower the variance,
     not the gap. At the true posterior the gradient still has variance, since the score of q is not dropped. Costs one
@@ -63,7 +64,8 @@ class ELBO:
 class MeanFieldELBO:
     r"""The evidence lower bound with the KL in closed form: Pyro's `TraceMeanField_ELBO`, per datum.
 
-    $$ \hat{\mathcal L}(x) = \frac1K \sum_k \log p(x|z_k) - \mathrm{KL}(q(z|x) \,\|\, p(z)). $$
+    .. math::
+        \hat{\mathcal L}(x) = \frac1K \sum_k \log p(x|z_k) - \mathrm{KL}(q(z|x) \,\|\, p(z)).
 
     Unbiased for the ELBO. Its variance is usually, not always, below that of the sampled KL: the two terms of the
     sampled one can cancel noise of each other. Needs a closed form at every latent site (a mixture or a flow has none;
@@ -106,8 +108,9 @@ class MeanFieldELBO:
 class ArticleELBO:
     r"""The article's own loss, from the formulas of `closed_form`.
 
-    $$ \hat{\mathcal L}(x) = -\mathrm{CE}_\epsilon(x, \hat x) - \tfrac12 \sum_j (\mu_j^2 + \sigma_j^2
-       - \log(\epsilon + \sigma_j^2) - 1) $$
+    .. math::
+        \hat{\mathcal L}(x) = -\mathrm{CE}_\epsilon(x, \hat x) - \tfrac12 \sum_j (\mu_j^2 + \sigma_j^2
+        - \log(\epsilon + \sigma_j^2) - 1)
 
     for a Bernoulli likelihood, and with :math:`\lVert x - \hat x \rVert^2` in place of the cross-entropy for a Normal
     one. With ``eps=0`` (and, for the Normal, ``normalize=True``) it is `MeanFieldELBO`, value and gradient. As the

@@ -149,13 +149,29 @@ def fit(
 
 
 def resolve_compile(compile: str) -> Compile:
-    """Return the level of compilation; ``"auto"`` is ``"graph"``, which needs no compiler and changes no bit."""
+    """Return the level of compilation; ``"auto"`` is ``"graph"``, which needs no compiler and changes no bit.
+
+    Raises:
+        ValueError: If there is no such level.
+
+    Example:
+        >>> resolve_compile("auto")
+        'graph'
+    """
     check_choice(compile, ("auto", *get_args(Compile)), "compile")
     return cast(Compile, "graph" if compile == "auto" else compile)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """Return the device; ``"auto"`` is cuda, else mps, else cpu, as available."""
+    """Return the device; ``"auto"`` is cuda, else mps, else cpu, as available.
+
+    Raises:
+        ValueError: If it cannot be used.
+
+    Example:
+        >>> resolve_device("cpu")
+        device(type='cpu')
+    """
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

@@ -66,7 +66,13 @@ class Progress:
 
 
 class Callback:
-    """What watches a training run. Any object with some of these methods will do; here each does nothing."""
+    """What watches a training run. Any object with some of these methods will do; here each does nothing.
+
+    Example:
+        >>> class Print(Callback):
+        ...     def on_epoch(self, run, record):
+        ...         print(record["epoch"], round(record["elbo"], 2))
+    """
 
     def on_start(self, run: Run) -> None:
         """Before the first step, when program, data and arguments have passed every check."""
