@@ -176,20 +176,17 @@ class CapturedStep:
         self.guards = guards
         self._has_terms = self._weight_is_tensor = False
         self._weight: float | Tensor = 1.0
-        self._run, self._leaves, self._mean, self._full = run, leaves, mean, full
-        with untouched(guards), _no_waiting():
-            try:
-                graph = make_fx(self._joint)(*tensors)
-            except CaptureError:
-                raise
-            except Exception as error:
-                raise CaptureError(f"{_reason(error)}{_where(error)}") from error
+        self._run, self._leaves, self._mean = run, leaves, mean
+        with _explained(), untouched(guards), _no_waiting():
+            graph = make_fx(self._joint)(*tensors)
         if (changed := guards.changed()) is not None:
             raise CaptureError(f"the program changes a Python value while it runs: {changed}")
         self._graph: Callable[..., tuple[Tensor, ...]] = graph
         if full:
             self._graph = torch.compile(graph, dynamic=False, options={"fallback_random": True})
-        if (difference := self.difference(tensors)) is not None:
+        with _explained():  # a compiler that is missing shows in the first run
+            difference = self.difference(tensors)
+        if difference is not None:
             raise CaptureError(difference)
 
     @torch.no_grad()
@@ -289,6 +286,17 @@ def untouched(guards: Guards) -> Iterator[None]:
 
 
 @contextmanager
+def _explained() -> Iterator[None]:
+    """Raise whatever goes wrong as a `CaptureError` that says where in the user's code."""
+    try:
+        yield
+    except CaptureError:
+        raise
+    except Exception as error:
+        raise CaptureError(f"{_reason(error)}{_where(error)}") from error
+
+
+@contextmanager
 def _no_waiting() -> Iterator[None]:
     """Let Pyro's ELBO objects keep their loss a tensor: a graph cannot wait for a number."""
 
@@ -303,9 +311,12 @@ def _no_waiting() -> Iterator[None]:
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
-    """Equal within 1e-5 of the norm: a compiler and a GPU may add up in another order."""
-    a, b = a.detach().double(), b.detach().double()
-    return bool((a - b).norm() <= 1e-5 * b.norm() + 1e-12) or torch.equal(a.nan_to_num(), b.nan_to_num())
+    """Equal within 1e-5 of the norm (a compiler and a GPU may add up in another order), NaN and infinities in place."""
+    a, b = a.detach().cpu().double(), b.detach().cpu().double()
+    finite = b.isfinite()
+    if not torch.equal(finite, a.isfinite()) or not torch.allclose(a[~finite], b[~finite], equal_nan=True):
+        return False
+    return bool((a[finite] - b[finite]).norm() <= 1e-5 * b[finite].norm() + 1e-12)
 
 
 def _names(code: types.CodeType) -> set[str]:

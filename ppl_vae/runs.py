@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ppl_vae import checkpoints, plots
+from ppl_vae._scopes import untouched_random_state
 from ppl_vae.data import Split
 from ppl_vae.plots.latent import MOST_CLASSES
 from ppl_vae.training import Callback, DivergedError, Run
@@ -182,7 +183,7 @@ def load_run(path: str | Path) -> VAE:
             f"{path} is no run's folder: config.yaml and run.json, written by ppl-vae train, are missing"
         )
     facts = json.loads((path / "run.json").read_text())
-    with torch.random.fork_rng(devices=[]):
+    with untouched_random_state():
         vae = Config.from_yaml((path / "config.yaml").read_text()).build_vae(tuple(facts["data"]["x_shape"]))
     state = checkpoints.load(path)
     if state["parameters"]:

@@ -320,6 +320,31 @@ def test_a_graph_that_is_wrong_is_never_used(monkeypatch):
     assert "the graph's" in svi.why_eager
 
 
+def test_nan_and_infinity_are_no_numbers_to_be_close_to():
+    nan, inf = float("nan"), float("inf")
+    values = [torch.tensor([1.0, v]) for v in (0.0, nan, inf, -inf, 3e38)]
+    for i, a in enumerate(values):
+        for j, b in enumerate(values):
+            assert capture._close(a, b) == (i == j)
+    assert capture._close(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0 + 1e-6]))
+    assert not capture._close(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.001]))
+
+
+def test_a_compiler_that_fails_leaves_the_program_as_it_is_written(monkeypatch):
+    def broken(graph, **_):
+        def run(*_):
+            raise RuntimeError("no C++ compiler")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    vae, reference = make_vae(), make_vae()
+    svi = SVI(vae.model, vae.guide, ADAM, ELBO(), compile="full")
+    eager = SVI(reference.model, reference.guide, ADAM, ELBO(), compile="off")
+    assert trajectory(svi, [(binary(),)] * 4) == trajectory(eager, [(binary(),)] * 4)
+    assert svi.why_eager.startswith("no C++ compiler")
+
+
 def test_what_no_guard_sees_is_found_by_the_check_every_so_often():
     hidden = itertools.chain([0.0] * 8, itertools.repeat(1.0))  # an iterator's insides: out of sight
 
