@@ -302,7 +302,9 @@ def squared_error(x: Tensor, mean: Tensor, event_dim: int = 1) -> Tensor:
     return _sum_rightmost((_as_float(x, mean) - mean).square(), event_dim)
 
 
-def normal_log_likelihood(x: Tensor, mean: Tensor, scale: float | Tensor, event_dim: int = 1) -> Tensor:
+def normal_log_likelihood(
+    x: Tensor, mean: Tensor, scale: float | Tensor, event_dim: int = 1, check_scale: bool = True
+) -> Tensor:
     r"""Log-likelihood of independent normals: the squared error with its factor and its constant restored.
 
     .. math::
@@ -323,9 +325,10 @@ def normal_log_likelihood(x: Tensor, mean: Tensor, scale: float | Tensor, event_
         x: Data, of shape ``(..., event)``.
         mean: Predicted means; broadcasts with ``x``.
         scale: Standard deviation, positive, in units of ``x``; a number, or a tensor that broadcasts with
-            ``x`` (its sign is then checked by reading it back, which waits for a GPU; not inside a compiled
-            graph).
+            ``x``.
         event_dim: How many rightmost dimensions make one datum, and are summed over.
+        check_scale: Whether to look at the sign of a tensor's values, which waits for a GPU; not inside a
+            compiled graph.
 
     Returns:
         Nats per datum, of the broadcast shape without its last ``event_dim`` dimensions.
@@ -349,7 +352,7 @@ def normal_log_likelihood(x: Tensor, mean: Tensor, scale: float | Tensor, event_
     if isinstance(scale, Tensor):
         tensors["scale"] = scale
         # a value cannot be looked at while a graph is being captured
-        if not torch.compiler.is_compiling() and not bool((scale > 0).all()):
+        if check_scale and not torch.compiler.is_compiling() and not bool((scale > 0).all()):
             raise ValueError(
                 "normal_log_likelihood: scale holds values that are not positive; pass exp or softplus of it"
             )

@@ -102,6 +102,7 @@ class SVI:
         self._parameters = _ParameterCollector()
         self._graphs: dict[Any, list[CapturedStep]] = {}
         self._uses = 0
+        self._warned = False
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -188,6 +189,12 @@ class SVI:
         graph = CapturedStep(run, leaves, tensors, guards, mean, full=self.compile == "full")
         if len(self.parameters) != len(leaves):
             raise CaptureError("the program has another parameter than in its first step")
+        if guards.forgotten and not self._warned:
+            self._warned = True
+            logger.warning(
+                "the program changes %s while it runs, which captured steps do not; compile='off' runs it as written",
+                guards.forgotten[0],
+            )
         return graph
 
     def _go_eager(self, why: str) -> None:

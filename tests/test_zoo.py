@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import inspect
 import io
@@ -523,6 +524,43 @@ def test_networks_train(network: zoo.Network, digits: Tensor) -> None:
     losses = [svi.step(digits) for _ in range(20)]
     assert sum(losses[-5:]) < sum(losses[:5])
     assert all(torch.isfinite(p).all() for p in vae.state_dict().values())
+
+
+def steps_of(combination: tuple[Any, ...], batches: list[Tensor], level: str) -> tuple[list[float], list[Tensor], SVI]:
+    """The losses of some steps, the first of them as it is written, and the parameters after them."""
+    *pieces, objective = combination
+    torch.manual_seed(0)
+    vae = zoo.Program(*pieces, network=SMALL_LOGITS).vae((1, 8, 8), 2)
+    optimizer = functools.partial(torch.optim.Adam, lr=1e-3)
+    svi = SVI(vae.model, vae.guide, optimizer, objective.make(2), compile=level)
+    torch.manual_seed(1)
+    return [svi.step(x) for x in batches], [v.clone() for v in vae.state_dict().values()], svi
+
+
+def check_captured(combination: tuple[Any, ...], batches: list[Tensor], level: str) -> None:
+    losses, state, svi = steps_of(combination, batches, level)
+    expected_losses, expected_state, _ = steps_of(combination, batches, "off")
+    assert svi.why_eager is None
+    # Pyro's objects add up their value in Python's float64, a graph in float32; a compiler rounds otherwise, and Adam's
+    # first steps have the size of the learning rate whatever the gradient is
+    assert losses == pytest.approx(expected_losses, rel=1e-5 if level == "full" else 1e-6)
+    for value, expected in zip(state, expected_state, strict=True):
+        if level == "full":
+            assert torch.allclose(value.double(), expected.double(), rtol=1e-5, atol=1e-4)
+        else:
+            assert torch.equal(value, expected)
+
+
+@pytest.mark.parametrize("combination", zoo.pairwise(list(zoo.product())), ids=zoo.names)
+def test_combinations_are_captured_bit_for_bit(combination: tuple[Any, ...], digits: Tensor) -> None:
+    check_captured(combination, [digits[:16]] * 4, "graph")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("combination", list(zoo.product()), ids=zoo.names)
+@pytest.mark.parametrize("level", ["graph", "full"])
+def test_all_combinations_are_captured(combination: tuple[Any, ...], level: str, digits: Tensor) -> None:
+    check_captured(combination, [digits[:16], digits[:16], digits[:7], digits[:16], digits[:7]], level)
 
 
 def test_pairwise_covers_every_pair_with_few() -> None:

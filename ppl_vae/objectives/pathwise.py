@@ -159,7 +159,9 @@ class ArticleELBO:
         if isinstance(p_x.base, dist.Bernoulli):
             log_lik = -closed_form.cross_entropy(x, p_x.base.probs, eps=self.eps, event_dim=p_x.event_dim)
         elif self.normalize:
-            log_lik = closed_form.normal_log_likelihood(x, p_x.base.loc, p_x.base.scale, event_dim=p_x.event_dim)
+            log_lik = closed_form.normal_log_likelihood(
+                x, p_x.base.loc, p_x.base.scale, event_dim=p_x.event_dim, check_scale=is_validation_enabled()
+            )
         else:
             log_lik = -closed_form.squared_error(x, p_x.base.loc, event_dim=p_x.event_dim)
             exact = False

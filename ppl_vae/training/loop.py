@@ -80,6 +80,7 @@ class Loop:
         while self.state.epoch < self.epochs and self.result.stopped is None:
             self._epoch()
         self.result.stopped = self.result.stopped or "finished"
+        self.result.why_eager = self.svi.why_eager
         best = self.state.best
         if self.early_stopping is not None and best is not None and self.result.stopped != "interrupted":
             self.state.restore_parameters(best)  # an interrupted run goes on from where it is

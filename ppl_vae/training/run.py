@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ppl_vae.data import Dataset
 from ppl_vae.objectives.losses import Program
+from ppl_vae.svi import Compile
 from ppl_vae.vae import VAE
 
 Stopped = Literal["finished", "early stopping", "interrupted"]
@@ -26,6 +27,8 @@ class Run:
             them, and ``reconstruction_error``, the mean L2 norm of x minus its reconstruction over the validation data.
         seed: Seed of the noise and of the order of the data.
         device: Where it ran.
+        compile: How a step ran, see `SVI`.
+        why_eager: Why steps were not captured after all, or None.
         caveat: What every figure made from this run must say, or None.
         stopped: Why it ended.
         seconds: Wall time, validation included.
@@ -37,6 +40,8 @@ class Run:
     data: Dataset
     seed: int
     device: str
+    compile: Compile = "graph"
+    why_eager: str | None = None
     caveat: str | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     stopped: Stopped | None = None

@@ -1,0 +1,173 @@
+"""The Python values that a captured graph was made under: what they were, and whether they still are."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pyro
+from pyro.infer import ELBO
+from torch import Tensor, nn
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_DEPTH = 8  # of attributes of attributes that guards follow
+_MISSING = object()
+
+Read = Callable[[], Any]
+
+
+class Guards:
+    """The plain Python values within reach of some objects, and what they were.
+
+    Reached are closures, defaults, the globals that a function's code names, attributes of objects and modules, lists,
+    tuples and dictionaries. Tensors, functions, modules and other objects are guarded by identity, containers by what
+    they hold. Out of sight is what a program computes from elsewhere (a file, a clock, an extension's state), and what
+    objects of torch's and Pyro's own hold.
+
+    Args:
+        *roots: Functions, modules and objects to start from.
+        parameters: Names of parameters in Pyro's store, which must stay the same tensors.
+
+    Attributes:
+        modules: The torch modules among what was reached.
+        forgotten: What is guarded no more, in words.
+
+    Example:
+        >>> beta = 1.0
+        >>> guards = Guards(lambda x: beta * x)
+        >>> guards.changed() is None
+        True
+        >>> beta = 2.0
+        >>> guards.changed()
+        'beta (was 1.0, is 2.0)'
+    """
+
+    def __init__(self, *roots: object, parameters: Iterable[str] = ()) -> None:
+        self.modules: list[nn.Module] = []
+        self.forgotten: list[str] = []
+        self._values: list[tuple[Read, str, Any]] = []
+        self._seen: set[int] = set()
+        store = pyro.get_param_store()._params
+        for name in parameters:
+            self._visit(functools.partial(store.get, name, _MISSING), f"parameter {name!r}", 0)
+        for root in roots:
+            self._visit(functools.partial(_same, root), "the program", 0)
+
+    def changed(self) -> str | None:
+        """Name the first value that is no longer what it was, with both; None while all hold."""
+        return next(self._changes(), (None, ""))[1] or None
+
+    def forget_changed(self) -> bool:
+        """Guard what has changed no more, and note it in `forgotten`; return whether there was any."""
+        changes = dict(self._changes())
+        self._values = [value for i, value in enumerate(self._values) if i not in changes]
+        self.forgotten += changes.values()
+        return bool(changes)
+
+    def _changes(self) -> Iterator[tuple[int, str]]:
+        for i, (read, name, value) in enumerate(self._values):
+            now = read()
+            if now is value or (type(now) is type(value) and isinstance(now, PLAIN) and now == value):
+                continue
+            yield i, f"{name} (was {_show(value)}, is {_show(now)})"
+
+    def buffers(self) -> list[Tensor]:
+        """The buffers of the modules reached."""
+        return list({id(b): b for module in self.modules for b in module.buffers(recurse=False)}.values())
+
+    def _visit(self, read: Read, name: str, depth: int) -> None:
+        """Guard a value, and what can be reached from it."""
+        value = read()
+        if isinstance(value, (dict, list, tuple)):
+            self._visit_container(value, read, name, depth)
+            return
+        if _is_library(value):
+            return
+        self._values.append((read, name, value))
+        if isinstance(value, (*PLAIN, Tensor)) or depth > _DEPTH or id(value) in self._seen:
+            return
+        self._seen.add(id(value))
+        if isinstance(value, functools.partial):
+            inner = {"func": value.func, "args": value.args, "keywords": value.keywords}
+        elif isinstance(value, types.MethodType):
+            inner = {"__self__": value.__self__, "__func__": value.__func__}
+        elif isinstance(value, types.FunctionType):
+            self._visit_function(value, depth)
+            inner = {"defaults": value.__defaults__, "keyword defaults": value.__kwdefaults__}
+        else:
+            self._visit_attributes(value, depth)
+            return
+        for what, part in inner.items():
+            self._visit(functools.partial(_same, part), f"{name}.{what}", depth + 1)
+
+    def _visit_container(self, value: Any, read: Read, name: str, depth: int) -> None:
+        if depth > _DEPTH or id(value) in self._seen:
+            return
+        self._seen.add(id(value))
+        self._values.append((functools.partial(_length, read), f"the length of {name}", len(value)))
+        for key in value if isinstance(value, dict) else range(len(value)):
+            self._visit(functools.partial(_item, read, key), f"{name}[{key!r}]", depth + 1)
+
+    def _visit_function(self, function: types.FunctionType, depth: int) -> None:
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            self._visit(functools.partial(_contents, cell), name, depth + 1)
+        for name in sorted(_names(function.__code__) & function.__globals__.keys()):
+            self._visit(functools.partial(function.__globals__.get, name, _MISSING), name, depth + 1)
+
+    def _visit_attributes(self, owner: object, depth: int) -> None:
+        attributes = getattr(owner, "__dict__", {})
+        if isinstance(owner, nn.Module):
+            self.modules.append(owner)
+        for name in list(attributes):
+            if isinstance(owner, nn.Module) and name in ("_parameters", "_buffers", "_modules"):
+                for inner in attributes[name]:
+                    self._visit(functools.partial(attributes[name].get, inner, _MISSING), inner, depth + 1)
+            elif not (isinstance(owner, nn.Module) and (name.startswith("_pyro") or name.endswith("_hooks"))):
+                read = functools.partial(attributes.get, name, _MISSING)
+                self._visit(read, f"{type(owner).__name__}.{name}", depth + 1)
+
+
+def _names(code: types.CodeType) -> set[str]:
+    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
+    return set(code.co_names).union(*(_names(c) for c in inner))
+
+
+def _is_library(value: object) -> bool:
+    """Whether a value belongs to Python, torch or Pyro, whose insides are theirs; modules and objectives are not."""
+    if isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType)):
+        return True
+    if isinstance(value, (*PLAIN, Tensor, nn.Module, ELBO)) or value is _MISSING:
+        return False
+    home = value.__module__ if isinstance(value, types.FunctionType) else type(value).__module__
+    own = (functools.partial, types.MethodType, types.FunctionType)
+    return str(home).split(".")[0] in ("torch", "pyro", *(() if isinstance(value, own) else sys.stdlib_module_names))
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _length(read: Read) -> int | None:
+    value = read()
+    return len(value) if isinstance(value, (dict, list, tuple)) else None
+
+
+def _item(read: Read, key: Any) -> Any:
+    try:
+        return read()[key]
+    except (KeyError, IndexError, TypeError):
+        return _MISSING
+
+
+def _contents(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # empty
+        return _MISSING
+
+
+def _show(value: object) -> str:
+    return repr(value) if isinstance(value, PLAIN) else f"a {type(value).__name__}"
