@@ -94,6 +94,8 @@ def train(argv: Sequence[str]) -> int:
         dataset = settings.build_dataset()
         vae = settings.build_vae(dataset)
         arguments = settings.build_fit_arguments()
+        choice = {name: arguments[name] for name in ("compile", "objective", "epochs", "batch_size", "device")}
+        arguments["compile"] = settings.values["compile"] = training.resolve_compile(data=dataset, **choice)
         folder = runs.RunFolder(out, settings.to_yaml())
 
     display: Any = _Bar() if sys.stderr.isatty() else _Lines(arguments["epochs"])

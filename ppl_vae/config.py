@@ -238,7 +238,7 @@ def _resolve(tree: Tree, given: Mapping[str, str]) -> Tree:
         raise ValueError("--seed is null; expected an integer, so that the run can be repeated")
     if values["device"] == "auto":
         values["device"] = str(training.resolve_device("auto"))
-    values["compile"] = training.resolve_compile(values["compile"])
+    training.resolve_compile(values["compile"])
     return values
 
 

@@ -120,6 +120,7 @@ class RunFolder(Callback):
         """Write the checkpoint, the result and the pictures."""
         checkpoints.save(run.state(), self.path / "checkpoint.pt")
         result = {"stopped": run.stopped, "seconds": run.seconds, "caveat": run.caveat, "best_epoch": run.best_epoch}
+        result["why_eager"] = run.why_eager
         _write_json(self.path / "result.json", {**result, **run.final})
         self.pictures = draw(run, self.path)
         self._close()
@@ -213,6 +214,7 @@ def _facts(run: Run) -> dict[str, Any]:
             "gpu": torch.cuda.get_device_name() if run.device.startswith("cuda") else None,
         },
         "device": run.device,
+        "compile": run.compile,
         "seed": run.seed,
         "data": {
             "name": run.data.name,

@@ -224,6 +224,8 @@ def test_ctrl_c_ends_after_the_step_with_checkpoint_and_pictures(capsys, tmp_pat
         "20",
         "--likelihood.network.hidden",
         "[8]",
+        "--compile",
+        "off",
     ]
     assert cli.main([*argv, "--out", "run"]) == 130
     captured = capsys.readouterr()
@@ -238,6 +240,7 @@ def test_ctrl_c_ends_after_the_step_with_checkpoint_and_pictures(capsys, tmp_pat
 def test_a_second_ctrl_c_aborts_at_once(capsys, tmp_path):
     before = signal.getsignal(signal.SIGINT)
     argv = [*SHORT, "--likelihood", "users_module.Pressing", "--likelihood.at", "20", "--likelihood.presses", "2"]
+    argv += ["--compile", "off"]
     assert cli.main(argv) == 130
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -247,6 +250,7 @@ def test_a_second_ctrl_c_aborts_at_once(capsys, tmp_path):
 
 def test_a_fault_while_training_keeps_its_traceback(capsys):
     argv = [*SHORT, "--likelihood", "users_module.Pressing", "--likelihood.at", "20", "--likelihood.presses", "0"]
+    argv += ["--compile", "off"]
     with pytest.raises(ValueError, match="a fault of the program"):
         cli.main(argv)
 

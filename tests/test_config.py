@@ -194,9 +194,8 @@ def test_a_printed_configuration_prints_itself(argv, config_file):
 
 
 def test_every_value_is_explicit():
-    values = parse(["--device", "auto", "--compile", "auto", "--out", "x"]).values
+    values = parse(["--device", "auto", "--out", "x"]).values
     assert values["device"] != "auto"
-    assert values["compile"] != "auto"
     assert values["optimizer"]["betas"] == [0.9, 0.999]
     assert values["likelihood"]["network"]["class"] == "MLP"
     assert values["data"]["threshold"] == 0.5

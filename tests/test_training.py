@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from ppl_vae import VAE, checkpoints, data, fit, likelihoods, networks, objectives, posteriors, priors
+from ppl_vae import VAE, checkpoints, data, fit, likelihoods, networks, objectives, posteriors, priors, training
 from ppl_vae.training import Callback, DivergedError, Run
 
 
@@ -305,9 +305,32 @@ def test_a_divergence_where_there_are_no_terms_names_the_loss():
 
     calls = []
     with pytest.warns(UserWarning, match="Encountered NaN"), pytest.raises(DivergedError) as caught:
-        fit((broken, guide), torch.randn(20), objective=pyro.infer.Trace_ELBO(), epochs=9, batch_size=10, seed=0)
+        fit(
+            (broken, guide),
+            torch.randn(20),
+            objective=pyro.infer.Trace_ELBO(),
+            epochs=9,
+            batch_size=10,
+            seed=0,
+            compile="off",
+        )
     assert "the loss is nan" in caught.value.term
     assert "log p" not in caught.value.term
+
+
+def test_auto_compiles_what_is_long_enough_and_says_so(digits, monkeypatch):
+    choose = functools.partial(training.resolve_compile, data=digits, batch_size=128)
+    steps = math.ceil(len(digits.train) / 128)
+    short, long = 10_000 // steps, 200_000 // steps
+    assert choose("auto", epochs=short) == "graph"
+    assert choose("auto", epochs=long) == "full"
+    assert choose("auto", epochs=short, objective=objectives.ELBO(num_particles=500)) == "full"
+    assert choose("off", epochs=long) == "off"
+    monkeypatch.setattr(training.fitting.shutil, "which", lambda name: None)
+    assert choose("auto", epochs=long) == "graph"
+    assert fit(make_vae(digits), digits, epochs=1, compile="auto").compile == "graph"
+    run = fit(make_vae(digits), digits, epochs=1, compile="off")
+    assert (run.compile, run.why_eager) == ("off", "compile is 'off'")
 
 
 def test_callbacks_are_told_everything_in_order(digits):
@@ -369,7 +392,7 @@ def test_dynamic_binarisation_trains_on_fresh_draws():
         return vae.model(x)
 
     vae = make_vae(dynamic)
-    fit((model, vae.guide), dynamic, epochs=2, batch_size=len(dynamic.train), validate_every=5, seed=0)
+    fit((model, vae.guide), dynamic, epochs=2, batch_size=len(dynamic.train), validate_every=5, seed=0, compile="off")
     training = [x for x in seen if len(x) == len(dynamic.train)]
     assert all(set(x.unique().tolist()) == {0.0, 1.0} for x in training)
     assert not torch.equal(training[-1].sum(0), training[-2].sum(0))
