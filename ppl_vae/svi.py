@@ -38,10 +38,11 @@ class SVI:
     The first step runs as it is written, under whatever validation Pyro has switched on. From the second on a step of
     the same shapes runs as one captured graph without any Pyro code (`ppl_vae.capture`), which is made again when a
     Python value within its reach has changed, and held against the program as it is written before its first use and
-    after 100, 1,000, ... steps. A program that cannot be captured (a branch on a value, an objective that calls
-    ``.item()`` such as `RenyiELBO` and `TraceGraph_ELBO`) goes on as it is written, and one warning of the logger
-    ``ppl_vae.svi`` says why. Wrong for a program whose side effects matter at every step: they happen in the first
-    steps only; and a Python value that changes at every step costs a new graph each time, up to eight.
+    after 100, 1,000, ... steps. A program that cannot be captured (a branch on a value, ``.item()``) goes on as it is
+    written, and one warning of the logger ``ppl_vae.svi`` says why. Wrong for a program whose side effects matter at
+    every step: they happen in the first steps only (a warning names a Python value that the program changes itself, and
+    one that it computes with is not captured); and a Python value that you change at every step costs a new graph each
+    time, up to eight: make it a tensor.
 
     `step` has Pyro's meaning, gradient and value of the *sum* over data, and returns a float, for which it waits.
     `update` follows the gradient of the *mean* per datum, so that the learning rate does not depend on the size of the

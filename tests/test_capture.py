@@ -454,3 +454,25 @@ def test_fit_gives_the_same_bits_captured_and_not():
         runs.append(fit(vaes[-1], digits, epochs=3, seed=0, compile=level))
     assert all(torch.equal(a, b) for a, b in zip(*(vae.state_dict().values() for vae in vaes), strict=True))
     assert [r["loss"] for r in runs[0].history] == [r["loss"] for r in runs[1].history]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("level", ["graph", "full"])
+@pytest.mark.parametrize("objective", ["ELBO", "ELBO-5", "MeanFieldELBO", "Trace_ELBO", "RenyiELBO"])
+def test_a_cuda_graph_is_the_eager_program(objective, level):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    batches = [(binary(10).cuda(),), (binary(10).cuda(),), (binary(7).cuda(),)] * 4
+    runs = {}
+    for compile in ("off", level):
+        vae = make_vae(dropout=True).cuda()
+        svi = SVI(vae.model, vae.guide, ADAM, OBJECTIVES[objective], compile=compile)
+        kept = []
+        torch.manual_seed(3)
+        for batch in batches:
+            kept.append(svi.update(*batch).loss)  # not written over by the steps that follow
+        assert compile == "off" or svi.why_eager is None
+        runs[compile] = [loss.item() for loss in kept], state_of(vae)
+    assert runs[level][0] == pytest.approx(runs["off"][0], rel=1e-4)
+    for a, b in zip(runs[level][1], runs["off"][1], strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-3)

@@ -150,7 +150,7 @@ class _Simplifier:
         if name in ("sum", "mean") and self._same_size(operand, value):
             return self._reshaped(node, operand)
         if name == "neg" and isinstance(operand, fx.Node) and operand.target is node.target:
-            return operand.args[0]
+            return operand.all_input_nodes[0]
         if len(args) < 2:
             return None
         one = isinstance(args[1], _Plain) and args[1] == 1

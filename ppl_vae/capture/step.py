@@ -19,6 +19,7 @@ from torch.utils import _pytree
 
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae.capture.guards import PLAIN, Guards
+from ppl_vae.capture.replay import CudaReplay
 from ppl_vae.capture.simplify import simplify
 from ppl_vae.objectives.losses import BatchLoss
 
@@ -72,6 +73,8 @@ class CapturedStep:
                 raise CaptureError(f"the program changes a Python value while it runs, and computes with it: {name}")
         with _explained():  # a compiler that is missing shows in the first run
             self._graph: Callable[..., tuple[Tensor, ...]] = _compiled(graph) if full else _simplified(graph, tensors)
+            if all(t.is_cuda for t in [*tensors, *leaves]):
+                self._graph = self._replayed(tensors)
             self._borrowed = self._find_borrowed(tensors)
             difference = self.difference(tensors)
         if difference is not None:
@@ -109,6 +112,23 @@ class CapturedStep:
     def _trace(self, tensors: list[Tensor]) -> fx.GraphModule:
         with _explained(), untouched(self.guards), _no_waiting():
             return make_fx(self._joint)(*tensors)
+
+    def _replayed(self, tensors: list[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+        """The graph as one CUDA graph, or itself where that cannot be."""
+        try:
+            with untouched(self.guards):
+                replay = CudaReplay(self._graph, tensors)
+        except RuntimeError as error:
+            logger.debug("the captured graph is launched kernel by kernel: %s", error)
+            return self._graph
+        # the optimiser uses the gradients before the next call, but what was seen may be kept for longer
+        first = sum(self._has_gradient)
+
+        def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+            outputs = replay(*tensors)
+            return *outputs[:first], *(seen.clone() for seen in outputs[first:])
+
+        return run
 
     def _find_borrowed(self, tensors: list[Tensor]) -> list[int]:
         """Which gradients are not memory of their own, laid out as their parameter, as optimisers take for granted."""
