@@ -1,0 +1,61 @@
+"""Who takes part, by the name in the tables: where its code is, and in which environment it runs.
+
+A contender is a function ``make(setting, ...)`` that returns ``run(steps)``: it takes at least so many training steps,
+waits for the last one, and returns how many it took. Whatever it needs it imports itself, so that a process imports
+nothing of another contender's.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from contenders.setting import Setting
+
+Run = Callable[[int], int]
+
+REFERENCE = "hand-written, compiled"
+BY_HAND = "hand-written, eager"
+CUDA_GRAPHS = "hand-written, compiled, CUDA graphs"
+FIT = 'ppl_vae.fit, compile="full"'
+FULL = 'ppl_vae.SVI, compile="full"'
+GRAPH = 'ppl_vae.SVI, compile="graph"'
+OFF = 'ppl_vae.SVI, compile="off"'
+PYRO = "Pyro's SVI, data as one tensor"
+EXAMPLE = "Pyro's example, DataLoader"
+NUMPYRO = "NumPyro, an epoch in one jit"
+PYTHAE = "pythae's BaseTrainer"
+FLOOR = "floor: matrix products and Adam"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Where a contender is: the function `name` of ``contenders.<module>``; `peer` names an environment of its own."""
+
+    module: str
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    peer: str | None = None
+
+    def load(self) -> Callable[[Setting], Run]:
+        """Import it and what it needs."""
+        function = getattr(importlib.import_module(f"contenders.{self.module}"), self.name)
+        return lambda setting: function(setting, **self.arguments)
+
+
+CONTENDERS: dict[str, Contender] = {
+    REFERENCE: Contender("by_hand", "vae", {"compile": True}),
+    BY_HAND: Contender("by_hand", "vae", {"compile": False}),
+    CUDA_GRAPHS: Contender("by_hand", "vae", {"compile": True, "mode": "reduce-overhead"}),
+    FIT: Contender("ours", "fit", {"compile": "full"}),
+    FULL: Contender("ours", "svi", {"compile": "full"}),
+    GRAPH: Contender("ours", "svi", {"compile": "graph"}),
+    OFF: Contender("ours", "svi", {"compile": "off"}),
+    PYRO: Contender("pyro_svi", "svi"),
+    EXAMPLE: Contender("pyro_svi", "example"),
+    NUMPYRO: Contender("numpyro_svi", "svi", peer="numpyro"),
+    PYTHAE: Contender("pythae_trainer", "trainer", peer="pythae"),
+    FLOOR: Contender("by_hand", "floor"),
+}

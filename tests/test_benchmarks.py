@@ -1,0 +1,222 @@
+"""The benchmark: every contender does the same work and can be raced, and the tables say what was measured."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+
+import ppl_vae as pv
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import peers  # noqa: E402
+import report  # noqa: E402
+from contenders import (  # noqa: E402  # noqa: E402
+    BY_HAND,
+    CONTENDERS,
+    CUDA_GRAPHS,
+    FIT,
+    FLOOR,
+    FULL,
+    GRAPH,
+    NUMPYRO,
+    OFF,
+    PYRO,
+    REFERENCE,
+    by_hand,
+    ours,
+    pyro_svi,
+)
+from contenders.setting import Setting  # noqa: E402
+from race import Options, race  # noqa: E402
+
+TINY = Setting(hidden=(4,), batch_size=8, rows=32)
+COMPILED = {REFERENCE, FULL, FIT}
+HERE = [name for name, contender in CONTENDERS.items() if contender.peer is None and name != CUDA_GRAPHS]
+
+
+@pytest.fixture(autouse=True)
+def validation_as_it_was():
+    """A contender switches Pyro's validation off after its first step, in a process of its own."""
+    with pyro.validation_enabled():
+        yield
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in COMPILED else []) for name in HERE]
+)
+def test_every_contender_takes_steps(name):
+    run = CONTENDERS[name].load()(TINY)
+    assert run(3) in (3, 4)  # `fit` goes by epochs, of four steps
+    assert run(1) >= 1
+
+
+@pytest.mark.parametrize("num_particles", [1, 3])
+def test_contenders_have_the_same_loss(num_particles):
+    """By hand, in Pyro and in our pieces: one number for the same networks, data and noise."""
+    setting = replace(TINY, num_particles=num_particles)
+    model, guide, encoder, decoder = pyro_svi.program(setting)
+    x = torch.from_numpy(setting.pixels())[: setting.batch_size]
+    torch.manual_seed(1)
+    expected = by_hand.negative_elbo(encoder, decoder, x, num_particles).item()
+    torch.manual_seed(1)
+    theirs = pyro_svi.make_svi(setting, model, guide).evaluate_loss(x) / len(x)
+    vae = ours.program(setting)
+    for mine, other in ((vae.posterior, encoder), (vae.likelihood, decoder)):
+        for a, b in zip(mine.parameters(), other.parameters(), strict=True):
+            a.data.copy_(b)
+    svi = pv.SVI(vae.model, vae.guide, torch.optim.Adam, pv.objectives.ELBO(num_particles))
+    torch.manual_seed(1)
+    assert svi.evaluate_loss(x) / len(x) == pytest.approx(expected, rel=1e-5)  # float32
+    assert theirs == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_floor_is_the_products_of_one_step(monkeypatch):
+    """Counted: two products a layer and a third where the input is not data, of the sizes of the networks."""
+    setting = replace(TINY, num_particles=3)
+    shapes = []
+    multiply = torch.Tensor.__matmul__
+    monkeypatch.setattr(
+        torch.Tensor, "__matmul__", lambda a, b: shapes.append((*a.shape, b.shape[1])) or multiply(a, b)
+    )
+    by_hand.floor(setting)(1)
+    # (784-4-4) on 8 rows, then (2-4-784) on 24
+    layers = [(784, 4, 8), (4, 4, 8), (2, 4, 24), (4, 784, 24)]
+    expected = [product for a, b, rows in layers for product in ((rows, a, b), (b, rows, a), (rows, b, a))]
+    expected.remove((8, 4, 784))  # the gradient by x
+    assert shapes == expected
+
+
+def test_fit_hands_on_its_error():
+    with pytest.raises(ValueError, match="batch_size is 64"):
+        CONTENDERS[FIT].load()(replace(TINY, batch_size=64))(1)
+
+
+def test_data_are_the_same_bits_everywhere(tmp_path, monkeypatch):
+    x = TINY.pixels()
+    assert x.shape == (32, 784)
+    assert x.dtype == "float32"
+    assert set(x.ravel()) == {0.0, 1.0}
+    assert (x == TINY.pixels()).all()
+    monkeypatch.setenv("PPL_VAE_DATA", str(tmp_path))
+    with pytest.raises(ValueError, match="set PPL_VAE_DATA"):
+        replace(TINY, data="MNIST").pixels()
+
+
+@pytest.mark.data
+def test_mnist_is_the_packages_own(real_data, monkeypatch):
+    monkeypatch.setenv("PPL_VAE_DATA", str(real_data))
+    x = torch.from_numpy(Setting(rows=60_000, data="MNIST").pixels())
+    theirs = pv.data.load("MNIST", binarize="threshold", root=real_data, validation=0).train.x
+    assert torch.equal(x, theirs.reshape(-1, 784))
+
+
+def test_a_race(monkeypatch):
+    """In processes: rounds are recorded, and who is missing or fails in its process is left out with the reason."""
+    monkeypatch.setattr(peers, "python", lambda peer: None)
+    options = Options(rounds=2, seconds=0.01, cores=1)
+    cell = race(replace(TINY, data="nothing"), [FLOOR, BY_HAND, NUMPYRO], options)
+    assert list(cell["contenders"]) == [FLOOR]  # which needs no data
+    assert cell["left_out"] == {
+        BY_HAND: "ValueError: data is 'nothing'; expected 'random' or 'MNIST'",
+        NUMPYRO: "numpyro is not installed: python benchmarks/peers.py install numpyro",
+    }
+    found = cell["contenders"][FLOOR]
+    assert len(found["milliseconds"]) == len(found["steps"]) == 2
+    assert min(found["milliseconds"]) > 0
+    assert min(found["steps"]) >= 3
+    assert found["threads"] == 1
+    assert found["peak_mib"] > 50
+    assert len(found["first_steps"]) == 3
+
+
+@pytest.mark.slow
+def test_the_peers_take_part():
+    installed = [name for name, contender in CONTENDERS.items() if contender.peer and peers.python(contender.peer)]
+    if not installed:
+        pytest.skip("no peer is installed: python benchmarks/peers.py install")
+    cell = race(TINY, installed, Options(rounds=1, seconds=0.01, cores=1))
+    assert cell["left_out"] == {}
+    for name in installed:
+        assert CONTENDERS[name].peer in cell["contenders"][name]["versions"]
+
+
+def test_every_peer_has_a_contender():
+    assert {contender.peer for contender in CONTENDERS.values() if contender.peer} == set(peers.PEERS)
+
+
+def made_up_cell(**milliseconds: list[float]) -> dict:
+    names = {"full": FULL, "reference": REFERENCE, "pyro": PYRO}
+    setting = {"hidden": [500, 300, 150], "batch_size": 128, "num_particles": 1, "rows": 20480, "data": "random"}
+    found = {names[key]: {"milliseconds": times} for key, times in milliseconds.items()}
+    return {"setting": {**setting, "device": "cpu"}, "contenders": found, "left_out": {"somebody": "ill"}}
+
+
+def test_table_pairs_the_rounds():
+    """A machine that is slower in some rounds changes no ratio."""
+    cell = made_up_cell(full=[2.0, 1.0, 4.0], reference=[4.0, 2.0, 8.0], pyro=[20.0, 10.0, 20.0])
+    line = next(line for line in report.cell_table(cell) if FULL in line)
+    assert line == f"| {FULL} | 2.00 | 0.50 (0.50 to 0.50) | 0.10 (0.10 to 0.15) |"
+
+
+def test_targets_are_held_against_what_was_reached():
+    lines = report.target_table("step", made_up_cell(full=[2.0] * 9, reference=[1.0] * 9, pyro=[8.0] * 9))
+    assert f"| {FULL} / {REFERENCE} | 1.05 | 2.00 (2.00 to 2.00) | no |" in lines
+    assert f"| {FULL} / {PYRO} | 0.48 | 0.25 (0.25 to 0.25) | yes |" in lines
+    assert len([line for line in lines if FULL in line]) == 2  # the others did not take part
+    assert report.target_table("small", made_up_cell(full=[2.0], reference=[1.0])) == []
+
+
+def test_a_gpu_run_is_held_against_half_a_minute():
+    cell = made_up_cell(full=[0.2] * 9)
+    cell["contenders"][FIT] = {"milliseconds": [0.25] * 9}
+    assert any("| 30 | 23.4 (23.4 to 23.4) | yes |" in line for line in report.target_table("gpu", cell))
+
+
+@pytest.mark.parametrize(("n", "low", "high"), [(3, 1, 3), (6, 1, 6), (8, 1, 8), (9, 2, 8), (15, 4, 12), (20, 6, 15)])
+def test_interval_of_the_median(n, low, high):
+    """The ranks of the sign test, as tabulated; at least 95% of cases, checked by adding up the binomial."""
+    assert report.interval(list(range(1, n + 1))) == (low, high)
+    if n >= 6:
+        outside = 2 * sum(math.comb(n, k) for k in range(low)) / 2**n
+        assert outside <= 0.05
+        assert outside + 2 * math.comb(n, low) / 2**n > 0.05  # and no narrower one has that
+
+
+def test_report_of_start_up():
+    cold = {"import": 2.0, "make": 0.5, "first_steps": [1.0, 7.0, 0.5], "steady_step": 0.5, "peak_mib": 700.4}
+    result = {
+        "part": "start",
+        "date": "2026-01-01",
+        "machine": {"processor": "a processor", "cores": 2},
+        "versions": {"torch": "2"},
+        "rounds": {FULL: [{"cold": cold, "warm": {**cold, "first_steps": [1.0, 2.0, 0.5]}}], GRAPH: [{"cold": cold}]},
+        "left_out": {PYRO: "ill"},
+    }
+    text = report.report(result)
+    assert f"| {FULL} | 2.0 | 3.5 | 7.0 | 2.0 | 700 |" in text
+    assert f"| {GRAPH} | 2.0 | 3.5 | 7.0 |  | 700 |" in text
+    assert f"Left out: {PYRO}: ill" in text
+
+
+@pytest.mark.slow
+def test_the_command_line_from_run_to_report(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "run.py")]
+    options = ["--json", str(tmp_path), "--rounds", "1", "--seconds", "0.01", "--cores", "1"]
+    done = subprocess.run([*command, "data", *options], capture_output=True, text=True, check=True)
+    result = json.loads((tmp_path / "data.json").read_text())
+    assert [cell["setting"]["rows"] for cell in result["cells"]] == [10_000, 60_000]
+    assert result["versions"]["torch"] == torch.__version__.split("+")[0]
+    again = subprocess.run([*command, "report", "--json", str(tmp_path)], capture_output=True, text=True, check=True)
+    assert again.stdout.strip() == done.stdout.strip()
+    assert f"| {OFF} |" not in done.stdout  # costs are compared between five
+    assert f"| {FULL} |" in done.stdout
