@@ -25,6 +25,10 @@ from ppl_vae.objectives.losses import BatchLoss
 
 logger = logging.getLogger(__name__)
 
+# relative differences that are roundings: of a sum in float32 where Pyro adds in float64; and of a compiler or a GPU,
+# which add up a gradient over thousands of rows in another order (the terms cancel: 1e-5 was seen for K = 50)
+_TRACED, _COMPILED = 1e-5, 1e-4
+
 
 class CaptureError(RuntimeError):
     """A step that cannot be captured, and why, in one sentence."""
@@ -66,6 +70,7 @@ class CapturedStep:
         self._weight: float | Tensor = 1.0
         self._run, self._leaves, self._mean = run, leaves, mean
         self._borrowed: list[int] = []
+        self._rounds = full or any(t.is_cuda for t in leaves)
         graph = self._trace(tensors)
         if guards.forget_changed():  # by the program itself: does the graph hang on it?
             name = guards.forgotten[-1]
@@ -102,10 +107,11 @@ class CapturedStep:
             for buffer, now in zip(buffers, self.guards.buffers(), strict=True):
                 if not _close(buffer, now):
                     return "the graph leaves a buffer other than the eager program does"
+        tolerance = _COMPILED if self._rounds else _TRACED
         if not _close(ours.loss.loss, theirs.loss.loss):
             return f"the graph's loss is {ours.loss.loss.item()}, the eager one {theirs.loss.loss.item()}"
         for i, (a, b) in enumerate(zip(ours.gradients, theirs.gradients, strict=True)):
-            if (a is None) != (b is None) or (a is not None and b is not None and not _close(a, b)):
+            if (a is None) != (b is None) or (a is not None and b is not None and not _close(a, b, tolerance)):
                 return f"the graph's gradient of parameter {i} differs from the eager one"
         return None
 
@@ -273,13 +279,13 @@ def _same_graph(a: fx.GraphModule, b: fx.GraphModule) -> bool:
     )
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
-    """Equal within 1e-5 of the norm (a compiler and a GPU may add up in another order), NaN and infinities in place."""
+def _close(a: Tensor, b: Tensor, tolerance: float = _TRACED) -> bool:
+    """Equal within a share of the norm, NaN and infinities in place."""
     a, b = a.detach().cpu().double(), b.detach().cpu().double()
     finite = b.isfinite()
     if not torch.equal(finite, a.isfinite()) or not torch.allclose(a[~finite], b[~finite], equal_nan=True):
         return False
-    return bool((a[finite] - b[finite]).norm() <= 1e-5 * b[finite].norm() + 1e-12)
+    return bool((a[finite] - b[finite]).norm() <= tolerance * b[finite].norm() + 1e-12)
 
 
 def _reason(error: BaseException) -> str:
