@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _NAMES = {  # the rest of __all__ are modules
     "SVI": "ppl_vae.svi",
     "VAE": "ppl_vae.vae",
+    "evaluate": "ppl_vae.evaluation",
     "fit": "ppl_vae.training",
     "load_run": "ppl_vae.runs",
 }
@@ -25,6 +26,8 @@ __all__ = [
     "checkpoints",
     "closed_form",
     "data",
+    "evaluate",
+    "evaluation",
     "fit",
     "likelihoods",
     "load_run",
@@ -38,6 +41,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from ppl_vae.evaluation import evaluate
     from ppl_vae.runs import load_run
     from ppl_vae.svi import SVI
     from ppl_vae.training import fit

@@ -134,6 +134,15 @@ class VAE(nn.Module):
             likelihood = self.likelihood(self.prior().sample((size,)))
             return likelihood.mean if mean else likelihood.sample()
 
+    def score(self, x: Tensor) -> Tensor:
+        """Return log p(x) of each datum, (batch,), float64, in nats: exact where it can be, else an estimate.
+
+        `ppl_vae.evaluation.log_evidence` says which it is, with its error.
+        """
+        from ppl_vae.evaluation.log_evidence import log_evidence  # evaluation is built on this module
+
+        return log_evidence(self, x).log_evidence
+
     def check_support(self, data: Dataset) -> str | None:
         """Hold training and validation data against the support of the likelihood.
 

@@ -1,0 +1,66 @@
+"""Evaluation: log p(x), how far the bound is from it and why, and what the latent code is worth.
+
+`evaluate` does it all for a `VAE`; `log_evidence` gives log p(x) by the best method that a model allows. The methods
+themselves, each in its module: `quadrature`, `exact`, `importance`, `annealing`; `elbo`, `gaps`, `true_posterior`;
+`diagnostics`, `surgery`, `bits`, `practical`; `bootstrap` for intervals over data.
+"""
+
+from ppl_vae.evaluation.annealing import annealed, bidirectional
+from ppl_vae.evaluation.bits import bits_per_dim
+from ppl_vae.evaluation.bootstrap import Interval, difference, interval
+from ppl_vae.evaluation.densities import Densities, ProgramDensities, VAEDensities, densities_of
+from ppl_vae.evaluation.diagnostics import LatentUse, kl_per_dimension, latent_use
+from ppl_vae.evaluation.elbo import Bound, elbo, gauss_hermite_elbo, monte_carlo_elbo
+from ppl_vae.evaluation.evidence import Evidence
+from ppl_vae.evaluation.exact import closed_form_evidence, enumerate_evidence, linear_gaussian_evidence
+from ppl_vae.evaluation.gaps import Gaps, gaps
+from ppl_vae.evaluation.importance import importance
+from ppl_vae.evaluation.log_evidence import log_evidence
+from ppl_vae.evaluation.practical import Imputation, impute, knn_accuracy
+from ppl_vae.evaluation.proposals import Defensive
+from ppl_vae.evaluation.quadrature import quadrature
+from ppl_vae.evaluation.report import Evaluation, evaluate
+from ppl_vae.evaluation.surgery import AggregatePosterior, Surgery, aggregate_posterior, surgery
+from ppl_vae.evaluation.true_posterior import kl_to_posterior, log_posterior_grid, posterior_moments
+
+__all__ = [
+    "AggregatePosterior",
+    "Bound",
+    "Defensive",
+    "Densities",
+    "Evaluation",
+    "Evidence",
+    "Gaps",
+    "Imputation",
+    "Interval",
+    "LatentUse",
+    "ProgramDensities",
+    "Surgery",
+    "VAEDensities",
+    "aggregate_posterior",
+    "annealed",
+    "bidirectional",
+    "bits_per_dim",
+    "closed_form_evidence",
+    "densities_of",
+    "difference",
+    "elbo",
+    "enumerate_evidence",
+    "evaluate",
+    "gaps",
+    "gauss_hermite_elbo",
+    "importance",
+    "impute",
+    "interval",
+    "kl_per_dimension",
+    "kl_to_posterior",
+    "knn_accuracy",
+    "latent_use",
+    "linear_gaussian_evidence",
+    "log_evidence",
+    "log_posterior_grid",
+    "monte_carlo_elbo",
+    "posterior_moments",
+    "quadrature",
+    "surgery",
+]

@@ -1,0 +1,215 @@
+r"""Bootstrap intervals over data: how far a figure would move with another test set of the same size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from ppl_vae._scopes import untouched_random_state
+from ppl_vae._validation import check_positive_int
+
+Statistic = Callable[[Tensor], Tensor]
+
+BLOCK = 2**22  # entries of resamples held at once (float64: 32 MB)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its confidence interval; written as ``-136.82 [-137.9, -135.7]``.
+
+    Both ends carry two digits of the half-width and the figure one more; a format (``f"{interval:.3f}"``) sets
+    the same for all three.
+
+    Attributes:
+        value: The figure, from the data as they are.
+        low: The lower end.
+        high: The upper end.
+        level: The share of such intervals that hold the true figure.
+
+    Example:
+        >>> str(Interval(-136.82, -137.9, -135.7)), f"{Interval(0.25, 0.2, 0.3125):.2f}"
+        ('-136.82 [-137.9, -135.7]', '0.25 [0.20, 0.31]')
+    """
+
+    value: float
+    low: float
+    high: float
+    level: float = 0.95
+
+    def __str__(self) -> str:
+        half = 0.5 * (self.high - self.low)
+        if not 0 < half < math.inf:
+            return self._format(".6g", ".6g")
+        decimals = max(0, 1 - math.floor(math.log10(half)))
+        return self._format(f".{decimals + 1}f", f".{decimals}f")
+
+    def __format__(self, spec: str) -> str:
+        return self._format(spec, spec) if spec else str(self)
+
+    def _format(self, value: str, end: str) -> str:
+        return f"{self.value:{value}} [{self.low:{end}}, {self.high:{end}}]"
+
+
+@overload
+def interval(
+    values: Tensor,
+    *,
+    statistic: Statistic | None = None,
+    level: float = 0.95,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> Interval: ...
+
+
+@overload
+def interval(
+    values: Mapping[str, Tensor],
+    *,
+    statistic: Statistic | None = None,
+    level: float = 0.95,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Interval]: ...
+
+
+def interval(
+    values: Tensor | Mapping[str, Tensor],
+    *,
+    statistic: Statistic | None = None,
+    level: float = 0.95,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> Interval | dict[str, Interval]:
+    r"""Bootstrap confidence interval of a statistic over data.
+
+    The data are drawn anew with replacement :math:`R` times and the interval read from the quantiles of the statistic.
+    It holds what the choice of test data does to the figure and nothing else: not another training run, not the Monte
+    Carlo error of each value, and not data that depend on each other (frames of one film). Too narrow for fewer than
+    about 20 data, and for statistics of the extremes (a maximum), whose bootstrap is inconsistent.
+
+    For the mean the quantiles are corrected for bias and acceleration (BCa), which a per-datum evidence needs: it is
+    skewed, with a long tail of bad data. Its coverage error falls like 1/n instead of :math:`1/\sqrt n`. For another
+    statistic the plain percentiles are taken, since the acceleration would cost n evaluations of it.
+
+    Args:
+        values: One number per datum, (n,); or several such tensors over the same data under their names, which are
+            resampled together.
+        statistic: Maps (..., n) to (...); the mean by default.
+        level: The share of intervals that hold the true figure.
+        num_resamples: R.
+        seed: For the resampling; the global random state is left alone.
+
+    Returns:
+        The interval, or one under each name.
+
+    Raises:
+        ValueError: For fewer than two data, values that are not finite, lengths that differ, or a level outside (0, 1).
+
+    Reference:
+        Better Bootstrap Confidence Intervals (Efron, 1987), https://doi.org/10.1080/01621459.1987.10478410
+
+    Example:
+        >>> print(interval(torch.arange(101.0)))
+        50.00 [44.1, 55.5]
+        >>> print(interval({"median": torch.arange(101.0)}, statistic=lambda v: v.median(-1).values)["median"])
+        50.0 [40, 60]
+    """
+    if not isinstance(level, float) or not 0 < level < 1:
+        raise ValueError(f"interval: level is {level!r}; expected a number between 0 and 1, such as 0.95")
+    check_positive_int(num_resamples, "interval: num_resamples")
+    named = dict(values) if isinstance(values, Mapping) else {"values": values}
+    table = _table(named)
+    resampled = _resampled(table, statistic, num_resamples, seed)  # (R, m)
+    found = {}
+    for i, name in enumerate(named):
+        column = table[i]
+        value = float(column.mean() if statistic is None else statistic(column))
+        shares = _bca(column, resampled[:, i], level) if statistic is None else (0.5 - level / 2, 0.5 + level / 2)
+        low, high = (float(torch.quantile(resampled[:, i], share)) for share in shares)
+        found[name] = Interval(value, low, high, level)
+    return found if isinstance(values, Mapping) else found["values"]
+
+
+def difference(first: Tensor, second: Tensor, **options: object) -> Interval:
+    r"""Bootstrap interval of the mean of ``first - second`` over the same data, each datum paired with itself.
+
+    Two models can differ clearly where their own intervals overlap widely: what is hard for one is hard for the other,
+    and pairing takes that out. Wrong for figures of different data.
+
+    Args:
+        first: (n,).
+        second: (n,), of the same data in the same order.
+        **options: Those of `interval`.
+
+    Raises:
+        ValueError: If the lengths differ; else as `interval`.
+
+    Example:
+        >>> x = torch.arange(100.0)
+        >>> print(difference(x + 1, x))
+        1 [1, 1]
+    """
+    if first.shape != second.shape:
+        raise ValueError(
+            f"difference was given values of shapes {tuple(first.shape)} and {tuple(second.shape)}; expected the same "
+            "data in the same order"
+        )
+    return interval(first.double() - second.double(), **options)  # type: ignore[call-overload]
+
+
+def _table(named: Mapping[str, Tensor]) -> Tensor:
+    """All values as float64, (m, n), checked."""
+    if not named:
+        raise ValueError("interval was given no values; expected at least one tensor of a number per datum")
+    first, size = next((name, tuple(v.shape)) for name, v in named.items())
+    for name, v in named.items():
+        if v.dim() != 1 or len(v) < 2 or tuple(v.shape) != size:
+            raise ValueError(
+                f"interval: {name!r} has shape {tuple(v.shape)} and {first!r} {size}; expected one number for each of "
+                "the same n >= 2 data, (n,)"
+            )
+        if not torch.isfinite(v).all():
+            raise ValueError(
+                f"interval: {name!r} holds {int((~torch.isfinite(v)).sum())} values that are not finite, whose mean "
+                "means nothing; drop those data and say so"
+            )
+    return torch.stack([v.detach().to("cpu", torch.float64) for v in named.values()])
+
+
+def _resampled(table: Tensor, statistic: Statistic | None, num_resamples: int, seed: int) -> Tensor:
+    """The statistic of every row of `table` over the same resamples of its columns, (R, m)."""
+    size, found = table.shape[1], []
+    step = max(1, BLOCK // size)
+    with untouched_random_state():
+        torch.manual_seed(seed)
+        for start in range(0, num_resamples, step):
+            rows = torch.randint(size, (min(step, num_resamples - start), size))
+            if statistic is None:  # a mean is a product with how often each datum was drawn
+                ones = torch.ones(1, 1, dtype=torch.float64).expand(rows.shape)
+                counts = torch.zeros(rows.shape, dtype=torch.float64).scatter_add_(1, rows, ones)
+                found.append(counts @ table.T / size)
+            else:
+                found.append(torch.stack([statistic(row[rows]).double() for row in table], dim=1))
+    return torch.cat(found)
+
+
+def _bca(values: Tensor, resampled: Tensor, level: float) -> tuple[float, float]:
+    """The shares of the resampled means that are the ends of the BCa interval."""
+    normal, mean = NormalDist(), values.mean()
+    centred = values - mean  # the jackknife's deviations, up to a factor that cancels
+    if float(centred.abs().max()) == 0:
+        return 0.5 - level / 2, 0.5 + level / 2
+    acceleration = float(centred.pow(3).sum() / (6 * centred.square().sum().pow(1.5)))
+    below = float((resampled < mean).double().mean() + 0.5 * (resampled == mean).double().mean())
+    bias = normal.inv_cdf(min(max(below, 1 / len(resampled)), 1 - 1 / len(resampled)))
+
+    def share(z: float) -> float:
+        return normal.cdf(bias + (bias + z) / (1 - acceleration * (bias + z)))
+
+    return share(normal.inv_cdf(0.5 - level / 2)), share(normal.inv_cdf(0.5 + level / 2))

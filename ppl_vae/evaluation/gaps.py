@@ -1,0 +1,266 @@
+r"""Where the gap between log p(x) and the ELBO comes from: the family of q, or the encoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ppl_vae._scopes import untouched_random_state
+from ppl_vae._validation import check_positive_int
+from ppl_vae.evaluation.blocks import MAX_BYTES, capacity, row_blocks
+from ppl_vae.evaluation.densities import Densities
+from ppl_vae.evaluation.elbo import (
+    Bound,
+    describe,
+    draws_of,
+    gauss_hermite_elbo,
+    mean_and_error,
+    monte_carlo_elbo,
+    normals_of,
+)
+from ppl_vae.evaluation.evidence import Evidence
+from ppl_vae.evaluation.normals import Normals
+from ppl_vae.evaluation.refinement import refine
+
+APART = 3.0  # standard deviations from every optimum found before another start is worth trying
+CLEARLY = 0.01  # nats by which another start must be better to count as another mode, not as the last of an ascent
+NEAR = 15.0  # nats of log p(x, z) that a start may lie below the best optimum: a coarse one is beside its mode
+
+
+@dataclass(frozen=True)
+class Gaps:
+    r"""The gap of n data, in two parts, nats, float64.
+
+    .. math::
+        \log p(x) - \mathcal L(q) = \underbrace{\log p(x) - \mathcal L(q^*)}_{\text{approximation}}
+        + \underbrace{\mathcal L(q^*) - \mathcal L(q)}_{\text{amortisation}}.
+
+    Attributes:
+        log_evidence: log p(x), (n,).
+        evidence_error: Its error, as in `Evidence`, (n,).
+        evidence_kind: ``"exact"``, ``"lower"`` or ``"upper"``: on which side of the truth the approximation gap lies.
+        elbo: With the encoder's q, (n,).
+        elbo_error: (n,).
+        refined_elbo: With q*, (n,).
+        refined_error: (n,).
+        amortisation_error: Of the amortisation gap, (n,); by Monte Carlo from the same noise for both ELBOs, and so
+            smaller than their own.
+        refined: q* itself.
+        elsewhere: Whether q* was reached from another start than the encoder's, (n,): the
+            ELBO is better there by more than 0.01 nats: the encoder chose the wrong mode.
+    """
+
+    log_evidence: Tensor
+    evidence_error: Tensor
+    evidence_kind: str
+    elbo: Tensor
+    elbo_error: Tensor
+    refined_elbo: Tensor
+    refined_error: Tensor
+    amortisation_error: Tensor
+    refined: Normals
+    elsewhere: Tensor
+
+    @property
+    def gap(self) -> Tensor:
+        """Log p(x) - ELBO(q) = KL(q(z|x) || p(z|x)), (n,)."""
+        return self.log_evidence - self.elbo
+
+    @property
+    def approximation_gap(self) -> Tensor:
+        """Log p(x) - ELBO(q*), (n,): what the family of q costs, whatever the encoder."""
+        return self.log_evidence - self.refined_elbo
+
+    @property
+    def amortisation_gap(self) -> Tensor:
+        """ELBO(q*) - ELBO(q), (n,): what one encoder for all data costs."""
+        return self.refined_elbo - self.elbo
+
+    @property
+    def approximation_error(self) -> Tensor:
+        """The errors of evidence and refined ELBO added, (n,): one may be a bound, the other a standard error."""
+        return self.evidence_error + self.refined_error
+
+
+def gaps(
+    densities: Densities,
+    x: Tensor,
+    evidence: Evidence,
+    *,
+    num_starts: int = 2,
+    num_iterations: int = 50,
+    num_samples: int = 1000,
+    tolerance: float = 1e-3,
+    max_bytes: int = MAX_BYTES,
+    seed: int = 0,
+) -> Gaps:
+    r"""Approximation and amortisation gap of each datum.
+
+    q* is the best normal found for the datum by itself, of the same kind (diagonal or full) as the encoder's: a local
+    optimum from the encoder's start (see `refine`), and, with `num_starts` above one, from the latents with the largest
+    log p(x, z) among prior draws and the means of the other data, away from optima already found. Without the latter a
+    datum whose encoder chose the wrong mode shows as approximation gap, though a better normal exists: set
+    ``num_starts=1`` for the decomposition as Cremer et al. have it. An optimum that no start leads to is missed, so the
+    amortisation gap is a lower bound, the approximation gap an upper one. Where the evidence is itself a lower bound
+    (importance sampling, AIS) the approximation gap is too small by what that one lacks, and can be negative.
+
+    The ELBOs are evaluated apart from the points that q* was found with: by Gauss-Hermite up to three
+    dimensions (tolerance 1e-4), else by Monte Carlo with one noise for choosing between q* and q and a fresh one for
+    the figures, so that they are unbiased. q* is never worse than q: exactly so by Gauss-Hermite, to the noise
+    else. Other starts need `VAEDensities.likelihood_at`; a ``(model, guide)`` pair is refined from the encoder's alone.
+
+    Args:
+        densities: The model, see `densities_of`; differentiable in z.
+        x: The data, (n, *x_shape).
+        evidence: log p(x) of the same data.
+        num_starts: Starts for each datum, the encoder's among them.
+        num_iterations: See `refine`.
+        num_samples: Draws a datum of Monte Carlo.
+        tolerance: Of the refinement, nats.
+        max_bytes: About the most memory that decoded data may take.
+        seed: For prior draws and noise; the global random state is left alone.
+
+    Raises:
+        ValueError: If q(z|x) is not normal, or the evidence is of other data.
+
+    Reference:
+        Inference Suboptimality in Variational Autoencoders (Cremer, Li & Duvenaud, 2018),
+        https://arxiv.org/abs/1801.03558
+
+    Example:
+        >>> from ppl_vae import VAE, likelihoods, posteriors, priors
+        >>> from ppl_vae.evaluation.densities import VAEDensities
+        >>> vae = VAE((64,), prior=priors.StandardNormal(2), likelihood=likelihoods.Bernoulli(torch.nn.Linear(2, 64)),
+        ...           posterior=posteriors.DiagonalNormal(torch.nn.Linear(64, 4)))
+        >>> x, zero = vae.sample(5, mean=False), torch.zeros(5).double()
+        >>> found = gaps(VAEDensities(vae), x, Evidence(zero - 40.0, zero, "closed form"))
+        >>> bool((found.amortisation_gap >= 0).all())
+        True
+        >>> torch.allclose(found.gap, found.approximation_gap + found.amortisation_gap)
+        True
+    """
+    check_positive_int(num_starts, "gaps: num_starts")
+    if len(evidence.log_evidence) != len(x):
+        raise ValueError(
+            f"gaps was given the evidence of {len(evidence.log_evidence)} data and {len(x)} data; expected the same"
+        )
+    q = normals_of(densities, x)
+    if q is None:
+        raise ValueError(
+            f"the posterior is {describe(densities.posterior(x[:1]))}, which has no parameters to refine; the gap can "
+            "be split for Normal(...).to_event(1) and MultivariateNormal: use posteriors.DiagonalNormal"
+        )
+    options = {"num_iterations": num_iterations, "tolerance": tolerance, "max_bytes": max_bytes, "seed": seed}
+    optima = [refine(densities, x, start=q, **options)]  # type: ignore[arg-type]
+    exact = densities.latent_dim <= 3
+    chooser = _Chooser(densities, x, q, num_samples, exact, max_bytes, seed)
+    chooser.offer(optima[0], torch.arange(len(x), device=x.device), elsewhere=False)
+    pool = _pool(densities, x, q, seed) if num_starts > 1 and hasattr(densities, "likelihood_at") else None
+    for _ in range(num_starts - 1):
+        if pool is None:
+            break
+        start, rows = _next_start(densities, x, pool, optima, max_bytes)
+        if len(rows) == 0:
+            break
+        found = refine(densities, x[rows], start=start, **options)  # type: ignore[arg-type]
+        chooser.offer(found, rows, elsewhere=True)
+        optima.append(optima[0].put(rows, found))
+    return _measured(chooser, evidence, num_samples, max_bytes, seed + 1)
+
+
+class _Chooser:
+    """The best q of each datum among those offered, starting from the encoder's."""
+
+    def __init__(
+        self, densities: Densities, x: Tensor, q: Normals, num_samples: int, exact: bool, max_bytes: int, seed: int
+    ) -> None:
+        self.densities, self.x, self.q, self.exact = densities, x, q, exact
+        self.num_samples, self.max_bytes, self.seed = num_samples, max_bytes, seed
+        self.start = self.bound(torch.arange(len(x), device=x.device), q)
+        self.best_elbo, self.best_error = self.start.elbo.clone(), self.start.error.clone()
+        self.best = Normals(q.loc.clone(), q.scale.clone())
+        self.elsewhere = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+
+    def bound(self, rows: Tensor, q: Normals) -> Bound:
+        if self.exact:
+            return gauss_hermite_elbo(self.densities, self.x[rows], posterior=q, max_bytes=self.max_bytes)
+        return monte_carlo_elbo(
+            self.densities,
+            self.x[rows],
+            posterior=q,
+            num_samples=self.num_samples,
+            max_bytes=self.max_bytes,
+            seed=self.seed,
+        )
+
+    def offer(self, q: Normals, rows: Tensor, elsewhere: bool) -> None:
+        """Take q, a posterior for each of `rows`, where its ELBO is larger."""
+        bound = self.bound(rows, q)
+        better = bound.elbo > self.best_elbo[rows]
+        taken = rows[better]
+        self.best = self.best.put(taken, q[better])
+        if elsewhere:
+            self.elsewhere[taken] |= bound.elbo[better] - self.best_elbo[taken] > CLEARLY
+        self.best_elbo[taken], self.best_error[taken] = bound.elbo[better], bound.error[better]
+
+
+def _measured(chooser: _Chooser, evidence: Evidence, num_samples: int, max_bytes: int, seed: int) -> Gaps:
+    """The gaps with the q* that was chosen: by Gauss-Hermite as it is, by Monte Carlo with fresh noise."""
+    x, q, best = chooser.x, chooser.q, chooser.best
+    if chooser.exact:
+        start, error = chooser.start, chooser.best_error
+        figures = [start.elbo, start.error, chooser.best_elbo, error, start.error + error]
+    else:
+        parts = []
+        for rows in row_blocks(len(x), x, max_bytes):
+            draws = []
+            for posterior in (q, best):  # the same noise for both
+                with torch.no_grad(), untouched_random_state():
+                    torch.manual_seed(seed + rows.start)
+                    draws.append(draws_of(chooser.densities, x[rows], posterior[rows], num_samples, max_bytes)[0])
+            paired = mean_and_error(draws[1] - draws[0])[1]
+            parts.append(torch.stack([*mean_and_error(draws[0]), *mean_and_error(draws[1]), paired]))
+        figures = list(torch.cat(parts, dim=1))
+    log_evidence, error = (value.to(figures[0]) for value in (evidence.log_evidence, evidence.error))
+    return Gaps(log_evidence, error, evidence.kind, *figures, refined=best, elsewhere=chooser.elsewhere)  # type: ignore
+
+
+@torch.no_grad()
+def _pool(densities: Densities, x: Tensor, q: Normals, seed: int, size: int = 2048) -> Normals:
+    """Latents worth starting from, prior draws and the encoder's means, with typical scales."""
+    with untouched_random_state():
+        torch.manual_seed(seed)
+        drawn = densities.prior_sample(x[:1], size)[:, 0]
+        some = torch.randperm(len(x), device=x.device)[:size]
+    typical = q.scale[some].median(0).values if q.diagonal else torch.diag_embed(q.std[some].median(0).values)
+    loc = torch.cat([drawn.to(q.loc), q.loc[some]])
+    return Normals(loc, torch.cat([typical.expand(len(drawn), *typical.shape), q.scale[some]]))
+
+
+@torch.no_grad()
+def _next_start(
+    densities: Densities, x: Tensor, pool: Normals, optima: list[Normals], max_bytes: int
+) -> tuple[Normals, Tensor]:
+    """The best latent of the pool for each datum that is far from its optima, and the data that have a good one."""
+    score = densities.likelihood_at(pool.loc)  # type: ignore[attr-defined]
+    log_prior = densities.log_prior(x[:1], pool.loc[:, None]).reshape(1, -1)  # (1, G)
+    step = max(1, capacity(x, max_bytes) // len(pool))
+    rows, chosen = [], []
+    for begin in range(0, len(x), step):
+        part = torch.arange(begin, min(begin + step, len(x)), device=x.device)
+        some = x[part]
+        best = torch.full((len(part),), -torch.inf, device=x.device)
+        log_joint = score(some) + log_prior  # (n, G)
+        for optimum in optima:
+            q = optimum[part]
+            distance = q.whitened(pool.loc[:, None].expand(-1, len(part), -1)).norm(dim=-1).T
+            log_joint = log_joint.masked_fill(distance < APART * q.latent_dim**0.5, -torch.inf)
+            at = densities.log_likelihood(some, q.loc[None])[0] + densities.log_prior(some, q.loc[None])[0]
+            best = torch.maximum(best, at.to(best))
+        top, index = log_joint.max(dim=1)
+        good = top > best - NEAR
+        rows.append(part[good])
+        chosen.append(index[good])
+    return pool[torch.cat(chosen)], torch.cat(rows)

@@ -1,0 +1,243 @@
+r"""Practical measures: missing values filled in, and labels that neighbours in the latent space share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor
+
+from ppl_vae._scopes import evaluation_mode, untouched_random_state
+from ppl_vae._validation import check_choice, check_positive_int
+from ppl_vae.evaluation.bootstrap import Interval, interval
+from ppl_vae.evaluation.elbo import describe
+from ppl_vae.vae import VAE
+
+Sampler = Literal["metropolis", "pseudo-gibbs"]
+
+
+@dataclass(frozen=True)
+class Imputation:
+    r"""Missing values filled in.
+
+    Attributes:
+        mean: The data with the posterior mean :math:`\mathbb E[x_\text{mis} | x_\text{obs}]` where they were missing,
+            (n, *x_shape).
+        draw: The data with one draw of :math:`p(x_\text{mis} | x_\text{obs})` there, the last of the first chain.
+        error: Standard error of `mean` from the chains' differences, (n, *x_shape); zero where observed, NaN for one
+            chain.
+        missing: Which values were missing, (n, *x_shape).
+        acceptance: Share of proposals accepted, (n,); one for pseudo-Gibbs.
+    """
+
+    mean: Tensor
+    draw: Tensor
+    error: Tensor
+    missing: Tensor
+    acceptance: Tensor
+
+    def root_mean_square(self, x: Tensor) -> Tensor:
+        """Return the root of the mean squared error at missing values, (n,); NaN where none was missing.
+
+        Args:
+            x: The true data, (n, *x_shape).
+        """
+        return self._over_missing((self.mean - x).square()).sqrt()
+
+    def share_wrong(self, x: Tensor) -> Tensor:
+        """Return the share of missing binary values that the mean, rounded, gets wrong, (n,); NaN without any missing.
+
+        Args:
+            x: The true data, 0 or 1, (n, *x_shape).
+        """
+        return self._over_missing(((self.mean > 0.5) != (x > 0.5)).to(self.mean))
+
+    def _over_missing(self, values: Tensor) -> Tensor:
+        held = torch.where(self.missing, values, 0.0).flatten(1).sum(-1)
+        return held.double() / self.missing.flatten(1).sum(-1)
+
+
+@torch.no_grad()
+def impute(
+    vae: VAE,
+    x: Tensor,
+    missing: Tensor,
+    *,
+    num_steps: int = 1000,
+    num_warmup: int | None = None,
+    num_chains: int = 4,
+    sampler: Sampler = "metropolis",
+    seed: int = 0,
+) -> Imputation:
+    r"""Missing values of each datum, from :math:`p(x_\text{mis} | x_\text{obs})` by Markov chains.
+
+    A chain encodes the datum as it is filled now, draws z from q(z|x), and draws the missing values anew from p(x|z).
+    Pseudo-Gibbs takes every z, and its limit is wrong by as much as q(z|x) differs from p(z|x). Metropolis-within-Gibbs
+    accepts z' against the chain's z with probability
+
+    .. math::
+        \min\Big(1, \frac{p(x|z')\,p(z')\,q(z|x)}{p(x|z)\,p(z)\,q(z'|x)}\Big)
+
+    and is exact in the limit. Both may be slow where q(z|x) misses a mode: chains that start in the wrong one stay
+    there, low `acceptance` and a large `error` between chains tell so. The chains start as pseudo-Gibbs, as Mattei &
+    Frellsen advise, from prior draws at the missing values. A step encodes the data of all chains once and decodes them
+    twice.
+
+    The mean is averaged over the means of p(x|z) along the chain (Rao-Blackwell), not over draws of x.
+
+    Args:
+        vae: The model; its likelihood must have independent values.
+        x: The data, (n, *x_shape); what stands at missing values is never read, NaN may.
+        missing: Which values are missing, boolean, of the shape of `x` or one that broadcasts to it.
+        num_steps: Steps that are averaged.
+        num_warmup: Steps before, the first half of which is pseudo-Gibbs; a fifth of `num_steps` by default.
+        num_chains: Chains a datum.
+        sampler: ``"metropolis"`` or ``"pseudo-gibbs"``.
+        seed: For the draws; the global random state is left alone.
+
+    Raises:
+        TypeError: If `missing` is not boolean.
+        ValueError: For shapes that do not fit, or a likelihood whose values depend on each other.
+
+    Reference:
+        Stochastic Backpropagation and Approximate Inference in Deep Generative Models (Rezende, Mohamed & Wierstra,
+        2014), https://arxiv.org/abs/1401.4082; Leveraging the Exact Likelihood of Deep Latent Variable Models
+        (Mattei & Frellsen, 2018), https://arxiv.org/abs/1802.04826
+
+    Example:
+        >>> from ppl_vae import likelihoods, posteriors, priors
+        >>> vae = VAE((64,), prior=priors.StandardNormal(2), likelihood=likelihoods.Bernoulli(torch.nn.Linear(2, 64)),
+        ...           posterior=posteriors.DiagonalNormal(torch.nn.Linear(64, 4)))
+        >>> x, missing = torch.ones(3, 64), torch.arange(64) < 32
+        >>> filled = impute(vae, x, missing, num_steps=10)
+        >>> torch.equal(filled.mean[:, 32:], x[:, 32:]), filled.root_mean_square(x).shape
+        (True, torch.Size([3]))
+    """
+    check_choice(sampler, get_args(Sampler), "impute: sampler")
+    check_positive_int(num_steps, "impute: num_steps")
+    check_positive_int(num_chains, "impute: num_chains")
+    warmup = max(2, num_steps // 5) if num_warmup is None else check_positive_int(num_warmup, "impute: num_warmup")
+    holes = _checked(vae, x, missing)
+    chain = lambda t: t.repeat_interleave(num_chains, 0)  # noqa: E731
+    hole = chain(holes)
+    with untouched_random_state(), evaluation_mode(vae):
+        torch.manual_seed(seed)
+        likelihood = vae.likelihood(vae.prior().sample((len(hole),)))
+        _check_factorised(likelihood)
+        filled = torch.where(hole, likelihood.sample(), chain(torch.where(holes, 0.0, x).to(x)))
+        z = vae.posterior(filled).sample()
+        likelihood = vae.likelihood(z)
+        total = torch.zeros_like(filled)
+        taken = torch.zeros(len(hole), dtype=torch.float64, device=x.device)
+        for step in range(warmup + num_steps):
+            q = vae.posterior(filled)
+            proposed = q.sample()
+            proposal = vae.likelihood(proposed)
+            if sampler == "pseudo-gibbs" or step < warmup // 2:
+                accepted = torch.ones(len(hole), dtype=torch.bool, device=x.device)
+            else:
+                ratio = _log_weight(vae, proposal, proposed, q, filled) - _log_weight(vae, likelihood, z, q, filled)
+                accepted = torch.rand_like(ratio).log() < ratio
+            z = torch.where(accepted[:, None], proposed, z)
+            likelihood = vae.likelihood(z)
+            filled = torch.where(hole, likelihood.sample(), filled)
+            if step >= warmup:
+                total += likelihood.mean
+                taken += accepted
+    chains = (total / num_steps).unflatten(0, (len(x), num_chains))  # (n, chains, *x_shape)
+    error = chains.std(1) / math.sqrt(num_chains) if num_chains > 1 else torch.full_like(chains[:, 0], torch.nan)
+    return Imputation(
+        mean=torch.where(holes, chains.mean(1), x),
+        draw=filled.unflatten(0, (len(x), num_chains))[:, 0],
+        error=torch.where(holes, error, 0.0),
+        missing=holes,
+        acceptance=(taken / num_steps).unflatten(0, (len(x), num_chains)).mean(1),
+    )
+
+
+def knn_accuracy(
+    train_means: Tensor,
+    train_labels: Tensor,
+    test_means: Tensor,
+    test_labels: Tensor,
+    *,
+    k: int = 5,
+    level: float = 0.95,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    r"""Accuracy of k-nearest-neighbour classification on latent means, with a bootstrap interval over the test data.
+
+    Says how well labels that the model never saw are laid out in the latent space. Euclidean distance counts every
+    dimension alike, so it depends on the scale of z, and unused dimensions add noise. The labelled data must be
+    apart from those scored: give the encoded training set and the encoded test set. The interval holds the choice of
+    test data, not that of neighbours.
+
+    Args:
+        train_means: Means of q(z|x) of data with known labels, (m, d), such as ``vae.encode(x)``.
+        train_labels: (m,), integers.
+        test_means: (n, d).
+        test_labels: (n,).
+        k: How many neighbours vote; 1 to m.
+        level: See `interval`.
+        num_resamples: See `interval`.
+        seed: See `interval`.
+
+    Returns:
+        The share that is right, in [0, 1].
+
+    Raises:
+        ValueError: If lengths or dimensions do not fit, or k exceeds m.
+
+    Example:
+        >>> means = torch.tensor([[0.0], [0.1], [5.0], [5.1]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> knn_accuracy(means, labels, means + 0.02, labels, k=1).value
+        1.0
+    """
+    if check_positive_int(k, "knn_accuracy: k") > len(train_means):
+        raise ValueError(f"knn_accuracy: k is {k} with {len(train_means)} labelled data; expected at most as many")
+    pairs = ((train_means, train_labels), (test_means, test_labels))
+    if train_means.shape[1:] != test_means.shape[1:] or any(m.dim() != 2 or m.shape[:1] != t.shape for m, t in pairs):
+        shapes = ", ".join(str(tuple(t.shape)) for pair in pairs for t in pair)
+        raise ValueError(f"knn_accuracy was given shapes {shapes}; expected (m, d), (m,), (n, d), (n,)")
+    arrays = [t.detach().cpu().numpy() for t in (train_means, train_labels, test_means)]
+    classifier = KNeighborsClassifier(n_neighbors=k).fit(arrays[0], arrays[1])
+    right = torch.from_numpy(classifier.predict(arrays[2])) == test_labels.cpu()
+    return interval(right.double(), level=level, num_resamples=num_resamples, seed=seed)
+
+
+def _checked(vae: VAE, x: Tensor, missing: Tensor) -> Tensor:
+    """The mask in the shape of the data."""
+    if missing.dtype != torch.bool:
+        raise TypeError(f"impute: missing has dtype {missing.dtype}; expected a boolean mask, True where missing")
+    if tuple(x.shape[1:]) != vae.x_shape:
+        raise ValueError(f"impute: x has shape {tuple(x.shape)}; expected (n, *{vae.x_shape})")
+    try:
+        holes = missing.expand(x.shape)
+    except RuntimeError as error:
+        raise ValueError(
+            f"impute: missing has shape {tuple(missing.shape)}; expected that of x, {tuple(x.shape)}"
+        ) from error
+    if not bool(torch.isfinite(x[~holes]).all()):
+        raise ValueError("impute: an observed value is NaN or infinite; mark it in missing")
+    return holes
+
+
+def _check_factorised(likelihood: Any) -> None:
+    base = likelihood
+    while isinstance(base, torch.distributions.Independent):
+        base = base.base_dist
+    if base.event_shape:
+        raise ValueError(
+            f"impute: under the likelihood {describe(likelihood)} values depend on each other given z, so that missing "
+            "ones cannot be drawn by themselves; expected independent ones, such as Bernoulli(...).to_event(3)"
+        )
+
+
+def _log_weight(vae: VAE, likelihood: Any, z: Tensor, q: Any, x: Tensor) -> Tensor:
+    """Log p(x|z) + log p(z) - log q(z|x), (n,)."""
+    return likelihood.log_prob(x) + vae.prior().log_prob(z) - q.log_prob(z)

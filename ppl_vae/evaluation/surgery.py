@@ -1,0 +1,258 @@
+r"""The aggregate posterior q(z) = 1/N sum q(z|x_n): the rate taken apart, and where it leaves the prior empty."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_vae._scopes import untouched_random_state
+from ppl_vae._validation import check_positive_int
+from ppl_vae.evaluation.blocks import MAX_BYTES
+from ppl_vae.evaluation.densities import Densities
+from ppl_vae.evaluation.normals import Normals
+
+Score = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Surgery:
+    r"""The rate of N data taken apart, nats per datum.
+
+    .. math::
+        \frac1N \sum_n \mathrm{KL}(q(z|x_n) \,\|\, p(z)) = I_q(n; z) + \mathrm{KL}(q(z) \,\|\, p(z)).
+
+    Attributes:
+        rate: The left side.
+        mutual_information: :math:`I_q(n; z)`, what z tells of which datum it came from; at most log N.
+        marginal_kl: :math:`\mathrm{KL}(q(z) \,\|\, p(z))`, how far the aggregate posterior is from the prior.
+        rate_error: Standard errors of Monte Carlo for these data, of each: they do not hold what other data would give.
+        mutual_information_error: As above.
+        marginal_kl_error: As above.
+        num_data: N.
+    """
+
+    rate: float
+    mutual_information: float
+    marginal_kl: float
+    rate_error: float
+    mutual_information_error: float
+    marginal_kl_error: float
+    num_data: int
+
+    @property
+    def ceiling(self) -> float:
+        """Log N, above which the mutual information cannot be seen."""
+        return math.log(self.num_data)
+
+    @property
+    def saturated(self) -> bool:
+        """Whether the mutual information is within one nat of its ceiling, and so says little but that it is high."""
+        return self.mutual_information > self.ceiling - 1
+
+
+@dataclass(frozen=True)
+class AggregatePosterior:
+    """The aggregate posterior beside the prior.
+
+    Attributes:
+        mean: Of the aggregate posterior, (d,), float64.
+        variance: Of the aggregate posterior, (d,).
+        prior_mean: (d,), from as many prior draws as `empty_share` has.
+        prior_variance: (d,).
+        empty_share: The share of prior mass outside the densest region that holds 1 - `level` of the aggregate
+            posterior; `level` itself where the two agree.
+        empty_share_error: Its standard error.
+        level: See there.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    prior_mean: Tensor
+    prior_variance: Tensor
+    empty_share: float
+    empty_share_error: float
+    level: float
+
+
+@torch.no_grad()
+def surgery(
+    densities: Densities, x: Tensor, *, num_samples: int = 4, max_bytes: int = MAX_BYTES, seed: int = 0
+) -> Surgery:
+    r"""ELBO surgery: the mean KL as mutual information plus the aggregate posterior's KL from the prior.
+
+    With the exact mixture density of all N data, the datum's own component included:
+
+    .. math::
+        I_q = \frac1N \sum_n \mathbb E_{q(z|x_n)}\Big[\log q(z|x_n) - \log \frac1N \sum_m q(z|x_m)\Big].
+
+    It is exact (to Monte Carlo error) for *these* N data, and as an estimate for the population too small: the mutual
+    information of N data is at most log N (9.2 nats for 10,000), while that of the population has no such ceiling, and
+    the marginal KL is too large by as much. Well separated posteriors give log N whatever else they do. Compare
+    models on the same data and N. Costs S N^2 d operations, matrix products for diagonal normals: seconds for 10,000
+    data; a minute or more for other posteriors.
+
+    Args:
+        densities: The model, see `densities_of`.
+        x: The data, (N, *x_shape).
+        num_samples: S, draws a datum, at least two.
+        max_bytes: About the most memory that densities of pairs may take.
+        seed: For the draws; the global random state is left alone.
+
+    Raises:
+        ValueError: For fewer than two data or draws.
+
+    Reference:
+        ELBO surgery: yet another way to carve up the variational evidence lower bound (Hoffman & Johnson, 2016),
+        http://approximateinference.org/2016/accepted/HoffmanJohnson2016.pdf
+
+    Example:
+        >>> from ppl_vae import VAE, likelihoods, posteriors, priors
+        >>> from ppl_vae.evaluation.densities import VAEDensities
+        >>> vae = VAE((64,), prior=priors.StandardNormal(2), likelihood=likelihoods.Bernoulli(),
+        ...           posterior=posteriors.DiagonalNormal())
+        >>> parts = surgery(VAEDensities(vae), torch.rand(100, 64))
+        >>> abs(parts.rate - parts.mutual_information - parts.marginal_kl) < 1e-9 * max(1, parts.rate)
+        True
+    """
+    if len(x) < 2 or check_positive_int(num_samples, "surgery: num_samples") < 2:
+        raise ValueError(f"surgery was given {len(x)} data and num_samples={num_samples}; expected at least 2 of each")
+    q = _precise(densities.posterior(x))
+    score = mixture_score(q, max_bytes)
+    with untouched_random_state():
+        torch.manual_seed(seed)
+        z = q.sample((num_samples,))  # (S, N, d)
+    own = q.log_prob(z).double()
+    whole = torch.stack([score(draw) for draw in z])
+    prior = torch.stack([densities.log_prior(x, draw[None].to(x.dtype))[0].double() for draw in z])
+    figures = [_mean_and_error(part) for part in (own - prior, own - whole, whole - prior)]
+    (rate, rate_error), (information, information_error), (marginal, marginal_error) = figures
+    return Surgery(rate, information, marginal, rate_error, information_error, marginal_error, len(x))
+
+
+@torch.no_grad()
+def aggregate_posterior(
+    densities: Densities,
+    x: Tensor,
+    *,
+    num_draws: int = 10_000,
+    level: float = 0.01,
+    max_bytes: int = MAX_BYTES,
+    seed: int = 0,
+) -> AggregatePosterior:
+    r"""The aggregate posterior beside the prior: moments, and the share of prior mass where there is nothing.
+
+    Samples of a VAE are drawn from the prior and decoded; where the aggregate posterior is empty the decoder has seen
+    no datum. A point counts as empty where log q(z) is below the `level` quantile of log q at draws from q(z) itself,
+    so that a perfect match leaves `level` empty. The mixture of *these* N data is taken as it is, not smoothed: with
+    posteriors narrower than the distance between neighbours (few data, many dimensions) nearly all of the prior is
+    empty, which says little about the population.
+
+    Args:
+        densities: The model, see `densities_of`.
+        x: The data, (N, *x_shape).
+        num_draws: Draws from the prior, and from q(z).
+        level: The share of q(z) left outside its densest region.
+        max_bytes: About the most memory that densities of pairs may take.
+        seed: For the draws; the global random state is left alone.
+
+    Raises:
+        ValueError: If `level` is outside (0, 1).
+
+    Reference:
+        Distribution Matching in Variational Inference (Rosca, Lakshminarayanan & Mohamed, 2018),
+        https://arxiv.org/abs/1802.06847
+
+    Example:
+        >>> from ppl_vae import VAE, likelihoods, posteriors, priors
+        >>> from ppl_vae.evaluation.densities import VAEDensities
+        >>> encoder = torch.nn.Linear(64, 4)
+        >>> _ = torch.nn.init.zeros_(encoder.weight), torch.nn.init.zeros_(encoder.bias)
+        >>> vae = VAE((64,), prior=priors.StandardNormal(2), likelihood=likelihoods.Bernoulli(),
+        ...           posterior=posteriors.DiagonalNormal(encoder, scale="log_var"))
+        >>> found = aggregate_posterior(VAEDensities(vae), torch.rand(20, 64), num_draws=1000)  # q(z|x) = p(z)
+        >>> found.variance, found.empty_share < 0.03
+        (tensor([1., 1.], dtype=torch.float64), True)
+    """
+    check_positive_int(num_draws, "aggregate_posterior: num_draws")
+    if not 0 < level < 1:
+        raise ValueError(f"aggregate_posterior: level is {level!r}; expected a share between 0 and 1, such as 0.01")
+    q = _precise(densities.posterior(x))
+    with untouched_random_state():
+        torch.manual_seed(seed)
+        drawn = q.sample((-(-num_draws // len(x)),)).flatten(0, 1)
+        drawn = drawn[torch.randperm(len(drawn), device=x.device)[:num_draws]]
+        prior = densities.prior_sample(x[:1], num_draws)[:, 0].double()
+    score = mixture_score(q, max_bytes)
+    threshold = torch.quantile(score(drawn), level)
+    empty = float((score(prior) < threshold).double().mean())
+    mean, variance = _moments(q, drawn)
+    return AggregatePosterior(
+        mean,
+        variance,
+        prior.mean(0),
+        prior.var(0),
+        empty,
+        math.sqrt(empty * (1 - empty) / num_draws),
+        level,
+    )
+
+
+def mixture_score(q: Any, max_bytes: int = MAX_BYTES) -> Score:
+    """Return the function from latents (M, d) to log 1/N sum_n q(z|x_n), (M,), float64, of N posteriors, exactly.
+
+    In blocks of bounded memory; for diagonal normals by two matrix products.
+
+    Example:
+        >>> from pyro import distributions as dist
+        >>> q = dist.Normal(torch.zeros(3, 2), 1.0).to_event(1)
+        >>> mixture_score(q)(torch.zeros(1, 2))
+        tensor([-1.8379], dtype=torch.float64)
+    """
+    normals = Normals.of(q)
+    size, dim = q.batch_shape[0], q.event_shape[0]
+    if normals is not None and normals.diagonal:
+        centre = normals.loc.double().mean(0)
+        mean, precision = normals.loc.double() - centre, normals.scale.double().square().reciprocal()
+        linear, constant = (mean * precision).T, -0.5 * (mean.square() * precision).sum(-1) - normals.log_det()
+        constant = constant - 0.5 * dim * math.log(2 * math.pi)
+
+        def log_pairs(z: Tensor) -> Tensor:  # (M, N)
+            z = z.double() - centre
+            return z @ linear - 0.5 * z.square() @ precision.T + constant
+
+        step = max(1, max_bytes // (16 * size))
+    else:
+
+        def log_pairs(z: Tensor) -> Tensor:
+            return q.log_prob(z.unsqueeze(1)).double()
+
+        step = max(1, max_bytes // (8 * size * (4 + 2 * dim * (1 if normals is None else dim))))
+
+    def score(z: Tensor) -> Tensor:
+        return torch.cat([log_pairs(some).logsumexp(-1) for some in z.split(step)]) - math.log(size)
+
+    return score
+
+
+def _precise(q: Any) -> Any:
+    """The same in float64, where it is normal: a narrow posterior far from zero loses digits in float32."""
+    normals = Normals.of(q)
+    return q if normals is None else Normals(normals.loc.double(), normals.scale.double()).distribution()
+
+
+def _mean_and_error(values: Tensor) -> tuple[float, float]:
+    """The mean of (S, N) and its standard error for these N data."""
+    return float(values.mean()), math.sqrt(float(values.var(0).mean()) / values.numel())
+
+
+def _moments(q: Any, drawn: Tensor) -> tuple[Tensor, Tensor]:
+    try:
+        mean, variance = q.mean.double(), q.variance.double()
+    except (NotImplementedError, AttributeError):
+        return drawn.double().mean(0), drawn.double().var(0)
+    return mean.mean(0), variance.mean(0) + mean.var(0, correction=0)

@@ -1,0 +1,209 @@
+"""`evaluate` and `log_evidence`: the right method, figures that agree with one another, and notes where they do not."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+from linear_gaussian import LinearGaussian
+from torch import nn
+
+from ppl_vae import VAE, data, fit, likelihoods, networks, posteriors, priors
+from ppl_vae.evaluation.bootstrap import Interval
+from ppl_vae.evaluation.log_evidence import log_evidence
+from ppl_vae.evaluation.report import UNITS, evaluate
+
+
+@pytest.fixture(scope="module")
+def digits() -> data.Dataset:
+    return data.load("digits", binarize="threshold")
+
+
+@pytest.fixture(scope="module")
+def vae(digits) -> VAE:
+    torch.manual_seed(0)
+    vae = VAE(
+        digits,
+        prior=priors.StandardNormal(2),
+        likelihood=likelihoods.Bernoulli(networks.MLP([32])),
+        posterior=posteriors.DiagonalNormal(networks.MLP([32])),
+    )
+    fit(vae, digits, epochs=15, seed=0)
+    return vae
+
+
+@pytest.fixture(scope="module")
+def found(vae, digits):
+    return evaluate(
+        vae, digits.test, train=digits.train, size=60, gap_size=10, importance_size=20, imputation_size=10, seed=1
+    )
+
+
+def value(figure) -> float:
+    return figure.value if isinstance(figure, Interval) else figure
+
+
+def test_figures_agree_with_one_another(found):
+    f = {name: value(figure) for name, figure in found.figures.items()}
+    assert f["log_evidence"] - f["elbo"] == pytest.approx(f["gap"], abs=1e-9)
+    assert -f["distortion"] - f["rate"] == pytest.approx(f["elbo"], abs=1e-9)
+    assert f["mutual_information"] + f["marginal_kl"] == pytest.approx(found.surgery.rate, rel=1e-9)
+    assert f["bits_per_dim"] == pytest.approx(-f["log_evidence"] / (64 * math.log(2)))
+    assert f["gap"] > 0
+    assert f["importance_error"] > -0.05
+    per_datum = found.per_datum()
+    first = slice(0, 10)
+    parts = per_datum["approximation_gap"] + per_datum["amortisation_gap"]
+    gap = per_datum["log_evidence"] - per_datum["elbo"]
+    assert torch.allclose(parts[first], gap[first], atol=1e-6)
+    assert parts[10:].isnan().all()
+
+
+def test_the_articles_identity_holds_for_each_datum(found):
+    assert found.evidence.kind == "exact"
+    assert found.figures["log_evidence_error"] < 1e-3
+    assert found.figures["identity_residual"] < 1e-3
+
+
+def test_the_identity_can_fail(vae, digits, monkeypatch):
+    from ppl_vae.evaluation import report
+
+    true = report.elbo
+    monkeypatch.setattr(
+        report,
+        "elbo",
+        lambda *a, **k: (b := true(*a, **k)).__class__(b.elbo + 0.01, b.rate, b.error, b.rate_error, "x"),
+    )
+    options = dict(size=10, gap_size=10, importance_size=0, imputation_size=0)
+    assert evaluate(vae, digits.test, **options).figures["identity_residual"] > 9e-3
+
+
+def test_the_table_has_every_figure_with_its_unit_and_every_note(found):
+    lines = found.table().splitlines()
+    assert lines[0].startswith("60 data, log p(x) by quadrature (exact)")
+    for name in found.figures:
+        assert any(line.startswith(UNITS[name][0]) and line.endswith(UNITS[name][1]) for line in lines)
+    assert [line for line in lines if line.startswith("note: ")] == [f"note: {note}" for note in found.notes]
+    assert any("taken apart for the first 10 data" in note for note in found.notes)
+
+
+def test_what_is_written_is_json_and_holds_the_intervals(found):
+    content = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    figure = found.figures["log_evidence"]
+    assert content["figures"]["log_evidence"] == {"value": figure.value, "low": figure.low, "high": figure.high}
+    assert content["num_data"] == 60
+    assert content["method"] == "quadrature"
+
+
+def test_the_same_seed_gives_the_same_and_moves_no_random_state(vae, digits, found):
+    before = torch.get_rng_state()
+    again = evaluate(
+        vae, digits.test, train=digits.train, size=60, gap_size=10, importance_size=20, imputation_size=10, seed=1
+    )
+    assert torch.equal(before, torch.get_rng_state())
+    assert {k: value(v) for k, v in again.figures.items()} == {k: value(v) for k, v in found.figures.items()}
+
+
+def test_a_model_of_grey_values_says_that_its_figures_are_no_likelihoods():
+    grey = data.load("digits", binarize="none")
+    vae = VAE(
+        grey,
+        prior=priors.StandardNormal(2),
+        likelihood=likelihoods.Bernoulli(allow_grey=True),
+        posterior=posteriors.DiagonalNormal(),
+    )
+    found = evaluate(vae, grey.test, size=5, gap_size=0, importance_size=0, imputation_size=0)
+    assert any("no log-likelihoods" in note for note in found.notes)
+    assert "bits_per_dim" not in found.figures
+
+
+def test_a_collapsed_model_raises_the_alarm(digits):
+    encoder = nn.Linear(64, 4)
+    nn.init.zeros_(encoder.weight), nn.init.zeros_(encoder.bias)
+    flat = nn.Sequential(nn.Flatten(), encoder)
+    vae = VAE(
+        digits,
+        prior=priors.StandardNormal(2),
+        likelihood=likelihoods.Bernoulli(),
+        posterior=posteriors.DiagonalNormal(flat, scale="log_var"),
+    )
+    found = evaluate(vae, digits.test, size=20, gap_size=0, importance_size=0, imputation_size=0)
+    assert found.figures["active_units"] == 0
+    assert any("posterior collapse" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("size", [0, -1, True, 1])
+def test_sizes_that_cannot_be_are_refused(vae, digits, size):
+    with pytest.raises(ValueError, match=r"size|at least 2"):
+        evaluate(vae, digits.test, size=size)
+
+
+class Spins(nn.Module):
+    """A prior of the user's own: independent bits."""
+
+    def forward(self):
+        return dist.Bernoulli(torch.full((3,), 0.4)).to_event(1)
+
+
+class SpinPosterior(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.logits = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return dist.Bernoulli(logits=self.logits(x)).to_event(1)
+
+
+def test_each_model_gets_its_method():
+    exact = LinearGaussian.random()
+    x = exact.sample(7)
+    linear = exact.vae()
+    by_form, by_grid = log_evidence(linear, x), log_evidence(linear, x, method="quadrature")
+    assert (by_form.method, by_grid.method) == ("closed form", "quadrature")
+    assert torch.allclose(by_form.log_evidence, exact.log_evidence(x), atol=1e-9)
+    assert ((by_form.log_evidence - by_grid.log_evidence).abs() <= by_grid.error + by_form.error).all()
+
+    spins = VAE((6,), prior=Spins(), likelihood=likelihoods.Bernoulli(), posterior=SpinPosterior())
+    assert log_evidence(spins, spins.sample(4, mean=False)).method == "enumeration"
+
+    wide = VAE(
+        (6,), prior=priors.StandardNormal(5), likelihood=likelihoods.Bernoulli(), posterior=posteriors.DiagonalNormal()
+    )
+    x = wide.sample(4, mean=False)
+    estimate = log_evidence(wide, x, num_particles=(10, 200))
+    assert (estimate.method, estimate.kind) == ("importance", "lower")
+    with pytest.raises(ValueError, match=r"method 'exact' does not apply to a VAE with 5 latents; use 'importance'"):
+        log_evidence(wide, x, method="exact")
+    pair = log_evidence((wide.model, wide.guide), x, num_particles=(10, 200))
+    assert pair.kind == "lower"
+    with pytest.raises(ValueError, match=r"method 'quadrature' does not apply to a \(model, guide\) pair"):
+        log_evidence((wide.model, wide.guide), x, method="quadrature")
+    with pytest.raises(ValueError, match="method is 'quad'"):
+        log_evidence(wide, x, method="quad")
+
+
+@pytest.mark.parametrize(
+    "method", ["quadrature", "importance", "posterior", pytest.param("ais", marks=pytest.mark.slow)]
+)
+def test_every_method_that_applies_gives_the_closed_form(method):
+    exact = LinearGaussian.random(latent_dim=2)
+    x = exact.sample(5)
+    found = log_evidence(exact.vae(), x, method=method, num_particles=(5000,))
+    error = found.error * (1 if found.kind == "exact" else 5) + 1e-6
+    assert ((found.log_evidence - exact.log_evidence(x)).abs() <= error).all()
+
+
+def test_an_estimate_counts_what_is_unreliable(digits):
+    vae = VAE(
+        digits,
+        prior=priors.StandardNormal(8),
+        likelihood=likelihoods.Bernoulli(),
+        posterior=posteriors.DiagonalNormal(),
+    )
+    found = evaluate(vae, digits.test, size=5, gap_size=0, importance_size=5, imputation_size=0, evidence="posterior")
+    assert found.figures["num_unreliable"] == (~found.evidence.error.isfinite()).sum()
+    assert found.sampled is None
+    assert "a stochastic lower bound" in found.table()
