@@ -58,6 +58,7 @@ def every_figure() -> dict[str, Figure]:
         "image_grid": plots.image_grid(images, caveat=caveat),
         "samples": plots.samples(images, caveat=caveat),
         "reconstructions": plots.reconstructions(images, images, caveat=caveat),
+        "interpolations": plots.interpolations(images[:, None].repeat(1, 5, 1, 1, 1), images, images, caveat=caveat),
         "latent_grid": plots.latent_grid(images, caveat=caveat),
         "latent_scatter": plots.latent_scatter(torch.randn(30, 2), torch.arange(30) % 4, caveat=caveat),
         "training_curves": plots.training_curves([record(1), record(2)], caveat=caveat),
@@ -231,6 +232,39 @@ def test_many_reconstructions_are_broken_into_blocks() -> None:
     assert np.array_equal(pixels[16:22, 0:6], inputs[8].permute(1, 2, 0).numpy())
     assert np.array_equal(pixels[23:29, 0:6], outputs[8].permute(1, 2, 0).numpy())
     assert ticks(figure.axes[0]) == ["input", "output"] * 3
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_interpolations_are_rows_with_the_data_at_both_ends(channels: int) -> None:
+    paths, first, last = (torch.rand(*n, channels, 6, 6) for n in ((2, 4), (2,), (2,)))
+    figure = plots.interpolations(paths, first, last)
+    pixels = mosaic(figure)  # 4 steps of 6 pixels, 3 pixels between the path and its ends
+    assert pixels.shape[:2] == (13, 6 + 3 + 27 + 3 + 6)
+
+    def pixels_of(image: Tensor) -> np.ndarray:
+        return (image[0] if channels == 1 else image.permute(1, 2, 0)).numpy()
+
+    for i, top in enumerate((0, 7)):
+        assert np.array_equal(pixels[top : top + 6, :6], pixels_of(first[i]))
+        assert np.array_equal(pixels[top : top + 6, -6:], pixels_of(last[i]))
+        for k in range(4):
+            assert np.array_equal(pixels[top : top + 6, 9 + 7 * k : 15 + 7 * k], pixels_of(paths[i, k]))
+    assert (pixels[:, 6:9] == 1).all()
+    assert figure.axes[0].get_xticks().tolist() == [2.5, 41.5]
+    alone = mosaic(plots.interpolations(paths))
+    assert np.array_equal(alone, pixels[:, 9:-9])
+
+
+def test_interpolations_need_data_at_both_ends_of_every_path(grey: Tensor) -> None:
+    paths = grey.reshape(3, 4, 1, 6, 5)
+    with pytest.raises(ValueError, match="only one of first and last"):
+        plots.interpolations(paths, grey[:3])
+    with pytest.raises(ValueError, match="last are 2 grey images of 6 x 5; expected one for each of 3 paths"):
+        plots.interpolations(paths, grey[:3], grey[:2])
+    with pytest.raises(ValueError, match="first are 3 grey images of 6 x 4"):
+        plots.interpolations(paths, grey[:3, ..., :4], grey[:3, ..., :4])
+    with pytest.raises(ValueError, match="paths have shape"):
+        plots.interpolations(paths[0, :, 0], grey[:3], grey[:3])
 
 
 def test_reconstructions_must_pair_up(grey: Tensor) -> None:

@@ -15,17 +15,32 @@ Example:
 """
 
 from ppl_vae.plots.curves import training_curves
+from ppl_vae.plots.evaluation import evidence_by_particles, evidence_histogram
 from ppl_vae.plots.figure import save
-from ppl_vae.plots.images import image_grid, reconstructions, samples
+from ppl_vae.plots.gaps import gaps_by_class
+from ppl_vae.plots.images import image_grid, interpolations, reconstructions, samples
 from ppl_vae.plots.latent import grid_points, latent_grid, latent_scatter
+from ppl_vae.plots.latent_evaluation import aggregate_posterior, latent_map
+from ppl_vae.plots.posterior_grids import posterior_close_ups
+from ppl_vae.plots.rate_distortion import rate_distortion
+from ppl_vae.plots.true_posterior import true_posteriors
 
 __all__ = [
+    "aggregate_posterior",
+    "evidence_by_particles",
+    "evidence_histogram",
+    "gaps_by_class",
     "grid_points",
     "image_grid",
+    "interpolations",
     "latent_grid",
+    "latent_map",
     "latent_scatter",
+    "posterior_close_ups",
+    "rate_distortion",
     "reconstructions",
     "samples",
     "save",
     "training_curves",
+    "true_posteriors",
 ]

@@ -1,4 +1,4 @@
-"""Images side by side: mosaics, samples, reconstructions."""
+"""Images side by side: mosaics, samples, reconstructions, interpolations."""
 
 from __future__ import annotations
 
@@ -156,6 +156,73 @@ def reconstructions(
     axes.set_xticks([])
     axes.set_yticks(ticks, ["input", "output"] * (len(ticks) // 2), fontsize=min(TEXT_SIZE, 0.8 * row_points))
     axes.tick_params(length=0)
+    return figure
+
+
+def interpolations(
+    paths: ArrayLike,
+    first: ArrayLike | None = None,
+    last: ArrayLike | None = None,
+    *,
+    title: str | None = "Interpolations",
+    caveat: str | None = None,
+    value_range: tuple[float, float] | None = None,
+) -> Figure:
+    """Images on the way from one to another, a row a path, the data that it leads between at its ends.
+
+    Args:
+        paths: Decoded images, of shape (paths, steps, C, H, W) with C = 1 or 3, or (paths, steps, H, W).
+        first: The data where the paths begin, (paths, C, H, W) or (paths, H, W), drawn apart on the left.
+        last: Those where they end, on the right; both or neither.
+        title: Written above.
+        caveat: Written at the foot.
+        value_range: Values drawn black and white, as in :func:`image_grid`.
+
+    Returns:
+        A figure with one axes that holds one image; the labels of its x axis name the columns of data.
+
+    Raises:
+        ValueError: As :func:`image_grid`, or if paths and data do not go together.
+
+    Example:
+        >>> import torch
+        >>> figure = interpolations(torch.rand(3, 6, 1, 8, 8), torch.rand(3, 1, 8, 8), torch.rand(3, 1, 8, 8))
+        >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
+        ['input', 'input']
+    """
+    array = to_array(paths, "paths")
+    if array.ndim not in (4, 5):
+        raise ValueError(f"paths have shape {array.shape}; expected (paths, steps, C, H, W) or (paths, steps, H, W)")
+    tiles, note = to_tiles(array.reshape(-1, *array.shape[2:]), "paths", value_range)
+    gap, notes, blocks = _gap(tiles), [note], [to_mosaic(tiles, array.shape[1], _gap(tiles))]
+    if (first is None) != (last is None):
+        raise ValueError("interpolations: only one of first and last was given; expected both or neither")
+    for name, ends in (("first", first), ("last", last)):
+        if ends is None:
+            continue
+        column, note = to_tiles(ends, name, value_range)
+        if column.shape != (len(array), *tiles.shape[1:]):
+            raise ValueError(
+                f"interpolations: {name} are {_describe(column)}; expected one for each of {len(array)} paths, of the "
+                f"size of {_describe(tiles)}"
+            )
+        notes.append(note)
+        blocks.insert(0 if name == "first" else len(blocks), to_mosaic(column, 1, gap))
+
+    width = tiles.shape[2]
+    between = max(3 * gap, width // 3) if len(blocks) > 1 else 0
+    space = np.ones((len(blocks[0]), between, *blocks[0].shape[2:]), blocks[0].dtype)
+    mosaic = np.concatenate([part for block in blocks for part in (space, block)][1:], axis=1)
+    columns = array.shape[1] + (3 if len(blocks) > 1 else 0)
+    bottom = lines_height("input", SMALL_SIZE) if len(blocks) > 1 else 0.0
+    figure, axes = image_figure(mosaic, columns, title, join(caveat, *notes), bottom=bottom)
+    if len(blocks) > 1:
+        axes.set_axis_on()
+        axes.spines[:].set_visible(False)
+        axes.set_yticks([])
+        middle = (width - 1) / 2
+        axes.set_xticks([middle, mosaic.shape[1] - 1 - middle], ["input", "input"], fontsize=SMALL_SIZE)
+        axes.tick_params(length=0, pad=2)
     return figure
 
 

@@ -1,0 +1,282 @@
+"""The evidence of a data set: how it is spread, and its estimates against the number of particles."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from ppl_vae.plots.arguments import IntervalLike, finite, number, to_ends, to_vector
+from ppl_vae.plots.figure import SMALL_SIZE, TEXT_SIZE, WIDTH, ArrayLike, join, note_style, tidy, to_array, write_foot
+from ppl_vae.plots.images import to_tiles
+from ppl_vae.plots.latent import CLASS_COLOURS
+
+EVIDENCE, ELBO = "#0072B2", "#D55E00"  # as in every picture: blue the truth, orange the bound
+MOST_WORST = 20
+
+
+def evidence_histogram(
+    log_evidence: ArrayLike,
+    worst_images: ArrayLike | None = None,
+    worst_values: ArrayLike | None = None,
+    *,
+    elbo: ArrayLike | None = None,
+    worst_captions: Sequence[str] | None = None,
+    caveat: str | None = None,
+    value_range: tuple[float, float] | None = None,
+) -> Figure:
+    r"""How log p(x) is spread over the data, the ELBO over it, and the data that the model explains worst.
+
+    A mean hides a tail of data far below it, which this shows: both histograms have the same bins, from the 0.5%
+    quantile of all that is drawn to its highest value, and what lies below is counted at the left edge. The surface
+    between the two means is the mean gap, but no distance between the histograms is that of one datum.
+
+    Args:
+        log_evidence: log p(x), (n,), nats. Data whose value is not finite are left out and counted.
+        worst_images: The worst data, worst first, images (m, C, H, W) with C = 1 or 3, or (m, H, W); at most 20.
+        worst_values: Their log p(x), (m,), nats, written under them and marked on the axis.
+        elbo: The ELBO of the same data, (n,), nats.
+        worst_captions: A further line under each, such as its class.
+        caveat: Written at the foot.
+        value_range: Values of the images drawn black and white, as in :func:`image_grid`.
+
+    Returns:
+        A figure whose first axes hold the histograms; each worst datum has axes of its own.
+
+    Raises:
+        ValueError: If the shapes do not fit, or no value is finite.
+
+    Example:
+        >>> import torch
+        >>> figure = evidence_histogram(-100 - 10 * torch.rand(200), elbo=-110 - 10 * torch.rand(200))
+        >>> figure.axes[0].get_xlabel()
+        'nats per datum'
+    """
+    values = to_vector(log_evidence, "evidence_histogram: log_evidence")
+    series = [("$\\log p(x)$", EVIDENCE, values)]
+    if elbo is not None:
+        series.append(("ELBO", ELBO, to_vector(elbo, "evidence_histogram: elbo", len(values))))
+    keep, missing = finite("evidence_histogram", "evidence or ELBO is", *(one for _, _, one in series))
+    series = [(name, colour, one[keep]) for name, colour, one in series]
+    tiles, marks, note = _worst(worst_images, worst_values, worst_captions, value_range)
+
+    columns = min(len(tiles), 10)
+    rows = math.ceil(len(tiles) / 10)
+    line_height = 0.16 * (1 + (worst_captions is not None))  # inches, of the words under an image
+    row_height = WIDTH / max(columns, 7) * 0.85 + line_height + 0.12 if rows else 0.0
+    layout = ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.04)
+    figure = Figure(figsize=(WIDTH, 2.9 + rows * row_height), layout=layout)
+    ratios = [2.9, *[row_height] * rows]
+    gridspec = figure.add_gridspec(1 + rows, max(columns, 1), height_ratios=ratios)
+    axes = figure.add_subplot(gridspec[0, :])
+    _draw_histograms(axes, series, marks)
+    for i, tile in enumerate(tiles):
+        image_axes = figure.add_subplot(gridspec[1 + i // 10, i % 10])
+        image_axes.imshow(tile, cmap="gray", vmin=0.0, vmax=1.0, interpolation="antialiased")
+        image_axes.set_xticks([])
+        image_axes.set_yticks([])
+        image_axes.spines[:].set_visible(False)
+        lines = [number(marks[i]), *([worst_captions[i]] if worst_captions else [])]
+        image_axes.set_xlabel("\n".join(lines), fontsize=SMALL_SIZE, labelpad=2)
+    below = "The worst data and their log p(x) in nats, which the short lines on the axis mark." if len(tiles) else None
+    write_foot(figure, layout, join(caveat, below, missing, note))
+    return figure
+
+
+def _worst(
+    images: ArrayLike | None,
+    values: ArrayLike | None,
+    captions: Sequence[str] | None,
+    value_range: tuple[float, float] | None,
+) -> tuple[np.ndarray, np.ndarray, str | None]:
+    if images is None and values is None and captions is None:
+        return np.empty((0, 1, 1)), np.empty(0), None
+    if images is None or values is None:
+        raise ValueError("evidence_histogram: got one of worst_images and worst_values; expected both, or neither")
+    tiles, note = to_tiles(images, "worst_images", value_range)
+    marks = to_vector(values, "evidence_histogram: worst_values", len(tiles))
+    if len(tiles) > MOST_WORST:
+        raise ValueError(f"evidence_histogram: got {len(tiles)} worst images; expected at most {MOST_WORST}")
+    if captions is not None and (isinstance(captions, str) or len(captions) != len(tiles)):
+        raise ValueError(f"evidence_histogram: worst_captions are {captions!r}; expected {len(tiles)} strings")
+    return tiles, marks, note
+
+
+def _draw_histograms(axes: Axes, series: list[tuple[str, str, np.ndarray]], marks: np.ndarray) -> None:
+    everything = np.concatenate([one for _, _, one in series])
+    low, high = np.quantile(everything, 0.005), everything.max()
+    if len(marks) and marks.min() > low - 0.5 * (high - low):
+        low = min(low, marks.min())
+    shown = everything[everything >= low]
+    spread = np.subtract(*np.quantile(shown, [0.75, 0.25]))
+    width = 2 * spread / len(series[0][2]) ** (1 / 3)  # Freedman & Diaconis
+    count = int(np.clip((high - low) / width, 8, 70)) if width > 0 else 1
+    if high == low:
+        low, high = low - 0.5, high + 0.5
+    edges = np.linspace(low, high, count + 1).tolist()
+    for name, colour, one in series:
+        label = f"{name}, mean {number(one.mean(), 2)}"
+        axes.hist(one, edges, color=colour, alpha=0.3, linewidth=0)
+        axes.hist(one, edges, color=colour, histtype="step", linewidth=1.2)
+        axes.axvline(one.mean(), color=colour, linestyle="--", linewidth=1.1, label=label)
+    lines = [f"{int((one < low).sum())} below ({name})" for name, _, one in series if (one < low).any()]
+    if lines:
+        text = "← " + "\n← ".join(lines)
+        axes.text(0.012, 0.96, text, transform=axes.transAxes, va="top", **note_style() | {"fontstyle": "normal"})
+    margin = 0.02 * (high - low)
+    axes.set_xlim(low - margin, high + margin)
+    inside = marks[(marks >= low - margin) & (marks <= high + margin)]
+    axes.vlines(inside, 0.0, 0.07, color="#000000", linewidth=1.0, transform=axes.get_xaxis_transform(), zorder=4)
+    axes.set_xlabel("nats per datum", fontsize=TEXT_SIZE)
+    axes.set_ylabel("data", fontsize=TEXT_SIZE)
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    handles = [
+        Line2D([], [], color=line.get_color(), linestyle="--", linewidth=1.3, label=str(line.get_label()))
+        for line in axes.lines
+        if not str(line.get_label()).startswith("_")
+    ]
+    axes.legend(
+        handles=handles, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, frameon=False, fontsize=TEXT_SIZE
+    )
+    tidy(axes)
+
+
+def evidence_by_particles(
+    num_particles: Sequence[int] | ArrayLike,
+    means: ArrayLike | Mapping[str, ArrayLike],
+    intervals: Sequence[IntervalLike] | Mapping[str, Sequence[IntervalLike]] | None = None,
+    *,
+    exact: float | None = None,
+    exact_interval: IntervalLike | None = None,
+    exact_name: str = "exact, by quadrature",
+    elbo: float | None = None,
+    elbo_interval: IntervalLike | None = None,
+    caveat: str | None = None,
+) -> Figure:
+    r"""The estimates of the mean log p(x) by importance sampling against the number of particles K.
+
+    The expected estimate rises with K to log p(x); a curve that still rises has not arrived, and one that has gone flat
+    need not have: a mode that no draw has met leaves no trace. Intervals over data are those of each mean, and wide
+    beside the steps from one K to the next, which share their data and so are known far better than they look.
+
+    Args:
+        num_particles: K of each estimate, (k,), positive; the same for all curves.
+        means: The mean over data of the estimate at each K, (k,), nats per datum; or several under their names.
+        intervals: For each mean a pair (low, high), or an object with these attributes; or several under their names.
+            None draws none.
+        exact: The mean of log p(x) where it is known.
+        exact_interval: Its interval, drawn as a band.
+        exact_name: How it is known, for the legend.
+        elbo: The mean ELBO, drawn at K = 1: its expectation is that of the estimate with one particle from q.
+        elbo_interval: Its interval.
+        caveat: Written at the foot.
+
+    Returns:
+        A figure of one axes: a line for each curve, a horizontal one for the exact value.
+
+    Raises:
+        ValueError: If the shapes do not fit, or no mean is finite. Single means that are not finite break the line, and
+            a note says how many.
+
+    Example:
+        >>> figure = evidence_by_particles([10, 100], [-125.0, -122.0], [(-126, -124), (-123, -121)], exact=-120.5)
+        >>> figure.axes[0].get_xscale()
+        'log'
+    """
+    ks = to_vector(num_particles, "evidence_by_particles: num_particles")
+    if not (ks >= 1).all() or not np.isfinite(ks).all() or len(set(ks)) != len(ks):
+        raise ValueError(
+            f"evidence_by_particles: num_particles are {ks.tolist()}; expected numbers from 1 on, each once"
+        )
+    curves = dict(means) if isinstance(means, Mapping) else {"importance sampling": means}
+    bars = (
+        dict(intervals)
+        if isinstance(intervals, Mapping)
+        else {}
+        if intervals is None
+        else {next(iter(curves)): intervals}
+    )
+    if not set(bars) <= set(curves) or len(curves) > len(CLASS_COLOURS) - 2 or not curves:
+        raise ValueError(
+            f"evidence_by_particles: means are of {sorted(curves)} and intervals of {sorted(bars)}; expected up to "
+            f"{len(CLASS_COLOURS) - 2} curves, and intervals of these"
+        )
+    order = np.argsort(ks)
+    layout = ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.04)
+    figure = Figure(figsize=(5.2, 3.3), layout=layout)
+    axes = figure.add_subplot()
+    colours = [colour for colour in CLASS_COLOURS if colour not in (ELBO, "#000000")]
+    broken, handles = 0, []
+    for place, (name, values) in enumerate(curves.items()):
+        curve = to_vector(values, f"evidence_by_particles: means of {name}", len(ks))
+        broken += int((~np.isfinite(curve)).sum())
+        if not np.isfinite(curve).any():
+            raise ValueError(f"evidence_by_particles: no mean of {name} is finite")
+        ends = _ends(bars.get(name), curve, f"evidence_by_particles: intervals of {name}")
+        shift = 1.0 + 0.04 * (place - (len(curves) - 1) / 2)  # side by side, that no bar hides another
+        handles += _draw_curve(axes, ks[order] * shift, curve[order], ends[:, order], colours[place], "o", name)
+    if elbo is not None:
+        at = np.array([float(elbo)])
+        bar = _ends(None if elbo_interval is None else [elbo_interval], at, "evidence_by_particles: elbo_interval")
+        handles += _draw_curve(axes, np.ones(1), at, bar, ELBO, "s", "ELBO, at $K=1$")
+    if exact is not None:
+        if exact_interval is not None:
+            axes.axhspan(
+                *to_ends(exact_interval, "evidence_by_particles: exact_interval"), color="#000000", alpha=0.08, lw=0
+            )
+        axes.axhline(float(exact), color="#000000", linestyle="--", linewidth=1.1)
+        label = f"{exact_name}: {number(float(exact), 2)}"
+        handles.append(Line2D([], [], color="#000000", linestyle="--", linewidth=1.1, label=label))
+    axes.set_xscale("log")
+    first = 1.0 if elbo is not None else ks.min()
+    ticks = sorted({first, *ks})
+    if len(ticks) <= 8 and all(b / a >= 1.8 for a, b in itertools.pairwise(ticks)):  # else those of a log axis
+        axes.set_xticks(ticks, [f"{k:,.0f}" for k in ticks])
+        axes.minorticks_off()
+    axes.set_xlim(first / 1.35, max(ks.max(), first) * 1.35)
+    axes.set_xlabel("number of particles $K$", fontsize=TEXT_SIZE)
+    axes.set_ylabel("mean $\\log p(x)$, nats per datum", fontsize=TEXT_SIZE)
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    axes.ticklabel_format(axis="y", useOffset=False)
+    axes.grid(alpha=0.25, linewidth=0.6, which="major")
+    axes.set_axisbelow(True)
+    tidy(axes)
+    figure.legend(
+        handles=handles,
+        loc="outside upper center",
+        ncols=2 if len(handles) > 1 else 1,
+        frameon=False,
+        fontsize=TEXT_SIZE,
+        borderaxespad=0.0,
+    )
+    write_foot(figure, layout, join(caveat, f"{broken} means are not finite, and not drawn." if broken else None))
+    return figure
+
+
+def _ends(intervals: Sequence[IntervalLike] | None, centre: np.ndarray, name: str) -> np.ndarray:
+    """Lower and upper ends, (2, k); NaN where there is no interval."""
+    if intervals is None:
+        return np.full((2, len(centre)), np.nan)
+    if isinstance(intervals, np.ndarray) or hasattr(intervals, "tolist"):
+        intervals = to_array(intervals, name).tolist()
+    if len(intervals) != len(centre):
+        raise ValueError(f"{name} are {len(intervals)}; expected {len(centre)}, one for each mean")
+    return np.array([to_ends(interval, name) for interval in intervals]).T
+
+
+def _draw_curve(
+    axes: Axes, x: np.ndarray, y: np.ndarray, ends: np.ndarray, colour: str, marker: str, label: str
+) -> list[Line2D]:
+    y = np.where(np.isfinite(y), y, np.nan)
+    axes.plot(x, y, color=colour, marker=marker, markersize=4.5, linewidth=1.4, label=label, zorder=3)
+    if not np.isnan(ends).all():
+        axes.vlines(x, *ends, color=colour, linewidth=1.2, alpha=0.8)
+    width = 1.4 if len(x) > 1 else 0.0
+    return [Line2D([], [], color=colour, marker=marker, markersize=4.5, linewidth=width, label=label)]

@@ -1,0 +1,149 @@
+"""The gap between log p(x) and the ELBO, class by class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from ppl_vae._validation import check_choice
+from ppl_vae.plots.arguments import IntervalLike, finite, number, to_ends, to_vector
+from ppl_vae.plots.figure import SMALL_SIZE, TEXT_SIZE, ArrayLike, join, tidy, to_array, write_foot
+from ppl_vae.plots.latent import MOST_CLASSES
+
+APPROXIMATION, AMORTISATION = "#56B4E9", "#E69F00"
+
+
+def gaps_by_class(
+    approximation_gap: ArrayLike,
+    amortisation_gap: ArrayLike,
+    labels: ArrayLike | None = None,
+    *,
+    intervals: Mapping[int, IntervalLike] | None = None,
+    class_names: Mapping[int, str] | Sequence[str] | None = None,
+    order: Literal["gap", "class"] = "gap",
+    caveat: str | None = None,
+) -> Figure:
+    r"""The mean gap of each class in its two parts, those with the largest on top.
+
+    .. math::
+        \log p(x) - \mathcal L(q) = \big(\log p(x) - \mathcal L(q^*)\big) + \big(\mathcal L(q^*) - \mathcal L(q)\big).
+
+    A part whose mean is negative, by Monte Carlo error or where the evidence is a lower bound, is drawn to the left of
+    zero; the dot is at the sum. Means: a class may owe its bar to a few data with gaps of hundreds of nats.
+
+    Args:
+        approximation_gap: (n,), nats. Data with a part that is not finite are left out and counted.
+        amortisation_gap: (n,), nats.
+        labels: Integer classes, (n,), at most 50; without them there is one bar.
+        intervals: Of the mean sum of each class, a pair (low, high) or an object with these attributes under the class.
+        class_names: Names of the classes, under the class or in order from 0.
+        order: ``"gap"``, or ``"class"`` for the classes in their own order, to set two models side by side.
+        caveat: Written at the foot.
+
+    Returns:
+        A figure of one axes with a horizontal bar of two parts a class, and a line at the mean over all data.
+
+    Raises:
+        ValueError: If the shapes do not fit, no gap is finite, or there are more than 50 classes.
+
+    Reference:
+        Inference Suboptimality in Variational Autoencoders (Cremer, Li & Duvenaud, 2018),
+        https://arxiv.org/abs/1801.03558
+
+    Example:
+        >>> figure = gaps_by_class([1.0, 2.0, 0.5], [0.5, 3.0, 0.0], [0, 1, 1], intervals={1: (0.5, 5.0)})
+        >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        ['1', '0']
+    """
+    check_choice(order, ("gap", "class"), "gaps_by_class: order")
+    parts = np.stack(
+        [
+            (first := to_vector(approximation_gap, "gaps_by_class: approximation_gap")),
+            to_vector(amortisation_gap, "gaps_by_class: amortisation_gap", len(first)),
+        ]
+    )  # (2, n)
+    classes = np.zeros(len(first), int) if labels is None else _labels(labels, len(first))
+    keep, missing = finite("gaps_by_class", "gap is", parts.T)
+    parts, classes = parts[:, keep], classes[keep]
+    names = [int(c) for c in np.unique(classes)]
+    means = np.stack([parts[:, classes == c].mean(1) for c in names], 1)  # (2, classes)
+    counts = [int((classes == c).sum()) for c in names]
+    ranks = np.argsort(-means.sum(0), kind="stable") if order == "gap" else np.arange(len(names))
+    layout = ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.04)
+    height = min(0.27 if len(names) <= 20 else 0.17, 8.0 / len(names))
+    figure = Figure(figsize=(5.6, height * len(names) + 1.1), layout=layout)
+    axes = figure.add_subplot()
+    reach = []
+    for place, c in enumerate(ranks):
+        total = float(means[:, c].sum())
+        edges = {True: 0.0, False: 0.0}  # of what lies right and left of zero
+        for value, colour in zip(means[:, c], (APPROXIMATION, AMORTISATION), strict=True):
+            axes.barh(place, value, left=edges[value >= 0], height=0.72, color=colour, linewidth=0)
+            edges[value >= 0] += value
+        ends = (total, total)
+        if intervals is not None and names[c] in intervals:
+            ends = to_ends(intervals[names[c]], f"gaps_by_class: the interval of class {names[c]}")
+            axes.hlines(place, *ends, color="#000000", linewidth=1.0)
+        axes.plot(total, place, "o", color="#000000", markersize=3)
+        right = max(edges[True], ends[1] if math.isfinite(ends[1]) else total)
+        reach.append((min(edges[False], ends[0] if math.isfinite(ends[0]) else total), right))
+        words = f"{number(total, 2 if abs(total) < 10 else 1)}  (n = {counts[c]})"
+        paper = {"facecolor": "#FFFFFF", "edgecolor": "none", "pad": 0.5}  # under words that the mean's line crosses
+        axes.annotate(
+            words, (right, place), (5, 0), textcoords="offset points", va="center", fontsize=SMALL_SIZE, bbox=paper
+        )
+    mean = float(parts.sum(0).mean())
+    handles = [
+        Line2D([], [], marker="s", linestyle="", markersize=6, color=colour, label=name)
+        for name, colour in (("approximation gap", APPROXIMATION), ("amortisation gap", AMORTISATION))
+    ]
+    if intervals:
+        handles.append(
+            Line2D([], [], marker="o", markersize=3, color="#000000", linewidth=1.0, label="sum, its interval")
+        )
+    if len(names) > 1:
+        axes.axvline(mean, color="#555555", linestyle="--", linewidth=1.0, zorder=0)
+        label = f"all data: {number(mean, 2)}"
+        handles.append(Line2D([], [], color="#555555", linestyle="--", linewidth=1.0, label=label))
+    low, high = min(0.0, *(r[0] for r in reach)), max(0.0, *(r[1] for r in reach))
+    length = high - low or 1.0
+    axes.set_xlim(low - (0.03 * length if low < 0 else 0.0), high + 0.24 * length)
+    if low < 0:
+        axes.axvline(0.0, color="#000000", linewidth=0.8)
+    axes.set_ylim(len(names) - 0.4, -0.6)  # the first on top
+    axes.set_yticks(range(len(names)), [_class_name(names[c], class_names, labels is None) for c in ranks])
+    axes.set_xlabel("mean gap, nats per datum", fontsize=TEXT_SIZE)
+    axes.set_ylabel("" if labels is None or class_names else "class", fontsize=TEXT_SIZE)
+    axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+    tidy(axes)
+    axes.tick_params(axis="y", length=0, labelsize=TEXT_SIZE if len(names) <= 20 else SMALL_SIZE)
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=2, frameon=False, fontsize=TEXT_SIZE, borderaxespad=0.0
+    )
+    write_foot(figure, layout, join(caveat, missing))
+    return figure
+
+
+def _labels(labels: ArrayLike, count: int) -> np.ndarray:
+    array = to_array(labels, "labels")
+    if array.shape != (count,) or not (array == np.round(array)).all():
+        raise ValueError(f"gaps_by_class: labels have shape {array.shape}; expected ({count},), integers")
+    if len(np.unique(array)) > MOST_CLASSES:
+        raise ValueError(f"gaps_by_class: labels hold {len(np.unique(array))} classes; expected at most {MOST_CLASSES}")
+    return array.astype(int)
+
+
+def _class_name(value: int, names: Mapping[int, str] | Sequence[str] | None, alone: bool) -> str:
+    if alone:
+        return "all data"
+    try:
+        return str(value) if names is None else str(names[value])
+    except (KeyError, IndexError):
+        raise ValueError(f"gaps_by_class: class_names have no name for class {value}") from None

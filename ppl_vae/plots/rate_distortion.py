@@ -1,0 +1,193 @@
+"""The plane of rate and distortion: what the latents cost, and what is lost all the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from ppl_vae.plots.arguments import IntervalLike, number, to_ends, to_points
+from ppl_vae.plots.figure import SMALL_SIZE, TEXT_SIZE, WIDTH, ArrayLike, join, tidy, to_array, write_foot
+from ppl_vae.plots.latent import CLASS_COLOURS
+
+MARKERS = "osD^v"
+COLOURS = tuple(
+    c for c in CLASS_COLOURS if c not in ("#000000", "#F0E442", "#999999")
+)  # seen on white, apart from grey
+LINE_COLOUR = "#999999"
+
+
+def rate_distortion(
+    points: Mapping[str, ArrayLike],
+    *,
+    intervals: Mapping[str, tuple[IntervalLike, IntervalLike]] | None = None,
+    log_evidence: Mapping[str, float] | None = None,
+    caveat: str | None = None,
+) -> Figure:
+    r"""Rate against distortion of several models, or of one over its training, with lines of equal ELBO.
+
+    .. math::
+        R = \mathbb E_x\,\mathrm{KL}(q(z|x) \,\|\, p(z)), \qquad D = -\mathbb E_x\,\mathbb E_q[\log p(x|z)],
+        \qquad \mathcal L = -(R + D).
+
+    Two models of one ELBO may lie far apart on its line, one that uses its latents and one that ignores them (R = 0).
+    Compare points of the same data alone; the distortion of a continuous likelihood is a density's and may be negative.
+    The first tenth of a path is left out of the picture where it would flatten the rest; a note says so.
+
+    Args:
+        points: Under its name a model's (rate, distortion), nats per datum, (2,); or its path, (m, 2), one epoch after
+            the other, whose last point is marked. At most 20.
+        intervals: Under the name the intervals of rate and distortion of the (last) point: each a pair (low, high) or
+            an object with these attributes.
+        log_evidence: Under the name the mean of log p(x), nats per datum: a line leads from the point to the left by
+            the gap KL(q(z|x) || p(z|x)), to where R + D is -log p(x).
+        caveat: Written at the foot.
+
+    Returns:
+        A figure of one axes, distortion to the right and rate upwards. Points that are not finite break a path, and a
+        note says how many.
+
+    Raises:
+        ValueError: If the shapes do not fit, no point of a model is finite, or a name has no point.
+
+    Reference:
+        Fixing a Broken ELBO (Alemi et al., 2018), https://arxiv.org/abs/1711.00464
+
+    Example:
+        >>> figure = rate_distortion({"VAE": [7.8, 124.9], "flow": [[9.0, 140.0], [8.1, 121.0]]},
+        ...                          log_evidence={"VAE": -119.3})
+        >>> figure.axes[0].get_xlabel()
+        'distortion $D$, nats per datum'
+    """
+    if not isinstance(points, Mapping) or not 0 < len(points) <= 20:
+        raise ValueError(f"rate_distortion: points are {type(points).__name__}; expected a mapping of 1 to 20 names")
+    paths = {name: _path(name, given) for name, given in points.items()}
+    intervals, log_evidence = dict(intervals or {}), dict(log_evidence or {})
+    unknown = (set(intervals) | set(log_evidence)) - set(paths)
+    if unknown:
+        raise ValueError(f"rate_distortion: there is no point for {sorted(unknown)}; expected names of {sorted(paths)}")
+    ends = {name: _intervals(name, given) for name, given in intervals.items()}  # (2, 2): rate and distortion
+    lasts = {name: path[np.isfinite(path).all(1)][-1] for name, path in paths.items()}
+    truths = {name: np.array([lasts[name][0], -float(log_p) - lasts[name][0]]) for name, log_p in log_evidence.items()}
+    for name, truth in truths.items():
+        if not np.isfinite(truth).all():
+            raise ValueError(
+                f"rate_distortion: log_evidence of {name} is {log_evidence[name]}; expected a finite number"
+            )
+
+    layout = ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.04)
+    figure = Figure(figsize=(min(5.6, WIDTH), 4.0), layout=layout)
+    axes = figure.add_subplot()
+    corners = [point.reshape(-1, 2) for point in (*truths.values(), *(e.T for e in ends.values()))]
+    outside = _set_limits(axes, list(paths.values()), corners)
+    _draw_lines_of_equal_elbo(axes)
+    handles = []
+    for i, (name, path) in enumerate(paths.items()):
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i // len(COLOURS)]
+        rate, distortion = path.T
+        if len(path) > 1:
+            axes.plot(distortion, rate, color=colour, linewidth=1.1, alpha=0.75, marker=".", markersize=3, zorder=3)
+        rate_at, distortion_at = lasts[name]
+        if name in ends:
+            axes.vlines(distortion_at, *ends[name][0], color=colour, linewidth=1.2, zorder=3)
+            axes.hlines(rate_at, *ends[name][1], color=colour, linewidth=1.2, zorder=3)
+        if name in truths:
+            x = truths[name][1]
+            axes.plot([x, distortion_at], [rate_at, rate_at], ":", color=colour, linewidth=1.2, zorder=3)
+            axes.plot(x, rate_at, marker, color=colour, markerfacecolor="#FFFFFF", markersize=6, zorder=4)
+        axes.plot(distortion_at, rate_at, marker, color=colour, markersize=6, zorder=5)
+        label = f"{name}, ELBO {number(-rate_at - distortion_at, 2)}"
+        label += f", log p(x) {number(float(log_evidence[name]), 2)}" if name in log_evidence else ""
+        width = 1.1 if len(path) > 1 else 0.0
+        handles.append(Line2D([], [], color=colour, marker=marker, markersize=6, linewidth=width, label=label))
+    if truths:
+        handles.append(
+            Line2D(
+                [], [], color="#333333", marker="o", markerfacecolor="#FFFFFF", linestyle=":", label="gap to −log p(x)"
+            )
+        )
+    handles.append(Line2D([], [], color=LINE_COLOUR, linewidth=0.8, label="equal ELBO"))
+    axes.set_xlabel("distortion $D$, nats per datum", fontsize=TEXT_SIZE)
+    axes.set_ylabel("rate $R$, nats per datum", fontsize=TEXT_SIZE)
+    tidy(axes)
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    columns = 2 if longest <= 38 and len(handles) > 2 else 1
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=TEXT_SIZE, borderaxespad=0.0
+    )
+    figure.set_figheight(4.0 + 0.19 * math.ceil(len(handles) / columns))
+    broken = sum(int((~np.isfinite(path).all(1)).sum()) for path in paths.values())
+    notes = [f"{broken} points are not finite." if broken else None]
+    notes.append(f"The first {outside} points of the paths are outside the picture." if outside else None)
+    write_foot(figure, layout, join(caveat, *notes))
+    return figure
+
+
+def _path(name: str, given: ArrayLike) -> np.ndarray:
+    array = to_array(given, f"rate_distortion: points of {name}")
+    path = to_points(array[None] if array.ndim == 1 else array, f"rate_distortion: points of {name}", 2)
+    if not np.isfinite(path).all(1).any():
+        raise ValueError(f"rate_distortion: no point of {name} is finite; has the training diverged?")
+    return np.where(np.isfinite(path).all(1, keepdims=True), path, np.nan)
+
+
+def _intervals(name: str, given: tuple[IntervalLike, IntervalLike]) -> np.ndarray:
+    try:
+        rate, distortion = given
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"rate_distortion: intervals of {name} are {given!r}; expected one for the rate, one for the distortion"
+        ) from None
+    return np.array([to_ends(one, f"rate_distortion: an interval of {name}") for one in (rate, distortion)])
+
+
+def _set_limits(axes: Axes, paths: list[np.ndarray], corners: list[np.ndarray]) -> int:
+    """Limits that hold all points, or all but the first tenth of paths that would flatten the rest; how many do."""
+    later = [path[math.ceil(0.1 * len(path)) if len(path) >= 5 else 0 :] for path in paths]
+    everything, rest = np.concatenate([*paths, *corners]), np.concatenate([*later, *corners])
+    outside = 0
+    for axis, set_limits in ((1, axes.set_xlim), (0, axes.set_ylim)):
+        some, all_of = (values[np.isfinite(values)] for values in (rest[:, axis], everything[:, axis]))
+        if not len(some) or not np.ptp(all_of) > 3 * np.ptp(some) > 0:
+            some = all_of
+        margin = 0.1 * np.ptp(some) or max(0.05 * abs(some[0]), 1.0)
+        low, high = some.min() - margin, some.max() + margin
+        set_limits(low, high)
+        out = [(path[:, axis] < low) | (path[:, axis] > high) for path in paths]
+        outside = max(outside, sum(int(mask.sum()) for mask in out))
+    return outside
+
+
+def _draw_lines_of_equal_elbo(axes: Axes) -> None:
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    width, height = right - left, top - bottom
+    for total in MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(left + bottom, right + top):
+        if not left + bottom < total < right + top:
+            continue
+        axes.axline((total - bottom, bottom), slope=-1, color=LINE_COLOUR, linewidth=0.8, zorder=1)
+        y = top - 0.06 * height  # where the line's number stands: at the top, or else at the left
+        x = total - y
+        if x < left + 0.06 * width:
+            x = left + 0.06 * width
+            y = total - x
+        if x < right - 0.04 * width and y > bottom + 0.05 * height:
+            axes.text(
+                x,
+                y,
+                number(-total, 0 if total == round(total) else 1),
+                fontsize=SMALL_SIZE,
+                color="#666666",
+                ha="center",
+                va="center",
+                rotation=-45,
+                rotation_mode="anchor",
+                transform_rotates_text=True,
+                bbox={"facecolor": "#FFFFFF", "edgecolor": "none", "pad": 0.8},
+                zorder=2,
+            ).set_in_layout(False)

@@ -1,0 +1,236 @@
+"""The true posterior of a model with a 2-D latent, and what q(z|x) makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+
+from ppl_vae.plots.arguments import number, to_vector
+from ppl_vae.plots.figure import (
+    SMALL_SIZE,
+    TALLEST,
+    TEXT_SIZE,
+    WIDTH,
+    ArrayLike,
+    join,
+    lines_height,
+    note_style,
+    wrap,
+)
+from ppl_vae.plots.images import to_tiles
+from ppl_vae.plots.posterior_grids import MASSES, held_by_q, levels_of, to_normals, to_views, total_masses
+
+MOST_DATA = 6
+DEPTHS = (0, 1, 3, 10, 30, 100, 300)  # nats below the peak, the edges of the colours: a mode is 0.05 wide, the plane 8
+STYLES: dict[int, Any] = {1: "-", 2: (0, (3.5, 1.8))}
+P_COLOUR, Q_COLOUR, BOTH_COLOUR = "#08306B", "#D55E00", "#333333"
+BLUES = ListedColormap(["#2F7FBE", "#6BA9D6", "#9DC6E5", "#BDD7EC", "#D5E4F1", "#E8EFF6"]).with_extremes(over="#FFFFFF")
+BANDS = BoundaryNorm(DEPTHS, BLUES.N)
+HALO = [withStroke(linewidth=2.2, foreground="#FFFFFF", alpha=0.7)]
+
+
+def true_posteriors(
+    images: ArrayLike,
+    log_posterior: ArrayLike,
+    extents: ArrayLike,
+    q_mean: ArrayLike,
+    q_covariance: ArrayLike,
+    captions: Sequence[str] | None = None,
+    *,
+    log_evidence: ArrayLike | None = None,
+    elbo: ArrayLike | None = None,
+    caveat: str | None = None,
+    value_range: tuple[float, float] | None = None,
+) -> Figure:
+    r"""The true posterior of each datum, the whole of it and in close-up, under the ellipses of its q(z|x).
+
+    A row a datum. Lines of one style bound the same mass, 39% and 86%: of q(z|x), taken for a normal, the ellipses of
+    1 and 2 standard deviations; of p(z|x) the smallest regions that hold as much. Where q is the true posterior they
+    lie on each other; a mode that q misses has blue lines and no orange ones. The colours are log densities, whose
+    steps widen away from the peak so that a mode far off is seen however little it holds: what counts as mass, the
+    lines say. **Wrong** where a grid is coarser than the posterior; a note at the foot says so where the masses of no
+    view of a datum add up to one within 5%.
+
+    Args:
+        images: The data, images of shape (n, C, H, W) with C = 1 or 3, or (n, H, W); at most 6.
+        log_posterior: log p(z|x), normalised, on square grids: (n, S, S) or, for up to three views of each datum,
+            (n, V, S, S). The first index of a grid is that of z1, as `log_posterior_grid` has it; -inf is no mass.
+        extents: First and last nodes of the grids, (left, right, bottom, top) = (lowest z1, highest z1, lowest z2,
+            highest z2): (n, 4) or (n, V, 4). The first view is the widest and shows the others as boxes, as
+            `posterior_close_ups` chooses them; where extents are NaN the datum has no such view.
+        q_mean: Means of q(z|x), (n, 2).
+        q_covariance: Its covariances, (n, 2, 2).
+        captions: What each datum is, in a few words.
+        log_evidence: log p(x), (n,), nats, written over each row.
+        elbo: The ELBO, (n,), nats, as well; with both their difference, KL(q(z|x) || p(z|x)).
+        caveat: Written at the foot.
+        value_range: Values of the images drawn black and white, as in :func:`image_grid`.
+
+    Returns:
+        A figure whose axes are, for each datum, the image and its views; then the colour bar. A line over each row says
+        how much of p(z|x) lies within q's 2-sigma ellipse, besides: 86% where they agree.
+
+    Raises:
+        ValueError: If the shapes do not fit, a log density is NaN, or a covariance is not positive definite.
+
+    Example:
+        >>> import torch
+        >>> z = torch.linspace(-4, 4, 81)
+        >>> log_p = -0.5 * (z[:, None] ** 2 + z**2) - 1.8379  # N(0, I)
+        >>> figure = true_posteriors(torch.rand(1, 8, 8), log_p[None], [[-4, 4, -4, 4]], torch.zeros(1, 2),
+        ...                          torch.eye(2)[None], log_evidence=[-20.0], elbo=[-20.5])
+        >>> figure.texts[0].get_text()
+        'log p(x) = −20.00, ELBO = −20.50, gap = 0.50 nats; 86% of p(z|x) within 2σ of q'
+    """
+    tiles, note = to_tiles(images, "images", value_range)
+    n = len(tiles)
+    if n > MOST_DATA:
+        raise ValueError(f"true_posteriors: got {n} images; expected at most {MOST_DATA}: draw several figures")
+    grids, boxes = to_views(log_posterior, extents, n, "true_posteriors")
+    mean, covariance = to_normals(q_mean, q_covariance, n, "true_posteriors")
+    if captions is not None and (isinstance(captions, str) or len(captions) != n):
+        raise ValueError(f"true_posteriors: captions are {captions!r}; expected {n} strings, one a datum")
+    evidence = None if log_evidence is None else to_vector(log_evidence, "true_posteriors: log_evidence", n)
+    bound = None if elbo is None else to_vector(elbo, "true_posteriors: elbo", n)
+
+    held = np.array([held_by_q(*datum) for datum in zip(grids, boxes, mean, covariance, strict=True)])
+    lines = [_sentence(captions[i] if captions else None, evidence, bound, i, held[i]) for i in range(n)]
+    rough = [
+        f"{total:.2g} (datum {i + 1})" for i, total in enumerate(total_masses(grids, boxes)) if abs(total - 1) > 0.05
+    ]
+    care = f"Read with care: the grids' masses add up to {', '.join(rough)}, not to 1." if rough else None
+    figure, image_axes, view_axes, bar_axes = _frame(lines, np.isfinite(boxes[..., 0]), join(caveat, note, care))
+    for i in range(n):
+        image_axes[i].imshow(tiles[i], cmap="gray", vmin=0.0, vmax=1.0, interpolation="antialiased")
+        levels = levels_of(grids[i], boxes[i])
+        peak = max(grids[i, v].max() for v in view_axes[i])
+        for v, axes in view_axes[i].items():
+            _draw_density(axes, peak - grids[i, v], boxes[i, v])
+            axes.plot(*mean[i], "+", color=Q_COLOUR, markersize=5, scalex=False, scaley=False)
+            if v > 0 or len(view_axes[i]) == 1:
+                _draw_lines(axes, grids[i, v], boxes[i, v], levels, mean[i], covariance[i])
+            if v > 0:
+                colour = BOTH_COLOUR if len(view_axes[i]) == 2 else (P_COLOUR, Q_COLOUR)[v - 1]
+                axes.spines[:].set_color(colour)
+                _draw_box(view_axes[i][0], boxes[i, v], boxes[i, 0], colour)
+    bar = figure.colorbar(ScalarMappable(BANDS, BLUES), cax=bar_axes, extend="max")
+    bar.ax.invert_yaxis()  # the peak on top
+    bar.set_label(r"$\log p(z\,|\,x)$, nats below its peak", fontsize=TEXT_SIZE)
+    bar.ax.tick_params(labelsize=SMALL_SIZE, length=2)
+    return figure
+
+
+def _sentence(caption: str | None, evidence: np.ndarray | None, bound: np.ndarray | None, i: int, held: float) -> str:
+    parts = [] if evidence is None else [f"log p(x) = {number(evidence[i], 2)}"]
+    parts += [] if bound is None else [f"ELBO = {number(bound[i], 2)}"]
+    if evidence is not None and bound is not None:
+        parts.append(f"gap = {number(evidence[i] - bound[i], 2)}")
+    figures = f"{', '.join(parts)} nats; " if parts else ""
+    share = f"{100 * held:.0f}% of p(z|x) within 2σ of q"
+    return (f"{caption}: " if caption else "") + figures + share
+
+
+def _frame(
+    lines: list[str], shown: np.ndarray, foot: str | None
+) -> tuple[Figure, list[Axes], list[dict[int, Axes]], Axes]:
+    """The figure with its words, axes of images, axes of the views that are `shown`, (n, V), and the colour bar's."""
+    n, num_views = len(lines), int(shown.any(0).sum())
+    edge, left_of_view, below_view, right = 0.06, 0.44, 0.22, 0.85  # inches
+    above, z_label = 0.46, 0.16
+    words = edge + z_label + right + num_views * left_of_view
+    size = max((WIDTH - words) / (1 + num_views), (WIDTH - words - 1.5) / num_views)
+    lines = [wrap(line, 6.2, TEXT_SIZE) or "" for line in lines]
+    text_heights = [lines_height(line, TEXT_SIZE) + 0.05 for line in lines]  # above the labels of ticks
+    foot = wrap(foot, 6.5, SMALL_SIZE)
+    foot_height = lines_height(foot, SMALL_SIZE)
+    room = TALLEST - above - sum(text_heights) - n * below_view - z_label - foot_height - edge
+    size = min(size, room / n, 3.5)
+    image_size = min(size, 1.5)
+    width = max(words + image_size + num_views * size, 6.6)
+    height = TALLEST - room + n * size
+    figure = Figure(figsize=(width, height))
+
+    def place(x: float, y: float, w: float, h: float) -> Axes:
+        return figure.add_axes((x / width, y / height, w / width, h / height))
+
+    image_axes: list[Axes] = []
+    view_axes: list[dict[int, Axes]] = []
+    y = height - above
+    for i in range(n):
+        figure.text(edge / width, (y - 0.04) / height, lines[i], fontsize=TEXT_SIZE, va="top")
+        y -= text_heights[i] + size
+        image_axes.append(place(edge, y + size - image_size, image_size, image_size))
+        image_axes[-1].set_axis_off()
+        view_axes.append({})
+        for v in np.flatnonzero(shown[i]):
+            axes = place(edge + image_size + z_label + v * size + (v + 1) * left_of_view, y, size, size)
+            axes.set_xlabel("$z_1$" if i == n - 1 else "", fontsize=TEXT_SIZE, labelpad=1)
+            axes.set_ylabel("$z_2$" if v == 0 else "", fontsize=TEXT_SIZE, labelpad=1)
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(MaxNLocator(3 if size > 1.1 else 2, steps=[1, 2, 4, 5, 10]))
+            view_axes[i][int(v)] = axes
+        y -= below_view
+    bar_height = min(height - above - y - 0.1, 3.6)
+    bar_axes = place(width - right + 0.14, (y + height - above - bar_height) / 2, 0.1, bar_height)
+    handles = [
+        Line2D([], [], color=colour, linestyle=STYLES[sigma], linewidth=1.3, label=rf"${q}(z\,|\,x)$: {what} {share}")
+        for q, colour in (("p", P_COLOUR), ("q", Q_COLOUR))
+        for sigma in MASSES
+        for what, share in [("the densest" if q == "p" else rf"${sigma}\sigma$,", f"{100 * MASSES[sigma]:.0f}%")]
+    ]
+    figure.legend(handles=handles, loc="upper center", ncols=2, frameon=False, fontsize=TEXT_SIZE, borderaxespad=0.2)
+    if foot:
+        figure.text(0.5, 0.04 / height, foot, ha="center", va="bottom", **note_style())
+    return figure, image_axes, view_axes, bar_axes
+
+
+def _draw_density(axes: Axes, depth: np.ndarray, box: np.ndarray) -> None:
+    left, right, bottom, top = box
+    x, y = ((high - low) / (2 * len(depth) - 2) for low, high in box.reshape(2, 2))  # half a cell
+    axes.imshow(
+        np.minimum(depth, 1e4).T,
+        extent=(left - x, right + x, bottom - y, top + y),
+        origin="lower",
+        cmap=BLUES,
+        norm=BANDS,
+        aspect="auto",
+        interpolation="nearest",  # between two steps of the colours there is nothing
+    )
+    axes.set_xlim(left, right)
+    axes.set_ylim(bottom, top)
+    axes.tick_params(labelsize=SMALL_SIZE, length=2.5, pad=2)
+    axes.ticklabel_format(useOffset=False)
+
+
+def _draw_box(axes: Axes, box: np.ndarray, whole: np.ndarray, colour: str) -> None:
+    """Where in the whole a close-up lies: too small to be seen otherwise, it is drawn a twentieth of it wide."""
+    sides, most = box.reshape(2, 2), np.diff(whole.reshape(2, 2)).ravel()
+    size = np.maximum(np.diff(sides).ravel(), most / 20)
+    corner = sides.mean(1) - size / 2
+    axes.add_patch(Rectangle((corner[0], corner[1]), size[0], size[1], fill=False, ec=colour, lw=1.1, zorder=3))
+
+
+def _draw_lines(
+    axes: Axes, grid: np.ndarray, box: np.ndarray, levels: dict[int, float], mean: np.ndarray, covariance: np.ndarray
+) -> None:
+    first, second = (np.linspace(low, high, len(grid)) for low, high in box.reshape(2, 2))
+    for sigma, level in levels.items():
+        if grid.min() < level < grid.max():
+            floor = np.maximum(grid, level - 50.0)  # -inf is no height that a line can be drawn between
+            lines = axes.contour(first, second, floor.T, [level], colors=P_COLOUR, linestyles=[STYLES[sigma]])
+            lines.set(linewidth=1.2, path_effects=HALO)
+    angle = np.linspace(0, 2 * np.pi, 200)
+    circle = np.linalg.cholesky(covariance) @ np.stack([np.cos(angle), np.sin(angle)])  # (2, 200)
+    for sigma in MASSES:
+        x, y = mean[:, None] + sigma * circle
+        axes.plot(x, y, color=Q_COLOUR, ls=STYLES[sigma], lw=1.2, path_effects=HALO, scalex=False, scaley=False)
