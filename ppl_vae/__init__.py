@@ -16,6 +16,7 @@ _NAMES = {  # the rest of __all__ are modules
     "VAE": "ppl_vae.vae",
     "evaluate": "ppl_vae.evaluation",
     "fit": "ppl_vae.training",
+    "interpolate": "ppl_vae.latent_paths",
     "load_run": "ppl_vae.runs",
 }
 
@@ -29,6 +30,7 @@ __all__ = [
     "evaluate",
     "evaluation",
     "fit",
+    "interpolate",
     "likelihoods",
     "load_run",
     "networks",
@@ -42,6 +44,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from ppl_vae.evaluation import evaluate
+    from ppl_vae.latent_paths import interpolate
     from ppl_vae.runs import load_run
     from ppl_vae.svi import SVI
     from ppl_vae.training import fit

@@ -57,7 +57,7 @@ def _piece(path: str, name: str) -> str:
         lines = [f"  {known:30} {_summary(target)}" for known, target in kind.known.items()]
         return "\n".join([f"--{path} is one of", "", *lines, "", "or an import path such as mymodule.MyClass.", ""])
     target = kind.find(name, f"--{path}")
-    parser = _parser(f"ppl-vae train --{path} {name} [--{path}.ARGUMENT VALUE ...]", _description(target))
+    parser = make_parser(f"ppl-vae train --{path} {name} [--{path}.ARGUMENT VALUE ...]", _description(target))
     group = parser.add_argument_group("arguments")
     schema = kind.arguments(target, path)
     _describe_networks(group, schema, path)
@@ -66,7 +66,7 @@ def _piece(path: str, name: str) -> str:
 
 
 def _everything(config: Config) -> str:
-    parser = _parser(USAGE, DESCRIPTION, EPILOG, _Brief)
+    parser = make_parser(USAGE, DESCRIPTION, EPILOG, _Brief)
     group = parser.add_argument_group("the run")
     for option, metavar, meaning in (
         ("config", "PRESET|FILE", f"A preset ({', '.join(presets())}), or a YAML file; {DEFAULT_PRESET} by default."),
@@ -133,7 +133,7 @@ def _description(target: Target) -> str:
     return re.sub(r"^\.\. .*\n?(?:[ \t]+.*\n?|\n)*", "", text, flags=re.MULTILINE).strip()
 
 
-class _Formatter(DefaultHelpFormatter):
+class Formatter(DefaultHelpFormatter):
     """Keeps the paragraphs of docstrings, and leaves out what jsonargparse says of tensors as arguments."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
@@ -159,16 +159,17 @@ class _Formatter(DefaultHelpFormatter):
         return text
 
 
-class _Brief(_Formatter):
+class _Brief(Formatter):
     """Of each argument the first sentence."""
 
     def _shorten(self, text: str) -> str:
         return re.split(r"\. (?=[A-Z`])", text)[0].rstrip(".") + "."
 
 
-def _parser(
-    usage: str, description: str, epilog: str = "", formatter: type[DefaultHelpFormatter] = _Formatter
+def make_parser(
+    usage: str, description: str, epilog: str = "", formatter: type[DefaultHelpFormatter] = Formatter
 ) -> ArgumentParser:
+    """A parser that explains options, and takes no abbreviation of one."""
     return ArgumentParser(
         usage=usage,
         description=description,

@@ -170,7 +170,7 @@ def load_run(path: str | Path) -> VAE:
     """Build the VAE of a run's folder from its config and load its weights, in evaluation mode on the CPU.
 
     Args:
-        path: The run's folder, ``runs/<name>``.
+        path: The run's folder, ``runs/<name>``, or a checkpoint in it such as ``runs/<name>/last_good.pt``.
 
     Raises:
         FileNotFoundError: If the folder holds no run of the command line.
@@ -179,21 +179,22 @@ def load_run(path: str | Path) -> VAE:
     from ppl_vae.config import Config
 
     path = Path(path)
-    if not (path / "config.yaml").is_file() or not (path / "run.json").is_file():
+    folder, checkpoint = (path.parent, path) if path.is_file() else (path, path / "checkpoint.pt")
+    if not (folder / "config.yaml").is_file() or not (folder / "run.json").is_file():
         raise FileNotFoundError(
-            f"{path} is no run's folder: config.yaml and run.json, written by ppl-vae train, are missing"
+            f"{folder} is no run's folder: config.yaml and run.json, written by ppl-vae train, are missing"
         )
-    facts = json.loads((path / "run.json").read_text())
+    facts = json.loads((folder / "run.json").read_text())
     with untouched_random_state():
-        vae = Config.from_yaml((path / "config.yaml").read_text()).build_vae(tuple(facts["data"]["x_shape"]))
-    state = checkpoints.load(path)
+        vae = Config.from_yaml((folder / "config.yaml").read_text()).build_vae(tuple(facts["data"]["x_shape"]))
+    state = checkpoints.load(checkpoint)
     if state["parameters"]:
         raise ValueError(
-            f"{path / 'checkpoint.pt'} holds parameters of pyro.param ({', '.join(state['parameters'])}), which "
+            f"{checkpoint} holds parameters of pyro.param ({', '.join(state['parameters'])}), which "
             "live in Pyro's store and not in the VAE; take them up with fit(resume=...), or make the piece an "
             "nn.Module that owns them"
         )
-    checkpoints.load_module(vae, state["modules"][0], source=str(path / "checkpoint.pt"))
+    checkpoints.load_module(vae, state["modules"][0], source=str(checkpoint))
     return vae.eval()
 
 

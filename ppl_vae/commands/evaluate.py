@@ -1,0 +1,124 @@
+"""``ppl-vae evaluate``: what a run's model is worth, and how far its bound is from log p(x)."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ppl_vae import data, evaluation
+from ppl_vae.commands.opening import DataOptions, OpenRun, Rows, SplitName
+from ppl_vae.commands.options import check_seed, execute
+from ppl_vae.evaluation import pictures
+from ppl_vae.evaluation.log_evidence import Method
+
+EXAMPLE = """\
+ppl-vae evaluate runs/digits                         all test data; runs/digits/evaluation
+ppl-vae evaluate runs/digits --size 1000 --gaps 200  the first 1,000, the gap taken apart for 200 of them
+ppl-vae evaluate runs/wide --evidence ais --size 50  annealed importance sampling, slow
+"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command, and return the exit code."""
+    return execute(evaluate, argv, EXAMPLE)
+
+
+def evaluate(
+    run: OpenRun,
+    data_options: DataOptions,
+    *,
+    evidence: Method = "auto",
+    split: SplitName | None = None,
+    size: int | None = None,
+    gaps: int = 500,
+    importance: int = 200,
+    imputation: int = 200,
+    bins: int | None = None,
+    seed: int = 0,
+    out: str | None = None,
+) -> list[str]:
+    """Print log p(x), the ELBO, the gap between them and where it comes from, and measures of the latent code.
+
+    Nats per datum, with 95% bootstrap intervals over data. The evidence is exact for latents of up to three dimensions
+    (quadrature), discrete ones (enumeration) and linear-Gaussian models; else importance sampling from a proposal that
+    looks for modes that q(z|x) misses. Writes evaluation.json, per_datum.npz and pictures; an earlier evaluation in the
+    same place is replaced.
+
+    Args:
+        run: The run.
+        data_options: The data.
+        evidence: How to find log p(x); auto is the best that applies, posterior importance sampling from q(z|x).
+        split: train, validation, test, or all; by default test (or what there is).
+        size: Only the first so many data; all by default.
+        gaps: Take the gap apart for the first so many; 0 for none.
+        importance: Beside an exact answer, importance sampling from q(z|x) for the first so many; 0 for none.
+        imputation: Impute half of the values of the first so many; 0 for none.
+        bins: Levels of dequantised data (256 for 8-bit images), for bits per dimension.
+        seed: Of all draws.
+        out: The folder to write to; evaluation in the run's folder by default.
+    """
+    check_seed(seed)
+    folder = _folder(run, out)
+    rows = data_options.open(run, split)
+    print_progress = sys.stderr.isatty()
+    found = evaluation.evaluate(
+        run.vae,
+        _split(rows),
+        train=_labelled(run, data_options, rows, split),
+        evidence=evidence,
+        size=size,
+        gap_size=gaps,
+        importance_size=importance,
+        imputation_size=imputation,
+        bins=bins,
+        seed=seed,
+        progress=_tell if print_progress else None,
+    )
+    folder.mkdir(exist_ok=True)
+    content = {"data": rows.name, "seed": seed, **found.to_dict()}
+    (folder / "evaluation.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    arrays: dict[str, Any] = {name: value.numpy() for name, value in found.per_datum().items()}
+    np.savez(folder / "per_datum.npz", **arrays)
+    images = rows.head(len(found.evidence))
+    labels = None if rows.labels is None else rows.labels[: len(found.evidence)]
+    if print_progress:
+        _tell("pictures")
+    drawn = pictures.draw(run.vae, images, found, folder, labels=labels, caveat=run.caveat)
+    if print_progress:
+        print(end="\r\033[K", file=sys.stderr)
+    written = [f"file: {folder / name}" for name in ("evaluation.json", "per_datum.npz")]
+    return [f"{run.folder}: {rows.name}", found.table(), *written, *(f"picture: {path}" for path in drawn)]
+
+
+def _folder(run: OpenRun, out: str | None) -> Path:
+    folder = run.folder / "evaluation" if out is None else Path(out).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"--out {folder} is a file; expected a folder")
+    if not folder.parent.is_dir() or not os.access(folder if folder.is_dir() else folder.parent, os.W_OK):
+        raise PermissionError(
+            f"cannot write to {folder}: its parent is no folder that can be written to; choose an --out"
+        )
+    return folder
+
+
+def _split(rows: Rows) -> data.Split:
+    return data.Split((torch.cat(list(rows.batches())),), rows.labels)
+
+
+def _labelled(run: OpenRun, data_options: DataOptions, rows: Rows, split: SplitName | None) -> data.Split | None:
+    """The training data with their labels, to find neighbours among; None where these are evaluated themselves."""
+    if rows.labels is None or rows.whole or split == "train":
+        return None
+    train = data_options.open(run, "train")
+    return None if train.labels is None or train.name == rows.name else _split(train)
+
+
+def _tell(what: str) -> None:
+    print(f"\r\033[K{what} ...", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,107 @@
+"""``ppl-vae interpolate``: the way between data through the latent space of a run's model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ppl_vae import latent_paths, plots
+from ppl_vae._validation import check_positive_int
+from ppl_vae.commands import writing
+from ppl_vae.commands.opening import DataOptions, OpenRun, Rows, SplitName
+from ppl_vae.commands.options import execute
+
+EXAMPLE = """\
+ppl-vae interpolate runs/digits                            eight pairs of test data, runs/digits/interpolate.png
+ppl-vae interpolate runs/digits --from 3 --to 17           from test datum 3 to test datum 17
+ppl-vae interpolate runs/digits --z '[[-2, 0], [2, 0]]' --steps 20 --out path.npz
+"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command, and return the exit code."""
+    return execute(interpolate, argv, EXAMPLE)
+
+
+def interpolate(
+    run: OpenRun,
+    data_options: DataOptions,
+    *,
+    from_: int | None = None,
+    to: int | None = None,
+    z: list[list[float]] | None = None,
+    pairs: int = 8,
+    steps: int = 10,
+    spherical: bool = False,
+    split: SplitName | None = None,
+    out: str | None = None,
+    overwrite: bool = False,
+) -> list[str]:
+    """Decode the way between pairs of data, from the mean of q(z|x) of one to that of the other; a row a pair.
+
+    The picture has the data at both ends, beside their reconstructions. Without --from and --to the pairs are spread
+    evenly over the data, so that they are the same each time.
+
+    Args:
+        run: The run.
+        data_options: The data.
+        from_: Row of the split to start from, counted from 0; together with --to.
+        to: Row of the split to go to, counted from 0.
+        z: Latents to pass through instead of data: a list of at least two points, '[[-2, 0], [2, 0]]'; a row of the
+            picture for each stretch.
+        pairs: How many pairs, where neither --from and --to nor --z says which.
+        steps: Points on each way, both ends included.
+        spherical: true to take the great circle, with the length going evenly from one to the other, instead of the
+            straight line.
+        split: train, validation, test, or all in the order of the source; by default all rows of a file or folder
+            given with --data, else test (or what there is, where there are none).
+        out: The file: .png for a picture; .npz for z of shape (pairs, steps, latent), x of shape (pairs, steps, ...)
+            and, of data, rows of shape (pairs, 2). By default interpolate.png in the run's folder (interpolate.npz
+            where the data are no images), or the first of interpolate-2, ... that is free. A file is never replaced
+            unasked.
+        overwrite: true to replace a file that is there.
+    """
+    check_positive_int(pairs, "--pairs")
+    if steps < 2:
+        raise ValueError(f"--steps is {steps}; expected an integer from 2, since both ends count")
+    path = writing.place(run, out, overwrite, (".png", ".npz"), "interpolate")
+    if z is not None:
+        if data_options.given or split is not None or from_ is not None or to is not None:
+            raise ValueError("--z was given beside data; expected either latents or --from, --to, --split and --data")
+        points = _points(z, run.vae.latent_shape)
+        way = latent_paths.path(points[:-1], points[1:], steps, spherical=spherical)
+        found, ends, index = latent_paths.Interpolation(way, run.vae.decode(way)), None, None
+    else:
+        rows = data_options.open(run, split)
+        index = _pairs(rows, from_, to, pairs)
+        ends = rows.at([pair[0] for pair in index]), rows.at([pair[1] for pair in index])
+        found = latent_paths.interpolate(run.vae, *ends, steps, spherical=spherical)
+    if path.suffix.lower() == ".npz":
+        numbers = None if index is None else torch.tensor(index)
+        return [writing.save_arrays(path, {"x": found.x, "z": found.z, "rows": numbers})]
+    return [writing.save_picture(path, plots.interpolations(found.x, *(ends or ()), caveat=run.caveat))]
+
+
+def _points(z: list[list[float]], latent_shape: tuple[int, ...]) -> Tensor:
+    (d,) = latent_shape
+    if len(z) < 2 or any(len(point) != d for point in z):
+        raise ValueError(f"--z is {z}; expected at least two latents of {d} numbers each, [[...], [...]]")
+    points = torch.tensor(z, dtype=torch.get_default_dtype())
+    if not points.isfinite().all():
+        raise ValueError(f"--z is {z}; expected finite numbers")
+    return points
+
+
+def _pairs(rows: Rows, start: int | None, end: int | None, count: int) -> list[tuple[int, int]]:
+    """Rows to go from and to."""
+    if (start is None) != (end is None):
+        raise ValueError("only one of --from and --to was given; expected both, or neither for pairs all over the data")
+    if start is not None and end is not None:
+        return [(start, end)]
+    count = min(count, len(rows) // 2)
+    if count < 1:
+        raise ValueError(f"{rows.name} has {len(rows)} rows; expected at least two to go between")
+    spread = [i * len(rows) // (2 * count) for i in range(2 * count)]  # far apart, where a file is sorted by class
+    return list(zip(spread[:count], spread[count:], strict=True))

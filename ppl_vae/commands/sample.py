@@ -1,0 +1,57 @@
+"""``ppl-vae sample``: data drawn from a run's model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ppl_vae import plots
+from ppl_vae._scopes import untouched_random_state
+from ppl_vae._validation import check_positive_int
+from ppl_vae.commands import writing
+from ppl_vae.commands.opening import BATCH, OpenRun
+from ppl_vae.commands.options import check_seed, execute
+from ppl_vae.plots.figure import join
+
+EXAMPLE = """\
+ppl-vae sample runs/digits                                 a picture of 100, runs/digits/sample.png
+ppl-vae sample runs/digits --mean false --seed 1           other latents, and noise of p(x|z) on top
+ppl-vae sample runs/digits --size 10000 --out draws.npz    x and z, for numpy.load
+"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command, and return the exit code."""
+    return execute(sample, argv, EXAMPLE)
+
+
+def sample(
+    run: OpenRun, *, size: int = 100, mean: bool = True, seed: int = 0, out: str | None = None, overwrite: bool = False
+) -> list[str]:
+    """Draw data from a run's model: z from the prior, x from p(x|z). The same seed gives the same data.
+
+    Means of p(x|z), the default, look smoother than data do; draws (--mean false) are what the model says of data.
+
+    Args:
+        run: The run.
+        size: How many data to draw.
+        mean: true for the means of p(x|z), false for draws from it.
+        seed: Of the draws, an integer from 0.
+        out: The file: .png for a picture, .npz for x and z. By default sample.png in the run's folder (sample.npz
+            where the data are no images), or the first of sample-2, ... that is free. A file is never replaced unasked.
+        overwrite: true to replace a file that is there.
+    """
+    check_positive_int(size, "--size")
+    check_seed(seed)
+    path = writing.place(run, out, overwrite, (".png", ".npz"), "sample")
+    vae = run.vae
+    with torch.no_grad(), untouched_random_state():
+        torch.manual_seed(seed)
+        z = vae.prior().sample((size,))
+        likelihoods = (vae.likelihood(part) for part in z.split(BATCH))
+        x = torch.cat([p.mean if mean else p.sample() for p in likelihoods])
+    if path.suffix.lower() == ".npz":
+        return [writing.save_arrays(path, {"x": x, "z": z})]
+    note = "Means of p(x|z), not draws." if mean else None
+    return [writing.save_picture(path, plots.samples(x, caveat=join(run.caveat, note)))]

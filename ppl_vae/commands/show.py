@@ -1,0 +1,181 @@
+"""``ppl-vae show``: several runs side by side, from the files in their folders; no model is loaded, nor torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+from ppl_vae._validation import did_you_mean
+from ppl_vae.commands.errors import bad_input
+from ppl_vae.commands.records import TOLD, Record, describe
+from ppl_vae.commands.words import find_run, split, wants_help
+
+HELP = """\
+usage: ppl-vae show RUN... [--json]
+
+Show runs side by side: what they were made of, what they came to, and the figures of their evaluations.
+
+Figures are those of the last epoch (of the chosen one, under early stopping), in nats per datum; elbo has one particle
+and KL weight 1, bound is the objective's own value. Reconstruction error: mean L2 norm of x minus its reconstruction,
+validation data, in units of x. Of an evaluation (ppl-vae evaluate): value [low, high]. '-' stands for what a run does
+not have. Options (--batch_size) are listed at the end where the runs differ in them.
+
+options:
+  RUN...  Runs' folders, or their names under runs; a column each, in as many blocks as the terminal's width needs.
+  --json  Print a list of objects instead, one a run, all digits.
+
+ppl-vae show runs/*                        every run
+ppl-vae show digits digits-2 --json        for a program
+"""
+MISSING = "-"
+GAP = "  "
+NARROWEST = 26  # letters of a column, below which further runs go under the others
+FIGURES = {  # what they are called, and how they are written
+    "validation_elbo": ("ELBO, validation", ".2f"),
+    "validation_bound": ("bound, validation", ".2f"),
+    "validation_kl": ("KL, validation", ".2f"),
+    "reconstruction_error": ("reconstruction error", ".3f"),
+    "elbo": ("ELBO, training", ".2f"),
+}
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command, and return the exit code."""
+    with bad_input():
+        if wants_help(argv):
+            print(HELP, end="")
+            return 0
+        given = split(argv, flags=("json",))
+        for name in given.options.keys() - {"json"}:
+            near = did_you_mean(name, ["json", "help"])
+            raise ValueError(f"--{name} is unknown; show takes runs, --json and --help{near}")
+        if not given.runs:
+            raise ValueError("show was given no run; expected one or more: ppl-vae show runs/<name> ...")
+        records = [describe(find_run(word)) for word in dict.fromkeys(given.runs)]
+    if "json" in given.options:
+        print(json.dumps(records, indent=2, allow_nan=False))
+        return 0
+    print(_table(records, shutil.get_terminal_size().columns))
+    _notes(records)
+    return 0
+
+
+def _rows(records: Sequence[Record]) -> dict[str, list[str]]:
+    """The lines of the table: a name, and a cell for each run."""
+
+    def cells(value: Any) -> list[str]:
+        return [value(record) for record in records]
+
+    rows = {
+        "data": cells(lambda r: _data(r["data"])),
+        **{role: cells(lambda r, role=role: r[role] or MISSING) for role in ("prior", "likelihood", "posterior")},
+        "objective": cells(lambda r: r["objective"] or MISSING),
+        "optimizer": cells(lambda r: r["optimizer"] or MISSING),
+        "epochs": cells(_epochs),
+    }
+    for name, (title, form) in FIGURES.items():
+        if any(name in record["figures"] for record in records):
+            rows[title] = cells(lambda r, n=name, f=form: _number(r["figures"].get(n, MISSING), f))
+    rows |= {
+        "seconds": cells(lambda r: MISSING if r["seconds"] is None else f"{r['seconds']:,.0f}"),
+        "seed": cells(lambda r: str(r["seed"])),
+        "compile": cells(lambda r: r["compile"] or MISSING),
+        "device": cells(lambda r: r["device"] or MISSING),
+    }
+    if any(record["caveat"] for record in records):
+        rows["caveat"] = cells(lambda r: r["caveat"] or MISSING)
+    for name in dict.fromkeys(name for record in records for name in record["evaluation"]):
+        rows[name.replace("_", " ")] = cells(lambda r, n=name: _interval(r["evaluation"].get(n)))
+    return rows | _differences(records)
+
+
+def _differences(records: Sequence[Record]) -> dict[str, list[str]]:
+    """The options that are set differently in these runs, and that no row above tells."""
+    flat = [dict(_leaves(record["config"])) for record in records]
+    shared = [name for name in flat[0] if all(name in values for values in flat)]
+    told = ("class", "hidden", *TOLD, "epochs", "seed", "compile", "device", "name", "binarize")
+    names = [n for n in shared if len({str(v[n]) for v in flat}) > 1 and n.rpartition(".")[2] not in told]
+    return {f"--{name}": [_plain(values[name]) for values in flat] for name in names}
+
+
+def _plain(value: Any) -> str:
+    """A value as the command line takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _leaves(tree: Record, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _table(records: Sequence[Record], width: int) -> str:
+    """The runs as columns, wrapped and side by side as far as they fit, the rest in further blocks."""
+    rows = {"run": [record["run"] for record in records], **_rows(records)}
+    first = max(map(len, rows))  # letters of the longest name
+    room = max(NARROWEST, (width - first) // len(records) - len(GAP))
+    wrapped = {
+        name: [textwrap.wrap(cell, room, break_on_hyphens=False) or [""] for cell in cells]
+        for name, cells in rows.items()
+    }
+    widths = [max(len(line) for cells in wrapped.values() for line in cells[i]) for i in range(len(records))]
+    blocks: list[list[int]] = []
+    for i in range(len(records)):
+        if not blocks or first + sum(len(GAP) + widths[j] for j in [*blocks[-1], i]) > width:
+            blocks.append([])
+        blocks[-1].append(i)
+    lines = []
+    for block in blocks:
+        for name, cells in wrapped.items():
+            for parts in zip_longest([name], *(cells[i] for i in block), fillvalue=""):
+                padded = map(str.ljust, parts, [first, *(widths[i] for i in block)])
+                lines.append(GAP.join(padded).rstrip())
+        lines.append("")
+    return "\n".join(lines[:-1])
+
+
+def _notes(records: Sequence[Record]) -> None:
+    """Say on stderr what makes figures of these runs incomparable."""
+    if len({record["fingerprint"] for record in records}) > 1:
+        message = "note: these runs had different data (or splits of them): their figures cannot be compared"
+        print(message, file=sys.stderr)
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    shape = "x".join(map(str, data["x_shape"] or []))
+    binarize = "" if data["binarize"] in (None, "none") else f", {data['binarize']}"
+    return f"{data['name']} {shape}, {data['train']}/{data['validation']}/{data['test']}{binarize}"
+
+
+def _epochs(record: Record) -> str:
+    planned, best = record["epochs_planned"], record["best_epoch"]
+    text = f"{record['epochs']}" + ("" if planned in (None, record["epochs"]) else f" of {planned}")
+    return f"{text}, {record['state']}" + (f", best {best}" if best else "")
+
+
+def _interval(figure: Record | None) -> str:
+    """``-136.82 [-137.9, -135.7]``: the ends with two digits of the half-width, the figure with one more."""
+    if figure is None:
+        return MISSING
+    value, low, high = (figure[key] for key in ("value", "low", "high"))
+    if None in (value, low, high):
+        return _number(value, ".6g")
+    half = 0.5 * (high - low)
+    if not 0 < half < math.inf:
+        return f"{value:.6g} [{low:.6g}, {high:.6g}]"
+    decimals = max(0, 1 - math.floor(math.log10(half)))
+    return f"{value:.{decimals + 1}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
+
+
+def _number(value: Any, form: str) -> str:
+    if isinstance(value, str):
+        return value
+    return "not finite" if value is None else f"{value:{form}}"  # which JSON cannot hold

@@ -1,0 +1,155 @@
+"""``ppl-vae train``: from a configuration to a run's folder, and what is seen of it on the way."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ppl_vae import checkpoints, config, help, runs, training
+from ppl_vae.commands.errors import BAD_INPUT, BadInput, bad_input, complain
+from ppl_vae.training import Progress, Run
+
+LINES = 20  # of progress in a whole run, where there is no terminal for a bar
+
+
+def run(argv: Sequence[str]) -> int:
+    """Train as a command line says, and return the exit code."""
+    if help.wanted(argv):
+        with bad_input():
+            text = help.text(argv)
+        print(text, end="")
+        return 0
+    with bad_input():
+        settings = config.parse(argv)
+        if settings.print_only:
+            print(settings.to_yaml(), end="")
+            return 0
+        out = runs.next_free(Path("runs") / settings.name) if settings.out is None else Path(settings.out)
+        runs.RunFolder.check(out)
+        resume = None if settings.resume is None else checkpoints.load(settings.resume)
+        dataset = settings.build_dataset()
+        vae = settings.build_vae(dataset)
+        arguments = settings.build_fit_arguments()
+        choice = {name: arguments[name] for name in ("compile", "objective", "epochs", "batch_size", "device")}
+        arguments["compile"] = settings.values["compile"] = training.resolve_compile(data=dataset, **choice)
+        folder = runs.RunFolder(out, settings.to_yaml())
+
+    display: Any = _Bar() if sys.stderr.isatty() else _Lines(arguments["epochs"])
+    with _CtrlC() as stop:
+        try:
+            trained = training.fit(vae, dataset, callbacks=[folder, display], stop=stop, resume=resume, **arguments)
+        except training.DivergedError as error:
+            print(f"last good state: {folder.path / 'last_good.pt'}", file=sys.stderr)
+            complain(error)
+            return 1
+        except BAD_INPUT as error:
+            if display.started:
+                raise
+            raise BadInput from error
+    print(_report(trained, folder))
+    return 130 if trained.stopped == "interrupted" else 0
+
+
+def _report(run: Run, folder: Any) -> str:
+    """What a run came to, a line each."""
+    final, lines = run.final, []
+    for name, figure in (("validation", "validation_elbo"), ("training data", "elbo")):
+        if figure in final:
+            caveat = f" ({run.caveat})" if run.caveat else ""
+            lines.append(f"ELBO on {name}: {final[figure]:.2f} nats per datum{caveat}")
+            break
+    if "reconstruction_error" in final:
+        lines.append(f"reconstruction error: {final['reconstruction_error']:.3f} (mean L2 norm)")
+    lines.append(f"{run.stopped} after {len(run.history)} epochs, {run.seconds / 60:.1f} minutes on {run.device}")
+    lines.append(f"run: {folder.path}")
+    lines += [f"picture: {path}" for path in folder.pictures]
+    if run.stopped == "interrupted":
+        lines.append(f"continue with: ppl-vae train --resume {folder.path}")
+    return "\n".join(lines)
+
+
+class _CtrlC:
+    """Whether Ctrl-C was pressed: the first ends the run after its step, a second aborts at once."""
+
+    def __init__(self) -> None:
+        self.pressed = False
+        self._mine = threading.current_thread() is threading.main_thread()  # others may not touch signals
+
+    def __call__(self) -> bool:
+        return self.pressed
+
+    def __enter__(self) -> _CtrlC:
+        if self._mine:
+            self._before = signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._mine:
+            signal.signal(signal.SIGINT, self._before or signal.SIG_DFL)
+
+    def _press(self, *_: object) -> None:
+        self.pressed = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("\nppl-vae: ending after this step; Ctrl-C again aborts at once", file=sys.stderr)
+
+
+class _Display:
+    """A callback of `fit` that knows whether training has begun, and so who is to blame for an error."""
+
+    started = False
+
+    def on_start(self, run: Run) -> None:
+        self.started = True
+        if run.caveat:
+            print(f"note: {run.caveat}", file=sys.stderr)
+
+
+class _Bar(_Display):
+    """A progress bar, for a terminal."""
+
+    def on_start(self, run: Run) -> None:
+        from tqdm import tqdm
+
+        super().on_start(run)
+        self.bar = tqdm(total=1.0, bar_format="{desc} |{bar}| {percentage:3.0f}%{postfix}", leave=False)
+
+    def on_progress(self, progress: Progress) -> None:
+        minutes, seconds = divmod(round(progress.seconds_left), 60)
+        self.bar.set_description_str(f"epoch {progress.epoch}/{progress.epochs}", refresh=False)
+        self.bar.set_postfix_str(
+            f"elbo {progress.elbo:.2f}, {progress.rate:,.0f} data/s, {minutes}:{seconds:02d} left", refresh=False
+        )
+        self.bar.n = (progress.epoch - 1 + progress.step / progress.steps) / progress.epochs
+        self.bar.refresh()
+
+    def on_end(self, run: Run) -> None:
+        self.bar.close()
+
+    def on_error(self, run: Run, error: BaseException) -> None:
+        if self.started:
+            self.bar.close()
+
+
+class _Lines(_Display):
+    """A line now and then, for a log."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self.every = max(1, epochs // LINES)
+
+    def on_epoch(self, run: Run, record: dict[str, float]) -> None:
+        epoch = int(record["epoch"])
+        if epoch % self.every and epoch not in (1, self.epochs):
+            return
+        figures = [
+            ("loss", "loss", ".2f"),
+            ("elbo on validation", "validation_elbo", ".2f"),
+            ("accuracy error", "reconstruction_error", ".3f"),
+            ("seconds", "seconds", ".1f"),
+        ]
+        shown = [f"{label} {record[key]:{form}}" for label, key, form in figures if key in record]
+        print(f"epoch {epoch}/{self.epochs}: {', '.join(shown)}", file=sys.stderr, flush=True)

@@ -1,0 +1,89 @@
+"""The file that a command writes: where it goes, whole or not at all, and never over another unasked."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ppl_vae import plots
+from ppl_vae.commands.opening import OpenRun
+
+
+def place(run: OpenRun, out: str | None, overwrite: bool, suffixes: Sequence[str], stem: str) -> Path:
+    """Return the path to write to, once it is clear that this can be done.
+
+    Args:
+        run: The run, in whose folder it lies by default.
+        out: What ``--out`` says; None for `stem` in the run's folder, or the first of stem-2, ... that is free.
+        overwrite: Whether a file that is there may be replaced.
+        suffixes: The formats; the first is the default, or the second for pictures of what cannot be drawn.
+        stem: The name without its suffix.
+
+    Raises:
+        ValueError: If the suffix is another, or a picture of data that are no images is asked for.
+        OSError: If the file is there already, or its folder is not or cannot be written to.
+    """
+    if out is None:
+        drawable = suffixes[0] != ".png" or run.draws_images
+        path = _free(run.folder / f"{stem}{suffixes[0] if drawable else suffixes[1]}", overwrite)
+    else:
+        path = Path(out).expanduser()
+        if path.is_dir() or path.suffix.lower() not in suffixes:
+            raise ValueError(f"--out is {out!r}; expected the name of a file that ends in {' or '.join(suffixes)}")
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"--out {out} is there already; choose another name, or give --overwrite true")
+        if path.suffix.lower() == ".png" and not run.draws_images:
+            others = " or ".join(s for s in suffixes if s != ".png")
+            raise ValueError(
+                f"{run.folder} cannot be drawn: its data are of shape {run.x_shape}, and a picture needs images, "
+                f"(C, H, W) with C = 1 or 3, or (H, W); give an --out that ends in {others}"
+            )
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise PermissionError(
+            f"cannot write {path}: {path.parent} is no folder that can be written to; choose an --out"
+        )
+    return path
+
+
+def save_picture(path: Path, figure: Figure) -> str:
+    """Write a picture; return the line that says so."""
+    return f"picture: {plots.save(figure, path)}"
+
+
+def save_arrays(path: Path, arrays: dict[str, Tensor | None]) -> str:
+    """Write arrays to an ``.npz`` file, without those that are None; return the line that says so."""
+    there = {name: array.detach().cpu().numpy() for name, array in arrays.items() if array is not None}
+    _whole(path, lambda file: np.savez(file, **there))  # type: ignore[arg-type]
+    contents = ", ".join(f"{name} {array.shape}" for name, array in there.items())
+    return f"file: {path} ({contents})"
+
+
+def save_table(path: Path, columns: dict[str, Tensor]) -> str:
+    """Write columns of numbers, (n,) each, to a ``.csv`` file, floats to their last digit; return the line."""
+    arrays = {name: column.detach().cpu().numpy() for name, column in columns.items()}
+    lists = [[repr(v) for v in a.tolist()] if a.dtype != np.float32 else [str(v) for v in a] for a in arrays.values()]
+    lines = [",".join(arrays), *(",".join(row) for row in zip(*lists, strict=True))]
+    _whole(path, lambda file: file.write(("\n".join(lines) + "\n").encode()))
+    return f"file: {path} ({len(lines) - 1} rows of {', '.join(arrays)})"
+
+
+def _free(path: Path, overwrite: bool) -> Path:
+    numbered = (path if n == 1 else path.with_stem(f"{path.stem}-{n}") for n in range(1, sys.maxsize))
+    return path if overwrite else next(p for p in numbered if not p.exists())
+
+
+def _whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

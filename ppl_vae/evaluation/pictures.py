@@ -1,0 +1,184 @@
+"""The pictures of an evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_vae import plots
+from ppl_vae.evaluation.bootstrap import Interval, interval
+from ppl_vae.evaluation.densities import VAEDensities
+from ppl_vae.evaluation.evidence import Evidence
+from ppl_vae.evaluation.normals import Normals
+from ppl_vae.evaluation.report import Evaluation
+from ppl_vae.evaluation.true_posterior import log_posterior_grid
+from ppl_vae.plots.latent import MOST_CLASSES
+from ppl_vae.vae import VAE
+
+_WORST = 10
+_SHARES = (0.1, 0.5, 0.9, 0.99, 1.0)  # of the data, by gap: whose true posteriors are drawn
+_NODES = 400
+_SHOWN = 10_000  # draws of the aggregate posterior
+
+
+@torch.no_grad()
+def draw(
+    vae: VAE,
+    x: Tensor,
+    evaluation: Evaluation,
+    folder: str | Path,
+    *,
+    labels: Tensor | None = None,
+    caveat: str | None = None,
+) -> list[Path]:
+    """Draw an evaluation into a folder, and return the paths of what was drawn.
+
+    Always a histogram of log p(x) and the ELBO (with the worst data, where they are images), the rate-distortion plane
+    and the aggregate posterior beside the prior; where it was found, the gap per class and the estimates against K; for
+    a 2-D latent a map of it by the gap, and for images the true posterior beside q of some data.
+
+    Args:
+        vae: The model.
+        x: The data that were evaluated, (n, *x_shape).
+        evaluation: What `evaluate` returned for them.
+        folder: Exists.
+        labels: Of the data, (n,).
+        caveat: Written under every picture.
+    """
+    figures: dict[str, Any] = {}
+    densities, bound, evidence = VAEDensities(vae), evaluation.bound, evaluation.evidence
+    image = x.dim() == 3 or (x.dim() == 4 and x.shape[1] in (1, 3))
+    classes = labels if labels is not None and len(labels.unique()) <= MOST_CLASSES else None
+    gap = evidence.log_evidence - bound.elbo
+    worst = evidence.log_evidence.nan_to_num(torch.inf).argsort()[:_WORST] if image else None
+    figures["evidence"] = plots.evidence_histogram(
+        evidence.log_evidence,
+        None if worst is None else x[worst],
+        None if worst is None else evidence.log_evidence[worst],
+        elbo=bound.elbo,
+        worst_captions=None if worst is None or classes is None else [f"class {c}" for c in classes[worst].tolist()],
+        caveat=caveat,
+    )
+    if evaluation.gaps is not None:
+        split = evaluation.gaps
+        some = None if classes is None else classes[: len(split.gap)]
+        figures["gaps"] = plots.gaps_by_class(
+            split.approximation_gap,
+            split.amortisation_gap,
+            some,
+            intervals=None if some is None else _by_class(split.gap, some),
+            caveat=caveat,
+        )
+    by_particles = evaluation.sampled or (evidence if evidence.method == "importance" else None)
+    if by_particles is not None:
+        figures["particles"] = _by_particles(evaluation, by_particles, caveat)
+    name, means = "this model", [_interval(evaluation, n) for n in ("rate", "distortion", "log_evidence")]
+    figures["rate_distortion"] = plots.rate_distortion(
+        {name: [means[0].value, means[1].value]},
+        intervals={name: (means[0], means[1])},
+        log_evidence={name: means[2].value},
+        caveat=caveat,
+    )
+    q = densities.posterior(x)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        drawn = q.sample((1 + _SHOWN // len(x),)).flatten(0, 1)[:_SHOWN]
+        prior = densities.prior_sample(x[:1], _SHOWN)[:, 0]
+    figures["aggregate_posterior"] = plots.aggregate_posterior(drawn, prior, kl=evaluation.use.kl, caveat=caveat)
+    normals = Normals.of(q)
+    if densities.latent_dim == 2 and normals is not None:
+        figures["latent_map"] = plots.latent_map(
+            normals.loc, gap, label="log p(x) - ELBO, nats", prior_circles=_is_standard(densities), caveat=caveat
+        )
+        if image and evidence.kind == "exact" and evidence.method == "quadrature":
+            figures["true_posteriors"] = _true_posteriors(densities, x, evaluation, normals, classes, caveat)
+    return [plots.save(figure, Path(folder) / f"{name}.png") for name, figure in figures.items()]
+
+
+def _is_standard(densities: VAEDensities) -> bool:
+    prior = Normals.of(densities.prior().expand((1,)))
+    return prior is not None and bool((prior.loc == 0).all() and (prior.std == 1).all())
+
+
+def _interval(evaluation: Evaluation, name: str) -> Interval:
+    figure = evaluation.figures[name]
+    assert isinstance(figure, Interval)
+    return figure
+
+
+def _by_class(values: Tensor, labels: Tensor) -> dict[int, Interval]:
+    return {
+        int(label): interval(values[labels == label])
+        for label in labels.unique()
+        if int((labels == label).sum()) > 1 and bool(values[labels == label].isfinite().all())
+    }
+
+
+def _by_particles(evaluation: Evaluation, sampled: Evidence, caveat: str | None) -> Any:
+    """The estimates at each K on the data that were sampled, beside the exact mean of the same data."""
+    n, prefix = len(sampled), "log_evidence_"
+    estimates = {
+        int(name.removeprefix(prefix)): value for name, value in sampled.details.items() if name.startswith(prefix)
+    }
+    ks = sorted(estimates)
+    values = [torch.as_tensor(estimates[k]) for k in ks]
+    exact = evaluation.evidence.kind == "exact"
+    truth = interval(evaluation.evidence.log_evidence[:n]) if exact else None
+    elbo = interval(evaluation.bound.elbo[:n])
+    return plots.evidence_by_particles(
+        ks,
+        [float(v.mean()) for v in values],
+        [interval(v) for v in values],
+        exact=None if truth is None else truth.value,
+        exact_interval=truth,
+        exact_name=f"exact, by {evaluation.evidence.method}",
+        elbo=elbo.value,
+        elbo_interval=elbo,
+        caveat=caveat,
+    )
+
+
+def _true_posteriors(
+    densities: VAEDensities, x: Tensor, evaluation: Evaluation, q: Normals, labels: Tensor | None, caveat: str | None
+) -> Any:
+    """The whole of p(z|x) and close-ups of it, for data from a small gap to the largest."""
+    log_p, elbo = evaluation.evidence.log_evidence, evaluation.bound.elbo
+    order = (log_p - elbo).argsort()
+    chosen = torch.stack([order[round(share * (len(order) - 1))] for share in _SHARES])
+    mean, std, covariance = q.loc[chosen], q.std[chosen], torch.diag_embed(q.std[chosen].square())
+    if not q.diagonal:
+        covariance = q.scale[chosen] @ q.scale[chosen].mT
+    prior = densities.prior_sample(x[:1], 10_000)[:, 0]
+    low = torch.minimum(prior.amin(0), (mean - 4 * std).amin(0)).min().item()
+    high = torch.maximum(prior.amax(0), (mean + 4 * std).amax(0)).max().item()
+
+    def grid(rows: Tensor, box: Any) -> Tensor:
+        sides = [(float(box[0]), float(box[1])), (float(box[2]), float(box[3]))]
+        return log_posterior_grid(densities, x[rows], sides, _NODES, log_evidence=log_p[rows])
+
+    whole = [low, high, low, high]
+    views = [grid(chosen, whole)]
+    boxes = plots.posterior_close_ups(views[0], whole, mean, covariance)  # (n, 2, 4)
+    for v in range(boxes.shape[1]):
+        close = [
+            torch.zeros_like(views[0][0]) if np.isnan(box).any() else grid(row[None], box)[0]
+            for row, box in zip(chosen, boxes[:, v], strict=True)
+        ]
+        views.append(torch.stack(close))
+    extents = np.concatenate([np.tile(whole, (len(chosen), 1))[:, None], boxes], 1)
+    captions = None if labels is None else [f"class {label}" for label in labels[chosen].tolist()]
+    return plots.true_posteriors(
+        x[chosen],
+        torch.stack(views, 1),
+        extents,
+        mean,
+        covariance,
+        captions,
+        log_evidence=log_p[chosen],
+        elbo=elbo[chosen],
+        caveat=caveat,
+    )

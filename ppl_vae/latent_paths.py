@@ -1,0 +1,138 @@
+r"""Paths through the latent space between data, decoded: what lies between two of them, as the model sees it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppl_vae.vae import VAE
+
+TINY = 1e-6  # radians from opposite directions, between which every great circle is as short
+
+
+class Interpolation(NamedTuple):
+    """Paths between pairs of data.
+
+    Attributes:
+        z: The latents, (pairs, steps, latent).
+        x: The means of p(x|z) there, (pairs, steps, *x_shape).
+    """
+
+    z: Tensor
+    x: Tensor
+
+
+def interpolate(
+    vae: VAE, x_from: Tensor, x_to: Tensor, num_steps: int = 10, *, spherical: bool = False
+) -> Interpolation:
+    """Data decoded on the way from the mean of q(z|x) of one datum to that of another.
+
+    The ends are reconstructions, not the data. Steps of equal length in z are no equal changes of x. See `path` for
+    which way to take; no noise is drawn.
+
+    Args:
+        vae: The model; used in evaluation mode.
+        x_from: Where the paths begin, (pairs, *x_shape).
+        x_to: Where they end, (pairs, *x_shape).
+        num_steps: Points on a path, both ends included; at least 2.
+        spherical: See `path`.
+
+    Returns:
+        The latents, (pairs, num_steps, latent), and the means of p(x|z) there, (pairs, num_steps, *x_shape).
+
+    Raises:
+        ValueError: If the data do not pair up or are not of the model's shape; else as `path`.
+
+    Example:
+        >>> from ppl_vae import likelihoods, posteriors, priors
+        >>> vae = VAE((1, 8, 8), prior=priors.StandardNormal(2), likelihood=likelihoods.Bernoulli(),
+        ...           posterior=posteriors.DiagonalNormal())
+        >>> x_from, x_to = vae.sample(3), vae.sample(3)
+        >>> z, x = interpolate(vae, x_from, x_to, num_steps=5)
+        >>> z.shape, x.shape
+        (torch.Size([3, 5, 2]), torch.Size([3, 5, 1, 8, 8]))
+        >>> torch.equal(z[:, 0], vae.encode(x_from)), torch.equal(z[:, -1], vae.encode(x_to))
+        (True, True)
+    """
+    for name, x in (("x_from", x_from), ("x_to", x_to)):
+        if tuple(x.shape[1:]) != vae.x_shape or len(x) != len(x_from):
+            raise ValueError(
+                f"interpolate: {name} has shape {tuple(x.shape)}; expected {(len(x_from), *vae.x_shape)}, as many data "
+                "at both ends, of the model's shape"
+            )
+    z = path(vae.encode(x_from), vae.encode(x_to), num_steps, spherical=spherical)
+    return Interpolation(z, vae.decode(z))
+
+
+def path(z_from: Tensor, z_to: Tensor, num_steps: int = 10, *, spherical: bool = False) -> Tensor:
+    r"""Points from one latent to another, evenly spaced.
+
+    On the straight line, the default, points come closer to the origin than its ends; in many dimensions, where a
+    normal prior has its mass in a thin shell of radius :math:`\sqrt d`, they leave that shell. The spherical way does
+    not: its direction follows the great circle, by an equal angle each step, and its length goes evenly from one to
+    the other,
+
+    .. math::
+        z(t) = \bigl((1 - t) \lVert a \rVert + t \lVert b \rVert\bigr)
+        \frac{\sin((1 - t)\omega)\, \hat a + \sin(t \omega)\, \hat b}{\sin \omega},
+        \qquad \cos \omega = \hat a \cdot \hat b.
+
+    For ends of equal length this is the usual slerp; for others the usual one mixes a and b themselves, and runs away
+    where they are nearly opposite. It means something only where the prior is centred at the origin and has no
+    preferred direction, and little in two dimensions, where the centre of the plane is full of data.
+
+    Args:
+        z_from: a, (..., latent).
+        z_to: b, of the same shape.
+        num_steps: Points, both ends included; at least 2.
+        spherical: Whether to take the great circle instead of the straight line.
+
+    Returns:
+        The points, (..., num_steps, latent); the first and the last are a and b exactly.
+
+    Raises:
+        ValueError: If the shapes differ, there are fewer than two steps, or a great circle is asked for in one
+            dimension or between opposite directions, where there is none or no shortest.
+
+    Reference:
+        Sampling Generative Networks (White, 2016), https://arxiv.org/abs/1609.04468
+
+    Example:
+        >>> a, b = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 2.0])
+        >>> path(a, b, 3)[1], path(a, b, 3, spherical=True)[1]
+        (tensor([1., 1.]), tensor([1.4142, 1.4142]))
+    """
+    if z_from.shape != z_to.shape or z_from.dim() == 0:
+        raise ValueError(
+            f"path: the ends have shapes {tuple(z_from.shape)} and {tuple(z_to.shape)}; expected two of (..., latent)"
+        )
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 2:
+        raise ValueError(f"path: num_steps is {num_steps!r}; expected an integer from 2, since both ends count")
+    a, b = (
+        z.to("cpu", torch.float64).unsqueeze(-2) for z in (z_from, z_to)
+    )  # (..., 1, latent); not all devices have it
+    t = torch.linspace(0, 1, num_steps, dtype=torch.float64).unsqueeze(-1)  # (steps, 1)
+    points = (_great_circle(a, b, t) if spherical else (1 - t) * a + t * b).to(z_from)
+    points[..., 0, :], points[..., -1, :] = z_from, z_to
+    return points
+
+
+def _great_circle(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+    if a.shape[-1] < 2:
+        raise ValueError("path: there is no great circle in a latent space of one dimension; leave spherical off")
+    length_a, length_b = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
+    unit_a = torch.where(length_a > 0, a / length_a, b / length_b)  # the origin has no direction: the other's
+    unit_b = torch.where(length_b > 0, b / length_b, unit_a)
+    unit_a, unit_b = unit_a.nan_to_num(), unit_b.nan_to_num()  # both ends at the origin
+    # Kahan's angle, exact to rounding where arccos loses half the digits
+    omega = 2 * torch.atan2((unit_a - unit_b).norm(dim=-1, keepdim=True), (unit_a + unit_b).norm(dim=-1, keepdim=True))
+    if bool((omega > torch.pi - TINY).any()):
+        raise ValueError(
+            "path: two ends lie in opposite directions from the origin, between which no great circle is the shortest; "
+            "leave spherical off"
+        )
+    # sin(t w) / sin(w) tends to t as w tends to 0
+    share_a, share_b = (torch.where(omega > 0, torch.sin(s * omega) / torch.sin(omega), s) for s in (1 - t, t))
+    return ((1 - t) * length_a + t * length_b) * (share_a * unit_a + share_b * unit_b)

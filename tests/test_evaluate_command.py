@@ -1,0 +1,107 @@
+"""``ppl-vae evaluate``: the table, the files and the pictures of an evaluation, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from ppl_vae import cli
+
+SHORT = ["--epochs", "3", "--likelihood.network.hidden", "[8]", "--posterior.network.hidden", "[8]", "--compile", "off"]
+FEW = ["--size", "40", "--gaps", "12", "--importance", "6", "--imputation", "5"]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A folder with two runs on digits, in two and in four dimensions."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    with mock.patch("ppl_vae.runs.draw", return_value=[]):
+        assert cli.main(["train", *SHORT, "--out", str(folder / "plane")]) == 0
+        assert cli.main(["train", *SHORT, "--prior.latent_dim", "4", "--out", str(folder / "four")]) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def runs(trained, tmp_path, monkeypatch, capsys):
+    for run in ("plane", "four"):
+        shutil.copytree(trained / run, tmp_path / run)
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    return tmp_path
+
+
+def test_the_table_the_files_and_the_pictures(runs, capsys):
+    assert cli.main(["evaluate", "plane", *FEW]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""  # progress is for terminals
+    lines = captured.out.splitlines()
+    assert lines[0] == "plane: digits, test"
+    assert lines[1].startswith("40 data, log p(x) by quadrature (exact)")
+    content = json.loads((runs / "plane" / "evaluation" / "evaluation.json").read_text())
+    figures = content["figures"]
+    assert figures["log_evidence"]["low"] < figures["log_evidence"]["value"] < figures["log_evidence"]["high"]
+    assert figures["knn_accuracy"]["value"] > 0.2
+    arrays = np.load(runs / "plane" / "evaluation" / "per_datum.npz")
+    assert arrays["log_evidence"].mean() == pytest.approx(figures["log_evidence"]["value"])
+    assert np.isfinite(arrays["approximation_gap"]).sum() == 12
+    pictures = {line.removeprefix("picture: plane/evaluation/") for line in lines if line.startswith("picture: ")}
+    names = ["evidence", "gaps", "particles", "rate_distortion", "aggregate_posterior", "latent_map", "true_posteriors"]
+    assert pictures == {f"{name}.png" for name in names}
+    for name in pictures:
+        assert (runs / "plane" / "evaluation" / name).stat().st_size > 5000
+
+
+def test_show_has_the_figures_of_an_evaluation(runs, capsys):
+    cli.main(["evaluate", "plane", *FEW, "--gaps", "0", "--importance", "0", "--imputation", "0"])
+    capsys.readouterr()
+    assert cli.main(["show", "plane", "four"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("log evidence ")]
+    content = json.loads((runs / "plane" / "evaluation" / "evaluation.json").read_text())
+    assert f"{content['figures']['log_evidence']['value']:.1f}" in line
+
+
+def test_more_than_three_latents_are_estimated_and_drawn_without_the_plane(runs, capsys):
+    assert cli.main(["evaluate", "four", "--size", "6", "--gaps", "3", "--imputation", "3", "--out", "elsewhere"]) == 0
+    out = capsys.readouterr().out
+    assert "by importance (a stochastic lower bound)" in out
+    assert "latent_map" not in out
+    assert not (runs / "four" / "evaluation").exists()
+    content = json.loads((runs / "elsewhere" / "evaluation.json").read_text())
+    assert content["kind"] == "lower"
+    assert (runs / "elsewhere" / "particles.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("evaluate nowhere", "nowhere"),
+        ("evaluate", "no run"),
+        ("evaluate plane --evidence quadratur", "evidence"),
+        ("evaluate four --evidence quadrature --size 5", "at most 3"),
+        ("evaluate plane --size 0", "size"),
+        ("evaluate plane --size 1", "at least 2"),
+        ("evaluate plane --gaps -1", "gap_size"),
+        ("evaluate plane --seed -1", "--seed"),
+        ("evaluate plane --out nowhere/deep", "--out"),
+        ("evaluate plane --split testing", "split"),
+    ],
+)
+def test_what_cannot_be_is_one_line(words, said, capsys, runs):
+    assert cli.main(words.split()) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith("ppl-vae: error: ")
+    assert said in line
+    assert captured.out == ""
+    assert not (runs / "plane" / "evaluation").exists()
+
+
+def test_help_explains_every_option(capsys):
+    assert cli.main(["evaluate", "--help"]) == 0
+    out = capsys.readouterr().out
+    for option in ("evidence", "split", "size", "gaps", "importance", "imputation", "bins", "seed", "out", "data"):
+        assert f"--{option}" in out
