@@ -166,10 +166,10 @@ def resolve_compile(
     """Return the level of compilation; ``"auto"`` is decided by what the run is, never by a clock.
 
     ``"auto"`` is ``"full"`` where a compiler is at hand and the run is long enough to pay for compiling twice over: the
-    steps it will take, times what compiling saves in one (half a millisecond of calls, and 6 nanoseconds for every
-    number in a batch of reconstructions, measured on two cores), come to more than 80 seconds (compiling takes 10 to 20
-    for each shape of batch, and the last batch of an epoch is often another). Else it is ``"graph"``, which needs no
-    compiler and changes no bit.
+    steps it will take, times what compiling saves in one (half a millisecond of calls, and 4 nanoseconds for every
+    number in a batch of reconstructions, as benchmarks/ has it for two cores), come to more than 80 seconds (compiling
+    takes 10 to 40 for each shape of batch, and the last batch of an epoch is often another). Else it is ``"graph"``,
+    which needs no compiler and changes no bit.
 
     Raises:
         ValueError: If there is no such level.
@@ -184,7 +184,7 @@ def resolve_compile(
     if data is None:
         return "graph"
     numbers = batch_size * math.prod(data.x_shape) * getattr(objective, "num_particles", 1)
-    saved = epochs * math.ceil(len(data.train) / batch_size) * (5e-4 + 6e-9 * numbers)
+    saved = epochs * math.ceil(len(data.train) / batch_size) * (5e-4 + 4e-9 * numbers)
     return "full" if saved > 80 and _has_compiler(torch.device(device)) else "graph"
 
 
