@@ -27,6 +27,16 @@ def test_three_elbos(capsys):
     assert "Trace_ELBO (sampled KL)" in capsys.readouterr().out
 
 
+def test_missed_modes(capsys):
+    found = load("missed_modes").main(size=6, epochs=5, temperatures=20)
+    exact = found.pop("exact")
+    assert len(found) == 3
+    for name, evidence in found.items():
+        error = (evidence.log_evidence - exact.log_evidence).abs()
+        assert (error <= 5 * evidence.error + exact.error).all(), name  # an unreliable estimate has an infinite error
+    assert "by quadrature, errors below" in capsys.readouterr().out
+
+
 def test_every_example_is_tested():
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested

@@ -120,8 +120,8 @@ def kl_to_posterior(
         seed: For draws from a q that knows no mean; the global random state is not moved.
 
     Returns:
-        The divergence; `error` is twice the change at the last growth of p (or a quarter of the change before it, if that
-        is more), what q's mass beyond the box may add, and the error of the evidence.
+        The divergence; `error` is twice the change at the last growth of p (or a quarter of the change before it, if
+        that is more), what q's mass beyond the box may add, and the error of the evidence.
 
     Raises:
         ValueError: If the evidence is of other data, or the latent has more than three dimensions.
