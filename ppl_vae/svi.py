@@ -16,6 +16,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from pyro.optim import PyroLRScheduler, PyroOptim
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -38,11 +39,12 @@ class SVI:
     The first step runs as it is written, under whatever validation Pyro has switched on. From the second on a step of
     the same shapes runs as one captured graph without any Pyro code (`ppl_vae.capture`), which is made again when a
     Python value within its reach has changed, and held against the program as it is written before its first use and
-    after 100, 1,000, ... steps. A program that cannot be captured (a branch on a value, ``.item()``) goes on as it is
-    written, and one warning of the logger ``ppl_vae.svi`` says why. Wrong for a program whose side effects matter at
-    every step: they happen in the first steps only (a warning names a Python value that the program changes itself, and
-    one that it computes with is not captured); and a Python value that you change at every step costs a new graph each
-    time, up to eight: make it a tensor.
+    after 100, 1,000, ... uses. A step inside an effect handler of the caller's own runs as it is written. A program
+    that cannot be captured (a branch on a value, ``.item()``) goes on as it is written, and one warning of the logger
+    ``ppl_vae.svi`` says why. Wrong for a program whose side effects matter at every step: they happen in the first
+    steps only (a warning names a Python value that the program changes itself, and one that it computes with is not
+    captured); and a Python value that you change at every step costs a new graph each time, up to eight: make it a
+    tensor.
 
     `step` has Pyro's meaning, gradient and value of the *sum* over data, and returns a float, for which it waits.
     `update` follows the gradient of the *mean* per datum, so that the learning rate does not depend on the size of the
@@ -102,7 +104,6 @@ class SVI:
         self._factory = _as_factory(optim)
         self._parameters = _ParameterCollector()
         self._graphs: dict[Any, list[CapturedStep]] = {}
-        self._uses = 0
         self._warned = False
 
     @property
@@ -149,7 +150,8 @@ class SVI:
     def _take(self, mean: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BatchLoss:
         """Take a step: the first as it is written, the next ones from its graph where there is one."""
         result = None
-        if self.why_eager is None and self.optimizer is not None:
+        # handlers around this call (a scale, a mask) change what the program is: such a step runs as it is written
+        if self.why_eager is None and self.optimizer is not None and not _PYRO_STACK:
             try:
                 result = self._captured(mean, args, kwargs)
             except CaptureError as error:
@@ -162,7 +164,7 @@ class SVI:
     def _captured(self, mean: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BatchLoss:
         """Evaluate the objective by its graph, captured if need be, and leave the gradients in ``.grad``."""
         key, tensors, rebuild = signature(args, kwargs)
-        graphs = self._graphs.setdefault((mean, key), [])
+        graphs = self._graphs.setdefault((mean, torch.get_default_dtype(), key), [])
         graph = next((g for g in graphs if g.guards.changed() is None), None)
         if graph is None:
             if len(graphs) >= _MOST_GRAPHS:
@@ -171,10 +173,13 @@ class SVI:
                 )
             graph = self._capture(mean, tensors, rebuild)
             graphs.append(graph)
-        self._uses += 1
-        if self._uses in _CHECKED_AT and (difference := graph.difference(tensors)) is not None:
-            raise CaptureError(f"after {self._uses} steps {difference}: the program depends on what no guard sees")
-        step = graph(*tensors)
+        graph.uses += 1
+        if graph.uses in _CHECKED_AT and (difference := graph.difference(tensors)) is not None:
+            raise CaptureError(f"after {graph.uses} steps {difference}: the program depends on what no guard sees")
+        try:
+            step = graph(*tensors)
+        except RuntimeError as error:  # if it is no fault of the graph's, the program as it is written has it too
+            raise CaptureError(f"the graph failed: {error}") from error
         for parameter, gradient in zip(self.parameters.values(), step.gradients, strict=True):
             parameter.grad = gradient
         return step.loss

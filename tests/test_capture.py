@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import itertools
 import logging
 import random
 import re
+import types
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -276,6 +279,80 @@ def test_a_python_number_that_changes_is_noticed_at_once(make):
     assert losses["graph"] == losses["off"]
     (graphs,) = svi._graphs.values()
     assert len(graphs) == 2
+
+
+class Slotted:
+    __slots__ = ("beta",)
+
+    def __init__(self):
+        self.beta = 1.0
+
+
+class OfTheClass:
+    beta = 1.0
+
+
+@pytest.mark.parametrize("make", [Slotted, OfTheClass, argparse.Namespace, types.SimpleNamespace, types.ModuleType])
+def test_a_number_is_noticed_wherever_users_keep_it(make):
+    config = make("config") if make is types.ModuleType else make()
+    if not hasattr(config, "beta"):
+        config.beta = 1.0
+    losses = steps_with(lambda: config.beta, lambda: setattr(config, "beta", 3.0), {"config": config})
+    assert losses[-1] == pytest.approx(3 * losses[-2], rel=0.5)
+    assert losses[-1] > 2 * losses[-2]
+
+
+def steps_with(beta, change, reachable):
+    """Losses of a program scaled by beta(), which changes before the last step."""
+
+    def model(x):
+        loc = pyro.param("loc", torch.zeros(2))
+        with pyro.plate("data", len(x), dim=-1), pyro.poutine.scale(scale=beta()):
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    model.reachable = reachable
+    svi = SVI(model, lambda x: None, functools.partial(torch.optim.SGD, lr=1e-6), Trace_ELBO())
+    losses = trajectory(svi, [(torch.ones(3, 2),)] * 3)
+    change()
+    losses += trajectory(svi, [(torch.ones(3, 2),)])
+    assert svi.why_eager is None
+    return losses
+
+
+def test_sets_and_arrays_are_noticed_by_what_they_hold():
+    array, names = np.ones(3), {"a"}
+    for beta, change in (
+        (lambda: array.sum() / 3, lambda: array.fill(3.0)),
+        (lambda: 2 * len(names) - 1, lambda: names.add("b")),
+    ):
+        pyro.clear_param_store()
+        losses = steps_with(beta, change, None)
+        assert losses[-1] > 2 * losses[-2]
+
+
+def test_other_strides_are_another_graph():
+    vae = make_vae()
+    svi = SVI(vae.model, vae.guide, ADAM, ELBO())
+    trajectory(svi, [(binary(6),)] * 3)
+    reference = make_vae()
+    eager = SVI(reference.model, reference.guide, ADAM, ELBO(), compile="off")
+    trajectory(eager, [(binary(6),)] * 3)
+    turned = binary(6).t()
+    assert trajectory(svi, [(turned,)]) == trajectory(eager, [(turned,)])
+    assert svi.why_eager is None
+
+
+def test_a_handler_around_the_step_counts():
+    vae, reference = make_vae(), make_vae()
+    runs = []
+    for module, level in ((vae, "graph"), (reference, "off")):
+        svi = SVI(module.model, module.guide, ADAM, ELBO(), compile=level)
+        losses = trajectory(svi, [(binary(),)] * 3)
+        with pyro.poutine.scale(scale=0.1):
+            losses += trajectory(svi, [(binary(),)] * 3)
+        runs.append(losses + trajectory(svi, [(binary(),)]))
+    assert runs[0] == runs[1]
+    assert runs[0][-1] > 5 * runs[0][-2]
 
 
 def test_a_module_that_changes_its_mode_is_noticed():

@@ -14,6 +14,7 @@ from torch import nn
 from ppl_vae import VAE, data, fit, likelihoods, networks, posteriors, priors
 from ppl_vae.evaluation.bootstrap import Interval
 from ppl_vae.evaluation.log_evidence import log_evidence
+from ppl_vae.evaluation.pictures import draw
 from ppl_vae.evaluation.report import UNITS, evaluate
 
 
@@ -155,6 +156,89 @@ class SpinPosterior(nn.Module):
 
     def forward(self, x):
         return dist.Bernoulli(logits=self.logits(x)).to_event(1)
+
+
+def discrete(kind: str) -> VAE:
+    if kind == "spins":
+        return VAE((6,), prior=Spins(), likelihood=likelihoods.Bernoulli(), posterior=SpinPosterior())
+
+    class OneHotPosterior(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.logits = nn.Linear(6, 3)
+
+        def forward(self, x):
+            return dist.OneHotCategorical(logits=self.logits(x))
+
+    return VAE(
+        (6,),
+        prior=lambda: dist.OneHotCategorical(torch.full((3,), 1 / 3)),
+        likelihood=likelihoods.Bernoulli(),
+        posterior=OneHotPosterior(),
+    )
+
+
+@pytest.mark.parametrize("kind", ["spins", "one-hot"])
+def test_a_discrete_latent_is_evaluated_as_far_as_it_goes(kind, tmp_path):
+    vae = discrete(kind)
+    x = vae.sample(20, mean=False)
+    found = evaluate(vae, x, gap_size=5, importance_size=5, imputation_size=5)
+    assert found.evidence.method == "enumeration"
+    assert found.figures["gap"].value > 0
+    assert found.gaps is None
+    assert "\n" not in "".join(found.notes)
+    json.dumps(found.to_dict(), allow_nan=False)
+    assert {path.name for path in draw(vae, x, found, tmp_path)} >= {"evidence.png", "rate_distortion.png"}
+
+
+def test_labels_that_are_no_classes_are_left_alone(vae, digits, tmp_path):
+    odd = data.Split(digits.test.columns, torch.linspace(0, 1, len(digits.test)))
+    found = evaluate(vae, odd, train=odd, size=12, gap_size=4, importance_size=0, imputation_size=0)
+    assert "knn_accuracy" not in found.figures
+    assert any("no classes" in note for note in found.notes)
+    x = digits.test.head(12).x
+    assert draw(vae, x, found, tmp_path, labels=odd.labels[:12])
+
+
+def test_one_datum_without_a_finite_value_does_not_end_the_evaluation(vae, digits, monkeypatch, tmp_path):
+    from ppl_vae.evaluation import report
+
+    true = report.log_evidence
+
+    def broken(*args, **options):
+        found = true(*args, **options)
+        found.log_evidence[2] = -math.inf
+        return found
+
+    monkeypatch.setattr(report, "log_evidence", broken)
+    found = evaluate(vae, digits.test, size=12, gap_size=6, importance_size=6, imputation_size=0)
+    assert math.isfinite(found.figures["log_evidence"].value)
+    assert any("1 data without a finite value" in note for note in found.notes)
+
+
+def test_many_unused_dimensions_are_one_note(digits):
+    torch.manual_seed(0)
+    vae = VAE(
+        digits,
+        prior=priors.StandardNormal(6),
+        likelihood=likelihoods.Bernoulli(),
+        posterior=posteriors.DiagonalNormal(FirstOnly(), scale="log_var"),
+    )
+    found = evaluate(vae, digits.test, size=20, gap_size=0, importance_size=0, imputation_size=0, evidence="posterior")
+    assert sum("unused" in note for note in found.notes) == 1
+    assert any("5 of 6 dimensions are unused (KL below 0.01 nats): 1, 2, 3, 4, 5" in note for note in found.notes)
+
+
+class FirstOnly(nn.Module):
+    """Moves the first of six latents and leaves the others at the prior."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(64))
+
+    def forward(self, x):
+        first = (x.flatten(1) @ self.weight)[:, None]
+        return torch.cat([first, torch.zeros(len(x), 11)], -1)
 
 
 def test_each_model_gets_its_method():

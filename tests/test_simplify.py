@@ -63,7 +63,21 @@ def slices(x: Tensor) -> Tensor:
     return a[1:] * b[1:] - x[1:, :1] * x[1:, 1:2]
 
 
+def negated_and_written(x: Tensor) -> Tensor:
+    y = x.clone()
+    twice = y.neg().neg()
+    y.add_(1.0)
+    return twice * 2
+
+
+def conjugated(x: Tensor) -> Tensor:
+    z = torch.complex(x, 2 * x)
+    return (z * z.conj()).real + (z * z).imag
+
+
 PROGRAMS = [
+    negated_and_written,
+    conjugated,
     written_view,
     written_twice,
     two_draws,

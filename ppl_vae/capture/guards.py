@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import pyro
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _DEPTH = 8  # of attributes of attributes that guards follow
+_LARGE = 1024  # elements of an array, above which its content is not looked at in every step
+_COUNTED = (*PLAIN, dict, list, tuple, set, frozenset, np.ndarray)
+_LIBRARIES = ("torch", "pyro", "numpy", "scipy", "ppl_vae")
 _MISSING = object()
 
 Read = Callable[[], Any]
@@ -84,6 +89,10 @@ class Guards:
         if isinstance(value, (dict, list, tuple)):
             self._visit_container(value, read, name, depth)
             return
+        if isinstance(value, (set, frozenset, np.ndarray)):
+            read = functools.partial(_content, read)
+            self._values.append((read, f"the content of {name}", read()))
+            return
         if _is_library(value):
             return
         self._values.append((read, name, value))
@@ -112,10 +121,17 @@ class Guards:
             self._visit(functools.partial(_item, read, key), f"{name}[{key!r}]", depth + 1)
 
     def _visit_function(self, function: types.FunctionType, depth: int) -> None:
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            self._visit(functools.partial(_contents, cell), name, depth + 1)
-        for name in sorted(_names(function.__code__) & function.__globals__.keys()):
-            self._visit(functools.partial(function.__globals__.get, name, _MISSING), name, depth + 1)
+        names = _names(function.__code__)
+        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        reads: dict[str, Read] = {name: functools.partial(_contents, cell) for name, cell in cells}
+        for name in sorted(names & function.__globals__.keys()):
+            reads.setdefault(name, functools.partial(function.__globals__.get, name, _MISSING))
+        for name, read in reads.items():
+            self._visit(read, name, depth + 1)
+            home = read()
+            if isinstance(home, (type, types.ModuleType)) and not _is_of_a_library(home):
+                for inner in sorted(names & vars(home).keys()):
+                    self._visit(functools.partial(getattr, home, inner, _MISSING), f"{name}.{inner}", depth + 1)
 
     def _visit_attributes(self, owner: object, depth: int) -> None:
         attributes = getattr(owner, "__dict__", {})
@@ -128,6 +144,12 @@ class Guards:
             elif not (isinstance(owner, nn.Module) and (name.startswith("_pyro") or name.endswith("_hooks"))):
                 read = functools.partial(attributes.get, name, _MISSING)
                 self._visit(read, f"{type(owner).__name__}.{name}", depth + 1)
+        for kind in type(owner).__mro__:  # what the class has, until the object has its own; slots
+            if not _is_of_a_library(kind):
+                for name in sorted(vars(kind).keys() - attributes.keys()):
+                    if not name.startswith("__") and isinstance(getattr(owner, name, None), _COUNTED):
+                        read = functools.partial(getattr, owner, name, _MISSING)
+                        self._visit(read, f"{type(owner).__name__}.{name}", depth + 1)
 
 
 def _names(code: types.CodeType) -> set[str]:
@@ -135,11 +157,19 @@ def _names(code: types.CodeType) -> set[str]:
     return set(code.co_names).union(*(_names(c) for c in inner))
 
 
+def _is_of_a_library(home: type | types.ModuleType) -> bool:
+    """Whether a class or a module is not the user's, and so holds nothing that they would change."""
+    name = home.__module__ if isinstance(home, type) else home.__name__
+    return name.split(".")[0] in (*_LIBRARIES, *sys.stdlib_module_names) and name != "__main__"
+
+
 def _is_library(value: object) -> bool:
     """Whether a value belongs to Python, torch or Pyro, whose insides are theirs; modules and objectives are not."""
     if isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType)):
         return True
-    if isinstance(value, (*PLAIN, Tensor, nn.Module, ELBO)) or value is _MISSING:
+    if isinstance(value, (*PLAIN, Tensor, nn.Module, ELBO, argparse.Namespace, types.SimpleNamespace)):
+        return False
+    if value is _MISSING:
         return False
     home = value.__module__ if isinstance(value, types.FunctionType) else type(value).__module__
     own = (functools.partial, types.MethodType, types.FunctionType)
@@ -153,6 +183,16 @@ def _same(value: Any) -> Any:
 def _length(read: Read) -> int | None:
     value = read()
     return len(value) if isinstance(value, (dict, list, tuple)) else None
+
+
+def _content(read: Read) -> Any:
+    """What a set or an array holds, as a plain value; of a large array that it is the same one."""
+    value = read()
+    if isinstance(value, (set, frozenset)):
+        return repr(sorted(map(repr, value)))
+    if isinstance(value, np.ndarray):
+        return value.tobytes() if value.size <= _LARGE else id(value)
+    return None
 
 
 def _item(read: Read, key: Any) -> Any:

@@ -28,6 +28,11 @@ class CudaReplay:
 
     def __init__(self, function: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor]) -> None:
         self._inputs = [t.clone() for t in tensors]
+        self._device = tensors[0].device if tensors else torch.device("cuda", torch.cuda.current_device())
+        with torch.cuda.device(self._device):
+            self._record(function)
+
+    def _record(self, function: Callable[..., Sequence[Tensor]]) -> None:
         aside, now = torch.cuda.Stream(), torch.cuda.current_stream()
         aside.wait_stream(now)
         with torch.cuda.stream(aside), torch.no_grad():
@@ -42,5 +47,6 @@ class CudaReplay:
         """Launch the graph, and return its outputs."""
         if tensors:
             torch._foreach_copy_(self._inputs, list(tensors))
-        self._graph.replay()
+        with torch.cuda.device(self._device):
+            self._graph.replay()
         return self._outputs

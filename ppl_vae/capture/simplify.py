@@ -150,7 +150,8 @@ class _Simplifier:
         if name in ("sum", "mean") and self._same_size(operand, value):
             return self._reshaped(node, operand)
         if name == "neg" and isinstance(operand, fx.Node) and operand.target is node.target:
-            return operand.all_input_nodes[0]
+            inner = operand.all_input_nodes[0]
+            return None if _storages(self.fakes[inner]) & self.written else inner
         if len(args) < 2:
             return None
         one = isinstance(args[1], _Plain) and args[1] == 1
@@ -275,7 +276,8 @@ def _storages(value: Any) -> set[int]:
 
 def _geometry(value: Tensor) -> Any:
     """Storage, place and shape: two tensors that agree in it are the same."""
-    return value.untyped_storage()._cdata, value.storage_offset(), tuple(value.shape), value.stride(), value.dtype
+    place = value.untyped_storage()._cdata, value.storage_offset(), tuple(value.shape), value.stride()
+    return *place, value.dtype, value.is_conj(), value.is_neg()
 
 
 def _attribute(module: Any, target: str) -> Any:

@@ -76,14 +76,19 @@ class CapturedStep:
             name = guards.forgotten[-1]
             if not _same_graph(graph, self._trace(tensors)) or guards.changed() is not None:
                 raise CaptureError(f"the program changes a Python value while it runs, and computes with it: {name}")
-        with _explained():  # a compiler that is missing shows in the first run
-            self._graph: Callable[..., tuple[Tensor, ...]] = _compiled(graph) if full else _simplified(graph, tensors)
-            if all(t.is_cuda for t in [*tensors, *leaves]):
-                self._graph = self._replayed(tensors)
-            self._borrowed = self._find_borrowed(tensors)
-            difference = self.difference(tensors)
-        if difference is not None:
-            raise CaptureError(difference)
+        self.uses = 0
+        self._graph: Callable[..., tuple[Tensor, ...]]
+        for candidate in (_compiled,) if full else (_simplified, _unchanged):
+            with _explained():  # a compiler that is missing shows in the first run
+                self._graph = candidate(graph, tensors)
+                if all(t.is_cuda for t in [*tensors, *leaves]):
+                    self._graph = self._replayed(tensors)
+                self._borrowed = []
+                self._borrowed = self._find_borrowed(tensors)
+                difference = self.difference(tensors)
+            if difference is None:
+                return
+        raise CaptureError(difference)
 
     @torch.no_grad()
     def __call__(self, *tensors: Tensor) -> Step:
@@ -195,12 +200,12 @@ def signature(
         CaptureError: If an argument is neither a tensor nor a plain value.
     """
     if not kwargs and all(type(a) is Tensor for a in args):  # the usual case, without the cost of the general one
-        return tuple((a.shape, a.dtype, a.device, a.requires_grad) for a in args), list(args), lambda *new: (new, {})
+        return tuple(map(_kind, args)), list(args), lambda *new: (new, {})
     leaves, structure = _pytree.tree_flatten((args, kwargs))
     key: list[Any] = [repr(structure)]  # older torch cannot hash the structure itself
     for leaf in leaves:
         if isinstance(leaf, Tensor):
-            key.append((tuple(leaf.shape), leaf.dtype, str(leaf.device), leaf.requires_grad))
+            key.append(_kind(leaf))
         elif isinstance(leaf, PLAIN):
             key.append((type(leaf), leaf))
         else:
@@ -214,6 +219,12 @@ def signature(
         return _pytree.tree_unflatten(filled, structure)
 
     return tuple(key), [leaves[i] for i in places], rebuild
+
+
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
+    """What a graph is made for: another layout in memory takes other operations."""
+    strides = tensor.stride() if tensor.layout is torch.strided else None
+    return tensor.shape, strides, tensor.dtype, tensor.device, tensor.requires_grad
 
 
 @contextmanager
@@ -257,8 +268,12 @@ def _no_waiting() -> Iterator[None]:
         yield
 
 
-def _compiled(graph: fx.GraphModule) -> Callable[..., tuple[Tensor, ...]]:
+def _compiled(graph: fx.GraphModule, tensors: list[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
     return torch.compile(graph, dynamic=False, options={"fallback_random": True})
+
+
+def _unchanged(graph: fx.GraphModule, tensors: list[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    return graph
 
 
 def _simplified(graph: fx.GraphModule, tensors: list[Tensor]) -> Callable[..., tuple[Tensor, ...]]:

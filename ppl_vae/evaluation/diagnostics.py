@@ -179,7 +179,7 @@ def _marginal_kl(q: Any, p_u: Any, num_samples: int) -> Tensor:
     if q_u is None:
         return _spacings_kl(q.sample((num_samples,)).double(), p_u)
     try:
-        return torch.distributions.kl_divergence(q_u, p_u).double()
+        return torch.distributions.kl_divergence(q_u, p_u.expand(q_u.batch_shape)).double()
     except NotImplementedError:
         z = q_u.sample((num_samples,))
         return (q_u.log_prob(z) - p_u.log_prob(z)).double().mean(0)

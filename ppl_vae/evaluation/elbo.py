@@ -279,7 +279,7 @@ def closed_form_kl(densities: Densities, q: Any) -> Tensor | None:
             if normal_prior is not None:  # in float64, and a pair of diagonal and full that torch has no formula for
                 return q.kl(normal_prior)
             q = q.distribution()
-        return torch.distributions.kl_divergence(q, p_z).double()
+        return torch.distributions.kl_divergence(q, p_z.expand(q.batch_shape)).double()
     except NotImplementedError:
         return None
 

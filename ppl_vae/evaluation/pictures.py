@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae import plots
+from ppl_vae._scopes import untouched_random_state
 from ppl_vae.evaluation.bootstrap import Interval, interval
 from ppl_vae.evaluation.densities import VAEDensities
 from ppl_vae.evaluation.evidence import Evidence
@@ -51,8 +52,11 @@ def draw(
     """
     figures: dict[str, Any] = {}
     densities, bound, evidence = VAEDensities(vae), evaluation.bound, evaluation.evidence
+    device = next(vae.parameters(), x).device
+    x, labels = x.to(device), None if labels is None else labels.to(device)
     image = x.dim() == 3 or (x.dim() == 4 and x.shape[1] in (1, 3))
-    classes = labels if labels is not None and len(labels.unique()) <= MOST_CLASSES else None
+    whole = labels is not None and bool((labels == labels.round()).all())
+    classes = labels.long() if labels is not None and whole and len(labels.unique()) <= MOST_CLASSES else None
     gap = evidence.log_evidence - bound.elbo
     worst = evidence.log_evidence.nan_to_num(torch.inf).argsort()[:_WORST] if image else None
     figures["evidence"] = plots.evidence_histogram(
@@ -84,11 +88,12 @@ def draw(
         caveat=caveat,
     )
     q = densities.posterior(x)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        drawn = q.sample((1 + _SHOWN // len(x),)).flatten(0, 1)[:_SHOWN]
-        prior = densities.prior_sample(x[:1], _SHOWN)[:, 0]
-    figures["aggregate_posterior"] = plots.aggregate_posterior(drawn, prior, kl=evaluation.use.kl, caveat=caveat)
+    if evaluation.use is not None:
+        with untouched_random_state():
+            torch.manual_seed(0)
+            drawn = q.sample((1 + _SHOWN // len(x),)).flatten(0, 1)[:_SHOWN]
+            prior = densities.prior_sample(x[:1], _SHOWN)[:, 0]
+        figures["aggregate_posterior"] = plots.aggregate_posterior(drawn, prior, kl=evaluation.use.kl, caveat=caveat)
     normals = Normals.of(q)
     if densities.latent_dim == 2 and normals is not None:
         figures["latent_map"] = plots.latent_map(

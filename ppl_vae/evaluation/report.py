@@ -6,13 +6,14 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_positive_int
 from ppl_vae.data import Split
 from ppl_vae.evaluation.bits import bits_per_dim
@@ -24,7 +25,6 @@ from ppl_vae.evaluation.evidence import Evidence
 from ppl_vae.evaluation.gaps import Gaps, gaps
 from ppl_vae.evaluation.importance import importance
 from ppl_vae.evaluation.log_evidence import Method, log_evidence
-from ppl_vae.evaluation.pareto import k_threshold
 from ppl_vae.evaluation.practical import impute, knn_accuracy
 from ppl_vae.evaluation.surgery import AggregatePosterior, Surgery, aggregate_posterior, surgery
 from ppl_vae.evaluation.true_posterior import kl_to_posterior
@@ -66,9 +66,9 @@ class Evaluation:
         evidence: log p(x) of each datum.
         bound: ELBO, rate and distortion of each datum.
         gaps: The gap in two parts, of the first data; None where q cannot be refined, or it was not asked for.
-        use: What each latent dimension is used for.
-        surgery: The rate in two parts.
-        aggregate: The aggregate posterior beside the prior.
+        use: What each latent dimension is used for; None where that cannot be told (a one-hot latent).
+        surgery: The rate in two parts; None likewise.
+        aggregate: The aggregate posterior beside the prior; None likewise.
         sampled: Importance sampling from q(z|x) on the first data, beside an exact answer; else None.
         notes: What a reader must know: caveats, alarms, unreliable data; sentences.
         seconds: What each part took.
@@ -78,9 +78,9 @@ class Evaluation:
     evidence: Evidence
     bound: Bound
     gaps: Gaps | None
-    use: LatentUse
-    surgery: Surgery
-    aggregate: AggregatePosterior
+    use: LatentUse | None
+    surgery: Surgery | None
+    aggregate: AggregatePosterior | None
     sampled: Evidence | None
     notes: tuple[str, ...]
     seconds: dict[str, float] = field(default_factory=dict)
@@ -106,7 +106,7 @@ class Evaluation:
             "method": self.evidence.method,
             "kind": self.evidence.kind,
             "figures": figures,
-            "kl_per_dimension": self.use.kl.tolist(),
+            "kl_per_dimension": None if self.use is None else self.use.kl.tolist(),
             "notes": list(self.notes),
             "seconds": self.seconds,
             "details": {
@@ -123,7 +123,7 @@ class Evaluation:
         found |= {"elbo": self.bound.elbo, "rate": self.bound.rate, "distortion": self.bound.distortion}
         if self.gaps is not None:
             for name in ("approximation_gap", "amortisation_gap"):
-                found[name] = torch.cat([getattr(self.gaps, name), torch.full((n,), math.nan).double()])[:n]
+                found[name] = torch.cat([getattr(self.gaps, name).cpu(), torch.full((n,), math.nan).double()])[:n]
         return {name: value.detach().cpu().double() for name, value in found.items()}
 
 
@@ -178,6 +178,8 @@ def evaluate(
         >>> found.evidence.kind, found.figures["gap"].value > 0
         ('exact', True)
     """
+    if size is not None:
+        check_positive_int(size, "evaluate: size")
     x, labels = _tensors(data, size)
     if len(x) < 2:
         raise ValueError(f"evaluate was given {len(x)} data; expected at least 2, for intervals over data")
@@ -201,27 +203,31 @@ def evaluate(
     finite = found.log_evidence.isfinite() & bound.elbo.isfinite()
     if not finite.all():
         notes.append(f"{int((~finite).sum())} data without a finite value are left out of the averages")
-    over_data = interval(
+    over_data = _over_data(
         {
-            "log_evidence": found.log_evidence[finite],
-            "elbo": bound.elbo[finite],
-            "gap": gap[finite],
-            "distortion": bound.distortion[finite],
-            "rate": bound.rate[finite],
+            "log_evidence": found.log_evidence,
+            "elbo": bound.elbo,
+            "gap": gap,
+            "distortion": bound.distortion,
+            "rate": bound.rate,
         },
-        seed=seed,
+        seed,
     )
+    if not over_data:
+        raise ValueError("fewer than two data have a finite log p(x) and ELBO: nothing can be said of this model")
     figures |= {name: over_data[name] for name in ("log_evidence", "elbo", "gap")}
     if exact:
-        figures["log_evidence_error"] = float(found.error.max())
-    else:
+        figures["log_evidence_error"] = float(found.error[finite].max())
+    elif found.method == "importance":
         bad = ~found.error.isfinite()
         figures["num_unreliable"] = int(bad.sum())
         if bad.any():
             notes.append(
-                f"{int(bad.sum())} of {len(x)} estimates of log p(x) are unreliable (Pareto k above "
-                f"{k_threshold(_DRAWN):.2f}): more likely too low than not"
+                f"{int(bad.sum())} of {len(x)} estimates of log p(x) are unreliable (their Pareto k is too large): "
+                "more likely too low than not"
             )
+    else:
+        notes.append("annealing gives a standard error over its chains, which knows nothing of modes that all missed")
     split = None
     if gap_size:
         first = slice(0, min(gap_size, len(x)))
@@ -230,12 +236,15 @@ def evaluate(
             with clock("the identity log p(x) = ELBO + KL"):
                 divergence = kl_to_posterior(densities, x[first], head, seed=seed)
                 residual = (gap[first] - divergence.kl).abs()
-            figures["identity_residual"] = float(residual.max())
+            largest = float(residual[residual.isfinite()].max())
+            figures["identity_residual"] = largest
+            if largest > 1e-2:
+                notes.append("the two sides of log p(x) = ELBO + KL differ: one of the integrals has not converged")
         with clock("the gap"):
             split = _gaps(densities, x[first], head, notes, seed)
         if split is not None:
             parts = {"approximation_gap": split.approximation_gap, "amortisation_gap": split.amortisation_gap}
-            figures |= interval(parts, seed=seed)
+            figures |= _over_data(parts, seed)
             if len(split.gap) < len(x):
                 notes.append(f"the gap was taken apart for the first {len(split.gap)} data")
     sampled = None
@@ -243,35 +252,37 @@ def evaluate(
         first = slice(0, min(importance_size, len(x)))
         with clock("importance sampling"):
             sampled = importance(densities, x[first], num_particles=(100, 1000, _DRAWN), seed=seed)
-        figures["importance_error"] = interval(found.log_evidence[first] - sampled.log_evidence, seed=seed)
+        figures |= _over_data({"importance_error": found.log_evidence[first] - sampled.log_evidence}, seed)
     figures |= {name: over_data[name] for name in ("distortion", "rate")}
     with clock("the latent code"):
-        use = latent_use(densities, x, seed=seed)
-        surgeon = surgery(densities, x[:_MOST_PAIRS], seed=seed)
-        aggregate = aggregate_posterior(densities, x[:_MOST_PAIRS], seed=seed)
-    notes += use.alarms
-    if surgeon.saturated:
-        notes.append(
-            f"the mutual information is at its ceiling, log {surgeon.num_data} = {surgeon.ceiling:.2f} nats: it and "
-            "KL(q(z) || p(z)) say little but that q(z|x) tells these data apart"
+        use = _tried(notes, "the use of each dimension is not told", lambda: latent_use(densities, x, seed=seed))
+        some = x[:_MOST_PAIRS]
+        surgeon = _tried(notes, "the rate was not taken apart", lambda: surgery(densities, some, seed=seed))
+        aggregate = _tried(
+            notes, "the aggregate posterior is not told", lambda: aggregate_posterior(densities, some, seed=seed)
         )
-    figures |= {"mutual_information": surgeon.mutual_information, "marginal_kl": surgeon.marginal_kl}
-    try:
-        bits = bits_per_dim(
-            found.log_evidence, x, densities.likelihood(torch.zeros(1, densities.latent_dim).to(x)), bins=bins
+    if use is not None:
+        notes += _alarms(use)
+        figures |= {"active_units": use.num_active, "effective_dim": use.effective_dim}
+    if surgeon is not None:
+        figures |= {"mutual_information": surgeon.mutual_information, "marginal_kl": surgeon.marginal_kl}
+        if surgeon.saturated:
+            notes.append(
+                f"the mutual information is at its ceiling, log {surgeon.num_data} = {surgeon.ceiling:.2f} nats: it "
+                "and KL(q(z) || p(z)) say little but that q(z|x) tells these data apart"
+            )
+    if aggregate is not None:
+        figures["empty_share"] = aggregate.empty_share
+    with suppress(ValueError):  # where they mean nothing
+        figures |= _over_data(
+            {"bits_per_dim": bits_per_dim(found.log_evidence, x, _likelihood(densities, x), bins=bins)}, seed
         )
-        figures["bits_per_dim"] = interval(bits[finite], seed=seed)
-    except ValueError:
-        pass  # where they mean nothing
-    figures |= {
-        "active_units": use.num_active,
-        "effective_dim": use.effective_dim,
-        "empty_share": aggregate.empty_share,
-    }
     if imputation_size:
         with clock("imputation"):
             figures |= _imputation(vae, x[:imputation_size], notes, seed)
-    if labels is not None and train is not None and train.labels is not None:
+    if labels is not None and labels.is_floating_point() and (labels != labels.round()).any():
+        notes.append("the labels are no classes: no nearest neighbours")
+    elif labels is not None and train is not None and train.labels is not None:
         with clock("nearest neighbours"):
             known, known_labels = _tensors(train, None)
             assert known_labels is not None
@@ -279,6 +290,31 @@ def evaluate(
             figures["knn_accuracy"] = knn_accuracy(torch.cat(means), known_labels, vae.encode(x), labels, seed=seed)
     ordered = {name: figures[name] for name in UNITS if name in figures}
     return Evaluation(ordered, found, bound, split, use, surgeon, aggregate, sampled, tuple(notes), clock.seconds)
+
+
+def _over_data(values: dict[str, Tensor], seed: int) -> dict[str, Interval]:
+    """Intervals of those data for which all are finite; none if these are fewer than two."""
+    finite = torch.stack([value.isfinite() for value in values.values()]).all(0)
+    return interval({name: value[finite] for name, value in values.items()}, seed=seed) if finite.sum() > 1 else {}
+
+
+def _tried(notes: list[str], what: str, function: Callable[[], Any]) -> Any:
+    """What a part finds, or None and a note where it cannot be had of this model."""
+    try:
+        return function()
+    except (ValueError, NotImplementedError) as error:
+        notes.append(f"{what}: {str(error).splitlines()[0][:200]}")
+        return None
+
+
+def _alarms(use: LatentUse) -> list[str]:
+    """The alarms, those of many unused dimensions in one sentence."""
+    unused = [alarm for alarm in use.alarms if " is unused: " in alarm]
+    if len(unused) < 4:
+        return list(use.alarms)
+    which = ", ".join(alarm.split()[1] for alarm in unused)
+    rest = [alarm for alarm in use.alarms if alarm not in unused]
+    return [f"{len(unused)} of {len(use.kl)} dimensions are unused (KL below 0.01 nats): {which}", *rest]
 
 
 class _Clock:
@@ -301,7 +337,7 @@ def _tensors(data: Split | Tensor, size: int | None) -> tuple[Tensor, Tensor | N
     if isinstance(data, Tensor):
         return data[:size], None
     if size is not None:
-        data = data.head(min(check_positive_int(size, "evaluate: size"), len(data)))
+        data = data.head(min(size, len(data)))
     x = torch.cat([batch[0] for batch in data.batches(min(4096, len(data)))])
     return x, data.labels
 
@@ -310,9 +346,15 @@ def _kind(evidence: Evidence) -> str:
     return "exact" if evidence.kind == "exact" else f"a stochastic {evidence.kind} bound"
 
 
+def _likelihood(densities: VAEDensities, x: Tensor) -> Any:
+    """p(x|z) at some z of the prior, for what does not depend on it."""
+    with untouched_random_state():
+        return densities.likelihood(densities.prior_sample(x[:1], 1)[0])
+
+
 def _caveats(vae: VAE, x: Tensor) -> list[str]:
     """What is wrong with these figures as log-likelihoods."""
-    support = getattr(vae.likelihood(torch.zeros(1, *vae.latent_shape).to(x)), "support", None)
+    support = getattr(_likelihood(VAEDensities(vae), x), "support", None)
     if support is None or bool(support.check(x).all()):
         return []
     return [
@@ -338,7 +380,7 @@ def _imputation(vae: VAE, x: Tensor, notes: list[str], seed: int) -> dict[str, F
     try:
         filled = impute(vae, x, missing, num_steps=100, seed=seed)
     except ValueError as error:
-        notes.append(f"nothing was imputed: {error}")
+        notes.append(f"nothing was imputed: {str(error).splitlines()[0][:200]}")
         return {}
     binary = bool(((x == 0) | (x == 1)).all())
     notes.append(

@@ -185,7 +185,7 @@ def resolve_compile(
         return "graph"
     numbers = batch_size * math.prod(data.x_shape) * getattr(objective, "num_particles", 1)
     saved = epochs * math.ceil(len(data.train) / batch_size) * (5e-4 + 4e-9 * numbers)
-    return "full" if saved > 80 and _has_compiler(torch.device(device)) else "graph"
+    return "full" if saved > 80 and _has_compiler(resolve_device(device)) else "graph"
 
 
 def _has_compiler(device: torch.device) -> bool:
