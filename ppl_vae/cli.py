@@ -44,12 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             if words[0] not in COMMANDS:
                 near = did_you_mean(words[0], COMMANDS)
                 raise ValueError(f"{words[0]!r} is no command; expected {', '.join(COMMANDS)}, --help, --version{near}")
-        return importlib.import_module(f"ppl_vae.commands.{words[0]}").run(words[1:])
+        code: int = importlib.import_module(f"ppl_vae.commands.{words[0]}").run(words[1:])
+        sys.stdout.flush()
+        return code
     except BadInput as error:
         if os.environ.get("PPL_VAE_DEBUG"):
             traceback.print_exception(error.__cause__)
         complain(error.__cause__)
         return 2
+    except BrokenPipeError:  # whoever reads has seen enough: ppl-vae show runs/* | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("ppl-vae: aborted", file=sys.stderr)
         return 130

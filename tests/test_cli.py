@@ -248,6 +248,12 @@ def test_a_second_ctrl_c_aborts_at_once(capsys, tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_reader_that_goes_away_is_no_fault():
+    command = f"{sys.executable} -m ppl_vae.cli train --help | true"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert result.stderr == ""
+
+
 def test_a_fault_while_training_keeps_its_traceback(capsys):
     argv = [*SHORT, "--likelihood", "users_module.Pressing", "--likelihood.at", "20", "--likelihood.presses", "0"]
     argv += ["--compile", "off"]

@@ -14,8 +14,8 @@ from ppl_vae._scopes import untouched_random_state
 from ppl_vae.evaluation.bootstrap import Interval, interval
 from ppl_vae.evaluation.densities import VAEDensities
 from ppl_vae.evaluation.evidence import Evidence
+from ppl_vae.evaluation.figures import Evaluation
 from ppl_vae.evaluation.normals import Normals
-from ppl_vae.evaluation.report import Evaluation
 from ppl_vae.evaluation.true_posterior import log_posterior_grid
 from ppl_vae.plots.latent import MOST_CLASSES
 from ppl_vae.vae import VAE

@@ -2,12 +2,9 @@ r"""The evaluation of a model: log p(x), the bound's gap and where it comes from
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,111 +17,19 @@ from ppl_vae.evaluation.bits import bits_per_dim
 from ppl_vae.evaluation.bootstrap import Interval, interval
 from ppl_vae.evaluation.densities import VAEDensities
 from ppl_vae.evaluation.diagnostics import LatentUse, latent_use
-from ppl_vae.evaluation.elbo import Bound, elbo
+from ppl_vae.evaluation.elbo import elbo
 from ppl_vae.evaluation.evidence import Evidence
+from ppl_vae.evaluation.figures import UNITS, Evaluation, Figure
 from ppl_vae.evaluation.gaps import Gaps, gaps
 from ppl_vae.evaluation.importance import importance
 from ppl_vae.evaluation.log_evidence import Method, log_evidence
 from ppl_vae.evaluation.practical import impute, knn_accuracy
-from ppl_vae.evaluation.surgery import AggregatePosterior, Surgery, aggregate_posterior, surgery
+from ppl_vae.evaluation.surgery import aggregate_posterior, surgery
 from ppl_vae.evaluation.true_posterior import kl_to_posterior
 from ppl_vae.vae import VAE
 
-Figure = Interval | float
 _MOST_PAIRS = 10_000  # data of ELBO surgery, whose cost grows with the square
 _DRAWN = 5000  # K of importance sampling beside an exact answer
-
-UNITS = {
-    "log_evidence": ("log p(x)", "nats"),
-    "log_evidence_error": ("its error, largest", "nats"),
-    "elbo": ("ELBO", "nats"),
-    "gap": ("log p(x) - ELBO", "nats"),
-    "identity_residual": ("log p(x) - ELBO - KL(q || p(z|x)), largest", "nats"),
-    "approximation_gap": ("of the gap: family of q (approximation)", "nats"),
-    "amortisation_gap": ("of the gap: one encoder for all (amortisation)", "nats"),
-    "importance_error": ("importance sampling from q is too low by", "nats"),
-    "num_unreliable": ("data with an unreliable estimate", ""),
-    "distortion": ("distortion, -E[log p(x|z)]", "nats"),
-    "rate": ("rate, KL(q(z|x) || p(z))", "nats"),
-    "mutual_information": ("of the rate: mutual information", "nats"),
-    "marginal_kl": ("of the rate: KL(q(z) || p(z))", "nats"),
-    "bits_per_dim": ("bits per dimension", "bits"),
-    "active_units": ("active units", ""),
-    "effective_dim": ("effective dimensions", ""),
-    "empty_share": ("share of the prior where no datum is", ""),
-    "imputation_error": ("error of imputing half of the values", ""),
-    "knn_accuracy": ("5-nearest-neighbour accuracy", ""),
-}
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What is known of a model on some data; nats per datum.
-
-    Attributes:
-        figures: By the names of `UNITS`: an interval over data, or a number.
-        evidence: log p(x) of each datum.
-        bound: ELBO, rate and distortion of each datum.
-        gaps: The gap in two parts, of the first data; None where q cannot be refined, or it was not asked for.
-        use: What each latent dimension is used for; None where that cannot be told (a one-hot latent).
-        surgery: The rate in two parts; None likewise.
-        aggregate: The aggregate posterior beside the prior; None likewise.
-        sampled: Importance sampling from q(z|x) on the first data, beside an exact answer; else None.
-        notes: What a reader must know: caveats, alarms, unreliable data; sentences.
-        seconds: What each part took.
-    """
-
-    figures: dict[str, Figure]
-    evidence: Evidence
-    bound: Bound
-    gaps: Gaps | None
-    use: LatentUse | None
-    surgery: Surgery | None
-    aggregate: AggregatePosterior | None
-    sampled: Evidence | None
-    notes: tuple[str, ...]
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def table(self) -> str:
-        """The figures as lines of text, with units and 95% intervals over data, and the notes."""
-        n, width = len(self.evidence), max(len(UNITS[name][0]) for name in self.figures)
-        lines = [f"{n:,} data, log p(x) by {self.evidence.method} ({_kind(self.evidence)}); 95% intervals over data"]
-        for name, figure in self.figures.items():
-            label, unit = UNITS[name]
-            shown = str(figure) if isinstance(figure, Interval) else f"{figure:.4g}"
-            lines.append(f"{label:<{width}}  {shown} {unit}".rstrip())
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything that is no tensor, for JSON: infinite and undefined numbers are None."""
-        figures = {
-            name: {"value": f.value, "low": f.low, "high": f.high} if isinstance(f, Interval) else {"value": f}
-            for name, f in self.figures.items()
-        }
-        content = {
-            "num_data": len(self.evidence),
-            "method": self.evidence.method,
-            "kind": self.evidence.kind,
-            "figures": figures,
-            "kl_per_dimension": None if self.use is None else self.use.kl.tolist(),
-            "notes": list(self.notes),
-            "seconds": self.seconds,
-            "details": {
-                k: float(v) for k, v in self.evidence.details.items() if not isinstance(v, Tensor) or not v.dim()
-            },
-        }
-        return json.loads(json.dumps(content), parse_constant=lambda _: None)
-
-    def per_datum(self) -> dict[str, Tensor]:
-        """The figures of each datum under their names, (n,); NaN where a part looked at the first data alone."""
-        n = len(self.evidence)
-        found = {"log_evidence": self.evidence.log_evidence, "log_evidence_error": self.evidence.error}
-        found |= {name: v for name, v in self.evidence.details.items() if isinstance(v, Tensor) and v.dim()}
-        found |= {"elbo": self.bound.elbo, "rate": self.bound.rate, "distortion": self.bound.distortion}
-        if self.gaps is not None:
-            for name in ("approximation_gap", "amortisation_gap"):
-                found[name] = torch.cat([getattr(self.gaps, name).cpu(), torch.full((n,), math.nan).double()])[:n]
-        return {name: value.detach().cpu().double() for name, value in found.items()}
 
 
 def evaluate(
@@ -340,10 +245,6 @@ def _tensors(data: Split | Tensor, size: int | None) -> tuple[Tensor, Tensor | N
         data = data.head(min(size, len(data)))
     x = torch.cat([batch[0] for batch in data.batches(min(4096, len(data)))])
     return x, data.labels
-
-
-def _kind(evidence: Evidence) -> str:
-    return "exact" if evidence.kind == "exact" else f"a stochastic {evidence.kind} bound"
 
 
 def _likelihood(densities: VAEDensities, x: Tensor) -> Any:
