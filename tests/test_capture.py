@@ -298,8 +298,7 @@ def test_a_number_is_noticed_wherever_users_keep_it(make):
     if not hasattr(config, "beta"):
         config.beta = 1.0
     losses = steps_with(lambda: config.beta, lambda: setattr(config, "beta", 3.0), {"config": config})
-    assert losses[-1] == pytest.approx(3 * losses[-2], rel=0.5)
-    assert losses[-1] > 2 * losses[-2]
+    assert losses[-1] > 2 * losses[-2]  # the scale is 3 times what it was, and the step tiny
 
 
 def steps_with(beta, change, reachable):

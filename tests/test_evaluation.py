@@ -118,7 +118,7 @@ def test_a_model_of_grey_values_says_that_its_figures_are_no_likelihoods():
         posterior=posteriors.DiagonalNormal(),
     )
     found = evaluate(vae, grey.test, size=5, gap_size=0, importance_size=0, imputation_size=0)
-    assert any("no log-likelihoods" in note for note in found.notes)
+    assert any("not a likelihood" in note for note in found.notes)
     assert "bits_per_dim" not in found.figures
 
 

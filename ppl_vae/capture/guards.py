@@ -17,7 +17,7 @@ from torch import Tensor, nn
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _DEPTH = 8  # of attributes of attributes that guards follow
 _LARGE = 1024  # elements of an array, above which its content is not looked at in every step
-_COUNTED = (*PLAIN, dict, list, tuple, set, frozenset, np.ndarray)
+_DATA = (*PLAIN, dict, list, tuple, set, frozenset, np.ndarray)
 _LIBRARIES = ("torch", "pyro", "numpy", "scipy", "ppl_vae")
 _MISSING = object()
 
@@ -147,7 +147,7 @@ class Guards:
         for kind in type(owner).__mro__:  # what the class has, until the object has its own; slots
             if not _is_of_a_library(kind):
                 for name in sorted(vars(kind).keys() - attributes.keys()):
-                    if not name.startswith("__") and isinstance(getattr(owner, name, None), _COUNTED):
+                    if not name.startswith("__") and isinstance(getattr(owner, name, None), _DATA):
                         read = functools.partial(getattr, owner, name, _MISSING)
                         self._visit(read, f"{type(owner).__name__}.{name}", depth + 1)
 
@@ -160,16 +160,15 @@ def _names(code: types.CodeType) -> set[str]:
 def _is_of_a_library(home: type | types.ModuleType) -> bool:
     """Whether a class or a module is not the user's, and so holds nothing that they would change."""
     name = home.__module__ if isinstance(home, type) else home.__name__
-    return name.split(".")[0] in (*_LIBRARIES, *sys.stdlib_module_names) and name != "__main__"
+    return name.split(".")[0] in (*_LIBRARIES, *sys.stdlib_module_names)
 
 
 def _is_library(value: object) -> bool:
     """Whether a value belongs to Python, torch or Pyro, whose insides are theirs; modules and objectives are not."""
     if isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType)):
         return True
-    if isinstance(value, (*PLAIN, Tensor, nn.Module, ELBO, argparse.Namespace, types.SimpleNamespace)):
-        return False
-    if value is _MISSING:
+    guarded = (*PLAIN, Tensor, nn.Module, ELBO, argparse.Namespace, types.SimpleNamespace)
+    if isinstance(value, guarded) or value is _MISSING:
         return False
     home = value.__module__ if isinstance(value, types.FunctionType) else type(value).__module__
     own = (functools.partial, types.MethodType, types.FunctionType)

@@ -18,7 +18,6 @@ _ATEN = torch.ops.aten
 _CREATE = {"full", "ones", "zeros", "ones_like", "zeros_like", "full_like", "arange", "scalar_tensor", "eye"}
 _WRITES_UNSAID = ("batch_norm", "instance_norm")  # operations whose schema hides that they write into their buffers
 _MOST_FOLDED = 2**16  # elements of a constant that is kept; a larger one is computed anew each time
-_Plain = (int, float, bool)
 
 
 def simplify(graph: fx.GraphModule, *tensors: Tensor) -> fx.GraphModule:
@@ -88,7 +87,7 @@ class _Simplifier:
     def rewrite(self) -> None:
         for node in list(self.graph.graph.nodes):
             if node.op == "get_attr":
-                self._keep_first(node, ("get_attr", id(_attribute(self.graph, str(node.target)))))
+                self._keep_first(node, ("get_attr", id(getattr(self.graph, str(node.target)))))
             elif self._may_go(node):
                 self._look_again(node)
                 self._fold(node)
@@ -154,7 +153,7 @@ class _Simplifier:
             return None if _storages(self.fakes[inner]) & self.written else inner
         if len(args) < 2:
             return None
-        one = isinstance(args[1], _Plain) and args[1] == 1
+        one = isinstance(args[1], int | float) and args[1] == 1
         if name in ("mul", "div", "pow") and one and len(args) == 2 and not node.kwargs:
             return operand if self._same_kind(operand, value) else None
         if name == "add" and len(args) == 2 and not node.kwargs:
@@ -278,7 +277,3 @@ def _geometry(value: Tensor) -> Any:
     """Storage, place and shape: two tensors that agree in it are the same."""
     place = value.untyped_storage()._cdata, value.storage_offset(), tuple(value.shape), value.stride()
     return *place, value.dtype, value.is_conj(), value.is_neg()
-
-
-def _attribute(module: Any, target: str) -> Any:
-    return operator.attrgetter(target)(module)

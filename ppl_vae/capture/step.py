@@ -69,7 +69,6 @@ class CapturedStep:
         self._has_terms = self._weight_is_tensor = False
         self._weight: float | Tensor = 1.0
         self._run, self._leaves, self._mean = run, leaves, mean
-        self._borrowed: list[int] = []
         self._rounds = full or any(t.is_cuda for t in leaves)
         graph = self._trace(tensors)
         if guards.forget_changed():  # by the program itself: does the graph hang on it?
@@ -77,18 +76,14 @@ class CapturedStep:
             if not _same_graph(graph, self._trace(tensors)) or guards.changed() is not None:
                 raise CaptureError(f"the program changes a Python value while it runs, and computes with it: {name}")
         self.uses = 0
-        self._graph: Callable[..., tuple[Tensor, ...]]
-        for candidate in (_compiled,) if full else (_simplified, _unchanged):
-            with _explained():  # a compiler that is missing shows in the first run
-                self._graph = candidate(graph, tensors)
-                if all(t.is_cuda for t in [*tensors, *leaves]):
-                    self._graph = self._replayed(tensors)
-                self._borrowed = []
-                self._borrowed = self._find_borrowed(tensors)
-                difference = self.difference(tensors)
-            if difference is None:
-                return
-        raise CaptureError(difference)
+        if full:
+            self._take(torch.compile(graph, dynamic=False, options={"fallback_random": True}), tensors)
+            return
+        try:
+            self._take(simplify(graph, *tensors), tensors)
+        except Exception as error:  # an operation that tells no shapes (a user's own kernel), or a rule that is wrong
+            logger.debug("the captured graph is used as it was traced: %s", error)
+            self._take(graph, tensors)
 
     @torch.no_grad()
     def __call__(self, *tensors: Tensor) -> Step:
@@ -123,6 +118,18 @@ class CapturedStep:
     def _trace(self, tensors: list[Tensor]) -> fx.GraphModule:
         with _explained(), untouched(self.guards), _no_waiting():
             return make_fx(self._joint)(*tensors)
+
+    def _take(self, graph: Callable[..., tuple[Tensor, ...]], tensors: list[Tensor]) -> None:
+        """Use this graph, if it does what the eager step does."""
+        with _explained():  # a compiler that is missing shows in the first run
+            self._graph = graph
+            if all(t.is_cuda for t in [*tensors, *self._leaves]):
+                self._graph = self._replayed(tensors)
+            self._borrowed: list[int] = []
+            self._borrowed = self._find_borrowed(tensors)
+            difference = self.difference(tensors)
+        if difference is not None:
+            raise CaptureError(difference)
 
     def _replayed(self, tensors: list[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
         """The graph as one CUDA graph, or itself where that cannot be."""
@@ -266,23 +273,6 @@ def _no_waiting() -> Iterator[None]:
             if name.startswith("pyro.infer.") and hasattr(module, "warn_if_nan"):
                 stack.enter_context(mock.patch.object(module, "warn_if_nan"))
         yield
-
-
-def _compiled(graph: fx.GraphModule, tensors: list[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
-    return torch.compile(graph, dynamic=False, options={"fallback_random": True})
-
-
-def _unchanged(graph: fx.GraphModule, tensors: list[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
-    return graph
-
-
-def _simplified(graph: fx.GraphModule, tensors: list[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
-    """The shorter graph, or the graph itself where an operation tells no shapes (a user's own kernel)."""
-    try:
-        return simplify(graph, *tensors)
-    except Exception as error:
-        logger.debug("the captured graph is used as it was traced: %s", error)
-        return graph
 
 
 def _same_graph(a: fx.GraphModule, b: fx.GraphModule) -> bool:

@@ -67,10 +67,11 @@ def evaluate(
     check_seed(seed)
     folder = _folder(run, out)
     rows = data_options.open(run, split)
-    print_progress = sys.stderr.isatty()
+    tell = _tell if sys.stderr.isatty() else _keep_quiet
+    x = torch.cat(list(rows.batches()))
     found = evaluation.evaluate(
         run.vae,
-        _split(rows),
+        data.Split((x,), rows.labels),
         train=_labelled(run, data_options, rows, split),
         evidence=evidence,
         size=size,
@@ -79,20 +80,18 @@ def evaluate(
         imputation_size=imputation,
         bins=bins,
         seed=seed,
-        progress=_tell if print_progress else None,
+        progress=tell,
     )
     folder.mkdir(exist_ok=True)
     content = {"data": rows.name, "seed": seed, **found.to_dict()}
     (folder / "evaluation.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     arrays: dict[str, Any] = {name: value.numpy() for name, value in found.per_datum().items()}
     np.savez(folder / "per_datum.npz", **arrays)
-    images = rows.head(len(found.evidence))
-    labels = None if rows.labels is None else rows.labels[: len(found.evidence)]
-    if print_progress:
-        _tell("pictures")
-    drawn = pictures.draw(run.vae, images, found, folder, labels=labels, caveat=run.caveat)
-    if print_progress:
-        print(end="\r\033[K", file=sys.stderr)
+    tell("pictures")
+    n = len(found.evidence)
+    labels = None if rows.labels is None else rows.labels[:n]
+    drawn = pictures.draw(run.vae, x[:n], found, folder, labels=labels, caveat=run.caveat)
+    tell("")
     written = [f"file: {folder / name}" for name in ("evaluation.json", "per_datum.npz")]
     return [f"{run.folder}: {rows.name}", found.table(), *written, *(f"picture: {path}" for path in drawn)]
 
@@ -108,17 +107,20 @@ def _folder(run: OpenRun, out: str | None) -> Path:
     return folder
 
 
-def _split(rows: Rows) -> data.Split:
-    return data.Split((torch.cat(list(rows.batches())),), rows.labels)
-
-
 def _labelled(run: OpenRun, data_options: DataOptions, rows: Rows, split: SplitName | None) -> data.Split | None:
     """The training data with their labels, to find neighbours among; None where these are evaluated themselves."""
     if rows.labels is None or rows.whole or split == "train":
         return None
     train = data_options.open(run, "train")
-    return None if train.labels is None or train.name == rows.name else _split(train)
+    if train.labels is None or train.name == rows.name:
+        return None
+    return data.Split((torch.cat(list(train.batches())),), train.labels)
 
 
 def _tell(what: str) -> None:
-    print(f"\r\033[K{what} ...", end="", file=sys.stderr, flush=True)
+    """Show on the terminal's line what is being done; nothing when all is."""
+    print(f"\r\033[K{what} ..." if what else "\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def _keep_quiet(what: str) -> None:
+    pass

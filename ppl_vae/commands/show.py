@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import sys
 import textwrap
@@ -11,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
+from ppl_vae._interval import Interval
 from ppl_vae._validation import did_you_mean
 from ppl_vae.commands.errors import bad_input
 from ppl_vae.commands.records import TOLD, Record, describe
@@ -162,17 +162,12 @@ def _epochs(record: Record) -> str:
 
 
 def _interval(figure: Record | None) -> str:
-    """``-136.82 [-137.9, -135.7]``: the ends with two digits of the half-width, the figure with one more."""
     if figure is None:
         return MISSING
     value, low, high = (figure[key] for key in ("value", "low", "high"))
     if None in (value, low, high):
         return _number(value, ".6g")
-    half = 0.5 * (high - low)
-    if not 0 < half < math.inf:
-        return f"{value:.6g} [{low:.6g}, {high:.6g}]"
-    decimals = max(0, 1 - math.floor(math.log10(half)))
-    return f"{value:.{decimals + 1}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
+    return str(Interval(value, low, high))
 
 
 def _number(value: Any, form: str) -> str:

@@ -10,7 +10,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ppl_vae.evaluation.densities import Score, VAEDensities, unwrapped
+from ppl_vae._distributions import unwrapped
+from ppl_vae.evaluation.densities import Score, VAEDensities
 from ppl_vae.evaluation.evidence import Evidence
 from ppl_vae.evaluation.grids import Cells, Region, support
 from ppl_vae.evaluation.interpolation import CellRule, LogSums, Measured, cheapest

@@ -15,7 +15,6 @@ from ppl_vae.evaluation.blocks import MAX_BYTES, capacity
 from ppl_vae.evaluation.densities import Densities, VAEDensities
 from ppl_vae.evaluation.evidence import Evidence
 from ppl_vae.evaluation.hamiltonian import Path, transition
-from ppl_vae.evaluation.importance import joined
 from ppl_vae.evaluation.pareto import effective_sample_size
 from ppl_vae.vae import VAE
 
@@ -97,7 +96,7 @@ def annealed(
     with untouched_random_state():
         torch.manual_seed(seed)
         parts = [_forward(Path.of(densities, part, start), settings)[0] for part in x.split(settings.rows(x))]
-    return joined(parts)
+    return Evidence.joined(parts)
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,7 @@ def bidirectional(
             below, steps = _forward(path, settings)
             lower.append(below)
             upper.append(_backward(path, exact, steps, settings))
-    return Sandwich(x, z, joined(lower), joined(upper))
+    return Sandwich(x, z, Evidence.joined(lower), Evidence.joined(upper))
 
 
 @dataclass(frozen=True)

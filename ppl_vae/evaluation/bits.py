@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ppl_vae._distributions import describe
 from ppl_vae._validation import check_positive_int
-from ppl_vae.evaluation.elbo import describe
 
 
 def bits_per_dim(log_evidence: Tensor, x: Tensor, likelihood: Any, *, bins: int | None = None) -> Tensor:

@@ -2,58 +2,20 @@ r"""Bootstrap intervals over data: how far a figure would move with another test
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from statistics import NormalDist
 from typing import overload
 
 import torch
 from torch import Tensor
 
+from ppl_vae._interval import Interval
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_positive_int
 
 Statistic = Callable[[Tensor], Tensor]
 
 BLOCK = 2**22  # entries of resamples held at once (float64: 32 MB)
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A figure with its confidence interval; written as ``-136.82 [-137.9, -135.7]``.
-
-    Both ends carry two digits of the half-width and the figure one more; a format (``f"{interval:.3f}"``) sets
-    the same for all three.
-
-    Attributes:
-        value: The figure, from the data as they are.
-        low: The lower end.
-        high: The upper end.
-        level: The share of such intervals that hold the true figure.
-
-    Example:
-        >>> str(Interval(-136.82, -137.9, -135.7)), f"{Interval(0.25, 0.2, 0.3125):.2f}"
-        ('-136.82 [-137.9, -135.7]', '0.25 [0.20, 0.31]')
-    """
-
-    value: float
-    low: float
-    high: float
-    level: float = 0.95
-
-    def __str__(self) -> str:
-        half = 0.5 * (self.high - self.low)
-        if not 0 < half < math.inf:
-            return self._format(".6g", ".6g")
-        decimals = max(0, 1 - math.floor(math.log10(half)))
-        return self._format(f".{decimals + 1}f", f".{decimals}f")
-
-    def __format__(self, spec: str) -> str:
-        return self._format(spec, spec) if spec else str(self)
-
-    def _format(self, value: str, end: str) -> str:
-        return f"{self.value:{value}} [{self.low:{end}}, {self.high:{end}}]"
 
 
 @overload

@@ -13,6 +13,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from ppl_vae._distributions import unwrapped
 from ppl_vae._scopes import evaluation_mode
 from ppl_vae.capture import Guards
 from ppl_vae.objectives.log_weights import PARTICLES
@@ -201,10 +202,3 @@ def _normal_scores(distribution: Any, size: int, pixels: int, dtype: torch.dtype
         return (x @ linear - 0.5 * x.square() @ precision.T + constant).to(dtype)
 
     return score
-
-
-def unwrapped(distribution: Any) -> Any:
-    """Return a distribution without its `Independent` wrappers."""
-    while isinstance(distribution, dist.Independent):
-        distribution = distribution.base_dist
-    return distribution

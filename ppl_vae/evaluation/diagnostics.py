@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal
 from torch.distributions import Normal as TorchNormal
 
+from ppl_vae._distributions import describe
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_positive_int
 from ppl_vae.evaluation.densities import Densities
-from ppl_vae.evaluation.elbo import describe
 
 ACTIVE = 0.01  # Burda et al.'s threshold for the variance of a unit's posterior mean
 UNUSED = 0.01  # nats a datum below which a dimension carries nothing
@@ -27,7 +27,8 @@ class LatentUse:
     Attributes:
         kl: Mean KL of each dimension, nats per datum, (d,).
         mean_variance: :math:`\mathrm{Var}_x(\mathbb E_{q(z|x)}[z_u])` over the data, (d,).
-        alarms: One sentence for each thing that is wrong; empty where nothing is.
+        alarms: One sentence for each thing that is wrong (more than three unused dimensions are one); empty where
+            nothing is.
     """
 
     kl: Tensor
@@ -221,10 +222,16 @@ def _alarms(kl: Tensor, worst: Tensor, moved: Tensor, spread_moves: Tensor, vari
             f"posterior collapse: q(z|x) is the same for all data, and costs {float(kl.sum()):.3f} nats of KL without "
             "carrying anything",
         )
-    found = [
-        f"dimension {u} is unused: KL {float(kl[u]):.4f} nats, its mean varies by {float(moved[u]):.2g} over the data"
-        for u in unused.nonzero().flatten().tolist()
-    ]
+    which = unused.nonzero().flatten().tolist()
+    if len(which) > 3:
+        found = [
+            f"{len(which)} of {len(kl)} dimensions are unused (KL below {UNUSED} nats): {', '.join(map(str, which))}"
+        ]
+    else:
+        found = [
+            f"dimension {u} is unused: KL {kl[u]:.4f} nats, its mean varies by {moved[u]:.2g} over the data"
+            for u in which
+        ]
     found += [
         f"dimension {u} is the same for all data and costs {float(kl[u]):.3f} nats of KL without carrying anything"
         for u in constant.nonzero().flatten().tolist()

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from ppl_vae._distributions import describe
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_choice, check_positive, check_positive_int
 from ppl_vae.evaluation.blocks import MAX_BYTES, particle_blocks, row_blocks
@@ -282,13 +283,6 @@ def closed_form_kl(densities: Densities, q: Any) -> Tensor | None:
         return torch.distributions.kl_divergence(q, p_z.expand(q.batch_shape)).double()
     except NotImplementedError:
         return None
-
-
-def describe(distribution: Any) -> str:
-    """Return the name of a distribution's family, of what lies inside `Independent`."""
-    while isinstance(distribution, torch.distributions.Independent):
-        distribution = distribution.base_dist
-    return type(distribution).__name__
 
 
 def _expectations(

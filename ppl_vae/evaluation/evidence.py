@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,16 +47,21 @@ class Evidence:
         return self.log_evidence.mean().item()
 
     @staticmethod
-    def joined(parts: list[Evidence]) -> Evidence:
-        """Put the evidence of several blocks of data together; of the numbers in `details`, those that all share."""
+    def joined(parts: list[Evidence], largest: Collection[str] = (), same: Collection[str] = ()) -> Evidence:
+        """Put the evidence of several blocks of data together.
+
+        Args:
+            parts: One a block, of one method.
+            largest: The numbers in `details` of which the largest counts.
+            same: Those that are the same for every block. All others are counts, and add up.
+        """
         first = parts[0]
         details: dict[str, Tensor | float] = {}
-        for name in first.details:
-            values = [part.details[name] for part in parts]
-            if all(isinstance(value, Tensor) for value in values):
-                details[name] = torch.cat([torch.as_tensor(value) for value in values])
-            elif all(value == values[0] for value in values):
-                details[name] = values[0]
-        log_evidence = torch.cat([part.log_evidence for part in parts])
-        error = torch.cat([part.error for part in parts])
+        for name, value in first.details.items():
+            values: list[Any] = [part.details[name] for part in parts]
+            if isinstance(value, Tensor):
+                details[name] = torch.cat(values)
+            else:
+                details[name] = value if name in same else max(values) if name in largest else sum(values)
+        log_evidence, error = (torch.cat([getattr(part, name) for part in parts]) for name in ("log_evidence", "error"))
         return Evidence(log_evidence, error, first.method, first.kind, details)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae import likelihoods
+from ppl_vae._distributions import unwrapped
 from ppl_vae._scopes import evaluation_mode
 from ppl_vae._validation import check_positive_int
-from ppl_vae.evaluation.densities import VAEDensities, unwrapped
+from ppl_vae.evaluation.densities import VAEDensities
 from ppl_vae.evaluation.evidence import Evidence
 from ppl_vae.vae import VAE
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ppl_vae._distributions import describe
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_positive_int
 from ppl_vae.evaluation.blocks import MAX_BYTES, capacity, row_blocks
 from ppl_vae.evaluation.densities import Densities
 from ppl_vae.evaluation.elbo import (
     Bound,
-    describe,
     draws_of,
     gauss_hermite_elbo,
     mean_and_error,

@@ -92,7 +92,7 @@ def importance(
         for i in range(0, num_data, _ROWS):
             log_w = weigh(tuple(d[i : i + _ROWS] for d in data), counts[-1])
             parts.append(from_log_weights(log_w, num_particles=counts))
-    return joined(parts)
+    return Evidence.joined(parts)
 
 
 def from_log_weights(log_w: Tensor, *, num_particles: int | Sequence[int] | None = None) -> Evidence:
@@ -149,17 +149,6 @@ def from_log_weights(log_w: Tensor, *, num_particles: int | Sequence[int] | None
             "num_unreliable": float(unreliable.sum()),
         },
     )
-
-
-def joined(parts: list[Evidence]) -> Evidence:
-    """Put Monte Carlo evidence of several blocks of data together; numbers in `details` are counts, and add up."""
-    first = parts[0]
-    details: dict[str, Any] = {}
-    for name, value in first.details.items():
-        values: list[Any] = [part.details[name] for part in parts]
-        details[name] = torch.cat(values) if isinstance(value, Tensor) else sum(values)
-    log_evidence, error = (torch.cat([getattr(part, name) for part in parts]) for name in ("log_evidence", "error"))
-    return Evidence(log_evidence, error, first.method, first.kind, details)
 
 
 def _weigher(

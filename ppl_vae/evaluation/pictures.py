@@ -38,9 +38,9 @@ def draw(
 ) -> list[Path]:
     """Draw an evaluation into a folder, and return the paths of what was drawn.
 
-    Always a histogram of log p(x) and the ELBO (with the worst data, where they are images), the rate-distortion plane
-    and the aggregate posterior beside the prior; where it was found, the gap per class and the estimates against K; for
-    a 2-D latent a map of it by the gap, and for images the true posterior beside q of some data.
+    Always a histogram of log p(x) and the ELBO (with the worst data, where they are images) and the rate-distortion
+    plane; where they were found, the gap per class, the estimates against K and the aggregate posterior beside the
+    prior; for a 2-D latent a map of it by the gap, and for images the true posterior beside q of some data.
 
     Args:
         vae: The model.
@@ -130,16 +130,17 @@ def _by_particles(evaluation: Evaluation, sampled: Evidence, caveat: str | None)
         int(name.removeprefix(prefix)): value for name, value in sampled.details.items() if name.startswith(prefix)
     }
     ks = sorted(estimates)
-    values = [torch.as_tensor(estimates[k]) for k in ks]
+    columns = [torch.as_tensor(estimates[k]) for k in ks]
+    columns += [evaluation.bound.elbo[:n], evaluation.evidence.log_evidence[:n]]
+    finite = torch.stack(columns).isfinite().all(0)
+    *values, elbo, truth = (interval(column[finite]) for column in columns)
     exact = evaluation.evidence.kind == "exact"
-    truth = interval(evaluation.evidence.log_evidence[:n]) if exact else None
-    elbo = interval(evaluation.bound.elbo[:n])
     return plots.evidence_by_particles(
         ks,
-        [float(v.mean()) for v in values],
-        [interval(v) for v in values],
-        exact=None if truth is None else truth.value,
-        exact_interval=truth,
+        [v.value for v in values],
+        values,
+        exact=truth.value if exact else None,
+        exact_interval=truth if exact else None,
         exact_name=f"exact, by {evaluation.evidence.method}",
         elbo=elbo.value,
         elbo_interval=elbo,
@@ -157,7 +158,8 @@ def _true_posteriors(
     mean, std, covariance = q.loc[chosen], q.std[chosen], torch.diag_embed(q.std[chosen].square())
     if not q.diagonal:
         covariance = q.scale[chosen] @ q.scale[chosen].mT
-    prior = densities.prior_sample(x[:1], 10_000)[:, 0]
+    with untouched_random_state():
+        prior = densities.prior_sample(x[:1], _SHOWN)[:, 0]
     low = torch.minimum(prior.amin(0), (mean - 4 * std).amin(0)).min().item()
     high = torch.maximum(prior.amax(0), (mean + 4 * std).amax(0)).max().item()
 

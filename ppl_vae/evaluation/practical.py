@@ -10,10 +10,10 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
+from ppl_vae._distributions import describe, unwrapped
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae._validation import check_choice, check_positive_int
 from ppl_vae.evaluation.bootstrap import Interval, interval
-from ppl_vae.evaluation.elbo import describe
 from ppl_vae.vae import VAE
 
 Sampler = Literal["metropolis", "pseudo-gibbs"]
@@ -228,10 +228,7 @@ def _checked(vae: VAE, x: Tensor, missing: Tensor) -> Tensor:
 
 
 def _check_factorised(likelihood: Any) -> None:
-    base = likelihood
-    while isinstance(base, torch.distributions.Independent):
-        base = base.base_dist
-    if base.event_shape:
+    if unwrapped(likelihood).event_shape:
         raise ValueError(
             f"impute: under the likelihood {describe(likelihood)} values depend on each other given z, so that missing "
             "ones cannot be drawn by themselves; expected independent ones, such as Bernoulli(...).to_event(3)"

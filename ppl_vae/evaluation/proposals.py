@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_positive_int
-from ppl_vae.evaluation.blocks import MAX_BYTES, capacity
+from ppl_vae.evaluation.blocks import MAX_BYTES, capacity, particle_blocks, row_blocks
 from ppl_vae.evaluation.densities import Densities, VAEDensities
 from ppl_vae.evaluation.mixtures import StudentMixture, fit_student_mixture
 from ppl_vae.evaluation.pareto import effective_sample_size
@@ -47,15 +47,11 @@ def log_joint(densities: Densities, x: Tensor, z: Tensor, max_bytes: int = MAX_B
         ValueError: If a log-density is not a number.
     """
     num_particles, num_data = z.shape[:2]
-    pairs = capacity(x, max_bytes)
-    rows = max(1, min(num_data, pairs))
-    particles = max(1, pairs // rows)
     log_p = torch.empty(num_particles, num_data, dtype=torch.float64, device=z.device)
-    for i in range(0, num_data, rows):
-        for k in range(0, num_particles, particles):
-            piece = z[k : k + particles, i : i + rows]
-            log_prior = densities.log_prior(x[i : i + rows], piece).double()
-            log_p[k : k + particles, i : i + rows] = log_prior + densities.log_likelihood(x[i : i + rows], piece)
+    for rows in row_blocks(num_data, x, max_bytes):
+        for k in particle_blocks(num_particles, x[rows], max_bytes):
+            log_prior = densities.log_prior(x[rows], z[k, rows]).double()
+            log_p[k, rows] = log_prior + densities.log_likelihood(x[rows], z[k, rows])
     if log_p.isnan().any():
         raise ValueError(
             f"log p(x, z) is not a number for {int(log_p.isnan().any(0).sum())} of {num_data} data; expected numbers "

@@ -113,12 +113,4 @@ def integrate(
             parts.append(integral.evidence())
             moments.append(integral.moments())
     mean, covariance = (torch.cat(part) for part in zip(*moments, strict=True))
-    return _joined(parts), mean, covariance
-
-
-def _joined(parts: list[Evidence]) -> Evidence:
-    """The evidence of all blocks: the largest rounding, the sum of the work."""
-    joined = Evidence.joined(parts)
-    numbers = {name: sum(float(part.details[name]) for part in parts) for name in ("num_latents", "num_scores")}
-    numbers["rounding"] = max(float(part.details["rounding"]) for part in parts)
-    return Evidence(joined.log_evidence, joined.error, joined.method, joined.kind, {**joined.details, **numbers})
+    return Evidence.joined(parts, largest=["rounding"], same=["prior_mass"]), mean, covariance

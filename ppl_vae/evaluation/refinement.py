@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ppl_vae._distributions import describe
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_positive, check_positive_int
 from ppl_vae.evaluation.blocks import MAX_BYTES, particle_blocks, row_blocks
 from ppl_vae.evaluation.densities import Densities
-from ppl_vae.evaluation.elbo import describe, normals_of
+from ppl_vae.evaluation.elbo import normals_of
 from ppl_vae.evaluation.normals import Normals, tensor_nodes
 
 STRETCH = 10.0  # most by which one step changes a precision

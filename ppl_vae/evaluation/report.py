@@ -12,15 +12,15 @@ from torch import Tensor
 
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_positive_int
-from ppl_vae.data import Split
+from ppl_vae.data import Dataset, Split
 from ppl_vae.evaluation.bits import bits_per_dim
 from ppl_vae.evaluation.bootstrap import Interval, interval
 from ppl_vae.evaluation.densities import VAEDensities
-from ppl_vae.evaluation.diagnostics import LatentUse, latent_use
+from ppl_vae.evaluation.diagnostics import latent_use
 from ppl_vae.evaluation.elbo import elbo
 from ppl_vae.evaluation.evidence import Evidence
 from ppl_vae.evaluation.figures import UNITS, Evaluation, Figure
-from ppl_vae.evaluation.gaps import Gaps, gaps
+from ppl_vae.evaluation.gaps import gaps
 from ppl_vae.evaluation.importance import importance
 from ppl_vae.evaluation.log_evidence import Method, log_evidence
 from ppl_vae.evaluation.practical import impute, knn_accuracy
@@ -29,7 +29,6 @@ from ppl_vae.evaluation.true_posterior import kl_to_posterior
 from ppl_vae.vae import VAE
 
 _MOST_PAIRS = 10_000  # data of ELBO surgery, whose cost grows with the square
-_DRAWN = 5000  # K of importance sampling beside an exact answer
 
 
 def evaluate(
@@ -97,7 +96,6 @@ def evaluate(
             check_positive_int(value, f"evaluate: {name}")
     x = x.to(next(vae.parameters(), x).device)
     densities, clock = VAEDensities(vae), _Clock(progress)
-    figures: dict[str, Figure] = {}
     with clock("log p(x)"):
         found = log_evidence(vae, x, method=evidence, seed=seed)
     exact = found.kind == "exact"
@@ -108,7 +106,8 @@ def evaluate(
     finite = found.log_evidence.isfinite() & bound.elbo.isfinite()
     if not finite.all():
         notes.append(f"{int((~finite).sum())} data without a finite value are left out of the averages")
-    over_data = _over_data(
+    figures: dict[str, Figure] = {}
+    figures |= _over_data(
         {
             "log_evidence": found.log_evidence,
             "elbo": bound.elbo,
@@ -118,9 +117,8 @@ def evaluate(
         },
         seed,
     )
-    if not over_data:
+    if not figures:
         raise ValueError("fewer than two data have a finite log p(x) and ELBO: nothing can be said of this model")
-    figures |= {name: over_data[name] for name in ("log_evidence", "elbo", "gap")}
     if exact:
         figures["log_evidence_error"] = float(found.error[finite].max())
     elif found.method == "importance":
@@ -141,13 +139,16 @@ def evaluate(
             with clock("the identity log p(x) = ELBO + KL"):
                 divergence = kl_to_posterior(densities, x[first], head, seed=seed)
                 residual = (gap[first] - divergence.kl).abs()
-            largest = float(residual[residual.isfinite()].max())
-            figures["identity_residual"] = largest
-            if largest > 1e-2:
-                notes.append("the two sides of log p(x) = ELBO + KL differ: one of the integrals has not converged")
+            if (residual := residual[residual.isfinite()]).numel():  # the KL is infinite where q leaves the support
+                figures["identity_residual"] = float(residual.max())
+                if residual.max() > 1e-2:
+                    notes.append("the two sides of log p(x) = ELBO + KL differ: one of the integrals has not converged")
         with clock("the gap"):
-            split = _gaps(densities, x[first], head, notes, seed)
+            split = _tried(notes, "the gap was not taken apart", lambda: gaps(densities, x[first], head, seed=seed))
         if split is not None:
+            if split.elsewhere.any():
+                share = split.elsewhere.double().mean()
+                notes.append(f"for {share:.1%} of these data a better q lies at another mode than the encoder's")
             parts = {"approximation_gap": split.approximation_gap, "amortisation_gap": split.amortisation_gap}
             figures |= _over_data(parts, seed)
             if len(split.gap) < len(x):
@@ -156,9 +157,8 @@ def evaluate(
     if importance_size and exact:
         first = slice(0, min(importance_size, len(x)))
         with clock("importance sampling"):
-            sampled = importance(densities, x[first], num_particles=(100, 1000, _DRAWN), seed=seed)
+            sampled = importance(densities, x[first], seed=seed)
         figures |= _over_data({"importance_error": found.log_evidence[first] - sampled.log_evidence}, seed)
-    figures |= {name: over_data[name] for name in ("distortion", "rate")}
     with clock("the latent code"):
         use = _tried(notes, "the use of each dimension is not told", lambda: latent_use(densities, x, seed=seed))
         some = x[:_MOST_PAIRS]
@@ -167,7 +167,7 @@ def evaluate(
             notes, "the aggregate posterior is not told", lambda: aggregate_posterior(densities, some, seed=seed)
         )
     if use is not None:
-        notes += _alarms(use)
+        notes += use.alarms
         figures |= {"active_units": use.num_active, "effective_dim": use.effective_dim}
     if surgeon is not None:
         figures |= {"mutual_information": surgeon.mutual_information, "marginal_kl": surgeon.marginal_kl}
@@ -212,16 +212,6 @@ def _tried(notes: list[str], what: str, function: Callable[[], Any]) -> Any:
         return None
 
 
-def _alarms(use: LatentUse) -> list[str]:
-    """The alarms, those of many unused dimensions in one sentence."""
-    unused = [alarm for alarm in use.alarms if " is unused: " in alarm]
-    if len(unused) < 4:
-        return list(use.alarms)
-    which = ", ".join(alarm.split()[1] for alarm in unused)
-    rest = [alarm for alarm in use.alarms if alarm not in unused]
-    return [f"{len(unused)} of {len(use.kl)} dimensions are unused (KL below 0.01 nats): {which}", *rest]
-
-
 class _Clock:
     """Times the parts by name, and tells of each as it begins."""
 
@@ -255,33 +245,18 @@ def _likelihood(densities: VAEDensities, x: Tensor) -> Any:
 
 def _caveats(vae: VAE, x: Tensor) -> list[str]:
     """What is wrong with these figures as log-likelihoods."""
-    support = getattr(_likelihood(VAEDensities(vae), x), "support", None)
-    if support is None or bool(support.check(x).all()):
-        return []
-    return [
-        "the data lie outside the support of the likelihood (grey values under a Bernoulli, say): log p(x) and the "
-        "ELBO are no log-likelihoods, and no models of such data can be compared by them"
-    ]
-
-
-def _gaps(densities: VAEDensities, x: Tensor, evidence: Evidence, notes: list[str], seed: int) -> Gaps | None:
+    nothing = Split((x[:0],))
     try:
-        found = gaps(densities, x, evidence, seed=seed)
+        caveat = vae.check_support(Dataset("data", Split((x,)), nothing, nothing))
     except ValueError as error:
-        notes.append(f"the gap was not taken apart: {error}")
-        return None
-    if found.elsewhere.any():
-        share = found.elsewhere.double().mean()
-        notes.append(f"for {share:.1%} of these data a better q lies at another mode than the encoder's")
-    return found
+        caveat = str(error)
+    return [] if caveat is None else [caveat]
 
 
 def _imputation(vae: VAE, x: Tensor, notes: list[str], seed: int) -> dict[str, Figure]:
     missing = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)).to(x.device) < 0.5
-    try:
-        filled = impute(vae, x, missing, num_steps=100, seed=seed)
-    except ValueError as error:
-        notes.append(f"nothing was imputed: {str(error).splitlines()[0][:200]}")
+    filled = _tried(notes, "nothing was imputed", lambda: impute(vae, x, missing, num_steps=100, seed=seed))
+    if filled is None:
         return {}
     binary = bool(((x == 0) | (x == 1)).all())
     notes.append(

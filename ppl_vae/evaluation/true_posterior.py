@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_vae._distributions import unwrapped
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_positive, check_positive_int
-from ppl_vae.evaluation.densities import VAEDensities, unwrapped
+from ppl_vae.evaluation.densities import VAEDensities
 from ppl_vae.evaluation.evidence import Evidence
 from ppl_vae.evaluation.grids import support
 from ppl_vae.evaluation.interpolation import CellRule

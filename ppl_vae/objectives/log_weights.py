@@ -21,6 +21,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from ppl_vae._distributions import describe
 from ppl_vae._validation import check_positive_int
 
 PARTICLES = "num_particles_vectorized"  # the name of Pyro's own plate over particles, so that its traces read alike
@@ -101,8 +102,8 @@ class LogWeights:
                 site_kl = torch.distributions.kl_divergence(q, self.prior[name])
             except NotImplementedError as error:
                 raise NotImplementedError(
-                    f"there is no closed form of the KL at site {name!r} between {_describe(q)} and "
-                    f"{_describe(self.prior[name])}; use the sampled one, objective ELBO"
+                    f"there is no closed form of the KL at site {name!r} between {describe(q)} and "
+                    f"{describe(self.prior[name])}; use the sampled one, objective ELBO"
                 ) from error
             kl = kl + _to_particles(site_kl, self.num_particles, _particle_dim(site_kl.shape, self.num_particles))
         return kl
@@ -115,7 +116,7 @@ class LogWeights:
             if not q.has_rsample:
                 raise ValueError(
                     f"objective {objective} needs reparameterised latents, and q at site {name!r} "
-                    f"({_describe(q)}) is not; use pyro.infer.Trace_ELBO, whose gradient has the score term"
+                    f"({describe(q)}) is not; use pyro.infer.Trace_ELBO, whose gradient has the score term"
                 )
 
 
@@ -257,9 +258,3 @@ def _to_particles(log_p: Tensor, num_particles: int, particle_dim: int | None, s
 
 def _particle_dim(batch_shape: torch.Size, num_particles: int) -> int | None:
     return -len(batch_shape) if num_particles > 1 and len(batch_shape) > 1 else None
-
-
-def _describe(distribution: Any) -> str:
-    while isinstance(distribution, torch.distributions.Independent):
-        distribution = distribution.base_dist
-    return type(distribution).__name__

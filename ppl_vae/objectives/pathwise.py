@@ -15,6 +15,7 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
 from ppl_vae import closed_form
+from ppl_vae._distributions import unwrapped
 from ppl_vae._validation import check_positive_int
 from ppl_vae.objectives.estimate import Estimate
 from ppl_vae.objectives.log_weights import LogWeights
@@ -203,7 +204,4 @@ class _Unwrapped:
 
     @classmethod
     def of(cls, distribution: Any) -> _Unwrapped:
-        event_dim = distribution.event_dim
-        while isinstance(distribution, dist.Independent):
-            distribution = distribution.base_dist
-        return cls(distribution, event_dim)
+        return cls(unwrapped(distribution), distribution.event_dim)
