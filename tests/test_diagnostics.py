@@ -146,7 +146,7 @@ def test_one_unused_dimension_is_named():
     use = latent_use(diagonal(mean, std), rows(100))
     assert use.active.tolist() == [True, False, True]
     assert len(use.alarms) == 1
-    assert use.alarms[0].startswith("dimension 1 is unused: KL 0.0")
+    assert use.alarms[0].startswith("z_2 is unused: KL 0.0")
 
 
 def test_a_dimension_that_costs_and_carries_nothing_is_named():
@@ -154,7 +154,7 @@ def test_a_dimension_that_costs_and_carries_nothing_is_named():
     mean, std = torch.randn(100, 2), torch.full((100, 2), 0.3)
     mean[:, 0] = 1.0
     (alarm,) = latent_use(diagonal(mean, std), rows(100)).alarms
-    assert "dimension 0 is the same for all data" in alarm
+    assert "z_1 is the same for all data" in alarm
 
 
 def test_a_code_in_the_variance_is_no_alarm():

@@ -27,8 +27,8 @@ class LatentUse:
     Attributes:
         kl: Mean KL of each dimension, nats per datum, (d,).
         mean_variance: :math:`\mathrm{Var}_x(\mathbb E_{q(z|x)}[z_u])` over the data, (d,).
-        alarms: One sentence for each thing that is wrong (more than three unused dimensions are one); empty where
-            nothing is.
+        alarms: One sentence for each thing that is wrong (more than three unused dimensions are one), dimensions
+            counted from z_1 as in the pictures; empty where nothing is.
     """
 
     kl: Tensor
@@ -224,16 +224,14 @@ def _alarms(kl: Tensor, worst: Tensor, moved: Tensor, spread_moves: Tensor, vari
         )
     which = unused.nonzero().flatten().tolist()
     if len(which) > 3:
-        found = [
-            f"{len(which)} of {len(kl)} dimensions are unused (KL below {UNUSED} nats): {', '.join(map(str, which))}"
-        ]
+        names = ", ".join(f"z_{u + 1}" for u in which)
+        found = [f"{len(which)} of {len(kl)} dimensions are unused (KL below {UNUSED} nats): {names}"]
     else:
         found = [
-            f"dimension {u} is unused: KL {kl[u]:.4f} nats, its mean varies by {moved[u]:.2g} over the data"
-            for u in which
+            f"z_{u + 1} is unused: KL {kl[u]:.4f} nats, its mean varies by {moved[u]:.2g} over the data" for u in which
         ]
     found += [
-        f"dimension {u} is the same for all data and costs {float(kl[u]):.3f} nats of KL without carrying anything"
+        f"z_{u + 1} is the same for all data and costs {float(kl[u]):.3f} nats of KL without carrying anything"
         for u in constant.nonzero().flatten().tolist()
     ]
     return tuple(found)
