@@ -6,9 +6,11 @@ that trains or evaluates takes any ``(model, guide)`` pair; the class is a conve
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import pyro
@@ -17,7 +19,9 @@ import torch
 from pyro import poutine
 from pyro.params import param_with_module_name
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
+from ppl_vae._distributions import centre, check_same_space, innermost
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae.networks import Binding, Shape
 
@@ -42,15 +46,22 @@ class VAE(nn.Module):
     from the data; all are tried once on two zeros, so that a piece that cannot work is refused before the first
     step. A piece with parameters must be an ``nn.Module`` (or use ``pyro.param``), or nothing would train it.
 
+    In a conditional model, p(z|y) p(x|z, y) and q(z|x, y), each piece whose signature has a parameter ``y`` is given
+    the condition as well, (batch, k); the others do without. The data set's second column is the condition, and
+    `y_shape` says so where there is no data set. Labels (int64, (batch,)) may be given in place of one-hot rows.
+
     Args:
         data: The data set (sizes follow from it), or the shape of one datum.
-        prior: ``prior()`` -> p(z), batch shape (), event shape (latent,).
+        prior: ``prior()`` -> p(z), batch shape (), event shape (latent,). One with an attribute ``visible_dim`` shows
+            the likelihood the first so many dimensions of z alone.
         likelihood: ``likelihood(z)`` -> p(x|z), batch shape ``z.shape[:-1]``, event shape of one datum.
         posterior: ``posterior(x)`` -> q(z|x), batch shape (batch,), event shape (latent,).
+        y_shape: Shape ``(k,)`` of the condition of one datum; None for that of the data set's second column.
 
     Raises:
         TypeError: If a piece does not return a Pyro distribution.
-        ValueError: If its shapes do not fit, or its parameters are out of sight.
+        ValueError: If its shapes do not fit, its parameters are out of sight, q(z|x) puts mass where p(z) has none, or
+            there is a condition that no piece takes.
 
     Reference:
         Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114
@@ -77,13 +88,16 @@ class VAE(nn.Module):
         prior: Piece,
         likelihood: Piece,
         posterior: Piece,
+        y_shape: Shape | None = None,
     ) -> None:
         super().__init__()
         self.x_shape: Shape = _x_shape(data)
+        self.y_shape = _y_shape(data) if y_shape is None else tuple(y_shape)
         self.prior = prior
         self.likelihood = likelihood
         self.posterior = posterior
-        self.latent_shape = self._bind()
+        self._takes_y = {role: _takes_y(piece) for role, piece in self._pieces().items()}
+        self.latent_shape = self._bind(None if isinstance(data, (tuple, list)) else data)
 
     @property
     def name(self) -> str:
@@ -92,47 +106,64 @@ class VAE(nn.Module):
             _names[self] = f"vae_{next(_counter)}"
         return _names[self]
 
-    def model(self, x: Tensor | None = None, *, size: int | None = None) -> Tensor:
-        """Run p(x, z): score `x`, or sample `size` data where there is no `x`."""
+    def p_z(self, y: Tensor | None = None) -> Any:
+        """Return p(z), batch shape (); in a conditional model p(z|y), batch shape (batch,) or ()."""
+        return self.prior(*self._condition("prior", y))
+
+    def p_x(self, z: Tensor, y: Tensor | None = None) -> Any:
+        """Return p(x|z), in a conditional model p(x|z, y), batch shape ``z.shape[:-1]``."""
+        visible = z if self._visible_dim is None else z[..., : self._visible_dim]
+        return self.likelihood(visible, *self._condition("likelihood", y))
+
+    def q_z(self, x: Tensor, y: Tensor | None = None) -> Any:
+        """Return q(z|x), in a conditional model q(z|x, y), batch shape (batch,)."""
+        return self.posterior(x, *self._condition("posterior", y))
+
+    def model(self, x: Tensor | None = None, y: Tensor | None = None, *, size: int | None = None) -> Tensor:
+        """Run p(x, z): score `x`, or sample `size` data where there is no `x` (as many as `y` has, by default)."""
         self._register()
-        prior = self.prior()  # outside the plate: its parameters are not per datum
-        with pyro.plate("data", self._size(x, size), dim=-1):
+        prior = self.p_z(y)  # outside the plate: its parameters are not per datum
+        with pyro.plate("data", self._size(y if x is None else x, size), dim=-1):
             z = pyro.sample("z", prior)
-            return pyro.sample("x", self.likelihood(z), obs=x)
+            return pyro.sample("x", self.p_x(z, y), obs=x)
 
-    def guide(self, x: Tensor, *, size: int | None = None) -> Tensor:
-        """Run q(z|x)."""
+    def guide(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> Tensor:
+        """Run q(z|x); a latent whose states can be listed is marked for Pyro's `TraceEnum_ELBO` to sum over."""
         self._register()
         with pyro.plate("data", self._size(x, size), dim=-1):
-            return pyro.sample("z", self.posterior(x))
+            q = self.q_z(x, y)
+            return pyro.sample("z", q, infer={"enumerate": "parallel"} if q.has_enumerate_support else {})
 
     @torch.no_grad()
-    def encode(self, x: Tensor) -> Tensor:
-        """Return the mean of q(z|x), shape (batch, latent), in evaluation mode."""
+    def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return the `centre` of q(z|x), shape (batch, latent), in evaluation mode: its mean where that is a latent."""
         with evaluation_mode(self):
-            return self.posterior(x).mean
+            return centre(self.q_z(x, y))
 
     @torch.no_grad()
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the mean of p(x|z), shape ``(*z.shape[:-1], *x_shape)``, in evaluation mode."""
         with evaluation_mode(self):
-            return self.likelihood(z).mean
+            return self.p_x(z, y).mean
 
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """Return the mean of p(x|z) at the mean of q(z|x), shape (batch, *x_shape): no noise is drawn."""
-        return self.decode(self.encode(x))
+    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return the mean of p(x|z) at the centre of q(z|x), shape (batch, *x_shape): no noise is drawn."""
+        return self.decode(self.encode(x, y), y)
 
     @torch.no_grad()
-    def sample(self, size: int = 16, *, mean: bool = True) -> Tensor:
+    def sample(self, size: int = 16, *, y: Tensor | None = None, mean: bool = True) -> Tensor:
         """Return data from the model, shape (size, *x_shape).
 
         Args:
-            size: How many.
+            size: How many; as many as `y` has, where there is a condition.
+            y: The condition, (size, k), or labels (size,).
             mean: Return the mean of p(x|z) at z ~ p(z), as is usual for pictures; else draw x ~ p(x|z) as well.
         """
         with evaluation_mode(self):
-            likelihood = self.likelihood(self.prior().sample((size,)))
-            return likelihood.mean if mean else likelihood.sample()
+            p_z = self.p_z(y)
+            z = p_z.sample(() if p_z.batch_shape else (size if y is None else len(y),))
+            p_x = self.p_x(z, y)
+            return p_x.mean if mean else p_x.sample()
 
     def score(self, x: Tensor) -> Tensor:
         """Return log p(x) of each datum, (batch,), float64, in nats: exact where it can be, else an estimate.
@@ -156,11 +187,12 @@ class VAE(nn.Module):
         with torch.no_grad(), evaluation_mode(self), untouched_random_state():
             caveat = None
             z = torch.zeros(1, *self.latent_shape, device=like.device, dtype=like.dtype)
-            support = getattr(self.likelihood(z), "support", None)
+            y = None if self.y_shape is None else torch.zeros(1, *self.y_shape, device=z.device, dtype=z.dtype)
+            support = getattr(self.p_x(z, y), "support", None)
             if support is None:
                 return None
             for split in (data.train, data.validation):
-                if _is_everything(support) and not isinstance(split.x, Tensor):
+                if innermost(support) is torch.distributions.constraints.real and not isinstance(split.x, Tensor):
                     continue  # read from disk, where loading has looked for NaN already
                 for x, *_ in split.batches(min(4096, len(split)), device=like.device) if len(split) else ():
                     if support.check(x).all():
@@ -197,31 +229,66 @@ class VAE(nn.Module):
             raise ValueError("VAE.model was given neither x nor size; give x to score it, or size=n to sample n data")
         return size
 
-    def _bind(self) -> Shape:
-        """Size the pieces and try each on two zeros; return the prior's event shape."""
-        for role, piece in (("prior", self.prior), ("likelihood", self.likelihood), ("posterior", self.posterior)):
+    def _pieces(self) -> dict[str, Piece]:
+        return {"prior": self.prior, "likelihood": self.likelihood, "posterior": self.posterior}
+
+    def _condition(self, role: str, y: Tensor | None) -> tuple[Tensor, ...]:
+        """What a piece is given of the condition: nothing if it does not take one."""
+        if self.y_shape is None:
+            if y is not None:
+                raise ValueError("VAE was given a condition y, and none of its pieces was put together for one")
+            return ()
+        if y is None:
+            raise ValueError(f"VAE is conditional: give y of shape (batch, {self.y_shape[0]}), or labels (batch,)")
+        if not y.is_floating_point() and y.dim() == 1:
+            y = one_hot(y.long(), self.y_shape[0]).to(next(self.parameters(), torch.empty(0)).dtype)
+        return (y,) if self._takes_y[role] else ()
+
+    def _bind(self, data: Dataset | None) -> Shape:
+        """Size the pieces and try each on two zeros; return the prior's event shape.
+
+        A prior that is sized from the data or the posterior cannot be asked before: it states its ``latent_dim``.
+        """
+        for role, piece in self._pieces().items():
             if isinstance(piece, type) or not callable(piece):
                 raise TypeError(
                     f"{role} is {piece!r}; expected an object or a function that returns a Pyro distribution, "
                     "such as priors.StandardNormal(latent_dim=2)"
                 )
-        p_z = self._try("prior", self.prior)
-        latent_shape = tuple(p_z.event_shape)
-        if len(latent_shape) != 1 or latent_shape[0] < 1:
+        if self.y_shape is not None and not any(self._takes_y.values()):
             raise ValueError(
-                f"prior returned a distribution of event_shape {latent_shape}; expected (latent,), a vector of at "
-                "least one dimension, for instance Normal(loc, scale).to_event(1)"
+                "VAE is given a condition (y_shape, or a second column of data) that none of its pieces takes; "
+                "expected likelihood(z, y) or posterior(x, y)"
             )
-        for piece in (self.prior, self.likelihood, self.posterior):
-            bind = getattr(piece, "bind", None)
-            if bind is not None:
-                bind(Binding(self.x_shape, latent_shape))
         like = next(self.parameters(), torch.empty(0))
         x = torch.zeros(2, *self.x_shape, device=like.device, dtype=like.dtype)
-        z = torch.zeros(2, *latent_shape, device=like.device, dtype=like.dtype)
-        self._try("posterior", self.posterior, x, event_shape=latent_shape)
-        self._try("likelihood", self.likelihood, z, event_shape=self.x_shape)
+        y = () if self.y_shape is None else (torch.zeros(2, *self.y_shape, device=like.device, dtype=like.dtype),)
+        given = {role: y if takes else () for role, takes in self._takes_y.items()}
+        if hasattr(self.prior, "bind") and hasattr(self.prior, "latent_dim"):
+            latent_shape: Shape = (self.prior.latent_dim,)
+        else:
+            latent_shape = self._event_shape(self._try("prior", self.prior, *given["prior"]))
+        self._visible_dim: int | None = getattr(self.prior, "visible_dim", None)
+        visible = latent_shape if self._visible_dim is None else (self._visible_dim,)
+        binding = Binding(self.x_shape, latent_shape, self.y_shape, train=None if data is None else data.train)
+        _bind_piece(self.likelihood, replace(binding, latent_shape=visible))
+        _bind_piece(self.posterior, binding)
+        _bind_piece(self.prior, replace(binding, posterior=self.posterior))
+        z = torch.zeros(2, *visible, device=like.device, dtype=like.dtype)
+        q_z = self._try("posterior", self.posterior, x, *given["posterior"], event_shape=latent_shape)
+        p_z = self._try("prior", self.prior, *given["prior"], event_shape=latent_shape)
+        self._try("likelihood", self.likelihood, z, *given["likelihood"], event_shape=self.x_shape)
+        check_same_space(p_z, q_z)
         return latent_shape
+
+    def _event_shape(self, p_z: Any) -> Shape:
+        shape = tuple(p_z.event_shape)
+        if len(shape) != 1 or shape[0] < 1:
+            raise ValueError(
+                f"prior returned a distribution of event_shape {shape}; expected (latent,), a vector of at "
+                "least one dimension, for instance Normal(loc, scale).to_event(1)"
+            )
+        return shape
 
     def _try(self, role: str, piece: Piece, *arguments: Tensor, event_shape: Shape | None = None) -> Any:
         """Call a piece once, in evaluation mode and without moving the random state, and check what it returns."""
@@ -233,7 +300,7 @@ class VAE(nn.Module):
                 except Exception as error:
                     shapes = ", ".join(str(tuple(a.shape)) for a in arguments) or "no argument"
                     raise ValueError(f"{role} failed when called with {shapes}: {error}") from error
-            _check_distribution(role, result, tuple(len(a) for a in arguments), event_shape)
+            _check_distribution(role, result, tuple(len(a) for a in arguments[:1]), event_shape)
             known = {id(p) for p in self.parameters()}
             if known != {id(p) for p in before}:
                 raise ValueError(
@@ -259,10 +326,32 @@ def _x_shape(data: Dataset | Shape) -> Shape:
     return tuple(shape)
 
 
-def _is_everything(support: Any) -> bool:
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return support is torch.distributions.constraints.real
+def _y_shape(data: Dataset | Shape) -> Shape | None:
+    columns = () if isinstance(data, (tuple, list)) else data.train.columns
+    if len(columns) < 2:
+        return None
+    shape = tuple(columns[1].shape[1:])
+    if len(columns) > 2 or len(shape) != 1:
+        raise ValueError(
+            f"VAE: the data set has {len(columns)} columns, the second of rows of shape {shape}; expected the data, "
+            "and one column of conditions of shape (n, k), such as one-hot labels"
+        )
+    return shape
+
+
+def _takes_y(piece: object) -> bool:
+    """Whether a piece can be given a condition: its signature has a parameter y."""
+    function = piece.forward if isinstance(piece, nn.Module) else piece
+    try:
+        return "y" in inspect.signature(cast(Callable[..., Any], function)).parameters
+    except (TypeError, ValueError):  # no signature to be read
+        return False
+
+
+def _bind_piece(piece: Piece, binding: Binding) -> None:
+    bind = getattr(piece, "bind", None)
+    if bind is not None:
+        bind(binding)
 
 
 def _outside_support(likelihood: object, support: object, x: Tensor) -> str:

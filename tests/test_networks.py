@@ -11,6 +11,7 @@ from pyro import infer
 from torch import Tensor, nn
 
 from ppl_vae import VAE, likelihoods, networks, objectives, posteriors, priors
+from ppl_vae._scopes import evaluation_mode
 from ppl_vae.networks import MLP, Binding, ParameterNetwork
 from ppl_vae.objectives import sample_log_weights
 
@@ -396,7 +397,7 @@ def test_a_binding_is_all_that_a_piece_learns() -> None:
 def test_evaluation_mode_restores_each_submodule() -> None:
     module = Noisy()
     inside = []
-    with pytest.raises(KeyError), networks.evaluation_mode(module):  # noqa: PT012
+    with pytest.raises(KeyError), evaluation_mode(module):  # noqa: PT012
         inside = [m.training for m in module.modules()]
         raise KeyError
     assert not any(inside)

@@ -22,6 +22,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from ppl_vae import SVI, VAE, data, likelihoods, networks, objectives, posteriors, priors
+from ppl_vae._scopes import evaluation_mode
 from ppl_vae.networks import ParameterNetwork
 from ppl_vae.objectives import as_loss, sample_log_weights
 from ppl_vae.objectives.losses import BatchLoss, evaluate_objective
@@ -230,7 +231,7 @@ def test_gradients_reach_every_parameter(program: zoo.Program) -> None:
 
 
 def log_probs(vae: VAE, x: Tensor, z: Tensor) -> list[Tensor]:
-    with torch.no_grad(), networks.evaluation_mode(vae):
+    with torch.no_grad(), evaluation_mode(vae):
         return [vae.prior().log_prob(z), vae.likelihood(z).log_prob(x), vae.posterior(x).log_prob(z)]
 
 

@@ -64,6 +64,10 @@ class Prior:
     name: str
     make: Callable[[int], Any]  # latent_dim -> piece
     domain: Domain = REAL
+    space: str = "real"  # where its latents live; it goes with the posteriors of the same space
+    min_latent: int = 1
+    dense: bool = True  # whether one latent has a density on `domain` (not on a sphere)
+    closed_form: bool = True  # whether mean and variance have one
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class Likelihood:
     name: str
     make: Callable[[Any], Any]  # network -> piece
     domain: Domain  # of its samples, on which it is a density
+    closed_form: bool = True  # whether mean and variance have one
     data: Callable[..., Tensor] | None = None  # data that it scores, where these are more than its domain
 
     @property
@@ -88,6 +93,12 @@ class Posterior:
     name: str
     make: Callable[[Any], Any]  # network -> piece
     domain: Domain = REAL
+    space: str = "real"
+    min_latent: int = 1
+    dense: bool = True
+    closed_form: bool = True  # whether mean and variance have one
+    reparameterised: bool = True
+    rescores: bool = True  # whether it can score a z that it did not draw (planar flows cannot)
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,8 @@ class Network:
     name: str
     make: Callable[[], Any]  # -> factory
     batch_norm: bool = False
+    images: bool = False  # whether its input or output must be an image, (channels, height, width)
+    dropout: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,14 +195,23 @@ class Program:
     def name(self) -> str:
         return "+".join(piece.name for piece in (self.prior, self.likelihood, self.posterior, self.network))
 
+    @property
+    def min_latent(self) -> int:
+        return max(self.prior.min_latent, self.posterior.min_latent)
+
+
+def goes_with(entry: Any, others: Sequence[Any]) -> Any:
+    """Return the first of some priors or posteriors that lives in the same space."""
+    return next(other for other in others if other.space == entry.space)
+
 
 def programs() -> list[Program]:
     """For each piece and each network one program that it appears in."""
     first = Program()
     found = [first]
-    found += [replace(first, prior=prior) for prior in PRIORS[1:]]
+    found += [replace(first, prior=prior, posterior=goes_with(prior, POSTERIORS)) for prior in PRIORS[1:]]
     found += [replace(first, likelihood=likelihood) for likelihood in LIKELIHOODS[1:]]
-    found += [replace(first, posterior=posterior) for posterior in POSTERIORS[1:]]
+    found += [replace(first, posterior=posterior, prior=goes_with(posterior, PRIORS)) for posterior in POSTERIORS[1:]]
     found += [replace(first, network=network) for network in NETWORKS[1:]]
     return found
 
@@ -198,7 +220,8 @@ def product() -> Iterator[tuple[Prior, Likelihood, Posterior, Objective]]:
     """All combinations that can be trained on thresholded pictures."""
     for combination in itertools.product(PRIORS, LIKELIHOODS, POSTERIORS, OBJECTIVES + PYRO_OBJECTIVES):
         *pieces, objective = combination
-        if pieces[1].domain.holds_binary and objective.fits(*pieces):
+        prior, likelihood, posterior = pieces
+        if prior.space == posterior.space and likelihood.domain.holds_binary and objective.fits(*pieces):
             yield combination
 
 

@@ -61,7 +61,7 @@ def _moments(vae: VAE, rows: Rows) -> tuple[Tensor, Tensor | None]:
     """Means and standard deviations of q(z|x), (n, latent), the latter None where it does not know them."""
     means, stds = [], []
     for x in rows.batches():
-        q = vae.posterior(x)
+        q = vae.q_z(x)
         means.append(q.mean)
         try:
             stds.append(q.stddev)

@@ -48,8 +48,8 @@ def sample(
     vae = run.vae
     with torch.no_grad(), untouched_random_state():
         torch.manual_seed(seed)
-        z = vae.prior().sample((size,))
-        likelihoods = (vae.likelihood(part) for part in z.split(BATCH))
+        z = vae.p_z().sample((size,))
+        likelihoods = (vae.p_x(part) for part in z.split(BATCH))
         x = torch.cat([p.mean if mean else p.sample() for p in likelihoods])
     if path.suffix.lower() == ".npz":
         return [writing.save_arrays(path, {"x": x, "z": z})]

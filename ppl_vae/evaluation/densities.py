@@ -73,17 +73,17 @@ class VAEDensities:
     def prior(self) -> Any:
         """Return p(z)."""
         with evaluation_mode(self.vae):
-            return self.vae.prior()
+            return self.vae.p_z()
 
     def posterior(self, x: Tensor) -> Any:
         """Return q(z|x)."""
         with evaluation_mode(self.vae):
-            return self.vae.posterior(x)
+            return self.vae.q_z(x)
 
     def likelihood(self, z: Tensor) -> Any:
         """Return p(x|z) for z of shape (..., d)."""
         with evaluation_mode(self.vae):
-            return self.vae.likelihood(z)
+            return self.vae.p_x(z)
 
     def prior_sample(self, x: Tensor, size: int) -> Tensor:
         """Draw `size` latents from p(z) for every datum, (size, n, d)."""

@@ -125,24 +125,24 @@ def impute(
     hole = chain(holes)
     with untouched_random_state(), evaluation_mode(vae):
         torch.manual_seed(seed)
-        likelihood = vae.likelihood(vae.prior().sample((len(hole),)))
+        likelihood = vae.p_x(vae.p_z().sample((len(hole),)))
         _check_factorised(likelihood)
         filled = torch.where(hole, likelihood.sample(), chain(torch.where(holes, 0.0, x).to(x)))
-        z = vae.posterior(filled).sample()
-        likelihood = vae.likelihood(z)
+        z = vae.q_z(filled).sample()
+        likelihood = vae.p_x(z)
         total = torch.zeros_like(filled)
         taken = torch.zeros(len(hole), dtype=torch.float64, device=x.device)
         for step in range(warmup + num_steps):
-            q = vae.posterior(filled)
+            q = vae.q_z(filled)
             proposed = q.sample()
-            proposal = vae.likelihood(proposed)
+            proposal = vae.p_x(proposed)
             if sampler == "pseudo-gibbs" or step < warmup // 2:
                 accepted = torch.ones(len(hole), dtype=torch.bool, device=x.device)
             else:
                 ratio = _log_weight(vae, proposal, proposed, q, filled) - _log_weight(vae, likelihood, z, q, filled)
                 accepted = torch.rand_like(ratio).log() < ratio
             z = torch.where(accepted[:, None], proposed, z)
-            likelihood = vae.likelihood(z)
+            likelihood = vae.p_x(z)
             filled = torch.where(hole, likelihood.sample(), filled)
             if step >= warmup:
                 total += likelihood.mean
@@ -237,4 +237,4 @@ def _check_factorised(likelihood: Any) -> None:
 
 def _log_weight(vae: VAE, likelihood: Any, z: Tensor, q: Any, x: Tensor) -> Tensor:
     """Log p(x|z) + log p(z) - log q(z|x), (n,)."""
-    return likelihood.log_prob(x) + vae.prior().log_prob(z) - q.log_prob(z)
+    return likelihood.log_prob(x) + vae.p_z().log_prob(z) - q.log_prob(z)

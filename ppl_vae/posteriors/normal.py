@@ -1,11 +1,8 @@
-r"""Posteriors q(z|x): callables ``posterior(x)`` that return a Pyro distribution over z.
-
-``posterior(x)`` has batch shape ``(batch,)`` and event shape ``(latent,)``.
-"""
+r"""Normal posteriors."""
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import pyro.distributions as dist
 from torch import Tensor, nn
@@ -15,14 +12,6 @@ from ppl_vae._validation import check_choice, check_positive
 from ppl_vae.networks import MLP, Binding, NetworkFactory, ParameterNetwork
 
 Scale = Literal["std", "log_var", "softplus"]
-
-
-class Posterior(Protocol):
-    """What a VAE needs of q(z|x)."""
-
-    def __call__(self, x: Tensor) -> dist.Distribution:
-        """Return q(z|x), with ``batch_shape == (batch,)`` and ``event_shape == (latent,)``."""
-        ...
 
 
 class DiagonalNormal(nn.Module):
@@ -75,11 +64,11 @@ class DiagonalNormal(nn.Module):
 
     def bind(self, binding: Binding) -> None:
         """Size the network."""
-        self.mean_and_scale.build(binding.x_shape, binding.latent_shape)
+        self.mean_and_scale.build(binding.x_shape, binding.latent_shape, binding.y_shape)
 
-    def forward(self, x: Tensor) -> dist.Distribution:
+    def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
         """Return q(z|x), batch shape (batch,), event shape (latent,)."""
-        mean, raw = self.mean_and_scale(x)
+        mean, raw = self.mean_and_scale(x, y)
         if self.scale == "std":
             std = raw.abs() + self.floor
         elif self.scale == "log_var":

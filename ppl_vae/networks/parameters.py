@@ -1,47 +1,15 @@
-r"""Neural networks for the pieces, and the joint between a network and a distribution.
-
-A *network* is either a factory ``(in_shape, out_shape) -> nn.Module``, so that its sizes follow from the data, or a
-ready-made ``nn.Module`` of the right sizes. Whatever it is, it only ever sees ``(n, *in_shape)``: extra leading
-dimensions (particles) are flattened around it by `ParameterNetwork`.
-"""
+r"""The joint between a network and a distribution."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol, cast, get_args
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
-from ppl_vae._validation import check_choice, check_positive_int
-
-Shape = tuple[int, ...]
-Activation = Literal["softplus", "relu", "sigmoid", "tanh", "none"]
-Init = Literal["he_normal", "torch"]
-
-_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "softplus": nn.Softplus,
-    "relu": nn.ReLU,
-    "sigmoid": nn.Sigmoid,
-    "tanh": nn.Tanh,
-    "none": nn.Identity,
-}
-
-
-@dataclass(frozen=True)
-class Binding:
-    """What a piece may learn when a VAE is put together, handed to its optional method ``bind(binding)``.
-
-    Attributes:
-        x_shape: Shape of one datum.
-        latent_shape: Event shape of the prior.
-    """
-
-    x_shape: Shape
-    latent_shape: Shape
+from ppl_vae.networks.binding import Shape
 
 
 class NetworkFactory(Protocol):
@@ -52,81 +20,15 @@ class NetworkFactory(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class MLP:
-    r"""A factory of multi-layer perceptrons, with the options of the article's program.
-
-    .. math::
-        h_0 = \mathrm{flatten}(x), \qquad h_l = a(\mathrm{BN}(W_l h_{l-1} + b_l)), \qquad
-        y = W_{L+1} h_L + b_{L+1}.
-
-    The last layer is linear. Slow to start with sigmoids in deep stacks (gradients vanish under ``he_normal``, which is
-    derived for rectifiers); batch normalisation makes data of one batch depend on each other while training, and
-    needs batches of at least two.
-
-    Args:
-        hidden: Widths of the hidden layers; empty for a linear network.
-        activation: ``a``: ``"softplus"`` (the article's), ``"relu"``, ``"sigmoid"``, ``"tanh"`` or ``"none"``.
-        batch_norm: Normalise each hidden layer before its activation, running statistics with decay 0.9 and
-            :math:`\epsilon = 10^{-3}` (the article's).
-        init: ``"he_normal"``: weights *and* biases from :math:`\mathcal N(0, 2 / \text{fan-in})`, as in the article;
-            ``"torch"``: PyTorch's default for `torch.nn.Linear`.
-
-    Raises:
-        ValueError: For widths that are no list, a width below one, or an unknown activation or initialisation.
-
-    Reference:
-        Delving Deep into Rectifiers (He et al., 2015), https://arxiv.org/abs/1502.01852
-
-    Example:
-        >>> network = MLP([300, 150])((1, 28, 28), (4,))
-        >>> network(torch.zeros(5, 1, 28, 28)).shape
-        torch.Size([5, 4])
-    """
-
-    hidden: Sequence[int] = (200, 200)
-    activation: Activation = "softplus"
-    batch_norm: bool = False
-    init: Init = "he_normal"
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.hidden, Sequence):
-            raise ValueError(f"MLP: hidden is {self.hidden!r}; expected a list of widths such as [300, 150]")
-        for i, width in enumerate(self.hidden):
-            check_positive_int(width, f"MLP: hidden[{i}]")
-        check_choice(self.activation, get_args(Activation), "MLP: activation")
-        check_choice(self.init, get_args(Init), "MLP: init")
-
-    def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Module:
-        """Return the network for these sizes, freshly initialised from torch's global generator."""
-        layers: list[nn.Module] = [nn.Flatten()] if len(in_shape) != 1 else []
-        width = math.prod(in_shape)
-        for hidden in self.hidden:
-            layers.append(self._linear(width, hidden))
-            if self.batch_norm:
-                layers.append(nn.BatchNorm1d(hidden, momentum=0.1, eps=1e-3))
-            if self.activation != "none":
-                layers.append(_ACTIVATIONS[self.activation]())
-            width = hidden
-        layers.append(self._linear(width, math.prod(out_shape)))
-        if len(out_shape) != 1:
-            layers.append(nn.Unflatten(1, out_shape))
-        return nn.Sequential(*layers)
-
-    def _linear(self, fan_in: int, fan_out: int) -> nn.Linear:
-        layer = nn.Linear(fan_in, fan_out)
-        if self.init == "he_normal":
-            nn.init.normal_(layer.weight, std=math.sqrt(2.0 / fan_in))
-            nn.init.normal_(layer.bias, std=math.sqrt(2.0 / fan_in))
-        return layer
-
-
 class ParameterNetwork(nn.Module):
     r"""The parameters of a distribution over ``event_shape``, computed by a network.
 
     Maps ``(*batch, *in_shape)`` to `count` tensors of shape ``(*batch, *event_shape)``. The network's output has shape
     ``(count * event_shape[0], *event_shape[1:])``: twice the channels for a mean and a scale per pixel. All batch
     dimensions are flattened into one around the network, so that no network ever sees the particles' dimension.
+
+    A condition y is joined to the input: behind it, flattened; or, for a factory with ``spatial = True`` and images,
+    as constant planes behind the channels.
 
     Args:
         network: A `NetworkFactory`, built by `build` once the sizes are known, or a ready-made ``nn.Module``. A factory
@@ -138,6 +40,7 @@ class ParameterNetwork(nn.Module):
         TypeError: If `network` is neither.
 
     Example:
+        >>> from ppl_vae.networks import MLP
         >>> parameters = ParameterNetwork(MLP([16]), "likelihood Mine", count=2)
         >>> parameters.build((2,), (1, 8, 8))
         >>> [p.shape for p in parameters(torch.zeros(5, 3, 2))]  # 5 particles of 3 data
@@ -155,25 +58,34 @@ class ParameterNetwork(nn.Module):
         self.count = count
         self.in_shape: Shape | None = None
         self.event_shape: Shape | None = None
+        self.y_shape: Shape | None = None
+        self.spatial = bool(getattr(network, "spatial", False))
         self._factory = None if isinstance(network, nn.Module) else network
         self.network = network if isinstance(network, nn.Module) else None
 
-    def build(self, in_shape: Shape, event_shape: Shape) -> None:
+    def build(self, in_shape: Shape, event_shape: Shape, y_shape: Shape | None = None) -> None:
         """Make the network for these sizes, or check that a ready-made one fits them.
+
+        Args:
+            in_shape: Shape of one input: x_shape or latent_shape.
+            event_shape: Shape of one parameter.
+            y_shape: Shape of the condition, ``(k,)``, if there is one.
 
         Raises:
             ValueError: If it was built for other sizes before, or its input or output does not fit.
         """
+        sizes = (in_shape, event_shape, y_shape)
         if self.in_shape is not None:
-            if (self.in_shape, self.event_shape) == (in_shape, event_shape) and self._factory is None:
+            if (self.in_shape, self.event_shape, self.y_shape) == sizes and self._factory is None:
                 return
             raise ValueError(
                 f"{self.owner} already belongs to a VAE (its network maps {self.in_shape} to {self.event_shape}): "
                 "make a new piece for each VAE, or hand both the same nn.Module to share its weights"
             )
+        joined = in_shape if y_shape is None else self._joined_shape(in_shape, y_shape)
         out_shape = (self.count * event_shape[0], *event_shape[1:])
         if self._factory is not None:
-            network = self._factory(in_shape, out_shape)
+            network = self._factory(joined, out_shape)
             if not isinstance(network, nn.Module):
                 raise TypeError(
                     f"{self.owner}: the network factory {self._factory!r} returned {type(network).__name__}; "
@@ -181,16 +93,53 @@ class ParameterNetwork(nn.Module):
                 )
         else:
             network = cast(nn.Module, self.network)
-        _check_fit(network, in_shape, out_shape, self.owner)
-        self.network, self.in_shape, self.event_shape = network, in_shape, event_shape
+        _check_fit(network, joined, out_shape, self.owner)
+        self.network = network
+        self.in_shape, self.event_shape, self.y_shape = sizes
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
+    @torch.no_grad()
+    def start_at(self, *values: Tensor | None) -> None:
+        r"""Set the bias of the network's last layer, so that the parameters start around these values.
+
+        The last layer's weights stay as they are: the values are what comes out where its input is zero.
+
+        Args:
+            *values: For each of the `count` parameters a tensor of ``event_shape`` (or one that broadcasts to it), or
+                None to leave it.
+
+        Raises:
+            RuntimeError: If it has no sizes yet.
+            ValueError: If the last layer that has parameters has no bias for every output value or channel.
+        """
+        if self.network is None or self.event_shape is None:
+            raise RuntimeError(f"{self.owner} has no sizes yet: put it into a VAE")
+        last = [module for module in self.network.modules() if next(module.parameters(recurse=False), None) is not None]
+        bias = getattr(last[-1], "bias", None) if last else None
+        channels, places = self.event_shape[0], math.prod(self.event_shape[1:])
+        per_value = bias is not None and bias.numel() == self.count * channels * places
+        if bias is None or not (per_value or bias.numel() == self.count * channels):
+            raise ValueError(
+                f"{self.owner}: the last layer of its network has no bias for each output to start from the data; end "
+                "the network in a linear layer or a convolution with bias, or leave the start as it is"
+            )
+        parts = bias.view(self.count, channels, -1)
+        for part, value in zip(parts, values, strict=True):
+            if value is not None:
+                value = value.to(bias).expand(self.event_shape).reshape(channels, -1)
+                part.copy_(value if per_value else value.mean(-1, keepdim=True))
+
+    def forward(self, inputs: Tensor, y: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return the `count` parameters, each of shape ``(*batch, *event_shape)``.
+
+        Args:
+            inputs: ``(*batch, *in_shape)``.
+            y: The condition, ``(*batch, k)`` or what broadcasts to it, where it was built with one.
 
         Raises:
             RuntimeError: If it has no sizes yet.
             ValueError: If `inputs` end in another shape than ``in_shape``: flattened or transposed data of the same
-                number of values would otherwise pass through an `MLP`, and be broadcast against x in silence.
+                number of values would otherwise pass through an `MLP`, and be broadcast against x in silence. Likewise
+                for `y`.
         """
         if self.network is None:
             raise RuntimeError(
@@ -203,6 +152,8 @@ class ParameterNetwork(nn.Module):
                 "dimensions, after those of the batch"
             )
         batch_shape = inputs.shape[: inputs.dim() - in_dim]
+        if y is not None or self.y_shape is not None:
+            inputs = self._join(inputs, y, batch_shape)
         if len(batch_shape) == 1:
             outputs = self.network(inputs)
         else:
@@ -211,6 +162,23 @@ class ParameterNetwork(nn.Module):
         if self.count == 1:
             return (outputs,)
         return outputs.chunk(self.count, dim=len(batch_shape))
+
+    def _joined_shape(self, in_shape: Shape, y_shape: Shape) -> Shape:
+        (k,) = y_shape
+        if self.spatial and len(in_shape) == 3:
+            return (in_shape[0] + k, *in_shape[1:])
+        return (math.prod(in_shape) + k,)
+
+    def _join(self, inputs: Tensor, y: Tensor | None, batch_shape: Shape) -> Tensor:
+        if y is None or self.y_shape is None or y.shape[-1:] != self.y_shape:
+            given = "no y" if y is None else f"y of shape {tuple(y.shape)}"
+            expected = "none" if self.y_shape is None else f"{self.y_shape} as its last dimension"
+            raise ValueError(f"{self.owner} was given {given}; expected {expected}")
+        y = y.to(inputs.dtype).expand(*batch_shape, *self.y_shape)
+        if self.spatial and len(cast(Shape, self.in_shape)) == 3:
+            planes = y[..., None, None].expand(*y.shape, *inputs.shape[-2:])
+            return torch.cat([inputs, planes], -3)
+        return torch.cat([inputs.flatten(len(batch_shape)), y], -1)
 
 
 def _check_fit(network: nn.Module, in_shape: Shape, out_shape: Shape, owner: str) -> None:

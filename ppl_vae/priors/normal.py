@@ -1,22 +1,12 @@
-r"""Priors p(z): callables ``prior()`` that return a Pyro distribution with batch shape () and event shape (latent,)."""
+r"""Normal priors."""
 
 from __future__ import annotations
-
-from typing import Protocol
 
 import pyro.distributions as dist
 import torch
 from torch import nn
 
 from ppl_vae._validation import check_positive_int
-
-
-class Prior(Protocol):
-    """What a VAE needs of p(z)."""
-
-    def __call__(self) -> dist.Distribution:
-        """Return p(z), with ``batch_shape == ()`` and ``event_shape == (latent,)``."""
-        ...
 
 
 class StandardNormal(nn.Module):

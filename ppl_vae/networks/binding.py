@@ -1,0 +1,71 @@
+"""What a piece learns when a VAE is put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ppl_vae.data import Split
+
+Shape = tuple[int, ...]
+
+_ROWS = 4096  # of data, read at a time
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What a piece may learn when a VAE is put together, handed to its optional method ``bind(binding)``.
+
+    Attributes:
+        x_shape: Shape of one datum.
+        latent_shape: Shape of a latent: the event of prior and posterior, and what the likelihood reads (a block of it
+            under a prior with ``visible_dim``).
+        y_shape: Shape of the condition y of one datum, ``(k,)``; None for a model without.
+        posterior: The posterior, for a prior that is made of it; sized already when the prior is.
+        train: The training data; None where the VAE is made from a shape alone.
+    """
+
+    x_shape: Shape
+    latent_shape: Shape
+    y_shape: Shape | None = None
+    posterior: Callable[..., Any] | None = None
+    train: Split | None = None
+
+    def data_mean(self, piece: str) -> Tensor:
+        """Return the mean of the training data (of those values that are not NaN), x_shape, in float64.
+
+        Args:
+            piece: Who asks, for the message.
+
+        Raises:
+            ValueError: If there are no data.
+        """
+        total = torch.zeros(self.x_shape, dtype=torch.float64)
+        count = torch.zeros_like(total)
+        for x, *_ in self._train(piece).batches(min(_ROWS, len(self._train(piece)))):
+            x = x.double().cpu()
+            total += x.nansum(0)
+            count += (~x.isnan()).sum(0)
+        return total / count.clamp(min=1)
+
+    def rows(self, size: int, piece: str) -> Tensor:
+        """Return `size` training data drawn by torch's global generator, again where there are fewer; (size, *x_shape).
+
+        Raises:
+            ValueError: If there are no data.
+        """
+        train = self._train(piece)
+        (x, *_) = next(train.batches(size, order=torch.randperm(len(train)).repeat(-(-size // len(train)))[:size]))
+        return x
+
+    def _train(self, piece: str) -> Split:
+        if self.train is None or not len(self.train):
+            raise ValueError(
+                f"{piece} starts from the training data, and the VAE was made from a shape alone; give VAE the data set"
+            )
+        return self.train
