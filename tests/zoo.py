@@ -6,9 +6,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,6 +69,7 @@ class Prior:
     min_latent: int = 1
     dense: bool = True  # whether one latent has a density on `domain` (not on a sphere)
     closed_form: bool = True  # whether mean and variance have one
+    tolerance: float = 1e-10  # of its mass, mean and variance against quadrature
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Likelihood:
     make: Callable[[Any], Any]  # network -> piece
     domain: Domain  # of its samples, on which it is a density
     closed_form: bool = True  # whether mean and variance have one
+    tolerance: float = 1e-10  # of its mass, mean and variance against quadrature
     data: Callable[..., Tensor] | None = None  # data that it scores, where these are more than its domain
 
     @property
@@ -97,6 +100,7 @@ class Posterior:
     min_latent: int = 1
     dense: bool = True
     closed_form: bool = True  # whether mean and variance have one
+    tolerance: float = 1e-10  # of its mass, mean and variance against quadrature
     reparameterised: bool = True
     rescores: bool = True  # whether it can score a z that it did not draw (planar flows cannot)
 
@@ -117,6 +121,24 @@ class Objective:
     is_elbo: bool = True  # whether its expectation is the ELBO
     averages: bool = True  # whether more particles lower its variance alone, not its expectation
     fits: Callable[[Prior, Likelihood, Posterior], bool] = lambda prior, likelihood, posterior: True
+
+
+def _pathwise(prior: Prior, likelihood: Likelihood, posterior: Posterior) -> bool:
+    return posterior.reparameterised
+
+
+@functools.cache
+def _closed_kl(prior: Prior, posterior: Posterior) -> bool:
+    vae = Program(prior, LIKELIHOODS[0], posterior).vae((1, 1, 2), 2)
+    try:
+        torch.distributions.kl_divergence(vae.q_z(torch.zeros(1, 1, 1, 2)), vae.p_z())
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _mean_field(prior: Prior, likelihood: Likelihood, posterior: Posterior) -> bool:
+    return posterior.reparameterised and _closed_kl(prior, posterior)
 
 
 def _article(prior: Prior, likelihood: Likelihood, posterior: Posterior) -> bool:
@@ -157,20 +179,20 @@ NETWORKS = [
 ]
 
 OBJECTIVES = [
-    Objective("ELBO", lambda k: objectives.ELBO(k)),
-    Objective("MeanFieldELBO", lambda k: objectives.MeanFieldELBO(k)),
+    Objective("ELBO", lambda k: objectives.ELBO(k), fits=_pathwise),
+    Objective("MeanFieldELBO", lambda k: objectives.MeanFieldELBO(k), fits=_mean_field),
     Objective("ArticleELBO", lambda k: objectives.ArticleELBO(k), is_elbo=False, fits=_article),
     Objective("ArticleELBO-exact", lambda k: objectives.ArticleELBO(k, eps=0, normalize=True), fits=_article),
 ]
 
-_SIDE_BY_SIDE: dict[str, Any] = {"vectorize_particles": True}
+_SIDE: dict[str, Any] = {"vectorize_particles": True}
 PYRO_OBJECTIVES = [
     Objective("Trace_ELBO", lambda k: infer.Trace_ELBO(k)),
-    Objective("Trace_ELBO-vectorized", lambda k: infer.Trace_ELBO(k, **_SIDE_BY_SIDE)),
-    Objective("TraceMeanField_ELBO", lambda k: infer.TraceMeanField_ELBO(k)),
-    Objective("TraceMeanField_ELBO-vectorized", lambda k: infer.TraceMeanField_ELBO(k, **_SIDE_BY_SIDE)),
-    Objective("RenyiELBO", lambda k: infer.RenyiELBO(num_particles=k), is_elbo=False, averages=False),
-    Objective("RenyiELBO-vectorized", lambda k: infer.RenyiELBO(num_particles=k, **_SIDE_BY_SIDE), False, False),
+    Objective("Trace_ELBO-vectorized", lambda k: infer.Trace_ELBO(k, **_SIDE)),
+    Objective("TraceMeanField_ELBO", lambda k: infer.TraceMeanField_ELBO(k), fits=_pathwise),
+    Objective("TraceMeanField_ELBO-vectorized", lambda k: infer.TraceMeanField_ELBO(k, **_SIDE), fits=_pathwise),
+    Objective("RenyiELBO", lambda k: infer.RenyiELBO(num_particles=k), False, False, _pathwise),
+    Objective("RenyiELBO-vectorized", lambda k: infer.RenyiELBO(num_particles=k, **_SIDE), False, False, _pathwise),
 ]
 
 
@@ -216,32 +238,57 @@ def programs() -> list[Program]:
     return found
 
 
-def product() -> Iterator[tuple[Prior, Likelihood, Posterior, Objective]]:
-    """All combinations that can be trained on thresholded pictures."""
-    for combination in itertools.product(PRIORS, LIKELIHOODS, POSTERIORS, OBJECTIVES + PYRO_OBJECTIVES):
-        *pieces, objective = combination
-        prior, likelihood, posterior = pieces
-        if prior.space == posterior.space and likelihood.domain.holds_binary and objective.fits(*pieces):
-            yield combination
+@functools.cache
+def pieces() -> list[tuple[Prior, Likelihood, Posterior]]:
+    """All combinations of pieces that can be trained on thresholded pictures."""
+    every = itertools.product(PRIORS, LIKELIHOODS, POSTERIORS)
+    return [c for c in every if c[0].space == c[2].space and c[1].domain.holds_binary]
+
+
+@functools.cache
+def product() -> list[tuple[Prior, Likelihood, Posterior, Objective]]:
+    """All of them with every objective that fits."""
+    objectives = OBJECTIVES + PYRO_OBJECTIVES
+    return [(*c, objective) for c in pieces() for objective in objectives if objective.fits(*c)]
+
+
+def with_objective(combination: tuple[Prior, Likelihood, Posterior]) -> tuple[Any, ...]:
+    """A combination of pieces with the first objective that fits it."""
+    return (*combination, next(o for o in OBJECTIVES + PYRO_OBJECTIVES if o.fits(*combination)))
+
+
+def covering(combinations: Sequence[tuple[Any, ...]], together: Sequence[tuple[int, ...]]) -> list[tuple[Any, ...]]:
+    """Return few of the combinations in which all that occurs in any of them at some places together occurs.
+
+    Greedy: for the first thing that is still missing, of the combinations that hold it (some of them, where they are
+    many) the one with most that is missing.
+
+    Args:
+        combinations: What may be chosen.
+        together: The places, for instance ``[(0, 1), (2,)]``: every pair at 0 and 1, and every entry at 2.
+    """
+
+    def held(combination: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        return [(places, *(combination[place].name for place in places)) for places in together]
+
+    holders: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
+    for combination in combinations:
+        for key in held(combination):
+            holders.setdefault(key, []).append(combination)
+    missing, chosen = dict.fromkeys(holders), []
+    while missing:
+        found = holders[next(iter(missing))]
+        step = max(1, len(found) // 64)
+        best = max(found[::step], key=lambda combination: sum(key in missing for key in held(combination)))
+        chosen.append(best)
+        for key in held(best):
+            missing.pop(key, None)
+    return chosen
 
 
 def pairwise(combinations: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Return few of the combinations in which every pair of entries that occurs in any of them occurs.
-
-    Greedy: the combination with most new pairs first.
-    """
-
-    def pairs(combination: tuple[Any, ...]) -> set[tuple[int, int, str, str]]:
-        named = [(i, entry.name) for i, entry in enumerate(combination)]
-        return {(i, j, a, b) for (i, a), (j, b) in itertools.combinations(named, 2)}
-
-    missing = set().union(*map(pairs, combinations))
-    chosen = []
-    while missing:
-        best = max(combinations, key=lambda combination: len(pairs(combination) & missing))
-        chosen.append(best)
-        missing -= pairs(best)
-    return chosen
+    """Return few of the combinations in which every pair of entries that occurs in any of them occurs."""
+    return covering(combinations, list(itertools.combinations(range(len(combinations[0])), 2)))
 
 
 def names(entry: Any) -> str:
