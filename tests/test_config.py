@@ -133,6 +133,8 @@ def test_an_argument_without_a_class_changes_what_is_there(config_file):
         "activation": "softplus",
         "batch_norm": False,
         "init": "he_normal",
+        "dropout": 0.0,
+        "layer_norm": False,
     }
     assert values["likelihood"]["allow_grey"] is True
 
@@ -273,6 +275,8 @@ def test_the_article_is_the_articles():
     normal = parse(["--config", "article-normal"]).values
     assert normal["likelihood"].pop("scale") == math.sqrt(0.5)
     assert values["likelihood"].pop("allow_grey") is True
+    assert normal["likelihood"].pop("learn") == "fixed"
+    normal["likelihood"].pop("floor")  # of a learned scale
     assert normal["likelihood"].pop("class") == "Normal"
     assert values["likelihood"].pop("class") == "Bernoulli"
     assert normal == values

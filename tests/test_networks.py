@@ -92,6 +92,10 @@ def test_torch_init_is_that_of_linear() -> None:
         ("sigmoid", torch.sigmoid),
         ("tanh", torch.tanh),
         ("none", lambda h: h),
+        ("leaky_relu", lambda h: torch.where(h > 0, h, 0.01 * h)),
+        ("elu", lambda h: torch.where(h > 0, h, h.exp() - 1)),
+        ("gelu", lambda h: h * torch.special.ndtr(h)),
+        ("silu", lambda h: h * torch.sigmoid(h)),
     ],
 )
 @pytest.mark.parametrize("training", [False, True])
@@ -139,7 +143,10 @@ def test_batch_norm_is_the_articles() -> None:
         ({"hidden": [True]}, r"MLP: hidden\[0\] is True; expected a positive integer"),
         ({"hidden": 300}, r"MLP: hidden is 300; expected a list of widths such as \[300, 150\]"),
         ({"activation": "Softplus"}, r"MLP: activation is 'Softplus'; .*\(did you mean softplus\?\)"),
-        ({"activation": "gelu"}, r"expected one of softplus, relu, sigmoid, tanh, none"),
+        (
+            {"activation": "swish"},
+            r"expected one of softplus, relu, leaky_relu, elu, gelu, silu, sigmoid, tanh, none",
+        ),
         ({"init": "he"}, r"MLP: init is 'he'; expected one of he_normal, torch"),
     ],
 )
@@ -385,13 +392,13 @@ def test_a_binding_is_all_that_a_piece_learns() -> None:
         def forward(self) -> Any:
             return priors.StandardNormal(2)()
 
-    VAE(
+    vae = VAE(
         (1, 2, 3),
         prior=Prior(),
         likelihood=likelihoods.Normal(MLP([3])),
         posterior=posteriors.DiagonalNormal(MLP([3])),
     )
-    assert seen == [networks.Binding(x_shape=(1, 2, 3), latent_shape=(2,))]
+    assert seen == [networks.Binding(x_shape=(1, 2, 3), latent_shape=(2,), posterior=vae.posterior)]
 
 
 def test_evaluation_mode_restores_each_submodule() -> None:

@@ -3,6 +3,7 @@ r"""The joint between a network and a distribution."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Protocol, cast
 
 import torch
@@ -98,20 +99,24 @@ class ParameterNetwork(nn.Module):
         self.in_shape, self.event_shape, self.y_shape = sizes
 
     @torch.no_grad()
-    def start_at(self, *values: Tensor | None) -> None:
+    def start_at(self, *values: Tensor | None, link: Callable[[Tensor], Tensor] | None = None) -> None:
         r"""Set the bias of the network's last layer, so that the parameters start around these values.
 
-        The last layer's weights stay as they are: the values are what comes out where its input is zero.
+        The last layer's weights stay as they are: the values are what comes out where its input is zero. A convolution
+        has one bias per channel, which gets the mean over places: of the values before `link`, since the mean of logits
+        over dark margins and bright middles is far below the logit of the mean.
 
         Args:
             *values: For each of the `count` parameters a tensor of ``event_shape`` (or one that broadcasts to it), or
                 None to leave it.
+            link: Makes parameters of the values, e.g. ``torch.logit`` of probabilities; None where they are parameters.
 
         Raises:
             RuntimeError: If it has no sizes yet.
-            ValueError: If the last layer that has parameters has no bias for every output value or channel.
+            ValueError: If the last layer that has parameters has no bias for every output value or channel, or what is
+                added to that bias does not come out at the end (an activation behind it, or another layer).
         """
-        if self.network is None or self.event_shape is None:
+        if self.network is None or self.in_shape is None or self.event_shape is None:
             raise RuntimeError(f"{self.owner} has no sizes yet: put it into a VAE")
         last = [module for module in self.network.modules() if next(module.parameters(recurse=False), None) is not None]
         bias = getattr(last[-1], "bias", None) if last else None
@@ -122,11 +127,22 @@ class ParameterNetwork(nn.Module):
                 f"{self.owner}: the last layer of its network has no bias for each output to start from the data; end "
                 "the network in a linear layer or a convolution with bias, or leave the start as it is"
             )
+        before, outputs = bias.clone(), self._probe()
         parts = bias.view(self.count, channels, -1)
         for part, value in zip(parts, values, strict=True):
             if value is not None:
-                value = value.to(bias).expand(self.event_shape).reshape(channels, -1)
-                part.copy_(value if per_value else value.mean(-1, keepdim=True))
+                value = value.expand(self.event_shape).reshape(channels, -1)
+                value = value if per_value else value.mean(-1, keepdim=True)
+                part.copy_(value if link is None else link(value))
+        expected = outputs + (bias - before).view(-1, *self.event_shape[1:] if per_value else [1] * (outputs.dim() - 2))
+        # modules are listed in the order of their making, so that the last one need not be the one that runs last
+        if not torch.allclose(self._probe(), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item()):
+            bias.copy_(before)
+            raise ValueError(
+                f"{self.owner}: the bias of {type(last[-1]).__name__}, the last layer made for its network, is not "
+                "added to the outputs, so that they cannot start from the data; end the network in that layer, without "
+                "activation, and make it last, or leave the start as it is"
+            )
 
     def forward(self, inputs: Tensor, y: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return the `count` parameters, each of shape ``(*batch, *event_shape)``.
@@ -162,6 +178,15 @@ class ParameterNetwork(nn.Module):
         if self.count == 1:
             return (outputs,)
         return outputs.chunk(self.count, dim=len(batch_shape))
+
+    def _probe(self) -> Tensor:
+        """The network's outputs at two inputs, always the same ones, (2, *out_shape)."""
+        network, in_shape = cast(nn.Module, self.network), cast(Shape, self.in_shape)
+        like = next(network.parameters())
+        shape = in_shape if self.y_shape is None else self._joined_shape(in_shape, self.y_shape)
+        with untouched_random_state(), evaluation_mode(network):
+            torch.manual_seed(0)
+            return network(torch.randn(2, *shape).to(like))
 
     def _joined_shape(self, in_shape: Shape, y_shape: Shape) -> Shape:
         (k,) = y_shape

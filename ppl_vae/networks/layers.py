@@ -1,0 +1,180 @@
+r"""What the networks are built of: activations, initial weights, normalisation, and the frame of those for images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeVar, get_args
+
+from torch import nn
+
+from ppl_vae._validation import check_choice, check_positive_int
+from ppl_vae.networks.binding import Shape
+
+Activation = Literal["softplus", "relu", "leaky_relu", "elu", "gelu", "silu", "sigmoid", "tanh", "none"]
+Init = Literal["he_normal", "torch"]
+Size = tuple[int, int]  # height and width
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "softplus": nn.Softplus,
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+}
+_MOMENTUM, _EPS = 0.1, 1e-3  # of batch normalisation: the article's
+
+
+def check_sizes(values: object, name: str, example: str) -> None:
+    """Raise if `values` is no list of positive integers."""
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise ValueError(f"{name} is {values!r}; expected a list of {example}")
+    for i, value in enumerate(values):
+        check_positive_int(value, f"{name}[{i}]")
+
+
+def check_options(owner: str, activation: str, init: str, dropout: float, batch_norm: bool, layer_norm: bool) -> None:
+    """Raise if one of the options that the networks share is unknown or out of range, or two exclude each other."""
+    check_choice(activation, get_args(Activation), f"{owner}: activation")
+    check_choice(init, get_args(Init), f"{owner}: init")
+    if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise ValueError(f"{owner}: dropout is {dropout!r}; expected a probability from 0 up to, not including, 1")
+    if batch_norm and layer_norm:
+        raise ValueError(f"{owner}: batch_norm and layer_norm are both set; expected one normalisation, so drop one")
+
+
+def initialise(layer: Layer, init: Init, gain: float = 2.0) -> Layer:
+    """Draw weights and biases from N(0, gain / fan-in) under ``"he_normal"``; leave PyTorch's own under ``"torch"``."""
+    if init == "he_normal":
+        std = math.sqrt(gain / layer.weight[0].numel())
+        nn.init.normal_(layer.weight, std=std)
+        if layer.bias is not None:
+            nn.init.normal_(layer.bias, std=std)
+    return layer
+
+
+def linear(fan_in: int, fan_out: int, init: Init, bias: bool = True) -> nn.Linear:
+    """Return an initialised linear layer."""
+    return initialise(nn.Linear(fan_in, fan_out, bias=bias), init)
+
+
+def activations(name: Activation) -> list[nn.Module]:
+    """Return the activation, or nothing for ``"none"``."""
+    return [] if name == "none" else [_ACTIVATIONS[name]()]
+
+
+def normalisation(width: int, batch_norm: bool, layer_norm: bool, images: bool = False) -> list[nn.Module]:
+    """Return the normalisation of a vector or, for images, of as many channels; nothing where neither is asked for."""
+    if batch_norm:
+        return [(nn.BatchNorm2d if images else nn.BatchNorm1d)(width, momentum=_MOMENTUM, eps=_EPS)]
+    if layer_norm:  # of an image: over channels and places, as one group
+        return [nn.GroupNorm(1, width) if images else nn.LayerNorm(width)]
+    return []
+
+
+def dropouts(rate: float, images: bool = False) -> list[nn.Module]:
+    """Return dropout of single units or, for images, of whole channels; nothing at rate 0."""
+    return [] if rate == 0 else [nn.Dropout2d(rate) if images else nn.Dropout(rate)]
+
+
+@dataclass(frozen=True)
+class _ImageNetwork:
+    """The frame of a convolutional network: convolutions at the end that is an image, linear layers between.
+
+    A stage halves the image, rounding up, so that the way back through the same sizes meets height and width exactly.
+    """
+
+    channels: Sequence[int] = (32, 64)
+    hidden: Sequence[int] = (256,)
+    kernel: int = 3
+    activation: Activation = "relu"
+    batch_norm: bool = False
+    layer_norm: bool = False
+    dropout: float = 0.0
+    init: Init = "he_normal"
+
+    spatial: ClassVar[bool] = True  # for `ParameterNetwork`: labels as planes
+
+    def __post_init__(self) -> None:
+        check_sizes(self.channels, f"{self._name}: channels", "numbers of channels such as [32, 64]")
+        check_sizes(self.hidden, f"{self._name}: hidden", "widths such as [256]")
+        if not self.channels:
+            raise ValueError(f"{self._name}: channels is empty; expected one entry for each halving, or use MLP")
+        check_positive_int(self.kernel, f"{self._name}: kernel")
+        if self.kernel < 3 or self.kernel % 2 == 0:  # an even one has no centre; one of 1 at stride 2 skips pixels
+            raise ValueError(f"{self._name}: kernel is {self.kernel}; expected an odd number of at least 3")
+        check_options(self._name, self.activation, self.init, self.dropout, self.batch_norm, self.layer_norm)
+
+    def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Module:
+        """Return the network for these sizes, freshly initialised from torch's global generator.
+
+        Raises:
+            ValueError: If neither is an image.
+        """
+        if len(in_shape) != 3 and len(out_shape) != 3:
+            raise ValueError(
+                f"{self._name}: neither its input {in_shape} nor its output {out_shape} is an image (channels, height, "
+                "width); use MLP, or give pictures without channels the shape (1, height, width)"
+            )
+        layers: list[nn.Module] = []
+        width, hidden = math.prod(in_shape), list(self.hidden)
+        if len(in_shape) == 3:
+            sizes = self._sizes(in_shape)
+            layers += [*self._encoder(in_shape[0], sizes), nn.Flatten()]
+            width = self.channels[-1] * math.prod(sizes[-1])
+        else:
+            layers += [nn.Flatten()] if len(in_shape) != 1 else []
+            hidden.reverse()
+        for units in hidden:
+            layers += [linear(width, units, self.init, not self.batch_norm), *self._normalisation(units, images=False)]
+            layers += [*activations(self.activation), *dropouts(self.dropout)]
+            width = units
+        if len(out_shape) == 3:
+            sizes = self._sizes(out_shape)
+            start = (self.channels[-1], *sizes[-1])
+            layers += [linear(width, math.prod(start), self.init), nn.Unflatten(1, start)]
+            layers += self._decoder(out_shape[0], sizes)
+        else:
+            layers.append(linear(width, math.prod(out_shape), self.init))
+            layers += [nn.Unflatten(1, out_shape)] if len(out_shape) != 1 else []
+        return nn.Sequential(*layers)
+
+    def _encoder(self, in_channels: int, sizes: list[Size]) -> list[nn.Module]:
+        """The layers from an image of ``sizes[0]`` to ``channels[-1]`` maps of ``sizes[-1]``."""
+        raise NotImplementedError
+
+    def _decoder(self, out_channels: int, sizes: list[Size]) -> list[nn.Module]:
+        """The layers from ``channels[-1]`` maps, not yet activated, of ``sizes[-1]`` to an image of ``sizes[0]``."""
+        raise NotImplementedError
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _sizes(self, shape: Shape) -> list[Size]:
+        """Height and width before and after each stage; one of 1 stays."""
+        sizes = [(shape[1], shape[2])]
+        for _ in self.channels:
+            height, width = sizes[-1]
+            sizes.append((-(-height // 2), -(-width // 2)))
+        return sizes
+
+    def _convolution(
+        self, fan_in: int, fan_out: int, size: Size, stride: int = 1, bias: bool = False, gain: float = 2.0
+    ) -> nn.Conv2d:
+        """A padded convolution of an image of this size, without bias before batch normalisation, which takes it out.
+
+        Along a dimension of size 1 the kernel is 1: the rest of it would only ever meet the padding.
+        """
+        kernel = (1 if size[0] == 1 else self.kernel, 1 if size[1] == 1 else self.kernel)
+        padding = (kernel[0] // 2, kernel[1] // 2)
+        layer = nn.Conv2d(fan_in, fan_out, kernel, stride, padding, bias=bias or not self.batch_norm)
+        return initialise(layer, self.init, gain)
+
+    def _normalisation(self, width: int, images: bool = True) -> list[nn.Module]:
+        return normalisation(width, self.batch_norm, self.layer_norm, images)
