@@ -4,5 +4,6 @@ from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.loading import from_tensors, load, names
 from ppl_vae.data.rows import Rows
 from ppl_vae.data.splits import Split
+from ppl_vae.data.tables import Table, from_table
 
-__all__ = ["Dataset", "Rows", "Split", "from_tensors", "load", "names"]
+__all__ = ["Dataset", "Rows", "Split", "Table", "from_table", "from_tensors", "load", "names"]

@@ -91,7 +91,10 @@ def value_range(rows: Rows, what: str) -> tuple[float, float]:
             broken += int(bad.sum())
     if broken:
         values = "1 NaN or infinite value" if broken == 1 else f"{broken} NaN or infinite values"
-        raise ValueError(f"{what} holds {values}, first in row {first}: fill or drop such rows")
+        raise ValueError(
+            f"{what} holds {values}, first in row {first}: fill or drop such rows; a table with missing values is "
+            "taken by data.from_table"
+        )
     return low, high
 
 

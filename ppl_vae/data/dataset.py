@@ -19,7 +19,8 @@ class Dataset:
     """A data set in three parts.
 
     `validation` is empty (length 0) where none was asked for. Under dynamic binarisation `train` holds
-    probabilities and the other two one fixed draw of them, so that figures can be compared across epochs.
+    probabilities and the other two one fixed draw of them, so that figures can be compared across epochs;
+    likewise the noise of dequantised pixels is fresh for each batch of `train` and fixed in the other two.
 
     Args:
         name: what it is called in tables and files.
@@ -42,7 +43,21 @@ class Dataset:
 
     def __repr__(self) -> str:
         sizes = f"{len(self.train)} train, {len(self.validation)} validation, {len(self.test)} test"
-        return f"Dataset({self.name}: {sizes} rows of {self.x_shape}, binarize={self.binarize})"
+        made = "" if self.bins is None else ", dequantize=True"
+        return f"Dataset({self.name}: {sizes} rows of {self.x_shape}, binarize={self.binarize}{made})"
+
+    @property
+    def bins(self) -> int | None:
+        """The number of levels of dequantised pixels, 256, as bits per dimension want to know; None for other data.
+
+        Example:
+            >>> import torch
+            >>> from ppl_vae import data
+            >>> pixels = torch.arange(200, dtype=torch.uint8).view(100, 2)
+            >>> data.from_tensors(pixels, dequantize=True).bins
+            256
+        """
+        return self.train.bins
 
     @property
     def x_shape(self) -> tuple[int, ...]:
@@ -83,6 +98,8 @@ class Dataset:
             False
         """
         digest = hashlib.sha256(self.binarize.encode())
+        if self.bins is not None:
+            digest.update(f"dequantized {self.bins}".encode())
         for split in (self.train, self.validation, self.test):
             digest.update(f"split {split.dynamic} {split.labels is not None}".encode())
             for column in (*split.columns, *(() if split.labels is None else (split.labels,))):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ppl_vae.data.arrays import data_tensor, is_real, label_tensor, numeric, single, value_range
 from ppl_vae.data.binarization import Binarize
+from ppl_vae.data.conditions import with_labels
 from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.files import read_arrays
 from ppl_vae.data.folders import read_folder
@@ -39,6 +40,8 @@ def load(
     name: str | Path,
     *,
     binarize: Binarize | None = None,
+    dequantize: bool = False,
+    conditional: bool = False,
     threshold: float = 0.5,
     validation: int | float = 0.1,
     test: int | float | None = None,
@@ -50,7 +53,8 @@ def load(
 
     Grey pixels under a Bernoulli are not a likelihood: binarise, or choose a likelihood for grey values.
     Figures of differently binarised data cannot be compared, and "threshold" data is easier to model than
-    "dynamic".
+    "dynamic". A continuous density (Normal, Beta, ...) of 8-bit pixels has no upper bound, being free to
+    narrow around each level: dequantise them.
 
     Slow: omniglot decodes 32,460 files each time; a set that is not on disk is downloaded first; arrays of
     floats that are memory-mapped are read through once, to find bad values before training does; a folder
@@ -68,6 +72,10 @@ def load(
         binarize: "none"; "threshold": 1 where x > threshold; "fixed": one Bernoulli draw made with the seed;
             "dynamic": a fresh Bernoulli draw for every training batch, one fixed draw for validation and
             test. None is "threshold" for digits and "none" for all others.
+        dequantize: add uniform noise to 8-bit pixels (uint8, or floats k / 255): (k + u) / 256 with a fresh
+            u in (0, 1) for every training batch and one fixed draw for validation and test. Not together
+            with binarize.
+        conditional: give programs the labels as well, one-hot, as a second column, for models p(x|z, y).
         threshold: from 0 to 1, for "threshold" alone.
         validation: rows (an integer) or the fraction (a float in [0, 1)) of the training data set apart; 0
             for none.
@@ -83,7 +91,8 @@ def load(
 
     Raises:
         ValueError: for an unknown name, an option out of range, or data that is not numeric, empty, of the
-            wrong rank, not finite, or not in [0, 1] where it is to be binarised.
+            wrong rank, not finite, not in [0, 1] where it is to be binarised, or no 8-bit pixels where it
+            is to be dequantised.
         FileNotFoundError: where a path leads nowhere.
         OSError: where a file cannot be read; ConnectionError, one of its kind, where a download failed.
 
@@ -96,11 +105,13 @@ def load(
         >>> x.shape, x.unique().tolist()
         (torch.Size([64, 1, 8, 8]), [0.0, 1.0])
     """
-    check_options(binarize, threshold, validation, test, seed)
+    check_options(binarize, threshold, validation, test, seed, dequantize)
     if not is_real(max_in_memory_gib) or not max_in_memory_gib >= 0:
         raise ValueError(f"max_in_memory_gib={max_in_memory_gib!r} was given, where a number from 0 was expected")
     source = _source(name, root, float(max_in_memory_gib) * 2**30)
-    return divide(source, binarize or source.binarize, float(threshold), validation, test, int(seed))
+    mode = binarize or ("none" if dequantize else source.binarize)
+    dataset = divide(source, mode, float(threshold), validation, test, int(seed), dequantize)
+    return with_labels(dataset) if conditional else dataset
 
 
 def from_tensors(
@@ -108,6 +119,7 @@ def from_tensors(
     labels: Any = None,
     name: str = "tensors",
     binarize: Binarize | None = None,
+    dequantize: bool = False,
     threshold: float = 0.5,
     validation: int | float = 0.1,
     test: int | float | None = None,
@@ -124,6 +136,7 @@ def from_tensors(
         labels: integers of shape (n,).
         name: what the data set is called.
         binarize: as in `load`; None is "none".
+        dequantize: as in `load`.
         threshold: as in `load`.
         validation: as in `load`.
         test: as in `load`; None is 0.1.
@@ -143,7 +156,7 @@ def from_tensors(
         >>> gaussian.train
         Split(500 rows of (5,) and (1,))
     """
-    check_options(binarize, threshold, validation, test, seed)
+    check_options(binarize, threshold, validation, test, seed, dequantize)
     if not columns:
         raise ValueError("from_tensors was given no data: pass an array or a tensor with one row a datum")
     x = data_tensor(columns[0], name)
@@ -152,7 +165,7 @@ def from_tensors(
     )
     labels = None if labels is None else label_tensor(labels, len(x), f"the labels of {name}").to(x.device)
     source = Source(name, x, labels, others)
-    return divide(source, binarize or "none", float(threshold), validation, test, int(seed))
+    return divide(source, binarize or "none", float(threshold), validation, test, int(seed), dequantize)
 
 
 def _source(name: str | Path, root: str | Path | None, max_bytes: float) -> Source:

@@ -1,4 +1,4 @@
-"""A source cut into its three parts, each binarised."""
+"""A source cut into its three parts, each binarised or dequantised."""
 
 from __future__ import annotations
 
@@ -11,20 +11,31 @@ from torch import Tensor
 from ppl_vae.data.arrays import is_integer, is_real, to_float, value_range
 from ppl_vae.data.binarization import Binarization, Binarize, noise_key
 from ppl_vae.data.dataset import Dataset
+from ppl_vae.data.dequantization import BINS, Dequantization, check_levels
 from ppl_vae.data.rows import LazyRows, Rows
 from ppl_vae.data.sources import Source
 from ppl_vae.data.splits import Split
 
+Rule = Binarization | Dequantization
+
 TRAIN_PART, TEST_PART = 0, 1  # of a source, for the noise of fixed draws
 
 
-def check_options(binarize: Any, threshold: Any, validation: Any, test: Any, seed: Any) -> None:
+def check_options(
+    binarize: Any, threshold: Any, validation: Any, test: Any, seed: Any, dequantize: Any = False
+) -> None:
     """Refuse what cannot be right for any source, before one is read or downloaded."""
     modes = get_args(Binarize)
     if binarize is not None and binarize not in modes:
         near = difflib.get_close_matches(str(binarize), modes, 1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ValueError(f"binarize={binarize!r} is unknown{hint}: give one of {', '.join(modes)}")
+    if not isinstance(dequantize, bool):
+        raise ValueError(f"dequantize={dequantize!r} was given, where True or False was expected")
+    if dequantize and binarize not in (None, "none"):
+        raise ValueError(
+            f"dequantize=True and binarize={binarize!r} were given, and pixels cannot be both: choose one of them"
+        )
     if not is_real(threshold) or not 0 <= threshold <= 1:
         raise ValueError(f"threshold={threshold!r} was given, where a number from 0 to 1 was expected")
     if not is_integer(seed) or not 0 <= seed < 2**63:
@@ -37,12 +48,20 @@ def check_options(binarize: Any, threshold: Any, validation: Any, test: Any, see
             )
 
 
-def divide(source: Source, binarize: Binarize, threshold: float, validation: Any, test: Any, seed: int) -> Dataset:
-    """Check the values, cut the source into its three parts, and binarise each."""
+def divide(
+    source: Source,
+    binarize: Binarize,
+    threshold: float,
+    validation: Any,
+    test: Any,
+    seed: int,
+    dequantize: bool = False,
+) -> Dataset:
+    """Check the values, cut the source into its three parts, and binarise or dequantise each."""
     x, x_test = source.x, source.x_test
-    _check_values(x, source.title, binarize)
+    _check_values(x, source.title, binarize, dequantize)
     if x_test is not None:
-        _check_values(x_test, f"the test set of {source.title}", binarize)
+        _check_values(x_test, f"the test set of {source.title}", binarize, dequantize)
         if test is not None:
             raise ValueError(f"test={test!r} was given, but {source.title} has a test set of its own: leave test out")
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
@@ -56,41 +75,46 @@ def divide(source: Source, binarize: Binarize, threshold: float, validation: Any
         )
     sizes = [num_test, num_validation, num_train]
     for_test, for_validation, for_training = (rows.sort().values for rows in order.split(sizes))
-    still = "fixed" if binarize == "dynamic" else binarize
+    bins = BINS if dequantize else None
 
-    def part(rows: Tensor, mode: Binarize) -> Split:
+    def rule(source_part: int, fresh: bool = False) -> Rule | None:
+        if dequantize:
+            return None if fresh else Dequantization(noise_key(seed, source_part))
+        if binarize == "threshold":
+            return Binarization(binarize, threshold, noise_key(seed, source_part))
+        if binarize == "none" or (binarize == "dynamic" and fresh):
+            return None
+        return Binarization("fixed", threshold, noise_key(seed, source_part))
+
+    def part(rows: Tensor, fresh: bool = False) -> Split:
         columns = (
-            _chosen(x, rows, _rule(mode, threshold, seed, TRAIN_PART)),
+            _chosen(x, rows, rule(TRAIN_PART, fresh)),
             *(column[rows.to(column.device)] for column in source.columns),
         )
         labels = None if source.labels is None else source.labels[rows.to(source.labels.device)]
-        return Split(columns, labels, dynamic=mode == "dynamic")
+        return Split(columns, labels, dynamic=fresh and (dequantize or binarize == "dynamic"), bins=bins)
 
     if x_test is None:
-        test_split = part(for_test, still)
+        test_split = part(for_test)
     else:
-        rule = _rule(still, threshold, seed, TEST_PART)
-        test_split = Split((_chosen(x_test, torch.arange(len(x_test)), rule),), source.labels_test)
-    return Dataset(source.name, part(for_training, binarize), part(for_validation, still), test_split, binarize)
+        everything = _chosen(x_test, torch.arange(len(x_test)), rule(TEST_PART))
+        test_split = Split((everything,), source.labels_test, bins=bins)
+    return Dataset(source.name, part(for_training, fresh=True), part(for_validation), test_split, binarize)
 
 
-def _rule(mode: Binarize, threshold: float, seed: int, part: int) -> Binarization | None:
-    if mode == "threshold" or mode == "fixed":
-        return Binarization(mode, threshold, noise_key(seed, part))
-    return None  # "dynamic" is drawn when a batch is
-
-
-def _chosen(x: Rows, rows: Tensor, rule: Binarization | None) -> Rows:
+def _chosen(x: Rows, rows: Tensor, rule: Rule | None) -> Rows:
     if not isinstance(x, Tensor):
         return LazyRows(x, rows, rule)
     chosen = to_float(x[rows.to(x.device)])
     return chosen if rule is None else rule(chosen, rows)
 
 
-def _check_values(x: Rows, what: str, binarize: Binarize) -> None:
+def _check_values(x: Rows, what: str, binarize: Binarize, dequantize: bool) -> None:
     if getattr(x, "dtype", None) == torch.uint8 or getattr(x, "is_uint8", False):
         return  # finite and in [0, 1]
     low, high = value_range(x, what)
+    if dequantize:
+        check_levels(x, what)
     if binarize != "none" and not (low >= 0 and high <= 1):
         raise ValueError(
             f"binarize={binarize!r} needs values in [0, 1], and {what} has values from {low:g} to {high:g}: "

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
-
-from ppl_vae.data.binarization import Binarization
 
 
 class Rows(Protocol):
@@ -52,7 +50,7 @@ class LazyRows:
 
     source: Rows
     chosen: Tensor  # int64 (n,), on the CPU: which rows of the source, in which order
-    binarization: Binarization | None = None
+    binarization: Callable[[Tensor, Tensor], Tensor] | None = None  # a rule, or one that dequantises
     device: torch.device | None = None
 
     @property

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ppl_vae.data.arrays import is_integer
 from ppl_vae.data.binarization import Binarization, noise_key
+from ppl_vae.data.dequantization import Dequantization, dequantize
 from ppl_vae.data.rows import LazyRows, Rows, stream
 
 
@@ -25,8 +26,10 @@ class Split:
         columns: what a batch consists of: (x,), or (x, y) for programs that take labels as well. All have
             as many rows.
         labels: int64 of shape (n,), for pictures and scores; never passed to a program.
-        dynamic: whether column 0 holds probabilities in [0, 1] of which every batch is a fresh Bernoulli
-            draw.
+        dynamic: whether every batch is drawn afresh from column 0, which holds probabilities in [0, 1] of
+            Bernoulli draws, or where `bins` is given pixels k / 255 that are made (k + u) / 256.
+        bins: the number of levels, 256, that uniform noise spread over [0, 1], as bits per dimension want
+            to know; None for other data.
 
     Raises:
         ValueError: without a column, or where the columns or the labels differ in length.
@@ -40,6 +43,7 @@ class Split:
     columns: tuple[Rows, ...]
     labels: Tensor | None = None
     dynamic: bool = False
+    bins: int | None = None
 
     def __post_init__(self) -> None:
         lengths = [len(column) for column in self.columns]
@@ -56,11 +60,12 @@ class Split:
     def __repr__(self) -> str:
         shapes = " and ".join(str(tuple(column.shape[1:])) for column in self.columns)
         labels = "" if self.labels is None else ", labels"
-        return f"Split({len(self)} rows of {shapes}{labels}{', dynamic' if self.dynamic else ''})"
+        drawn = f"{', dequantized' if self.bins else ''}{', dynamic' if self.dynamic else ''}"
+        return f"Split({len(self)} rows of {shapes}{labels}{drawn})"
 
     @property
     def x(self) -> Rows:
-        """Column 0: the data; probabilities, not draws, in a dynamic split.
+        """Column 0: the data; in a dynamic split what is drawn from: probabilities, or pixels without noise.
 
         Example:
             >>> from ppl_vae import data
@@ -138,9 +143,24 @@ class Split:
         index = torch.arange(min(int(n), len(self)))
         columns = [next(stream(column, [index])) for column in self.columns]
         if self.dynamic:
-            columns[0] = Binarization("fixed", 0.5, noise_key(0, 2))(columns[0], index)
+            columns[0] = self._rule()(columns[0], index)
         labels = None if self.labels is None else self.labels[: len(index)]
-        return Split(tuple(columns), labels)
+        return Split(tuple(columns), labels, bins=self.bins)
+
+    def still(self) -> Split:
+        """This split with the same values each time it is read: of a dynamic one a single draw, that of `head`.
+
+        Draws are made as rows are read, which for 784 pixels costs some microseconds a row.
+
+        Example:
+            >>> from ppl_vae import data
+            >>> data.load("digits", binarize="dynamic").train.still()
+            Split(1455 rows of (1, 8, 8), labels)
+        """
+        if not self.dynamic:
+            return self
+        drawn = LazyRows(self.x, torch.arange(len(self)), self._rule())
+        return replace(self, columns=(drawn, *self.columns[1:]), dynamic=False)
 
     def to(self, device: torch.device | str) -> Split:
         """This split on another device: tensors move now, what is not in memory moves batch by batch.
@@ -159,6 +179,10 @@ class Split:
         target = torch.device(device)
         columns = tuple(_moved(column, target) for column in self.columns)
         return replace(self, columns=columns, labels=None if self.labels is None else self.labels.to(target))
+
+    def _rule(self) -> Binarization | Dequantization:
+        key = noise_key(0, 2)
+        return Binarization("fixed", 0.5, key) if self.bins is None else Dequantization(key)
 
     def _checked(self, order: Tensor) -> Tensor:
         if not isinstance(order, Tensor) or order.ndim != 1 or order.dtype != torch.int64:
@@ -179,7 +203,8 @@ class Split:
         for gathered in zip(*(stream(column, pieces) for column in self.columns), strict=True):
             batch = gathered if device is None else tuple(part.to(device) for part in gathered)
             if self.dynamic:
-                batch = (torch.bernoulli(batch[0]), *batch[1:])
+                drawn = torch.bernoulli(batch[0]) if self.bins is None else dequantize(batch[0])
+                batch = (drawn, *batch[1:])
             yield batch
 
 

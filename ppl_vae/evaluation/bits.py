@@ -18,6 +18,10 @@ def bits_per_dim(log_evidence: Tensor, x: Tensor, likelihood: Any, *, bins: int 
         -\frac{\log p(x)}{D \log 2} \text{ for discrete data}, \qquad
         -\frac{\log p(x)}{D \log 2} + \log_2 B \text{ for data dequantised to } [0, 1] \text{ from } B \text{ levels}.
 
+    The density of (k + u) / B is B^D times that of k + u, whose integral over the unit cube at k is the probability of
+    the levels k: hence log2 B. A likelihood of the levels themselves (discretised logistic, categorical, binomial: its
+    support is the grid) is a probability already and takes no such term, whatever the unit of x.
+
     A lower bound of log p(x) gives an upper bound of the bits. A density of data that were not dequantised is no code:
     it can be driven to infinity on a grid of values, and its bits below zero; so the function refuses a continuous
     likelihood unless `bins` says that uniform noise of one level's width was added to integers, and data that visibly
@@ -28,7 +32,7 @@ def bits_per_dim(log_evidence: Tensor, x: Tensor, likelihood: Any, *, bins: int 
         log_evidence: log p(x), (n,), nats.
         x: The data, (n, *x_shape).
         likelihood: p(x|z) at any z, for its support, such as ``densities.likelihood(z)``.
-        bins: B for dequantised data, usually 256; None for discrete ones.
+        bins: B for dequantised data, 256 for `ppl_vae.data.load` (``dataset.bins``); None for discrete ones.
 
     Returns:
         (n,), float64.
@@ -53,7 +57,10 @@ def bits_per_dim(log_evidence: Tensor, x: Tensor, likelihood: Any, *, bins: int 
     name, support = describe(likelihood), likelihood.support
     if support.is_discrete:
         if bins is not None:
-            raise ValueError(f"bits_per_dim: bins is {bins} with the discrete likelihood {name}; leave it out")
+            raise ValueError(
+                f"bits_per_dim: bins is {bins} with the discrete likelihood {name}, which is none of "
+                "dequantised data; leave it out"
+            )
         if not bool(support.check(x).all()):
             raise ValueError(
                 f"bits_per_dim: the data lie outside the support of {name}, whose value is then no likelihood and has "
@@ -63,7 +70,7 @@ def bits_per_dim(log_evidence: Tensor, x: Tensor, likelihood: Any, *, bins: int 
     if bins is None:
         raise ValueError(
             f"bits_per_dim: {name} is a density, which is no code length (it changes with the unit of x); dequantise "
-            "integer data, x = (k + u) / 256 with u uniform in [0, 1), train on that, and give bins=256"
+            "integer data, x = (k + u) / 256 u uniform in [0, 1), train on that (dequantize=True), and give bins=256"
         )
     if check_positive_int(bins, "bits_per_dim: bins") < 2 or not bool(((x >= 0) & (x <= 1)).all()):
         raise ValueError(

@@ -1,0 +1,52 @@
+"""Labels as conditions: a column of a data set that conditional models are given beside the data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch.nn.functional import one_hot
+
+from ppl_vae.data.dataset import Dataset
+from ppl_vae.data.splits import Split
+
+
+def with_labels(dataset: Dataset) -> Dataset:
+    """A labelled data set whose second column are its labels, one-hot, for a conditional model.
+
+    Column k stands for the k-th label in ascending order, over all three parts. The labels themselves stay beside it.
+
+    Args:
+        dataset: labelled in all parts that have rows, with one column.
+
+    Returns:
+        A new data set that shares the data; the new column is float32, (n, number of labels).
+
+    Raises:
+        ValueError: where a part has no labels, or there is a second column already.
+
+    Example:
+        >>> from ppl_vae import data
+        >>> with_labels(data.load("digits")).train
+        Split(1455 rows of (1, 8, 8) and (10,), labels)
+    """
+    parts = {part: getattr(dataset, part) for part in ("train", "validation", "test")}
+    for part, split in parts.items():
+        if len(split) and split.labels is None:
+            raise ValueError(
+                f"{dataset.name} has no labels for its {part} data, where conditions were to be made of them: pass "
+                "them as labels, or a column of conditions of your own to from_tensors"
+            )
+        if len(split.columns) > 1:
+            raise ValueError(f"{dataset.name} has {len(split.columns)} columns already: conditions would be one more")
+    labels = [split.labels for split in parts.values() if split.labels is not None]
+    known = torch.cat([label.cpu() for label in labels]).unique()
+
+    def with_column(split: Split) -> Split:
+        if split.labels is None:  # empty
+            return replace(split, columns=(*split.columns, torch.zeros(0, len(known))))
+        rows = torch.searchsorted(known.to(split.labels.device), split.labels)
+        return replace(split, columns=(*split.columns, one_hot(rows, len(known)).to(torch.float32)))
+
+    train, validation, test = map(with_column, parts.values())
+    return replace(dataset, train=train, validation=validation, test=test)

@@ -1,0 +1,228 @@
+"""Tables whose columns differ in kind, with missing entries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_vae._columns import VALUES, split_kind
+from ppl_vae.data.arrays import label_tensor
+from ppl_vae.data.dataset import Dataset
+from ppl_vae.data.partition import check_options, divide
+from ppl_vae.data.sources import Source
+from ppl_vae.data.splits import Split
+
+_MOST_CATEGORIES = 100  # of a column of words: more are names or free text
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Table(Dataset):
+    """A table in three parts: a `Dataset` that knows its columns.
+
+    Args:
+        columns: the kind of each column, as `likelihoods.Mixed` takes them.
+        column_names: what each is called; "0", "1", ... where the table has no names.
+        categories: for each column what its codes 0, 1, ... stand for; empty where values are as given.
+    """
+
+    columns: tuple[str, ...] = ()
+    column_names: tuple[str, ...] = ()
+    categories: tuple[tuple[Any, ...], ...] = ()
+
+
+def from_table(
+    table: Any,
+    columns: Sequence[str] | Mapping[Any, str] | None = None,
+    *,
+    labels: Any = None,
+    name: str = "table",
+    validation: int | float = 0.1,
+    test: int | float | None = None,
+    seed: int = 0,
+) -> Table:
+    """A table as a data set: one row a datum, columns of any kind, NaN where an entry is missing.
+
+    Nothing is scaled and nothing filled: `likelihoods.Mixed` and `networks.TableEncoder` take NaN and raw units; other
+    pieces do not. Values are float32, in which whole numbers above 2^24 lose their last digits.
+
+    Kinds that are not given are guessed, cautiously: truth values, and numbers that are all 0 or 1, are "binary"; words
+    are categories (two or more, coded in sorted order); whole numbers from 0 are "count"; all other numbers are "real".
+    So codes of categories that are numbers, and numbers above zero with a long tail ("positive"), must be named, and
+    so must whole numbers that count nothing, such as years ("real"). The guess looks at all rows, those of the test
+    set as well.
+
+    Args:
+        table: (n, columns): an array or tensor of numbers; a structured array; or a mapping of names to columns of n
+            values. Missing are NaN, and None among words.
+        columns: the kind of each column, "real", "positive", "count", "binary", "categorical:C" (codes 0..C-1), or
+            "categorical" (whatever the values are, they are coded in sorted order); or a mapping from some columns'
+            names or numbers to theirs.
+        labels: integers of shape (n,), for pictures and scores; no program sees them.
+        name: what the data set is called.
+        validation: rows, or the fraction of them, set apart; as in `load`.
+        test: likewise; None is 0.1.
+        seed: of the split, an integer from 0.
+
+    Returns:
+        The data set, x of shape (n, columns) with NaN kept; its `columns` are the kinds.
+
+    Raises:
+        ValueError: for a table that is not two-dimensional, an unknown kind or column, or a value outside a column's
+            kind.
+
+    Example:
+        >>> from ppl_vae import data
+        >>> people = data.from_table(
+        ...     {"height": [1.81, float("nan"), 1.66], "children": [0, 2, 1], "city": ["Oslo", None, "Bergen"]},
+        ...     test=0, validation=0,
+        ... )
+        >>> people.columns, people.categories[2], people.train.x.shape
+        (('real', 'count', 'categorical:2'), ('Bergen', 'Oslo'), torch.Size([3, 3]))
+    """
+    check_options("none", 0.5, validation, test, seed)
+    named = _named_columns(table, name)
+    given = _given_kinds(columns, list(named), name)
+    kinds, codes, values = [], [], []
+    for column, content in named.items():
+        what = f"column {column!r} of {name}"
+        numbers, kind, categories = _column(content, given.get(column), what)
+        _check(numbers, kind, what)
+        kinds.append(kind)
+        codes.append(categories)
+        values.append(numbers)
+    x = torch.from_numpy(np.stack(values, 1).astype(np.float32))
+    labels = None if labels is None else label_tensor(labels, len(x), f"the labels of {name}")
+    # the rows are divided by a column without gaps, the table beside it
+    source = Source(name, torch.zeros(len(x), 1), labels, (x,))
+    divided = divide(source, "none", 0.5, validation, test, int(seed))
+    train, held_out, tested = (
+        Split(part.columns[1:], part.labels) for part in (divided.train, divided.validation, divided.test)
+    )
+    return Table(
+        name,
+        train,
+        held_out,
+        tested,
+        columns=tuple(kinds),
+        column_names=tuple(named),
+        categories=tuple(codes),
+    )
+
+
+def _named_columns(table: Any, name: str) -> dict[str, np.ndarray]:
+    """The columns by name, each of shape (n,)."""
+    if isinstance(table, Tensor):
+        table = table.detach().cpu().numpy()
+    if isinstance(table, Mapping):
+        found = {str(key): _array(value) for key, value in table.items()}
+    else:
+        array = np.asarray(table)
+        if array.dtype.names:
+            found = {key: array[key] for key in array.dtype.names}
+        elif array.ndim == 2:
+            found = {str(j): array[:, j] for j in range(array.shape[1])}
+        else:
+            raise ValueError(
+                f"{name} has shape {array.shape}, where a table of (n, columns) or a mapping of names to columns was "
+                "expected"
+            )
+    lengths = {len(column) if column.ndim == 1 else -1 for column in found.values()}
+    if len(lengths) != 1 or min(lengths) < 1:
+        shapes = ", ".join(f"{key} {column.shape}" for key, column in found.items()) or "none"
+        raise ValueError(f"{name} has columns of shapes {shapes}, where as many values in each were expected, (n,)")
+    return found
+
+
+def _array(values: Any) -> np.ndarray:
+    """A column; as objects where it holds words, so that None and NaN keep their meaning beside them."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().numpy()
+    if not isinstance(values, np.ndarray) and any(isinstance(v, str) or v is None for v in values):
+        found = np.empty(len(values), dtype=object)
+        found[:] = list(values)
+        return found
+    return np.asarray(values)
+
+
+def _given_kinds(columns: Any, names: list[str], name: str) -> dict[str, str]:
+    if columns is None:
+        return {}
+    if isinstance(columns, Mapping):
+        given = {str(key): kind for key, kind in columns.items()}
+        by_number = {str(j): column for j, column in enumerate(names)}
+        unknown = [key for key in given if key not in names and key not in by_number]
+        if unknown:
+            raise ValueError(f"columns names {unknown[0]!r}, and {name} has the columns {', '.join(names)}")
+        given = {key if key in names else by_number[key]: kind for key, kind in given.items()}
+    else:
+        if isinstance(columns, str) or len(columns) != len(names):
+            raise ValueError(
+                f"columns={columns!r} was given for the {len(names)} columns of {name}: give a list of as many kinds, "
+                "or a mapping from some columns to theirs"
+            )
+        given = dict(zip(names, columns, strict=True))
+    for column, kind in given.items():
+        if kind != "categorical":
+            split_kind(kind, f"the kind of column {column!r}")
+    return given
+
+
+def _column(content: np.ndarray, kind: str | None, what: str) -> tuple[np.ndarray, str, tuple[Any, ...]]:
+    """A column as float64, its kind, and what its codes stand for."""
+    numeric = content.dtype.kind in "fiub" or _all_numbers(content)
+    if numeric:
+        numbers = np.array([np.nan if v is None else v for v in content], dtype=np.float64)
+        if kind != "categorical":
+            return numbers, kind or _guess(numbers), ()
+        missing, content = np.isnan(numbers), numbers
+    else:
+        if kind not in (None, "categorical") and not str(kind).startswith("categorical:"):
+            raise ValueError(f"{what} holds words, where {kind!r} expects {VALUES[split_kind(kind, what)[0]]}")
+        missing = np.array([v is None or v != v or v == "" for v in content], dtype=bool)
+    present = np.array([v if numeric else str(v) for v in content[~missing]])
+    distinct, codes = np.unique(present, return_inverse=True)
+    if len(distinct) < 2 or (not numeric and kind is None and len(distinct) > _MOST_CATEGORIES):
+        raise ValueError(
+            f"{what} has {len(distinct)} categories, where 2 to {_MOST_CATEGORIES} were expected: leave it out, or say "
+            "columns={...: 'categorical'} if there are more"
+        )
+    found = np.full(len(content), np.nan)
+    found[~missing] = codes
+    own = f"categorical:{len(distinct)}" if kind in (None, "categorical") else str(kind)
+    return found, own, tuple(distinct.tolist())
+
+
+def _all_numbers(content: np.ndarray) -> bool:
+    return content.dtype.kind == "O" and all(v is None or isinstance(v, (int, float, np.number)) for v in content)
+
+
+def _guess(numbers: np.ndarray) -> str:
+    """The kind of a column of numbers."""
+    seen = numbers[~np.isnan(numbers)]
+    if len(seen) and np.isin(seen, (0, 1)).all():
+        return "binary"
+    whole = len(seen) > 0 and np.isfinite(seen).all() and bool((seen == np.rint(seen)).all())
+    return "count" if whole and seen.min() >= 0 else "real"
+
+
+def _check(numbers: np.ndarray, kind: str, what: str) -> None:
+    """Refuse values outside a kind, and infinite ones."""
+    name, categories = split_kind(kind, what)
+    seen = numbers[~np.isnan(numbers)]
+    with np.errstate(over="ignore"):
+        bad = ~np.isfinite(seen.astype(np.float32))
+    if name == "positive":
+        bad |= seen.astype(np.float32) <= 0
+    elif name != "real":
+        top = {"count": np.inf, "binary": 1}.get(name, categories - 1)
+        bad |= (seen < 0) | (seen > top) | (seen != np.rint(seen))
+    if bad.any():
+        raise ValueError(
+            f"{what} is {kind!r} and holds {seen[bad][0]:g}, where {VALUES[name]} were expected, or NaN: give it "
+            "another kind, or mend it"
+        )
