@@ -3,7 +3,33 @@ r"""Posteriors q(z|x): callables ``posterior(x)`` that return a Pyro distributio
 ``posterior(x)``, in a conditional model ``posterior(x, y)``, has batch shape ``(batch,)``, event shape ``(latent,)``.
 """
 
-from ppl_vae.posteriors.normal import DiagonalNormal
+from ppl_vae.posteriors.box import SquashedNormal
+from ppl_vae.posteriors.discrete import BernoulliVector, GumbelSoftmax, OneHotCategorical, RelaxedBernoulliVector
+from ppl_vae.posteriors.flows import CouplingFlow, InverseAutoregressiveFlow, PlanarFlow, SplineFlow
+from ppl_vae.posteriors.hierarchical import TwoLevel
+from ppl_vae.posteriors.laplace import Laplace
+from ppl_vae.posteriors.mixtures import MixtureOfNormals
+from ppl_vae.posteriors.normal import DiagonalNormal, FullCovarianceNormal, LowRankNormal
 from ppl_vae.posteriors.protocol import Posterior
+from ppl_vae.posteriors.sphere import PowerSpherical, VonMisesFisher
 
-__all__ = ["DiagonalNormal", "Posterior"]
+__all__ = [
+    "BernoulliVector",
+    "CouplingFlow",
+    "DiagonalNormal",
+    "FullCovarianceNormal",
+    "GumbelSoftmax",
+    "InverseAutoregressiveFlow",
+    "Laplace",
+    "LowRankNormal",
+    "MixtureOfNormals",
+    "OneHotCategorical",
+    "PlanarFlow",
+    "Posterior",
+    "PowerSpherical",
+    "RelaxedBernoulliVector",
+    "SplineFlow",
+    "SquashedNormal",
+    "TwoLevel",
+    "VonMisesFisher",
+]

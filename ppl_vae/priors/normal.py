@@ -2,11 +2,16 @@ r"""Normal priors."""
 
 from __future__ import annotations
 
+import math
+
 import pyro.distributions as dist
 import torch
 from torch import nn
+from torch.nn.functional import softplus
 
 from ppl_vae._validation import check_positive_int
+
+_FLOOR = 1e-5  # of a learned standard deviation
 
 
 class StandardNormal(nn.Module):
@@ -44,3 +49,38 @@ class StandardNormal(nn.Module):
     def forward(self) -> dist.Distribution:
         """Return p(z), batch shape (), event shape (latent_dim,)."""
         return dist.Normal(self.loc, self.scale).to_event(1)
+
+
+class DiagonalNormal(nn.Module):
+    r"""A normal prior with learned mean and scale.
+
+    .. math::
+        p(z) = \prod_i \mathcal N(z_i; \mu_i, \sigma_i^2), \qquad \sigma_i = \log(1 + e^{s_i}) + 10^{-5}.
+
+    Redundant where the likelihood's network starts with a linear layer and the posterior's ends in one, as in an
+    `MLP`: both can absorb :math:`z \mapsto \mu + \sigma z`, so that the best bound is that of `StandardNormal`. It
+    changes the way there, and the bound where a piece cannot absorb it: a scale bounded below (``floor``), a
+    network without a linear layer at z, weight decay. Gradients along the redundant directions leave the scale
+    of z free to drift. Starts as the standard normal; the KL has a closed form for normal posteriors.
+
+    Args:
+        latent_dim: The dimension d of z.
+
+    Raises:
+        ValueError: If `latent_dim` is not a positive integer.
+
+    Example:
+        >>> DiagonalNormal(2)().mean.tolist()
+        [0.0, 0.0]
+    """
+
+    def __init__(self, latent_dim: int = 2) -> None:
+        super().__init__()
+        self.latent_dim = check_positive_int(latent_dim, "prior DiagonalNormal: latent_dim")
+        self.loc = nn.Parameter(torch.zeros(latent_dim))
+        # of which softplus is 1 - _FLOOR
+        self.raw_scale = nn.Parameter(torch.full((latent_dim,), math.log(math.expm1(1 - _FLOOR))))
+
+    def forward(self) -> dist.Distribution:
+        """Return p(z), batch shape (), event shape (latent_dim,)."""
+        return dist.Normal(self.loc, softplus(self.raw_scale) + _FLOOR).to_event(1)

@@ -1,0 +1,1 @@
+"""Distributions that neither PyTorch nor Pyro has; import each from its module."""

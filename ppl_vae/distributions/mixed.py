@@ -1,0 +1,259 @@
+r"""Tables: columns that differ in kind, with missing entries; and the counts that they need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+from torch.nn.functional import one_hot, softplus
+
+
+class MixedColumns(dist.TorchDistribution):
+    r"""Independent columns of different families, of which any may be missing.
+
+    .. math::
+        \log p(x_\text{obs}) = \sum_{j : x_j \text{ observed}} \log p_j(x_j).
+
+    An entry that is NaN is missing: it adds nothing, which is the marginal over it, exactly, since the columns are
+    independent. It is filled before it is scored, so that neither the value nor a gradient is NaN. The value is then
+    a density over the observed entries alone: rows with different entries missing cannot be compared. Draws are
+    complete.
+
+    Args:
+        parts: Distributions of batch shape ``(*batch, k_i)`` and event shape (), one for each family, the k_i adding
+            up to the number of columns. The mean of a `Categorical` is its most likely code.
+        event_shape: Shape of one row; its entries, flattened, are the columns.
+        order: Which column each entry of the parts, one after the other, is: a permutation, int64; None if they
+            follow each other.
+        fill: For each entry of the parts a value inside its support, what missing ones are filled with; one number
+            does for all.
+
+    Reference:
+        Handling Incomplete Heterogeneous Data using VAEs (Nazabal, Olmos, Ghahramani & Valera, 2020),
+        https://arxiv.org/abs/1807.03653
+
+    Example:
+        >>> parts = [dist.Normal(torch.zeros(2), 1.0), dist.Bernoulli(logits=torch.zeros(1))]
+        >>> row = MixedColumns(parts, (3,), order=torch.tensor([0, 2, 1]))
+        >>> row.log_prob(torch.tensor([torch.nan, 1.0, 0.0]))  # log 1/2, and the density of 0 in the last column
+        tensor(-1.6121)
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+    has_rsample = False
+    takes_missing = True  # for `impute`: values are independent, and NaN is integrated out
+
+    def __init__(
+        self,
+        parts: Sequence[Any],
+        event_shape: Sequence[int],
+        order: Tensor | None = None,
+        fill: Tensor | float = 0.0,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.parts = list(parts)
+        self.order = order
+        self.fill = fill
+        self._sizes = [part.batch_shape[-1] for part in self.parts]
+        batch_shape = torch.broadcast_shapes(*(part.batch_shape[:-1] for part in self.parts))
+        super().__init__(batch_shape, torch.Size(event_shape), validate_args=validate_args)
+
+    @property
+    def support(self) -> Any:
+        """NaN, or what each column's own family takes."""
+        return _MixedSupport(self)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> MixedColumns:
+        """Return the same columns with a larger batch shape."""
+        parts = [part.expand((*batch_shape, k)) for part, k in zip(self.parts, self._sizes, strict=True)]
+        return MixedColumns(parts, self.event_shape, self.order, self.fill, validate_args=self._validate_args)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log density of the observed entries, of batch shape."""
+        if self._validate_args:
+            self._validate_sample(value)
+        total: Any = 0.0
+        for part, x, fill in zip(self.parts, self._split(value), self._fills(value), strict=True):
+            missing = x.isnan()
+            log_p = part.log_prob(torch.where(missing, fill, x))
+            total = total + torch.where(missing, torch.zeros_like(log_p), log_p).sum(-1)
+        return total
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        """Return complete rows, of shape ``(*sample_shape, *batch, *event_shape)``."""
+        with torch.no_grad():
+            return self._join([part.sample(sample_shape) for part in self.parts])
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of each column, the most likely code of a categorical one."""
+        return self._join([part.mode if _is_categorical(part) else part.mean for part in self.parts])
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of each column; codes of categories have none."""
+        if any(_is_categorical(part) for part in self.parts):
+            raise NotImplementedError("MixedColumns: the codes of a categorical column have no variance")
+        return self._join([part.variance for part in self.parts])
+
+    @property
+    def moments(self) -> Tensor:
+        """What may be averaged over z: the means, and of categorical columns the probabilities; (*batch, m)."""
+        found = [part.probs.flatten(-2) if _is_categorical(part) else part.mean for part in self.parts]
+        return torch.cat([m.expand(*self.batch_shape, m.shape[-1]) for m in found], -1)
+
+    def point(self, moments: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the row that averaged `moments` stand for, ``(*batch, *event_shape)``, and its error.
+
+        Means as they are; of a categorical column the most likely code, with the error of its probability.
+        """
+        sizes = [part.probs[..., 0, :].shape[-1] * k if _is_categorical(part) else k for part, k in self._sized()]
+        values, errors = [], []
+        for (part, k), m, e in zip(self._sized(), moments.split(sizes, -1), error.split(sizes, -1), strict=True):
+            if _is_categorical(part):
+                m, e = m.unflatten(-1, (k, -1)), e.unflatten(-1, (k, -1))
+                code = m.argmax(-1)
+                e = (e * one_hot(code, m.shape[-1])).sum(-1)
+                m = code.to(moments)
+            values.append(m)
+            errors.append(e)
+        return self._placed(values), self._placed(errors)
+
+    def _sized(self) -> list[tuple[Any, int]]:
+        return list(zip(self.parts, self._sizes, strict=True))
+
+    def _split(self, value: Tensor) -> tuple[Tensor, ...]:
+        """The entries of each part, (..., k)."""
+        flat = value.flatten(value.dim() - len(self.event_shape)) if len(self.event_shape) != 1 else value
+        return (flat if self.order is None else flat.index_select(-1, self.order)).split(self._sizes, -1)
+
+    def _fills(self, like: Tensor) -> tuple[Any, ...]:
+        if isinstance(self.fill, Tensor):
+            return self.fill.to(like.dtype).split(self._sizes, -1)
+        return (like.new_tensor(self.fill),) * len(self.parts)
+
+    def _join(self, values: list[Tensor]) -> Tensor:
+        dtype = next((v.dtype for v in values if v.is_floating_point()), torch.get_default_dtype())
+        lead = torch.broadcast_shapes(*(v.shape[:-1] for v in values))
+        return self._placed([v.to(dtype).expand(*lead, v.shape[-1]) for v in values])
+
+    def _placed(self, values: list[Tensor]) -> Tensor:
+        flat = torch.cat(values, -1)
+        if self.order is not None:
+            flat = flat.index_select(-1, self.order.argsort())
+        return flat.reshape(*flat.shape[:-1], *self.event_shape)
+
+
+class _MixedSupport(constraints.Constraint):
+    """NaN, or what each column's own family takes."""
+
+    is_discrete = False
+
+    def __init__(self, distribution: MixedColumns) -> None:
+        self._distribution = distribution
+        self.event_dim = len(distribution.event_shape)
+        super().__init__()
+
+    def __repr__(self) -> str:
+        kinds = {str(part.support): None for part in self._distribution.parts}
+        return f"columns of {', '.join(kinds)}, or NaN where missing"
+
+    def entries(self, value: Tensor) -> Tensor:
+        """Whether each entry lies inside, of the shape of `value`."""
+        d = self._distribution
+        inside = [x.isnan() | part.support.check(x) for part, x in zip(d.parts, d._split(value), strict=True)]
+        return d._placed(inside)
+
+    def check(self, value: Tensor) -> Tensor:
+        inside = self.entries(value)
+        return inside.flatten(inside.dim() - self.event_dim).all(-1)
+
+    def explain(self, value: Tensor) -> str:
+        """Say which column holds which value outside, for messages."""
+        d = self._distribution
+        outside = ~self.entries(value)
+        first = outside.nonzero()[0].tolist()
+        place = first[-self.event_dim :]
+        column = place[0] if self.event_dim == 1 else tuple(place)
+        index = torch.arange(d.event_shape.numel()).reshape(d.event_shape)[tuple(place)]
+        owners = torch.arange(len(d.parts)).repeat_interleave(torch.tensor(d._sizes))
+        if d.order is not None:
+            owners = owners[d.order.argsort().cpu()]
+        part = d.parts[int(owners[index])]
+        return f"{float(value[tuple(first)]):.6g} in column {column}, which takes {part.support} or NaN"
+
+
+class NegativeBinomial(dist.TorchDistribution):
+    r"""Counts around a mean, overdispersed: a Poisson whose rate is gamma distributed.
+
+    .. math::
+        p(x) = \frac{\Gamma(x + r)}{\Gamma(r)\, x!} \Big(\frac{r}{r + \mu}\Big)^{r} \Big(\frac{\mu}{r + \mu}\Big)^{x},
+        \qquad \mathrm{Var}(x) = \mu + \mu^2 / r.
+
+    Differences of log-gammas lose all digits in float32 where r is large (a Poisson, in the limit); here they are
+    replaced by Stirling's series, moved up by eight so that it holds for small r too. Counts above 2^24 are not whole
+    numbers in float32 any more.
+
+    Args:
+        log_mean: :math:`\log \mu`.
+        concentration: r > 0.
+
+    Example:
+        >>> NegativeBinomial(torch.tensor(0.0), torch.tensor(1e8)).log_prob(torch.tensor(2.0))  # -1 - log 2
+        tensor(-1.6931)
+    """
+
+    arg_constraints = {"log_mean": constraints.real, "concentration": constraints.positive}  # noqa: RUF012
+    support = constraints.nonnegative_integer
+
+    def __init__(self, log_mean: Tensor, concentration: Tensor, validate_args: bool | None = None) -> None:
+        self.log_mean, self.concentration = torch.broadcast_tensors(log_mean, concentration)
+        super().__init__(self.log_mean.shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> NegativeBinomial:
+        """Return the same distribution with a larger batch shape."""
+        parameters = (self.log_mean.expand(batch_shape), self.concentration.expand(batch_shape))
+        return NegativeBinomial(*parameters, validate_args=self._validate_args)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log probability."""
+        if self._validate_args:
+            self._validate_sample(value)
+        r, x, a = self.concentration, value, self.concentration + 8
+        excess = softplus(self.log_mean - r.log())  # log(1 + mu / r)
+        below = sum((torch.log1p(x / (r + j)) for j in range(8)), torch.zeros_like(r))
+        # log Gamma(x + r) - log Gamma(r), but for x log r, which meets the x log(mu / (r + mu)) beside it
+        ratio = (a - 0.5) * torch.log1p(x / a) + x * torch.log1p((x + 8) / r) - x + _series(x + a) - _series(a) - below
+        return ratio + x * (self.log_mean - excess) - r * excess - torch.lgamma(x + 1)
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        """Return counts, as floats."""
+        with torch.no_grad():
+            shape = self._extended_shape(sample_shape)
+            r = self.concentration.expand(shape)
+            # a gamma draw may round to zero, which is a rate as good as any
+            return torch.poisson(torch._standard_gamma(r) * (self.log_mean - self.concentration.log()).exp())
+
+    @property
+    def mean(self) -> Tensor:
+        """Mu."""
+        return self.log_mean.exp()
+
+    @property
+    def variance(self) -> Tensor:
+        """Mu + mu^2 / r."""
+        return self.mean + self.mean.square() / self.concentration
+
+
+def _series(a: Tensor) -> Tensor:
+    """What Stirling's formula for log Gamma(a) leaves: below 1e-13 wrong for a of 8 or more."""
+    b = a.reciprocal().square()
+    return (1 / 12 - b * (1 / 360 - b * (1 / 1260 - b * (1 / 1680 - b * (1 / 1188 - b * 691 / 360360))))) / a
+
+
+def _is_categorical(part: Any) -> bool:
+    return isinstance(part, torch.distributions.Categorical)

@@ -1,0 +1,93 @@
+r"""A joint distribution of two blocks, one given the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import Tensor
+
+from ppl_vae._validation import check_positive_int
+
+
+class TwoBlocks(TorchDistribution):
+    r"""Two real blocks :math:`z = (z_1, z_2)`, one drawn from a distribution of its own, the other given it.
+
+    .. math::
+        p(z) = p(z_2)\, p(z_1|z_2) \quad\text{(root last)} \qquad\text{or}\qquad
+        p(z) = p(z_1)\, p(z_2|z_1) \quad\text{(root first)}.
+
+    The conditional's network runs once for a draw and once more for its density. There is no mean in closed form: the
+    conditional's network is bent.
+
+    Args:
+        root: The distribution of the block that is drawn first, event (d_root,).
+        given: From that block, (*batch, d_root), the other's distribution, event (d_other,).
+        other_dim: d_other.
+        root_first: Whether the root is the first block of z; else the last.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> root = dist.Normal(torch.zeros(1), 1.0).to_event(1)
+        >>> joint = TwoBlocks(root, lambda z: dist.Normal(2 * z, 1.0).to_event(1), 1, root_first=False)
+        >>> joint.log_prob(torch.tensor([2.0, 1.0]))  # (z1, z2): log N(1; 0, 1) + log N(2; 2, 1)
+        tensor(-2.3379)
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - the base class declares a mutable mapping
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(
+        self,
+        root: Any,
+        given: Callable[[Tensor], Any],
+        other_dim: int,
+        *,
+        root_first: bool,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.root = root
+        self.given = given
+        self.root_first = root_first
+        (self._root_dim,) = root.event_shape
+        event_shape = torch.Size((self._root_dim + other_dim,))
+        super().__init__(root.batch_shape, event_shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: TwoBlocks | None = None) -> TwoBlocks:
+        """Return the distribution with another batch shape."""
+        new = self._get_checked_instance(TwoBlocks, _instance)
+        new.root = self.root.expand(torch.Size(batch_shape))
+        new.given, new.root_first, new._root_dim = self.given, self.root_first, self._root_dim
+        super(TwoBlocks, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 - torch's own signature
+        """Draw the root, then the other block given it; the path through the root is kept."""
+        root = self.root.rsample(torch.Size(sample_shape))
+        other = self.given(root).rsample()
+        return torch.cat([root, other] if self.root_first else [other, root], -1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the joint log density, of the batch's shape, in nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        other_dim = self.event_shape[0] - self._root_dim
+        if self.root_first:
+            root, other = value.split([self._root_dim, other_dim], -1)
+        else:
+            other, root = value.split([other_dim, self._root_dim], -1)
+        return self.root.log_prob(root) + self.given(root).log_prob(other)
+
+
+def bottom_dim(latent_dim: int, top_dim: int, name: str) -> int:
+    """Return what `top_dim` leaves of the latent to the first level."""
+    if check_positive_int(top_dim, f"{name}: top_dim") >= latent_dim:
+        raise ValueError(
+            f"{name}: top_dim is {top_dim} of a latent of {latent_dim} dimensions; expected less, so that the "
+            "likelihood has something to read"
+        )
+    return latent_dim - top_dim

@@ -1,0 +1,121 @@
+r"""The von Mises-Fisher distribution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions.kl import register_kl
+
+from ppl_vae.distributions.axial import Axial, _gauss_legendre
+from ppl_vae.distributions.sphere_uniform import SphereUniform, log_area
+
+# proposals for each angle, all at once: the acceptance is never under 0.65, so that 1 angle in 10^14 is its proposal
+_PROPOSALS = 32
+
+
+class VonMisesFisher(Axial):
+    r"""The von Mises-Fisher distribution on :math:`S^{d-1}`: a normal distribution held to the sphere.
+
+    .. math::
+        q(z) = \frac{\kappa^{d/2 - 1}}{(2\pi)^{d/2} I_{d/2 - 1}(\kappa)} \exp(\kappa\, \mu' z).
+
+    Slower than the power spherical distribution: 32 proposals are drawn for each angle, of which the first that is
+    accepted is taken (a loop of unknown length could not be captured); and the normaliser is an integral over the angle
+    by quadrature, :math:`\int e^{\kappa (\cos\theta - 1)} \sin^{d-2}\theta\, \mathrm d\theta`, rather than a Bessel
+    function, which holds for all d and for :math:`\kappa` from 1e-6 to 1e6 alike. The gradient of a draw is the exact
+    implicit one, without the correction term that a reparameterised rejection needs.
+
+    Args:
+        loc: The direction :math:`\mu`, (*batch, d), of length 1.
+        concentration: :math:`\kappa > 0`, (*batch,).
+
+    Reference:
+        Hyperspherical Variational Auto-Encoders (Davidson et al., 2018), https://arxiv.org/abs/1804.00891; the
+        proposals: Simulation of the von Mises Fisher distribution (Wood, 1994),
+        https://doi.org/10.1080/03610919408813161
+
+    Example:
+        >>> import math
+        >>> q = VonMisesFisher(torch.tensor([0.0, 0.0, 1.0]), torch.tensor(2.0))
+        >>> expected = 2 / (2 * math.pi * (1 - math.exp(-4)))  # on the sphere in 3 dimensions
+        >>> math.isclose(q.log_prob(q.mode).exp().item(), expected, rel_tol=1e-6)
+        True
+    """
+
+    def __init__(self, loc: Tensor, concentration: Tensor, validate_args: bool | None = None) -> None:
+        super().__init__(loc, concentration, validate_args=validate_args)
+        # once here, for the particles that it may be expanded over
+        self._log_normaliser, self._moments = self._integrate()
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> VonMisesFisher:
+        """Return the distribution with another batch shape."""
+        new = super().expand(batch_shape, _instance)
+        new._log_normaliser = self._log_normaliser.expand(new.batch_shape)
+        new._moments = tuple(moment.expand(new.batch_shape) for moment in self._moments)
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return log q, of the batch's shape, in nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        near, _ = self._chord(value)
+        return -2 * self.concentration * near - self._log_normaliser.to(value.dtype)
+
+    def entropy(self) -> Tensor:
+        """Return the entropy, (*batch,), in nats."""
+        return log_area(self.dim) - self._kl_to_uniform()
+
+    def _kl_to_uniform(self) -> Tensor:
+        kl = self.concentration.double() * self._mean_statistic() - self._log_normaliser + log_area(self.dim)
+        return kl.to(self.loc.dtype)
+
+    def _integrate(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        r"""Log normaliser of :math:`e^{\kappa (\cos - 1)}` over the sphere; means of cos - 1 and of its square."""
+        kappa = self.concentration.double()
+        with torch.no_grad():
+            _, low, high = self._range()
+            x, weight = _gauss_legendre(kappa.device)
+            theta = low[..., None] + (high - low)[..., None] * x
+            fixed = self._log_sine(theta) + weight.log() + (high - low)[..., None].log()
+            statistic = self._statistic(theta)
+        log_mass = kappa[..., None] * statistic + fixed
+        share = log_mass.softmax(-1)
+        moments = tuple((share * power).sum(-1) for power in (statistic, statistic.square()))
+        return log_mass.logsumexp(-1) + log_area(self.dim - 1), moments
+
+    def _statistic(self, theta: Tensor) -> Tensor:
+        return -2 * (0.5 * theta).sin().square()  # cos - 1, without its cancellation
+
+    def _mean_statistic(self) -> Tensor:
+        return self._moments[0]
+
+    def _mode_and_width(self) -> tuple[Tensor, Tensor]:
+        kappa, n = self.concentration.double(), self.dim - 2
+        # kappa sin^2 = (d - 2) cos at the mode, and 1 - cos without cancellation
+        root = (n * n + 4 * kappa.square()).sqrt()
+        cosine = 2 * kappa / (n + root)
+        mode = 2 * torch.asin(((n + n * n / (root + 2 * kappa)) / (2 * (n + root))).clamp(max=0.5).sqrt())
+        curvature = kappa * cosine + (n / mode.sin().square() if n else 0.0)
+        return mode, curvature.rsqrt()
+
+    def _draw_angle(self, shape: torch.Size) -> Tensor:
+        kappa, n = self.concentration.double().expand(shape), self.dim - 1
+        b = n / (2 * kappa + (4 * kappa.square() + n * n).sqrt())
+        shapes = torch.full((_PROPOSALS, *shape), 0.5 * n, dtype=torch.float64, device=kappa.device)
+        ratio = b * torch._standard_gamma(shapes) / torch._standard_gamma(shapes)  # tan^2 of half the angle
+        less, x0 = 2 * ratio / (1 + ratio), (1 - b) / (1 + b)  # 1 - cos
+        log_accept = kappa * (1 - x0 - less) + n * torch.log((1 - x0 + x0 * less) / (1 - x0.square()))
+        accepted = torch.rand_like(ratio).log() <= log_accept
+        first = accepted.to(torch.uint8).argmax(0, keepdim=True)
+        return 2 * torch.atan(ratio.gather(0, first)[0].sqrt())
+
+    def _cosine_moments(self) -> tuple[Tensor, Tensor]:
+        first, second = self._moments
+        return 1 + first, 1 + 2 * first + second
+
+
+@register_kl(VonMisesFisher, SphereUniform)
+def _kl_von_mises_fisher_uniform(q: VonMisesFisher, p: SphereUniform) -> Tensor:
+    return q._kl_to_uniform()

@@ -1,0 +1,203 @@
+r"""Discrete posteriors and their relaxations."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ppl_vae._validation import check_positive
+from ppl_vae.distributions.binary_vector import BinaryVector
+from ppl_vae.distributions.one_hot import OneHotVector, check_blocks
+from ppl_vae.distributions.relaxed import RelaxedBits, RelaxedOneHotVector
+from ppl_vae.networks import MLP, Binding, NetworkFactory, ParameterNetwork
+
+
+class BernoulliVector(nn.Module):
+    r"""Independent bits given x, for `priors.BernoulliVector`.
+
+    .. math::
+        q(z|x) = \prod_i \sigma(\ell_i(x))^{z_i} (1 - \sigma(\ell_i(x)))^{1 - z_i}.
+
+    Not reparameterised: `objectives.ELBO` refuses it. ``pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)`` sums over the
+    2^d states, exact in value and gradient (up to about 10 bits); ``pyro.infer.TraceGraph_ELBO`` and ``Trace_ELBO``
+    take score-function gradients, unbiased and so noisy that they want small learning rates. `RelaxedBernoulliVector`
+    with ``straight_through=True`` is the cheap, biased way.
+
+    Args:
+        network: Maps x to one logit per bit; ``MLP()`` by default.
+
+    Reference:
+        Neural Variational Inference and Learning in Belief Networks (Mnih & Gregor, 2014),
+        https://arxiv.org/abs/1402.0030
+
+    Example:
+        >>> BernoulliVector(nn.Linear(64, 3))(torch.zeros(5, 64)).enumerate_support(expand=False).shape
+        torch.Size([8, 1, 3])
+    """
+
+    def __init__(self, network: NetworkFactory | nn.Module | None = None) -> None:
+        super().__init__()
+        self.logits = ParameterNetwork(MLP() if network is None else network, "posterior BernoulliVector")
+
+    def bind(self, binding: Binding) -> None:
+        """Size the network."""
+        self.logits.build(binding.x_shape, binding.latent_shape, binding.y_shape)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
+        """Return q(z|x), batch shape (batch,), event shape (latent,)."""
+        (logits,) = self.logits(x, y)
+        return BinaryVector(logits)
+
+
+class OneHotCategorical(nn.Module):
+    r"""Independent categorical variables given x, as one-hot blocks, for `priors.OneHotCategorical`.
+
+    .. math::
+        q(z|x) = \prod_{v=1}^V \prod_{c=1}^C \pi_{vc}(x)^{z_{vc}}, \qquad \pi_v = \mathrm{softmax}(\ell_v(x)).
+
+    Not reparameterised: see `BernoulliVector` for how to train.
+
+    Args:
+        network: Maps x to one logit per class; ``MLP()`` by default.
+        num_classes: C, the prior's; None for one variable of as many classes as the latent has dimensions.
+
+    Raises:
+        ValueError: If `num_classes` does not divide the latent, when a VAE is put together.
+
+    Reference:
+        Categorical Reparameterization with Gumbel-Softmax (Jang et al., 2017), https://arxiv.org/abs/1611.01144
+
+    Example:
+        >>> OneHotCategorical(nn.Linear(64, 6), num_classes=3)(torch.zeros(5, 64)).event_shape
+        torch.Size([6])
+    """
+
+    def __init__(self, network: NetworkFactory | nn.Module | None = None, num_classes: int | None = None) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.logits = ParameterNetwork(MLP() if network is None else network, "posterior OneHotCategorical")
+
+    def bind(self, binding: Binding) -> None:
+        """Size the network."""
+        check_blocks(binding.latent_shape[0], self.num_classes, "posterior OneHotCategorical")
+        self.logits.build(binding.x_shape, binding.latent_shape, binding.y_shape)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
+        """Return q(z|x), batch shape (batch,), event shape (latent,)."""
+        (logits,) = self.logits(x, y)
+        return OneHotVector(_blocks(logits, self.num_classes))
+
+
+class RelaxedBernoulliVector(nn.Module):
+    r"""Relaxed bits given x; or bits with straight-through gradients.
+
+    .. math::
+        z_i = \sigma\big((\ell_i(x) + \epsilon_i) / T\big), \qquad \epsilon_i \text{ logistic}.
+
+    - ``straight_through=False``: q(z|x) is the binary Concrete density, for `priors.RelaxedBernoulliVector`: sound, a
+      bound for the relaxed model. Decoded with true bits, the model is another one.
+    - ``straight_through=True``: q(z|x) is over bits and scored as such, for `priors.BernoulliVector`; the value of the
+      ELBO is unbiased, and **its gradient is not**, whatever T is.
+
+    Args:
+        network: Maps x to one logit per bit; ``MLP()`` by default.
+        temperature: T; 2/3 is the paper's. A buffer: ``posterior.temperature.fill_`` changes it while training,
+            captured or not.
+        straight_through: Whether bits are drawn.
+
+    Raises:
+        ValueError: If the temperature is not above zero.
+
+    Reference:
+        The Concrete Distribution (Maddison et al., 2017), https://arxiv.org/abs/1611.00712; straight-through:
+        Categorical Reparameterization with Gumbel-Softmax (Jang et al., 2017), https://arxiv.org/abs/1611.01144
+
+    Example:
+        >>> RelaxedBernoulliVector(nn.Linear(64, 3), straight_through=True)(torch.zeros(5, 64)).has_rsample
+        True
+    """
+
+    temperature: Tensor
+
+    def __init__(
+        self,
+        network: NetworkFactory | nn.Module | None = None,
+        temperature: float = 2 / 3,
+        straight_through: bool = False,
+    ) -> None:
+        super().__init__()
+        check_positive(temperature, "posterior RelaxedBernoulliVector: temperature")
+        self.register_buffer("temperature", torch.tensor(float(temperature)))
+        self.straight_through = straight_through
+        self.logits = ParameterNetwork(MLP() if network is None else network, "posterior RelaxedBernoulliVector")
+
+    def bind(self, binding: Binding) -> None:
+        """Size the network."""
+        self.logits.build(binding.x_shape, binding.latent_shape, binding.y_shape)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
+        """Return q(z|x), batch shape (batch,), event shape (latent,)."""
+        (logits,) = self.logits(x, y)
+        return (BinaryVector if self.straight_through else RelaxedBits)(logits, self.temperature)
+
+
+class GumbelSoftmax(nn.Module):
+    r"""Relaxed categorical variables given x; or one-hot ones with straight-through gradients.
+
+    .. math::
+        z_v = \mathrm{softmax}\big((\ell_v(x) + \epsilon_v) / T\big), \qquad \epsilon_v \text{ Gumbel}.
+
+    - ``straight_through=False``: q(z|x) is the Concrete density, for `priors.RelaxedOneHotCategorical`: sound, a bound
+      for the relaxed model. (The original scores relaxed draws by a categorical KL, which is no bound.)
+    - ``straight_through=True``: q(z|x) is over one-hot vectors, for `priors.OneHotCategorical`; the value of the ELBO
+      is unbiased, and **its gradient is not**, whatever T is.
+
+    Args:
+        network: Maps x to one logit per class; ``MLP()`` by default.
+        temperature: T. A buffer: ``posterior.temperature.fill_`` changes it while training, captured or not.
+        num_classes: C, the prior's; None for one variable of as many classes as the latent has dimensions.
+        straight_through: Whether one-hot vectors are drawn.
+
+    Raises:
+        ValueError: If the temperature is not above zero.
+
+    Reference:
+        Categorical Reparameterization with Gumbel-Softmax (Jang et al., 2017), https://arxiv.org/abs/1611.01144; its
+        density: The Concrete Distribution (Maddison et al., 2017), https://arxiv.org/abs/1611.00712
+
+    Example:
+        >>> GumbelSoftmax(nn.Linear(64, 6), num_classes=3)(torch.zeros(5, 64)).event_shape
+        torch.Size([6])
+    """
+
+    temperature: Tensor
+
+    def __init__(
+        self,
+        network: NetworkFactory | nn.Module | None = None,
+        temperature: float = 2 / 3,
+        num_classes: int | None = None,
+        straight_through: bool = False,
+    ) -> None:
+        super().__init__()
+        check_positive(temperature, "posterior GumbelSoftmax: temperature")
+        self.register_buffer("temperature", torch.tensor(float(temperature)))
+        self.num_classes = num_classes
+        self.straight_through = straight_through
+        self.logits = ParameterNetwork(MLP() if network is None else network, "posterior GumbelSoftmax")
+
+    def bind(self, binding: Binding) -> None:
+        """Size the network."""
+        check_blocks(binding.latent_shape[0], self.num_classes, "posterior GumbelSoftmax")
+        self.logits.build(binding.x_shape, binding.latent_shape, binding.y_shape)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
+        """Return q(z|x), batch shape (batch,), event shape (latent,)."""
+        (logits,) = self.logits(x, y)
+        kind = OneHotVector if self.straight_through else RelaxedOneHotVector
+        return kind(_blocks(logits, self.num_classes), self.temperature)
+
+
+def _blocks(logits: Tensor, num_classes: int | None) -> Tensor:
+    return logits.unflatten(-1, (-1, num_classes or logits.shape[-1]))

@@ -1,0 +1,184 @@
+r"""The VampPrior: a mixture of posteriors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, Literal, get_args
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ppl_vae._distributions import describe, unwrapped
+from ppl_vae._piece_checks import takes_y
+from ppl_vae._scopes import evaluation_mode, untouched_random_state
+from ppl_vae._validation import check_choice, check_positive_int
+from ppl_vae.distributions.box import check_box
+from ppl_vae.distributions.normal_mixture import NormalMixture
+from ppl_vae.networks import Binding, Shape
+
+Start = Literal["random", "data"]
+
+_MARGIN = 0.01  # of the range: how far from its ends pseudo-inputs start, where a sigmoid still moves
+
+
+class VampPrior(nn.Module):
+    r"""The variational mixture of posteriors, at learned pseudo-inputs.
+
+    .. math::
+        p(z) = \sum_{c=1}^C \pi_c\, q(z|u_c), \qquad \pi_c = 1/C \text{ or learned}.
+
+    With the training data for pseudo-inputs it would be the aggregate posterior, the prior that maximises the ELBO;
+    C learned ones stand for it. It overfits as C nears the number of data, and its encoder runs on C more inputs at
+    every step: C = 500 beside a batch of 200 makes the encoder 3.5 times as dear. The KL has no closed form, so that
+    ``MeanFieldELBO`` refuses it. Everything that depends on a fixed p(z) (a KL in closed form, latents comparable
+    between models) is lost, since the prior moves with the encoder.
+
+    The posterior is the VAE's own and stays its own: the prior refers to it, and adds the pseudo-inputs (and weights)
+    alone to the VAE's parameters. Gradients reach both. The encoder runs on pseudo-inputs in evaluation mode, so that
+    batch normalisation learns its statistics from the data and no unit drops out of the prior; with batch
+    normalisation it lags behind the one that the data see in training. A posterior put in later
+    (``vae.posterior = other``) is not the prior's: make a new VAE.
+
+    In a conditional model p(z) stays unconditional: each pseudo-input has a learned pseudo-label, a softmax (a mixture
+    of one-hot labels), where the posterior takes y.
+
+    Args:
+        latent_dim: The dimension d of z.
+        num_components: C.
+        start: ``"random"``: pseudo-inputs from N(0, 1), through a sigmoid into the bounds if there are any. ``"data"``:
+            from training data (drawn by torch's global generator), moved into the bounds by 1% of their range.
+        low: The least value of a pseudo-input, for data of bounded range: 0 for pictures.
+        high: The greatest, 1 for pictures. Both or none: without them pseudo-inputs are free, and may go where the
+            encoder has seen no data.
+        learn_weights: Learn :math:`\pi` as well; 1/C each in the paper.
+
+    Raises:
+        ValueError: For a number of components below one, an unknown `start`, one bound without the other, a `low` not
+            below `high`, ``start="data"`` without data, or a posterior whose density cannot be evaluated at any z.
+
+    Reference:
+        VAE with a VampPrior (Tomczak & Welling, 2018), https://arxiv.org/abs/1705.07120
+
+    Example:
+        >>> from ppl_vae import VAE, likelihoods, posteriors
+        >>> prior = VampPrior(2, num_components=7, low=0.0, high=1.0)
+        >>> vae = VAE((64,), prior=prior, likelihood=likelihoods.Bernoulli(), posterior=posteriors.DiagonalNormal())
+        >>> prior.pseudo_inputs().shape, prior().log_prob(torch.zeros(3, 2)).shape
+        (torch.Size([7, 64]), torch.Size([3]))
+    """
+
+    def __init__(
+        self,
+        latent_dim: int = 2,
+        num_components: int = 500,
+        start: Start = "random",
+        low: float | None = None,
+        high: float | None = None,
+        learn_weights: bool = False,
+    ) -> None:
+        super().__init__()
+        self.latent_dim = check_positive_int(latent_dim, "prior VampPrior: latent_dim")
+        self.num_components = check_positive_int(num_components, "prior VampPrior: num_components")
+        check_choice(start, get_args(Start), "prior VampPrior: start")
+        if (low is None) != (high is None):
+            raise ValueError(f"prior VampPrior: low is {low} and high is {high}; expected both bounds, or neither")
+        if low is not None:
+            low, high = check_box(low, high, "prior VampPrior")
+        self.start = start
+        self.low, self.high = low, high
+        self.raw_inputs: nn.Parameter | None = None
+        self.raw_labels: nn.Parameter | None = None
+        logits = torch.zeros(num_components)
+        if learn_weights:
+            self.logits = nn.Parameter(logits)
+        else:
+            self.register_buffer("logits", logits, persistent=False)
+        self._posterior: Callable[..., Any] | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Keep the posterior as a plain attribute: as a submodule its parameters would count twice.
+
+        Copying and pickling the VAE copies its posterior once and points the copy's prior to that copy.
+        """
+        if name == "_posterior":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def bind(self, binding: Binding) -> None:
+        """Make the pseudo-inputs for these data and refer to this posterior."""
+        if self._posterior is not None:
+            raise ValueError("prior VampPrior already belongs to a VAE: make a new one for each VAE")
+        posterior = binding.posterior
+        if posterior is None:
+            raise ValueError("prior VampPrior is made of the posterior, and was given none; put it into a VAE")
+        like = next(posterior.parameters(), self.logits) if isinstance(posterior, nn.Module) else self.logits
+        if self.start == "data":
+            raw = self._unbounded(binding.rows(self.num_components, "prior VampPrior").to(like))
+        else:
+            raw = torch.randn(self.num_components, *binding.x_shape).to(like)
+        self.raw_inputs = nn.Parameter(raw.clone())
+        if binding.y_shape is not None and takes_y(posterior):
+            self.raw_labels = nn.Parameter(torch.randn(self.num_components, *binding.y_shape).to(like))
+        self.logits.data = self.logits.data.to(like)
+        self._posterior = posterior
+        try:
+            self._check(binding.latent_shape)
+        except Exception:
+            self._posterior = None
+            raise
+
+    def pseudo_inputs(self) -> Tensor:
+        """Return u, (num_components, *x_shape).
+
+        Raises:
+            RuntimeError: If the prior belongs to no VAE yet.
+        """
+        if self.raw_inputs is None:
+            raise RuntimeError("prior VampPrior has no pseudo-inputs yet: put it into a VAE")
+        if self.low is None or self.high is None:
+            return self.raw_inputs
+        return self.low + (self.high - self.low) * self.raw_inputs.sigmoid()
+
+    def forward(self) -> dist.Distribution:
+        """Return p(z), batch shape (), event shape (latent_dim,)."""
+        components = self._components()
+        base = unwrapped(components)
+        if type(base) is dist.Normal and base.batch_shape == components.batch_shape + components.event_shape:
+            return NormalMixture(self.logits, base.loc, base.scale)
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
+
+    def _components(self) -> Any:
+        inputs, posterior = self.pseudo_inputs(), self._posterior
+        if posterior is None:
+            raise RuntimeError("prior VampPrior refers to no posterior: put it into a VAE")
+        labels = () if self.raw_labels is None else (self.raw_labels.softmax(-1),)
+        with evaluation_mode(posterior) if isinstance(posterior, nn.Module) else nullcontext():
+            return posterior(inputs, *labels)
+
+    def _unbounded(self, inputs: Tensor) -> Tensor:
+        if self.low is None or self.high is None:
+            return inputs
+        return ((inputs - self.low) / (self.high - self.low)).clamp(_MARGIN, 1 - _MARGIN).logit()
+
+    def _check(self, latent_shape: Shape) -> None:
+        """Refuse a posterior that is no density at any z."""
+        with torch.no_grad(), untouched_random_state():
+            components = self._components()
+            name = describe(components)
+            shapes = (tuple(getattr(components, "batch_shape", ())), tuple(getattr(components, "event_shape", ())))
+            if shapes != ((self.num_components,), latent_shape):
+                raise ValueError(
+                    f"prior VampPrior: the posterior {name} has batch and event shapes {shapes} for "
+                    f"{self.num_components} pseudo-inputs; expected {((self.num_components,), latent_shape)}"
+                )
+            z = components.sample()
+            try:
+                components.log_prob(z.roll(1, 0).clone())
+            except Exception as error:
+                raise ValueError(
+                    f"prior VampPrior: the density of the posterior {name} cannot be evaluated at a z that it did not "
+                    f"draw ({error}), as a mixture of posteriors needs; choose another posterior, or another prior"
+                ) from error
