@@ -3,6 +3,7 @@ r"""The Bernoulli likelihood."""
 from __future__ import annotations
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor, nn
 
 from ppl_vae.networks import MLP, Binding, NetworkFactory, ParameterNetwork
@@ -22,6 +23,7 @@ class Bernoulli(nn.Module):
     Args:
         network: Maps z to one logit per pixel; ``MLP()`` by default.
         allow_grey: Accept x in [0, 1], as the article does.
+        start_from_data: Let the mean begin at that of the training data, held 0.001 away from 0 and 1.
 
     Reference:
         Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114
@@ -33,14 +35,23 @@ class Bernoulli(nn.Module):
         torch.Size([64])
     """
 
-    def __init__(self, network: NetworkFactory | nn.Module | None = None, allow_grey: bool = False) -> None:
+    def __init__(
+        self,
+        network: NetworkFactory | nn.Module | None = None,
+        allow_grey: bool = False,
+        start_from_data: bool = False,
+    ) -> None:
         super().__init__()
         self.logits = ParameterNetwork(MLP() if network is None else network, "likelihood Bernoulli")
         self.allow_grey = allow_grey
+        self.start_from_data = start_from_data
 
     def bind(self, binding: Binding) -> None:
         """Size the network."""
         self.logits.build(binding.latent_shape, binding.x_shape, binding.y_shape)
+        if self.start_from_data:
+            mean = binding.data_mean("likelihood Bernoulli").clamp(1e-3, 1 - 1e-3)
+            self.logits.start_at(mean, link=torch.logit)
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:
         """Return p(x|z), batch shape ``z.shape[:-1]``."""

@@ -1,35 +1,54 @@
-r"""The normal likelihood."""
+r"""Normal likelihoods."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, cast
+
 import pyro.distributions as dist
+import torch
 from torch import Tensor, nn
 
 from ppl_vae._validation import check_positive
+from ppl_vae.likelihoods.location_scale import Learn, LocationScale
 from ppl_vae.networks import MLP, Binding, NetworkFactory, ParameterNetwork
 
 
-class Normal(nn.Module):
-    r"""Independent normal pixels with one fixed scale, normaliser kept.
+class Normal(LocationScale):
+    r"""Independent normal pixels, normaliser kept.
 
     .. math::
-        \log p(x|z) = -\frac{1}{2\sigma^2} \lVert x - \mu(z) \rVert^2 - \frac D2 \log(2\pi\sigma^2).
+        \log p(x|z) = -\sum_i \frac{(x_i - \mu_i(z))^2}{2\sigma_i^2} - \frac12 \log(2\pi\sigma_i^2).
 
     The article's squared error is the first term with :math:`2\sigma^2 = 1` and without the constant; the scale sets
     the weight of the reconstruction against the KL, so a value is comparable only between models of the same
     scale or with the normaliser kept, as here. Wrong for data on a grid (8-bit pixels): without dequantisation the
-    density can be driven to infinity by a small scale.
+    density can be driven to infinity by a small scale, and a learned one goes there: where pixels never change (dark
+    borders), the scales of ``learn="pixel"`` and ``"datum"`` fall to `floor`, and the value tells of little else. The
+    floor keeps it finite; it does not make it meaningful.
+
+    Of the scales, ``"fixed"`` is a choice of the weight of the KL; ``"global"`` finds that weight; ``"pixel"`` knows
+    which pixels vary, whatever z is; ``"datum"`` is computed from z, and hard to train: an error is divided by the
+    variance that it has itself enlarged, so that ill-fitted pixels are given up (Seitzer et al., 2022), while samples
+    of well-fitted ones collapse onto the floor.
 
     Args:
-        network: Maps z to one mean per dimension of x; ``MLP()`` by default.
+        network: Maps z to one mean per dimension of x, with ``learn="datum"`` to a scale as well; ``MLP()`` by default.
         scale: The standard deviation :math:`\sigma`, in units of x; :math:`\sqrt{1/2}` makes the first term the
-            article's squared error.
+            article's squared error. Where it is learned, its first value.
+        learn: ``"fixed"``: it stays; ``"global"``: one for all; ``"pixel"``: one per pixel; ``"datum"``: from z.
+        floor: The smallest standard deviation that can be learned, in units of x. One 8-bit level spread evenly has
+            1/256/sqrt(12) = 0.0011.
+        start_from_data: Let the mean begin at that of the training data.
 
     Raises:
-        ValueError: If `scale` is not a finite number above zero.
+        ValueError: If `scale` or `floor` is not a finite number above zero, `scale` is not above the floor of a learned
+            one, or `learn` is unknown.
 
     Reference:
-        Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114
+        Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114;
+        On the Pitfalls of Heteroscedastic Uncertainty Estimation with Probabilistic Neural Networks (Seitzer et al.,
+        2022), https://arxiv.org/abs/2203.09168
 
     Example:
         >>> import torch
@@ -38,16 +57,123 @@ class Normal(nn.Module):
         torch.Size([5])
     """
 
-    def __init__(self, network: NetworkFactory | nn.Module | None = None, scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        network: NetworkFactory | nn.Module | None = None,
+        scale: float = 1.0,
+        learn: Learn = "fixed",
+        floor: float = 1e-3,
+        start_from_data: bool = False,
+    ) -> None:
+        super().__init__("Normal", network, scale, learn, floor, start_from_data)
+
+    def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:
+        """Return p(x|z), batch shape ``z.shape[:-1]``."""
+        mean, scale, event_dim = self.location_and_scale(z, y)
+        return dist.Normal(mean, scale).to_event(event_dim)
+
+
+class OptimalSigmaNormal(nn.Module):
+    r"""Normal pixels with the one variance that fits the training data best: the sigma-VAE.
+
+    .. math::
+        \log p(x|z) = -\frac{1}{2\sigma^2} \lVert x - \mu(z) \rVert^2 - \frac D2 \log(2\pi\sigma^2), \qquad
+        \sigma^2 = \frac1{ND} \sum_n \lVert x_n - \mu(z_n) \rVert^2,
+
+    where ``Normal(learn="global")`` comes to by gradient steps, without the wait: the weight of the reconstruction is
+    right from the first step on, and grows as it improves. Wrong for data on a grid, as `Normal` says, and for data
+    whose pixels differ much in their noise.
+
+    **While training** :math:`\sigma^2` is the mean squared error of the batch that is scored (over particles too), as
+    in the paper, but held constant when differentiated: the gradient of the ELBO is the same, as its derivative in
+    :math:`\sigma` is zero there, and that of a multi-sample bound is one for a true density. A variance fitted to the
+    data that it scores is not a density of theirs. The excess is about half a nat a *batch* (one parameter), but
+    fitted to each datum by itself it would be one per datum, and unbounded; so **in evaluation mode** :math:`\sigma^2`
+    is a number that no longer moves: the running mean of the batches', as in batch normalisation. All data that are
+    scored count: weights and masks of single data, put on from outside, do not reach the variance.
+
+    Args:
+        network: Maps z to one mean per dimension of x; ``MLP()`` by default.
+        scale: The standard deviation in evaluation mode before the first batch, in units of x.
+        momentum: The weight of a new batch in the running mean, once there have been 1/momentum of them.
+        floor: The smallest standard deviation, in units of x.
+        start_from_data: Let the mean begin at that of the training data.
+
+    Raises:
+        ValueError: If `scale` or `floor` is not a finite number above zero, or `momentum` not one up to 1.
+
+    Reference:
+        Simple and Effective VAE Training with Calibrated Decoders (Rybkin, Daniilidis & Levine, 2021),
+        https://arxiv.org/abs/2006.13202
+
+    Example:
+        >>> likelihood = OptimalSigmaNormal(nn.Linear(2, 64))
+        >>> x = torch.full((5, 64), 0.5)
+        >>> _ = likelihood(torch.zeros(5, 2)).log_prob(x)  # a training step
+        >>> error = (x - likelihood.eval()(torch.zeros(5, 2)).mean).square().mean()
+        >>> bool(torch.isclose(likelihood.variance, error))
+        True
+    """
+
+    variance: Tensor
+    num_batches: Tensor
+
+    def __init__(
+        self,
+        network: NetworkFactory | nn.Module | None = None,
+        scale: float = 1.0,
+        momentum: float = 0.1,
+        floor: float = 1e-3,
+        start_from_data: bool = False,
+    ) -> None:
         super().__init__()
-        self.scale = check_positive(scale, "likelihood Normal: scale")
-        self.mean = ParameterNetwork(MLP() if network is None else network, "likelihood Normal")
+        name = "likelihood OptimalSigmaNormal"
+        scale = check_positive(scale, f"{name}: scale")
+        self.momentum = check_positive(momentum, f"{name}: momentum")
+        if momentum > 1:
+            raise ValueError(f"{name}: momentum is {momentum!r}; expected a weight above 0, up to 1")
+        self.floor = check_positive(floor, f"{name}: floor")
+        self.start_from_data = start_from_data
+        self.mean = ParameterNetwork(MLP() if network is None else network, name)
+        self.register_buffer("variance", torch.tensor(scale**2))
+        self.register_buffer("num_batches", torch.tensor(0))
 
     def bind(self, binding: Binding) -> None:
         """Size the network."""
         self.mean.build(binding.latent_shape, binding.x_shape, binding.y_shape)
+        if self.start_from_data:
+            self.mean.start_at(binding.data_mean("likelihood OptimalSigmaNormal"))
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:
-        """Return p(x|z), batch shape ``z.shape[:-1]``."""
+        """Return p(x|z), batch shape ``z.shape[:-1]``; while training it takes its variance from the x it scores."""
         (mean,) = self.mean(z, y)
-        return dist.Normal(mean, self.scale).to_event(mean.dim() - z.dim() + 1)
+        scale = self.variance.clamp(min=self.floor**2).sqrt().expand_as(mean)
+        pixels = _FittedNormal(mean, scale, self._fit) if self.training else dist.Normal(mean, scale)
+        return pixels.to_event(mean.dim() - z.dim() + 1)
+
+    @torch.no_grad()
+    def _fit(self, errors: Tensor) -> Tensor:
+        """The scale of these errors; moves the running mean."""
+        variance = errors.square().mean()
+        self.num_batches.add_(1)
+        weight = (1 / self.num_batches).clamp(min=self.momentum).to(variance.dtype)  # a plain mean of the first batches
+        self.variance.copy_(self.variance.lerp(variance.to(self.variance.dtype), weight.to(self.variance.dtype)))
+        return variance.clamp(min=self.floor**2).sqrt()
+
+
+class _FittedNormal(dist.Normal):
+    """A normal distribution whose `log_prob` takes its scale from all the errors of the value that it is given."""
+
+    def __init__(self, loc: Tensor, scale: Tensor, fit: Callable[[Tensor], Tensor]) -> None:
+        self.fit = fit
+        super().__init__(loc, scale)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> _FittedNormal:
+        return _FittedNormal(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.fit)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        scale = self.fit(value - self.loc)
+        fitted = dist.Normal(self.loc, scale.expand_as(self.loc), validate_args=False)
+        return cast(Tensor, fitted.log_prob(value))

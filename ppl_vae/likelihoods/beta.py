@@ -1,0 +1,164 @@
+r"""The beta likelihood."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from ppl_vae._validation import check_choice, check_positive
+from ppl_vae.likelihoods.location_scale import inverse_softplus
+from ppl_vae.networks import MLP, Binding, NetworkFactory, ParameterNetwork
+
+Parameters = Literal["mean_precision", "concentrations"]
+
+
+class Beta(nn.Module):
+    r"""Independent beta pixels on the open interval (0, 1).
+
+    .. math::
+        \log p(x|z) = \sum_i (\alpha_i - 1) \log x_i + (\beta_i - 1) \log(1 - x_i) - \log B(\alpha_i, \beta_i).
+
+    It has two parameters per pixel: a pixel can be sure of a grey, which `ContinuousBernoulli` never is. **At 0 and 1
+    the density is infinite or zero**, so that data there are refused: dequantise 8-bit pixels, whose values then lie
+    strictly inside. (Clamping them to [1e-6, 1 - 1e-6] also trains, but the value then depends on where: each pixel at
+    the edge gains :math:`(1 - \alpha) \log 10` for each further digit.) Near the edges gradients are large: a first
+    `precision` far above that of the data makes the first steps jump. Without dequantisation it has no bound on a grid
+    of values, as `Normal` says; the `floor` and `ceiling` keep it finite, not meaningful.
+
+    - ``"mean_precision"``: :math:`\alpha = m\nu, \beta = (1 - m)\nu` with :math:`m = \sigma(r_1)` and :math:`\nu` a
+      softplus of :math:`r_2`: the mean can be learned before the spread.
+    - ``"concentrations"``: a softplus each: the mean moves with either.
+
+    Each concentration c is kept between the two: :math:`\text{floor} + c / (1 + c / \text{ceiling})`. The density is
+    computed in float64 whatever the data's type, which costs a little and which not every device has.
+
+    Args:
+        network: Maps z to two values per pixel; ``MLP()`` by default.
+        parameters: What the two values stand for.
+        precision: :math:`\alpha + \beta` where the network gives 0; the standard deviation at a mean of 1/2 is
+            :math:`\frac12 (1 + \nu)^{-1/2}`, uniform at 2.
+        floor: The smallest concentration.
+        ceiling: The largest concentration; at 10^5, and a mean of 1/2, the standard deviation is 0.001, a quarter of
+            an 8-bit level.
+        start_from_data: Let the mean begin at that of the training data, held 0.001 away from 0 and 1.
+
+    Raises:
+        ValueError: If `precision`, `floor` or `ceiling` is not a finite number above zero, half the precision does not
+            lie between the two, or `parameters` is unknown.
+
+    Reference:
+        Beta Regression for Modelling Rates and Proportions (Ferrari & Cribari-Neto, 2004),
+        https://doi.org/10.1080/0266476042000214501
+
+    Example:
+        >>> likelihood = Beta(nn.Linear(2, 128))  # two values for each of 64 pixels
+        >>> likelihood(torch.zeros(5, 2)).log_prob(torch.full((5, 64), 0.5)).shape
+        torch.Size([5])
+    """
+
+    def __init__(
+        self,
+        network: NetworkFactory | nn.Module | None = None,
+        parameters: Parameters = "mean_precision",
+        precision: float = 2.0,
+        floor: float = 1e-3,
+        ceiling: float = 1e5,
+        start_from_data: bool = False,
+    ) -> None:
+        super().__init__()
+        check_choice(parameters, get_args(Parameters), "likelihood Beta: parameters")
+        self.parameters_are = parameters
+        self.precision = check_positive(precision, "likelihood Beta: precision")
+        self.floor = check_positive(floor, "likelihood Beta: floor")
+        self.ceiling = check_positive(ceiling, "likelihood Beta: ceiling")
+        if not self.floor < self.precision / 2 < self.ceiling:
+            raise ValueError(
+                f"likelihood Beta: precision is {precision!r}, whose half is not between floor {floor!r} and ceiling "
+                f"{ceiling!r} of a concentration; choose one that is"
+            )
+        self.start_from_data = start_from_data
+        self.raw = ParameterNetwork(MLP() if network is None else network, "likelihood Beta", count=2)
+
+    def bind(self, binding: Binding) -> None:
+        """Size the network."""
+        self.raw.build(binding.latent_shape, binding.x_shape, binding.y_shape)
+        if self.start_from_data:
+            mean = binding.data_mean("likelihood Beta").clamp(1e-3, 1 - 1e-3)
+            self.raw.start_at(*self._raw_of_mean(mean))
+
+    def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:
+        """Return p(x|z), batch shape ``z.shape[:-1]``."""
+        first, second = self.raw(z, y)
+        alpha, beta = self._concentrations(first, second)
+        return _OpenBeta(alpha, beta).to_event(alpha.dim() - z.dim() + 1)
+
+    def _concentrations(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        if self.parameters_are == "concentrations":
+            shift = self._shift(1)
+            found = softplus(first + shift), softplus(second + shift)
+        else:
+            spread = softplus(second + self._shift(2))
+            found = torch.sigmoid(first) * spread, torch.sigmoid(-first) * spread  # 1 - sigmoid would round to 0
+        alpha, beta = (self.floor + one / (1 + one / self.ceiling) for one in found)
+        return alpha, beta
+
+    def _unlimited(self, concentration: Any) -> Any:
+        """What a concentration is before floor and ceiling."""
+        above = concentration - self.floor
+        return above / (1 - above / self.ceiling)
+
+    def _shift(self, parts: int) -> float:
+        """What the network's output is shifted by, so that 0 gives the first precision."""
+        return inverse_softplus(parts * self._unlimited(self.precision / 2))
+
+    def _raw_of_mean(self, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """The two values at which the mean is `mean`, at the first precision."""
+        limits = 2 * self.floor, self.ceiling / 2
+        alpha, beta = (self._unlimited((part * self.precision).clamp(*limits)) for part in (mean, 1 - mean))
+        if self.parameters_are == "mean_precision":
+            return alpha.log() - beta.log(), _inverse(alpha + beta) - self._shift(2)
+        return _inverse(alpha) - self._shift(1), _inverse(beta) - self._shift(1)
+
+
+class _OpenUnitInterval(constraints.Constraint):
+    """The open interval (0, 1)."""
+
+    def check(self, value: Tensor) -> Tensor:
+        return (value > 0) & (value < 1)
+
+    def __repr__(self) -> str:
+        return "the open interval (0, 1), which holds neither 0 nor 1: dequantise 8-bit pixels with dequantize=True"
+
+
+class _OpenBeta(dist.Beta):
+    """The beta distribution on the open interval; its `log_prob` is computed in float64, whatever its type.
+
+    The terms are of the size of the concentrations and cancel: at 10^5 float32 leaves an error of a tenth of a nat.
+    """
+
+    support = _OpenUnitInterval()  # type: ignore[assignment] # torch's is closed
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> _OpenBeta:
+        return _OpenBeta(self.concentration1.expand(batch_shape), self.concentration0.expand(batch_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        a, b, x = self.concentration1.double(), self.concentration0.double(), value.double()
+        normaliser = a.lgamma() + b.lgamma() - (a + b).lgamma()
+        return ((a - 1) * x.log() + (b - 1) * torch.log1p(-x) - normaliser).to(value.dtype)
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        x = super().rsample(sample_shape)
+        limits = torch.finfo(x.dtype)
+        return x.clamp(limits.tiny, 1 - limits.eps / 2)  # what small concentrations round to
+
+
+def _inverse(value: Tensor) -> Tensor:
+    """`inverse_softplus` of a tensor."""
+    return value + torch.log(-torch.expm1(-value))
