@@ -37,6 +37,13 @@ def test_missed_modes(capsys):
     assert "by quadrature, errors below" in capsys.readouterr().out
 
 
+def test_table_imputation(capsys):
+    found = load("table_imputation").main(seeds=1, epochs=100)
+    vae, plain = found["VAE"].mean(0), found["mean or most frequent"].mean(0)
+    assert (vae < plain).all()
+    assert "5 nearest neighbours" in capsys.readouterr().out
+
+
 def test_every_example_is_tested():
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested

@@ -22,6 +22,7 @@ from ppl_vae.evaluation.proposals import Defensive
 from ppl_vae.evaluation.quadrature import quadrature
 from ppl_vae.evaluation.report import evaluate
 from ppl_vae.evaluation.surgery import AggregatePosterior, Surgery, aggregate_posterior, surgery
+from ppl_vae.evaluation.table_errors import column_errors
 from ppl_vae.evaluation.true_posterior import kl_to_posterior, log_posterior_grid, posterior_moments
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "bidirectional",
     "bits_per_dim",
     "closed_form_evidence",
+    "column_errors",
     "densities_of",
     "difference",
     "elbo",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ppl_vae import likelihoods
 from ppl_vae._distributions import unwrapped
+from ppl_vae._piece_checks import GivenPiece
 from ppl_vae._scopes import evaluation_mode
 from ppl_vae._validation import check_positive_int
 from ppl_vae.evaluation.densities import VAEDensities
@@ -157,7 +158,8 @@ def linear_gaussian_evidence(weight: Tensor, bias: Tensor, scale: float | Tensor
 def closed_form_evidence(vae: VAE, x: Tensor) -> Evidence | None:
     """The exact log evidence of a VAE that is a linear-Gaussian model, or None for one that is not.
 
-    Seen as such: a normal prior with diagonal covariance, likelihood `Normal`, and a decoder made of nothing but linear
+    Seen as such: a normal prior with diagonal covariance, likelihood `Normal` (its scale not
+    from z), and a decoder made of nothing but linear
     layers (and what reshapes their output), such as ``networks.MLP([])``.
 
     Args:
@@ -176,16 +178,18 @@ def closed_form_evidence(vae: VAE, x: Tensor) -> Evidence | None:
     """
     prior = VAEDensities(vae).prior()
     base = unwrapped(prior)
-    if type(base) is not dist.Normal or type(vae.likelihood) is not likelihoods.Normal:
+    likelihood: Any = vae.likelihood.piece if isinstance(vae.likelihood, GivenPiece) else vae.likelihood
+    if type(base) is not dist.Normal or type(likelihood) is not likelihoods.Normal or likelihood.learn == "datum":
         return None
-    network = vae.likelihood.mean.network
+    network = likelihood.mean.network
     if network is None or not all(type(m) in (*_AFFINE, nn.Sequential) for m in network.modules()):
         return None
-    network, loc, spread = copy.deepcopy(network).double(), base.loc.double(), base.scale.double()
-    with evaluation_mode(network):
-        bias = network(loc[None]).reshape(-1)
-        shifted = network(loc + torch.diag(spread.expand(loc.shape))).reshape(len(loc), -1)
-    log_p = linear_gaussian_evidence((shifted - bias).T, bias, vae.likelihood.scale, x.reshape(len(x), -1))
+    precise, loc, spread = copy.deepcopy(vae).double(), base.loc.double(), base.scale.double()
+    with evaluation_mode(precise):
+        p_x = unwrapped(precise.p_x(loc[None]))
+        bias = p_x.mean.reshape(-1)
+        shifted = precise.p_x(loc + torch.diag(spread.expand(loc.shape))).mean.reshape(len(loc), -1)
+    log_p = linear_gaussian_evidence((shifted - bias).T, bias, p_x.scale.reshape(-1), x.reshape(len(x), -1))
     return Evidence(log_p, 1e-12 * (log_p.abs() + x[0].numel()), "closed form", "exact", {})
 
 

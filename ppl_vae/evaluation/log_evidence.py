@@ -6,8 +6,10 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from ppl_vae._distributions import measure
 from ppl_vae._validation import check_choice
 from ppl_vae.evaluation.annealing import annealed
+from ppl_vae.evaluation.conditional import each_condition
 from ppl_vae.evaluation.densities import VAEDensities, densities_of
 from ppl_vae.evaluation.evidence import Evidence
 from ppl_vae.evaluation.exact import closed_form_evidence, enumerate_evidence
@@ -22,6 +24,7 @@ Method = Literal["auto", "exact", "closed form", "enumeration", "quadrature", "i
 def log_evidence(
     program: VAE | Program,
     x: Tensor,
+    y: Tensor | None = None,
     *,
     method: Method = "auto",
     num_particles: tuple[int, ...] = (100, 1000, 5000),
@@ -38,6 +41,8 @@ def log_evidence(
     Args:
         program: The `VAE`, or a ``(model, guide)`` pair with one latent site (importance sampling and AIS only).
         x: The data, (n, *x_shape).
+        y: The conditions of a conditional model, (n, k), or labels (n,): then it is log p(x|y), found for the data of
+            each condition by itself.
         method: ``"auto"`` or ``"exact"``; or one by name: ``"closed form"``, ``"enumeration"``, ``"quadrature"``,
             ``"importance"`` (defensive proposal), ``"posterior"`` (importance sampling from q(z|x), the field's usual
             estimate, which misses what q misses), ``"ais"`` (annealed importance sampling; slow).
@@ -56,10 +61,21 @@ def log_evidence(
         'quadrature'
     """
     check_choice(method, get_args(Method), "log_evidence: method")
+    if isinstance(program, VAE) and (program.y_shape is not None or y is not None):
+        if y is None or program.y_shape is None:
+            raise ValueError(
+                "log_evidence: a conditional VAE takes data and conditions, (x, y), any other takes x alone"
+            )
+
+        def of_one(given: VAE, some: Tensor) -> Evidence:
+            return log_evidence(given, some, method=method, num_particles=num_particles, tolerance=tolerance, seed=seed)
+
+        return each_condition(program, x, y, of_one)
     exact = ("auto", "exact", "closed form", "enumeration", "quadrature")
     if isinstance(program, VAE) and method in exact:
         densities = VAEDensities(program)
-        discrete = bool(getattr(densities.prior().support, "is_discrete", False))
+        space = measure(densities.prior())
+        discrete = space == "a discrete set"
         if method in ("auto", "exact", "closed form") and (found := closed_form_evidence(program, x)) is not None:
             return found
         if method == "enumeration" or (discrete and method in ("auto", "exact")):
@@ -68,8 +84,11 @@ def log_evidence(
             except ValueError:
                 if method != "auto":
                     raise
-        if method == "quadrature" or (densities.latent_dim <= 3 and not discrete and method in ("auto", "exact")):
+        few = densities.latent_dim <= 3 and space == "a region of space"
+        if method == "quadrature" or (few and method in ("auto", "exact")):
             return quadrature(densities, x, tolerance=tolerance, seed=seed)
+        if method == "auto" and space != "a region of space":
+            method = "posterior"  # the defensive proposal is made of normals
     if method in exact and method != "auto":
         what = f"a VAE with {densities.latent_dim} latents" if isinstance(program, VAE) else "a (model, guide) pair"
         raise ValueError(f"log_evidence: method {method!r} does not apply to {what}; use 'importance' or 'ais'")

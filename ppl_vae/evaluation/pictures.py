@@ -87,6 +87,8 @@ def draw(
         log_evidence={name: means[2].value},
         caveat=caveat,
     )
+    if vae.y_shape is not None:  # what follows looks at one latent space
+        return [plots.save(figure, Path(folder) / f"{name}.png") for name, figure in figures.items()]
     q = densities.posterior(x)
     if evaluation.use is not None:
         with untouched_random_state():

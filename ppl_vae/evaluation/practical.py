@@ -3,6 +3,7 @@ r"""Practical measures: missing values filled in, and labels that neighbours in 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -14,9 +15,10 @@ from ppl_vae._distributions import describe, unwrapped
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae._validation import check_choice, check_positive_int
 from ppl_vae.evaluation.bootstrap import Interval, interval
+from ppl_vae.evaluation.table_errors import column_errors
 from ppl_vae.vae import VAE
 
-Sampler = Literal["metropolis", "pseudo-gibbs"]
+Sampler = Literal["metropolis", "pseudo-gibbs", "importance"]
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,13 @@ class Imputation:
 
     Attributes:
         mean: The data with the posterior mean :math:`\mathbb E[x_\text{mis} | x_\text{obs}]` where they were missing,
-            (n, *x_shape).
+            (n, *x_shape); in a categorical column of a table the most likely code.
         draw: The data with one draw of :math:`p(x_\text{mis} | x_\text{obs})` there, the last of the first chain.
-        error: Standard error of `mean` from the chains' differences, (n, *x_shape); zero where observed, NaN for one
-            chain.
+        error: Standard error of `mean` from the chains' differences, (n, *x_shape), of a code's probability in a
+            categorical column; zero where observed, NaN for one chain.
         missing: Which values were missing, (n, *x_shape).
-        acceptance: Share of proposals accepted, (n,); one for pseudo-Gibbs.
+        acceptance: Share of proposals accepted, (n,); one for pseudo-Gibbs; for importance sampling the effective
+            share of the draws.
     """
 
     mean: Tensor
@@ -55,6 +58,15 @@ class Imputation:
         """
         return self._over_missing(((self.mean > 0.5) != (x > 0.5)).to(self.mean))
 
+    def column_errors(self, x: Tensor, columns: Sequence[str]) -> Tensor:
+        """Return `column_errors` of the mean over the missing entries, (columns,).
+
+        Args:
+            x: The true data, (n, columns); NaN where not even it is known.
+            columns: The kind of each column.
+        """
+        return column_errors(self.mean, x, self.missing, columns)
+
     def _over_missing(self, values: Tensor) -> Tensor:
         held = torch.where(self.missing, values, 0.0).flatten(1).sum(-1)
         return held.double() / self.missing.flatten(1).sum(-1)
@@ -64,7 +76,7 @@ class Imputation:
 def impute(
     vae: VAE,
     x: Tensor,
-    missing: Tensor,
+    missing: Tensor | None = None,
     *,
     num_steps: int = 1000,
     num_warmup: int | None = None,
@@ -86,16 +98,22 @@ def impute(
     Frellsen advise, from prior draws at the missing values. A step encodes the data of all chains once and decodes them
     twice.
 
+    Importance sampling draws z from :math:`q(z|x_\text{obs})` alone and weighs the draws by
+    :math:`p(x_\text{obs}|z)\,p(z)/q(z|x_\text{obs})`: each chain is `num_steps` independent draws, biased by
+    O(1 / steps), poor where `acceptance` is low. It needs likelihood and encoder to take NaN (`likelihoods.Mixed`,
+    `networks.TableEncoder`); an encoder that was trained on incomplete rows is at home there, and not on filled ones.
+
     The mean is averaged over the means of p(x|z) along the chain (Rao-Blackwell), not over draws of x.
 
     Args:
         vae: The model; its likelihood must have independent values.
         x: The data, (n, *x_shape); what stands at missing values is never read, NaN may.
-        missing: Which values are missing, boolean, of the shape of `x` or one that broadcasts to it.
+        missing: Which values are missing, boolean, of the shape of `x` or one that broadcasts to it; by default those
+            that are NaN.
         num_steps: Steps that are averaged.
         num_warmup: Steps before, the first half of which is pseudo-Gibbs; a fifth of `num_steps` by default.
         num_chains: Chains a datum.
-        sampler: ``"metropolis"`` or ``"pseudo-gibbs"``.
+        sampler: ``"metropolis"``, ``"pseudo-gibbs"`` or ``"importance"``.
         seed: For the draws; the global random state is left alone.
 
     Raises:
@@ -105,7 +123,8 @@ def impute(
     Reference:
         Stochastic Backpropagation and Approximate Inference in Deep Generative Models (Rezende, Mohamed & Wierstra,
         2014), https://arxiv.org/abs/1401.4082; Leveraging the Exact Likelihood of Deep Latent Variable Models
-        (Mattei & Frellsen, 2018), https://arxiv.org/abs/1802.04826
+        (Mattei & Frellsen, 2018), https://arxiv.org/abs/1802.04826; MIWAE: Deep Generative Modelling and Imputation of
+        Incomplete Data Sets (Mattei & Frellsen, 2019), https://arxiv.org/abs/1812.02633
 
     Example:
         >>> from ppl_vae import likelihoods, posteriors, priors
@@ -120,42 +139,93 @@ def impute(
     check_positive_int(num_steps, "impute: num_steps")
     check_positive_int(num_chains, "impute: num_chains")
     warmup = max(2, num_steps // 5) if num_warmup is None else check_positive_int(num_warmup, "impute: num_warmup")
-    holes = _checked(vae, x, missing)
+    holes = _checked(vae, x, x.isnan() if missing is None else missing)
     chain = lambda t: t.repeat_interleave(num_chains, 0)  # noqa: E731
-    hole = chain(holes)
     with untouched_random_state(), evaluation_mode(vae):
         torch.manual_seed(seed)
-        likelihood = vae.p_x(vae.p_z().sample((len(hole),)))
+        likelihood = vae.p_x(vae.p_z().sample((2,)))
         _check_factorised(likelihood)
-        filled = torch.where(hole, likelihood.sample(), chain(torch.where(holes, 0.0, x).to(x)))
-        z = vae.q_z(filled).sample()
-        likelihood = vae.p_x(z)
-        total = torch.zeros_like(filled)
-        taken = torch.zeros(len(hole), dtype=torch.float64, device=x.device)
-        for step in range(warmup + num_steps):
-            q = vae.q_z(filled)
-            proposed = q.sample()
-            proposal = vae.p_x(proposed)
-            if sampler == "pseudo-gibbs" or step < warmup // 2:
-                accepted = torch.ones(len(hole), dtype=torch.bool, device=x.device)
-            else:
-                ratio = _log_weight(vae, proposal, proposed, q, filled) - _log_weight(vae, likelihood, z, q, filled)
-                accepted = torch.rand_like(ratio).log() < ratio
-            z = torch.where(accepted[:, None], proposed, z)
-            likelihood = vae.p_x(z)
-            filled = torch.where(hole, likelihood.sample(), filled)
-            if step >= warmup:
-                total += likelihood.mean
-                taken += accepted
-    chains = (total / num_steps).unflatten(0, (len(x), num_chains))  # (n, chains, *x_shape)
+        if sampler == "importance":
+            moments, filled, taken = _importance(vae, chain(torch.where(holes, torch.nan, x)), num_steps)
+        else:
+            start = chain(torch.where(holes, 0.0, x).to(x))
+            moments, filled, taken = _markov(vae, start, chain(holes), warmup, num_steps, sampler)
+    chains = moments.unflatten(0, (len(x), num_chains))  # (n, chains, *moments)
     error = chains.std(1) / math.sqrt(num_chains) if num_chains > 1 else torch.full_like(chains[:, 0], torch.nan)
+    mean, error = likelihood.point(chains.mean(1), error) if _takes_missing(likelihood) else (chains.mean(1), error)
     return Imputation(
-        mean=torch.where(holes, chains.mean(1), x),
-        draw=filled.unflatten(0, (len(x), num_chains))[:, 0],
+        mean=torch.where(holes, mean, x),
+        draw=torch.where(holes, filled.unflatten(0, (len(x), num_chains))[:, 0], x),
         error=torch.where(holes, error, 0.0),
         missing=holes,
-        acceptance=(taken / num_steps).unflatten(0, (len(x), num_chains)).mean(1),
+        acceptance=taken.unflatten(0, (len(x), num_chains)).mean(1),
     )
+
+
+def _markov(
+    vae: VAE, x: Tensor, hole: Tensor, warmup: int, num_steps: int, sampler: Sampler
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Averaged moments of p(x|z), the last fill and the share accepted, of each chain."""
+    filled = torch.where(hole, vae.p_x(vae.p_z().sample((len(hole),))).sample(), x)
+    z = vae.q_z(filled).sample()
+    likelihood = vae.p_x(z)
+    total = torch.zeros_like(_moments(likelihood))
+    taken = torch.zeros(len(hole), dtype=torch.float64, device=x.device)
+    for step in range(warmup + num_steps):
+        q = vae.q_z(filled)
+        proposed = q.sample()
+        proposal = vae.p_x(proposed)
+        if sampler == "pseudo-gibbs" or step < warmup // 2:
+            accepted = torch.ones(len(hole), dtype=torch.bool, device=x.device)
+        else:
+            ratio = _log_weight(vae, proposal, proposed, q, filled) - _log_weight(vae, likelihood, z, q, filled)
+            accepted = torch.rand_like(ratio).log() < ratio
+        z = torch.where(accepted[:, None], proposed, z)
+        likelihood = vae.p_x(z)
+        filled = torch.where(hole, likelihood.sample(), filled)
+        if step >= warmup:
+            total += _moments(likelihood)
+            taken += accepted
+    return total / num_steps, filled, taken / num_steps
+
+
+def _importance(vae: VAE, x: Tensor, num_steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighted moments of p(x|z), a fill from a draw by weight, and the effective share of the draws, of each chain."""
+    if not _takes_missing(vae.p_x(vae.p_z().sample((2,)))):
+        raise ValueError(
+            "impute: sampler 'importance' needs a likelihood that integrates missing values out, such as Mixed; "
+            "expected 'metropolis' for this one"
+        )
+    try:
+        q = vae.q_z(x)
+        broken = bool(q.sample().isnan().any())
+    except ValueError:  # Pyro's validation of its parameters
+        broken = True
+    if broken:
+        raise ValueError(
+            "impute: sampler 'importance' encodes rows with NaN, and the posterior does not take them; give it "
+            "networks.TableEncoder, or choose 'metropolis'"
+        )
+    top = torch.full((len(x),), -math.inf, dtype=x.dtype, device=x.device)
+    total, squares, sums, kept = torch.zeros_like(top), torch.zeros_like(top), None, q.sample()
+    for _ in range(num_steps):
+        z = q.sample()
+        likelihood = vae.p_x(z)
+        log_w = _log_weight(vae, likelihood, z, q, x)
+        now = torch.maximum(top, log_w)
+        old, new = (top - now).exp(), (log_w - now).exp()
+        total, squares = total * old + new, squares * old.square() + new.square()
+        moments = _moments(likelihood)
+        spread = lambda t, like: t.reshape(-1, *[1] * (like.dim() - 1))  # noqa: E731
+        fresh = spread(new, moments) * moments
+        sums = fresh if sums is None else sums * spread(old, moments) + fresh
+        kept = torch.where(
+            (torch.rand_like(total) * total < new)[:, None], z, kept
+        )  # each draw with its weight's share
+        top = now
+    assert sums is not None
+    moments = sums / total.reshape(-1, *[1] * (sums.dim() - 1))
+    return moments, vae.p_x(kept).sample(), (total.square() / squares / num_steps).double()
 
 
 def knn_accuracy(
@@ -228,11 +298,21 @@ def _checked(vae: VAE, x: Tensor, missing: Tensor) -> Tensor:
 
 
 def _check_factorised(likelihood: Any) -> None:
-    if unwrapped(likelihood).event_shape:
+    if unwrapped(likelihood).event_shape and not _takes_missing(likelihood):
         raise ValueError(
             f"impute: under the likelihood {describe(likelihood)} values depend on each other given z, so that missing "
             "ones cannot be drawn by themselves; expected independent ones, such as Bernoulli(...).to_event(3)"
         )
+
+
+def _takes_missing(likelihood: Any) -> bool:
+    """Whether a distribution integrates NaN out, as `MixedColumns` does: its values are independent then."""
+    return bool(getattr(likelihood, "takes_missing", False))
+
+
+def _moments(likelihood: Any) -> Tensor:
+    """What is averaged over z: the mean, or what a table's row is made of."""
+    return likelihood.moments if _takes_missing(likelihood) else likelihood.mean
 
 
 def _log_weight(vae: VAE, likelihood: Any, z: Tensor, q: Any, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@ r"""The evaluation of a model: log p(x), the bound's gap and where it comes from
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -15,6 +15,7 @@ from ppl_vae._validation import check_positive_int
 from ppl_vae.data import Dataset, Split
 from ppl_vae.evaluation.bits import bits_per_dim
 from ppl_vae.evaluation.bootstrap import Interval, interval
+from ppl_vae.evaluation.conditional import each_condition
 from ppl_vae.evaluation.densities import VAEDensities
 from ppl_vae.evaluation.diagnostics import latent_use
 from ppl_vae.evaluation.elbo import elbo
@@ -37,6 +38,7 @@ def evaluate(
     *,
     train: Split | None = None,
     evidence: Method = "auto",
+    num_particles: Sequence[int] = (100, 1000, 5000),
     size: int | None = None,
     gap_size: int = 500,
     importance_size: int = 200,
@@ -58,15 +60,19 @@ def evaluate(
 
     Args:
         vae: The model, trained.
-        data: What to evaluate on, such as ``dataset.test``, with labels or without; or a tensor (n, *x_shape).
+        data: What to evaluate on, such as ``dataset.test``, with labels or without; or a tensor (n, *x_shape). For a
+            conditional model a split whose second column are the conditions; then the figures are those of
+            log p(x|y), and what is looked at under one condition alone is left out.
         train: Labelled data for the nearest-neighbour accuracy, such as ``dataset.train``.
         evidence: How to find log p(x), see `log_evidence`.
+        num_particles: K of importance sampling, several for estimates side by side; the time goes with the largest.
         size: Take the first so many data; all by default.
         gap_size: Split the gap for the first so many data (`gaps`), and check the identity on them; 0 for none.
         importance_size: Beside an exact answer, sample from q(z|x) for the first so many, the field's usual estimate
-            with K = 100, 1000 and 5000; 0 for none.
+            with these K; 0 for none.
         imputation_size: Impute every other value, drawn at random, for the first so many; 0 for none.
-        bins: Levels of dequantised data, for bits per dimension; leave it out for discrete data.
+        bins: Levels of dequantised data, for bits per dimension; known of a split that was dequantised here, and none
+            for discrete data.
         seed: Of whatever is drawn; the global random state is left alone.
         progress: Told in a few words what is being done.
 
@@ -84,7 +90,7 @@ def evaluate(
     """
     if size is not None:
         check_positive_int(size, "evaluate: size")
-    x, labels = _tensors(data, size)
+    x, labels, y = _tensors(data, size)
     if len(x) < 2:
         raise ValueError(f"evaluate was given {len(x)} data; expected at least 2, for intervals over data")
     for name, value in (
@@ -95,13 +101,24 @@ def evaluate(
         if value != 0:
             check_positive_int(value, f"evaluate: {name}")
     x = x.to(next(vae.parameters(), x).device)
-    densities, clock = VAEDensities(vae), _Clock(progress)
+    clock = _Clock(progress)
     with clock("log p(x)"):
-        found = log_evidence(vae, x, method=evidence, seed=seed)
+        found = log_evidence(vae, x, y, method=evidence, num_particles=tuple(num_particles), seed=seed)
     exact = found.kind == "exact"
     with clock("the ELBO"):
-        bound = elbo(densities, x, seed=seed)
+        bound = (
+            elbo(VAEDensities(vae), x, seed=seed)
+            if y is None
+            else each_condition(vae, x, y, lambda given, some: elbo(VAEDensities(given), some, seed=seed))
+        )
     notes = _caveats(vae, x)
+    densities = VAEDensities(vae if y is None else vae.given(y[0] if y.dim() > 1 else int(y[0])))
+    if y is not None:
+        gap_size = importance_size = imputation_size = 0
+        notes.append(
+            "a conditional model: log p(x) is log p(x|y); the gap's parts, the latent code and imputation are looked "
+            "at under one condition, evaluate(vae.given(y), x)"
+        )
     gap = found.log_evidence - bound.elbo
     finite = found.log_evidence.isfinite() & bound.elbo.isfinite()
     if not finite.all():
@@ -157,15 +174,17 @@ def evaluate(
     if importance_size and exact:
         first = slice(0, min(importance_size, len(x)))
         with clock("importance sampling"):
-            sampled = importance(densities, x[first], seed=seed)
+            sampled = importance(densities, x[first], num_particles=num_particles, seed=seed)
         figures |= _over_data({"importance_error": found.log_evidence[first] - sampled.log_evidence}, seed)
-    with clock("the latent code"):
-        use = _tried(notes, "the use of each dimension is not told", lambda: latent_use(densities, x, seed=seed))
-        some = x[:_MOST_PAIRS]
-        surgeon = _tried(notes, "the rate was not taken apart", lambda: surgery(densities, some, seed=seed))
-        aggregate = _tried(
-            notes, "the aggregate posterior is not told", lambda: aggregate_posterior(densities, some, seed=seed)
-        )
+    use = surgeon = aggregate = None
+    if y is None:
+        with clock("the latent code"):
+            use = _tried(notes, "the use of each dimension is not told", lambda: latent_use(densities, x, seed=seed))
+            some = x[:_MOST_PAIRS]
+            surgeon = _tried(notes, "the rate was not taken apart", lambda: surgery(densities, some, seed=seed))
+            aggregate = _tried(
+                notes, "the aggregate posterior is not told", lambda: aggregate_posterior(densities, some, seed=seed)
+            )
     if use is not None:
         notes += use.alarms
         figures |= {"active_units": use.num_active, "effective_dim": use.effective_dim}
@@ -178,6 +197,8 @@ def evaluate(
             )
     if aggregate is not None:
         figures["empty_share"] = aggregate.empty_share
+    if bins is None and isinstance(data, Split):
+        bins = data.bins
     with suppress(ValueError):  # where they mean nothing
         figures |= _over_data(
             {"bits_per_dim": bits_per_dim(found.log_evidence, x, _likelihood(densities, x), bins=bins)}, seed
@@ -187,9 +208,9 @@ def evaluate(
             figures |= _imputation(vae, x[:imputation_size], notes, seed)
     if labels is not None and labels.is_floating_point() and (labels != labels.round()).any():
         notes.append("the labels are no classes: no nearest neighbours")
-    elif labels is not None and train is not None and train.labels is not None:
+    elif labels is not None and train is not None and train.labels is not None and y is None:
         with clock("nearest neighbours"):
-            known, known_labels = _tensors(train, None)
+            known, known_labels, _ = _tensors(train, None)
             assert known_labels is not None
             means = [vae.encode(part.to(x.device)) for part in known.split(4096)]
             figures["knn_accuracy"] = knn_accuracy(torch.cat(means), known_labels, vae.encode(x), labels, seed=seed)
@@ -228,13 +249,14 @@ class _Clock:
         self.seconds[name] = time.perf_counter() - began
 
 
-def _tensors(data: Split | Tensor, size: int | None) -> tuple[Tensor, Tensor | None]:
+def _tensors(data: Split | Tensor, size: int | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The data, their labels and their conditions."""
     if isinstance(data, Tensor):
-        return data[:size], None
+        return data[:size], None, None
     if size is not None:
         data = data.head(min(size, len(data)))
-    x = torch.cat([batch[0] for batch in data.batches(min(4096, len(data)))])
-    return x, data.labels
+    columns = [torch.cat(column) for column in zip(*data.batches(min(4096, len(data))), strict=True)]
+    return columns[0], data.labels, columns[1] if len(columns) > 1 else None
 
 
 def _likelihood(densities: VAEDensities, x: Tensor) -> Any:
@@ -255,6 +277,9 @@ def _caveats(vae: VAE, x: Tensor) -> list[str]:
 
 def _imputation(vae: VAE, x: Tensor, notes: list[str], seed: int) -> dict[str, Figure]:
     missing = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)).to(x.device) < 0.5
+    if x.isnan().any():
+        notes.append("nothing was imputed: some values are missing, so that not all are there to compare with")
+        return {}
     filled = _tried(notes, "nothing was imputed", lambda: impute(vae, x, missing, num_steps=100, seed=seed))
     if filled is None:
         return {}
