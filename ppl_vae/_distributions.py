@@ -27,11 +27,14 @@ def describe(distribution: Any) -> str:
 
 
 def measure(distribution: Any) -> str:
-    """Return with respect to what a distribution has its density: points, a sphere or the whole space."""
+    """Return with respect to what a distribution has its density: points, a sphere, a simplex or the whole space."""
     support = innermost(distribution.support)
     if support.is_discrete:
         return "a discrete set"
-    return "the unit sphere" if support is constraints.sphere else "a region of space"
+    if support is constraints.sphere:
+        return "the unit sphere"
+    is_simplex = support is constraints.simplex or getattr(support, "is_simplex", False)
+    return "the simplex" if is_simplex else "a region of space"
 
 
 def innermost(support: Any) -> Any:
@@ -48,7 +51,8 @@ def centre(distribution: Any) -> Tensor:
     the mean of 256 draws, always the same ones.
     """
     try:
-        return distribution.mean if measure(distribution) == "a region of space" else distribution.mode
+        flat = measure(distribution) in ("a region of space", "the simplex")  # where a mean of points is a point
+        return distribution.mean if flat else distribution.mode
     except NotImplementedError:
         with untouched_random_state():
             torch.manual_seed(0)

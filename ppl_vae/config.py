@@ -94,13 +94,13 @@ class Config:
             dataset: The data, or the shape of one datum.
         """
         torch.manual_seed(self.values["seed"])
-        return VAE(dataset, **{name: self._build(name) for name in PIECES})
+        return VAE(dataset, **{name: self.build(name) for name in PIECES})
 
     def build_fit_arguments(self) -> dict[str, Any]:
         """Return what `fit` takes besides program and data."""
         schema = arguments_of(training.fit, "", FIT_OBJECTS)
         arguments = schema.objects({name: self.values[name] for name in schema.names})
-        return arguments | {name: self._build(name) for name in ("objective", "optimizer", "scheduler")}
+        return arguments | {name: self.build(name) for name in ("objective", "optimizer", "scheduler")}
 
     def check(self) -> None:
         """Make every piece, objective, optimiser and scheduler once, so that what they refuse is known before any data.
@@ -110,12 +110,12 @@ class Config:
         """
         training.resolve_device(self.values["device"])
         for name in (*PIECES, "objective"):
-            self._build(name)
+            self.build(name)
         with _naming("optimizer", self.values["optimizer"]["class"]):
-            optimizer = self._build("optimizer")([torch.nn.Parameter(torch.zeros(1))])
+            optimizer = self.build("optimizer")([torch.nn.Parameter(torch.zeros(1))])
         if self.values["scheduler"] is not None:
             with _naming("scheduler", self.values["scheduler"]["class"]):
-                scheduler = self._build("scheduler")(optimizer)
+                scheduler = self.build("scheduler")(optimizer)
                 optimizer.step()
                 scheduler.step(*([0.0] if isinstance(scheduler, ReduceLROnPlateau) else []))  # step_size=0 divides here
                 scheduler.state_dict()  # and LambdaLR cannot be saved with a function that is not Python's
@@ -124,7 +124,8 @@ class Config:
                 if isinstance(value, float) and math.isnan(value):  # which some of torch's let pass
                     raise ValueError(f"--{name}.{argument} is nan; expected a number")
 
-    def _build(self, name: str) -> Any:
+    def build(self, name: str) -> Any:
+        """Make the piece, objective, optimiser or scheduler of this name; None where there is none."""
         return _build(KINDS[name], name, self.values[name])
 
 

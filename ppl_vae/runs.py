@@ -16,7 +16,7 @@ import torch
 
 from ppl_vae import checkpoints, plots
 from ppl_vae._scopes import untouched_random_state
-from ppl_vae.data import Split
+from ppl_vae.data import Dataset, Split
 from ppl_vae.plots.latent import MOST_CLASSES
 from ppl_vae.training import Callback, DivergedError, Run
 from ppl_vae.vae import VAE
@@ -98,7 +98,7 @@ class RunFolder(Callback):
         if isinstance(run.program, VAE) and run.data.is_image:
             shown = run.data.validation if len(run.data.validation) else run.data.train
             self._inputs = _first(shown)
-            self.writer.add_images("inputs", _images(self._inputs).clamp(0, 1), 0)
+            self.writer.add_images("inputs", _images(self._inputs[0]).clamp(0, 1), 0)
 
     def on_epoch(self, run: Run, record: dict[str, float]) -> None:
         """Append the record, and write images and a checkpoint where it is time."""
@@ -108,9 +108,9 @@ class RunFolder(Callback):
             if name not in ("epoch", "step"):
                 self.writer.add_scalar(name.replace("validation_", "validation/"), value, epoch)
         if isinstance(run.program, VAE) and run.data.is_image and (epoch <= 10 or epoch % 10 == 0):
-            reconstructions = _images(run.program.reconstruct(self._inputs)).clamp(0, 1)
+            reconstructions = _images(run.program.reconstruct(*self._inputs)).clamp(0, 1)
             self.writer.add_images("reconstructions", reconstructions, epoch)
-            if run.program.latent_shape == (2,):
+            if run.program.latent_shape == (2,) and run.program.y_shape is None:
                 self.writer.add_image("latent_grid", _one_image(_decoded_grid(run.program, run)), epoch)
         if time.perf_counter() - self._saved > _SECONDS_BETWEEN_CHECKPOINTS:
             checkpoints.save(run.state(), self.path / "checkpoint.pt")
@@ -152,15 +152,16 @@ def draw(run: Run, path: str | Path) -> list[Path]:
     if isinstance(vae, VAE):
         split = next(s for s in (run.data.test, run.data.validation, run.data.train) if len(s))
         if run.data.is_image:
-            x = _first(split)
+            columns = _first(split)
             figures["reconstructions"] = plots.reconstructions(
-                _images(x), _images(vae.reconstruct(x)), caveat=run.caveat
+                _images(columns[0]), _images(vae.reconstruct(*columns)), caveat=run.caveat
             )
-            figures["samples"] = plots.samples(_images(vae.sample(100)), caveat=run.caveat)
+            y = example_conditions(vae, split, 100)
+            figures["samples"] = plots.samples(_images(vae.sample(100, y=y)), caveat=run.caveat)
         if vae.latent_shape == (2,):
-            if run.data.is_image:
+            if run.data.is_image and vae.y_shape is None:  # a grid for every condition would be many
                 figures["latent_grid"] = plots.latent_grid(_decoded_grid(vae, run), caveat=run.caveat)
-            means = torch.cat([vae.encode(x) for x, *_ in split.batches(min(1000, len(split)), device=run.device)])
+            means = torch.cat([vae.encode(*batch) for batch in split.batches(min(1000, len(split)), device=run.device)])
             labels = split.labels if split.labels is None or len(split.labels.unique()) <= MOST_CLASSES else None
             figures["latent_scatter"] = plots.latent_scatter(means.cpu(), labels, caveat=run.caveat)
     return [plots.save(figure, path / f"{name}.png") for name, figure in figures.items()]
@@ -186,7 +187,7 @@ def load_run(path: str | Path) -> VAE:
         )
     facts = json.loads((folder / "run.json").read_text())
     with untouched_random_state():
-        vae = Config.from_yaml((folder / "config.yaml").read_text()).build_vae(tuple(facts["data"]["x_shape"]))
+        vae = Config.from_yaml((folder / "config.yaml").read_text()).build_vae(_like(facts["data"]))
     state = checkpoints.load(checkpoint)
     if state["parameters"]:
         raise ValueError(
@@ -196,6 +197,15 @@ def load_run(path: str | Path) -> VAE:
         )
     checkpoints.load_module(vae, state["modules"][0], source=str(checkpoint))
     return vae.eval()
+
+
+def _like(facts: dict[str, Any]) -> Dataset:
+    """Data of the shapes of a run's, for pieces that start from data: what they start at is loaded over."""
+    columns = [torch.zeros(2, *facts["x_shape"])]
+    if facts.get("y_shape") is not None:
+        columns.append(torch.zeros(2, *facts["y_shape"]))
+    split = Split(tuple(columns))
+    return Dataset("data", split, split, split)
 
 
 def next_free(base: str | Path) -> Path:
@@ -220,6 +230,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "data": {
             "name": run.data.name,
             "x_shape": list(run.data.x_shape),
+            "y_shape": None if len(run.data.train.columns) < 2 else list(run.data.train.columns[1].shape[1:]),
             "train": len(run.data.train),
             "validation": len(run.data.validation),
             "test": len(run.data.test),
@@ -245,9 +256,22 @@ def _processor() -> str:
         return platform.processor()
 
 
-def _first(split: Split) -> torch.Tensor:
-    (x, *_) = next(split.head(min(_SHOWN, len(split))).batches(min(_SHOWN, len(split))))
-    return x
+def _first(split: Split) -> tuple[torch.Tensor, ...]:
+    return next(split.head(min(_SHOWN, len(split))).batches(min(_SHOWN, len(split))))
+
+
+def example_conditions(vae: VAE, split: Split, size: int) -> torch.Tensor | None:
+    """Conditions to draw examples under, (size, k): labels in turn, ten of each; others as the first data have them.
+
+    None for a model without.
+    """
+    if vae.y_shape is None:
+        return None
+    (k,) = vae.y_shape
+    y = next(split.batches(min(size, len(split))))[1]
+    if bool(((y == 0) | (y == 1)).all() and (y.sum(1) == 1).all()):
+        return torch.eye(k)[torch.arange(size) // 10 % k].to(y)
+    return y.repeat(-(-size // len(y)), 1)[:size]
 
 
 def _images(x: torch.Tensor) -> torch.Tensor:

@@ -6,22 +6,29 @@ that trains or evaluates takes any ``(model, guide)`` pair; the class is a conve
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.params import param_with_module_name
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from ppl_vae._distributions import centre, check_same_space, innermost
+from ppl_vae._piece_checks import (
+    GivenPiece,
+    bind_piece,
+    check_distribution,
+    leaves,
+    outside_support,
+    takes_y,
+    x_shape_of,
+    y_shape_of,
+)
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae.networks import Binding, Shape
 
@@ -91,12 +98,12 @@ class VAE(nn.Module):
         y_shape: Shape | None = None,
     ) -> None:
         super().__init__()
-        self.x_shape: Shape = _x_shape(data)
-        self.y_shape = _y_shape(data) if y_shape is None else tuple(y_shape)
+        self.x_shape: Shape = x_shape_of(data)
+        self.y_shape = y_shape_of(data) if y_shape is None else tuple(y_shape)
         self.prior = prior
         self.likelihood = likelihood
         self.posterior = posterior
-        self._takes_y = {role: _takes_y(piece) for role, piece in self._pieces().items()}
+        self._takes_y = {role: takes_y(piece) for role, piece in self._pieces().items()}
         self.latent_shape = self._bind(None if isinstance(data, (tuple, list)) else data)
 
     @property
@@ -128,11 +135,10 @@ class VAE(nn.Module):
             return pyro.sample("x", self.p_x(z, y), obs=x)
 
     def guide(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> Tensor:
-        """Run q(z|x); a latent whose states can be listed is marked for Pyro's `TraceEnum_ELBO` to sum over."""
+        """Run q(z|x)."""
         self._register()
         with pyro.plate("data", self._size(x, size), dim=-1):
-            q = self.q_z(x, y)
-            return pyro.sample("z", q, infer={"enumerate": "parallel"} if q.has_enumerate_support else {})
+            return pyro.sample("z", self.q_z(x, y))
 
     @torch.no_grad()
     def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
@@ -165,14 +171,56 @@ class VAE(nn.Module):
             p_x = self.p_x(z, y)
             return p_x.mean if mean else p_x.sample()
 
-    def score(self, x: Tensor) -> Tensor:
+    def score(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Return log p(x) of each datum, (batch,), float64, in nats: exact where it can be, else an estimate.
 
-        `ppl_vae.evaluation.log_evidence` says which it is, with its error.
+        In a conditional model log p(x|y). `ppl_vae.evaluation.log_evidence` says which it is, with its error.
         """
         from ppl_vae.evaluation.log_evidence import log_evidence  # evaluation is built on this module
 
-        return log_evidence(self, x).log_evidence
+        return log_evidence(self, x, y).log_evidence
+
+    def given(self, y: Tensor | int) -> VAE:
+        """Return the model of the data of one condition, p(z|y) p(x|z, y) with q(z|x, y), as a VAE of its own.
+
+        Whatever takes a VAE takes it: exact evidence, pictures, imputation. It shares this one's modules, so that
+        training either moves both.
+
+        Args:
+            y: One condition, (k,), or a label.
+
+        Raises:
+            ValueError: If the model has no condition, or `y` is not one.
+
+        Example:
+            >>> from ppl_vae import likelihoods, posteriors, priors
+            >>> vae = VAE((64,), prior=priors.StandardNormal(2), likelihood=likelihoods.Bernoulli(),
+            ...           posterior=posteriors.DiagonalNormal(), y_shape=(10,))
+            >>> vae.given(7).sample(3).shape
+            torch.Size([3, 64])
+        """
+        if self.y_shape is None:
+            raise ValueError("VAE.given: the model has no condition; put it together with y_shape, or labelled data")
+        like = next(self.parameters(), torch.empty(0))
+        if isinstance(y, int):
+            if not 0 <= y < self.y_shape[0]:
+                raise ValueError(f"VAE.given: the label is {y}; expected 0 to {self.y_shape[0] - 1}")
+            y = torch.arange(self.y_shape[0]) == y
+        y = y.to(like)
+        if y.shape != self.y_shape:
+            raise ValueError(f"VAE.given: y has shape {tuple(y.shape)}; expected one condition, {self.y_shape}")
+        dims = {"prior": 0, "likelihood": 1, "posterior": len(self.x_shape)}
+        pieces = {
+            role: GivenPiece(piece, y, dims[role]) if self._takes_y[role] else piece
+            for role, piece in self._pieces().items()
+        }
+        given = object.__new__(VAE)
+        nn.Module.__init__(given)
+        given.x_shape, given.y_shape, given.latent_shape = self.x_shape, None, self.latent_shape
+        given._visible_dim, given._takes_y = self._visible_dim, dict.fromkeys(pieces, False)
+        for role, piece in pieces.items():
+            setattr(given, role, piece)
+        return given.train(self.training)
 
     def check_support(self, data: Dataset) -> str | None:
         """Hold training and validation data against the support of the likelihood.
@@ -198,7 +246,7 @@ class VAE(nn.Module):
                     if support.check(x).all():
                         continue
                     if not (getattr(self.likelihood, "allow_grey", False) and ((x >= 0) & (x <= 1)).all()):
-                        raise ValueError(_outside_support(self.likelihood, support, x))
+                        raise ValueError(outside_support(self.likelihood, support, x))
                     caveat = "grey values under a Bernoulli: the value is not a likelihood"
         return caveat
 
@@ -241,7 +289,8 @@ class VAE(nn.Module):
         if y is None:
             raise ValueError(f"VAE is conditional: give y of shape (batch, {self.y_shape[0]}), or labels (batch,)")
         if not y.is_floating_point() and y.dim() == 1:
-            y = one_hot(y.long(), self.y_shape[0]).to(next(self.parameters(), torch.empty(0)).dtype)
+            labels = torch.arange(self.y_shape[0], device=y.device)  # torch's one_hot looks at values: not captured
+            y = (y[:, None] == labels).to(next(self.parameters(), torch.empty(0)).dtype)
         return (y,) if self._takes_y[role] else ()
 
     def _bind(self, data: Dataset | None) -> Shape:
@@ -271,9 +320,9 @@ class VAE(nn.Module):
         self._visible_dim: int | None = getattr(self.prior, "visible_dim", None)
         visible = latent_shape if self._visible_dim is None else (self._visible_dim,)
         binding = Binding(self.x_shape, latent_shape, self.y_shape, train=None if data is None else data.train)
-        _bind_piece(self.likelihood, replace(binding, latent_shape=visible))
-        _bind_piece(self.posterior, binding)
-        _bind_piece(self.prior, replace(binding, posterior=self.posterior))
+        bind_piece(self.likelihood, replace(binding, latent_shape=visible))
+        bind_piece(self.posterior, binding)
+        bind_piece(self.prior, replace(binding, posterior=self.posterior))
         z = torch.zeros(2, *visible, device=like.device, dtype=like.dtype)
         q_z = self._try("posterior", self.posterior, x, *given["posterior"], event_shape=latent_shape)
         p_z = self._try("prior", self.prior, *given["prior"], event_shape=latent_shape)
@@ -300,7 +349,7 @@ class VAE(nn.Module):
                 except Exception as error:
                     shapes = ", ".join(str(tuple(a.shape)) for a in arguments) or "no argument"
                     raise ValueError(f"{role} failed when called with {shapes}: {error}") from error
-            _check_distribution(role, result, tuple(len(a) for a in arguments[:1]), event_shape)
+            check_distribution(role, result, tuple(len(a) for a in arguments[:1]), event_shape)
             known = {id(p) for p in self.parameters()}
             if known != {id(p) for p in before}:
                 raise ValueError(
@@ -308,86 +357,9 @@ class VAE(nn.Module):
                     "share theirs): give it a name of its own, as in super().__init__('my_prior')"
                 )
             known |= {id(cast(Any, site["value"]).unconstrained()) for site in tracer.trace.nodes.values()}
-            if any(id(leaf) not in known for leaf in _leaves(result.log_prob(result.sample()))):
+            if any(id(leaf) not in known for leaf in leaves(result.log_prob(result.sample()))):
                 raise ValueError(
                     f"{role} depends on a parameter that the VAE cannot see, so that nothing would train it: make it "
                     "an nn.Module that owns its networks and parameters, or declare it with pyro.param"
                 )
         return result
-
-
-def _x_shape(data: Dataset | Shape) -> Shape:
-    shape = data if isinstance(data, (tuple, list)) else getattr(data, "x_shape", ())
-    if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
-        given = shape if shape else type(data).__name__
-        raise ValueError(
-            f"VAE: the shape of one datum is {given}; expected positive sizes such as (1, 28, 28), or a Dataset"
-        )
-    return tuple(shape)
-
-
-def _y_shape(data: Dataset | Shape) -> Shape | None:
-    columns = () if isinstance(data, (tuple, list)) else data.train.columns
-    if len(columns) < 2:
-        return None
-    shape = tuple(columns[1].shape[1:])
-    if len(columns) > 2 or len(shape) != 1:
-        raise ValueError(
-            f"VAE: the data set has {len(columns)} columns, the second of rows of shape {shape}; expected the data, "
-            "and one column of conditions of shape (n, k), such as one-hot labels"
-        )
-    return shape
-
-
-def _takes_y(piece: object) -> bool:
-    """Whether a piece can be given a condition: its signature has a parameter y."""
-    function = piece.forward if isinstance(piece, nn.Module) else piece
-    try:
-        return "y" in inspect.signature(cast(Callable[..., Any], function)).parameters
-    except (TypeError, ValueError):  # no signature to be read
-        return False
-
-
-def _bind_piece(piece: Piece, binding: Binding) -> None:
-    bind = getattr(piece, "bind", None)
-    if bind is not None:
-        bind(binding)
-
-
-def _outside_support(likelihood: object, support: object, x: Tensor) -> str:
-    name = getattr(likelihood, "__name__", type(likelihood).__name__)
-    message = f"the data hold values from {x.min():.4g} to {x.max():.4g}, outside the support of {name} ({support})"
-    if hasattr(likelihood, "allow_grey"):
-        message += (
-            "; binarise them (binarize='threshold', 'dynamic' or 'fixed'), or accept grey values in [0, 1], "
-            "which are no likelihood, with allow_grey=True"
-        )
-    return message + "; or choose a likelihood for such data, for instance Normal"
-
-
-def _check_distribution(role: str, result: object, batch_shape: Shape, event_shape: Shape | None) -> None:
-    if not isinstance(result, dist.Distribution):
-        what = f"{type(result).__module__}.{type(result).__qualname__}"
-        is_torch = isinstance(result, torch.distributions.Distribution)
-        fix = "use its counterpart in pyro.distributions" if is_torch else "return one"
-        raise TypeError(f"{role} returned {what}; expected a Pyro distribution ({fix})")
-    for name, shape in (("batch_shape", batch_shape), ("event_shape", event_shape)):
-        given = tuple(getattr(result, name))
-        if shape is not None and given != shape:
-            raise ValueError(
-                f"{role} returned a distribution of {name} {given}; expected {shape}: the dimensions of one datum or "
-                "latent vector belong to the event, .to_event(n), all others to the batch"
-            )
-
-
-def _leaves(tensor: Tensor) -> Iterator[Tensor]:
-    """Yield the leaf tensors that require a gradient and that `tensor` was computed from."""
-    seen, stack = set(), [tensor.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            yield node.variable
-        stack.extend(parent for parent, _ in node.next_functions)

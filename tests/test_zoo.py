@@ -57,13 +57,14 @@ def trainable(program: zoo.Program, num_particles: int = 1) -> Any:
 def close(actual: Tensor, expected: Tensor, what: str = "") -> None:
     """Equal to `RTOL` of the largest value: single entries near 0 are differences of larger numbers."""
     assert actual.shape == expected.shape, what
-    error = (actual - expected).abs().max() / expected.abs().max().clamp(min=1e-300)
+    error = (actual - expected).abs().max() / expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
     assert error <= RTOL[expected.dtype], f"{what}: relative error {error:.2e}"
 
 
 def within_errors(a: Tensor, se_a: Tensor | float, b: Tensor, se_b: Tensor | float = 0.0) -> None:
     """Equal within 5 of their own standard errors."""
-    error = ((a - b).abs() / (torch.as_tensor(se_a) ** 2 + torch.as_tensor(se_b) ** 2).sqrt()).max()
+    spread = (torch.as_tensor(se_a) ** 2 + torch.as_tensor(se_b) ** 2).sqrt()
+    error = ((a - b).abs() / (spread + 1e-12)).max()  # squares of a fair coin around 1/2 do not vary
     assert error < 5, f"{a} against {b}: {error:.1f} standard errors"
 
 
@@ -573,8 +574,8 @@ def train(combination: tuple[Any, ...], x: Tensor) -> None:
 
 # every pair of pieces, and every objective with every prior and posterior
 TRAINED = zoo.covering(zoo.product(), [(0, 1), (0, 2), (1, 2), (2, 3)])
-# a capture takes a second: every prior with every posterior, every likelihood and every objective once
-CAPTURED = zoo.covering(zoo.product(), [(0, 2), (1,), (3,)])
+# a capture takes seconds: every entry once
+CAPTURED = zoo.covering(zoo.product(), [])
 
 
 @pytest.mark.parametrize("combination", TRAINED, ids=zoo.names)

@@ -22,7 +22,7 @@ from ppl_vae import VAE, likelihoods, networks, objectives, posteriors, priors
 Shape = tuple[int, ...]
 
 # Public classes that are no pieces: what pieces, networks and objectives are made of or speak in.
-NOT_PIECES = {"Binding", "ParameterNetwork", "LogWeights", "Estimate", "BatchLoss", "NotPerDatumError"}
+NOT_PIECES = {"Binding", "ParameterNetwork", "LocationScale", "LogWeights", "Estimate", "BatchLoss", "NotPerDatumError"}
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,69 @@ def _two_points(centre: float, width: float) -> tuple[Tensor, Tensor]:
     return torch.tensor([0.0, 1.0], dtype=torch.float64), torch.ones(2, dtype=torch.float64)
 
 
+def _box_nodes(centre: float, width: float) -> tuple[Tensor, Tensor]:
+    """Tanh-sinh nodes on BOX_ENDS."""
+    low, high = BOX_ENDS
+    t = torch.linspace(-3.2, 3.2, 1601, dtype=torch.float64)
+    inner = (math.pi / 2) * t.sinh()
+    weights = 0.5 * (high - low) * (math.pi / 2) * t.cosh() / inner.cosh().square() * (t[1] - t[0])
+    return low + (high - low) * (2 * inner).sigmoid(), weights
+
+
+BOX_ENDS = (-1.0, 2.0)  # of all pieces on a box
 REAL = Domain("real", lambda *shape: 1.5 * torch.randn(shape), _whole_line)
+BOX = Domain(
+    "box", lambda *shape: BOX_ENDS[0] + (BOX_ENDS[1] - BOX_ENDS[0]) * torch.rand(shape), _box_nodes, holds_binary=False
+)
 BINARY = Domain("binary", lambda *shape: torch.randint(2, shape).to(torch.get_default_dtype()), _two_points)
+
+
+def _unit_interval(centre: float, width: float) -> tuple[Tensor, Tensor]:
+    """Tanh-sinh: trapezoid in t with x = sigmoid(pi sinh t), to 1e-15 of either end, which is never reached."""
+    t = torch.linspace(-3.1, 3.1, 4001, dtype=torch.float64)
+    x = (math.pi * t.sinh()).sigmoid()
+    return x, math.pi * t.cosh() * x * (math.pi * -t.sinh()).sigmoid() * (t[1] - t[0])
+
+
+UNIT = Domain("unit", lambda *shape: torch.rand(shape), _unit_interval)
+OPEN_UNIT = Domain("open unit", lambda *shape: 0.001 + 0.998 * torch.rand(shape), _unit_interval, holds_binary=False)
+
+
+def _grid(bins: int) -> Domain:
+    levels = torch.arange(bins, dtype=torch.float64) / (bins - 1)
+    return Domain(
+        f"grid of {bins}",
+        lambda *shape: levels[torch.randint(bins, shape)].to(torch.get_default_dtype()),
+        lambda centre, width: (levels, torch.ones_like(levels)),
+    )
+
+
+def _counts(centre: float, width: float) -> tuple[Tensor, Tensor]:
+    counts = torch.arange(200 + round(centre + 80 * width), dtype=torch.float64)
+    return counts, torch.ones_like(counts)
+
+
+GRID_4, GRID_17, GRID_256 = _grid(4), _grid(17), _grid(256)
+COUNTS = Domain("counts", lambda *shape: torch.poisson(torch.full(shape, 3.0)), _counts)
+
+
+def _logits_to_12(centre: float, width: float) -> tuple[Tensor, Tensor]:
+    u = torch.linspace(-12, 12, 200_001, dtype=torch.float64)
+    z = u.sigmoid()
+    weight = z * (1 - z) * (u[1] - u[0])
+    weight[[0, -1]] /= 2
+    return z, weight
+
+
+def _one_hots(*shape: int) -> Tensor:
+    return torch.nn.functional.one_hot(torch.randint(shape[-1], shape[:-1]), shape[-1]).to(torch.get_default_dtype())
+
+
+# a relaxed bit's logits are held to [-12, 12]
+RELAXED_BIT = Domain("relaxed bit", torch.rand, _logits_to_12)
+SPHERE = Domain("sphere", lambda *shape: torch.nn.functional.normalize(torch.randn(shape), dim=-1), _whole_line)
+ONE_HOT = Domain("one-hot", _one_hots, _two_points)
+SIMPLEX = Domain("simplex", lambda *shape: torch.randn(shape).softmax(-1), _two_points)
 
 
 def grey(*shape: int) -> Tensor:
@@ -128,10 +189,17 @@ def _pathwise(prior: Prior, likelihood: Likelihood, posterior: Posterior) -> boo
 
 
 @functools.cache
+def _example(entry: Prior | Posterior) -> Any:
+    """p(z) or q(z|x) of two latents."""
+    if isinstance(entry, Prior):
+        return Program(entry, LIKELIHOODS[0], goes_with(entry, POSTERIORS)).vae((1, 1, 2), 2).p_z()
+    return Program(goes_with(entry, PRIORS), LIKELIHOODS[0], entry).vae((1, 1, 2), 2).q_z(torch.zeros(1, 1, 1, 2))
+
+
+@functools.cache
 def _closed_kl(prior: Prior, posterior: Posterior) -> bool:
-    vae = Program(prior, LIKELIHOODS[0], posterior).vae((1, 1, 2), 2)
     try:
-        torch.distributions.kl_divergence(vae.q_z(torch.zeros(1, 1, 1, 2)), vae.p_z())
+        torch.distributions.kl_divergence(_example(posterior), _example(prior))
     except NotImplementedError:
         return False
     return True
@@ -150,6 +218,45 @@ MLP, Diagonal = networks.MLP, posteriors.DiagonalNormal
 
 PRIORS = [
     Prior("StandardNormal", lambda latent_dim: priors.StandardNormal(latent_dim)),
+    Prior("LearnedNormal", lambda latent_dim: priors.DiagonalNormal(latent_dim)),
+    Prior("LaplacePrior-0.7", lambda latent_dim: priors.Laplace(latent_dim, scale=0.7), tolerance=1e-5),  # has a kink
+    Prior("StudentT-9", lambda latent_dim: priors.StudentT(latent_dim, df=9.0, scale=0.8)),
+    Prior("Uniform", lambda latent_dim: priors.Uniform(latent_dim, *BOX_ENDS), BOX, space="box"),
+    Prior("MixturePrior-5", lambda latent_dim: priors.MixtureOfNormals(latent_dim, num_components=5)),
+    Prior("VampPrior-6", lambda latent_dim: priors.VampPrior(latent_dim, 6)),
+    Prior("VampPrior-6-weights", lambda latent_dim: priors.VampPrior(latent_dim, 6, "random", 0.0, 1.0, True)),
+    Prior("MaskedFlow", lambda d: priors.MaskedAutoregressiveFlow(d, 2, [9]), closed_form=False),
+    Prior("CouplingFlowPrior", lambda d: priors.CouplingFlow(d, 2, [9]), min_latent=2, closed_form=False),
+    Prior("SplineFlowPrior", lambda d: priors.SplineFlow(d, 2, [9], 4), closed_form=False, tolerance=1e-4),
+    Prior("HypersphericalUniform", priors.HypersphericalUniform, SPHERE, "sphere", min_latent=2, dense=False),
+    Prior("BernoulliVector", lambda d: priors.BernoulliVector(d), BINARY, "bits"),
+    Prior("BernoulliVector-0.2", lambda d: priors.BernoulliVector(d, 0.2, learned=True), BINARY, "bits"),
+    Prior("OneHotCategorical", lambda d: priors.OneHotCategorical(d), ONE_HOT, "one-hot", min_latent=2, dense=False),
+    Prior(
+        "OneHotCategorical-learned",
+        lambda d: priors.OneHotCategorical(d, learned=True),
+        ONE_HOT,
+        "one-hot",
+        min_latent=2,
+        dense=False,
+    ),
+    Prior(
+        "RelaxedBernoulliVector",
+        lambda d: priors.RelaxedBernoulliVector(d, learned=True),
+        RELAXED_BIT,
+        "relaxed bits",
+        closed_form=False,
+    ),
+    Prior(
+        "RelaxedOneHotCategorical",
+        lambda d: priors.RelaxedOneHotCategorical(d, learned=True),
+        SIMPLEX,
+        "simplex",
+        min_latent=2,
+        dense=False,
+        closed_form=False,
+    ),
+    Prior("TwoLevel", lambda d: priors.TwoLevel(d, d // 2, MLP([9])), min_latent=2, dense=False, closed_form=False),
 ]
 
 LIKELIHOODS = [
@@ -157,6 +264,59 @@ LIKELIHOODS = [
     Likelihood("Bernoulli-grey", lambda network: likelihoods.Bernoulli(network, allow_grey=True), BINARY, data=grey),
     Likelihood("Normal", lambda network: likelihoods.Normal(network), REAL),
     Likelihood("Normal-0.3", lambda network: likelihoods.Normal(network, scale=0.3), REAL),
+    Likelihood("Normal-global", lambda network: likelihoods.Normal(network, learn="global"), REAL),
+    Likelihood("Normal-pixel", lambda network: likelihoods.Normal(network, 0.5, learn="pixel"), REAL),
+    Likelihood("Normal-datum", lambda network: likelihoods.Normal(network, learn="datum", floor=0.1), REAL),
+    Likelihood("OptimalSigmaNormal", lambda network: likelihoods.OptimalSigmaNormal(network), REAL),
+    Likelihood("Laplace", lambda network: likelihoods.Laplace(network), REAL, tolerance=1e-5),
+    Likelihood("Laplace-datum", lambda network: likelihoods.Laplace(network, learn="datum"), REAL, tolerance=1e-5),
+    Likelihood("StudentT", lambda network: likelihoods.StudentT(network, df=8.0), REAL),
+    Likelihood("StudentT-global", lambda network: likelihoods.StudentT(network, df=9.0, learn="global"), REAL),
+    Likelihood("ContinuousBernoulli", lambda network: likelihoods.ContinuousBernoulli(network), UNIT),
+    Likelihood("Beta", lambda network: likelihoods.Beta(network, precision=20.0, floor=1.0), OPEN_UNIT),
+    Likelihood("Beta-concentrations", lambda network: likelihoods.Beta(network, "concentrations", 9.0, 1.0), OPEN_UNIT),
+    Likelihood("Mixed-real", lambda network: likelihoods.Mixed("real", network), REAL),
+    Likelihood("Mixed-real-network", lambda network: likelihoods.Mixed("real", network, scale="network"), REAL),
+    Likelihood("Mixed-binary", lambda network: likelihoods.Mixed("binary", network), BINARY),
+    Likelihood("DiscretizedLogistic", lambda network: likelihoods.DiscretizedLogistic(network), GRID_256),
+    Likelihood("DiscretizedLogistic-4", lambda network: likelihoods.DiscretizedLogistic(network, bins=4), GRID_4),
+    Likelihood(
+        "DiscretizedLogistic-pixel-17",
+        lambda network: likelihoods.DiscretizedLogistic(network, bins=17, learn="pixel"),
+        GRID_17,
+    ),
+    Likelihood(
+        "DiscretizedLogistic-datum",
+        lambda network: likelihoods.DiscretizedLogistic(network, scale=0.5, learn="datum", floor=0.01),
+        GRID_256,
+    ),
+    Likelihood("DiscretizedLogisticMixture", lambda network: likelihoods.DiscretizedLogisticMixture(network), GRID_256),
+    Likelihood(
+        "DiscretizedLogisticMixture-3-4",
+        lambda network: likelihoods.DiscretizedLogisticMixture(network, num_components=3, bins=4),
+        GRID_4,
+    ),
+    Likelihood("Categorical", lambda network: likelihoods.Categorical(network), GRID_256),
+    Likelihood("Categorical-4", lambda network: likelihoods.Categorical(network, bins=4), GRID_4),
+    Likelihood("Binomial", lambda network: likelihoods.Binomial(network), GRID_256),
+    Likelihood("Binomial-3", lambda network: likelihoods.Binomial(network, total=3), GRID_4),
+    Likelihood("Poisson", lambda network: likelihoods.Poisson(network), COUNTS),
+    Likelihood("NegativeBinomial", lambda network: likelihoods.NegativeBinomial(network, start=2.0), COUNTS),
+    Likelihood(
+        "NegativeBinomial-global",
+        lambda network: likelihoods.NegativeBinomial(network, dispersion="global", start=5.0),
+        COUNTS,
+    ),
+    Likelihood(
+        "ZeroInflatedNegativeBinomial",
+        lambda network: likelihoods.ZeroInflatedNegativeBinomial(network, start=2.0),
+        COUNTS,
+    ),
+    Likelihood(
+        "ZeroInflatedNegativeBinomial-datum",
+        lambda network: likelihoods.ZeroInflatedNegativeBinomial(network, "datum", start=9.0),
+        COUNTS,
+    ),
 ]
 
 POSTERIORS = [
@@ -164,6 +324,64 @@ POSTERIORS = [
     Posterior("DiagonalNormal-std", lambda network: Diagonal(network, scale="std")),
     Posterior("DiagonalNormal-log_var", lambda network: Diagonal(network, scale="log_var")),
     Posterior("DiagonalNormal-softplus-floor", lambda network: Diagonal(network, scale="softplus", floor=0.1)),
+    Posterior("FullCovarianceNormal", lambda network: posteriors.FullCovarianceNormal(network)),
+    Posterior("LowRankNormal-2", lambda network: posteriors.LowRankNormal(network, rank=2)),
+    Posterior("LaplacePosterior", lambda network: posteriors.Laplace(network), tolerance=1e-5),  # has a kink
+    Posterior("MixturePosterior-3", lambda network: posteriors.MixtureOfNormals(network)),
+    Posterior("SquashedNormal", lambda network: posteriors.SquashedNormal(network, *BOX_ENDS), BOX, space="box"),
+    Posterior(
+        "InverseFlow", lambda network: posteriors.InverseAutoregressiveFlow(network, 4, 2, [9]), closed_form=False
+    ),
+    Posterior(
+        "CouplingFlowPosterior",
+        lambda network: posteriors.CouplingFlow(network, 4, 2, [9]),
+        min_latent=2,
+        closed_form=False,
+    ),
+    Posterior(
+        "SplineFlowPosterior",
+        lambda network: posteriors.SplineFlow(network, 4, 2, [9], 4),
+        min_latent=2,
+        closed_form=False,
+    ),
+    Posterior("PlanarFlow", lambda network: posteriors.PlanarFlow(network, 4, 2), closed_form=False, rescores=False),
+    Posterior("PowerSpherical", posteriors.PowerSpherical, SPHERE, "sphere", min_latent=2, dense=False),
+    Posterior("VonMisesFisher", posteriors.VonMisesFisher, SPHERE, "sphere", min_latent=2, dense=False),
+    Posterior("BernoulliVector", posteriors.BernoulliVector, BINARY, "bits", reparameterised=False),
+    Posterior(
+        "RelaxedBernoulliVector-straight_through",
+        lambda network: posteriors.RelaxedBernoulliVector(network, straight_through=True),
+        BINARY,
+        "bits",
+    ),
+    Posterior(
+        "OneHotCategorical",
+        posteriors.OneHotCategorical,
+        ONE_HOT,
+        "one-hot",
+        min_latent=2,
+        dense=False,
+        reparameterised=False,
+    ),
+    Posterior(
+        "GumbelSoftmax-straight_through",
+        lambda network: posteriors.GumbelSoftmax(network, straight_through=True),
+        ONE_HOT,
+        "one-hot",
+        min_latent=2,
+        dense=False,
+    ),
+    Posterior(
+        "RelaxedBernoulliVector", posteriors.RelaxedBernoulliVector, RELAXED_BIT, "relaxed bits", closed_form=False
+    ),
+    Posterior("GumbelSoftmax", posteriors.GumbelSoftmax, SIMPLEX, "simplex", 2, dense=False, closed_form=False),
+    Posterior(
+        "TwoLevel",
+        lambda network: posteriors.TwoLevel(1, network, MLP([9])),
+        min_latent=2,
+        dense=False,
+        closed_form=False,
+    ),
 ]
 
 NETWORKS = [
@@ -176,6 +394,28 @@ NETWORKS = [
     Network("MLP-torch", lambda: MLP([9, 7], init="torch")),
     Network("MLP-batch_norm", lambda: MLP([9, 7], batch_norm=True), batch_norm=True),
     Network("MLP-tanh-batch_norm-torch", lambda: MLP([9], "tanh", batch_norm=True, init="torch"), batch_norm=True),
+    Network("MLP-gelu-layer_norm", lambda: MLP([9, 7], "gelu", layer_norm=True)),
+    Network("MLP-leaky_relu", lambda: MLP([9, 7], "leaky_relu", init="torch")),
+    Network("MLP-elu", lambda: MLP([9, 7], "elu", init="torch")),
+    Network("MLP-silu-dropout", lambda: MLP([9, 7], "silu", init="torch", dropout=0.2), dropout=True),
+    Network("TableEncoder", lambda: networks.TableEncoder(network=MLP([9, 7]))),
+    Network("TableEncoder-mask", lambda: networks.TableEncoder(network=MLP([9, 7]), mask=True)),
+    Network("GatedMLP", lambda: networks.GatedMLP([9, 7], init="torch")),
+    Network("GatedMLP-dropout", lambda: networks.GatedMLP([9], init="torch", dropout=0.2), dropout=True),
+    Network("Convolutional", lambda: networks.Convolutional([3, 4], [9], init="torch"), images=True),
+    Network(
+        "Convolutional-batch_norm",
+        lambda: networks.Convolutional([3, 4], [9], batch_norm=True, init="torch"),
+        batch_norm=True,
+        images=True,
+    ),
+    Network("ResidualConvolutional", lambda: networks.ResidualConvolutional([3, 4], [9], init="torch"), images=True),
+    Network(
+        "ResidualConvolutional-batch_norm",
+        lambda: networks.ResidualConvolutional([3], [9], batch_norm=True, init="torch"),
+        batch_norm=True,
+        images=True,
+    ),
 ]
 
 OBJECTIVES = [
@@ -222,6 +462,16 @@ class Program:
         return max(self.prior.min_latent, self.posterior.min_latent)
 
 
+def goes_together(prior: Prior, posterior: Posterior) -> bool:
+    """Whether they live in the same space; a VampPrior also needs a posterior that can score any z."""
+    return prior.space == posterior.space and (posterior.rescores or not prior.name.startswith("VampPrior"))
+
+
+def family(entry: Any) -> str:
+    """The piece of which an entry is a variant: what stands before the first hyphen of its name."""
+    return entry.name.partition("-")[0]
+
+
 def goes_with(entry: Any, others: Sequence[Any]) -> Any:
     """Return the first of some priors or posteriors that lives in the same space."""
     return next(other for other in others if other.space == entry.space)
@@ -242,7 +492,7 @@ def programs() -> list[Program]:
 def pieces() -> list[tuple[Prior, Likelihood, Posterior]]:
     """All combinations of pieces that can be trained on thresholded pictures."""
     every = itertools.product(PRIORS, LIKELIHOODS, POSTERIORS)
-    return [c for c in every if c[0].space == c[2].space and c[1].domain.holds_binary]
+    return [c for c in every if goes_together(c[0], c[2]) and c[1].domain.holds_binary]
 
 
 @functools.cache
@@ -257,19 +507,23 @@ def with_objective(combination: tuple[Prior, Likelihood, Posterior]) -> tuple[An
     return (*combination, next(o for o in OBJECTIVES + PYRO_OBJECTIVES if o.fits(*combination)))
 
 
-def covering(combinations: Sequence[tuple[Any, ...]], together: Sequence[tuple[int, ...]]) -> list[tuple[Any, ...]]:
-    """Return few of the combinations in which all that occurs in any of them at some places together occurs.
+def covering(
+    combinations: Sequence[tuple[Any, ...]],
+    together: Sequence[tuple[int, ...]],
+) -> list[tuple[Any, ...]]:
+    """Return few of the combinations in which every entry occurs, and every families that occur at places together.
 
     Greedy: for the first thing that is still missing, of the combinations that hold it (some of them, where they are
     many) the one with most that is missing.
 
     Args:
         combinations: What may be chosen.
-        together: The places, for instance ``[(0, 1), (2,)]``: every pair at 0 and 1, and every entry at 2.
+        together: The places, for instance ``[(0, 1)]``: the families of every pair at 0 and 1.
     """
 
     def held(combination: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-        return [(places, *(combination[place].name for place in places)) for places in together]
+        pairs = [(places, *(family(combination[place]) for place in places)) for places in together]
+        return [*pairs, *((i, entry.name) for i, entry in enumerate(combination))]
 
     holders: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
     for combination in combinations:
@@ -287,7 +541,7 @@ def covering(combinations: Sequence[tuple[Any, ...]], together: Sequence[tuple[i
 
 
 def pairwise(combinations: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Return few of the combinations in which every pair of entries that occurs in any of them occurs."""
+    """Return few of the combinations in which every pair of families that occurs in any of them occurs."""
     return covering(combinations, list(itertools.combinations(range(len(combinations[0])), 2)))
 
 

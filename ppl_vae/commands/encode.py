@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ppl_vae._distributions import centre
 from ppl_vae.commands import writing
 from ppl_vae.commands.opening import DataOptions, OpenRun, Rows, SplitName
 from ppl_vae.commands.options import execute
@@ -60,9 +61,12 @@ def encode(
 def _moments(vae: VAE, rows: Rows) -> tuple[Tensor, Tensor | None]:
     """Means and standard deviations of q(z|x), (n, latent), the latter None where it does not know them."""
     means, stds = [], []
+    start = 0
     for x in rows.batches():
-        q = vae.q_z(x)
-        means.append(q.mean)
+        y = None if rows.conditions is None else rows.conditions[start : start + len(x)]
+        start += len(x)
+        q = vae.q_z(x, y)
+        means.append(centre(q))
         try:
             stds.append(q.stddev)
         except (NotImplementedError, AttributeError):

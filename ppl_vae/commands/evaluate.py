@@ -35,6 +35,7 @@ def evaluate(
     data_options: DataOptions,
     *,
     evidence: Method = "auto",
+    particles: list[int] | None = None,
     split: SplitName | None = None,
     size: int | None = None,
     gaps: int = 500,
@@ -55,12 +56,13 @@ def evaluate(
         run: The run.
         data_options: The data.
         evidence: How to find log p(x); auto is the best that applies, posterior importance sampling from q(z|x).
+        particles: K of importance sampling, several for estimates side by side; by default [100, 1000, 5000].
         split: train, validation, test, or all; by default test (or what there is).
         size: Only the first so many data; all by default.
         gaps: Take the gap apart for the first so many; 0 for none.
         importance: Beside an exact answer, importance sampling from q(z|x) for the first so many; 0 for none.
         imputation: Impute half of the values of the first so many; 0 for none.
-        bins: Levels of dequantised data (256 for 8-bit images), for bits per dimension.
+        bins: Levels of dequantised data, for bits per dimension; known of data dequantised here (--data.dequantize).
         seed: Of all draws.
         out: The folder to write to; evaluation in the run's folder by default.
     """
@@ -71,9 +73,10 @@ def evaluate(
     x = torch.cat(list(rows.batches()))
     found = evaluation.evaluate(
         run.vae,
-        data.Split((x,), rows.labels),
+        data.Split((x,) if rows.conditions is None else (x, rows.conditions), rows.labels, bins=rows.bins),
         train=_labelled(run, data_options, rows, split),
         evidence=evidence,
+        num_particles=particles or (100, 1000, 5000),
         size=size,
         gap_size=gaps,
         importance_size=importance,

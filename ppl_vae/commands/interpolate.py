@@ -35,6 +35,7 @@ def interpolate(
     pairs: int = 8,
     steps: int = 10,
     spherical: bool = False,
+    label: int | None = None,
     split: SplitName | None = None,
     out: str | None = None,
     overwrite: bool = False,
@@ -55,6 +56,7 @@ def interpolate(
         steps: Points on each way, both ends included.
         spherical: true to take the great circle, with the length going evenly from one to the other, instead of the
             straight line.
+        label: Of a conditional model, the label under which all of it happens.
         split: train, validation, test, or all in the order of the source; by default all rows of a file or folder
             given with --data, else test (or what there is, where there are none).
         out: The file: .png for a picture; .npz for z of shape (pairs, steps, latent), x of shape (pairs, steps, ...)
@@ -67,17 +69,18 @@ def interpolate(
     if steps < 2:
         raise ValueError(f"--steps is {steps}; expected an integer from 2, since both ends count")
     path = writing.place(run, out, overwrite, (".png", ".npz"), "interpolate")
+    vae = run.under(label)
     if z is not None:
         if data_options.given or split is not None or from_ is not None or to is not None:
             raise ValueError("--z was given beside data; expected either latents or --from, --to, --split and --data")
-        points = _points(z, run.vae.latent_shape)
+        points = _points(z, vae.latent_shape)
         way = latent_paths.path(points[:-1], points[1:], steps, spherical=spherical)
-        found, ends, index = latent_paths.Interpolation(way, run.vae.decode(way)), None, None
+        found, ends, index = latent_paths.Interpolation(way, vae.decode(way)), None, None
     else:
         rows = data_options.open(run, split)
         index = _pairs(rows, from_, to, pairs)
         ends = rows.at([pair[0] for pair in index]), rows.at([pair[1] for pair in index])
-        found = latent_paths.interpolate(run.vae, *ends, steps, spherical=spherical)
+        found = latent_paths.interpolate(vae, *ends, steps, spherical=spherical)
     if path.suffix.lower() == ".npz":
         numbers = None if index is None else torch.tensor(index)
         return [writing.save_arrays(path, {"x": found.x, "z": found.z, "rows": numbers})]

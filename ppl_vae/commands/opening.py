@@ -18,8 +18,6 @@ from ppl_vae.commands.records import read_json
 from ppl_vae.commands.words import find_run
 from ppl_vae.config import Config
 from ppl_vae.data.arrays import CHANNELS
-from ppl_vae.data.binarization import Binarization, noise_key
-from ppl_vae.data.rows import LazyRows
 from ppl_vae.pieces import arguments_of
 from ppl_vae.runs import load_run
 from ppl_vae.vae import VAE
@@ -79,6 +77,22 @@ class OpenRun:
     def x_shape(self) -> tuple[int, ...]:
         """The shape of one datum."""
         return tuple(self.facts["data"]["x_shape"])
+
+    def under(self, label: int | None) -> VAE:
+        """Return the model, of a conditional one that of one label.
+
+        Raises:
+            ValueError: If there are no labels to choose from, or none was chosen.
+        """
+        if self.vae.y_shape is None:
+            if label is not None:
+                raise ValueError(f"--label was given, and {self.folder} is no conditional model; leave it out")
+            return self.vae
+        if label is None or not 0 <= label < self.vae.y_shape[0]:
+            raise ValueError(
+                f"--label is {label}, and {self.folder} is a conditional model; expected 0 to {self.vae.y_shape[0] - 1}"
+            )
+        return self.vae.given(label)
 
     @property
     def draws_images(self) -> bool:
@@ -160,6 +174,17 @@ class Rows:
         labels = [part.labels for part in self.parts if part.labels is not None]
         return torch.cat(labels) if len(labels) == len(self.parts) else None
 
+    @property
+    def bins(self) -> int | None:
+        """The levels of pixels that were dequantised, None for other data."""
+        return self.parts[0].bins
+
+    @property
+    def conditions(self) -> Tensor | None:
+        """What a conditional model is given beside them, (n, k), or None."""
+        columns = [part.columns[1] for part in self.parts if len(part.columns) > 1]
+        return torch.cat([y[torch.arange(len(y))] for y in columns]) if len(columns) == len(self.parts) else None
+
     def batches(self) -> Iterator[Tensor]:
         """All rows in order, batch by batch."""
         for part in self.parts:
@@ -200,21 +225,13 @@ def _whole(values: dict[str, Any]) -> data.Dataset:
 
 def _rows(dataset: data.Dataset, split: SplitName | None) -> Rows:
     if split == "all":
-        parts = tuple(_still(part) for part in (dataset.train, dataset.test) if len(part))
+        parts = tuple(part.still() for part in (dataset.train, dataset.test) if len(part))
         return Rows(f"{dataset.name}, all", parts, whole=True)
     there = [name for name in ("test", "validation", "train") if len(getattr(dataset, name))]
     name = there[0] if split is None else split
     if name not in there:
         raise ValueError(f"--split is {split}, of which {dataset.name} has no rows; expected {', '.join(there)} or all")
-    return Rows(f"{dataset.name}, {name}", (_still(getattr(dataset, name)),))
-
-
-def _still(split: data.Split) -> data.Split:
-    """A split that gives the same rows each time: of a dynamic one one draw, that of `Split.head`."""
-    if not split.dynamic:
-        return split
-    drawn = LazyRows(split.x, torch.arange(len(split)), Binarization("fixed", 0.5, noise_key(0, 2)))
-    return data.Split((drawn, *split.columns[1:]), split.labels)
+    return Rows(f"{dataset.name}, {name}", (getattr(dataset, name).still(),))
 
 
 def _key(name: str) -> str:

@@ -46,7 +46,8 @@ def describe(path: Path) -> Record:
     return {
         "run": str(folder),
         "data": {key: data.get(key) for key in ("name", "x_shape", "train", "validation", "test")}
-        | {"binarize": binarize},
+        | {"binarize": binarize}
+        | {name: True for name in ("dequantize", "conditional") if config.get("data", {}).get(name)},
         "fingerprint": data.get("fingerprint"),
         **{role: _piece(config.get(role)) for role in ("prior", "likelihood", "posterior", "objective", "optimizer")},
         "epochs": len(history),

@@ -17,6 +17,7 @@ from ppl_vae.plots.figure import join
 EXAMPLE = """\
 ppl-vae sample runs/digits                                 a picture of 100, runs/digits/sample.png
 ppl-vae sample runs/digits --mean false --seed 1           other latents, and noise of p(x|z) on top
+ppl-vae sample runs/conditional --label 7                  of a conditional model, data of one label
 ppl-vae sample runs/digits --size 10000 --out draws.npz    x and z, for numpy.load
 """
 
@@ -27,7 +28,14 @@ def run(argv: Sequence[str]) -> int:
 
 
 def sample(
-    run: OpenRun, *, size: int = 100, mean: bool = True, seed: int = 0, out: str | None = None, overwrite: bool = False
+    run: OpenRun,
+    *,
+    size: int = 100,
+    mean: bool = True,
+    label: int | None = None,
+    seed: int = 0,
+    out: str | None = None,
+    overwrite: bool = False,
 ) -> list[str]:
     """Draw data from a run's model: z from the prior, x from p(x|z). The same seed gives the same data.
 
@@ -37,6 +45,7 @@ def sample(
         run: The run.
         size: How many data to draw.
         mean: true for the means of p(x|z), false for draws from it.
+        label: Of a conditional model, the label to draw under; by default all in turn, ten of each.
         seed: Of the draws, an integer from 0.
         out: The file: .png for a picture, .npz for x and z. By default sample.png in the run's folder (sample.npz
             where the data are no images), or the first of sample-2, ... that is free. A file is never replaced unasked.
@@ -45,13 +54,17 @@ def sample(
     check_positive_int(size, "--size")
     check_seed(seed)
     path = writing.place(run, out, overwrite, (".png", ".npz"), "sample")
-    vae = run.vae
+    in_turn = run.vae.y_shape is not None and label is None
+    vae = run.vae if in_turn else run.under(label)
+    y = torch.arange(size) // 10 % vae.y_shape[0] if in_turn and vae.y_shape else None
     with torch.no_grad(), untouched_random_state():
         torch.manual_seed(seed)
-        z = vae.p_z().sample((size,))
-        likelihoods = (vae.p_x(part) for part in z.split(BATCH))
+        p_z = vae.p_z(y)
+        z = p_z.sample(() if p_z.batch_shape else (size,))
+        parts = zip(z.split(BATCH), [None] * size if y is None else y.split(BATCH))  # noqa: B905
+        likelihoods = (vae.p_x(part, of_part) for part, of_part in parts)
         x = torch.cat([p.mean if mean else p.sample() for p in likelihoods])
     if path.suffix.lower() == ".npz":
-        return [writing.save_arrays(path, {"x": x, "z": z})]
+        return [writing.save_arrays(path, {"x": x, "z": z, "labels": y})]
     note = "Means of p(x|z), not draws." if mean else None
     return [writing.save_picture(path, plots.samples(x, caveat=join(run.caveat, note)))]

@@ -36,6 +36,7 @@ ppl-vae show digits digits-2 --json        for a program
 MISSING = "-"
 GAP = "  "
 NARROWEST = 26  # letters of a column, below which further runs go under the others
+_MADE = {"dequantize": "dequantized", "conditional": "conditional"}
 FIGURES = {  # what they are called, and how they are written
     "validation_elbo": ("ELBO, validation", ".2f"),
     "validation_bound": ("bound, validation", ".2f"),
@@ -152,7 +153,8 @@ def _notes(records: Sequence[Record]) -> None:
 def _data(data: Mapping[str, Any]) -> str:
     shape = "x".join(map(str, data["x_shape"] or []))
     binarize = "" if data["binarize"] in (None, "none") else f", {data['binarize']}"
-    return f"{data['name']} {shape}, {data['train']}/{data['validation']}/{data['test']}{binarize}"
+    made = "".join(f", {word}" for name, word in _MADE.items() if data.get(name))
+    return f"{data['name']} {shape}, {data['train']}/{data['validation']}/{data['test']}{binarize}{made}"
 
 
 def _epochs(record: Record) -> str:

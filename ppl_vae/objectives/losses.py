@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from pyro import poutine
 from pyro.infer import ELBO as PyroELBO
-from pyro.infer import ReweightedWakeSleep, TraceTailAdaptive_ELBO
+from pyro.infer import ReweightedWakeSleep, TraceEnum_ELBO, TraceTailAdaptive_ELBO, config_enumerate
 from torch import Tensor
 
 from ppl_vae.objectives.estimate import Estimate, Objective
@@ -133,6 +133,8 @@ class _PyroLoss:
     def __call__(self, program: Program, *args: Any, **kwargs: Any) -> BatchLoss:
         self._traces.clear()
         surrogate = None
+        if isinstance(self.elbo, TraceEnum_ELBO) and hasattr(getattr(program[1], "__self__", None), "q_z"):
+            program = (program[0], config_enumerate(program[1]))  # a VAE's guide marks nothing to be summed over
         if not torch.is_grad_enabled():
             loss = self.elbo.loss(*program, *args, **kwargs)
         elif self._differentiable:

@@ -160,7 +160,7 @@ class Loop:
                 terms = (result.loss, result.weight, result.log_likelihood, result.kl)
                 sums += torch.stack([torch.as_tensor(nan if t is None else t).cpu().double() for t in terms])
                 if isinstance(run.program, VAE):
-                    difference = (batch[0] - run.program.reconstruct(batch[0])).flatten(1)
+                    difference = (batch[0] - run.program.reconstruct(*batch)).flatten(1).nan_to_num()  # NaN: missing
                     errors += difference.norm(dim=1).sum().cpu()
         loss, weight, log_lik, kl = sums.tolist()
         record = {f"validation_{k}": v for k, v in _figures(loss / weight, log_lik / weight, kl / weight).items()}

@@ -1,0 +1,114 @@
+"""What `VAE` asks of its pieces and its data when it is put together."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ppl_vae.networks import Binding, Shape
+
+if TYPE_CHECKING:
+    from ppl_vae.data import Dataset
+
+
+def x_shape_of(data: Dataset | Shape) -> Shape:
+    shape = data if isinstance(data, (tuple, list)) else getattr(data, "x_shape", ())
+    if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
+        given = shape if shape else type(data).__name__
+        raise ValueError(
+            f"VAE: the shape of one datum is {given}; expected positive sizes such as (1, 28, 28), or a Dataset"
+        )
+    return tuple(shape)
+
+
+def y_shape_of(data: Dataset | Shape) -> Shape | None:
+    columns = () if isinstance(data, (tuple, list)) else data.train.columns
+    if len(columns) < 2:
+        return None
+    shape = tuple(columns[1].shape[1:])
+    if len(columns) > 2 or len(shape) != 1:
+        raise ValueError(
+            f"VAE: the data set has {len(columns)} columns, the second of rows of shape {shape}; expected the data, "
+            "and one column of conditions of shape (n, k), such as one-hot labels"
+        )
+    return shape
+
+
+def takes_y(piece: object) -> bool:
+    """Whether a piece can be given a condition: its signature has a parameter y."""
+    function = piece.forward if isinstance(piece, nn.Module) else piece
+    try:
+        return "y" in inspect.signature(cast(Callable[..., Any], function)).parameters
+    except (TypeError, ValueError):  # no signature to be read
+        return False
+
+
+def bind_piece(piece: object, binding: Binding) -> None:
+    bind = getattr(piece, "bind", None)
+    if bind is not None:
+        bind(binding)
+
+
+def outside_support(likelihood: object, support: object, x: Tensor) -> str:
+    name = getattr(likelihood, "__name__", type(likelihood).__name__)
+    if hasattr(support, "explain"):  # which column of a table it is
+        return f"the data hold {support.explain(x)}, outside the support of {name}"
+    message = f"the data hold values from {x.min():.4g} to {x.max():.4g}, outside the support of {name} ({support})"
+    if hasattr(likelihood, "allow_grey"):
+        message += (
+            "; binarise them (binarize='threshold', 'dynamic' or 'fixed'), or accept grey values in [0, 1], "
+            "which are no likelihood, with allow_grey=True"
+        )
+    return message + "; or choose a likelihood for such data, for instance Normal"
+
+
+def check_distribution(role: str, result: object, batch_shape: Shape, event_shape: Shape | None) -> None:
+    if not isinstance(result, dist.Distribution):
+        what = f"{type(result).__module__}.{type(result).__qualname__}"
+        is_torch = isinstance(result, torch.distributions.Distribution)
+        fix = "use its counterpart in pyro.distributions" if is_torch else "return one"
+        raise TypeError(f"{role} returned {what}; expected a Pyro distribution ({fix})")
+    for name, shape in (("batch_shape", batch_shape), ("event_shape", event_shape)):
+        given = tuple(getattr(result, name))
+        if shape is not None and given != shape:
+            raise ValueError(
+                f"{role} returned a distribution of {name} {given}; expected {shape}: the dimensions of one datum or "
+                "latent vector belong to the event, .to_event(n), all others to the batch"
+            )
+
+
+def leaves(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield the leaf tensors that require a gradient and that `tensor` was computed from."""
+    seen, stack = set(), [tensor.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            yield node.variable
+        stack.extend(parent for parent, _ in node.next_functions)
+
+
+class GivenPiece(nn.Module):
+    """A piece of a conditional model at one condition, as a piece of a model without."""
+
+    y: Tensor
+
+    def __init__(self, piece: Any, y: Tensor, event_dim: int) -> None:
+        super().__init__()
+        self.piece = piece
+        self.event_dim = event_dim  # of its input
+        self.register_buffer("y", y, persistent=False)
+        if hasattr(piece, "allow_grey"):
+            self.allow_grey = piece.allow_grey
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Return the piece's distribution."""
+        batch_shape = inputs[0].shape[: inputs[0].dim() - self.event_dim] if inputs else ()
+        return self.piece(*inputs, self.y.expand(*batch_shape, *self.y.shape))
