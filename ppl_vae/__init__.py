@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _NAMES = {  # the rest of __all__ are modules
     "SVI": "ppl_vae.svi",
     "VAE": "ppl_vae.vae",
+    "check": "ppl_vae.checking",
     "evaluate": "ppl_vae.evaluation",
     "fit": "ppl_vae.training",
     "interpolate": "ppl_vae.latent_paths",
@@ -24,6 +25,8 @@ __all__ = [
     "SVI",
     "VAE",
     "__version__",
+    "check",
+    "checking",
     "checkpoints",
     "closed_form",
     "data",
@@ -43,6 +46,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from ppl_vae.checking import check
     from ppl_vae.evaluation import evaluate
     from ppl_vae.latent_paths import interpolate
     from ppl_vae.runs import load_run

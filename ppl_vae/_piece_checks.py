@@ -58,12 +58,20 @@ def outside_support(likelihood: object, support: object, x: Tensor) -> str:
     name = getattr(likelihood, "__name__", type(likelihood).__name__)
     if hasattr(support, "explain"):  # which column of a table it is
         return f"the data hold {support.explain(x)}, outside the support of {name}"
+    if x.isnan().any():
+        return (
+            f"the data hold missing values (NaN), outside the support of {name}; likelihoods.Mixed takes them, with a "
+            "posterior whose network is a networks.TableEncoder"
+        )
     message = f"the data hold values from {x.min():.4g} to {x.max():.4g}, outside the support of {name} ({support})"
     if hasattr(likelihood, "allow_grey"):
         message += (
             "; binarise them (binarize='threshold', 'dynamic' or 'fixed'), or accept grey values in [0, 1], "
             "which are no likelihood, with allow_grey=True"
         )
+    if getattr(support, "is_discrete", False) and not hasattr(likelihood, "allow_grey"):
+        fix = "give it as many levels as the data have (bins), or whole numbers where it is one of counts"
+        return f"{message}; {fix}, or choose a likelihood for such data"
     return message + "; or choose a likelihood for such data, for instance Normal"
 
 

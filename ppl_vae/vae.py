@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.util import is_validation_enabled
 from pyro.params import param_with_module_name
 from torch import Tensor, nn
 
@@ -202,10 +203,9 @@ class VAE(nn.Module):
         if self.y_shape is None:
             raise ValueError("VAE.given: the model has no condition; put it together with y_shape, or labelled data")
         like = next(self.parameters(), torch.empty(0))
-        if isinstance(y, int):
-            if not 0 <= y < self.y_shape[0]:
-                raise ValueError(f"VAE.given: the label is {y}; expected 0 to {self.y_shape[0] - 1}")
-            y = torch.arange(self.y_shape[0]) == y
+        y = torch.as_tensor(y)
+        if y.dim() == 0 and not y.is_floating_point():
+            y = self._one_hot(y[None])[0]
         y = y.to(like)
         if y.shape != self.y_shape:
             raise ValueError(f"VAE.given: y has shape {tuple(y.shape)}; expected one condition, {self.y_shape}")
@@ -220,7 +220,8 @@ class VAE(nn.Module):
         given._visible_dim, given._takes_y = self._visible_dim, dict.fromkeys(pieces, False)
         for role, piece in pieces.items():
             setattr(given, role, piece)
-        return given.train(self.training)
+        given.training = self.training
+        return given
 
     def check_support(self, data: Dataset) -> str | None:
         """Hold training and validation data against the support of the likelihood.
@@ -244,11 +245,21 @@ class VAE(nn.Module):
                     continue  # read from disk, where loading has looked for NaN already
                 for x, *_ in split.batches(min(4096, len(split)), device=like.device) if len(split) else ():
                     if support.check(x).all():
+                        self._check_missing(x, y)
                         continue
                     if not (getattr(self.likelihood, "allow_grey", False) and ((x >= 0) & (x <= 1)).all()):
                         raise ValueError(outside_support(self.likelihood, support, x))
                     caveat = "grey values under a Bernoulli: the value is not a likelihood"
         return caveat
+
+    def _check_missing(self, x: Tensor, y: Tensor | None) -> None:
+        """Refuse data with missing values, NaN, that the likelihood takes and the encoder does not."""
+        rows = x[x.flatten(1).isnan().any(1)][:1] if x.is_floating_point() else x[:0]
+        if len(rows) and not self.q_z(rows, y).log_prob(torch.zeros(1, *self.latent_shape).to(rows)).isfinite().all():
+            raise ValueError(
+                "the data have missing values (NaN), which the posterior's network does not take; put its network into "
+                "networks.TableEncoder, which fills them"
+            )
 
     def _register(self) -> None:
         """Do what `pyro.module` does, and refuse where Pyro would train another tensor in a parameter's place.
@@ -288,10 +299,20 @@ class VAE(nn.Module):
             return ()
         if y is None:
             raise ValueError(f"VAE is conditional: give y of shape (batch, {self.y_shape[0]}), or labels (batch,)")
+        if not self._takes_y[role]:
+            return ()
         if not y.is_floating_point() and y.dim() == 1:
-            labels = torch.arange(self.y_shape[0], device=y.device)  # torch's one_hot looks at values: not captured
-            y = (y[:, None] == labels).to(next(self.parameters(), torch.empty(0)).dtype)
-        return (y,) if self._takes_y[role] else ()
+            y = self._one_hot(y)
+        return (y.to(next(self.parameters(), torch.empty(0)).dtype),)
+
+    def _one_hot(self, labels: Tensor) -> Tensor:
+        (k,) = cast(Shape, self.y_shape)
+        if is_validation_enabled() and not bool(((labels >= 0) & (labels < k)).all()):
+            raise ValueError(
+                f"VAE was given labels from {int(labels.min())} to {int(labels.max())}; expected 0 to {k - 1}, or "
+                f"conditions of shape (batch, {k})"
+            )
+        return labels[:, None] == torch.arange(k, device=labels.device)  # torch's one_hot cannot be captured
 
     def _bind(self, data: Dataset | None) -> Shape:
         """Size the pieces and try each on two zeros; return the prior's event shape.

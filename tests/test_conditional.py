@@ -81,7 +81,10 @@ def test_labels_that_are_not_0_to_9() -> None:
     y, kept = made.train.columns[1], made.train.labels
     assert isinstance(y, Tensor)
     assert kept is not None
-    assert torch.equal(torch.tensor([-2, 7, 40])[y.argmax(1)], kept)
+    assert torch.equal(y.argmax(1), kept)
+    (rows,) = (made.train.x[torch.arange(len(kept))],)
+    original = (rows[:, None] == x[None]).all(-1).float().argmax(1)
+    assert torch.equal(torch.tensor([-2, 7, 40])[kept], labels[original])
     assert made.validation.columns[1].shape == (0, 3)
 
 
@@ -177,8 +180,10 @@ def test_what_is_refused(digits: data.Dataset) -> None:
             posterior=lambda x: dist.Normal(x[..., :1], 1.0).to_event(1),
             y_shape=(3,),
         )
-    with pytest.raises(ValueError, match="the label is 10; expected 0 to 9"):
+    with pytest.raises(ValueError, match="labels from 10 to 10; expected 0 to 9"):
         vae.given(10)
+    with pytest.raises(ValueError, match="labels from 3 to 12; expected 0 to 9"):
+        vae.encode(x[:2], torch.tensor([3, 12]))
     with pytest.raises(ValueError, match="has no condition"):
         make((1, 8, 8)).given(1)
 
@@ -188,6 +193,12 @@ def test_what_is_refused(digits: data.Dataset) -> None:
 
 def test_given_a_condition_it_is_the_same_model(digits: data.Dataset) -> None:
     vae = make(digits, prior=LabelledPrior(2)).double()
+    assert torch.equal(
+        vae.given(torch.tensor(3)).decode(torch.zeros(1, 2).double()), vae.given(3).decode(torch.zeros(1, 2).double())
+    )
+    vae.posterior.eval()
+    assert vae.given(3).training
+    assert not vae.posterior.training, "to ask for a condition leaves the modes as they are"
     given, y = vae.given(3), torch.eye(10, dtype=torch.float64)[3]
     x, z = torch.rand(5, 1, 8, 8).double().round(), torch.randn(4, 5, 2, dtype=torch.float64)
     each = y.expand(5, 10)

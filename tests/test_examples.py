@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
+
+from ppl_vae import cli
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -25,6 +28,18 @@ def test_three_elbos(capsys):
     assert article[0] == pytest.approx(closed[0], rel=1e-4)
     assert 0 < sampled[1] < 0.1
     assert "Trace_ELBO (sampled KL)" in capsys.readouterr().out
+
+
+def test_log_likelihoods(tmp_path, capsys):
+    folder = tmp_path / "vamp"
+    prior = ("--prior", "VampPrior", "--prior.latent_dim", "2", "--prior.num_components", "7", "--prior.start", "data")
+    assert cli.main(["train", *prior, "--epochs", "1", "--out", str(folder)]) == 0
+    found = load("log_likelihoods").main([str(folder), "--particles", "50", "--size", "60"])["vamp"]
+    assert found["num_data"] == 60
+    assert found["log_likelihood"][1] < found["log_likelihood"][0] < found["log_likelihood"][2]
+    assert found["elbo"][0] < found["log_likelihood"][0]
+    assert json.loads((folder / "log_likelihood.json").read_text()) == found
+    assert "vamp" in capsys.readouterr().out
 
 
 def test_missed_modes(capsys):

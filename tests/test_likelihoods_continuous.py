@@ -15,7 +15,7 @@ import torch
 
 from ppl_vae import SVI, VAE, data, likelihoods, networks, objectives, posteriors, priors
 from ppl_vae.distributions.continuous_bernoulli import ContinuousBernoulli, logit_of_mean
-from ppl_vae.likelihoods.heavy_tailed import _log_normaliser, _StudentT
+from ppl_vae.distributions.student_t import StudentT, _log_normaliser
 from ppl_vae.networks import Binding
 
 LOGITS = [0.0, 1e-9, -1e-4, 0.0299, 0.0301, -0.5, 0.9999, 1.0001, -2.5, 17.0, -40.0, 300.0]
@@ -140,7 +140,7 @@ def test_continuous_bernoulli_refuses_what_lies_outside():
 @pytest.mark.parametrize("df", [1.5, 4.0, 30.0, 1999.0, 2001.0, 1e6])
 def test_student_t_against_scipy(df):
     x = torch.tensor([-1e6, -3.0, 0.2, 0.21, 5.0, 1e12], **DOUBLE)
-    p = _StudentT(df, torch.full((6,), 0.2, **DOUBLE), torch.full((6,), 0.7, **DOUBLE))
+    p = StudentT(df, torch.full((6,), 0.2, **DOUBLE), torch.full((6,), 0.7, **DOUBLE))
     expected = scipy.stats.t.logpdf(x.numpy(), df, loc=0.2, scale=0.7)
     # SciPy's difference of two lgammas loses digits at many degrees of freedom
     torch.testing.assert_close(p.log_prob(x), torch.from_numpy(expected), rtol=1e-10 if df < 1e4 else 1e-9, atol=1e-9)
@@ -149,7 +149,7 @@ def test_student_t_against_scipy(df):
 def test_student_t_with_many_degrees_of_freedom_is_normal():
     x, zero, one = torch.linspace(-3, 3, 7, **DOUBLE), torch.zeros(7, **DOUBLE), torch.ones(7, **DOUBLE)
     torch.testing.assert_close(
-        _StudentT(1e14, zero, one).log_prob(x), dist.Normal(zero, one).log_prob(x), rtol=1e-10, atol=0
+        StudentT(1e14, zero, one).log_prob(x), dist.Normal(zero, one).log_prob(x), rtol=1e-10, atol=0
     )
     assert _log_normaliser(2000 * (1 - 1e-12)) == pytest.approx(_log_normaliser(2000), rel=1e-13)
 

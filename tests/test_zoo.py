@@ -589,6 +589,40 @@ def test_all_combinations_train(combination: tuple[Any, ...], digits: Tensor) ->
     train(combination, digits)
 
 
+def one_of_each_family(entries: list[Any]) -> list[Any]:
+    return list({zoo.family(entry): entry for entry in reversed(entries)}.values())
+
+
+@pytest.mark.parametrize("prior", one_of_each_family(zoo.PRIORS), ids=zoo.names)
+@pytest.mark.parametrize("posterior", one_of_each_family(zoo.POSTERIORS), ids=zoo.names)
+def test_a_posterior_of_another_space_is_refused(prior: zoo.Prior, posterior: zoo.Posterior) -> None:
+    if zoo.goes_together(prior, posterior):
+        return
+    # mass on a part of the prior's support is no fault
+    within = {("real", "box"), ("real", "relaxed bits"), ("box", "relaxed bits"), ("bits", "one-hot")}
+    if (prior.space, posterior.space) in within and not prior.name.startswith("VampPrior"):
+        zoo.Program(prior, zoo.LIKELIHOODS[0], posterior).vae()
+        return
+    if prior.name.startswith("VampPrior"):
+        within |= {("real", space) for space in ("box", "relaxed bits", "sphere", "bits", "one-hot", "simplex")}
+        if (prior.space, posterior.space) in within and posterior.rescores:
+            return  # a mixture of posteriors lives where they live, or says that it cannot be made of them
+    with pytest.raises(ValueError, match=r"^[^\n]+$"):
+        zoo.Program(prior, zoo.LIKELIHOODS[0], posterior).vae()
+
+
+@pytest.mark.parametrize("likelihood", zoo.LIKELIHOODS, ids=zoo.names)
+def test_data_outside_the_support_are_refused(likelihood: zoo.Likelihood) -> None:
+    if likelihood.domain is zoo.REAL:
+        return
+    vae = zoo.Program(likelihood=likelihood).vae()
+    inside = data.from_tensors(likelihood.draw(40, *X_SHAPE), validation=0, test=0)
+    vae.check_support(inside)
+    outside = data.from_tensors(likelihood.draw(40, *X_SHAPE) - 0.3, validation=0, test=0)
+    with pytest.raises(ValueError, match=r"^[^\n]*outside the support of[^\n]*$"):
+        vae.check_support(outside)
+
+
 @every_network
 def test_networks_train(network: zoo.Network, digits: Tensor) -> None:
     vae = zoo.Program(network=network).vae((1, 8, 8), 2)

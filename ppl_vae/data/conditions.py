@@ -14,7 +14,8 @@ from ppl_vae.data.splits import Split
 def with_labels(dataset: Dataset) -> Dataset:
     """A labelled data set whose second column are its labels, one-hot, for a conditional model.
 
-    Column k stands for the k-th label in ascending order, over all three parts. The labels themselves stay beside it.
+    Column k stands for the k-th label in ascending order, over all three parts; the labels are numbered anew likewise,
+    from 0, so that they and the column say the same.
 
     Args:
         dataset: labelled in all parts that have rows, with one column.
@@ -46,7 +47,7 @@ def with_labels(dataset: Dataset) -> Dataset:
         if split.labels is None:  # empty
             return replace(split, columns=(*split.columns, torch.zeros(0, len(known))))
         rows = torch.searchsorted(known.to(split.labels.device), split.labels)
-        return replace(split, columns=(*split.columns, one_hot(rows, len(known)).to(torch.float32)))
+        return replace(split, columns=(*split.columns, one_hot(rows, len(known)).to(torch.float32)), labels=rows)
 
     train, validation, test = map(with_column, parts.values())
     return replace(dataset, train=train, validation=validation, test=test)

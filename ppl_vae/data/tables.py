@@ -121,7 +121,7 @@ def _named_columns(table: Any, name: str) -> dict[str, np.ndarray]:
     if isinstance(table, Mapping):
         found = {str(key): _array(value) for key, value in table.items()}
     else:
-        array = np.asarray(table)
+        array = _array(table) if isinstance(table, np.ma.MaskedArray) else np.asarray(table)
         if array.dtype.names:
             found = {key: array[key] for key in array.dtype.names}
         elif array.ndim == 2:
@@ -142,6 +142,8 @@ def _array(values: Any) -> np.ndarray:
     """A column; as objects where it holds words, so that None and NaN keep their meaning beside them."""
     if isinstance(values, Tensor):
         values = values.detach().cpu().numpy()
+    if isinstance(values, np.ma.MaskedArray):
+        values = np.ma.filled(values.astype(float), np.nan)
     if not isinstance(values, np.ndarray) and any(isinstance(v, str) or v is None for v in values):
         found = np.empty(len(values), dtype=object)
         found[:] = list(values)

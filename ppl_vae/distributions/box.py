@@ -10,6 +10,7 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 from torch.distributions.utils import broadcast_all
+from torch.nn.functional import logsigmoid
 
 _NODES = 121  # of the trapezoid rule for moments, over 9 standard deviations to either side
 _REACH = 9.0
@@ -48,9 +49,10 @@ class SquashedNormal(TorchDistribution):
 
     A z near an end has few digits left of its distance to it: in float32 on [-1, 1], t is known to 0.001 at
     :math:`|t| = 10` and to 0.2 at 15, and from 17 on all t fall on the last number before the end, where the density is
-    that of this number and no longer that of t. Draws never lie on an end itself, and the density at an end is that
-    of its neighbour, so that both are finite. Far from 0 (on [100, 101]) the digits run out earlier. Bimodal, with
-    modes towards both ends, where s is larger than about 1.7.
+    that of this number and no longer that of t; so the last draw of an object is scored at its own t, whatever z has
+    lost of it. Draws never lie on an end itself, and the density at an end is that of its neighbour, so that both are
+    finite. Far from 0 (on [100, 101]) the digits run out earlier. Bimodal, with modes towards both ends, where s is
+    larger than about 1.7.
 
     Args:
         loc: The mean :math:`\mu` of t.
@@ -81,6 +83,7 @@ class SquashedNormal(TorchDistribution):
         validate_args: bool | None = None,
     ) -> None:
         self.loc, self.scale, self.low, self.high = broadcast_all(loc, scale, low, high)
+        self._drawn: tuple[Tensor, Tensor] | None = None  # the last draw and its t, which z has lost digits of
         super().__init__(self.loc.shape, validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
@@ -93,6 +96,7 @@ class SquashedNormal(TorchDistribution):
         new = self._get_checked_instance(SquashedNormal, _instance)
         for name in self.arg_constraints:
             setattr(new, name, getattr(self, name).expand(batch_shape))
+        new._drawn = None
         super(SquashedNormal, new).__init__(Size(batch_shape), validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -112,12 +116,20 @@ class SquashedNormal(TorchDistribution):
         """Return draws that carry the gradient."""
         shape = self._extended_shape(sample_shape)
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
-        return self._inside(self._squash(self.loc + self.scale * noise, self.low, self.high))
+        t = self.loc + self.scale * noise
+        z = self._inside(self._squash(t, self.low, self.high))
+        self._drawn = z, t
+        return z
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(value)."""
         if self._validate_args:
             self._validate_sample(value)
+        if self._drawn is not None and value is self._drawn[0]:
+            t = self._drawn[1]
+            standard = (t - self.loc) / self.scale
+            log_normal = -0.5 * (standard.square() + math.log(2 * math.pi)) - self.scale.log()
+            return log_normal - (self.high - self.low).log() - logsigmoid(t) - logsigmoid(-t)
         value = self._inside(value)
         # the distances themselves, which are exact near their end, instead of (value - low) / width and 1 minus it
         log_below, log_above = (value - self.low).log(), (self.high - value).log()

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
-from torch.nn.functional import one_hot, softplus
+from torch.nn.functional import one_hot
 
 
 class MixedColumns(dist.TorchDistribution):
@@ -185,74 +185,6 @@ class _MixedSupport(constraints.Constraint):
             owners = owners[d.order.argsort().cpu()]
         part = d.parts[int(owners[index])]
         return f"{float(value[tuple(first)]):.6g} in column {column}, which takes {part.support} or NaN"
-
-
-class NegativeBinomial(dist.TorchDistribution):
-    r"""Counts around a mean, overdispersed: a Poisson whose rate is gamma distributed.
-
-    .. math::
-        p(x) = \frac{\Gamma(x + r)}{\Gamma(r)\, x!} \Big(\frac{r}{r + \mu}\Big)^{r} \Big(\frac{\mu}{r + \mu}\Big)^{x},
-        \qquad \mathrm{Var}(x) = \mu + \mu^2 / r.
-
-    Differences of log-gammas lose all digits in float32 where r is large (a Poisson, in the limit); here they are
-    replaced by Stirling's series, moved up by eight so that it holds for small r too. Counts above 2^24 are not whole
-    numbers in float32 any more.
-
-    Args:
-        log_mean: :math:`\log \mu`.
-        concentration: r > 0.
-
-    Example:
-        >>> NegativeBinomial(torch.tensor(0.0), torch.tensor(1e8)).log_prob(torch.tensor(2.0))  # -1 - log 2
-        tensor(-1.6931)
-    """
-
-    arg_constraints = {"log_mean": constraints.real, "concentration": constraints.positive}  # noqa: RUF012
-    support = constraints.nonnegative_integer
-
-    def __init__(self, log_mean: Tensor, concentration: Tensor, validate_args: bool | None = None) -> None:
-        self.log_mean, self.concentration = torch.broadcast_tensors(log_mean, concentration)
-        super().__init__(self.log_mean.shape, validate_args=validate_args)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> NegativeBinomial:
-        """Return the same distribution with a larger batch shape."""
-        parameters = (self.log_mean.expand(batch_shape), self.concentration.expand(batch_shape))
-        return NegativeBinomial(*parameters, validate_args=self._validate_args)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log probability."""
-        if self._validate_args:
-            self._validate_sample(value)
-        r, x, a = self.concentration, value, self.concentration + 8
-        excess = softplus(self.log_mean - r.log())  # log(1 + mu / r)
-        below = sum((torch.log1p(x / (r + j)) for j in range(8)), torch.zeros_like(r))
-        # log Gamma(x + r) - log Gamma(r), but for x log r, which meets the x log(mu / (r + mu)) beside it
-        ratio = (a - 0.5) * torch.log1p(x / a) + x * torch.log1p((x + 8) / r) - x + _series(x + a) - _series(a) - below
-        return ratio + x * (self.log_mean - excess) - r * excess - torch.lgamma(x + 1)
-
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
-        """Return counts, as floats."""
-        with torch.no_grad():
-            shape = self._extended_shape(sample_shape)
-            r = self.concentration.expand(shape)
-            # a gamma draw may round to zero, which is a rate as good as any
-            return torch.poisson(torch._standard_gamma(r) * (self.log_mean - self.concentration.log()).exp())
-
-    @property
-    def mean(self) -> Tensor:
-        """Mu."""
-        return self.log_mean.exp()
-
-    @property
-    def variance(self) -> Tensor:
-        """Mu + mu^2 / r."""
-        return self.mean + self.mean.square() / self.concentration
-
-
-def _series(a: Tensor) -> Tensor:
-    """What Stirling's formula for log Gamma(a) leaves: below 1e-13 wrong for a of 8 or more."""
-    b = a.reciprocal().square()
-    return (1 / 12 - b * (1 / 360 - b * (1 / 1260 - b * (1 / 1680 - b * (1 / 1188 - b * 691 / 360360))))) / a
 
 
 def _is_categorical(part: Any) -> bool:

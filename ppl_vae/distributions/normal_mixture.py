@@ -105,14 +105,19 @@ class NormalMixture(TorchDistribution):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Return draws that carry the gradient, (*sample_shape, *batch, d)."""
         z = self.sample(sample_shape)
+        learned = self.logits.requires_grad
+        if not torch.is_grad_enabled() or not (learned or self.loc.requires_grad or self.scale.requires_grad):
+            return z
         loc, scale = self.loc.detach(), self.scale.detach()
         with torch.no_grad():
             log_terms = self.logits + self._component_log_prob(z)
             responsibility = log_terms.softmax(-1).unsqueeze(-1)  # (..., C, 1)
             standard = (z.unsqueeze(-2) - loc) / scale
-            weight_velocity = self._weight_velocity(standard, scale, log_terms.logsumexp(-1))
         moved = responsibility * (self.loc - loc + standard * (self.scale - scale))
-        moved = moved + weight_velocity * (self.logits - self.logits.detach()).unsqueeze(-1)
+        if learned:  # of size C x C x d for each draw
+            with torch.no_grad():
+                weight_velocity = self._weight_velocity(standard, scale, log_terms.logsumexp(-1))
+            moved = moved + weight_velocity * (self.logits - self.logits.detach()).unsqueeze(-1)
         return z + moved.sum(-2)
 
     def _draw(self, sample_shape: Any) -> Tensor:

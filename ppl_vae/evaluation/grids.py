@@ -157,7 +157,10 @@ def bounds(prior: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     while hasattr(constraint, "base_constraint"):
         constraint = constraint.base_constraint
     lower, upper = (getattr(constraint, f"{side}_bound", limit) for side, limit in _UNBOUNDED)
-    return torch.as_tensor(lower).to(like).expand_as(like), torch.as_tensor(upper).to(like).expand_as(like)
+    lower, upper = torch.as_tensor(lower).to(like), torch.as_tensor(upper).to(like)
+    if lower.dim() > like.dim():  # a mixture has a row for each component
+        lower, upper = lower.flatten(0, -2).amin(0), upper.flatten(0, -2).amax(0)
+    return lower.expand_as(like), upper.expand_as(like)
 
 
 def _centre(prior: Any, samples: Tensor) -> Tensor:

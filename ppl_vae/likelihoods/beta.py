@@ -10,8 +10,8 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ppl_vae._numbers import inverse_softplus
 from ppl_vae._validation import check_choice, check_positive
-from ppl_vae.likelihoods.location_scale import inverse_softplus
 from ppl_vae.networks import MLP, Binding, NetworkFactory, ParameterNetwork
 
 Parameters = Literal["mean_precision", "concentrations"]

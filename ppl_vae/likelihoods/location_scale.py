@@ -2,13 +2,13 @@ r"""What likelihoods around a location share: where their scale comes from."""
 
 from __future__ import annotations
 
-import math
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ppl_vae._numbers import inverse_softplus
 from ppl_vae._validation import check_choice, check_positive
 from ppl_vae.networks import MLP, Binding, NetworkFactory, ParameterNetwork
 
@@ -87,8 +87,3 @@ class LocationScale(nn.Module):
         else:
             scale = (softplus(self.raw_scale) + self.floor).expand_as(location)
         return location, scale, location.dim() - z.dim() + 1
-
-
-def inverse_softplus(value: float) -> float:
-    """Return r with log(1 + e^r) = value, for a value above 0."""
-    return value + math.log(-math.expm1(-value))

@@ -12,15 +12,17 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ppl_vae._columns import VALUES, split_kind, split_kinds
+from ppl_vae._numbers import inverse_softplus
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_choice, check_positive
-from ppl_vae.distributions.mixed import MixedColumns, NegativeBinomial
+from ppl_vae.distributions.counts import NegativeBinomial
+from ppl_vae.distributions.mixed import MixedColumns
 from ppl_vae.networks import MLP, Binding, NetworkFactory, ParameterNetwork, Shape
 
 Scale = Literal["column", "network"]
 
 _SCALED = ("real", "positive", "count")  # kinds with a scale beside their location
-_START = math.log(math.expm1(1.0))  # where softplus is one
+_START = inverse_softplus(1.0)
 _ROWS = 4096  # of data, read at a time
 
 
@@ -186,7 +188,8 @@ def _part(kind: str, own: Tensor, spread: Tensor | None) -> Any:
     if kind == "positive":
         return dist.LogNormal(first, cast(Tensor, spread))
     if kind == "count":
-        return NegativeBinomial(first, cast(Tensor, spread).square().reciprocal().expand_as(first))
+        log_concentration = -2 * cast(Tensor, spread).log()
+        return NegativeBinomial(*torch.broadcast_tensors(first, log_concentration))
     if kind == "binary":
         return dist.Bernoulli(logits=first)
     return dist.Categorical(logits=own)

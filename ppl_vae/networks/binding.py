@@ -60,8 +60,8 @@ class Binding:
             ValueError: If there are no data.
         """
         train = self._train(piece)
-        (x, *_) = next(train.batches(size, order=torch.randperm(len(train)).repeat(-(-size // len(train)))[:size]))
-        return x
+        order = torch.randperm(len(train)).repeat(-(-size // len(train)))[:size]
+        return torch.cat([x for x, *_ in train.batches(min(size, len(train)), order=order)])
 
     def _train(self, piece: str) -> Split:
         if self.train is None or not len(self.train):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import softplus
 
+from ppl_vae._numbers import inverse_softplus
 from ppl_vae._validation import check_positive, check_positive_int
 from ppl_vae.distributions.normal_mixture import NormalMixture
 
@@ -58,7 +59,7 @@ class MixtureOfNormals(nn.Module):
         std = math.sqrt(latent_dim / (latent_dim + 2))
         self.logits = nn.Parameter(torch.zeros(num_components))
         self.loc = nn.Parameter(math.sqrt(1 - std**2) * torch.randn(num_components, latent_dim))
-        raw = math.log(math.expm1(std - floor))  # of which softplus is std - floor
+        raw = inverse_softplus(std - floor)
         self.raw_scale = nn.Parameter(torch.full((num_components, latent_dim), raw))
 
     def forward(self) -> dist.Distribution:

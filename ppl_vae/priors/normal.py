@@ -2,13 +2,12 @@ r"""Normal priors."""
 
 from __future__ import annotations
 
-import math
-
 import pyro.distributions as dist
 import torch
 from torch import nn
 from torch.nn.functional import softplus
 
+from ppl_vae._numbers import inverse_softplus
 from ppl_vae._validation import check_positive_int
 
 _FLOOR = 1e-5  # of a learned standard deviation
@@ -79,7 +78,7 @@ class DiagonalNormal(nn.Module):
         self.latent_dim = check_positive_int(latent_dim, "prior DiagonalNormal: latent_dim")
         self.loc = nn.Parameter(torch.zeros(latent_dim))
         # of which softplus is 1 - _FLOOR
-        self.raw_scale = nn.Parameter(torch.full((latent_dim,), math.log(math.expm1(1 - _FLOOR))))
+        self.raw_scale = nn.Parameter(torch.full((latent_dim,), inverse_softplus(1 - _FLOOR)))
 
     def forward(self) -> dist.Distribution:
         """Return p(z), batch shape (), event shape (latent_dim,)."""

@@ -1,0 +1,107 @@
+r"""One coordinate of a random vector: which values it can take, found by asking the support.
+
+A distribution of any kind answers ``support.check``; asked along one coordinate, that tells a line from an interval and
+both from a list of values, and needs no knowledge of the family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_REACH = 12.0  # sinh(12) = 81,377 widths to either side
+_MOST_STATES = 2048
+
+Inside = Callable[[Tensor], Tensor]  # values of one coordinate, (n,) -> whether each lies in the support
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The values of one coordinate.
+
+    Attributes:
+        states: All values, ascending, if they can be listed.
+        low: The least value, -inf if there is none.
+        high: The largest value.
+        edges: Those ends that are themselves in the support.
+    """
+
+    states: Tensor | None = None
+    low: float = -torch.inf
+    high: float = torch.inf
+    edges: tuple[float, ...] = ()
+
+    def nodes(self, count: int, centre: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+        """Points and weights of the trapezoid rule in a variable that spreads them, (count, *centre.shape)."""
+        if self.states is not None:
+            states = self.states.reshape(-1, *[1] * centre.dim()).expand(-1, *centre.shape)
+            return states, torch.ones_like(states)
+        t = torch.linspace(-1, 1, count, dtype=torch.float64).reshape(-1, *[1] * centre.dim())
+        step = 2.0 / (count - 1)
+        if self.low > -torch.inf and self.high < torch.inf:
+            # tanh-sinh: points crowd at both ends, where a Beta may be infinite
+            s = 0.5 * torch.pi * (3.2 * t).sinh()
+            half = 0.5 * (self.high - self.low)
+            points = torch.where(
+                s < 0, self.low + half * 2 * torch.sigmoid(2 * s), self.high - half * 2 * torch.sigmoid(-2 * s)
+            )
+            slope = half * 0.5 * torch.pi * 3.2 * (3.2 * t).cosh() / s.cosh() ** 2
+        elif self.low == -torch.inf and self.high == torch.inf:
+            points = centre + width * (_REACH * t).sinh()
+            slope = width * _REACH * (_REACH * t).cosh()
+        else:
+            end, sign = (self.low, 1.0) if self.low > -torch.inf else (self.high, -1.0)
+            scale = (sign * (centre - end)).clamp(min=1e-12)
+            s = 4.5 * t
+            grown = scale * (1.2 * s.sinh()).exp()  # doubly exponential towards both ends
+            points = end + sign * grown
+            slope = grown * 1.2 * 4.5 * s.cosh()
+        return points.expand(count, *centre.shape), (slope * step).expand(count, *centre.shape)
+
+
+def find_axis(inside: Inside, values: Tensor) -> Axis | None:
+    """Return the axis that these values of a coordinate lie on, or None if it can be moved neither freely nor in steps.
+
+    Args:
+        inside: Whether values of this coordinate lie in the support, the others as they are.
+        values: Some values of it, float64, (n,).
+    """
+    middle = values.median()
+    near = torch.stack([middle + 1.37e-3, middle - 1.37e-3])
+    if not inside(near).any():
+        return _listed(inside, values)
+    high, has_high = _edge(inside, middle.item(), 1.0)
+    low, has_low = _edge(inside, middle.item(), -1.0)
+    edges = tuple(end for end, has in ((low, has_low), (high, has_high)) if has)
+    return Axis(None, low, high, edges)
+
+
+def _listed(inside: Inside, values: Tensor) -> Axis | None:
+    """One of the usual lists of values: whole numbers, 8-bit grey levels in their scalings, or those that were seen."""
+    bits = torch.arange(256, dtype=torch.float64)
+    seen = values.unique()
+    whole = torch.arange(-_MOST_STATES // 2, _MOST_STATES, dtype=torch.float64)
+    for states in (whole, bits / 255, bits / 127.5 - 1, bits / 256, (bits + 0.5) / 256):
+        gap = (seen[:, None] - states).abs().min(1).values
+        if gap.max() < 1e-5 and inside(states).sum() > 1:
+            return Axis(states[inside(states)])
+    return None
+
+
+def _edge(inside: Inside, start: float, sign: float) -> tuple[float, bool]:
+    """How far a coordinate can go in one direction, and whether the end belongs to it."""
+    steps = sign * 10.0 ** torch.arange(-6, 9, dtype=torch.float64)
+    ok = inside(start + steps)
+    if ok.all():
+        return sign * torch.inf, False
+    first = int((~ok).nonzero()[0])
+    near = start if first == 0 else start + steps[first - 1].item()
+    far = start + steps[first].item()
+    for _ in range(60):
+        middle = 0.5 * (near + far)
+        near, far = (middle, far) if inside(torch.tensor([middle], dtype=torch.float64))[0] else (near, middle)
+    end = round(far, 6) + 0.0 if abs(far - round(far, 6)) < 1e-6 * max(1.0, abs(far)) else far
+    return end, bool(inside(torch.tensor([end], dtype=torch.float64))[0])

@@ -1,0 +1,153 @@
+"""Where the line is that a finding is about: in the user's own class or function, where there is one."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import linecache
+import os
+import textwrap
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.distributions import Distribution, Independent, TransformedDistribution
+
+from ppl_vae._piece_checks import GivenPiece
+
+_LIBRARIES = ("torch", "pyro", "ppl_vae", "zuko")
+_HIDDEN = (".detach()", ".data", "no_grad", ".item()", ".numpy()", "torch.tensor(", "inference_mode")
+
+
+def of_call(piece: Any) -> str:
+    """The line with which a piece returns its distribution."""
+    return _line(_call_of(piece), lambda node: isinstance(node, ast.Return))
+
+
+def of_method(distribution: Any, names: tuple[str, ...], piece: Any) -> str:
+    """The line with which a user's own distribution answers a method; that of the piece where it has none of its own.
+
+    Args:
+        distribution: The distribution.
+        names: Methods by preference: the first that a class outside of the libraries defines.
+        piece: What returned it.
+    """
+    for inner in _layers(distribution):
+        for name in names:
+            for cls in type(inner).__mro__:
+                method = getattr(vars(cls).get(name), "fget", vars(cls).get(name))
+                if inspect.isfunction(method) and cls.__module__.partition(".")[0] not in _LIBRARIES:
+                    return _line(method, lambda node: isinstance(node, ast.Return))
+    return of_call(piece)
+
+
+def of_cut(piece: Any) -> str:
+    """The line of a piece that cuts the path of the gradient, ``.detach()`` or the like, else that of its result."""
+    modules = list(piece.modules()) if isinstance(piece, nn.Module) else [piece]
+    for part in modules:
+        call = _call_of(part)
+        if _is_users(call):
+            for number, line in _source(call):
+                code = line.partition("#")[0]
+                if any(cut in code for cut in _HIDDEN):
+                    return _say(call, number, line)
+    return of_call(piece)
+
+
+def of_parameter(module: nn.Module, name: str) -> str:
+    """The line that makes a parameter of a module, by its dotted name; that of the module's result where unknown."""
+    *path, leaf = name.split(".")
+    owners: list[tuple[Any, str]] = []
+    owner: Any = module
+    for step in [*path, leaf]:
+        owners.append((owner, step))
+        owner = getattr(owner, step, None)
+    for owner, attribute in reversed(owners):
+        for cls in type(owner).__mro__:
+            init = vars(cls).get("__init__")
+            if cls.__module__.partition(".")[0] in _LIBRARIES or init is None:
+                continue
+            for number, line in _source(init):
+                if f"self.{attribute} =" in line or f"self.{attribute}:" in line or f'"{attribute}"' in line:
+                    return _say(init, number, line)
+    return ""
+
+
+def of_error(error: BaseException) -> str:
+    """The deepest line outside of the libraries that an error passed through, if there is one."""
+    found = ""
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        module = frame.f_globals.get("__name__", "").partition(".")[0]
+        if module not in _LIBRARIES and not _of_environment(frame.f_code.co_filename):
+            line = linecache.getline(frame.f_code.co_filename, number).strip()
+            found = f"{_short(frame.f_code.co_filename)}:{number}, {frame.f_code.co_qualname}: {line}"
+    cause = error.__cause__
+    return of_error(cause) or found if cause is not None else found
+
+
+def name_of(piece: Any) -> str:
+    """What a piece is called: its class, or the function's name."""
+    if isinstance(piece, GivenPiece):
+        return name_of(piece.piece)
+    return getattr(piece, "__name__", type(piece).__name__)
+
+
+def _layers(distribution: Any) -> Iterator[Any]:
+    while True:
+        yield distribution
+        if not isinstance(distribution, (Independent, TransformedDistribution)):
+            return
+        distribution = distribution.base_dist
+
+
+def _call_of(piece: Any) -> Callable[..., Any]:
+    if isinstance(piece, Distribution) or inspect.isroutine(piece):
+        return piece  # type: ignore[return-value]
+    if isinstance(piece, nn.Module):
+        return type(piece).forward
+    return getattr(piece, "func", None) or type(piece).__call__
+
+
+def _is_users(function: Any) -> bool:
+    return (getattr(function, "__module__", None) or "").partition(".")[0] not in _LIBRARIES
+
+
+def _source(function: Any) -> list[tuple[int, str]]:
+    try:
+        lines, first = inspect.getsourcelines(inspect.unwrap(function))
+    except (OSError, TypeError, ValueError):
+        return []
+    return [(first + i, line) for i, line in enumerate(lines)]
+
+
+def _line(function: Any, wanted: Callable[[ast.AST], bool]) -> str:
+    """The last statement of a kind in a user's function; its first line where there is none."""
+    source = _source(function) if _is_users(function) else []  # nobody is to mend a library for the data at hand
+    if not source:
+        return ""
+    number = source[0][0]
+    try:
+        tree = ast.parse(textwrap.dedent("".join(line for _, line in source)))
+    except SyntaxError:  # a lambda within an expression
+        return _say(function, *source[0])
+    hits = [node.lineno for node in ast.walk(tree) if wanted(node) and isinstance(node, ast.stmt)]
+    index = max(hits) - 1 if hits else 0
+    return _say(function, number + index, source[index][1])
+
+
+def _say(function: Any, number: int, line: str) -> str:
+    function = inspect.unwrap(function)
+    file = inspect.getsourcefile(function) or "?"
+    return f"{_short(file)}:{number}, {function.__qualname__}: {line.strip()}"
+
+
+def _short(file: str) -> str:
+    """A path as seen from here, if it lies below."""
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _of_environment(file: str) -> bool:
+    return f"{os.sep}site-packages{os.sep}" in file or file.startswith("<") or f"{os.sep}lib{os.sep}python" in file

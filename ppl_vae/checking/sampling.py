@@ -1,0 +1,193 @@
+r"""Whether draws follow the density.
+
+Along any one coordinate of a draw, all others kept, the density alone says what fraction u of the mass lies below the
+draw's own value; where the draws are those of the density, u is uniform on [0, 1], whatever the family, its dimension
+or its normaliser (the conditional form of the probability integral transform). On a sphere great circles through the
+draw are the lines. Mean and spread of u are held against 1/2 and 1/3 in standard errors.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppl_vae.checking.asking import Unanswered
+from ppl_vae.checking.axes import Axis
+from ppl_vae.checking.density import Density
+from ppl_vae.checking.normalisation import on_segment, spread
+
+_NODES = 1201  # of a line that all draws share
+_FEW = 401  # of a line for each draw
+_LINES = 300  # draws with a line of their own
+_LIMIT = 5.5  # standard errors: a false alarm in 13 million questions
+_COORDINATES = 8
+_RESOLVED = 8.0  # nodes that must share the mass of a line; a normal one of 2 nodes a deviation has 8
+_NARROWER = 14  # tries, each of a fifth of the width: to 1e-9 of it
+
+
+class Deviation(NamedTuple):
+    """How far draws are from the density.
+
+    Attributes:
+        errors: The largest deviation, in standard errors.
+        what: In words: where, and which way.
+    """
+
+    errors: float
+    what: str
+
+    @property
+    def agrees(self) -> bool:
+        """Whether it is within chance."""
+        return self.errors <= _LIMIT
+
+
+def deviation(density: Density) -> Deviation | str:
+    """Return the largest deviation of draws from the density, or why it cannot be told."""
+    if density.coupled and density.measure == "a discrete set":
+        return _frequencies(density)
+    if density.measure == "the unit sphere":
+        return _uniformity(_on_circles(density), "along great circles")
+    if density.coupled:
+        for i, j in zip(range(density.dim - 1), range(1, density.dim), strict=True):
+            if (line := on_segment(density, i, j, _LINES)) is not None:
+                mass = (line.log_mass - line.log_mass.amax(0)).exp()
+                return _uniformity(
+                    _below(line.ratio, mass, line.own[None], listed=False)[0], f"between coordinates {i} and {j}"
+                )
+        return f"a density on {density.distribution.support} in coordinates that move only together"
+    chosen = sorted({round(i) for i in torch.linspace(0, density.dim - 1, _COORDINATES).tolist()})
+    worst = Deviation(0.0, f"{len(density.draws)} draws")
+    for i in chosen:
+        axis = density.axis(i)
+        if axis is None:
+            return f"its support {density.distribution.support} does not let coordinate {i} move by itself"
+        u = (_from_shared_line if density.independent else _from_own_lines)(density, i, axis)
+        found = _uniformity(u, f"in coordinate {i}")
+        if not found.errors <= worst.errors:
+            worst = found
+    return worst
+
+
+def _from_shared_line(density: Density, i: int, axis: Axis) -> Tensor:
+    draws = density.draws[..., i].double()  # (n, B)
+    centre, width = spread(draws)
+    points, weights = axis.nodes(_NODES, centre, width)
+    log_p = density.along(i, points)
+    mass = _masses(log_p, weights)
+    return _below(points, mass, draws, listed=axis.states is not None)
+
+
+def _from_own_lines(density: Density, i: int, axis: Axis) -> Tensor:
+    draws = density.draws[:_LINES].double()
+    shared, width = spread(density.draws[..., i])
+    free = axis.states is None and axis.low == -torch.inf and axis.high == torch.inf
+    found = []
+    for part in draws.split(max(1, 2_000_000 // (_FEW * density.size * density.dim))):
+        here = part[..., i]  # (m, B)
+        own_width = width.expand_as(here)
+        for _ in range(_NARROWER):
+            points, weights = axis.nodes(_FEW, here if free else shared.expand_as(here), own_width)
+            events = part.expand(len(points), *part.shape).clone()
+            events[..., i] = points
+            log_p = density.log_prob(events.reshape(-1, density.size, density.dim)).reshape(points.shape)
+            mass = _masses(log_p, weights)
+            # where coordinates hang together a line is narrower than all draws side by side, and may fall between nodes
+            coarse = _nodes_used(mass) < _RESOLVED
+            if not free or not coarse.any():
+                break
+            own_width = torch.where(coarse, 0.2 * own_width, own_width)
+        else:
+            raise Unanswered(f"along coordinate {i} alone it is too narrow to be resolved")
+        found.append(_below(points, mass, here[None], listed=axis.states is not None)[0])
+    return torch.cat(found)
+
+
+def _nodes_used(mass: Tensor) -> Tensor:
+    """How many nodes share the mass: the exponential of its entropy."""
+    share = mass / mass.sum(0)
+    return torch.special.entr(share).sum(0).exp()
+
+
+def _masses(log_p: Tensor, weights: Tensor) -> Tensor:
+    log_mass = torch.where(log_p < torch.inf, log_p, -torch.inf) + weights.log()
+    return (log_mass - log_mass.amax(0)).exp()
+
+
+def _below(points: Tensor, mass: Tensor, draws: Tensor, *, listed: bool) -> Tensor:
+    """The fraction of the mass below each draw; within a listed value or a cell an even share of it."""
+    total = mass.sum(0)
+    cumulative = mass.cumsum(0)
+    flat = draws.shape[0]
+    moved = [t.movedim(0, -1).contiguous() for t in (points, cumulative, mass)]
+    at = draws.movedim(0, -1).contiguous()
+    if listed:
+        index = torch.searchsorted(moved[0], at - 1e-6).clamp(max=points.shape[0] - 1)
+        low = moved[1].gather(-1, index) - moved[2].gather(-1, index)
+        u = low + torch.rand(at.shape, dtype=torch.float64) * moved[2].gather(-1, index)
+    else:
+        # the trapezoid's mass between two nodes is half that of each
+        index = torch.searchsorted(moved[0], at).clamp(1, points.shape[0] - 1)
+        left, right = moved[0].gather(-1, index - 1), moved[0].gather(-1, index)
+        share = ((at - left) / (right - left).clamp(min=1e-300)).clamp(0, 1)
+        before = moved[1].gather(-1, index - 1) - 0.5 * moved[2].gather(-1, index - 1)
+        step = 0.5 * (moved[2].gather(-1, index - 1) + moved[2].gather(-1, index))
+        u = before + share * step
+    assert u.shape[-1] == flat
+    return (u / total.unsqueeze(-1)).movedim(-1, 0)
+
+
+def _uniformity(u: Tensor, where: str) -> Deviation:
+    """Hold u (n, B), uniform if draws and density agree, against its first two moments."""
+    n = len(u)
+    centred = 2 * u - 1
+    shift = centred.mean(0) * math.sqrt(3 * n)
+    width = ((centred**2).mean(0) - 1 / 3) * math.sqrt(45 * n / 4)
+    if not (shift.isfinite().all() and width.isfinite().all()):
+        return Deviation(math.inf, f"{where} the density at the draws is not a number")
+    if shift.abs().max() > width.abs().max():
+        worst = shift[shift.abs().argmax()].item()
+        way = "higher" if worst > 0 else "lower"
+        return Deviation(abs(worst), f"{where} draws lie {way} than log_prob says, by {abs(worst):.1f} standard errors")
+    worst = width[width.abs().argmax()].item()
+    way = "wider" if worst > 0 else "narrower"
+    return Deviation(abs(worst), f"{where} draws spread {way} than log_prob says, by {abs(worst):.1f} standard errors")
+
+
+def _frequencies(density: Density) -> Deviation | str:
+    """How often each of a few listed states is drawn, against its probability."""
+    try:
+        states = density.distribution.enumerate_support(expand=False)
+    except NotImplementedError:
+        return f"a density on {density.distribution.support} whose values it does not list (enumerate_support)"
+    if len(states) > 512:
+        return f"it has {len(states):,} states"
+    points = states.reshape(len(states), 1, density.dim)
+    p = density.log_prob(points.expand(-1, density.size, -1)).softmax(0)
+    same = (density.draws[:, None] == points.to(density.draws.dtype)).all(-1).double()  # (n, states, B)
+    n = len(density.draws)
+    # a standard error that allows for rare states
+    errors = (same.mean(0) - p).abs() / (p * (1 - p) / n + 2 / n**2).sqrt()
+    worst = int(errors.amax(1).argmax())
+    what = f"state {worst} of {len(states)} is drawn {same.mean(0)[worst].max():.3f} of the time where log_prob says"
+    return Deviation(errors.max().item(), f"{what} {p[worst].max():.3f}")
+
+
+def _on_circles(density: Density) -> Tensor:
+    """The fraction of the mass on a random great circle through each draw that lies before it, (n, B)."""
+    x = density.draws[:_LINES].double()
+    x = torch.nn.functional.normalize(x, dim=-1)
+    v = torch.randn_like(x)
+    v = torch.nn.functional.normalize(v - (v * x).sum(-1, keepdim=True) * x, dim=-1)
+    pole = torch.nn.functional.normalize(density.draws.double().mean((0, 1)) + 1e-3 * torch.randn(density.dim), dim=0)
+    start = torch.atan2(v @ pole, x @ pole)  # where the circle is nearest to the pole: the same from all of its points
+    angle = torch.linspace(0, 2 * math.pi, 2 * _FEW, dtype=torch.float64)[:, None, None] + start + math.pi
+    points = angle.cos()[..., None] * x + angle.sin()[..., None] * v  # (m, n, B, D)
+    log_p = density.log_prob(points.reshape(-1, density.size, density.dim)).reshape(angle.shape)
+    mass = _masses(log_p, torch.ones_like(log_p))
+    own = (-(start + math.pi)).remainder(2 * math.pi)  # the draw itself is at angle 0
+    ticks = (angle - start - math.pi).contiguous()
+    return _below(ticks, mass, own[None], listed=False)[0]

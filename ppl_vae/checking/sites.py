@@ -1,0 +1,82 @@
+r"""Questions about any Pyro program: each site of its model and guide, then the two together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ppl_vae.checking import places, programs
+from ppl_vae.checking.asking import Findings
+from ppl_vae.checking.pieces import FEW
+from ppl_vae.checking.questions import Asked, ask_about_data, ask_of_density
+from ppl_vae.objectives.log_weights import PARTICLES
+from ppl_vae.objectives.losses import Program
+
+
+def check_pair(findings: Findings, program: Program, args: tuple[Tensor, ...], objective: Any) -> None:
+    """Ask of every site of a model and a guide, and of the two together."""
+    model, guide = program
+    few = tuple(a[:FEW] for a in args)
+    traces: list[Any] = []
+
+    def run() -> None:
+        with torch.no_grad():
+            guide_trace = poutine.trace(guide).get_trace(*few)
+            traces.extend((poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*few), guide_trace))
+
+    findings.ask("program", "runs", run)
+    if not traces:
+        return
+    model_trace, guide_trace = traces
+    posteriors = []
+    for function, trace, symbol in ((model, model_trace, "p"), (guide, guide_trace, "q")):
+        for name, site in trace.nodes.items():
+            if site["type"] != "sample" or name == PARTICLES or type(site["fn"]).__name__ == "_Subsample":
+                continue
+            part, fn = f"{symbol}({name})", site["fn"]
+            frames = [f for f in site["cond_indep_stack"] if f.vectorized]
+            if not any(f.dim == -1 and f.size == len(few[0]) for f in frames):
+                findings.wrong(
+                    part,
+                    "shapes",
+                    f"site {name!r} lies in no plate of the data ({len(few[0])} of them, dim -1)",
+                    "write it inside `with pyro.plate('data', len(x), dim=-1):`",
+                    places.of_call(function),
+                )
+                continue
+            findings.ok(part, "shapes", f"batch {tuple(fn.batch_shape)}, event {tuple(fn.event_shape)}")
+            asked = Asked(part, part, function, fn)
+            if site["is_observed"]:
+                ask_about_data(findings, asked, site["value"])
+            elif symbol == "q":
+                posteriors.append(fn)
+                other = model_trace.nodes.get(name)
+                if other is not None:
+                    _ask_inside(findings, part, other["fn"], site["value"], places.of_call(function))
+            ask_of_density(findings, asked)
+    parts = {f.part for f in findings.found if f.status == "wrong"}
+    if parts:
+        for name in ("gradients", "bound"):
+            findings.skipped("program", name, f"mend {', '.join(sorted(parts))} first")
+        return
+    objective = programs.default_objective(posteriors) if objective is None else objective
+    if not programs.ask_about_objective(findings, program, objective, args):
+        return
+    programs.ask_about_gradients(findings, program, objective, args, None)
+    programs.ask_about_bound(findings, program, objective, args)
+    findings.skipped("program", "capture", "only a VAE can be copied to try it; SVI says why_eager while it trains")
+
+
+def _ask_inside(findings: Findings, part: str, prior: Any, value: Tensor, place: str) -> None:
+    def inside() -> None:
+        if prior.support.check(value).all():
+            findings.ok(part, "space", "its draws lie in the support of the prior")
+        else:
+            findings.wrong(
+                part, "space", f"its draws lie outside of the support of the prior, {prior.support}", "", place
+            )
+
+    findings.ask(part, "space", inside)

@@ -1,0 +1,87 @@
+"""``ppl-vae check``: whether pieces, or a whole program, are what they claim to be, on a batch of real data."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ppl_vae import config
+from ppl_vae import help as explained
+from ppl_vae.checking import check
+from ppl_vae.commands import words
+from ppl_vae.commands.errors import bad_input
+from ppl_vae.commands.opening import DataOptions, OpenRun
+from ppl_vae.commands.options import check_seed
+
+_BATCH = 64
+
+USAGE = "ppl-vae check [RUN] [--config PRESET|FILE] [--only PIECE] [--OPTION VALUE ...]"
+EXAMPLE = """\
+ppl-vae check                                       the quick default on handwritten digits
+ppl-vae check --prior mymodule.MyPrior              a piece of yours; arguments as for ppl-vae train
+ppl-vae check --config mine.yaml --only likelihood  one piece alone
+ppl-vae check runs/digits                           a trained run, on its test data
+"""
+OPTIONS = """\
+options:
+  --only PIECE  prior, likelihood or posterior: ask about this piece alone
+  --seed SEED   of all draws (default: 0)
+
+All options of ppl-vae train say what is checked: --data, --prior, --likelihood, --posterior, --objective and their
+arguments (ppl-vae train --help); for a RUN, only --data and its arguments. The exit code is 0 if nothing is wrong, 1 if
+something is, and 2 if there is nothing to check.
+"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command, and return the exit code."""
+    if explained.wanted(argv):
+        with bad_input():
+            print(_help() if words.wants_help(argv) else explained.text(argv), end="")
+        return 0
+    with bad_input():
+        given = words.split(argv)
+        if len(given.runs) > 1:
+            raise ValueError(f"check was given the runs {', '.join(given.runs)}; expected one at most")
+        options = dict(given.options)
+        only = options.pop("only", None)
+        arguments = _of_run(given.runs[0], options) if given.runs else _of_config(options)
+        report = check(only=only, **arguments)
+    print(report)
+    return 0 if report else 1
+
+
+def _of_config(options: dict[str, str]) -> dict[str, Any]:
+    if meaningless := [name for name in ("out", "resume", "print_config") if name in options]:
+        raise ValueError(f"--{meaningless[0]} is an option of ppl-vae train; check writes nothing")
+    settings = config.parse([word for name, value in options.items() for word in (f"--{name}", value)])
+    dataset = settings.build_dataset()
+    objective = settings.build_fit_arguments()["objective"]
+    torch.manual_seed(settings.values["seed"])
+    pieces = {name: settings.build(name) for name in config.PIECES}  # not put together: what VAE refuses is a finding
+    return {"data": dataset, **pieces, "objective": objective, "seed": settings.values["seed"]}
+
+
+def _of_run(word: str, options: dict[str, str]) -> dict[str, Any]:
+    seed = options.pop("seed", "0")
+    if not seed.isdigit():
+        raise ValueError(f"--seed is {seed!r}; expected an integer from 0")
+    check_seed(int(seed))
+    if other := [name for name in options if name.partition(".")[0] != "data"]:
+        raise ValueError(
+            f"--{other[0]} cannot be given for a run, whose pieces are trained; expected --data, --only, --seed"
+        )
+    opened = OpenRun.at(word)
+    rows = DataOptions(options).open(opened, None)
+    y = rows.conditions
+    objective = opened.config.build_fit_arguments()["objective"]
+    batch = {"data": rows.head(_BATCH), "y": None if y is None else y[:_BATCH]}
+    return {"program": opened.vae, **batch, "objective": objective, "seed": int(seed)}
+
+
+def _help() -> str:
+    description = (inspect.getdoc(check) or "").partition("\nArgs:")[0].replace("``", "").strip()
+    return f"usage: {USAGE}\n\n{description}\n\n{OPTIONS}\n{EXAMPLE}"
