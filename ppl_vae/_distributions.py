@@ -79,6 +79,6 @@ def check_same_space(p_z: Any, q_z: Any) -> None:
         inside = p_z.support.check(q_z.sample((_DRAWS,)))
     if not inside.all():
         raise ValueError(
-            f"the posterior {describe(q_z)} puts mass outside the support of the prior {describe(p_z)}, {p_z.support}, "
+            f"the posterior {describe(q_z)} puts mass outside the support of the prior {describe(p_z)}, "
             "where the KL is infinite; choose a posterior for this prior"
         )

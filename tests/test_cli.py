@@ -123,7 +123,7 @@ def test_help_of_train_is_grouped_by_piece_with_the_values_of_the_configuration(
 def test_help_of_one_piece_has_its_docstring_and_its_own_defaults(capsys):
     assert cli.main(["train", "--likelihood.help", "Normal"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "Independent normal pixels with one fixed scale" in text
+    assert "Independent normal pixels, normaliser kept" in text
     assert "The standard deviation :math:`\\sigma`, in units of x" in text
     assert "default: 1.0" in text
     assert "--likelihood.network CLASS" in text

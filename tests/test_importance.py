@@ -223,7 +223,8 @@ def test_draws_outside_the_priors_support_weigh_nothing(proposal):
         def forward(self, x):
             return dist.Normal(x, 0.6).to_event(1)
 
-    vae = VAE((2,), prior=Box(), likelihood=Identity(), posterior=Wide())
+    vae = VAE((2,), prior=priors.StandardNormal(2), likelihood=Identity(), posterior=Wide())
+    vae.prior = Box()  # which VAE would refuse beside this posterior
     x = torch.tensor([[0.0, 0.5], [0.9, -1.3]], dtype=DOUBLE)
     truth = np.log((norm.cdf((1 - x) / 0.5) - norm.cdf((-1 - x) / 0.5)) / 2).sum(-1)
     evidence = importance(vae, x, num_particles=4000, proposal=proposal)

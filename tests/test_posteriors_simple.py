@@ -245,7 +245,7 @@ def test_squashed_normal_never_leaves_the_open_box(dtype: torch.dtype, low: floa
 @pytest.mark.parametrize("box", [(-1.0, 1.0), (100.0, 101.0)])
 def test_a_draw_of_a_squashed_normal_is_scored_where_it_was_drawn(scale: float, box: tuple[float, float]) -> None:
     """The mean of log q is minus the entropy in float32 too, where z has lost its digits."""
-    single = SquashedNormal(torch.tensor(6.0), torch.tensor(scale), *box)
+    single = SquashedNormal(torch.tensor(6.0).float(), torch.tensor(scale).float(), *box)
     found = single.log_prob(single.rsample((10_000,)))
     assert found.dtype == torch.float32
     precise = SquashedNormal(torch.tensor(6.0).double(), torch.tensor(scale).double(), *box)

@@ -186,13 +186,23 @@ def test_a_spike_that_only_q_knows_of():
     holds(evidence, truth)
 
 
+def wide(dim):
+    return lambda: dist.Normal(torch.zeros(dim).double(), 1.0).to_event(1)
+
+
+def beside(prior, vae):
+    """The densities of a VAE under a prior that it would refuse beside its posterior, which leaves its support."""
+    vae.prior = prior  # a plain function beside modules
+    return VAEDensities(vae)
+
+
 def test_uniform_prior():
     """The box cuts the likelihood: the prior is a product, and so is the answer."""
     low, high = torch.tensor([-1.0, 0.0]).double(), torch.tensor([1.0, 3.0]).double()
     prior = lambda: dist.Uniform(low, high).to_event(1)  # noqa: E731
     centre, width = torch.tensor([0.99, 2.4]).double(), 0.05
     likelihood = VAELikelihood(centre)
-    densities = VAEDensities(VAE((2,), prior=prior, likelihood=likelihood, posterior=Encoder(centre, 0.05)))
+    densities = beside(prior, VAE((2,), prior=wide(2), likelihood=likelihood, posterior=Encoder(centre, 0.05)))
     x = torch.stack([centre, centre + torch.tensor([0.1, 0.7]), centre + torch.tensor([-3.0, 0.0])])
     normal = torch.distributions.Normal(x, torch.full_like(x, width))
     evidence = quadrature(densities, x)
@@ -267,9 +277,8 @@ def test_a_prior_on_half_the_line():
     """An exponential prior and a normal likelihood: an exponentially modified normal density."""
     rate, width = torch.ones(1, dtype=torch.float64), 0.2
     prior = lambda: dist.Exponential(rate).to_event(1)  # noqa: E731
-    densities = VAEDensities(
-        VAE((1,), prior=prior, likelihood=VAELikelihood(None, width), posterior=Encoder(torch.zeros(1), 1.0))
-    )
+    vae = VAE((1,), prior=wide(1), likelihood=VAELikelihood(None, width), posterior=Encoder(torch.zeros(1), 1.0))
+    densities = beside(prior, vae)
     x = torch.tensor([[-0.3], [0.1], [3.0], [30.0]]).double()
     truth = 0.5 * width**2 - x + torch.special.log_ndtr((x - width**2) / width)
     holds(quadrature(densities, x), truth.squeeze(-1))
@@ -459,9 +468,8 @@ def test_evidence_is_elbo_plus_kl(trained):
 def test_kl_where_q_leaves_the_support_is_infinite():
     low, high = torch.zeros(1).double(), torch.ones(1).double()
     prior = lambda: dist.Uniform(low, high).to_event(1)  # noqa: E731
-    densities = VAEDensities(
-        VAE((1,), prior=prior, likelihood=VAELikelihood(None, 0.1), posterior=Encoder(torch.zeros(1), 0.2))
-    )
+    vae = VAE((1,), prior=wide(1), likelihood=VAELikelihood(None, 0.1), posterior=Encoder(torch.zeros(1), 0.2))
+    densities = beside(prior, vae)
     x = torch.tensor([[0.2]]).double()
     assert kl_to_posterior(densities, x, quadrature(densities, x)).kl.isinf().all()
 

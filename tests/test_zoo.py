@@ -136,6 +136,7 @@ def test_batch_and_event_shapes(program: zoo.Program, x_shape: tuple[int, ...], 
 
 @every_program
 @particles
+@pytest.mark.usefixtures("float64")  # a z may have lost digits of what it was drawn from
 def test_log_weights_are_per_datum_and_particle(program: zoo.Program, num_particles: int) -> None:
     vae = program.vae()
     weights = sample_log_weights(vae.model, vae.guide, data_for(program), num_particles=num_particles)
