@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_vae._distributions import innermost
 from ppl_vae.networks import Binding, Shape
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def outside_support(likelihood: object, support: object, x: Tensor) -> str:
             f"the data hold missing values (NaN), outside the support of {name}; likelihoods.Mixed takes them, with a "
             "posterior whose network is a networks.TableEncoder"
         )
-    message = f"the data hold values from {x.min():.4g} to {x.max():.4g}, outside the support of {name} ({support})"
+    where = f"outside the support of {name} ({innermost(support)})"
+    message = f"the data hold values from {x.min():.4g} to {x.max():.4g}, {where}"
     if hasattr(likelihood, "allow_grey"):
         message += (
             "; binarise them (binarize='threshold', 'dynamic' or 'fixed'), or accept grey values in [0, 1], "
