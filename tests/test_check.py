@@ -170,6 +170,17 @@ class ArticleNormal(Foreign):
         return dist.Normal(self.loc, (0.5 * self.log_var).exp()).log_prob(z).sum(-1)
 
 
+class NarrowRsample(dist.Normal):
+    """The article's fault in rsample alone: `sample` is inherited, and right."""
+
+    def rsample(self, sample_shape=()):
+        noise = torch.randn(self._extended_shape(sample_shape), dtype=self.loc.dtype)
+        return self.loc + self.scale.square() * 0.5 * noise
+
+    def expand(self, batch_shape, _instance=None):
+        return NarrowRsample(self.loc.expand(batch_shape), self.scale.expand(batch_shape))
+
+
 class LogOfSigmoid(Foreign):
     support = constraints.independent(constraints.boolean, 1)
 
@@ -681,3 +692,17 @@ def test_bad_input_is_one_line(words, said, capsys, workplace):
 def test_help(capsys):
     assert cli.main(["check", "--help"]) == 0
     assert "--only" in capsys.readouterr().out
+
+
+def test_a_fault_in_rsample_alone_is_found():
+    class Posterior(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(64, 4)
+
+        def forward(self, x):
+            mean, log_var = self.net(x.flatten(1)).chunk(2, -1)
+            return NarrowRsample(mean, (0.5 * log_var).exp()).to_event(1)
+
+    report = ppl_vae.check(posterior=Posterior(), data=(torch.rand(64, 1, 8, 8) < 0.3).float(), only="posterior")
+    assert [finding.name for finding in report.wrong] == ["sampling"]

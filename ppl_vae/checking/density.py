@@ -50,8 +50,11 @@ class Density:
         return not self.coupled and (self._base is not None or self._is_additive())
 
     def sample(self, count: int) -> Tensor:
-        """Draws, (count, B, D)."""
-        return self.distribution.sample((count,)).reshape(count, self.size, self.dim)
+        """Draws, (count, B, D): half of them by rsample, where there is one, as a program draws, half by sample."""
+        d = self.distribution
+        ways = [(d.rsample, count - count // 2), (d.sample, count // 2)] if d.has_rsample else [(d.sample, count)]
+        drawn = [draw((n,)).detach() for draw, n in ways if n]
+        return torch.cat(drawn).reshape(count, self.size, self.dim)
 
     @torch.no_grad()
     def log_prob(self, points: Tensor) -> Tensor:
