@@ -260,6 +260,11 @@ def _first(split: Split) -> tuple[torch.Tensor, ...]:
     return next(split.head(min(_SHOWN, len(split))).batches(min(_SHOWN, len(split))))
 
 
+def labels_in_turn(size: int, num_labels: int) -> torch.Tensor:
+    """Return the labels to draw examples under, ten of each in turn, as many as a row of a picture has; (size,)."""
+    return torch.arange(size) // 10 % num_labels
+
+
 def example_conditions(vae: VAE, split: Split, size: int) -> torch.Tensor | None:
     """Conditions to draw examples under, (size, k): labels in turn, ten of each; others as the first data have them.
 
@@ -270,7 +275,7 @@ def example_conditions(vae: VAE, split: Split, size: int) -> torch.Tensor | None
     (k,) = vae.y_shape
     y = next(split.batches(min(size, len(split))))[1]
     if bool(((y == 0) | (y == 1)).all() and (y.sum(1) == 1).all()):
-        return torch.eye(k)[torch.arange(size) // 10 % k].to(y)
+        return torch.eye(k)[labels_in_turn(size, k)].to(y)
     return y.repeat(-(-size // len(y)), 1)[:size]
 
 

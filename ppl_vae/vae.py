@@ -254,8 +254,13 @@ class VAE(nn.Module):
 
     def _check_missing(self, x: Tensor, y: Tensor | None) -> None:
         """Refuse data with missing values, NaN, that the likelihood takes and the encoder does not."""
-        rows = x[x.flatten(1).isnan().any(1)][:1] if x.is_floating_point() else x[:0]
-        if len(rows) and not self.q_z(rows, y).log_prob(torch.zeros(1, *self.latent_shape).to(rows)).isfinite().all():
+        rows = x[x.flatten(1).isnan().any(1)][:1]
+        if not len(rows):
+            return
+        with pyro.validation_enabled(False):  # which would say of a parameter that it is NaN
+            q_z = self.q_z(rows, y)
+            finite = q_z.log_prob(q_z.sample()).isfinite().all()
+        if not finite:
             raise ValueError(
                 "the data have missing values (NaN), which the posterior's network does not take; put its network into "
                 "networks.TableEncoder, which fills them"

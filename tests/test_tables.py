@@ -548,3 +548,13 @@ def test_load_names_from_table(tmp_path):
     np.save(tmp_path / "holes.npy", np.array([[1.0, np.nan], [2.0, 3.0]] * 10))
     with pytest.raises(ValueError, match=r"10 NaN or infinite values.*data\.from_table"):
         data.load(tmp_path / "holes.npy")
+
+
+def test_an_encoder_without_a_place_for_missing_values_is_named():
+    table = data.from_table(np.array([[1.0, np.nan], [2.0, 3.5], [0.5, 1.5]] * 20), columns=["real", "real"])
+    sphere = {"prior": priors.HypersphericalUniform(3), "likelihood": Mixed(["real", "real"])}
+    fits = VAE(table, **sphere, posterior=posteriors.PowerSpherical(TableEncoder()))
+    assert fits.check_support(table) is None
+    sphere["likelihood"] = Mixed(["real", "real"])
+    with pytest.raises(ValueError, match=r"networks\.TableEncoder, which fills them"):
+        VAE(table, **sphere, posterior=posteriors.PowerSpherical(MLP([4]))).check_support(table)

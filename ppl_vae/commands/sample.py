@@ -13,6 +13,7 @@ from ppl_vae.commands import writing
 from ppl_vae.commands.opening import BATCH, OpenRun
 from ppl_vae.commands.options import check_seed, execute
 from ppl_vae.plots.figure import join
+from ppl_vae.runs import labels_in_turn
 
 EXAMPLE = """\
 ppl-vae sample runs/digits                                 a picture of 100, runs/digits/sample.png
@@ -54,15 +55,17 @@ def sample(
     check_positive_int(size, "--size")
     check_seed(seed)
     path = writing.place(run, out, overwrite, (".png", ".npz"), "sample")
-    in_turn = run.vae.y_shape is not None and label is None
-    vae = run.vae if in_turn else run.under(label)
-    y = torch.arange(size) // 10 % vae.y_shape[0] if in_turn and vae.y_shape else None
+    vae, y = run.vae, None
+    if vae.y_shape is not None and label is None:
+        y = labels_in_turn(size, vae.y_shape[0])
+    else:
+        vae = run.under(label)
     with torch.no_grad(), untouched_random_state():
         torch.manual_seed(seed)
         p_z = vae.p_z(y)
         z = p_z.sample(() if p_z.batch_shape else (size,))
-        parts = zip(z.split(BATCH), [None] * size if y is None else y.split(BATCH))  # noqa: B905
-        likelihoods = (vae.p_x(part, of_part) for part, of_part in parts)
+        columns = (z,) if y is None else (z, y)
+        likelihoods = (vae.p_x(*part) for part in zip(*(c.split(BATCH) for c in columns), strict=True))
         x = torch.cat([p.mean if mean else p.sample() for p in likelihoods])
     if path.suffix.lower() == ".npz":
         return [writing.save_arrays(path, {"x": x, "z": z, "labels": y})]

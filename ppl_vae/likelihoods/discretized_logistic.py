@@ -61,7 +61,7 @@ class DiscretizedLogistic(LocationScale):
         floor: float = 2e-4,
         start_from_data: bool = False,
     ) -> None:
-        super().__init__("DiscretizedLogistic", network, scale, learn, floor, start_from_data)
+        super().__init__(network, scale, learn, floor, start_from_data)
         self.bins = check_bins(bins, self.owner)
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:

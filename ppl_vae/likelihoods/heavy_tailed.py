@@ -43,16 +43,6 @@ class Laplace(LocationScale):
         torch.Size([5])
     """
 
-    def __init__(
-        self,
-        network: NetworkFactory | nn.Module | None = None,
-        scale: float = 1.0,
-        learn: Learn = "fixed",
-        floor: float = 1e-3,
-        start_from_data: bool = False,
-    ) -> None:
-        super().__init__("Laplace", network, scale, learn, floor, start_from_data)
-
     def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:
         """Return p(x|z), batch shape ``z.shape[:-1]``."""
         location, scale, event_dim = self.location_and_scale(z, y)
@@ -104,7 +94,7 @@ class StudentT(LocationScale):
         floor: float = 1e-3,
         start_from_data: bool = False,
     ) -> None:
-        super().__init__("StudentT", network, scale, learn, floor, start_from_data)
+        super().__init__(network, scale, learn, floor, start_from_data)
         self.df = check_positive(df, "likelihood StudentT: df")
         if self.df <= 1:
             raise ValueError(

@@ -22,7 +22,6 @@ class LocationScale(nn.Module):
     output plus a constant; it begins at `scale` (under ``"datum"``: where the network gives 0).
 
     Args:
-        owner: The likelihood's name, for messages.
         network: Maps z to one value per dimension of x, under ``"datum"`` to two; ``MLP()`` by default.
         scale: The scale, or where it begins if it is learned.
         learn: Where it comes from.
@@ -35,15 +34,14 @@ class LocationScale(nn.Module):
 
     def __init__(
         self,
-        owner: str,
-        network: NetworkFactory | nn.Module | None,
-        scale: float,
-        learn: Learn,
-        floor: float,
-        start_from_data: bool,
+        network: NetworkFactory | nn.Module | None = None,
+        scale: float = 1.0,
+        learn: Learn = "fixed",
+        floor: float = 1e-3,
+        start_from_data: bool = False,
     ) -> None:
         super().__init__()
-        self.owner = f"likelihood {owner}"
+        self.owner = f"likelihood {type(self).__name__}"
         self.scale = check_positive(scale, f"{self.owner}: scale")
         check_choice(learn, get_args(Learn), f"{self.owner}: learn")
         self.learn = learn

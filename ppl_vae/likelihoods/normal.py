@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae._validation import check_positive
-from ppl_vae.likelihoods.location_scale import Learn, LocationScale
+from ppl_vae.likelihoods.location_scale import LocationScale
 from ppl_vae.networks import MLP, Binding, NetworkFactory, ParameterNetwork
 
 
@@ -56,16 +56,6 @@ class Normal(LocationScale):
         >>> likelihood(torch.zeros(5, 2)).batch_shape
         torch.Size([5])
     """
-
-    def __init__(
-        self,
-        network: NetworkFactory | nn.Module | None = None,
-        scale: float = 1.0,
-        learn: Learn = "fixed",
-        floor: float = 1e-3,
-        start_from_data: bool = False,
-    ) -> None:
-        super().__init__("Normal", network, scale, learn, floor, start_from_data)
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:
         """Return p(x|z), batch shape ``z.shape[:-1]``."""
