@@ -15,10 +15,8 @@ import json
 import time
 from pathlib import Path
 
-import torch
-
 from ppl_vae.commands.opening import DataOptions, OpenRun
-from ppl_vae.evaluation import importance, interval
+from ppl_vae.evaluation import interval, log_evidence
 
 
 def main(words: list[str] | None = None) -> dict[str, dict[str, object]]:
@@ -34,9 +32,9 @@ def main(words: list[str] | None = None) -> dict[str, dict[str, object]]:
     for folder in options.runs:
         run = OpenRun.at(folder)
         rows = DataOptions({} if options.root is None else {"data.root": options.root}).open(run, "test")
-        x = torch.cat(list(rows.batches()))[: options.size]
+        columns = [column[: options.size] for column in rows.columns()]
         began = time.perf_counter()
-        found = importance(run.vae, x, num_particles=options.particles, proposal="posterior")
+        found = log_evidence(run.vae, *columns, method="posterior", num_particles=(options.particles,))
         seconds = time.perf_counter() - began
         figures = {"log_likelihood": interval(found.log_evidence), "elbo": interval(found.details["elbo"])}
         unreliable = int((found.details["pareto_k"] > 0.7).sum())
@@ -46,7 +44,7 @@ def main(words: list[str] | None = None) -> dict[str, dict[str, object]]:
         )
         content: dict[str, object] = {name: [f.value, f.low, f.high] for name, f in figures.items()}
         content |= {
-            "num_data": len(x),
+            "num_data": len(columns[0]),
             "num_particles": options.particles,
             "unreliable": unreliable,
             "seconds": seconds,

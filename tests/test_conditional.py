@@ -221,6 +221,13 @@ def test_evidence_of_each_condition_is_that_of_the_model_given_it(digits: data.D
     assert torch.equal(vae.score(x, y.argmax(1)), found.log_evidence)
 
 
+def test_counts_of_all_conditions_add_up(digits: data.Dataset) -> None:
+    vae = make(digits, latent_dim=5)
+    x, y = next(digits.test.batches(40))
+    found = evaluation.log_evidence(vae, x, y, method="posterior", num_particles=(20,))
+    assert found.details["num_unreliable"] == float(found.error.isinf().sum()) > 0
+
+
 def test_evidence_against_importance_sampling_of_the_whole_program(digits: data.Dataset) -> None:
     vae = make(digits, prior=LabelledPrior(2))
     fit(vae, digits, epochs=10, seed=0)  # before, q(z|x) is far from p(z|x), and its weights say nothing

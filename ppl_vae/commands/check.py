@@ -76,9 +76,9 @@ def _of_run(word: str, options: dict[str, str]) -> dict[str, Any]:
         )
     opened = OpenRun.at(word)
     rows = DataOptions(options).open(opened, None)
-    y = rows.conditions
     objective = opened.config.build_fit_arguments()["objective"]
-    batch = {"data": rows.head(_BATCH), "y": None if y is None else y[:_BATCH]}
+    x, *y = rows.head(_BATCH)
+    batch = {"data": x, "y": y[0] if y else None}
     return {"program": opened.vae, **batch, "objective": objective, "seed": int(seed)}
 
 

@@ -61,11 +61,8 @@ def encode(
 def _moments(vae: VAE, rows: Rows) -> tuple[Tensor, Tensor | None]:
     """Means and standard deviations of q(z|x), (n, latent), the latter None where it does not know them."""
     means, stds = [], []
-    start = 0
-    for x in rows.batches():
-        y = None if rows.conditions is None else rows.conditions[start : start + len(x)]
-        start += len(x)
-        q = vae.q_z(x, y)
+    for batch in rows.batches():
+        q = vae.q_z(*batch)
         means.append(centre(q))
         try:
             stds.append(q.stddev)

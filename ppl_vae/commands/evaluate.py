@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ppl_vae import data, evaluation
 from ppl_vae.commands.opening import DataOptions, OpenRun, Rows, SplitName
@@ -70,10 +69,10 @@ def evaluate(
     folder = _folder(run, out)
     rows = data_options.open(run, split)
     tell = _tell if sys.stderr.isatty() else _keep_quiet
-    x = torch.cat(list(rows.batches()))
+    columns = rows.columns()
     found = evaluation.evaluate(
         run.vae,
-        data.Split((x,) if rows.conditions is None else (x, rows.conditions), rows.labels, bins=rows.bins),
+        data.Split(columns, rows.labels, bins=rows.bins),
         train=_labelled(run, data_options, rows, split),
         evidence=evidence,
         num_particles=particles or (100, 1000, 5000),
@@ -93,7 +92,7 @@ def evaluate(
     tell("pictures")
     n = len(found.evidence)
     labels = None if rows.labels is None else rows.labels[:n]
-    drawn = pictures.draw(run.vae, x[:n], found, folder, labels=labels, caveat=run.caveat)
+    drawn = pictures.draw(run.vae, columns[0][:n], found, folder, labels=labels, caveat=run.caveat)
     tell("")
     written = [f"file: {folder / name}" for name in ("evaluation.json", "per_datum.npz")]
     return [f"{run.folder}: {rows.name}", found.table(), *written, *(f"picture: {path}" for path in drawn)]
@@ -117,7 +116,7 @@ def _labelled(run: OpenRun, data_options: DataOptions, rows: Rows, split: SplitN
     train = data_options.open(run, "train")
     if train.labels is None or train.name == rows.name:
         return None
-    return data.Split((torch.cat(list(train.batches())),), train.labels)
+    return data.Split(train.columns(), train.labels)
 
 
 def _tell(what: str) -> None:

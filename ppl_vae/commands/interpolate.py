@@ -79,7 +79,7 @@ def interpolate(
     else:
         rows = data_options.open(run, split)
         index = _pairs(rows, from_, to, pairs)
-        ends = rows.at([pair[0] for pair in index]), rows.at([pair[1] for pair in index])
+        ends = rows.at([pair[0] for pair in index])[0], rows.at([pair[1] for pair in index])[0]
         found = latent_paths.interpolate(vae, *ends, steps, spherical=spherical)
     if path.suffix.lower() == ".npz":
         numbers = None if index is None else torch.tensor(index)

@@ -179,25 +179,22 @@ class Rows:
         """The levels of pixels that were dequantised, None for other data."""
         return self.parts[0].bins
 
-    @property
-    def conditions(self) -> Tensor | None:
-        """What a conditional model is given beside them, (n, k), or None."""
-        columns = [part.columns[1] for part in self.parts if len(part.columns) > 1]
-        return torch.cat([y[torch.arange(len(y))] for y in columns]) if len(columns) == len(self.parts) else None
-
-    def batches(self) -> Iterator[Tensor]:
-        """All rows in order, batch by batch."""
+    def batches(self) -> Iterator[tuple[Tensor, ...]]:
+        """All rows in order, batch by batch: (x,), or (x, y) for a conditional model."""
         for part in self.parts:
-            for x, *_ in part.batches(min(BATCH, len(part))):
-                yield x
+            yield from part.batches(min(BATCH, len(part)))
 
-    def at(self, index: Sequence[int]) -> Tensor:
-        """The rows of these numbers, (len(index), *x_shape).
+    def columns(self) -> tuple[Tensor, ...]:
+        """All rows in memory, in the columns of `batches`."""
+        return tuple(torch.cat(column) for column in zip(*self.batches(), strict=True))
+
+    def at(self, index: Sequence[int]) -> tuple[Tensor, ...]:
+        """The rows of these numbers, in the columns of `batches`, each of shape (len(index), ...).
 
         Raises:
             ValueError: If there is no row of a number.
         """
-        found: dict[int, Tensor] = {}
+        found: dict[int, tuple[Tensor, ...]] = {}
         wanted, start = torch.tensor(index), 0
         for i in index:
             if not 0 <= i < len(self):
@@ -205,12 +202,13 @@ class Rows:
         for part in self.parts:
             here = wanted[(wanted >= start) & (wanted < start + len(part))]
             batches = part.batches(min(BATCH, len(part)), order=here - start)
-            found |= dict(zip(here.tolist(), (row for x, *_ in batches for row in x), strict=True))
+            rows = (row for batch in batches for row in zip(*batch, strict=True))
+            found |= dict(zip(here.tolist(), rows, strict=True))
             start += len(part)
-        return torch.stack([found[i] for i in index])
+        return tuple(torch.stack(column) for column in zip(*(found[i] for i in index), strict=True))
 
-    def head(self, size: int) -> Tensor:
-        """The first rows, as many as asked for if there are."""
+    def head(self, size: int) -> tuple[Tensor, ...]:
+        """The first rows, as many as asked for if there are, as `at` gives them."""
         return self.at(range(min(size, len(self))))
 
 

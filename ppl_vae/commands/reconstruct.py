@@ -51,10 +51,9 @@ def reconstruct(
     check_positive_int(size, "--size")
     path = writing.place(run, out, overwrite, (".png", ".npz"), "reconstruct")
     rows = data_options.open(run, split)
-    x = rows.head(size)
-    y = () if rows.conditions is None else (rows.conditions[: len(x)],)
-    z = torch.cat([run.vae.encode(*parts) for parts in zip(*(c.split(BATCH) for c in (x, *y)), strict=True)])
-    decoded = [run.vae.decode(*parts) for parts in zip(*(c.split(BATCH) for c in (z, *y)), strict=True)]
+    x, *y = rows.head(size)
+    z = torch.cat([run.vae.encode(*part) for part in zip(*(c.split(BATCH) for c in (x, *y)), strict=True)])
+    decoded = [run.vae.decode(*part) for part in zip(*(c.split(BATCH) for c in (z, *y)), strict=True)]
     reconstruction = torch.cat(decoded)
     error = (x - reconstruction).flatten(1).norm(dim=1).mean()
     lines = [f"reconstruction error: {error:.3f} (mean L2 norm; {len(x)} of {len(rows)} data of {rows.name})"]

@@ -70,7 +70,7 @@ def bits_per_dim(log_evidence: Tensor, x: Tensor, likelihood: Any, *, bins: int 
     if bins is None:
         raise ValueError(
             f"bits_per_dim: {name} is a density, which is no code length (it changes with the unit of x); dequantise "
-            "integer data, x = (k + u) / 256 u uniform in [0, 1), train on that (dequantize=True), and give bins=256"
+            "integer data, x = (k + u) / 256 with u uniform, train on that (dequantize=True), and give bins=256"
         )
     if check_positive_int(bins, "bits_per_dim: bins") < 2 or not bool(((x >= 0) & (x <= 1)).all()):
         raise ValueError(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar, cast
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from ppl_vae.vae import VAE
 
 _MOST = 1000  # conditions, each of which is evaluated by itself
 
-Found = TypeVar("Found", Evidence, Bound)
+Found = TypeVar("Found")
 
 
 def by_condition(vae: VAE, x: Tensor, y: Tensor) -> Iterator[tuple[VAE, Tensor]]:
@@ -42,20 +43,26 @@ def by_condition(vae: VAE, x: Tensor, y: Tensor) -> Iterator[tuple[VAE, Tensor]]
         yield vae.given(condition), (member == i).nonzero()[:, 0]
 
 
-def each_condition(vae: VAE, x: Tensor, y: Tensor, find: Callable[[VAE, Tensor], Found]) -> Found:
-    """What a function finds of the data of each condition, put together in the order of the data."""
+def evidence_by_condition(vae: VAE, x: Tensor, y: Tensor, find: Callable[[VAE, Tensor], Evidence]) -> Evidence:
+    """The evidence that a function finds of the data of each condition, in the order of the data."""
+    parts, place = _found(vae, x, y, find)
+    whole = Evidence.joined(parts, largest=["rounding", "num_states"], same=["prior_mass"])
+    details = {n: v[place] if isinstance(v, Tensor) and v.dim() else v for n, v in whole.details.items()}
+    return replace(whole, log_evidence=whole.log_evidence[place], error=whole.error[place], details=details)
+
+
+def bound_by_condition(vae: VAE, x: Tensor, y: Tensor, find: Callable[[VAE, Tensor], Bound]) -> Bound:
+    """The bound that a function finds of the data of each condition, in the order of the data."""
+    parts, place = _found(vae, x, y, find)
+    columns = zip(*((part.elbo, part.rate, part.error, part.rate_error) for part in parts), strict=True)
+    elbo, rate, error, rate_error = (torch.cat(column)[place] for column in columns)
+    return Bound(elbo, rate, error, rate_error, parts[0].method)
+
+
+def _found(vae: VAE, x: Tensor, y: Tensor, find: Callable[[VAE, Tensor], Found]) -> tuple[list[Found], Tensor]:
+    """What is found under each condition, and where each datum stands in it."""
     parts, rows = [], []
     for given, index in by_condition(vae, x, y):
         parts.append(find(given, x[index]))
         rows.append(index)
-    place = torch.cat(rows).argsort()
-    if isinstance(parts[0], Bound):
-        names = ("elbo", "rate", "error", "rate_error")
-        columns = {name: torch.cat([getattr(part, name) for part in parts])[place] for name in names}
-        return cast(Found, Bound(**columns, method=parts[0].method))
-    evidence = cast(list[Evidence], parts)
-    numbers = [name for name, value in evidence[0].details.items() if not isinstance(value, Tensor)]
-    whole = Evidence.joined(evidence, largest=numbers)
-    details = {n: v[place] if isinstance(v, Tensor) and v.dim() else v for n, v in whole.details.items()}
-    found = Evidence(whole.log_evidence[place], whole.error[place], whole.method, whole.kind, details)
-    return cast(Found, found)
+    return parts, torch.cat(rows).argsort()

@@ -158,9 +158,8 @@ def linear_gaussian_evidence(weight: Tensor, bias: Tensor, scale: float | Tensor
 def closed_form_evidence(vae: VAE, x: Tensor) -> Evidence | None:
     """The exact log evidence of a VAE that is a linear-Gaussian model, or None for one that is not.
 
-    Seen as such: a normal prior with diagonal covariance, likelihood `Normal` (its scale not
-    from z), and a decoder made of nothing but linear
-    layers (and what reshapes their output), such as ``networks.MLP([])``.
+    Seen as such: a normal prior with diagonal covariance, likelihood `Normal` (its scale not from z), and a
+    decoder made of nothing but linear layers (and what reshapes their output), such as ``networks.MLP([])``.
 
     Args:
         vae: The model.

@@ -9,7 +9,7 @@ from torch import Tensor
 from ppl_vae._distributions import measure
 from ppl_vae._validation import check_choice
 from ppl_vae.evaluation.annealing import annealed
-from ppl_vae.evaluation.conditional import each_condition
+from ppl_vae.evaluation.conditional import evidence_by_condition
 from ppl_vae.evaluation.densities import VAEDensities, densities_of
 from ppl_vae.evaluation.evidence import Evidence
 from ppl_vae.evaluation.exact import closed_form_evidence, enumerate_evidence
@@ -70,7 +70,7 @@ def log_evidence(
         def of_one(given: VAE, some: Tensor) -> Evidence:
             return log_evidence(given, some, method=method, num_particles=num_particles, tolerance=tolerance, seed=seed)
 
-        return each_condition(program, x, y, of_one)
+        return evidence_by_condition(program, x, y, of_one)
     exact = ("auto", "exact", "closed form", "enumeration", "quadrature")
     if isinstance(program, VAE) and method in exact:
         densities = VAEDensities(program)

@@ -15,7 +15,7 @@ from ppl_vae._validation import check_positive_int
 from ppl_vae.data import Dataset, Split
 from ppl_vae.evaluation.bits import bits_per_dim
 from ppl_vae.evaluation.bootstrap import Interval, interval
-from ppl_vae.evaluation.conditional import each_condition
+from ppl_vae.evaluation.conditional import bound_by_condition
 from ppl_vae.evaluation.densities import VAEDensities
 from ppl_vae.evaluation.diagnostics import latent_use
 from ppl_vae.evaluation.elbo import elbo
@@ -109,7 +109,7 @@ def evaluate(
         bound = (
             elbo(VAEDensities(vae), x, seed=seed)
             if y is None
-            else each_condition(vae, x, y, lambda given, some: elbo(VAEDensities(given), some, seed=seed))
+            else bound_by_condition(vae, x, y, lambda given, some: elbo(VAEDensities(given), some, seed=seed))
         )
     notes = _caveats(vae, x)
     densities = VAEDensities(vae if y is None else vae.given(y[0] if y.dim() > 1 else int(y[0])))
