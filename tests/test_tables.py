@@ -21,7 +21,7 @@ from ppl_vae.distributions.counts import NegativeBinomial
 from ppl_vae.distributions.mixed import MixedColumns
 from ppl_vae.likelihoods import Mixed
 from ppl_vae.networks import MLP, Binding, TableEncoder
-from ppl_vae.objectives.log_weights import sample_log_weights
+from ppl_vae.objectives.sampling import sample_log_weights
 from ppl_vae.svi import SVI
 
 COLUMNS = ["real", "categorical:3", "positive", "count", "binary", "real"]

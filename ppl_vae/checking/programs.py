@@ -19,7 +19,7 @@ from ppl_vae.checking import places
 from ppl_vae.checking.asking import Findings, Unanswered
 from ppl_vae.evaluation.evidence import Evidence
 from ppl_vae.evaluation.log_evidence import log_evidence
-from ppl_vae.objectives.log_weights import NotPerDatumError, sample_log_weights
+from ppl_vae.objectives import NotPerDatumError, sample_log_weights
 from ppl_vae.objectives.losses import as_loss
 from ppl_vae.svi import SVI
 from ppl_vae.vae import VAE

@@ -18,7 +18,7 @@ from ppl_vae.evaluation.densities import Densities, densities_of
 from ppl_vae.evaluation.evidence import Evidence
 from ppl_vae.evaluation.pareto import effective_sample_size, k_threshold, pareto_k
 from ppl_vae.evaluation.proposals import Defensive, Proposal, log_joint
-from ppl_vae.objectives.log_weights import sample_log_weights
+from ppl_vae.objectives.sampling import sample_log_weights
 from ppl_vae.objectives.losses import Program
 from ppl_vae.vae import VAE
 

@@ -1,18 +1,48 @@
 """Objectives: estimates of log p(x) and of its gradient, from per-datum log-weights. One family a file."""
 
+from ppl_vae.objectives.combined import CIWAE, JVI, MIWAE, PIWAE
+from ppl_vae.objectives.enumeration import EnumeratedELBO
 from ppl_vae.objectives.estimate import Estimate, Objective
-from ppl_vae.objectives.log_weights import LogWeights, NotPerDatumError, sample_log_weights
+from ppl_vae.objectives.importance import IWAE, IWAESTL, DReG
+from ppl_vae.objectives.log_weights import LogWeights
 from ppl_vae.objectives.losses import as_loss
-from ppl_vae.objectives.pathwise import ELBO, ArticleELBO, MeanFieldELBO
+from ppl_vae.objectives.pathwise import ELBO, STL, ArticleELBO, MeanFieldELBO
+from ppl_vae.objectives.relaxed import GumbelSoftmaxELBO
+from ppl_vae.objectives.renyi import Renyi, VRMax
+from ppl_vae.objectives.sampling import sample_log_weights
+from ppl_vae.objectives.score_function import REINFORCE, VIMCO
+from ppl_vae.objectives.thermodynamic import TVO
+from ppl_vae.objectives.traces import NotPerDatumError
+from ppl_vae.objectives.upper import CUBO, EUBO
+from ppl_vae.objectives.wake_sleep import RWS, RWSDReG
 
 __all__ = [
+    "CIWAE",
+    "CUBO",
     "ELBO",
+    "EUBO",
+    "IWAE",
+    "IWAESTL",
+    "JVI",
+    "MIWAE",
+    "PIWAE",
+    "REINFORCE",
+    "RWS",
+    "STL",
+    "TVO",
+    "VIMCO",
     "ArticleELBO",
+    "DReG",
+    "EnumeratedELBO",
     "Estimate",
+    "GumbelSoftmaxELBO",
     "LogWeights",
     "MeanFieldELBO",
     "NotPerDatumError",
     "Objective",
+    "RWSDReG",
+    "Renyi",
+    "VRMax",
     "as_loss",
     "sample_log_weights",
 ]

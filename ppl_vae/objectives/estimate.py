@@ -1,8 +1,9 @@
 r"""The objective's contract: from log-weights to an estimate.
 
 An *objective* is a callable ``objective(log_weights) -> Estimate``; a function that returns a tensor of shape (batch,)
-is one as well (differentiated and reported as it is). Optional attributes: ``num_particles`` (1) and
-``max_plate_nesting`` (1). Nothing is inherited.
+is one as well (differentiated and reported as it is). Optional attributes: ``num_particles`` (1), ``max_plate_nesting``
+(1), ``latents`` (how they are drawn, "pathwise"; see `objectives.sampling`), and for comparisons ``reference``, the
+objective whose gradient it claims to have in expectation. Nothing is inherited.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class Estimate(NamedTuple):
         surrogate: What is differentiated and maximised, (batch,). Its value means nothing by itself.
         kind: Whether `value` is in expectation a lower bound of log p(x), an upper bound, or neither.
         kl: The KL at K = 1 and beta = 1 if the objective knows it better than by sampling, (batch,).
+        log_likelihood: The expected log p(x|z) under q likewise, (batch,).
 
     Example:
         >>> import math
@@ -36,6 +38,7 @@ class Estimate(NamedTuple):
     surrogate: Tensor
     kind: Kind
     kl: Tensor | None = None
+    log_likelihood: Tensor | None = None
 
 
 class Objective(Protocol):

@@ -6,29 +6,59 @@ For K particles :math:`z_k \sim q(z|x)` and a batch of data,
     \log w_k(x) = \log p(x|z_k) + \log p(z_k) - \log q(z_k|x),
 
 kept in its parts, each of shape (K, batch), so that an objective decides itself what is averaged, weighted or detached.
+
+The gradient of every estimator here is a triple of weights for each particle, and `LogWeights.surrogate` makes it:
+
+.. math::
+    \sum_k a_k \nabla \log p(x, z_k)\big|_{z_k}
+    + b_k \frac{\partial \log w_k}{\partial z_k} \nabla z_k
+    + d_k \nabla \log q(z_k|x)\big|_{z_k},
+
+with :math:`\tilde w_k` the normalised weights, and f = log w:
+
+=========================  =====================  ============================  ====================================
+estimator                  model a                path b                        score d
+=========================  =====================  ============================  ====================================
+ELBO                       1/K                    1/K                           -1/K
+STL                        1/K                    1/K                           0
+IWAE                       w~                     w~                            -w~
+IWAE-STL                   w~                     w~                            0
+DReG                       w~                     w~^2                          0
+PIWAE                      w~                     w~ in groups                  -(w~ in groups)
+REINFORCE                  1/K                    0                             (f - baseline) / K
+VIMCO                      w~                     0                             L - L without k - w~
+RWS (wake)                 w~                     0                             w~
+RWS-DReG                   w~                     w~ - w~^2                     0
+EUBO, CUBO                 0                      0                             w~; (n - 1) / n times w~ of w^n
+=========================  =====================  ============================  ====================================
+
+A path weight acts on z where the model sees it, and so keeps what depends on z through a distribution's arguments; the
+score is taken away by scoring q again at the same z. Neither touches an encoder inside the prior (a VampPrior's), whose
+gradient is part of grad log p.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-import pyro
 import torch
-from pyro import poutine
-from pyro.distributions.util import scale_and_mask
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from ppl_vae._distributions import describe
-from ppl_vae._validation import check_positive_int
-
-PARTICLES = "num_particles_vectorized"  # the name of Pyro's own plate over particles, so that its traces read alike
 
 
-class NotPerDatumError(ValueError):
-    """A program whose log-weights do not factorise over data, as a per-datum objective needs."""
+class Again(Protocol):
+    """A program that can be run again under the z of one pass; see `ppl_vae.objectives.sampling`."""
+
+    def score(self) -> Tensor:
+        """Return log q(z_k|x) with z_k held fixed, all sites added, (K, batch)."""
+        ...
+
+    def dream(self) -> Tensor:
+        """Return log q(z|x) of data and latents that the model has drawn itself, (batch,)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -47,12 +77,15 @@ class LogWeights:
         posterior: For each latent site the distribution q(z|x) as the guide had it.
         observed: For each observed site the pair of p(x|z) and x.
         scale: The factor of each datum in a sum over data: a number, or a tensor that broadcasts to (batch,).
+        seen: For each latent site z as the model saw it: the same numbers, so that a gradient on the way back from the
+            model can be told from one from the guide. Empty where that is not needed.
+        again: Runs the program again under these z; None for log-weights that were not sampled here.
 
     Example:
-        >>> from ppl_vae import VAE, likelihoods, posteriors, priors
+        >>> from ppl_vae import VAE, likelihoods, objectives, posteriors, priors
         >>> vae = VAE((64,), prior=priors.StandardNormal(2), likelihood=likelihoods.Bernoulli(),
         ...           posterior=posteriors.DiagonalNormal())
-        >>> log_weights = sample_log_weights(vae.model, vae.guide, torch.zeros(5, 64), num_particles=3)
+        >>> log_weights = objectives.sample_log_weights(vae.model, vae.guide, torch.zeros(5, 64), num_particles=3)
         >>> log_weights.z["z"].shape, log_weights.analytic_kl().shape
         (torch.Size([3, 5, 2]), torch.Size([3, 5]))
     """
@@ -65,6 +98,9 @@ class LogWeights:
     posterior: Mapping[str, Any]
     observed: Mapping[str, tuple[Any, Tensor]]
     scale: float | Tensor = 1.0
+    seen: Mapping[str, Tensor] = field(default_factory=dict)
+    again: Again | None = None
+    spent: bool = field(default=False, init=False)  # whether the path carries the weights of an objective
 
     @property
     def num_particles(self) -> int:
@@ -86,6 +122,113 @@ class LogWeights:
             kl = kl - log_prior
         return kl
 
+    @property
+    def log_p(self) -> Tensor:
+        """Log p(x, z_k), all sites added, (K, batch)."""
+        log_p = self.log_lik
+        for log_prior in self.log_prior.values():
+            log_p = log_p + log_prior
+        return log_p
+
+    @property
+    def normalized(self) -> Tensor:
+        r"""The normalised weights :math:`w_k / \sum_j w_j`, detached, (K, batch)."""
+        return self.log_w.detach().softmax(0)
+
+    @property
+    def effective_sample_size(self) -> Tensor:
+        r"""One over the sum of the squared normalised weights, between 1 and K, (batch,)."""
+        return self.normalized.square().sum(0).reciprocal()
+
+    def surrogate(
+        self, model: Tensor | None, path: Tensor | None = None, score: Tensor | float | None = None
+    ) -> Tensor:
+        r"""What has the gradient of these weights, (batch,); its value means nothing.
+
+        One pass backward, whatever the weights: the path's are put into the gradient on its way through z. Log-weights
+        whose path was weighted so must not be differentiated by another objective too. Where a score is asked for that
+        is not the one of log w itself, q is scored once more at the same z: by its own distribution where there is one
+        site, else by running the guide again (its batch normalisation then learns nothing, but a dropout mask is drawn
+        anew).
+
+        Args:
+            model: :math:`a_k`, (K, batch), detached; None for zero, so that the model is not differentiated at all.
+            path: :math:`b_k / a_k`, (K, batch), detached; None for one. Means nothing where z carries no gradient.
+            score: :math:`d_k`, (K, batch), detached, or a number; None for :math:`-b_k` (or :math:`-a_k` where z
+                carries no gradient): the gradient of log w as it is.
+
+        Raises:
+            ValueError: If q cannot score a z that it did not just draw.
+
+        Example:
+            >>> from ppl_vae import VAE, likelihoods, objectives, posteriors, priors
+            >>> vae = VAE((64,), prior=priors.StandardNormal(2), likelihood=likelihoods.Bernoulli(),
+            ...           posterior=posteriors.DiagonalNormal())
+            >>> w = objectives.sample_log_weights(vae.model, vae.guide, torch.zeros(5, 64), num_particles=3)
+            >>> w.surrogate(w.normalized, path=w.normalized, score=0.0).shape  # DReG
+            torch.Size([5])
+        """
+        zero = torch.zeros_like(self.log_lik[0])
+        if not torch.is_grad_enabled():
+            return zero
+        attached = any(z.requires_grad for z in self.z.values())
+        total = zero if model is None else (model * self.log_p).sum(0)
+        log_q = self.joint_log_q
+        if not attached:
+            weights = score if score is not None else (0.0 if model is None else -model)
+            return total + (weights * log_q).sum(0)
+        weights = torch.zeros_like(self.log_lik) if model is None else model
+        if path is not None:
+            self._weigh_path(path)
+            weights = weights * path
+        if model is not None:
+            total = total - (weights * log_q).sum(0)
+        if score is not None:  # what stands in log_q by its own parameters is -b; make it d
+            total = total + ((weights + score) * self._fixed_log_q()).sum(0)
+        return total
+
+    @property
+    def joint_log_q(self) -> Tensor:
+        """Log q(z_k|x), all sites added, (K, batch)."""
+        return torch.stack(list(self.log_q.values())).sum(0) if self.log_q else torch.zeros_like(self.log_lik)
+
+    def _fixed_log_q(self) -> Tensor:
+        """Log q(z_k|x) with z_k held fixed, (K, batch): its gradient is the score alone."""
+        try:
+            if len(self.posterior) != 1:
+                if self.again is None:
+                    raise NotImplementedError("these log-weights were not sampled from a program")
+                return self.again.score()
+            ((name, q),) = self.posterior.items()
+            log_q = q.log_prob(self.z[name].detach())
+            return to_particles(log_q, self.num_particles, particle_dim(log_q.shape, self.num_particles))
+        except NotImplementedError as error:
+            raise ValueError(
+                f"the objective drops the score of q, and so scores a given z, which the posterior cannot ({error}); "
+                "use ELBO, IWAE, or a posterior that scores any z, such as posteriors.CouplingFlow"
+            ) from error
+
+    def _weigh_path(self, path: Tensor) -> None:
+        """Multiply the gradient that comes back from the model to z_k by a weight."""
+        if not self.seen:
+            raise ValueError("these log-weights have no path to weigh: sample them with sample_log_weights")
+        if self.spent:
+            raise ValueError(
+                "the path of these log-weights is weighted already, by another objective; sample new ones for this one"
+            )
+        object.__setattr__(self, "spent", True)
+        for name, z in self.seen.items():
+            if z.requires_grad:
+                z.register_hook(_times(self._like_latent(path, name)))
+
+    def _like_latent(self, weights: Tensor, name: str) -> Tensor:
+        """Weights (K, batch) in a shape that broadcasts to z at a site."""
+        z, event_dim = self.z[name], self.posterior[name].event_dim
+        if self.num_particles == 1:
+            return weights[0].reshape(-1, *(1,) * event_dim)
+        inner = z.dim() - event_dim - 2  # plates within the data's
+        return weights.reshape(weights.shape[0], *(1,) * inner, weights.shape[1], *(1,) * event_dim)
+
     def analytic_kl(self) -> Tensor:
         r"""Return :math:`\sum_s \mathrm{KL}(q(z_s|x) \,\|\, p(z_s))` over sites s in closed form, (K, batch).
 
@@ -105,7 +248,7 @@ class LogWeights:
                     f"there is no closed form of the KL at site {name!r} between {describe(q)} and "
                     f"{describe(self.prior[name])}; use the sampled one, objective ELBO"
                 ) from error
-            kl = kl + _to_particles(site_kl, self.num_particles, _particle_dim(site_kl.shape, self.num_particles))
+            kl = kl + to_particles(site_kl, self.num_particles, particle_dim(site_kl.shape, self.num_particles))
         return kl
 
     def require_pathwise(self, objective: str) -> None:
@@ -116,138 +259,15 @@ class LogWeights:
             if not q.has_rsample:
                 raise ValueError(
                     f"objective {objective} needs reparameterised latents, and q at site {name!r} "
-                    f"({describe(q)}) is not; use pyro.infer.Trace_ELBO, whose gradient has the score term"
+                    f"({describe(q)}) is not; use REINFORCE or VIMCO, whose gradients have the score term"
                 )
 
 
-def sample_log_weights(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    *args: Any,
-    num_particles: int = 1,
-    max_plate_nesting: int = 1,
-    **kwargs: Any,
-) -> LogWeights:
-    """Run a guide and its model once, all particles side by side, and return the log-weights.
-
-    The observed data and every latent must lie in one plate at dim -1; further plates (at -2 and beyond) are summed
-    over. Networks see particles as one more leading dimension, which `ppl_vae`'s own pieces flatten.
-
-    Args:
-        model: p(x, z), a Pyro program.
-        guide: q(z|x), a Pyro program of the same arguments.
-        *args: The arguments of both.
-        num_particles: K.
-        max_plate_nesting: How many plates are nested in the program; 1 for data alone.
-        **kwargs: The keyword arguments of both.
-
-    Raises:
-        NotPerDatumError: If the log-weights do not factorise over the data.
-        ValueError: If `num_particles` is not a positive integer.
-
-    Example:
-        >>> from ppl_vae import VAE, likelihoods, posteriors, priors
-        >>> vae = VAE((64,), prior=priors.StandardNormal(2), likelihood=likelihoods.Bernoulli(),
-        ...           posterior=posteriors.DiagonalNormal())
-        >>> sample_log_weights(vae.model, vae.guide, torch.zeros(5, 64), num_particles=3).log_w.shape
-        torch.Size([3, 5])
-    """
-    if check_positive_int(num_particles, "num_particles") > 1:
-        plate = pyro.plate(PARTICLES, num_particles, dim=-1 - max_plate_nesting)
-        model, guide = plate(model), plate(guide)
-    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-    return from_traces(model_trace, guide_trace)
+def _times(weights: Tensor) -> Any:
+    return lambda gradient: gradient * weights
 
 
-def from_traces(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> LogWeights:
-    """Return the log-weights of a guide's trace and its model's, replayed against it."""
-    model_sites = _sample_sites(model_trace)
-    guide_sites = _sample_sites(guide_trace)
-    observed = {name: site for name, site in model_sites.items() if site["is_observed"]}
-    latent = {name: site for name, site in model_sites.items() if not site["is_observed"]}
-    _check_sites(latent, guide_sites, observed)
-    plate = next(frame for site in observed.values() for frame in _frames(site) if frame.dim == -1)
-    particles = next((f for s in guide_sites.values() for f in _frames(s) if f.name == PARTICLES), None)
-    num_particles, particle_dim = (1, None) if particles is None else (particles.size, particles.dim)
-
-    def per_datum(site: Any) -> Tensor:
-        if not any(frame.dim == -1 and frame.name == plate.name for frame in _frames(site)):
-            raise NotPerDatumError(
-                f"site {site['name']!r} lies outside the plate {plate.name!r} of the data (dim -1), so its "
-                "log-weight does not belong to one datum; use one of Pyro's objectives, or move it inside"
-            )
-        log_p = site.get("unscaled_log_prob")
-        if log_p is None:
-            log_p = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-        return _to_particles(scale_and_mask(log_p, mask=site["mask"]), num_particles, particle_dim, plate.size)
-
-    log_lik = torch.stack([per_datum(site) for site in observed.values()]).sum(0)
-    return LogWeights(
-        log_lik=log_lik,
-        log_prior={name: per_datum(site) for name, site in latent.items()},
-        log_q={name: per_datum(site) for name, site in guide_sites.items()},
-        z={name: site["value"] for name, site in guide_sites.items()},
-        prior={name: _masked(site) for name, site in latent.items()},
-        posterior={name: _masked(site) for name, site in guide_sites.items()},
-        observed={name: (_masked(site), site["value"]) for name, site in observed.items()},
-        scale=_common_scale([*guide_sites.values(), *model_sites.values()]),
-    )
-
-
-def _sample_sites(trace: poutine.Trace) -> dict[str, Any]:
-    return {name: site for name, site in prune_subsample_sites(trace).nodes.items() if site["type"] == "sample"}
-
-
-def _frames(site: Any) -> list[Any]:
-    return [frame for frame in site["cond_indep_stack"] if frame.vectorized]
-
-
-def _masked(site: Any) -> Any:
-    return site["fn"] if site["mask"] is None else site["fn"].mask(site["mask"])
-
-
-def _check_sites(latent: dict, guide_sites: dict, observed: dict) -> None:
-    if not any(frame.dim == -1 for site in observed.values() for frame in _frames(site)):
-        raise NotPerDatumError(
-            "the model observes nothing inside a plate at dim -1; write "
-            "`with pyro.plate('data', len(x), dim=-1): pyro.sample('x', ..., obs=x)`"
-        )
-    for name, site in {**latent, **guide_sites}.items():
-        if site["infer"].get("_enumerate_dim") is not None:
-            raise NotPerDatumError(f"site {name!r} is enumerated: it has no one value to weigh")
-    for name in latent.keys() - guide_sites.keys():
-        raise NotPerDatumError(f"the model samples {name!r} and the guide does not; give the guide a site {name!r}")
-    for name, site in guide_sites.items():
-        if site["is_observed"]:
-            raise NotPerDatumError(
-                f"the guide observes {name!r} (obs=... or pyro.factor), which is no part of a density q(z|x); "
-                "move it into the model, or use one of Pyro's objectives"
-            )
-        if name not in latent and not site["infer"].get("is_auxiliary"):
-            raise NotPerDatumError(
-                f"the guide samples {name!r} and the model does not; "
-                "give the model such a site, or mark it infer={'is_auxiliary': True}"
-            )
-
-
-def _common_scale(sites: list[Any]) -> float | Tensor:
-    first_name, first = sites[0]["name"], sites[0]["scale"]
-    for name, scale in [(site["name"], site["scale"]) for site in sites[1:]]:
-        same = scale is first or (
-            torch.equal(torch.as_tensor(scale), torch.as_tensor(first))
-            if isinstance(scale, Tensor) or isinstance(first, Tensor)
-            else scale == first
-        )
-        if not same:
-            raise NotPerDatumError(
-                f"sites {first_name!r} and {name!r} have the scales {first} and {scale}: a scale on one side alone is "
-                "no bound; scale the whole program, or weigh the KL in the objective"
-            )
-    return first
-
-
-def _to_particles(log_p: Tensor, num_particles: int, particle_dim: int | None, size: int | None = None) -> Tensor:
+def to_particles(log_p: Tensor, num_particles: int, particle_dim: int | None, size: int | None = None) -> Tensor:
     """Sum all dimensions but the particles' and the data's (-1), and return (K, batch)."""
     keep = {-1, particle_dim}
     dims = [d for d in range(-log_p.dim(), 0) if d not in keep]
@@ -256,5 +276,6 @@ def _to_particles(log_p: Tensor, num_particles: int, particle_dim: int | None, s
     return log_p.expand(num_particles, log_p.shape[-1] if size is None else size)
 
 
-def _particle_dim(batch_shape: torch.Size, num_particles: int) -> int | None:
+def particle_dim(batch_shape: torch.Size, num_particles: int) -> int | None:
+    """Where particles stand in a batch shape, or None where they do not."""
     return -len(batch_shape) if num_particles > 1 and len(batch_shape) > 1 else None

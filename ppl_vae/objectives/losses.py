@@ -17,7 +17,9 @@ from pyro.infer import ReweightedWakeSleep, TraceEnum_ELBO, TraceTailAdaptive_EL
 from torch import Tensor
 
 from ppl_vae.objectives.estimate import Estimate, Objective
-from ppl_vae.objectives.log_weights import LogWeights, NotPerDatumError, from_traces, sample_log_weights
+from ppl_vae.objectives.log_weights import LogWeights
+from ppl_vae.objectives.sampling import sample_log_weights
+from ppl_vae.objectives.traces import NotPerDatumError, from_traces
 
 Program = tuple[Callable[..., Any], Callable[..., Any]]
 
@@ -89,22 +91,30 @@ class _PerDatumLoss:
             *args,
             num_particles=getattr(self.objective, "num_particles", 1),
             max_plate_nesting=getattr(self.objective, "max_plate_nesting", 1),
+            latents=getattr(self.objective, "latents", "pathwise"),
             **kwargs,
         )
         estimate = evaluate_objective(self.objective, log_weights)
-        kl = log_weights.kl.detach().mean(0) if estimate.kl is None else estimate.kl
+        log_lik, kl = estimate.log_likelihood, estimate.kl
+        log_lik = log_weights.log_lik.detach().mean(0) if log_lik is None else log_lik
+        kl = log_weights.kl.detach().mean(0) if kl is None else kl
         scale = log_weights.scale
         return BatchLoss(
             loss=-(scale * estimate.value).sum(),
             surrogate=-(scale * estimate.surrogate).sum(),
             weight=_weight(log_weights),
-            log_likelihood=(scale * log_weights.log_lik.detach().mean(0)).sum(),
+            log_likelihood=(scale * log_lik).sum(),
             kl=(scale * kl).sum(),
         )
 
 
 def evaluate_objective(objective: Objective, log_weights: LogWeights) -> Estimate:
     """Apply an objective to log-weights, and check that it speaks per datum."""
+    if log_weights.spent and torch.is_grad_enabled():
+        raise ValueError(
+            f"objective {objective!r} was given log-weights whose path another objective has weighted, so that its "
+            "gradient would be wrong; sample new ones for each objective"
+        )
     result = objective(log_weights)
     if isinstance(result, Tensor):
         result = Estimate(result.detach(), result, "neither")

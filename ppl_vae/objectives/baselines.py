@@ -1,0 +1,94 @@
+r"""What is subtracted from the learning signal of a score-function estimator, so that its variance falls.
+
+A baseline b that does not depend on z leaves the estimator unbiased, since the score has expectation zero.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from ppl_vae.objectives.log_weights import LogWeights
+
+_counter = itertools.count()
+
+
+class MovingAverage(nn.Module):
+    r"""The exponential moving average of the signal over batches, one number for all data; zero at the first step.
+
+    Args:
+        decay: The share that stays at each step; the average is over about 1 / (1 - decay) steps.
+    """
+
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self, decay: float = 0.99) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("total", torch.zeros(()))
+        self.register_buffer("weight", torch.zeros(()))
+
+    def forward(self, signal: Tensor) -> Tensor:
+        """Return the average of the signals before this one, and take this one in, (K, batch) -> ()."""
+        baseline = (self.total / self.weight.clamp_min(1e-12)).to(signal)
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                self.total.mul_(self.decay).add_((1 - self.decay) * signal.mean().to(self.total))
+                self.weight.mul_(self.decay).add_(1 - self.decay)
+        return baseline
+
+
+class LearnedBaseline(nn.Module):
+    r"""A network from a datum to the signal that it expects, b(x), fitted by least squares as training goes.
+
+    The network is made when the first batch shows the sizes: two hidden layers of ReLU. Its parameters join those of
+    the program under a name of their own, and follow the same optimiser. What it returns is scaled by the spread that
+    it learns of the signal, so that it starts near the first signals' mean.
+
+    Args:
+        hidden: The width of the hidden layers.
+    """
+
+    offset: Tensor
+    scale: Tensor
+
+    def __init__(self, hidden: int = 100) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.name = f"baseline_{next(_counter)}"
+        self.network: nn.Module | None = None
+        self.register_buffer("offset", torch.zeros(()))
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, log_weights: LogWeights, signal: Tensor) -> Tensor:
+        """Return b(x), (batch,), differentiable by the network's parameters alone."""
+        x = torch.cat([x.detach().reshape(len(signal[0]), -1) for _, x in log_weights.observed.values()], 1)
+        if self.network is None:
+            self._make(x, signal)
+        assert self.network is not None
+        pyro.module(self.name, self.network)
+        return self.offset + self.scale * self.network(x.to(self.offset)).squeeze(-1)
+
+    def _make(self, x: Tensor, signal: Tensor) -> None:
+        self.network = nn.Sequential(
+            nn.Linear(x.shape[1], self.hidden), nn.ReLU(), nn.Linear(self.hidden, self.hidden), nn.ReLU()
+        )
+        self.network.append(nn.Linear(self.hidden, 1))
+        self.to(signal)
+        with torch.no_grad():
+            self.offset.copy_(signal.mean())
+            self.scale.copy_(signal.std().clamp_min(1.0) if signal.numel() > 1 else self.scale)
+
+
+def leave_one_out(signal: Tensor) -> Tensor:
+    """Return for each particle the mean of the others' signals, (K, batch)."""
+    return (signal.sum(0) - signal) / (len(signal) - 1)
+
+
+Baseline = Callable[..., Any]

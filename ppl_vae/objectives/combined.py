@@ -1,0 +1,245 @@
+r"""Bounds made of several importance-weighted ones: CIWAE, MIWAE, PIWAE, and the jackknife."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ppl_vae._validation import check_positive_int
+from ppl_vae.objectives.estimate import Estimate
+from ppl_vae.objectives.importance import IWAE, log_mean_w
+from ppl_vae.objectives.log_weights import LogWeights
+
+_SMALLEST = 1e-20  # a weight that a gradient may be divided by: it counts for nothing beside one, in float64 too
+_MOST_SUBSETS = 5000
+
+
+@dataclass(frozen=True)
+class CIWAE:
+    r"""A convex combination of the ELBO and the importance-weighted bound.
+
+    .. math::
+        \hat{\mathcal L} = \beta \cdot \frac1K \sum_k \log w_k + (1 - \beta) \log \frac1K \sum_k w_k.
+
+    A lower bound between the two: nearer to log p(x) as beta falls, with a gradient by the encoder that is less noisy
+    as it rises. beta = 1 is `ELBO`, beta = 0 is `IWAE`. Costs what they cost.
+
+    Args:
+        num_particles: K.
+        beta: The ELBO's share.
+
+    Raises:
+        ValueError: If `beta` is not in [0, 1], or a latent is not reparameterised.
+
+    Reference:
+        Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018), https://arxiv.org/abs/1802.04537
+
+    Example:
+        >>> log_w = torch.tensor([[0.0], [2.0]])
+        >>> zeros = torch.zeros(2, 1)
+        >>> CIWAE(2, beta=1.0)(LogWeights(log_w, {"z": zeros}, {"z": zeros}, {}, {}, {}, {})).value
+        tensor([1.])
+    """
+
+    num_particles: int = 1
+    beta: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_positive_int(self.num_particles, "objective CIWAE: num_particles")
+        if isinstance(self.beta, bool) or not isinstance(self.beta, (int, float)) or not 0 <= self.beta <= 1:
+            raise ValueError(f"objective CIWAE: beta is {self.beta!r}; expected the ELBO's share, from 0 to 1")
+
+    def __call__(self, log_weights: LogWeights) -> Estimate:
+        """Return the estimate for each datum."""
+        log_weights.require_pathwise("CIWAE")
+        bound = self.beta * log_weights.log_w.mean(0) + (1 - self.beta) * log_mean_w(log_weights)
+        return Estimate(bound.detach(), bound, "lower")
+
+
+@dataclass(frozen=True)
+class MIWAE:
+    r"""The mean over M groups of particles of the importance-weighted bound of each.
+
+    .. math::
+        \hat{\mathcal L} = \frac1M \sum_m \log \frac{M}{K} \sum_{k \in m} w_k.
+
+    The bound of K/M particles, at a variance M times smaller: for a fixed K, more groups mean a looser bound and an
+    encoder gradient with less noise. One group is `IWAE`, K groups are `ELBO`; for M groups of k particles, the paper's
+    MIWAE(M, k), give ``num_particles=M * k``. Not to be confused with the method of the same name for missing data.
+
+    Args:
+        num_particles: K, all particles together.
+        groups: M, which divides K.
+
+    Raises:
+        ValueError: If M does not divide K, or a latent is not reparameterised.
+
+    Reference:
+        Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018), https://arxiv.org/abs/1802.04537
+
+    Example:
+        >>> MIWAE(num_particles=64, groups=8)  # the mean of eight bounds of eight particles each
+        MIWAE(num_particles=64, groups=8)
+    """
+
+    num_particles: int = 2
+    groups: int = 2
+
+    def __post_init__(self) -> None:
+        _check_groups(self)
+
+    def __call__(self, log_weights: LogWeights) -> Estimate:
+        """Return the estimate for each datum."""
+        log_weights.require_pathwise("MIWAE")
+        bound = _grouped(log_weights.log_w, self.groups).logsumexp(1).mean(0)
+        bound = bound - math.log(self.num_particles // self.groups)
+        return Estimate(bound.detach(), bound, "lower")
+
+
+@dataclass(frozen=True)
+class PIWAE:
+    r"""The importance-weighted bound of all K particles for the model, that of M groups for q.
+
+    .. math::
+        \nabla_\theta: \ \log \frac1K \sum_k w_k, \qquad
+        \nabla_\phi: \ \frac1M \sum_m \log \frac{M}{K} \sum_{k \in m} w_k.
+
+    Each network gets the bound that suits it: the decoder's gradient gains from many particles, the encoder's loses.
+    The two are gradients of different functions, so that **there is no one bound that it climbs**; its value is that of
+    the first, `IWAE`, and its `reference` that one too, from which its encoder differs on purpose. One group is `IWAE`.
+    What belongs to both p and q (an encoder inside a VampPrior) follows the first through log p(z), the second through
+    log q.
+
+    Args:
+        num_particles: K, all particles together.
+        groups: M, which divides K.
+
+    Raises:
+        ValueError: If M does not divide K, or a latent is not reparameterised.
+
+    Reference:
+        Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018), https://arxiv.org/abs/1802.04537
+
+    Example:
+        >>> PIWAE(num_particles=64, groups=8).reference
+        IWAE(num_particles=64)
+    """
+
+    num_particles: int = 2
+    groups: int = 2
+
+    def __post_init__(self) -> None:
+        _check_groups(self)
+
+    @property
+    def reference(self) -> IWAE:
+        """The bound that the model follows."""
+        return IWAE(self.num_particles)
+
+    def __call__(self, log_weights: LogWeights) -> Estimate:
+        """Return the estimate for each datum."""
+        log_weights.require_pathwise("PIWAE")
+        bound = log_mean_w(log_weights)
+        if self.groups == 1:
+            return Estimate(bound.detach(), bound, "lower")
+        model = log_weights.normalized.clamp_min(_SMALLEST)
+        inner = _grouped(log_weights.log_w.detach(), self.groups).softmax(1) / self.groups
+        path = inner.flatten(0, 1) / model
+        return Estimate(bound.detach(), log_weights.surrogate(model, path=path), "lower")
+
+
+@dataclass(frozen=True)
+class JVI:
+    r"""Jackknife variational inference: the importance-weighted bound with its leading bias taken out.
+
+    .. math::
+        \hat{\mathcal L} = \sum_{j=0}^m c_j\, \overline{\mathcal L}_{K-j}, \qquad
+        c_j = \frac{(-1)^j (K - j)^m}{(m - j)!\, j!},
+
+    with :math:`\overline{\mathcal L}_{K-j}` the mean of the bound over all subsets of K - j particles. The bias against
+    log p(x) falls from order :math:`K^{-1}` to :math:`K^{-(m+1)}` where the weights have the moments for it. **Neither
+    a lower nor an upper bound**, and with heavy-tailed weights the coefficients, which grow as :math:`K^m`, amplify the
+    noise. Order 0 is `IWAE`. Costs one pass of the decoder per particle, and :math:`\binom Km` sums of K numbers.
+
+    Args:
+        num_particles: K, above the order.
+        order: m.
+
+    Raises:
+        ValueError: If the order is negative or not below K, if there are more than 5,000 subsets, or if a latent is not
+            reparameterised.
+
+    Reference:
+        Debiasing Evidence Approximations: On Importance-weighted Autoencoders and Jackknife Variational Inference
+        (Nowozin, 2018), https://openreview.net/forum?id=HyZoi-WRb
+
+    Example:
+        >>> JVI(8, order=1).coefficients
+        [8.0, -7.0]
+    """
+
+    num_particles: int = 2
+    order: int = 1
+
+    def __post_init__(self) -> None:
+        check_positive_int(self.num_particles, "objective JVI: num_particles")
+        if isinstance(self.order, bool) or not isinstance(self.order, int) or not 0 <= self.order < self.num_particles:
+            raise ValueError(
+                f"objective JVI: order is {self.order!r}; expected an integer from 0 to {self.num_particles - 1}, "
+                "below num_particles"
+            )
+        if (subsets := math.comb(self.num_particles, self.order)) > _MOST_SUBSETS:
+            raise ValueError(
+                f"objective JVI: {self.num_particles} particles have {subsets:,} subsets without {self.order} of them; "
+                f"expected at most {_MOST_SUBSETS:,}: lower the order or num_particles"
+            )
+
+    @property
+    def coefficients(self) -> list[float]:
+        """What the bounds of K, K - 1, ... particles are multiplied by; they add up to one."""
+        k, m = self.num_particles, self.order
+        return [(-1) ** j * (k - j) ** m / (math.factorial(m - j) * math.factorial(j)) for j in range(m + 1)]
+
+    def __call__(self, log_weights: LogWeights) -> Estimate:
+        """Return the estimate for each datum."""
+        log_weights.require_pathwise("JVI")
+        value = torch.zeros_like(log_weights.log_lik[0])
+        for left_out, coefficient in enumerate(self.coefficients):
+            value = value + coefficient * self._mean_bound(log_weights.log_w, left_out)
+        return Estimate(value.detach(), value, "lower" if self.order == 0 else "neither")
+
+    def _mean_bound(self, log_w: Tensor, left_out: int) -> Tensor:
+        """The bound of K - left_out particles, averaged over all subsets, (batch,)."""
+        k = self.num_particles
+        if left_out == 0:
+            return log_w.logsumexp(0) - math.log(k)
+        without = _without(k, left_out, log_w.dtype, log_w.device)
+        return (log_w + without).logsumexp(1).mean(0) - math.log(k - left_out)
+
+
+@functools.lru_cache(maxsize=32)
+def _without(num_particles: int, left_out: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zero for who is in a subset and minus infinity for who is not, (subsets, K, 1); made once."""
+    subsets = torch.combinations(torch.arange(num_particles), left_out)
+    mask = torch.zeros(len(subsets), num_particles, dtype=dtype).scatter_(1, subsets, -math.inf)
+    return mask.unsqueeze(-1).to(device)
+
+
+def _check_groups(objective: MIWAE | PIWAE) -> None:
+    name = f"objective {type(objective).__name__}"
+    check_positive_int(objective.num_particles, f"{name}: num_particles")
+    check_positive_int(objective.groups, f"{name}: groups")
+    if objective.num_particles % objective.groups:
+        raise ValueError(
+            f"{name}: {objective.groups} groups do not divide {objective.num_particles} particles evenly; choose "
+            "num_particles a multiple of groups"
+        )
+
+
+def _grouped(log_w: Tensor, groups: int) -> Tensor:
+    """(K, batch) -> (M, K / M, batch)."""
+    return log_w.reshape(groups, log_w.shape[0] // groups, *log_w.shape[1:])

@@ -1,0 +1,160 @@
+r"""Importance-weighted bounds with pathwise gradients: IWAE, and what drops the score of q from its gradient.
+
+All of them have the value of IWAE, the log of an average of K weights,
+
+.. math::
+    \hat{\mathcal L}_K(x) = \log \frac1K \sum_k w_k, \qquad z_k \sim q(z|x),
+
+which is at most log p(x) in expectation, rises with K, and tends to it. With K = 1 it is the ELBO. They differ in the
+gradient by q's parameters; that by the model's is the same, :math:`\sum_k \tilde w_k \nabla \log p(x, z_k)`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ppl_vae._validation import check_positive_int
+from ppl_vae.objectives.estimate import Estimate
+from ppl_vae.objectives.log_weights import LogWeights
+
+
+def log_mean_w(log_weights: LogWeights) -> Tensor:
+    """Return the log of the average weight, (batch,)."""
+    return log_weights.log_w.logsumexp(0) - math.log(log_weights.num_particles)
+
+
+@dataclass(frozen=True)
+class IWAE:
+    r"""The importance-weighted bound, differentiated as it is.
+
+    .. math::
+        \hat{\mathcal L}_K(x) = \log \frac1K \sum_k w_k, \qquad
+        \nabla \hat{\mathcal L}_K = \sum_k \tilde w_k \nabla \log w_k, \qquad \tilde w_k = w_k / \sum_j w_j.
+
+    Unbiased for the bound and for its gradient; the bound is below log p(x) by about
+    :math:`\mathrm{Var}(w) / (2 K p(x)^2)` where the weights have a finite variance. **Its gradient by the encoder
+    drowns in noise as K grows**: its signal-to-noise ratio falls as :math:`K^{-1/2}`, while the decoder's rises as
+    :math:`K^{1/2}`; `DReG` mends that. One pass of the decoder per particle.
+
+    Args:
+        num_particles: K.
+
+    Raises:
+        ValueError: If a latent is not reparameterised; use `VIMCO`.
+
+    Reference:
+        Importance Weighted Autoencoders (Burda et al., 2015), https://arxiv.org/abs/1509.00519; Tighter Variational
+        Bounds are Not Necessarily Better (Rainforth et al., 2018), https://arxiv.org/abs/1802.04537
+
+    Example:
+        >>> import torch
+        >>> log_w = torch.tensor([[0.0], [math.log(3.0)]])
+        >>> zeros = torch.zeros(2, 1)
+        >>> IWAE(2)(LogWeights(log_w, {"z": zeros}, {"z": zeros}, {}, {}, {}, {})).value.exp()
+        tensor([2.])
+    """
+
+    num_particles: int = 1
+
+    def __post_init__(self) -> None:
+        check_positive_int(self.num_particles, "objective IWAE: num_particles")
+
+    def __call__(self, log_weights: LogWeights) -> Estimate:
+        """Return the estimate for each datum."""
+        log_weights.require_pathwise("IWAE")
+        bound = log_mean_w(log_weights)
+        return Estimate(bound.detach(), bound, "lower")
+
+
+@dataclass(frozen=True)
+class DReG:
+    r"""IWAE's bound with the doubly reparameterised gradient.
+
+    .. math::
+        \nabla_\phi \mathcal L_K = \mathbb E\Big[\sum_k \tilde w_k^2\,
+        \frac{\partial \log w_k}{\partial z_k} \nabla_\phi z_k\Big],
+
+    and :math:`\sum_k \tilde w_k \nabla_\theta \log p(x, z_k)` for the model. **Unbiased** for the gradient of `IWAE`,
+    whose score it has put through the reparameterisation a second time; its signal-to-noise ratio rises with K, and its
+    variance is zero where q is the true posterior. With K = 1 it is `STL`. An encoder inside the prior (VampPrior) has
+    a gradient through log p(z) too, which is kept, as is the path through z1 in q(z2|z1). Costs what `IWAE` costs, and
+    scores q twice. Where q cannot score any z (a planar flow), it is refused.
+
+    Args:
+        num_particles: K.
+
+    Raises:
+        ValueError: If a latent is not reparameterised, or q does not score a given z.
+
+    Reference:
+        Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives (Tucker et al., 2019),
+        https://arxiv.org/abs/1810.04152
+
+    Example:
+        >>> DReG(8).reference
+        IWAE(num_particles=8)
+    """
+
+    num_particles: int = 1
+
+    def __post_init__(self) -> None:
+        check_positive_int(self.num_particles, "objective DReG: num_particles")
+
+    @property
+    def reference(self) -> IWAE:
+        """The objective whose gradient this one has in expectation."""
+        return IWAE(self.num_particles)
+
+    def __call__(self, log_weights: LogWeights) -> Estimate:
+        """Return the estimate for each datum."""
+        log_weights.require_pathwise("DReG")
+        weights = log_weights.normalized
+        path = None if log_weights.num_particles == 1 else weights  # of one particle, which is 1
+        return Estimate(log_mean_w(log_weights).detach(), log_weights.surrogate(weights, path=path, score=0.0), "lower")
+
+
+@dataclass(frozen=True)
+class IWAESTL:
+    r"""IWAE's bound with its score left out: **biased**, and here to be compared with.
+
+    .. math::
+        \sum_k \tilde w_k\, \frac{\partial \log w_k}{\partial z_k} \nabla_\phi z_k.
+
+    For K = 1 the score of q has expectation zero, and this is `STL`. For more it has not: sample by sample this is
+    IWAE's gradient plus the wake-phase one, :math:`\sum_k \tilde w_k \nabla_\phi \log q(z_k|x)`, whose expectation is
+    the gradient of minus KL(p(z|x) || q(z|x)), up to the bias of K draws. So it follows something, and often well, but
+    not the bound that it reports. Its signal-to-noise ratio is high; use `DReG` for the bound itself.
+
+    Args:
+        num_particles: K.
+
+    Raises:
+        ValueError: If a latent is not reparameterised, or q does not score a given z.
+
+    Reference:
+        Sticking the Landing (Roeder et al., 2017), https://arxiv.org/abs/1703.09194; the bias: Tucker et al. (2019),
+        https://arxiv.org/abs/1810.04152
+
+    Example:
+        >>> IWAESTL(8).reference
+        IWAE(num_particles=8)
+    """
+
+    num_particles: int = 1
+
+    def __post_init__(self) -> None:
+        check_positive_int(self.num_particles, "objective IWAESTL: num_particles")
+
+    @property
+    def reference(self) -> IWAE:
+        """The objective whose gradient this one would have, were it not biased."""
+        return IWAE(self.num_particles)
+
+    def __call__(self, log_weights: LogWeights) -> Estimate:
+        """Return the estimate for each datum."""
+        log_weights.require_pathwise("IWAESTL")
+        surrogate = log_weights.surrogate(log_weights.normalized, score=0.0)
+        return Estimate(log_mean_w(log_weights).detach(), surrogate, "lower")

@@ -1,0 +1,107 @@
+r"""The ELBO of discrete latents through relaxed draws of them: straight-through Gumbel-softmax."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+
+from ppl_vae._distributions import describe, unwrapped
+from ppl_vae._validation import check_positive, check_positive_int
+from ppl_vae.distributions.binary_vector import BinaryVector
+from ppl_vae.distributions.one_hot import OneHotVector
+from ppl_vae.distributions.relaxed import gumbel_noise, logistic_noise
+from ppl_vae.objectives.enumeration import EnumeratedELBO
+from ppl_vae.objectives.estimate import Estimate
+from ppl_vae.objectives.log_weights import LogWeights
+
+
+@dataclass(frozen=True)
+class GumbelSoftmaxELBO:
+    r"""The ELBO of bits and one-hot vectors, differentiated through relaxed draws of temperature T.
+
+    .. math::
+        \tilde z = \mathrm{softmax}((\log \pi + g) / T), \quad g \text{ Gumbel}, \qquad
+        z = \mathrm{onehot}(\arg\max(\log \pi + g)),
+
+    and for bits :math:`\sigma((\ell + \epsilon) / T)` with logistic noise. Guide and model stay as they are, discrete;
+    it is the draws that this objective makes in the guide's place.
+
+    p and q see the discrete z, drawn exactly, so that the **value** is an unbiased estimate of the ELBO; the
+    **gradient** is passed straight through to the relaxed draw, and is **biased** for any T: a small T has less bias
+    and more noise. For a bound over latents that are relaxed themselves use prior and posterior pieces of that kind
+    (`posteriors.GumbelSoftmax`).
+
+    Args:
+        num_particles: K.
+        temperature: T.
+
+    Raises:
+        ValueError: If the temperature is not positive, or a latent is neither bits nor one-hot.
+
+    Reference:
+        Categorical Reparameterization with Gumbel-Softmax (Jang et al., 2017), https://arxiv.org/abs/1611.01144; The
+        Concrete Distribution (Maddison et al., 2017), https://arxiv.org/abs/1611.00712
+
+    Example:
+        >>> GumbelSoftmaxELBO(4, temperature=0.5)
+        GumbelSoftmaxELBO(num_particles=4, temperature=0.5)
+    """
+
+    num_particles: int = 1
+    temperature: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_positive_int(self.num_particles, "objective GumbelSoftmaxELBO: num_particles")
+        check_positive(self.temperature, "objective GumbelSoftmaxELBO: temperature")
+
+    @property
+    def reference(self) -> EnumeratedELBO:
+        """The objective whose gradient this one's would be, were it not biased."""
+        return EnumeratedELBO()
+
+    @property
+    def latents(self) -> Messenger:
+        """What draws in the guide's place."""
+        return _Relaxed(self.temperature)
+
+    def __call__(self, log_weights: LogWeights) -> Estimate:
+        """Return the estimate for each datum."""
+        value = log_weights.log_w.mean(0)
+        return Estimate(value.detach(), value, "lower")
+
+
+class _Relaxed(Messenger):
+    """Draws bits and one-hot vectors with the gradient of relaxed ones; it stands outside of what keeps the trace."""
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["done"] or msg["is_observed"] or isinstance(msg["fn"], _Subsample):
+            return
+        msg["value"], msg["done"] = self._draw(msg["name"], msg["fn"]), True
+
+    def _draw(self, name: str, fn: Any) -> Tensor:
+        base = unwrapped(fn)
+        if isinstance(base, (BinaryVector, dist.Bernoulli)):
+            noisy = base.logits + logistic_noise(base.logits)
+            relaxed, hard = (noisy / self.temperature).sigmoid(), (noisy > 0).to(noisy)
+        elif isinstance(base, (OneHotVector, dist.OneHotCategorical)):
+            noisy = base.logits + gumbel_noise(base.logits)
+            relaxed = (noisy / self.temperature).softmax(-1)
+            classes = torch.arange(noisy.shape[-1], device=noisy.device)
+            hard = (noisy.argmax(-1, keepdim=True) == classes).to(noisy)
+        else:
+            raise ValueError(
+                f"objective GumbelSoftmaxELBO relaxes bits and one-hot vectors, and q at site {name!r} is "
+                f"{describe(fn)}; use REINFORCE or VIMCO"
+            )
+        z = hard + (relaxed - relaxed.detach())  # the bracket is 0 exactly
+        return z.flatten(-2) if isinstance(base, OneHotVector) else z

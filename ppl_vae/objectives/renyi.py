@@ -1,0 +1,101 @@
+r"""The variational Renyi bound, and its limit that takes the best particle."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ppl_vae._validation import check_positive_int
+from ppl_vae.objectives.estimate import Estimate
+from ppl_vae.objectives.log_weights import LogWeights
+
+
+@dataclass(frozen=True)
+class Renyi:
+    r"""The variational Renyi bound of order alpha, from K particles.
+
+    .. math::
+        \hat{\mathcal L}_\alpha(x) = \frac{1}{1 - \alpha} \log \frac1K \sum_k w_k^{1 - \alpha}.
+
+    Falls as alpha rises: alpha = 0 is `IWAE`, alpha = 1 (the limit) is `ELBO`. For alpha >= 0 it is at most IWAE's
+    value at the same draws, hence a lower bound of log p(x) for any K. For alpha < 0 the exact bound is *above* log
+    p(x), but an average of K draws inside the logarithm is too low: **neither a lower nor an upper bound**. Unlike
+    Pyro's `RenyiELBO` the scale of a subsampled plate stays outside the logarithm, and a latent that is not
+    reparameterised is refused (there its gradient is zero at alpha = 0).
+
+    Args:
+        num_particles: K.
+        alpha: The order, any finite number.
+
+    Raises:
+        ValueError: If `alpha` is not finite, or a latent is not reparameterised.
+
+    Reference:
+        Renyi Divergence Variational Inference (Li & Turner, 2016), https://arxiv.org/abs/1602.02311
+
+    Example:
+        >>> import torch
+        >>> log_w = torch.tensor([[0.0], [2.0]])
+        >>> zeros = torch.zeros(2, 1)
+        >>> weights = LogWeights(log_w, {"z": zeros}, {"z": zeros}, {}, {}, {}, {})
+        >>> [round(Renyi(2, alpha)(weights).value.item(), 3) for alpha in (0.0, 0.5, 1.0)]
+        [1.434, 1.24, 1.0]
+    """
+
+    num_particles: int = 1
+    alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_positive_int(self.num_particles, "objective Renyi: num_particles")
+        if isinstance(self.alpha, bool) or not isinstance(self.alpha, (int, float)) or not math.isfinite(self.alpha):
+            raise ValueError(
+                f"objective Renyi: alpha is {self.alpha!r}; expected a finite number (for minus infinity use VRMax)"
+            )
+
+    def __call__(self, log_weights: LogWeights) -> Estimate:
+        """Return the estimate for each datum."""
+        log_weights.require_pathwise("Renyi")
+        log_w = log_weights.log_w
+        if self.alpha == 1:
+            bound = log_w.mean(0)
+        else:
+            order = 1 - self.alpha
+            bound = ((order * log_w).logsumexp(0) - math.log(log_weights.num_particles)) / order
+        return Estimate(bound.detach(), bound, "lower" if self.alpha >= 0 else "neither")
+
+
+@dataclass(frozen=True)
+class VRMax:
+    r"""The largest log-weight of K particles, through which alone gradients flow.
+
+    .. math::
+        \hat{\mathcal L}(x) = \max_k \log w_k.
+
+    The limit of `Renyi` as alpha falls to minus infinity, and a cheap stand-in for `IWAE`: only the chosen particle
+    needs a pass back. **No bound**: it is above IWAE's value at the same draws, by up to log K. Here all particles are
+    passed back, so that it saves nothing; it is for comparison.
+
+    Args:
+        num_particles: K.
+
+    Raises:
+        ValueError: If a latent is not reparameterised.
+
+    Reference:
+        Renyi Divergence Variational Inference (Li & Turner, 2016), section 4.2, https://arxiv.org/abs/1602.02311
+
+    Example:
+        >>> VRMax(5)
+        VRMax(num_particles=5)
+    """
+
+    num_particles: int = 1
+
+    def __post_init__(self) -> None:
+        check_positive_int(self.num_particles, "objective VRMax: num_particles")
+
+    def __call__(self, log_weights: LogWeights) -> Estimate:
+        """Return the estimate for each datum."""
+        log_weights.require_pathwise("VRMax")
+        value = log_weights.log_w.max(0).values
+        return Estimate(value.detach(), value, "lower" if log_weights.num_particles == 1 else "neither")

@@ -1,0 +1,213 @@
+r"""From a program to its log-weights: guide and model run once, all particles side by side.
+
+How latents are drawn is an objective's own affair, and said by its attribute ``latents``:
+
+- ``"pathwise"``: as the guide draws them, with the gradient that they carry.
+- ``"detached"``: the same draws without a gradient, for estimators that take the score of q.
+- ``"enumerated"``: no draws, but all states of discrete latents in the particles' place.
+- a Pyro handler of the objective's own that draws in the guide's place (`objectives.relaxed` has one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ppl_vae._distributions import describe
+from ppl_vae._validation import check_positive_int
+from ppl_vae.objectives.log_weights import LogWeights
+from ppl_vae.objectives.traces import PARTICLES, from_traces, sample_sites, sum_per_datum
+
+MOST_STATES = 2**16  # that are enumerated
+
+Latents = Literal["pathwise", "detached", "enumerated"] | AbstractContextManager[Any]
+Function = Callable[..., Any]
+
+
+def sample_log_weights(
+    model: Function,
+    guide: Function,
+    *args: Any,
+    num_particles: int = 1,
+    max_plate_nesting: int = 1,
+    latents: Latents = "pathwise",
+    **kwargs: Any,
+) -> LogWeights:
+    """Run a guide and its model once, all particles side by side, and return the log-weights.
+
+    The observed data and every latent must lie in one plate at dim -1; further plates (at -2 and beyond) are summed
+    over. Networks see particles as one more leading dimension, which `ppl_vae`'s own pieces flatten.
+
+    Args:
+        model: p(x, z), a Pyro program.
+        guide: q(z|x), a Pyro program of the same arguments.
+        *args: The arguments of both.
+        num_particles: K; under ``latents="enumerated"`` the number of states takes its place.
+        max_plate_nesting: How many plates are nested in the program; 1 for data alone.
+        latents: How latents are drawn, see the module.
+        **kwargs: The keyword arguments of both.
+
+    Raises:
+        NotPerDatumError: If the log-weights do not factorise over the data.
+        ValueError: If `num_particles` is not a positive integer, or latents are to be enumerated that cannot be.
+
+    Example:
+        >>> from ppl_vae import VAE, likelihoods, posteriors, priors
+        >>> vae = VAE((64,), prior=priors.StandardNormal(2), likelihood=likelihoods.Bernoulli(),
+        ...           posterior=posteriors.DiagonalNormal())
+        >>> sample_log_weights(vae.model, vae.guide, torch.zeros(5, 64), num_particles=3).log_w.shape
+        torch.Size([3, 5])
+    """
+    check_positive_int(num_particles, "num_particles")
+    drawn: AbstractContextManager[Any] = nullcontext()
+    if latents == "enumerated":
+        states = _all_states(guide, args, kwargs, max_plate_nesting)
+        num_particles, drawn = len(next(iter(states.values()))), _Given(states)
+    elif latents == "detached":
+        drawn = _Detached()
+    elif latents != "pathwise":
+        assert not isinstance(latents, str)
+        drawn = latents
+    program = (model, guide)
+    if num_particles > 1:
+        plate = pyro.plate(PARTICLES, num_particles, dim=-1 - max_plate_nesting)
+        model, guide = plate(model), plate(guide)
+    with drawn:
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    seen = _seen(guide_trace)
+    replayed = poutine.replay(model, trace=_with_values(guide_trace, seen) if seen else guide_trace)
+    model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+    weights = from_traces(model_trace, guide_trace)
+    again = _Again(program, guide, args, kwargs, guide_trace, weights)
+    return replace(weights, seen=seen, again=again)
+
+
+@dataclass(frozen=True)
+class _Again:
+    """The program of some log-weights, to be run once more."""
+
+    program: tuple[Function, Function]
+    guide: Function  # with its plate of particles
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    guide_trace: poutine.Trace
+    weights: LogWeights
+
+    def score(self) -> Tensor:
+        fixed = {name: z.detach() for name, z in self.weights.z.items()}
+        replayed = poutine.replay(self.guide, trace=_with_values(self.guide_trace, fixed))
+        with _BatchNormLearnsNothing():
+            trace = poutine.trace(replayed).get_trace(*self.args, **self.kwargs)
+        sites = {name: site for name, site in sample_sites(trace).items() if name in fixed}
+        return sum_per_datum(sites, self.weights.num_particles, self.weights.log_lik.shape[1])
+
+    def dream(self) -> Tensor:
+        model, guide = self.program
+        with torch.no_grad():
+            dreamt = poutine.trace(poutine.uncondition(model)).get_trace(*self.args, **self.kwargs)
+        args, latent = list(self.args), {}
+        for name, site in sample_sites(dreamt).items():
+            if not site["infer"].get("was_observed"):
+                latent[name] = site["value"]
+                continue
+            places = [i for i, arg in enumerate(args) if arg is site["infer"]["obs"]]
+            if not places:
+                raise ValueError(
+                    f"the sleep phase draws data at site {name!r} and gives them to the guide, and none of the "
+                    "program's arguments is what that site observes; pass it on as it is (obs=x), or use guide='wake'"
+                )
+            args[places[0]] = site["value"]
+        with _Given(latent), _BatchNormLearnsNothing():
+            trace = poutine.trace(guide).get_trace(*args, **self.kwargs)
+        sites = {name: site for name, site in sample_sites(trace).items() if name in latent}
+        return sum_per_datum(sites, 1, self.weights.log_lik.shape[1])[0]
+
+
+class _Detached(Messenger):
+    """Draws latents without a gradient. It must stand outside of whatever keeps the trace."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not (msg["done"] or msg["is_observed"]):
+            with torch.no_grad():
+                msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"])
+            msg["done"] = True
+
+
+class _Given(Messenger):
+    """Gives sites their values, whether or not they are there."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
+class _BatchNormLearnsNothing(TorchFunctionMode):
+    """Lets batch normalisation in training mode normalise by the batch, and leave its running statistics alone."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.batch_norm:
+            x, weight, bias, mean, variance, training, *rest = args
+            args = (x, weight, bias, *((None, None) if training else (mean, variance)), training, *rest)
+        return func(*args, **(kwargs or {}))
+
+
+def _all_states(guide: Function, args: Any, kwargs: Any, max_plate_nesting: int) -> dict[str, Tensor]:
+    """All joint states of a guide's latents, (states, batch, *event) for each site."""
+    with _Detached():
+        sites = sample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
+    supports = {}
+    for name, site in sites.items():
+        fn = site["fn"]
+        if not getattr(fn, "has_enumerate_support", False):
+            raise ValueError(
+                f"latents are to be enumerated, and q at site {name!r} ({describe(fn)}) lists no states; use a "
+                "discrete posterior of few states such as posteriors.BernoulliVector, or REINFORCE"
+            )
+        if len(fn.batch_shape) != 1:
+            raise ValueError(
+                f"latents are to be enumerated, and site {name!r} lies in more than the plate of the data (batch shape "
+                f"{tuple(fn.batch_shape)}); make its variables one event, or use REINFORCE"
+            )
+        supports[name] = fn.enumerate_support(expand=False).squeeze(1)  # (states, *event)
+    sizes = [len(support) for support in supports.values()]
+    count = torch.tensor(sizes).prod().item() if sizes else 0
+    if not 1 < count <= MOST_STATES:
+        raise ValueError(f"latents are to be enumerated, and have {count} states; expected 2 to {MOST_STATES:,}")
+    states, repeat = {}, int(count)
+    for (name, support), size in zip(supports.items(), sizes, strict=True):
+        repeat //= size
+        joint = support.repeat_interleave(repeat, 0).repeat(int(count) // (repeat * size), *(1,) * (support.dim() - 1))
+        event = joint.shape[1:]
+        batch = sites[name]["fn"].batch_shape
+        states[name] = joint.reshape(-1, *(1,) * max_plate_nesting, *event).expand(
+            -1, *(1,) * (max_plate_nesting - 1), *batch, *event
+        )
+    return states
+
+
+def _seen(guide_trace: poutine.Trace) -> dict[str, Tensor]:
+    """The latents as the model is to see them: views, where a gradient may be weighed on its way back."""
+    values = {name: site["value"] for name, site in sample_sites(guide_trace).items()}
+    if not any(v.requires_grad for v in values.values()):
+        return {}
+    return {name: v.view_as(v) for name, v in values.items()}
+
+
+def _with_values(trace: poutine.Trace, values: Mapping[str, Tensor]) -> poutine.Trace:
+    trace = trace.copy()
+    for name, value in values.items():
+        trace.nodes[name] = {**trace.nodes[name], "value": value}
+    return trace

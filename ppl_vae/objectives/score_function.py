@@ -1,0 +1,155 @@
+r"""Score-function estimators: gradients for latents that cannot be reparameterised.
+
+.. math::
+    \nabla_\phi \mathbb E_{q(z|x)}[f] = \mathbb E_{q(z|x)}[f\, \nabla_\phi \log q(z|x)] + \mathbb E[\nabla_\phi f].
+
+All latents are drawn without a gradient, reparameterised ones too. Works for any latents; where they are
+reparameterised, a pathwise gradient has far less variance.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ppl_vae._validation import check_choice, check_positive_int
+from ppl_vae.objectives.baselines import LearnedBaseline, MovingAverage, leave_one_out
+from ppl_vae.objectives.enumeration import EnumeratedELBO
+from ppl_vae.objectives.estimate import Estimate
+from ppl_vae.objectives.importance import log_mean_w
+from ppl_vae.objectives.log_weights import LogWeights
+
+Baseline = Literal["none", "moving_average", "leave_one_out", "learned"]
+
+
+class REINFORCE:
+    r"""The ELBO with a score-function gradient and a baseline.
+
+    .. math::
+        \nabla_\phi \mathcal L = \mathbb E\Big[\frac1K \sum_k (\log w_k - b_k)\, \nabla_\phi \log q(z_k|x)\Big],
+        \qquad \nabla_\theta \mathcal L = \mathbb E\Big[\frac1K \sum_k \nabla_\theta \log p(x, z_k)\Big].
+
+    Unbiased with each of the baselines. **Without one the variance is hopeless** for data of many pixels, since log w
+    is hundreds of nats: it is here to be compared with. (The expectation of the gradient of log q itself is zero, and
+    is left out.)
+
+    - ``"none"``: b = 0.
+    - ``"moving_average"``: the mean of log w over the batches before, one number for all data.
+    - ``"leave_one_out"``: for each particle the mean of the others, K >= 2. This is VarGrad, the gradient of half the
+      variance of log w, and costs nothing beyond the particles: the one to start with.
+    - ``"learned"``: a network b(x), fitted by least squares to log w; its parameters join the optimiser's.
+
+    An object of this class holds its baseline's state: use one for each training run.
+
+    Args:
+        num_particles: K.
+        baseline: Which b.
+
+    Raises:
+        ValueError: If the baseline is unknown, or leaves one of one particle out.
+
+    Reference:
+        Simple Statistical Gradient-Following Algorithms (Williams, 1992), https://doi.org/10.1007/BF00992696; Neural
+        Variational Inference and Learning in Belief Networks (Mnih & Gregor, 2014), https://arxiv.org/abs/1402.0030;
+        VarGrad (Richter et al., 2020), https://arxiv.org/abs/2010.10436
+
+    Example:
+        >>> REINFORCE(4, baseline="leave_one_out")
+        REINFORCE(num_particles=4, baseline='leave_one_out')
+    """
+
+    latents = "detached"
+
+    def __init__(self, num_particles: int = 1, baseline: Baseline = "none") -> None:
+        self.num_particles = check_positive_int(num_particles, "objective REINFORCE: num_particles")
+        check_choice(baseline, get_args(Baseline), "objective REINFORCE: baseline")
+        if baseline == "leave_one_out" and num_particles == 1:
+            raise ValueError(
+                "objective REINFORCE: baseline leave_one_out needs at least 2 particles, and num_particles is 1; raise "
+                "it, or choose another baseline"
+            )
+        self.baseline = baseline
+        self.moving_average = MovingAverage() if baseline == "moving_average" else None
+        self.learned = LearnedBaseline() if baseline == "learned" else None
+
+    def __repr__(self) -> str:
+        return f"REINFORCE(num_particles={self.num_particles}, baseline={self.baseline!r})"
+
+    @property
+    def reference(self) -> EnumeratedELBO:
+        """The objective whose gradient this one has in expectation."""
+        return EnumeratedELBO()
+
+    def __call__(self, log_weights: LogWeights) -> Estimate:
+        """Return the estimate for each datum."""
+        signal = log_weights.log_w.detach()
+        value = signal.mean(0)
+        fit = torch.zeros_like(value)
+        if self.baseline == "leave_one_out":
+            signal = signal - leave_one_out(signal)
+        elif self.moving_average is not None:
+            signal = signal - self.moving_average(signal)
+        elif self.learned is not None:
+            expected = self.learned(log_weights, signal)
+            # scaled to the spread, so that the fit takes steps of the size that the network's own outputs have
+            fit = -0.5 * ((signal - expected) / self.learned.scale).square().mean(0)
+            signal = signal - expected.detach()
+        mean = torch.full_like(signal, 1 / log_weights.num_particles)
+        return Estimate(value, log_weights.surrogate(mean, score=mean * signal) + fit, "lower")
+
+
+@dataclass(frozen=True)
+class VIMCO:
+    r"""The importance-weighted bound with a score-function gradient that compares each particle with the others.
+
+    .. math::
+        \nabla_\phi \mathcal L_K = \mathbb E\Big[\sum_k (\hat{\mathcal L} - \hat{\mathcal L}_{-k})
+        \nabla_\phi \log q(z_k|x) + \sum_k \tilde w_k \nabla_\phi \log w_k\Big],
+
+    with :math:`\hat{\mathcal L}_{-k}` the bound in which w_k is replaced by the geometric mean of the others. Unbiased
+    for the gradient of the bound, for latents of any kind; the model's is IWAE's. Needs no parameters and no state. Its
+    variance falls slowly with K, and for reparameterised latents `DReG` is far better.
+
+    Args:
+        num_particles: K, at least 2.
+
+    Raises:
+        ValueError: If there is one particle alone.
+
+    Reference:
+        Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016), https://arxiv.org/abs/1602.06725
+
+    Example:
+        >>> VIMCO(8)
+        VIMCO(num_particles=8)
+    """
+
+    num_particles: int = 2
+    latents: ClassVar[str] = "detached"
+
+    def __post_init__(self) -> None:
+        if check_positive_int(self.num_particles, "objective VIMCO: num_particles") == 1:
+            raise ValueError(
+                "objective VIMCO: num_particles is 1, and each particle is compared with the others; expected at least "
+                "2, or use REINFORCE"
+            )
+
+    def __call__(self, log_weights: LogWeights) -> Estimate:
+        """Return the estimate for each datum."""
+        bound = log_mean_w(log_weights).detach()
+        weights = log_weights.normalized
+        signal = bound - without_each(log_weights.log_w.detach())
+        return Estimate(bound, log_weights.surrogate(weights, score=signal - weights), "lower")
+
+
+def without_each(log_w: Tensor) -> Tensor:
+    """Return the bound in which each weight in turn is replaced by the geometric mean of the others, (K, batch)."""
+    k = len(log_w)
+    others = leave_one_out(log_w)
+    own = torch.eye(k, dtype=torch.bool, device=log_w.device).unsqueeze(-1)
+    replaced = torch.where(own, others.unsqueeze(1), log_w.unsqueeze(0))  # (left out, K, batch)
+    return replaced.logsumexp(1) - math.log(k)

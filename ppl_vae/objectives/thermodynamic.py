@@ -1,0 +1,100 @@
+r"""The thermodynamic variational objective: log p(x) as an integral from q to p, from below."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ppl_vae._validation import check_positive_int
+from ppl_vae.objectives.estimate import Estimate
+from ppl_vae.objectives.log_weights import LogWeights
+
+
+@dataclass(frozen=True)
+class TVO:
+    r"""The thermodynamic variational objective: a left Riemann sum of the thermodynamic integral.
+
+    .. math::
+        \log p(x) = \int_0^1 \mathbb E_{\pi_\beta}[\log w]\, d\beta \ \ge\
+        \sum_{s=0}^{S-1} (\beta_{s+1} - \beta_s)\, \mathbb E_{\pi_{\beta_s}}[\log w], \qquad
+        \pi_\beta \propto q(z|x)^{1-\beta} p(x, z)^\beta,
+
+    the expectations by K draws of q with weights :math:`w^\beta`, normalised; beta from 0, then log-spaced from `first`
+    to 1. The integrand rises with beta, so the sum is a lower bound; at K draws it is at most IWAE's value, whatever S.
+    One partition is the ELBO. By default the gradient is the paper's, of the covariance of the integrand with
+    log pi (f = log w, mean by :math:`\pi_\beta`),
+
+    .. math::
+        \nabla \mathbb E_{\pi_\beta}[f] = \mathbb E_{\pi_\beta}[\nabla f]
+        + \mathrm{Cov}_{\pi_\beta}[\nabla \log \tilde\pi_\beta, f],
+
+    which needs no reparameterisation, and is **biased by order 1/K**, as the normalised weights are. With ``pathwise``
+    the value is differentiated as it is, through reparameterised latents: unbiased for the K-draw bound.
+
+    Args:
+        num_particles: K.
+        partitions: S.
+        first: The first beta above 0.
+        pathwise: Differentiate through the draws.
+
+    Raises:
+        ValueError: If `first` is not in (0, 1), or, pathwise, a latent is not reparameterised.
+
+    Reference:
+        The Thermodynamic Variational Objective (Masrani et al., 2019), https://arxiv.org/abs/1907.00031
+
+    Example:
+        >>> [round(beta, 3) for beta in TVO(8, partitions=3).betas]
+        [0.0, 0.1, 0.316, 1.0]
+    """
+
+    num_particles: int = 2
+    partitions: int = 5
+    first: float = 0.1
+    pathwise: bool = False
+
+    def __post_init__(self) -> None:
+        check_positive_int(self.num_particles, "objective TVO: num_particles")
+        check_positive_int(self.partitions, "objective TVO: partitions")
+        if isinstance(self.first, bool) or not isinstance(self.first, (int, float)) or not 0 < self.first < 1:
+            raise ValueError(f"objective TVO: first is {self.first!r}; expected a beta between 0 and 1, such as 0.1")
+
+    @property
+    def latents(self) -> str:
+        """How latents are drawn."""
+        return "pathwise" if self.pathwise else "detached"
+
+    @property
+    def betas(self) -> list[float]:
+        """The ends of the partitions, from 0 to 1."""
+        if self.partitions == 1:
+            return [0.0, 1.0]
+        steps = self.partitions - 1
+        return [0.0, *(math.exp(math.log(self.first) * (1 - s / steps)) for s in range(steps)), 1.0]
+
+    def __call__(self, log_weights: LogWeights) -> Estimate:
+        """Return the estimate for each datum."""
+        if self.pathwise:
+            log_weights.require_pathwise("TVO")
+            value = self._terms(log_weights.log_w)[0]
+            return Estimate(value.detach(), value, "lower")
+        value, model, score = self._terms(log_weights.log_w.detach())
+        return Estimate(value, log_weights.surrogate(model, score=score), "lower")
+
+    def _terms(self, log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The sum, (batch,), and the weights of the gradients of log p(x, z_k) and log q(z_k|x), (K, batch)."""
+        betas = self.betas
+        value = torch.zeros_like(log_w[0])
+        model, score = torch.zeros_like(log_w), torch.zeros_like(log_w)
+        for beta, end in itertools.pairwise(betas):
+            weights = (beta * log_w).softmax(0)
+            mean = (weights * log_w).sum(0)
+            value = value + (end - beta) * mean
+            centred = log_w - mean
+            model = model + (end - beta) * weights * (1 + beta * centred)
+            score = score + (end - beta) * weights * ((1 - beta) * centred - 1)
+        return value, model, score

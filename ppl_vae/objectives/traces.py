@@ -1,0 +1,121 @@
+"""Log-weights read off the traces of a guide and its model; what is no density per datum is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+
+from ppl_vae.objectives.log_weights import LogWeights, to_particles
+
+PARTICLES = "num_particles_vectorized"  # the name of Pyro's own plate over particles, so that its traces read alike
+
+
+class NotPerDatumError(ValueError):
+    """A program whose log-weights do not factorise over data, as a per-datum objective needs."""
+
+
+def sum_per_datum(sites: Mapping[str, Any], num_particles: int, size: int) -> Tensor:
+    """Log-densities at some sites added up, (K, batch)."""
+    particles = [frame.dim for site in sites.values() for frame in _frames(site) if frame.name == PARTICLES]
+    dim = particles[0] if particles else None
+    parts = [to_particles(_log_prob(site), num_particles, dim, size) for site in sites.values()]
+    return torch.stack(parts).sum(0)
+
+
+def _log_prob(site: Any) -> Tensor:
+    """The log-density at a site, masked and not scaled."""
+    log_p = site.get("unscaled_log_prob")
+    if log_p is None:
+        log_p = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    return scale_and_mask(log_p, mask=site["mask"])
+
+
+def from_traces(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> LogWeights:
+    """Return the log-weights of a guide's trace and its model's, replayed against it."""
+    model_sites = sample_sites(model_trace)
+    guide_sites = sample_sites(guide_trace)
+    observed = {name: site for name, site in model_sites.items() if site["is_observed"]}
+    latent = {name: site for name, site in model_sites.items() if not site["is_observed"]}
+    _check_sites(latent, guide_sites, observed)
+    plate = next(frame for site in observed.values() for frame in _frames(site) if frame.dim == -1)
+    particles = next((f for s in guide_sites.values() for f in _frames(s) if f.name == PARTICLES), None)
+    num_particles, particle_dim = (1, None) if particles is None else (particles.size, particles.dim)
+
+    def per_datum(site: Any) -> Tensor:
+        if not any(frame.dim == -1 and frame.name == plate.name for frame in _frames(site)):
+            raise NotPerDatumError(
+                f"site {site['name']!r} lies outside the plate {plate.name!r} of the data (dim -1), so its "
+                "log-weight does not belong to one datum; use one of Pyro's objectives, or move it inside"
+            )
+        return to_particles(_log_prob(site), num_particles, particle_dim, plate.size)
+
+    log_lik = torch.stack([per_datum(site) for site in observed.values()]).sum(0)
+    return LogWeights(
+        log_lik=log_lik,
+        log_prior={name: per_datum(site) for name, site in latent.items()},
+        log_q={name: per_datum(site) for name, site in guide_sites.items()},
+        z={name: site["value"] for name, site in guide_sites.items()},
+        prior={name: _masked(site) for name, site in latent.items()},
+        posterior={name: _masked(site) for name, site in guide_sites.items()},
+        observed={name: (_masked(site), site["value"]) for name, site in observed.items()},
+        scale=_common_scale([*guide_sites.values(), *model_sites.values()]),
+    )
+
+
+def sample_sites(trace: poutine.Trace) -> dict[str, Any]:
+    """The sample sites of a trace, without those of subsampling plates."""
+    return {name: site for name, site in prune_subsample_sites(trace).nodes.items() if site["type"] == "sample"}
+
+
+def _frames(site: Any) -> list[Any]:
+    return [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+
+
+def _masked(site: Any) -> Any:
+    return site["fn"] if site["mask"] is None else site["fn"].mask(site["mask"])
+
+
+def _check_sites(latent: dict, guide_sites: dict, observed: dict) -> None:
+    if not any(frame.dim == -1 for site in observed.values() for frame in _frames(site)):
+        raise NotPerDatumError(
+            "the model observes nothing inside a plate at dim -1; write "
+            "`with pyro.plate('data', len(x), dim=-1): pyro.sample('x', ..., obs=x)`"
+        )
+    for name, site in {**latent, **guide_sites}.items():
+        if site["infer"].get("_enumerate_dim") is not None:
+            raise NotPerDatumError(f"site {name!r} is enumerated: it has no one value to weigh")
+    for name in latent.keys() - guide_sites.keys():
+        raise NotPerDatumError(f"the model samples {name!r} and the guide does not; give the guide a site {name!r}")
+    for name, site in guide_sites.items():
+        if site["is_observed"]:
+            raise NotPerDatumError(
+                f"the guide observes {name!r} (obs=... or pyro.factor), which is no part of a density q(z|x); "
+                "move it into the model, or use one of Pyro's objectives"
+            )
+        if name not in latent and not site["infer"].get("is_auxiliary"):
+            raise NotPerDatumError(
+                f"the guide samples {name!r} and the model does not; "
+                "give the model such a site, or mark it infer={'is_auxiliary': True}"
+            )
+
+
+def _common_scale(sites: list[Any]) -> float | Tensor:
+    first_name, first = sites[0]["name"], sites[0]["scale"]
+    for name, scale in [(site["name"], site["scale"]) for site in sites[1:]]:
+        same = scale is first or (
+            torch.equal(torch.as_tensor(scale), torch.as_tensor(first))
+            if isinstance(scale, Tensor) or isinstance(first, Tensor)
+            else scale == first
+        )
+        if not same:
+            raise NotPerDatumError(
+                f"sites {first_name!r} and {name!r} have the scales {first} and {scale}: a scale on one side alone is "
+                "no bound; scale the whole program, or weigh the KL in the objective"
+            )
+    return first

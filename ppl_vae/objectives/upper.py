@@ -1,0 +1,99 @@
+r"""Estimates of upper bounds of log p(x), which train q alone.
+
+Minimising an upper bound over the model would push log p(x) down, so that the model's parameters get no gradient here:
+train them by another objective, or use these to bracket log p(x) of a trained model from above.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ppl_vae._validation import check_positive, check_positive_int
+from ppl_vae.objectives.estimate import Estimate
+from ppl_vae.objectives.log_weights import LogWeights
+
+
+@dataclass(frozen=True)
+class CUBO:
+    r"""The chi upper bound.
+
+    .. math::
+        \mathrm{CUBO}_n(x) = \frac1n \log \mathbb E_{q(z|x)}[w^n] \ge \log p(x), \qquad
+        \widehat{\mathrm{CUBO}}_n = \frac1n \log \frac1K \sum_k w_k^n .
+
+    The bound is above log p(x), by an amount that grows with n. **The estimate is not**:
+    an average of K draws inside the logarithm is too low, by far where w^n is heavy-tailed, and then below log p(x). It
+    rises to the bound with K. Minimised by q's parameters alone, with a score-function gradient (n - 1)/n times the
+    weights of w^n, which is biased as the value is; it makes q cover the posterior.
+
+    Args:
+        num_particles: K.
+        n: The order, above 1.
+
+    Raises:
+        ValueError: If n is not above 1.
+
+    Reference:
+        Variational Inference via chi Upper Bound Minimization (Dieng et al., 2017), https://arxiv.org/abs/1611.00328
+
+    Example:
+        >>> import torch
+        >>> zeros = torch.zeros(2, 1)
+        >>> weights = LogWeights(torch.tensor([[0.0], [2.0]]), {"z": zeros}, {"z": zeros}, {}, {}, {}, {})
+        >>> CUBO(2)(weights).value, CUBO(2)(weights).kind
+        (tensor([1.6625]), 'upper')
+    """
+
+    num_particles: int = 1
+    n: float = 2.0
+    latents: ClassVar[str] = "detached"
+
+    def __post_init__(self) -> None:
+        check_positive_int(self.num_particles, "objective CUBO: num_particles")
+        if check_positive(self.n, "objective CUBO: n") <= 1:
+            raise ValueError(f"objective CUBO: n is {self.n}; expected a number above 1 (at 1 the bound is log p(x))")
+
+    def __call__(self, log_weights: LogWeights) -> Estimate:
+        """Return the estimate for each datum."""
+        powers = self.n * log_weights.log_w.detach()
+        value = (powers.logsumexp(0) - math.log(log_weights.num_particles)) / self.n
+        score = (self.n - 1) / self.n * powers.softmax(0)
+        return Estimate(value, log_weights.surrogate(None, score=score), "upper")
+
+
+@dataclass(frozen=True)
+class EUBO:
+    r"""The evidence upper bound, with the true posterior in q's place.
+
+    .. math::
+        \mathrm{EUBO}(x) = \mathbb E_{p(z|x)}[\log w] = \log p(x) + \mathrm{KL}(p(z|x) \,\|\, q(z|x)), \qquad
+        \widehat{\mathrm{EUBO}} = \sum_k \tilde w_k \log w_k .
+
+    **The estimate is not above log p(x) in expectation**: the K draws come from q, and the normalised weights are
+    biased towards it; it lies between the largest log-weight and IWAE's value, up to log K above the latter, and rises
+    to the bound with K. Minimised by q's parameters alone: its gradient is minus the wake phase of `RWS`.
+
+    Args:
+        num_particles: K.
+
+    Reference:
+        The Thermodynamic Variational Objective (Masrani et al., 2019), https://arxiv.org/abs/1907.00031
+
+    Example:
+        >>> EUBO(64)
+        EUBO(num_particles=64)
+    """
+
+    num_particles: int = 1
+    latents: ClassVar[str] = "detached"
+
+    def __post_init__(self) -> None:
+        check_positive_int(self.num_particles, "objective EUBO: num_particles")
+
+    def __call__(self, log_weights: LogWeights) -> Estimate:
+        """Return the estimate for each datum."""
+        weights = log_weights.normalized
+        value = (weights * log_weights.log_w.detach()).sum(0)
+        return Estimate(value, log_weights.surrogate(None, score=weights), "upper")

@@ -1,0 +1,109 @@
+r"""Reweighted wake-sleep: the model follows the importance-weighted bound, q is drawn towards the true posterior."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+
+from ppl_vae._validation import check_choice, check_positive_int
+from ppl_vae.objectives.estimate import Estimate
+from ppl_vae.objectives.importance import log_mean_w
+from ppl_vae.objectives.log_weights import LogWeights
+
+Phase = Literal["wake", "sleep", "both"]
+
+
+@dataclass(frozen=True)
+class RWS:
+    r"""Reweighted wake-sleep: two objectives, for the model and for q.
+
+    .. math::
+        \nabla_\theta: \ \sum_k \tilde w_k \nabla_\theta \log p(x, z_k), \qquad
+        \nabla_\phi: \ \sum_k \tilde w_k \nabla_\phi \log q(z_k|x) \ \text{(wake)}, \quad
+        \mathbb E_{p(x', z')} \nabla_\phi \log q(z'|x') \ \text{(sleep)}.
+
+    The weights are each datum's own (Pyro's `ReweightedWakeSleep` weighs the whole batch as one). The model's gradient
+    is IWAE's; q's is minus that of KL(p(z|x) || q(z|x)), **up to a bias of order 1/K** in the wake phase, and without
+    bias but on the model's own dreams, not on the data, in the sleep phase. So no one function is climbed; the value is
+    `IWAE`'s. Works for latents of any kind, needs no baseline, and q's gradient does not drown as K grows; with one
+    particle the wake phase pulls q towards its own draws and is meaningless.
+
+    Args:
+        num_particles: K.
+        guide: What trains q: ``"wake"``, ``"sleep"``, or half of each.
+
+    Raises:
+        ValueError: If the phase is unknown, or (sleep) none of the program's arguments is what a site observes.
+
+    Reference:
+        Reweighted Wake-Sleep (Bornschein & Bengio, 2014), https://arxiv.org/abs/1406.2751; Revisiting Reweighted
+        Wake-Sleep (Le et al., 2018), https://arxiv.org/abs/1805.10469
+
+    Example:
+        >>> RWS(8, guide="both")
+        RWS(num_particles=8, guide='both')
+    """
+
+    num_particles: int = 2
+    guide: Phase = "wake"
+    latents: ClassVar[str] = "detached"
+
+    def __post_init__(self) -> None:
+        check_positive_int(self.num_particles, "objective RWS: num_particles")
+        check_choice(self.guide, get_args(Phase), "objective RWS: guide")
+
+    def __call__(self, log_weights: LogWeights) -> Estimate:
+        """Return the estimate for each datum."""
+        weights = log_weights.normalized
+        share = {"wake": 1.0, "sleep": 0.0, "both": 0.5}[self.guide]
+        surrogate = log_weights.surrogate(weights, score=share * weights)
+        if self.guide != "wake" and torch.is_grad_enabled():
+            if log_weights.again is None:
+                raise ValueError("objective RWS: the sleep phase runs the program, and was given log-weights alone")
+            surrogate = surrogate + (1 - share) * log_weights.again.dream()
+        return Estimate(log_mean_w(log_weights).detach(), surrogate, "lower")
+
+
+@dataclass(frozen=True)
+class RWSDReG:
+    r"""Reweighted wake-sleep with the wake phase of q doubly reparameterised.
+
+    .. math::
+        \nabla_\phi: \ \sum_k (\tilde w_k - \tilde w_k^2)\, \frac{\partial \log w_k}{\partial z_k} \nabla_\phi z_k,
+
+    which has the expectation of the wake phase of `RWS`, :math:`\sum_k \tilde w_k \nabla_\phi \log q(z_k|x)`, its bias
+    of order 1/K included, and less variance. The latents must be reparameterised.
+
+    Args:
+        num_particles: K.
+
+    Raises:
+        ValueError: If a latent is not reparameterised, or q does not score a given z.
+
+    Reference:
+        Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives (Tucker et al., 2019), section 5,
+        https://arxiv.org/abs/1810.04152
+
+    Example:
+        >>> RWSDReG(8).reference
+        RWS(num_particles=8, guide='wake')
+    """
+
+    num_particles: int = 2
+
+    def __post_init__(self) -> None:
+        check_positive_int(self.num_particles, "objective RWSDReG: num_particles")
+
+    @property
+    def reference(self) -> RWS:
+        """The objective whose gradient this one has in expectation."""
+        return RWS(self.num_particles)
+
+    def __call__(self, log_weights: LogWeights) -> Estimate:
+        """Return the estimate for each datum."""
+        log_weights.require_pathwise("RWSDReG")
+        weights = log_weights.normalized
+        surrogate = log_weights.surrogate(weights, path=1 - weights, score=0.0)
+        return Estimate(log_mean_w(log_weights).detach(), surrogate, "lower")
