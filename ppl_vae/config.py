@@ -43,7 +43,10 @@ DEFAULT_NETWORK = "MLP"
 PIECES = ("prior", "likelihood", "posterior")
 RESUMED = ("optimizer", "scheduler", "seed")  # what a checkpoint brings with it
 NOT_RECORDED = ("config", "out", "resume", "print_config")
-FIT_OBJECTS = frozenset({"program", "data", "objective", "optimizer", "scheduler", "callbacks", "stop", "resume"})
+FIT_OBJECTS = frozenset(
+    {"program", "data", "objective", "regularizer", "optimizer", "scheduler", "callbacks", "stop", "resume"}
+)
+OPTIONAL = ("regularizer", "scheduler")  # there may be none
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class Config:
         """Return what `fit` takes besides program and data."""
         schema = arguments_of(training.fit, "", FIT_OBJECTS)
         arguments = schema.objects({name: self.values[name] for name in schema.names})
-        return arguments | {name: self.build(name) for name in ("objective", "optimizer", "scheduler")}
+        return arguments | {name: self.build(name) for name in ("objective", "regularizer", "optimizer", "scheduler")}
 
     def check(self) -> None:
         """Make every piece, objective, optimiser and scheduler once, so that what they refuse is known before any data.
@@ -109,7 +112,7 @@ class Config:
             ValueError: If one refuses its arguments.
         """
         training.resolve_device(self.values["device"])
-        for name in (*PIECES, "objective"):
+        for name in (*PIECES, "objective", "regularizer"):
             self.build(name)
         with _naming("optimizer", self.values["optimizer"]["class"]):
             optimizer = self.build("optimizer")([torch.nn.Parameter(torch.zeros(1))])
@@ -232,7 +235,7 @@ def _resolve(tree: Tree, given: Mapping[str, str]) -> Tree:
     values: Tree = {"data": _resolve_data(tree.pop("data"), options)}
     for name, kind in KINDS.items():
         values[name] = _resolve_piece(kind, name, tree.pop(name, None), options)
-        if values[name] is None and name != "scheduler":
+        if values[name] is None and name not in OPTIONAL:
             raise ValueError(f"--{name} is null; expected one of {', '.join(kind.known)}, or an import path")
     values |= fit.complete(_take(fit, tree, options))
     if values["seed"] is None:

@@ -24,7 +24,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 from torch.optim import lr_scheduler
 
-from ppl_vae import likelihoods, networks, objectives, posteriors, priors
+from ppl_vae import likelihoods, networks, objectives, posteriors, priors, regularizers
 from ppl_vae._validation import did_you_mean
 
 Target = Callable[..., Any]
@@ -132,6 +132,7 @@ _SCHEDULERS_REFUSED = dict.fromkeys(
 _OBJECTIVES_REFUSED = {
     "ReweightedWakeSleep": "it has two losses, the model's and the guide's, and no single value to follow; use ELBO",
     "TraceTailAdaptive_ELBO": "it has a gradient and no value to follow; use ELBO",
+    "Regularized": "it is made of two parts; give the objective itself and --regularizer",
     "Trace_MMD": "it takes kernels, which a configuration cannot hold; use it in Python: fit(objective=...)",
 }
 _PYRO_OBJECTIVES = {
@@ -140,6 +141,8 @@ _PYRO_OBJECTIVES = {
     if not name.startswith("Jit") and not hasattr(objectives, name)
 }
 
+_OBJECTIVES = {n: c for n, c in _classes(objectives, _is_piece).items() if n not in _OBJECTIVES_REFUSED}
+
 NETWORK = Kind("network", _classes(networks, lambda cls: _is_piece(cls) and not issubclass(cls, nn.Module)))
 KINDS = {
     kind.name: kind
@@ -147,7 +150,8 @@ KINDS = {
         Kind("prior", _classes(priors, _is_piece)),
         Kind("likelihood", _classes(likelihoods, _is_piece)),
         Kind("posterior", _classes(posteriors, _is_piece)),
-        Kind("objective", _classes(objectives, _is_piece) | _PYRO_OBJECTIVES, _OBJECTIVES_REFUSED),
+        Kind("objective", _OBJECTIVES | _PYRO_OBJECTIVES, _OBJECTIVES_REFUSED),
+        Kind("regularizer", _classes(regularizers, lambda cls: _is_piece(cls) and cls is not regularizers.Schedule)),
         Kind(
             "optimizer",
             _classes(torch.optim, _derives(torch.optim.Optimizer, but=_OPTIMIZERS_REFUSED)),

@@ -7,6 +7,7 @@ from ppl_vae.objectives.importance import IWAE, IWAESTL, DReG
 from ppl_vae.objectives.log_weights import LogWeights
 from ppl_vae.objectives.losses import as_loss
 from ppl_vae.objectives.pathwise import ELBO, STL, ArticleELBO, MeanFieldELBO
+from ppl_vae.objectives.regularized import Penalty, Regularized, Regularizer
 from ppl_vae.objectives.relaxed import GumbelSoftmaxELBO
 from ppl_vae.objectives.renyi import Renyi, VRMax
 from ppl_vae.objectives.sampling import sample_log_weights
@@ -40,7 +41,10 @@ __all__ = [
     "MeanFieldELBO",
     "NotPerDatumError",
     "Objective",
+    "Penalty",
     "RWSDReG",
+    "Regularized",
+    "Regularizer",
     "Renyi",
     "VRMax",
     "as_loss",

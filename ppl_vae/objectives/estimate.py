@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from ppl_vae.objectives.log_weights import LogWeights
@@ -47,3 +48,24 @@ class Objective(Protocol):
     def __call__(self, log_weights: LogWeights) -> Estimate | Tensor:
         """Return the estimate for each datum, an `Estimate` or a tensor of shape (batch,)."""
         ...
+
+
+def evaluate_objective(objective: Objective, log_weights: LogWeights) -> Estimate:
+    """Apply an objective to log-weights, and check that it speaks per datum."""
+    if log_weights.spent and torch.is_grad_enabled():
+        raise ValueError(
+            f"objective {objective!r} was given log-weights whose path another objective has weighted, so that its "
+            "gradient would be wrong; sample new ones for each objective"
+        )
+    result = objective(log_weights)
+    if isinstance(result, Tensor):
+        result = Estimate(result.detach(), result, "neither")
+    batch = log_weights.log_lik.shape[1:]
+    for name in ("value", "surrogate"):
+        shape = getattr(getattr(result, name, None), "shape", None)
+        if shape != batch:
+            raise ValueError(
+                f"objective {objective!r} returned a {name} of shape {shape and tuple(shape)}; "
+                f"expected one value per datum, {tuple(batch)}: average over particles (dim 0), not over data"
+            )
+    return result

@@ -80,6 +80,8 @@ class LogWeights:
         seen: For each latent site z as the model saw it: the same numbers, so that a gradient on the way back from the
             model can be told from one from the guide. Empty where that is not needed.
         again: Runs the program again under these z; None for log-weights that were not sampled here.
+        enumerated: Whether the particles are all states of z, and no draws: then their shares are q(z_k|x), and not
+        1/K.
 
     Example:
         >>> from ppl_vae import VAE, likelihoods, objectives, posteriors, priors
@@ -100,6 +102,7 @@ class LogWeights:
     scale: float | Tensor = 1.0
     seen: Mapping[str, Tensor] = field(default_factory=dict)
     again: Again | None = None
+    enumerated: bool = False
     spent: bool = field(default=False, init=False)  # whether the path carries the weights of an objective
 
     @property
@@ -132,8 +135,8 @@ class LogWeights:
 
     @property
     def normalized(self) -> Tensor:
-        r"""The normalised weights :math:`w_k / \sum_j w_j`, detached, (K, batch)."""
-        return self.log_w.detach().softmax(0)
+        r"""The normalised weights :math:`w_k / \sum_j w_j`, of all states p(z_k|x), detached, (K, batch)."""
+        return (self.log_p if self.enumerated else self.log_w).detach().softmax(0)
 
     @property
     def effective_sample_size(self) -> Tensor:

@@ -16,7 +16,7 @@ from pyro.infer import ELBO as PyroELBO
 from pyro.infer import ReweightedWakeSleep, TraceEnum_ELBO, TraceTailAdaptive_ELBO, config_enumerate
 from torch import Tensor
 
-from ppl_vae.objectives.estimate import Estimate, Objective
+from ppl_vae.objectives.estimate import Objective, evaluate_objective
 from ppl_vae.objectives.log_weights import LogWeights
 from ppl_vae.objectives.sampling import sample_log_weights
 from ppl_vae.objectives.traces import NotPerDatumError, from_traces
@@ -106,27 +106,6 @@ class _PerDatumLoss:
             log_likelihood=(scale * log_lik).sum(),
             kl=(scale * kl).sum(),
         )
-
-
-def evaluate_objective(objective: Objective, log_weights: LogWeights) -> Estimate:
-    """Apply an objective to log-weights, and check that it speaks per datum."""
-    if log_weights.spent and torch.is_grad_enabled():
-        raise ValueError(
-            f"objective {objective!r} was given log-weights whose path another objective has weighted, so that its "
-            "gradient would be wrong; sample new ones for each objective"
-        )
-    result = objective(log_weights)
-    if isinstance(result, Tensor):
-        result = Estimate(result.detach(), result, "neither")
-    batch = log_weights.log_lik.shape[1:]
-    for name in ("value", "surrogate"):
-        shape = getattr(getattr(result, name, None), "shape", None)
-        if shape != batch:
-            raise ValueError(
-                f"objective {objective!r} returned a {name} of shape {shape and tuple(shape)}; "
-                f"expected one value per datum, {tuple(batch)}: average over particles (dim 0), not over data"
-            )
-    return result
 
 
 class _PyroLoss:

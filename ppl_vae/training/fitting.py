@@ -19,7 +19,7 @@ from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_choice, check_positive, check_positive_int
 from ppl_vae.capture import Guards
 from ppl_vae.data import Dataset, Split
-from ppl_vae.objectives import ELBO
+from ppl_vae.objectives import ELBO, Regularized, Regularizer
 from ppl_vae.objectives.losses import Program
 from ppl_vae.svi import SVI, Compile, OptimizerFactory
 from ppl_vae.training.loop import Loop
@@ -32,6 +32,7 @@ def fit(
     data: Dataset | Tensor | tuple[Tensor, ...],
     *,
     objective: object | None = None,
+    regularizer: Regularizer | None = None,
     optimizer: OptimizerFactory | None = None,
     scheduler: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
     epochs: int = 50,
@@ -62,6 +63,7 @@ def fit(
             training and evaluation mode, and kept in the state.
         data: A `Dataset`, a tensor of data, or a tuple of tensors with a common first dimension (all passed on).
         objective: `objectives.ELBO` by default; another of ours, a Pyro ELBO object, or a function of log-weights.
+        regularizer: A penalty beside the objective, such as ``regularizers.KLWeight(4.0)``.
         optimizer: From parameters to a torch optimiser; ``functools.partial(torch.optim.Adam, lr=1e-3)`` by default.
         scheduler: From the optimiser to a torch learning-rate scheduler, stepped once an epoch (a `ReduceLROnPlateau`
             sees minus the validation ELBO).
@@ -120,10 +122,12 @@ def fit(
         raise ValueError(f"batch_size is {batch_size}, larger than the {len(data.train)} training data")
     device = resolve_device(device)
     model, guide = (program.model, program.guide) if isinstance(program, VAE) else program
-    modules = _modules_of(model, guide)
+    objective = objective or ELBO()
+    if regularizer is not None:
+        objective = Regularized(objective, regularizer)
+    modules = _modules_of(model, guide, objective)
     for module in modules:
         module.to(device)
-    objective = objective or ELBO()
     level = resolve_compile(compile, data, objective=objective, epochs=epochs, batch_size=batch_size, device=device)
     svi = SVI(
         model,

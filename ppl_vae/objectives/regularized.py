@@ -1,0 +1,108 @@
+r"""An objective with a penalty beside it: KL weights, free bits and their like, outside of any logarithm."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from pyro.infer import ELBO as PyroELBO
+from torch import Tensor
+
+from ppl_vae.objectives.estimate import Estimate, evaluate_objective
+from ppl_vae.objectives.log_weights import LogWeights
+
+
+class Penalty(NamedTuple):
+    """What a regularizer subtracts from an objective; nats per datum.
+
+    Attributes:
+        value: The penalty itself, (batch,). Reported, never differentiated.
+        surrogate: What has its gradient, (batch,). Its value means nothing by itself.
+        nonnegative: Whether the penalty is never below zero in expectation, so that a lower bound stays one.
+    """
+
+    value: Tensor
+    surrogate: Tensor
+    nonnegative: bool
+
+
+class Regularizer(Protocol):
+    """What `Regularized` needs of a penalty; a callable, nothing is inherited."""
+
+    def __call__(self, log_weights: LogWeights) -> Penalty | None:
+        """Return the penalty of each datum, or None for none at all."""
+        ...
+
+
+class Regularized:
+    r"""An objective less a penalty.
+
+    .. math::
+        \mathcal L(x) - \mathrm{penalty}(x).
+
+    A KL weight means :math:`\mathcal L_K - (\beta - 1)\, \mathrm{KL}(q(z|x) \,\|\, p(z))` whatever the objective, so
+    that it never enters a logarithm of weights. What is reported as the ELBO stays without penalty; the value of the
+    whole is reported as the bound. It is a lower bound only where the objective is one and the penalty is never
+    negative.
+
+    Args:
+        objective: An objective of this package's kind, or a function of log-weights.
+        regularizer: The penalty, see `ppl_vae.regularizers`.
+
+    Raises:
+        TypeError: If the objective is one of Pyro's, which have no place for a penalty.
+        ValueError: If the objective is an upper bound.
+
+    Example:
+        >>> from ppl_vae import objectives, regularizers
+        >>> objectives.Regularized(objectives.IWAE(8), regularizers.KLWeight(beta=4.0)).num_particles
+        8
+    """
+
+    def __init__(self, objective: Any, regularizer: Regularizer) -> None:
+        if isinstance(objective, PyroELBO):
+            raise TypeError(
+                f"a regularizer was given beside {type(objective).__name__}, one of Pyro's, which take none; "
+                "use objectives.ELBO or another of this package's"
+            )
+        if isinstance(regularizer, type) or not callable(regularizer):
+            raise TypeError(f"regularizer is {regularizer!r}; expected an object such as regularizers.KLWeight(4.0)")
+        self.objective = objective
+        self.regularizer = regularizer
+
+    def __repr__(self) -> str:
+        return f"Regularized({self.objective!r}, {self.regularizer!r})"
+
+    @property
+    def num_particles(self) -> int:
+        """K of the objective."""
+        return int(getattr(self.objective, "num_particles", 1))
+
+    @property
+    def max_plate_nesting(self) -> int:
+        """That of the objective."""
+        return int(getattr(self.objective, "max_plate_nesting", 1))
+
+    @property
+    def latents(self) -> Any:
+        """How the objective draws latents."""
+        return getattr(self.objective, "latents", "pathwise")
+
+    def __call__(self, log_weights: LogWeights) -> Estimate:
+        """Return the estimate for each datum."""
+        estimate = evaluate_objective(self.objective, log_weights)
+        if estimate.kind == "upper":
+            raise ValueError(
+                f"a regularizer was given beside {self.objective!r}, an upper bound; expected an objective that is "
+                "maximised, such as ELBO or IWAE"
+            )
+        penalty = self.regularizer(log_weights)
+        if penalty is None:
+            return estimate
+        still_lower = estimate.kind == "lower" and penalty.nonnegative
+        surrogate = estimate.surrogate - penalty.surrogate if torch.is_grad_enabled() else estimate.surrogate
+        return estimate._replace(
+            value=estimate.value - penalty.value,
+            surrogate=surrogate,
+            kind="lower" if still_lower else "neither",
+        )
