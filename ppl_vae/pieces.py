@@ -130,7 +130,7 @@ _SCHEDULERS_REFUSED = dict.fromkeys(
     "it is made of other schedulers; write a function optimizer -> scheduler of your own and give its import path",
 )
 _OBJECTIVES_REFUSED = {
-    "ReweightedWakeSleep": "it has two losses, the model's and the guide's, and no single value to follow; use ELBO",
+    "ReweightedWakeSleep": "it has two losses, the model's and the guide's, and no single value to follow; use RWS",
     "TraceTailAdaptive_ELBO": "it has a gradient and no value to follow; use ELBO",
     "Regularized": "it is made of two parts; give the objective itself and --regularizer",
     "Trace_MMD": "it takes kernels, which a configuration cannot hold; use it in Python: fit(objective=...)",

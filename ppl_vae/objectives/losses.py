@@ -68,7 +68,7 @@ def as_loss(objective: object) -> Loss:
     if isinstance(objective, (ReweightedWakeSleep, TraceTailAdaptive_ELBO)):
         raise TypeError(
             f"objective {type(objective).__name__} has two values or none, where one to follow was expected; "
-            "use objectives.ELBO, or pyro.infer.SVI"
+            "use objectives.RWS (its weights are each datum's own) or ELBO, or pyro.infer.SVI"
         )
     if isinstance(objective, PyroELBO):
         return _PyroLoss(objective)
