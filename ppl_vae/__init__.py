@@ -15,10 +15,12 @@ _NAMES = {  # the rest of __all__ are modules
     "SVI": "ppl_vae.svi",
     "VAE": "ppl_vae.vae",
     "check": "ppl_vae.checking",
+    "compare": "ppl_vae.comparison",
     "evaluate": "ppl_vae.evaluation",
     "fit": "ppl_vae.training",
     "interpolate": "ppl_vae.latent_paths",
     "load_run": "ppl_vae.runs",
+    "race": "ppl_vae.comparison",
 }
 
 __all__ = [
@@ -29,6 +31,8 @@ __all__ = [
     "checking",
     "checkpoints",
     "closed_form",
+    "compare",
+    "comparison",
     "data",
     "evaluate",
     "evaluation",
@@ -41,12 +45,15 @@ __all__ = [
     "plots",
     "posteriors",
     "priors",
+    "race",
+    "regularizers",
     "runs",
     "training",
 ]
 
 if TYPE_CHECKING:
     from ppl_vae.checking import check
+    from ppl_vae.comparison import compare, race
     from ppl_vae.evaluation import evaluate
     from ppl_vae.latent_paths import interpolate
     from ppl_vae.runs import load_run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,7 +88,16 @@ class CapturedStep:
     @torch.no_grad()
     def __call__(self, *tensors: Tensor) -> Step:
         """Run the graph."""
-        outputs = list(self._graph(*tensors))
+        return self.unpack(self._graph(*tensors))
+
+    @property
+    def graph(self) -> Callable[..., tuple[Tensor, ...]]:
+        """What is run: an `fx.GraphModule` unless it is compiled, or replayed on a GPU."""
+        return self._graph
+
+    def unpack(self, flat: Sequence[Tensor]) -> Step:
+        """Return the step that the graph's outputs stand for."""
+        outputs = list(flat)
         gradients: list[Tensor | None] = [outputs.pop(0) if has else None for has in self._has_gradient]
         for i in self._borrowed:
             gradients[i] = torch.empty_like(self._leaves[i]).copy_(gradients[i])  # type: ignore[arg-type]

@@ -1,0 +1,139 @@
+"""The parameters of a program, and the blocks in which their gradients are looked at: encoder, decoder, prior."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+
+from ppl_vae.objectives.losses import Program
+from ppl_vae.vae import VAE
+
+NameBlock = Callable[[str], str | None]
+
+_PIECES = (("encoder", "posterior"), ("decoder", "likelihood"), ("prior", "prior"))
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The parameters of a program.
+
+    Attributes:
+        leaves: By Pyro's name, the unconstrained leaves, as optimisers move them.
+        blocks: The block's name -> the places of its parameters among them.
+    """
+
+    leaves: Mapping[str, Tensor]
+    blocks: Mapping[str, tuple[int, ...]]
+
+
+def find_parameters(
+    program: Program, args: tuple[Any, ...], *, vae: VAE | None = None, name_block: NameBlock | None = None
+) -> Parameters:
+    """Run guide and model once, and return the parameters that they touch, in blocks.
+
+    The parameters of a `VAE` are those of its posterior (``"encoder"``; an encoder that a VampPrior uses as well is the
+    posterior's), its likelihood (``"decoder"``) and its prior. Of another program a parameter is the ``"guide"``'s if
+    the draws or the density of the latents depend on it, the ``"model"``'s if the density of model sites at given
+    latents does, and ``"shared"`` if both do. What an objective has of its own (a baseline) is no part of either.
+
+    Args:
+        program: Model and guide.
+        args: Their arguments.
+        vae: The VAE whose program it is, if it is one's.
+        name_block: From a parameter's name to a block, or None to leave it out, in place of these rules.
+
+    Raises:
+        ValueError: If there is no parameter, or all are left out.
+    """
+    model, guide = program
+    with torch.enable_grad():
+        with poutine.trace(param_only=True) as of_guide:
+            guide_trace = poutine.trace(guide).get_trace(*args)
+        fixed = guide_trace.copy()
+        for name, site in guide_trace.nodes.items():
+            if site["type"] == "sample" and isinstance(site["value"], Tensor):
+                fixed.nodes[name] = {**site, "value": site["value"].detach()}
+        with poutine.trace(param_only=True) as of_model:
+            model_trace = poutine.trace(poutine.replay(model, trace=fixed)).get_trace(*args)
+        leaves = _leaves({**of_guide.trace.nodes, **of_model.trace.nodes})
+        if not leaves:
+            raise ValueError(
+                "the program has no parameter to differentiate by; register networks with pyro.module or use pyro.param"
+            )
+        names = _by_piece(vae, leaves) if vae is not None else {}
+        if name_block is not None:
+            names = {name: name_block(_readable(name, vae)) for name in leaves}
+        elif len(names) < len(leaves):
+            sides = _by_side(leaves, guide_trace, model_trace, set(of_guide.trace.nodes))
+            names = {name: names.get(name, sides[name]) for name in leaves}
+    order = dict.fromkeys([*(b for b, _ in _PIECES), "guide", "model", *names.values()])
+    blocks = {b: tuple(i for i, name in enumerate(leaves) if names[name] == b) for b in order if b is not None}
+    blocks = {block: places for block, places in blocks.items() if places}
+    if not blocks:
+        raise ValueError("blocks leaves out every parameter; expected a function from a parameter's name to its block")
+    return Parameters(leaves, blocks)
+
+
+def _leaves(sites: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Each leaf once, though a PyroModule inside a module registers its parameters twice."""
+    leaves: dict[str, Tensor] = {}
+    for name, site in sites.items():
+        if site["type"] == "param":
+            leaf = site["value"].unconstrained()
+            if leaf.requires_grad and not any(leaf is other for other in leaves.values()):
+                leaves[name] = leaf
+    return leaves
+
+
+def _by_piece(vae: VAE, leaves: Mapping[str, Tensor]) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for block, role in _PIECES:
+        piece = getattr(vae, role)
+        own = {id(p) for p in piece.parameters()} if isinstance(piece, torch.nn.Module) else set()
+        for name, leaf in leaves.items():
+            if id(leaf) in own:
+                found.setdefault(name, block)
+    return found
+
+
+def _by_side(
+    leaves: Mapping[str, Tensor], guide_trace: poutine.Trace, model_trace: poutine.Trace, seen_by_guide: set[str]
+) -> dict[str, str]:
+    draws, densities = [], []
+    for site in _samples(guide_trace):
+        draws.append(site["value"])
+        densities.append(site["fn"].log_prob(site["value"].detach()))
+    of_guide = _reached([*draws, *densities], leaves)
+    of_model = _reached([site["fn"].log_prob(site["value"]) for site in _samples(model_trace)], leaves)
+    sides = {}
+    for name in leaves:
+        both = name in of_guide, name in of_model
+        if both == (False, False):
+            both = (name in seen_by_guide, name not in seen_by_guide)
+        sides[name] = {(True, True): "shared", (True, False): "guide", (False, True): "model"}[both]
+    return sides
+
+
+def _samples(trace: poutine.Trace) -> list[Any]:
+    return [site for site in prune_subsample_sites(trace).nodes.values() if site["type"] == "sample"]
+
+
+def _reached(outputs: list[Tensor], leaves: Mapping[str, Tensor]) -> set[str]:
+    """The leaves on which any of the outputs depends."""
+    total = [output.sum() for output in outputs if output.requires_grad]
+    if not total:
+        return set()
+    gradients = torch.autograd.grad(torch.stack(total).sum(), list(leaves.values()), allow_unused=True)
+    return {name for name, gradient in zip(leaves, gradients, strict=True) if gradient is not None}
+
+
+def _readable(name: str, vae: VAE | None) -> str:
+    """``"vae_0$$$likelihood.logits.weight"`` -> ``"likelihood.logits.weight"``."""
+    prefix, _, rest = name.rpartition("$$$")
+    return rest if not prefix or (vae is not None and prefix == vae.name) else f"{prefix}.{rest}"

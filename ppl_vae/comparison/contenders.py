@@ -1,0 +1,292 @@
+"""What takes part in a comparison: objectives by name, import path, class or instance, each at every K."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import yaml
+from pyro.infer import ELBO as PyroELBO
+
+from ppl_vae._validation import check_positive_int
+from ppl_vae.objectives.estimate import Estimate, Objective
+from ppl_vae.objectives.log_weights import LogWeights
+from ppl_vae.objectives.losses import as_loss
+from ppl_vae.pieces import KINDS
+
+_UNSAID = ("num_particles", "vectorize_particles", "max_plate_nesting")  # of a name: K stands beside it
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One estimator in a comparison.
+
+    Attributes:
+        name: What it is called, without K: ``"MIWAE(groups=4)"``.
+        num_particles: K; 1 for an objective that takes no particles.
+        objective: What `objectives.as_loss` takes.
+    """
+
+    name: str
+    num_particles: int
+    objective: Any
+
+
+class Undefined(NamedTuple):
+    """An estimator that does not exist at a K, and its own words for why."""
+
+    name: str
+    num_particles: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Contenders(Sequence[Contender]):
+    """The estimators of a comparison, a sequence, and what is left out.
+
+    Attributes:
+        items: Those that exist, in the order of the objectives, each at its K in turn.
+        undefined: Those whose constructor refuses a K.
+    """
+
+    items: tuple[Contender, ...]
+    undefined: tuple[Undefined, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.items[index]
+
+    def __iter__(self) -> Iterator[Contender]:
+        return iter(self.items)
+
+
+@dataclass(frozen=True)
+class FunctionOfLogWeights:
+    """A bare function of log-weights with the K that it is to be given.
+
+    Args:
+        function: ``function(log_weights)`` -> (batch,) or an `Estimate`.
+        num_particles: K.
+    """
+
+    function: Objective
+    num_particles: int = 1
+
+    def __call__(self, log_weights: LogWeights) -> Estimate | Any:
+        """Return what the function says of each datum."""
+        return self.function(log_weights)
+
+    @property
+    def max_plate_nesting(self) -> int:
+        """How many plates the function says are nested; 1 if it says nothing."""
+        return getattr(self.function, "max_plate_nesting", 1)
+
+    @property
+    def reference(self) -> object | None:
+        """The objective whose gradient the function says it estimates, if it has such an attribute."""
+        return getattr(self.function, "reference", None)
+
+
+class _Entry(NamedTuple):
+    """One objective that was asked for: how to make it at K, or once where it settles K itself."""
+
+    name: str
+    make: Callable[[int], Any]
+    once: bool
+
+
+def contenders(objectives: object, particles: int | Iterable[int] = (1, 8, 64)) -> Contenders:
+    """Return every objective at every K.
+
+    An objective is given as
+
+    - a string: a short name (``"IWAE"``) or an import path of your own class or function (``"mymodule.my_bound"``),
+      with arguments as YAML if need be: ``"MIWAE(groups=4)"``;
+    - a class or another function of ``num_particles``: ``IWAE``, ``functools.partial(MIWAE, groups=4)``;
+    - an object, ``IWAE(num_particles=5)``, which keeps its own K and appears once;
+    - a function of log-weights;
+    - one of Pyro's ELBO classes, whose particles are vectorised for K > 1 unless it is told otherwise;
+    - a mapping from names of your choice to any of these.
+
+    What takes no particles (a sum over all latents) appears once. A K that a constructor refuses by a `ValueError` is
+    left out and noted in `undefined`.
+
+    Args:
+        objectives: One, or several in a list.
+        particles: The K, one or several.
+
+    Raises:
+        TypeError: If an entry is of no such kind.
+        ValueError: If a name or an argument is unknown, two contenders have the same name, or none is left.
+
+    Example:
+        >>> [(c.name, c.num_particles) for c in contenders(["ELBO", "ArticleELBO(eps=0.0)"], [1, 8])]
+        [('ELBO', 1), ('ELBO', 8), ('ArticleELBO(eps=0.0)', 1), ('ArticleELBO(eps=0.0)', 8)]
+    """
+    several = check_particles(particles)
+    found: list[Contender] = []
+    undefined: list[Undefined] = []
+    for entry in _entries(objectives):
+        for k in several[:1] if entry.once else several:
+            try:
+                objective = entry.make(k)
+            except (ValueError, AssertionError) as error:  # Pyro asserts
+                if entry.once:
+                    raise
+                undefined.append(Undefined(entry.name, k, " ".join(str(error).split())))
+                continue
+            as_loss(objective)  # refuses what has no value or no gradient, in its own words
+            found.append(Contender(entry.name, getattr(objective, "num_particles", 1), objective))
+    seen: set[tuple[str, int]] = set()
+    for contender in found:
+        key = (contender.name, contender.num_particles)
+        if key in seen:
+            raise ValueError(
+                f"objectives has two called {contender.name!r} at K = {contender.num_particles}; give one another name "
+                "by a mapping, {'my name': objective}"
+            )
+        seen.add(key)
+    if not found:
+        why = f": {undefined[0].name} at K = {undefined[0].num_particles}: {undefined[0].reason}" if undefined else ""
+        raise ValueError(f"objectives leave nothing to compare{why}")
+    return Contenders(tuple(found), tuple(undefined))
+
+
+def check_particles(particles: int | Iterable[int]) -> tuple[int, ...]:
+    """Return the K as a tuple without repetitions."""
+    several = (particles,) if isinstance(particles, int) else tuple(particles)
+    if not several:
+        raise ValueError("particles is empty; expected at least one positive integer, such as (1, 8, 64)")
+    return tuple(dict.fromkeys(check_positive_int(k, "particles") for k in several))
+
+
+def _entries(objectives: object) -> Iterator[_Entry]:
+    if isinstance(objectives, Mapping):
+        for name, entry in objectives.items():
+            yield _entry(entry)._replace(name=str(name))
+    elif isinstance(objectives, (list, tuple)):
+        for entry in objectives:
+            yield from _entries(entry)
+    else:
+        yield _entry(objectives)
+
+
+def _entry(entry: Any) -> _Entry:
+    if isinstance(entry, str):
+        return _from_text(entry)
+    if isinstance(entry, functools.partial) and inspect.isclass(entry.func):
+        return _from_factory(entry.func, dict(entry.keywords), entry)
+    if inspect.isclass(entry):
+        return _from_factory(entry, {}, entry)
+    if inspect.isroutine(entry) or isinstance(entry, functools.partial):
+        if _takes_particles(entry):
+            return _Entry(_name_of(entry), lambda k: entry(num_particles=k), once=False)
+        return _Entry(_name_of(entry), functools.partial(FunctionOfLogWeights, entry), once=False)
+    if isinstance(entry, PyroELBO) or callable(entry):
+        return _Entry(_name_of_instance(entry), lambda k: entry, once=True)
+    raise TypeError(
+        f"objectives has {entry!r}; expected a name such as 'IWAE', a class, an object, a function of log-weights, or "
+        "a mapping from names to these"
+    )
+
+
+def _from_text(text: str) -> _Entry:
+    """``"MIWAE(groups=4)"``."""
+    kind = KINDS["objective"]
+    match = re.fullmatch(r"\s*([^()\s]+)\s*(?:\((.*)\))?\s*", text, re.DOTALL)
+    if match is None:
+        raise ValueError(f"objective is {text!r}; expected a name, with arguments in brackets: 'MIWAE(groups=4)'")
+    name, inside = match[1], match[2]
+    target = kind.find(name, "objective")
+    given = {key: yaml.safe_load(value) for key, value in _arguments(inside or "", text)}
+    try:
+        arguments = kind.arguments(target, "objective").objects(given) if given or inspect.isclass(target) else {}
+    except ValueError as error:
+        raise ValueError(re.sub(r"^--objective\.?", f"objective {name}: ", str(error))) from error
+    short = name.rpartition(".")[2]
+    if not inspect.isclass(target):
+        return _Entry(short, functools.partial(FunctionOfLogWeights, target), once=False)
+    said = {key: arguments[key] for key in given}
+    return _from_factory(target, said, functools.partial(target, **said), short)
+
+
+def _arguments(text: str, whole: str) -> Iterator[tuple[str, str]]:
+    """``"a=1, b=[2, 3]"`` -> ``("a", "1"), ("b", "[2, 3]")``; commas inside brackets belong to a value."""
+    depth, start = 0, 0
+    for i, letter in enumerate(text + ","):
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter != "," or depth:
+            continue
+        part, start = text[start:i], i + 1
+        if not part.strip():
+            continue
+        key, equals, value = part.partition("=")
+        if not equals or not key.strip().isidentifier():
+            raise ValueError(f"objective is {whole!r}, where {part.strip()!r} is no argument; expected name=value")
+        yield key.strip(), value.strip()
+
+
+def _from_factory(target: type, given: dict[str, Any], factory: Callable[..., Any], name: str | None = None) -> _Entry:
+    """A class, with the arguments that it was given."""
+    name = _with_arguments(name or target.__name__, given)
+    once = "num_particles" in given or not _takes_particles(target)
+    vectorizes = issubclass(target, PyroELBO) and "vectorize_particles" not in given
+
+    def make(k: int) -> Any:
+        k = given.get("num_particles", k)
+        options = ({} if once else {"num_particles": k}) | ({"vectorize_particles": k > 1} if vectorizes else {})
+        return factory(**options)
+
+    return _Entry(name, make, once)
+
+
+def _takes_particles(target: Any) -> bool:
+    """Whether a class or function has a parameter ``num_particles``, or hands one on to a base."""
+    owners = [c for c in target.__mro__ if "__init__" in vars(c)] if inspect.isclass(target) else [target]
+    for owner in owners:
+        try:
+            parameters = inspect.signature(owner).parameters
+        except (ValueError, TypeError):  # written in C
+            return False
+        if "num_particles" in parameters:
+            return True
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            return False
+    return False
+
+
+def _with_arguments(name: str, arguments: Mapping[str, Any]) -> str:
+    said = ", ".join(f"{key}={_shown(value)}" for key, value in arguments.items() if key not in _UNSAID)
+    return f"{name}({said})" if said else name
+
+
+def _shown(value: object) -> str:
+    return str(value) if isinstance(value, (bool, int, float, str)) else re.sub(r"\s+", " ", repr(value))
+
+
+def _name_of(function: Any) -> str:
+    if isinstance(function, functools.partial):
+        return _with_arguments(_name_of(function.func), function.keywords)
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _name_of_instance(objective: Any) -> str:
+    """The class's name, with the arguments that are not its defaults, as far as they are plain."""
+    name = type(objective).__name__
+    try:
+        parameters = inspect.signature(type(objective)).parameters
+    except (ValueError, TypeError):
+        return name
+    told = {
+        key: getattr(objective, key)
+        for key, parameter in parameters.items()
+        if isinstance(getattr(objective, key, None), (bool, int, float, str))
+        and getattr(objective, key) != parameter.default
+    }
+    return _with_arguments(name, told)

@@ -1,0 +1,133 @@
+"""From what was kept of the replicates to the figures of a row."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_vae.comparison.moments import NUM_RESAMPLES, Resamples, measured, moments
+from ppl_vae.comparison.results import Block, KnownEvidence, Measured
+from ppl_vae.comparison.signal_to_noise import signal_to_noise
+from ppl_vae.comparison.statistics import Record
+from ppl_vae.comparison.zero_bias import zero_bias_p
+from ppl_vae.objectives import sample_log_weights
+from ppl_vae.objectives.losses import Program
+
+_PRECISION = 0.1  # the relative standard error whose cost is told
+_ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-13}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the figures of one estimator are made of.
+
+    Attributes:
+        record: Of its replicates.
+        reference: Of its reference's, None without one.
+        resamples: Of the groups.
+        seconds: Of single steps, (rounds,).
+        seed: For the other bootstraps.
+    """
+
+    record: Record
+    reference: Record | None
+    resamples: Resamples
+    seconds: Tensor
+    seed: int
+
+    def median_seconds(self) -> Measured:
+        """The median of a step's time, with the interval of the median."""
+        return measured(self.resampled_seconds(), len(self.seconds))
+
+    def resampled_seconds(self) -> Tensor:
+        """The median and its resamples, (1 + B,)."""
+        generator = torch.Generator().manual_seed(self.seed)
+        rows = torch.randint(len(self.seconds), (NUM_RESAMPLES, len(self.seconds)), generator=generator)
+        return torch.cat([self.seconds.median()[None], self.seconds[rows].median(1).values])
+
+
+def value_of(record: Record, evidence: KnownEvidence | None) -> tuple[float, float, Measured | None]:
+    """The mean of the value, its standard error, and its distance from log p(x)."""
+    values = record.values
+    error = 0.0 if record.constant else float(values.std()) / math.sqrt(len(values))
+    value = float(values.mean())
+    if evidence is None:
+        return value, error, None
+    bias = value - evidence.value
+    half = 1.96 * error + evidence.error if evidence.exact else 1.96 * math.hypot(error, evidence.error)
+    return value, error, Measured(bias, bias - half, bias + half)
+
+
+def block_of(figures: Figures, name: str, of_data: Measured | None) -> Block:
+    """The figures of one block.
+
+    Args:
+        figures: What they are made of.
+        name: The block's.
+        of_data: The noise of the choice of data, if it was measured.
+    """
+    record, reference, resamples = figures.record, figures.reference, figures.resamples
+    layout, groups = record.layout, len(resamples.sizes)
+    found = moments(record, reference, name, resamples)
+    rounding = _ROUNDING.get(layout.leaves[0].dtype, 1e-3)
+    noise = signal_to_noise(record.kept(name), rounding=rounding, seed=figures.seed)
+    steps = found.variance / found.norm_squared / _PRECISION**2
+    steps = torch.where(found.norm_squared > 0, steps, math.inf).clamp(min=1.0)  # there is no half step
+    cost = steps * figures.resampled_seconds()
+    bias = bias_p = cosine = None
+    if reference is not None:
+        assert found.bias_squared is not None
+        assert found.cosine is not None
+        bias = measured(found.bias_squared.clamp(min=0).sqrt(), groups)
+        p = zero_bias_p(record.projected(name), reference.projected(name), layout.tolerance)
+        bias_p = 1.0 if found.is_reference else p
+        cosine = measured(found.cosine, groups)
+    return Block(
+        size=sum(layout.leaves[i].numel() for i in layout.blocks[name]),
+        dead=record.num_dead(name),
+        norm=measured(found.norm_squared.clamp(min=0).sqrt(), groups),
+        variance=measured(found.variance.clamp(min=0), groups),
+        snr=noise.median,
+        snr_quartiles=noise.quartiles,
+        snr_floor=noise.floor,
+        bias=bias,
+        bias_p=bias_p,
+        cosine=cosine,
+        is_reference=found.is_reference,
+        minibatch_variance=of_data,
+        seconds_to_tenth=measured(cost, groups),
+        resampled={"snr": noise.resampled, "seconds_to_tenth": cost},
+    )
+
+
+@torch.no_grad()
+def effective_sample_size(
+    program: Program, tensors: tuple[Any, ...], num_particles: int, replicates: int, seed: int
+) -> float | None:
+    r"""Return :math:`1 / \sum_k \tilde w_k^2` of the normalised weights, the mean over data and replicates.
+
+    Args:
+        program: Model and guide.
+        tensors: The batch.
+        num_particles: K.
+        replicates: How many draws of K.
+        seed: For the draws.
+
+    Returns:
+        A number from 1 to K; None for a program whose weights are not per datum.
+    """
+    if num_particles == 1:
+        return 1.0
+    torch.manual_seed(seed)
+    found = []
+    for _ in range(replicates):
+        try:
+            log_w = sample_log_weights(*program, *tensors, num_particles=num_particles).log_w
+        except (ValueError, NotImplementedError, RuntimeError):  # what an estimator needs, not this figure
+            return None
+        found.append(torch.exp(-(2 * log_w.log_softmax(0)).logsumexp(0)).mean())
+    return float(torch.stack(found).mean())

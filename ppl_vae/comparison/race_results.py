@@ -1,0 +1,263 @@
+"""What a training race found: standings at equal steps and equal time, arrivals at a target, bands over seeds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ppl_vae.comparison.contenders import Undefined
+from ppl_vae.comparison.race_runs import Axis, Point, RaceRun
+from ppl_vae.comparison.race_statistics import geometric, over_seeds, paired, paired_ratio
+from ppl_vae.comparison.results import Measured
+
+
+class Standing(NamedTuple):
+    """Where a contender stands at a step or a time.
+
+    Attributes:
+        name: The contender's.
+        num_particles: Its K.
+        value: log p(x), nats per datum, the mean over seeds with its 95% interval; None where no run got there.
+        behind: `value` minus that of the best over the seeds that both have: paired, and with 95% for all contenders
+            at once; None for the best, and where they share no seed.
+        seeds: Whose runs got there.
+        best: Whether it has the highest mean of those with the most seeds.
+    """
+
+    name: str
+    num_particles: int
+    value: Measured | None
+    behind: Measured | None
+    seeds: tuple[int, ...]
+    best: bool
+
+
+class Arrival(NamedTuple):
+    """When a contender came to the target.
+
+    Attributes:
+        name: The contender's.
+        num_particles: Its K.
+        seconds: Of training, the geometric mean over the seeds that came there, with its 95% interval; None if none
+            did.
+        steps: Likewise.
+        slower: The seconds as a multiple of those of the fastest, over the seeds that both have, paired (geometric
+            mean), with 95% for all contenders at once; None for the fastest, and where it cannot be told.
+        per_seed: ``(seconds, steps)`` by seed; None where the run did not come there.
+        fastest: Whether it has the lowest mean time of those that came there in the most seeds.
+    """
+
+    name: str
+    num_particles: int
+    seconds: Measured | None
+    steps: Measured | None
+    slower: Measured | None
+    per_seed: Mapping[int, tuple[float, float] | None]
+    fastest: bool
+
+
+class Band(NamedTuple):
+    """A contender's curve over seeds: x (steps or seconds), the mean of log p(x), and its 95% interval at each x."""
+
+    x: list[float]
+    value: list[float]
+    low: list[float]
+    high: list[float]
+
+
+@dataclass(frozen=True)
+class Race:
+    """A training race; figures in nats per datum.
+
+    Runs that failed count in no figure over seeds; they are named in the table and in the sentences, and their curves
+    are kept as far as they go.
+
+    Attributes:
+        runs: One a contender and seed, in the order in which they ran.
+        undefined: The contenders that do not exist at their K, and why.
+        target: The log p(x) to reach, named before the race; None for none.
+        settings: What all runs had in common, for the record.
+        machine: Device, torch version, threads.
+        seconds: What the whole took, evaluation included.
+    """
+
+    runs: tuple[RaceRun, ...]
+    undefined: tuple[Undefined, ...]
+    target: float | None
+    settings: Mapping[str, Any]
+    machine: Mapping[str, Any]
+    seconds: float
+
+    def __str__(self) -> str:
+        return self.table()
+
+    @property
+    def contenders(self) -> list[tuple[str, int]]:
+        """Name and K of each, in the order of the first seed."""
+        return list(dict.fromkeys(run.key for run in self.runs))
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds."""
+        return sorted({run.seed for run in self.runs})
+
+    def runs_of(self, name: str, num_particles: int, *, failed: bool = False) -> list[RaceRun]:
+        """Return a contender's runs by seed, those that failed only on request."""
+        own = [run for run in self.runs if run.key == (name, num_particles) and (failed or not run.failed)]
+        return sorted(own, key=lambda run: run.seed)
+
+    @property
+    def equal_steps(self) -> int | None:
+        """The last step that all runs took, those that failed apart; None where all failed."""
+        return min((run.points[-1].step for run in self.runs if not run.failed), default=None)
+
+    @property
+    def equal_seconds(self) -> float | None:
+        """What the fastest run took for the whole, those that failed apart; None where all failed."""
+        return min((run.points[-1].seconds for run in self.runs if not run.failed), default=None)
+
+    def at_equal_steps(self, step: float | None = None) -> list[Standing]:
+        """Return where the contenders stand after so many steps, `equal_steps` by default."""
+        return self._standings("step", self.equal_steps if step is None else step)
+
+    def at_equal_time(self, seconds: float | None = None) -> list[Standing]:
+        """Return where the contenders stand after so long a training, `equal_seconds` by default.
+
+        Curves are linear between evaluations. The time is that of the machine: what else ran on it is in it.
+        """
+        return self._standings("seconds", self.equal_seconds if seconds is None else seconds)
+
+    def time_to(self, target: float | None = None) -> list[Arrival]:
+        """Return when each contender's log p(x) first came up to a target, that of the race by default.
+
+        Linear between evaluations. A run that failed counts if it came there before.
+
+        Raises:
+            ValueError: If there is no target.
+        """
+        target = self.target if target is None else target
+        if target is None:
+            raise ValueError("time_to was given no target, nor was the race; expected a log p(x) in nats per datum")
+        reached: dict[tuple[str, int], dict[int, tuple[float, float] | None]] = {}
+        for key in self.contenders:
+            reached[key] = {}
+            for run in self.runs_of(*key, failed=True):
+                after = run.reaches(target, "seconds"), run.reaches(target, "step")
+                reached[key][run.seed] = None if after[0] is None or after[1] is None else (after[0], after[1])
+        times = {key: {s: t[0] for s, t in found.items() if t is not None} for key, found in reached.items()}
+        fastest = _best({key: {s: -t for s, t in found.items()} for key, found in times.items()})
+        others = sum(bool(t) for t in times.values()) - 1
+        arrivals = []
+        for key, found in reached.items():
+            came = [t for t in found.values() if t is not None]
+            slower = None
+            if came and key != fastest and fastest is not None:
+                slower = paired_ratio(times[key], times[fastest], comparisons=others)
+            seconds, steps = (geometric([t[i] for t in came]) if came else None for i in (0, 1))
+            arrivals.append(Arrival(*key, seconds, steps, slower, found, key == fastest))
+        return arrivals
+
+    def band(self, name: str, num_particles: int, axis: Axis = "step", *, num_points: int = 101) -> Band:
+        """Return a contender's curve over seeds, as far as all of its runs go, those that failed apart.
+
+        Against steps at the evaluations, against seconds at `num_points` times.
+        """
+        runs = self.runs_of(name, num_particles)
+        if not runs:
+            return Band([], [], [], [])
+        end = min(run.column(axis)[-1] for run in runs)
+        if axis == "step":
+            grid = sorted({float(x) for run in runs for x in run.column(axis) if x <= end})
+        else:
+            grid = [float(x) for x in np.linspace(0.0, end, num_points)]
+        found = [over_seeds([v for run in runs if (v := run.at(axis, x)) is not None]) for x in grid]
+        return Band(grid, [m.value for m in found], [m.low for m in found], [m.high for m in found])
+
+    def _standings(self, axis: Axis, where: float | None) -> list[Standing]:
+        values = {
+            key: {r.seed: v for r in self.runs_of(*key) if where is not None and (v := r.at(axis, where)) is not None}
+            for key in self.contenders
+        }
+        best = _best(values)
+        others = sum(bool(found) for found in values.values()) - 1
+        standings = []
+        for key, found in values.items():
+            behind = None
+            if best is not None and key != best:
+                behind = paired(found, values[best], comparisons=others)
+            mean = over_seeds([*found.values()]) if found else None
+            standings.append(Standing(*key, mean, behind, tuple(found), key == best))
+        return standings
+
+    def table(self) -> str:
+        """Lines of at most 120 characters: the standings, the arrivals, what failed, and what a reader must know."""
+        from ppl_vae.comparison.race_tables import table_of
+
+        return table_of(self)
+
+    def sentences(self) -> list[str]:
+        """What the figures support, in words."""
+        from ppl_vae.comparison.race_summary import sentences_of
+
+        return sentences_of(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for JSON: infinite and undefined numbers are None. `from_dict` reads it."""
+        content = {
+            "runs": [asdict(run) for run in self.runs],
+            "undefined": [u._asdict() for u in self.undefined],
+            "target": self.target,
+            "settings": dict(self.settings),
+            "machine": dict(self.machine),
+            "seconds": self.seconds,
+            "equal_steps": {"step": self.equal_steps, "standings": _plain(self.at_equal_steps())},
+            "equal_time": {"seconds": self.equal_seconds, "standings": _plain(self.at_equal_time())},
+            "arrivals": None if self.target is None else _plain(self.time_to()),
+            "sentences": self.sentences(),
+        }
+        return json.loads(json.dumps(content), parse_constant=lambda _: None)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Race:
+        """Return the race that `to_dict` wrote."""
+        return cls(
+            runs=tuple(RaceRun.from_dict(run) for run in content["runs"]),
+            undefined=tuple(Undefined(**u) for u in content["undefined"]),
+            target=content["target"],
+            settings=content["settings"],
+            machine=content["machine"],
+            seconds=content["seconds"],
+        )
+
+    def to_csv(self) -> str:
+        """One line for each evaluation of each run, with a header; one without an evaluation has a line all the same.
+
+        Empty fields are figures that there are not.
+        """
+        own = ["name", "num_particles", "seed", "method", "kind", "stopped", "reason", "steps"]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [*own, *Point.__dataclass_fields__], restval="", lineterminator="\n")
+        writer.writeheader()
+        for run in self.runs:
+            for point in run.points or (None,):
+                line = {name: getattr(run, name) for name in own} | ({} if point is None else asdict(point))
+                writer.writerow({name: "" if value is None else value for name, value in line.items()})
+        return text.getvalue()
+
+
+def _best(values: Mapping[tuple[str, int], Mapping[int, float]]) -> tuple[str, int] | None:
+    """The contender with the highest mean, of those with the most seeds: one that survived on an easy seed is none."""
+    most = max((len(found) for found in values.values()), default=0)
+    means = {key: math.fsum(found.values()) / most for key, found in values.items() if most and len(found) == most}
+    return max(means, key=lambda key: means[key], default=None)
+
+
+def _plain(rows: Iterable[Standing | Arrival]) -> list[dict[str, Any]]:
+    return [{k: v._asdict() if isinstance(v, Measured) else v for k, v in row._asdict().items()} for row in rows]

@@ -1,0 +1,128 @@
+"""Where the runs of a race start: programs of a seed, put back to the same parameters before every run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from ppl_vae._scopes import evaluation_mode, untouched_random_state
+from ppl_vae.capture import Guards
+from ppl_vae.objectives.losses import Program
+from ppl_vae.vae import VAE
+
+MakeProgram = Callable[[int], VAE | Program]
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """An objective that brings its own program to a race, such as a relaxation of discrete latents.
+
+    Its runs start from what *its* `make_program` gives for a seed, which is the start of all others only where that
+    function draws the same parameters in the same order; the curves at step 0 show it.
+
+    Args:
+        objective: What `comparison.contenders` takes.
+        make_program: From a seed to a `VAE` or a ``(model, guide)`` pair; None takes that of the race.
+        evaluated_as: From the trained program to the one whose log p(x) is looked at: for a relaxation the VAE with
+            true discrete latents around the same networks. Called once a run, before training, so it must share the
+            parameters and not copy them; None looks at the program itself.
+    """
+
+    objective: Any
+    make_program: MakeProgram | None = None
+    evaluated_as: Callable[[Any], VAE | Program] | None = None
+
+
+def take_apart(objectives: Any) -> tuple[Any, dict[str, Entrant]]:
+    """Return the objectives as `comparison.contenders` takes them, and by name those that bring a program.
+
+    A tuple inside a mapping, ``{"relaxed": (objective, make_program)}``, is an `Entrant`.
+    """
+    own: dict[str, Entrant] = {}
+
+    def walk(entry: Any) -> Any:
+        if isinstance(entry, Mapping):
+            return {name: _bare(str(name), value, own) for name, value in entry.items()}
+        if isinstance(entry, (list, tuple)):
+            return [walk(part) for part in entry]
+        if isinstance(entry, Entrant):
+            raise TypeError(f"objectives has {entry!r} without a name; expected a mapping, {{'my name': Entrant(...)}}")
+        return entry
+
+    return walk(objectives), own
+
+
+def _bare(name: str, value: Any, own: dict[str, Entrant]) -> Any:
+    if isinstance(value, tuple):
+        if not 1 <= len(value) <= 3 or not all(part is None or callable(part) for part in value[1:]):
+            raise TypeError(
+                f"objectives[{name!r}] is {value!r}; expected (objective, make_program), and perhaps a third function "
+                "from the trained program to the one to evaluate"
+            )
+        value = Entrant(*value)
+    if not isinstance(value, Entrant):
+        return value
+    own[name] = value
+    return value.objective
+
+
+class Start:
+    """A program and the parameters, buffers and entries of Pyro's store that its runs start from.
+
+    Only tensors are put back: a plain Python value that a program changes while it runs is not.
+
+    Args:
+        make_program: What makes the program.
+        seed: What it is given, and the seed of whatever it draws.
+        batch: Data to run it on once, so that parameters that appear when they are first asked for (``pyro.param``, an
+            autoguide) are there.
+        device: Where it goes.
+    """
+
+    def __init__(self, make_program: MakeProgram, seed: int, batch: tuple[Tensor, ...], device: torch.device) -> None:
+        with untouched_random_state():
+            torch.manual_seed(seed)
+            self.program = _checked(make_program(seed))
+            program = self.program
+            model, guide = (program.model, program.guide) if isinstance(program, VAE) else program
+            modules = Guards(model, guide).modules
+            parts = {id(part) for module in modules for part in module.modules() if part is not module}
+            self.modules: list[nn.Module] = [module for module in modules if id(module) not in parts]
+            for module in self.modules:
+                module.to(device)
+            with torch.no_grad(), evaluation_mode(*self.modules):
+                trace = poutine.trace(guide).get_trace(*batch)
+                poutine.replay(model, trace)(*batch)
+        self._states = [{k: v.detach().clone() for k, v in m.state_dict().items()} for m in self.modules]
+        self._store = {name: leaf.detach().clone() for name, leaf in pyro.get_param_store()._params.items()}
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put every tensor back, and take out of Pyro's store what a run has added."""
+        for module, state in zip(self.modules, self._states, strict=True):
+            module.load_state_dict(state)
+        store = pyro.get_param_store()
+        for name, leaf in list(store._params.items()):
+            if name in self._store:
+                leaf.copy_(self._store[name])
+                leaf.grad = None
+            else:
+                del store[name]
+        for module in self.modules:
+            module.zero_grad(set_to_none=True)
+
+
+def _checked(program: Any) -> VAE | Program:
+    if isinstance(program, VAE):
+        return program
+    if isinstance(program, (tuple, list)) and len(program) == 2 and all(callable(part) for part in program):
+        return (program[0], program[1])
+    raise TypeError(
+        f"make_program returned a {type(program).__name__}; expected a VAE, or a pair of functions (model, guide)"
+    )
