@@ -22,7 +22,19 @@ from ppl_vae import VAE, likelihoods, networks, objectives, posteriors, priors
 Shape = tuple[int, ...]
 
 # Public classes that are no pieces: what pieces, networks and objectives are made of or speak in.
-NOT_PIECES = {"Binding", "ParameterNetwork", "LocationScale", "LogWeights", "Estimate", "BatchLoss", "NotPerDatumError"}
+NOT_PIECES = {
+    "Binding",
+    "ParameterNetwork",
+    "LocationScale",
+    "LogWeights",
+    "Estimate",
+    "BatchLoss",
+    "NotPerDatumError",
+    "MovingAverage",
+    "LearnedBaseline",
+    "Penalty",
+    "Regularized",
+}
 
 
 @dataclass(frozen=True)
@@ -182,10 +194,36 @@ class Objective:
     is_elbo: bool = True  # whether its expectation is the ELBO
     averages: bool = True  # whether more particles lower its variance alone, not its expectation
     fits: Callable[[Prior, Likelihood, Posterior], bool] = lambda prior, likelihood, posterior: True
+    min_particles: int = 1
+    trains_model: bool = True  # whether p's parameters get a gradient (an upper bound is brought down by q alone)
+    gradient: str = ""  # how it is estimated, where objectives of one way are tried with one posterior each
+
+    @functools.cached_property
+    def program(self) -> Program:
+        """The simplest program that it fits."""
+        return next(p for p in (Program(), BITS) if self.fits(p.prior, p.likelihood, p.posterior))
+
+    def particles(self) -> list[int]:
+        """Numbers of particles to try it with."""
+        return [k for k in (1, 3) if k >= self.min_particles]
 
 
 def _pathwise(prior: Prior, likelihood: Likelihood, posterior: Posterior) -> bool:
     return posterior.reparameterised
+
+
+def _rescored(prior: Prior, likelihood: Likelihood, posterior: Posterior) -> bool:
+    """The score of q is taken away by scoring the same z again."""
+    return posterior.reparameterised and posterior.rescores
+
+
+def _scored(prior: Prior, likelihood: Likelihood, posterior: Posterior) -> bool:
+    """Draws without a gradient are scored with one."""
+    return posterior.rescores
+
+
+def _states(prior: Prior, likelihood: Likelihood, posterior: Posterior) -> bool:
+    return posterior.space in ("bits", "one-hot")
 
 
 @functools.cache
@@ -423,6 +461,37 @@ OBJECTIVES = [
     Objective("MeanFieldELBO", lambda k: objectives.MeanFieldELBO(k), fits=_mean_field),
     Objective("ArticleELBO", lambda k: objectives.ArticleELBO(k), is_elbo=False, fits=_article),
     Objective("ArticleELBO-exact", lambda k: objectives.ArticleELBO(k, eps=0, normalize=True), fits=_article),
+    Objective("STL", lambda k: objectives.STL(k), fits=_rescored, gradient="rescored"),
+    Objective("IWAE", lambda k: objectives.IWAE(k), False, False, _pathwise, gradient="weighted"),
+    Objective("DReG", lambda k: objectives.DReG(k), False, False, _rescored, gradient="rescored"),
+    Objective("IWAESTL", lambda k: objectives.IWAESTL(k), False, False, _rescored, gradient="rescored"),
+    Objective("Renyi", lambda k: objectives.Renyi(k), False, False, _pathwise, gradient="weighted"),
+    Objective("Renyi--1", lambda k: objectives.Renyi(k, alpha=-1.0), False, False, _pathwise, gradient="weighted"),
+    Objective("VRMax", lambda k: objectives.VRMax(k), False, False, _pathwise, gradient="weighted"),
+    Objective("CIWAE", lambda k: objectives.CIWAE(k), False, False, _pathwise, gradient="weighted"),
+    Objective("MIWAE", lambda k: objectives.MIWAE(2 * k, groups=2), False, False, _pathwise, gradient="weighted"),
+    Objective("PIWAE", lambda k: objectives.PIWAE(k, groups=k), False, False, _pathwise, gradient="path"),
+    Objective("JVI", lambda k: objectives.JVI(k, min(1, k - 1)), False, False, _pathwise, gradient="weighted"),
+    Objective("REINFORCE", lambda k: objectives.REINFORCE(k), fits=_scored, gradient="score"),
+    Objective("REINFORCE-average", lambda k: objectives.REINFORCE(k, "moving_average"), fits=_scored, gradient="score"),
+    Objective(
+        "REINFORCE-leave_one_out",
+        lambda k: objectives.REINFORCE(k, "leave_one_out"),
+        fits=_scored,
+        min_particles=2,
+        gradient="score",
+    ),
+    Objective("REINFORCE-learned", lambda k: objectives.REINFORCE(k, "learned"), fits=_scored, gradient="score"),
+    Objective("VIMCO", lambda k: objectives.VIMCO(k), False, False, _scored, min_particles=2, gradient="score"),
+    Objective("RWS", lambda k: objectives.RWS(k), False, False, _scored, gradient="score"),
+    Objective("RWS-both", lambda k: objectives.RWS(k, "both"), False, False, _scored, gradient="dream"),
+    Objective("RWSDReG", lambda k: objectives.RWSDReG(k), False, False, _rescored, gradient="rescored"),
+    Objective("EnumeratedELBO", lambda k: objectives.EnumeratedELBO(), fits=_states),
+    Objective("GumbelSoftmaxELBO", lambda k: objectives.GumbelSoftmaxELBO(k), fits=_states),
+    Objective("TVO", lambda k: objectives.TVO(k), False, False, _scored, gradient="score"),
+    Objective("TVO-pathwise", lambda k: objectives.TVO(k, pathwise=True), False, False, _pathwise, gradient="weighted"),
+    Objective("CUBO", lambda k: objectives.CUBO(k), False, False, _scored, trains_model=False, gradient="score"),
+    Objective("EUBO", lambda k: objectives.EUBO(k), False, False, _scored, trains_model=False, gradient="score"),
 ]
 
 _SIDE: dict[str, Any] = {"vectorize_particles": True}
@@ -462,14 +531,23 @@ class Program:
         return max(self.prior.min_latent, self.posterior.min_latent)
 
 
+BITS = Program(
+    next(p for p in PRIORS if p.name == "BernoulliVector"),
+    posterior=next(q for q in POSTERIORS if q.name == "BernoulliVector"),
+)
+
+
 def goes_together(prior: Prior, posterior: Posterior) -> bool:
     """Whether they live in the same space; a VampPrior also needs a posterior that can score any z."""
     return prior.space == posterior.space and (posterior.rescores or not prior.name.startswith("VampPrior"))
 
 
 def family(entry: Any) -> str:
-    """The piece of which an entry is a variant: what stands before the first hyphen of its name."""
-    return entry.name.partition("-")[0]
+    """The piece of which an entry is a variant: what stands before the first hyphen of its name.
+
+    Objectives whose gradients are estimated in one way are one family.
+    """
+    return getattr(entry, "gradient", "") or entry.name.partition("-")[0]
 
 
 def goes_with(entry: Any, others: Sequence[Any]) -> Any:
@@ -497,9 +575,17 @@ def pieces() -> list[tuple[Prior, Likelihood, Posterior]]:
 
 @functools.cache
 def product() -> list[tuple[Prior, Likelihood, Posterior, Objective]]:
-    """All of them with every objective that fits."""
-    objectives = OBJECTIVES + PYRO_OBJECTIVES
-    return [(*c, objective) for c in pieces() for objective in objectives if objective.fits(*c)]
+    """All of them with every objective that fits; of objectives of one family each combination has one, in turn."""
+    families: dict[str, list[Objective]] = {}
+    for objective in OBJECTIVES + PYRO_OBJECTIVES:
+        families.setdefault(objective.gradient or objective.name, []).append(objective)
+    found = []
+    for i, combination in enumerate(pieces()):
+        for members in families.values():
+            objective = members[i % len(members)]
+            if objective.fits(*combination):
+                found.append((*combination, objective))
+    return found
 
 
 def with_objective(combination: tuple[Prior, Likelihood, Posterior]) -> tuple[Any, ...]:

@@ -12,8 +12,8 @@ from ppl_vae.checking import places, programs
 from ppl_vae.checking.asking import Findings
 from ppl_vae.checking.pieces import FEW
 from ppl_vae.checking.questions import Asked, ask_about_data, ask_of_density
-from ppl_vae.objectives.traces import PARTICLES
 from ppl_vae.objectives.losses import Program
+from ppl_vae.objectives.traces import PARTICLES
 
 
 def check_pair(findings: Findings, program: Program, args: tuple[Tensor, ...], objective: Any) -> None:

@@ -16,8 +16,8 @@ from torch.nn.functional import softplus
 from ppl_vae._distributions import unwrapped
 from ppl_vae._scopes import evaluation_mode
 from ppl_vae.capture import Guards
-from ppl_vae.objectives.traces import PARTICLES
 from ppl_vae.objectives.losses import Program
+from ppl_vae.objectives.traces import PARTICLES
 from ppl_vae.vae import VAE
 
 Score = Callable[[Tensor], Tensor]

@@ -18,8 +18,8 @@ from ppl_vae.evaluation.densities import Densities, densities_of
 from ppl_vae.evaluation.evidence import Evidence
 from ppl_vae.evaluation.pareto import effective_sample_size, k_threshold, pareto_k
 from ppl_vae.evaluation.proposals import Defensive, Proposal, log_joint
-from ppl_vae.objectives.sampling import sample_log_weights
 from ppl_vae.objectives.losses import Program
+from ppl_vae.objectives.sampling import sample_log_weights
 from ppl_vae.vae import VAE
 
 # what is drawn together, whatever the memory, so that the draws do not depend on `max_bytes`

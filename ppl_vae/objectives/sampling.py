@@ -10,8 +10,8 @@ How latents are drawn is an objective's own affair, and said by its attribute ``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,8 +19,9 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppl_vae._distributions import describe
 from ppl_vae._validation import check_positive_int
@@ -105,14 +106,14 @@ class _Again:
     def score(self) -> Tensor:
         fixed = {name: z.detach() for name, z in self.weights.z.items()}
         replayed = poutine.replay(self.guide, trace=_with_values(self.guide_trace, fixed))
-        with _BatchNormLearnsNothing():
+        with _batch_norm_learns_nothing():
             trace = poutine.trace(replayed).get_trace(*self.args, **self.kwargs)
         sites = {name: site for name, site in sample_sites(trace).items() if name in fixed}
         return sum_per_datum(sites, self.weights.num_particles, self.weights.log_lik.shape[1])
 
     def dream(self) -> Tensor:
         model, guide = self.program
-        with torch.no_grad():
+        with torch.no_grad(), _batch_norm_learns_nothing():
             dreamt = poutine.trace(poutine.uncondition(model)).get_trace(*self.args, **self.kwargs)
         args, latent = list(self.args), {}
         for name, site in sample_sites(dreamt).items():
@@ -126,7 +127,7 @@ class _Again:
                     "program's arguments is what that site observes; pass it on as it is (obs=x), or use guide='wake'"
                 )
             args[places[0]] = site["value"]
-        with _Given(latent), _BatchNormLearnsNothing():
+        with _Given(latent), _batch_norm_learns_nothing():
             trace = poutine.trace(guide).get_trace(*args, **self.kwargs)
         sites = {name: site for name, site in sample_sites(trace).items() if name in latent}
         return sum_per_datum(sites, 1, self.weights.log_lik.shape[1])[0]
@@ -154,19 +155,28 @@ class _Given(Messenger):
             msg["value"], msg["done"] = self.values[msg["name"]], True
 
 
-class _BatchNormLearnsNothing(TorchFunctionMode):
-    """Lets batch normalisation in training mode normalise by the batch, and leave its running statistics alone."""
+@contextmanager
+def _batch_norm_learns_nothing() -> Iterator[None]:
+    """Batch normalisation in training mode normalises by the batch, and leaves its running statistics alone."""
+    silenced = []
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.batch_norm:
-            x, weight, bias, mean, variance, training, *rest = args
-            args = (x, weight, bias, *((None, None) if training else (mean, variance)), training, *rest)
-        return func(*args, **(kwargs or {}))
+    def silence(module: nn.Module, inputs: Any) -> None:
+        if isinstance(module, _NormBase) and module.training and module.track_running_stats:
+            module.track_running_stats = False
+            silenced.append(module)
+
+    hook = register_module_forward_pre_hook(silence)
+    try:
+        yield
+    finally:
+        hook.remove()
+        for module in silenced:
+            module.track_running_stats = True
 
 
 def _all_states(guide: Function, args: Any, kwargs: Any, max_plate_nesting: int) -> dict[str, Tensor]:
     """All joint states of a guide's latents, (states, batch, *event) for each site."""
-    with _Detached():
+    with _Detached(), _batch_norm_learns_nothing():
         sites = sample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
     supports = {}
     for name, site in sites.items():

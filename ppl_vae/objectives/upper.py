@@ -1,7 +1,8 @@
 r"""Estimates of upper bounds of log p(x), which train q alone.
 
 Minimising an upper bound over the model would push log p(x) down, so that the model's parameters get no gradient here:
-train them by another objective, or use these to bracket log p(x) of a trained model from above.
+train them by another objective, or use these to bracket log p(x) of a trained model from above. What SVI reports as the
+loss is minus the value, as of every objective, and so rises as the bound falls.
 """
 
 from __future__ import annotations
