@@ -600,7 +600,8 @@ def digits() -> Tensor:
 def train(combination: tuple[Any, ...], x: Tensor) -> None:
     prior, likelihood, posterior, objective = combination
     vae = zoo.Program(prior, likelihood, posterior, SMALL_LOGITS).vae((1, 8, 8), 2)
-    svi = SVI(vae.model, vae.guide, lambda parameters: torch.optim.Adam(parameters, lr=0.02), objective.make(3))
+    optimizer = functools.partial(torch.optim.Adam, lr=0.02)
+    svi = SVI(vae.model, vae.guide, optimizer, objective.make(3), compile="off")  # captures have a test of their own
     before = [p.detach().clone() for p in vae.posterior.parameters()]
     losses = [svi.step(x) for _ in range(20)]
     if objective.trains_model:
