@@ -20,6 +20,7 @@ from ppl_vae.commands.errors import BadInput, bad_input, complain
 COMMANDS = {  # each a module of ppl_vae.commands with run(argv) -> exit code, imported when it is asked for
     "train": "train a VAE, and write figures, pictures and a checkpoint to runs/<name>",
     "evaluate": "log p(x), the ELBO, the gap between them, and the latent code: a table, JSON and pictures",
+    "compare": "estimators side by side: bias, variance, signal-to-noise, cost, or a training race; with pictures",
     "check": "whether pieces, your own too, are the densities they claim to be, on a batch of real data",
     "pieces": "every prior, likelihood, posterior, network and objective, and what combines with what",
     "show": "several runs side by side in one table",

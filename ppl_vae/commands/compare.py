@@ -1,0 +1,209 @@
+"""``ppl-vae compare``: estimators side by side, at fixed parameters or while training."""
+
+from __future__ import annotations
+
+import re
+from argparse import Action
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ppl_vae import comparison, config, plots
+from ppl_vae import help as explained
+from ppl_vae._validation import did_you_mean
+from ppl_vae.commands import estimators, words
+from ppl_vae.commands.errors import bad_input
+from ppl_vae.commands.fields import Field, of_config, of_run
+from ppl_vae.commands.options import check_seed
+from ppl_vae.commands.racing import race
+from ppl_vae.help import Formatter, make_parser
+from ppl_vae.pieces import KINDS, Arguments, arguments_of
+from ppl_vae.training import fit
+
+USAGE = "ppl-vae compare [RUN] [--config PRESET|FILE] [--train true] [--OPTION VALUE ...]"
+DESCRIPTION = """\
+Compare estimators of the bound and of its gradient: one model under ELBO, STL, IWAE, DReG, ..., on the same data and
+the same noise.
+
+With a RUN, at the parameters that training has left there; without one, at those of a model at initialisation, put
+together from --config, --data, --prior, --likelihood and --posterior with their arguments, as for ppl-vae train. With
+--train true, models are trained from the same start under each estimator, and raced.
+"""
+EXAMPLE = """\
+ppl-vae compare runs/digits                                  the usual estimators at K = 1, 8, 64
+ppl-vae compare runs/digits --objectives '[IWAE, DReG, "MIWAE(groups=4)", mymodule.my_bound]' --particles '[8, 512]'
+ppl-vae compare --config article --data.root ../data         a model at initialisation
+ppl-vae compare --train true --objectives '[ELBO, IWAE]' --particles 8 --seeds 3 --epochs 20 --target -25
+"""
+FURTHER = """\
+All options of ppl-vae train that make a model say what is compared: --config, --data, --prior, --likelihood,
+--posterior, --device and their arguments (ppl-vae train --help); for a RUN, only --data and its arguments. With --train
+true also --optimizer, --scheduler, --epochs, --batch_size and --clip_norm.
+
+Written are a table (.csv), everything (.json), what is printed (summary.txt) and pictures.
+"""
+PIECES = ("config", "data", *config.PIECES, "device")  # options of a model at initialisation
+TRAINING = ("optimizer", "scheduler", "epochs", "batch_size", "clip_norm")  # and of its training
+
+_SKIP = frozenset({"field", "settings"})
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command, and return the exit code."""
+    with bad_input():
+        if explained.wanted(argv):
+            print(_help() if words.wants_help(argv) else explained.text(argv), end="")
+            return 0
+        lines = _compare(argv)
+    print("\n".join(lines))
+    return 0
+
+
+def fixed(
+    field: Field,
+    *,
+    objectives: str | None = None,
+    particles: int | list[int] | None = None,
+    replicates: int = 1000,
+    size: int = 8,
+    split: Literal["train", "validation", "test"] | None = None,
+    reference: str = "own",
+    minibatch: bool = True,
+    seed: int = 0,
+    out: str | None = None,
+) -> list[str]:
+    """Compare estimators at the parameters as they are.
+
+    Args:
+        field: The model and its data.
+        objectives: What to compare, a list of names, with arguments in brackets, and of import paths of your own
+            classes or functions of log-weights: '[ELBO, "MIWAE(groups=4)", mymodule.my_bound]'. By default ELBO,
+            MeanFieldELBO (where KL has a closed form), STL, IWAE, DReG, MIWAE, PIWAE and CIWAE; for discrete latents
+            REINFORCE with its baselines, VIMCO, RWS, GumbelSoftmaxELBO, and EnumeratedELBO where there are few states.
+        particles: The K, one or a list; by default [1, 8, 64].
+        replicates: How many gradients each figure is from.
+        size: How many data there are in the batch; the first so many.
+        split: Of train, validation or test; by default test (or what there is).
+        reference: Whose expected gradient each is held against: own for the one that the estimator claims to have (that
+            of IWAE for DReG), an objective for all, or none.
+        minibatch: Whether to tell the noise of the choice of data as well.
+        seed: Of all noise; of a model at initialisation its parameters too.
+        out: The folder to write to; by default comparison in the run's folder, else runs/compare-NAME, or the first of
+            compare-NAME-2, ... that is free.
+    """
+    check_seed(seed)
+    folder = estimators.check_folder(field.folder if out is None else Path(out).expanduser())
+    asked = None if objectives is None else estimators.read_objectives(objectives)
+    several = [1, 8, 64] if particles is None else particles
+    if asked is not None:
+        torch.manual_seed(seed)
+        comparison.contenders(asked, several)  # a name that is wrong is told before anything is loaded
+    rows = field.rows(split)
+    tell = estimators.teller()
+    found = comparison.compare(
+        field.vae,
+        field.batch(rows, size),
+        objectives=asked or estimators.defaults_for(field.vae, field.batch(rows, 2)),
+        particles=several,
+        replicates=replicates,
+        reference=_reference(reference),
+        seed=seed,
+        minibatch=minibatch,
+        progress=tell,
+    )
+    caveat = field.caveat
+    head = [f"{field.name}: the first {found.data_shape[0]} of {rows.name}", *([f"note: {caveat}"] if caveat else [])]
+    text = "\n".join([*head, "", found.table(), "", *estimators.bullets(found.sentences())])
+    content = {"model": field.name, "data": rows.name, "caveat": caveat, **found.to_dict()}
+    tell("pictures")
+    pictures = {
+        name: lambda draw=draw: draw(found, caveat=caveat)
+        for name, draw in (
+            ("bias_variance", plots.bias_variance),
+            ("signal_to_noise", plots.signal_to_noise),
+            ("cost", plots.cost_of_precision),
+            ("values", plots.estimator_values),
+        )
+    }
+    written = estimators.write(folder, "comparison", content, found.to_csv(), text, pictures)
+    tell("")
+    return [text, "", *written]
+
+
+def _reference(word: str) -> Any:
+    if word in ("own", "none", "null"):
+        return "own" if word == "own" else None
+    found = estimators.read_objectives(word)
+    if len(found) > 1:
+        raise ValueError(f"--reference is {word!r}; expected own, none or one objective")
+    return found[0]
+
+
+def _compare(argv: Sequence[str]) -> list[str]:
+    given = words.split(argv)
+    options = dict(given.options)
+    if len(given.runs) > 1:
+        raise ValueError(f"compare was given the runs {', '.join(given.runs)}; expected one at most")
+    train = options.pop("train", "false").lower()
+    if train not in ("true", "false"):
+        raise ValueError(f"--train is {train!r}; expected true or false")
+    command: Callable[..., list[str]] = race if train == "true" else fixed
+    schema = arguments_of(command, "", _SKIP)
+    _check_names(options, schema, train == "true", bool(given.runs))
+    mine = {name: options.pop(name) for name in list(options) if name in schema.names}
+    if given.runs and train == "true":
+        raise ValueError(
+            f"--train true starts from initial parameters, and {given.runs[0]} is trained; give --config "
+            f"{words.find_run(given.runs[0])}/config.yaml"
+        )
+    arguments = schema.objects(mine)
+    if given.runs:
+        return fixed(of_run(given.runs[0], options), **arguments)
+    if train == "false" and "seed" in mine:
+        options["seed"] = mine["seed"]
+    settings = config.parse([word for name, value in options.items() for word in (f"--{name}", value)])
+    return race(settings, **arguments) if train == "true" else fixed(of_config(settings), **arguments)
+
+
+def _check_names(options: Mapping[str, str], schema: Arguments, train: bool, of_a_run: bool) -> None:
+    """Refuse what means nothing here, and say where it does."""
+    other = arguments_of(fixed if train else race, "", _SKIP)
+    pieces = ("data",) if of_a_run else (*PIECES, *(TRAINING if train else ()))
+    for name in options:
+        root = name.partition(".")[0]
+        if name in schema.names or root in pieces:
+            continue
+        if name in ("seed", "objective") or root == "objective":
+            meant = "--seeds, how many or which" if name == "seed" else "--objectives, a list"
+            raise ValueError(f"--{name} is of one run; expected {meant}")
+        if name in other.names or (root in TRAINING and not train):
+            where = "at fixed parameters; leave out --train" if train else "of training; add --train true"
+            raise ValueError(f"--{name} is an option {where}")
+        if of_a_run and root in PIECES:
+            raise ValueError(f"--{name} cannot be given for a run, whose model is trained; leave out the run, or this")
+        known = [*schema.names, *pieces, "train"]
+        if root in {*KINDS, *arguments_of(fit, "", config.FIT_OBJECTS).names, *config.NOT_RECORDED}:
+            raise ValueError(f"--{name} is an option of ppl-vae train that means nothing here; leave it out")
+        names = ", ".join(f"--{n}" for n in known)
+        raise ValueError(f"--{name} is unknown; options are {names}{did_you_mean(name, known)}")
+
+
+def _help() -> str:
+    parser = make_parser(USAGE, DESCRIPTION, EXAMPLE, _Help)
+    for prefix, title, command in (("", "at fixed parameters", fixed), ("race", "with --train true", race)):
+        arguments_of(command, "", _SKIP).add_to(parser.add_argument_group(title), prefix or None)
+    own, *rest = parser.format_help().partition(EXAMPLE)
+    return "".join([own.replace("--race.", "--"), FURTHER, "\n", *rest])
+
+
+class _Help(Formatter):
+    """Says types and defaults as they are written on a command line."""
+
+    def _expand_help(self, action: Action) -> str:
+        text = super()._expand_help(action)
+        text = re.sub(r"(?:Optional|Union)\[(.*?)\](?=[,)])", lambda m: m[1].replace(", ", " | "), text)
+        text = re.sub(r"Literal\[(.*?)\]", lambda m: m[1].replace("'", "").replace(", ", " | "), text)
+        text = re.sub(r"(?<=default: )(True|False)", lambda m: m[0].lower(), text)
+        return re.sub(r", default: null| \| NoneType| \| null", "", text)

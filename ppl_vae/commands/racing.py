@@ -1,0 +1,97 @@
+"""``ppl-vae compare --train true``: estimators from the same start, on the same data, looked at in the same way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ppl_vae import comparison, plots, runs
+from ppl_vae.commands import estimators
+from ppl_vae.commands.fields import rows_of
+from ppl_vae.comparison.racing import race as run_race
+from ppl_vae.config import Config
+from ppl_vae.evaluation.log_evidence import Method
+from ppl_vae.vae import VAE
+
+FROM_TRAIN = ("epochs", "batch_size", "clip_norm", "device", "optimizer", "scheduler")
+
+
+def race(
+    settings: Config,
+    *,
+    objectives: str | None = None,
+    particles: int | list[int] | None = None,
+    seeds: int | list[int] = 3,
+    evaluate_every: int | None = None,
+    evaluation_size: int = 1000,
+    split: Literal["train", "validation", "test"] | None = None,
+    evidence: Method = "auto",
+    evidence_particles: int = 1000,
+    target: float | None = None,
+    max_seconds: float | None = None,
+    compile: Literal["graph", "full", "off"] = "graph",
+    out: str | None = None,
+) -> list[str]:
+    """Train the same model under each estimator, and look at log p(x) on the way.
+
+    Args:
+        settings: What is trained, and how.
+        objectives: As at fixed parameters; by default ELBO, STL, IWAE and DReG, for discrete latents REINFORCE with the
+            leave-one-out baseline, VIMCO, RWS and GumbelSoftmaxELBO.
+        particles: K; 8 by default, and for several K a list.
+        seeds: How many seeds, from 0, or which. Each means initial parameters, an order of the data, and noise.
+        evaluate_every: Epochs between two looks; a tenth of all epochs by default.
+        evaluation_size: Look at the first so many data.
+        split: Of train, validation or test; by default validation (or what there is).
+        evidence: How to find log p(x); auto is exact for latents of up to two dimensions, few discrete states and
+            linear-Gaussian models, else importance sampling from q(z|x).
+        evidence_particles: K of importance sampling.
+        target: A log p(x), nats per datum, whose first crossing is timed.
+        max_seconds: Stop each run after so long a training.
+        compile: How a step runs: graph needs no compiler; full compiles for up to a minute in each run.
+        out: The folder to write to; by default runs/compare-NAME, or the first of compare-NAME-2, ... that is free.
+    """
+    base = runs.next_free(Path("runs") / f"compare-{settings.name}") if out is None else Path(out).expanduser()
+    folder = estimators.check_folder(base)
+    asked = None if objectives is None else estimators.read_objectives(objectives)
+    k = 8 if particles is None else particles
+    if asked is not None:
+        comparison.contenders(asked, k)
+    dataset = settings.build_dataset()
+    first = _vae(settings, dataset, settings.values["seed"])
+    caveat = first.check_support(dataset)
+    there = [name for name in ("validation", "test", "train") if len(getattr(dataset, name))]
+    columns = rows_of(dataset, "train").head(2)
+    arguments = settings.build_fit_arguments()
+    tell = estimators.teller()
+    found = run_race(
+        lambda seed: _vae(settings, dataset, seed),
+        dataset,
+        objectives=asked or estimators.defaults_for(first, columns, racing=True),
+        num_particles=k,
+        seeds=seeds,
+        evaluate_every=evaluate_every,
+        evaluation_size=evaluation_size,
+        split=there[0] if split is None else split,
+        evidence=evidence,
+        evidence_particles=evidence_particles,
+        target=target,
+        max_seconds=max_seconds,
+        compile=compile,
+        progress=tell,
+        **{name: arguments[name] for name in FROM_TRAIN},
+    )
+    head = [f"{settings.name}: trained on {dataset.name} under {len(found.contenders)} estimators"]
+    head += [f"note: {caveat}"] if caveat else []
+    text = "\n".join([*head, "", found.table(), "", *estimators.bullets(found.sentences())])
+    content: dict[str, Any] = {"config": settings.values, "caveat": caveat, **found.to_dict()}
+    tell("pictures")
+    pictures = {"race": lambda: plots.training_race(found, caveat=caveat)}
+    written = estimators.write(folder, "race", content, found.to_csv(), text, pictures)
+    tell("")
+    return [text, "", *written]
+
+
+def _vae(settings: Config, dataset: Any, seed: int) -> VAE:
+    return replace(settings, values=settings.values | {"seed": seed}).build_vae(dataset)
