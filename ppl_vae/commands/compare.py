@@ -18,6 +18,7 @@ from ppl_vae.commands.errors import bad_input
 from ppl_vae.commands.fields import Field, of_config, of_run
 from ppl_vae.commands.options import check_seed
 from ppl_vae.commands.racing import race
+from ppl_vae.commands.telling import teller
 from ppl_vae.help import Formatter, make_parser
 from ppl_vae.pieces import KINDS, Arguments, arguments_of
 from ppl_vae.training import fit
@@ -101,7 +102,7 @@ def fixed(
         torch.manual_seed(seed)
         comparison.contenders(asked, several)  # a name that is wrong is told before anything is loaded
     rows = field.rows(split)
-    tell = estimators.teller()
+    tell = teller()
     found = comparison.compare(
         field.vae,
         field.batch(rows, size),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -188,18 +186,3 @@ def bullets(sentences: list[str]) -> list[str]:
             break_long_words=False,
         )
     ]
-
-
-def teller() -> Callable[[str], None]:
-    """What shows on the terminal's line what is being done, and nothing when all is; silent where there is none."""
-    return _tell if sys.stderr.isatty() else _keep_quiet
-
-
-def _tell(what: str) -> None:
-    room = shutil.get_terminal_size().columns - 5
-    what = what if len(what) <= room else f"{what[: room - 1]}…"
-    print(f"\r\033[K{what} ..." if what else "\r\033[K", end="", file=sys.stderr, flush=True)
-
-
-def _keep_quiet(what: str) -> None:
-    pass

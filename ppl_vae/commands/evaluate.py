@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from ppl_vae import data, evaluation
 from ppl_vae.commands.opening import DataOptions, OpenRun, Rows, SplitName
 from ppl_vae.commands.options import check_seed, execute
+from ppl_vae.commands.telling import teller
 from ppl_vae.evaluation import pictures
 from ppl_vae.evaluation.log_evidence import Method
 
@@ -68,7 +68,7 @@ def evaluate(
     check_seed(seed)
     folder = _folder(run, out)
     rows = data_options.open(run, split)
-    tell = _tell if sys.stderr.isatty() else _keep_quiet
+    tell = teller()
     columns = rows.columns()
     found = evaluation.evaluate(
         run.vae,
@@ -117,12 +117,3 @@ def _labelled(run: OpenRun, data_options: DataOptions, rows: Rows, split: SplitN
     if train.labels is None or train.name == rows.name:
         return None
     return data.Split(train.columns(), train.labels)
-
-
-def _tell(what: str) -> None:
-    """Show on the terminal's line what is being done; nothing when all is."""
-    print(f"\r\033[K{what} ..." if what else "\r\033[K", end="", file=sys.stderr, flush=True)
-
-
-def _keep_quiet(what: str) -> None:
-    pass

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from ppl_vae import comparison, plots, runs
 from ppl_vae.commands import estimators
 from ppl_vae.commands.fields import rows_of
-from ppl_vae.comparison.racing import race as run_race
+from ppl_vae.commands.telling import teller
 from ppl_vae.config import Config
 from ppl_vae.evaluation.log_evidence import Method
 from ppl_vae.vae import VAE
@@ -54,6 +54,10 @@ def race(
     """
     base = runs.next_free(Path("runs") / f"compare-{settings.name}") if out is None else Path(out).expanduser()
     folder = estimators.check_folder(base)
+    if settings.values["regularizer"] is not None:
+        raise ValueError(
+            "--regularizer has no part in a race of objectives, which its --config names; leave it out there"
+        )
     asked = None if objectives is None else estimators.read_objectives(objectives)
     k = 8 if particles is None else particles
     if asked is not None:
@@ -64,8 +68,8 @@ def race(
     there = [name for name in ("validation", "test", "train") if len(getattr(dataset, name))]
     columns = rows_of(dataset, "train").head(2)
     arguments = settings.build_fit_arguments()
-    tell = estimators.teller()
-    found = run_race(
+    tell = teller(log=True)
+    found = comparison.race(
         lambda seed: _vae(settings, dataset, seed),
         dataset,
         objectives=asked or estimators.defaults_for(first, columns, racing=True),

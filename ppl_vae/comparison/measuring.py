@@ -71,9 +71,10 @@ class Stepper:
 
         self._run: Callable[..., BatchLoss] = run
         self.captured: CapturedStep | None = None
-        self._state = [(buffer, buffer.clone()) for buffer in Guards(loss).buffers()]
         self.kind = _kind(objective, program, tensors)
         self._check(eager_step(run, self._leaves, list(tensors), mean=True))
+        # from here: what a baseline makes of its first batch is its start
+        self._state = [(buffer, buffer.clone()) for buffer in Guards(loss).buffers()]
         try:
             guards = Guards(*program, loss, parameters=parameters.leaves)
             self.captured = CapturedStep(run, self._leaves, list(tensors), guards, mean=True, full=False)
@@ -90,7 +91,7 @@ class Stepper:
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Let the objective forget what it has learnt in steps so far."""
+        """Let the objective forget what it has learnt since its first step."""
         for buffer, before in self._state:
             buffer.copy_(before)
 

@@ -139,7 +139,7 @@ def _limits(race: Race) -> tuple[float, float]:
     everything = np.concatenate([np.asarray(c, float) for c in curves])
     later = np.concatenate([np.asarray(c[max(1, math.ceil(0.1 * len(c))) :], float) for c in curves])
     everything, later = everything[np.isfinite(everything)], later[np.isfinite(later)]
-    some = later if len(later) and np.ptp(everything) > 3 * np.ptp(later) > 0 else everything
+    some = later if len(later) and np.ptp(everything) > 2 * np.ptp(later) > 0 else everything
     if not len(some):
         return 0.0, 1.0
     low, high = float(some.min()), float(some.max())

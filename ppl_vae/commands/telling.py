@@ -1,0 +1,33 @@
+"""What a command tells while it works: on a terminal's line, or as lines of a log."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+
+
+def teller(*, log: bool = False) -> Callable[[str], None]:
+    """Return what shows in a few words what is being done, and nothing when all is.
+
+    Args:
+        log: Whether to write lines where there is no terminal, for what takes long; else it is silent there.
+    """
+    if sys.stderr.isatty():
+        return _on_terminal
+    return _as_line if log else _not_at_all
+
+
+def _on_terminal(what: str) -> None:
+    room = shutil.get_terminal_size().columns - 5
+    what = what if len(what) <= room else f"{what[: room - 1]}…"
+    print(f"\r\033[K{what} ..." if what else "\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def _as_line(what: str) -> None:
+    if what:
+        print(what, file=sys.stderr, flush=True)
+
+
+def _not_at_all(what: str) -> None:
+    pass
