@@ -141,7 +141,24 @@ _PYRO_OBJECTIVES = {
     if not name.startswith("Jit") and not hasattr(objectives, name)
 }
 
-_OBJECTIVES = {n: c for n, c in _classes(objectives, _is_piece).items() if n not in _OBJECTIVES_REFUSED}
+_FAMILIES = (  # in the order in which objectives are listed
+    "pathwise",
+    "importance",
+    "combined",
+    "renyi",
+    "score_function",
+    "wake_sleep",
+    "thermodynamic",
+    "enumeration",
+    "relaxed",
+    "upper",
+)
+_OBJECTIVES = {
+    name: cls
+    for family in _FAMILIES
+    for name, cls in _classes(objectives, _is_piece).items()
+    if cls.__module__ == f"{objectives.__name__}.{family}"
+}
 
 NETWORK = Kind("network", _classes(networks, lambda cls: _is_piece(cls) and not issubclass(cls, nn.Module)))
 KINDS = {

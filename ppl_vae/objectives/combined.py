@@ -45,7 +45,7 @@ class CIWAE:
         tensor([1.])
     """
 
-    num_particles: int = 1
+    num_particles: int = 8
     beta: float = 0.5
 
     def __post_init__(self) -> None:
@@ -86,7 +86,7 @@ class MIWAE:
         MIWAE(num_particles=64, groups=8)
     """
 
-    num_particles: int = 2
+    num_particles: int = 8
     groups: int = 2
 
     def __post_init__(self) -> None:
@@ -129,7 +129,7 @@ class PIWAE:
         IWAE(num_particles=64)
     """
 
-    num_particles: int = 2
+    num_particles: int = 8
     groups: int = 2
 
     def __post_init__(self) -> None:
@@ -182,7 +182,7 @@ class JVI:
         [8.0, -7.0]
     """
 
-    num_particles: int = 2
+    num_particles: int = 8
     order: int = 1
 
     def __post_init__(self) -> None:

@@ -57,7 +57,7 @@ class IWAE:
         tensor([2.])
     """
 
-    num_particles: int = 1
+    num_particles: int = 8
 
     def __post_init__(self) -> None:
         check_positive_int(self.num_particles, "objective IWAE: num_particles")
@@ -98,7 +98,7 @@ class DReG:
         IWAE(num_particles=8)
     """
 
-    num_particles: int = 1
+    num_particles: int = 8
 
     def __post_init__(self) -> None:
         check_positive_int(self.num_particles, "objective DReG: num_particles")
@@ -143,7 +143,7 @@ class IWAESTL:
         IWAE(num_particles=8)
     """
 
-    num_particles: int = 1
+    num_particles: int = 8
 
     def __post_init__(self) -> None:
         check_positive_int(self.num_particles, "objective IWAESTL: num_particles")

@@ -42,7 +42,7 @@ class Renyi:
         [1.434, 1.24, 1.0]
     """
 
-    num_particles: int = 1
+    num_particles: int = 8
     alpha: float = 0.5
 
     def __post_init__(self) -> None:
@@ -89,7 +89,7 @@ class VRMax:
         VRMax(num_particles=5)
     """
 
-    num_particles: int = 1
+    num_particles: int = 8
 
     def __post_init__(self) -> None:
         check_positive_int(self.num_particles, "objective VRMax: num_particles")

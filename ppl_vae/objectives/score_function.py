@@ -128,7 +128,7 @@ class VIMCO:
         VIMCO(num_particles=8)
     """
 
-    num_particles: int = 2
+    num_particles: int = 8
     latents: ClassVar[str] = "detached"
 
     def __post_init__(self) -> None:

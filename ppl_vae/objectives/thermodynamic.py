@@ -52,7 +52,7 @@ class TVO:
         [0.0, 0.1, 0.316, 1.0]
     """
 
-    num_particles: int = 2
+    num_particles: int = 8
     partitions: int = 5
     first: float = 0.1
     pathwise: bool = False

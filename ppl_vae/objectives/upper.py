@@ -47,7 +47,7 @@ class CUBO:
         (tensor([1.6625]), 'upper')
     """
 
-    num_particles: int = 1
+    num_particles: int = 8
     n: float = 2.0
     latents: ClassVar[str] = "detached"
 
@@ -87,7 +87,7 @@ class EUBO:
         EUBO(num_particles=64)
     """
 
-    num_particles: int = 1
+    num_particles: int = 8
     latents: ClassVar[str] = "detached"
 
     def __post_init__(self) -> None:

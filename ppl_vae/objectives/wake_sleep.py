@@ -46,7 +46,7 @@ class RWS:
         RWS(num_particles=8, guide='both')
     """
 
-    num_particles: int = 2
+    num_particles: int = 8
     guide: Phase = "wake"
     latents: ClassVar[str] = "detached"
 
@@ -91,7 +91,7 @@ class RWSDReG:
         RWS(num_particles=8, guide='wake')
     """
 
-    num_particles: int = 2
+    num_particles: int = 8
 
     def __post_init__(self) -> None:
         check_positive_int(self.num_particles, "objective RWSDReG: num_particles")
