@@ -15,7 +15,7 @@ each parameter N(0, 0.01^2) away from its best value; a batch of 64 of 1,024 dat
 
 The generative side has one parameter, mu, which sits in the prior; it is called the decoder here.
 
-    python examples/tighter_bounds.py --out tighter_bounds.png        (95 seconds of computing on one core)
+    python examples/tighter_bounds.py --out tighter_bounds.png        (90 seconds on one core)
     python examples/tighter_bounds.py --replicates 200                (a look, noisier)
 """
 

@@ -75,6 +75,7 @@ def workplace(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "users_objectives.py").write_text(textwrap.dedent(USERS_MODULE))
+    (tmp_path / "annealed.yaml").write_text("regularizer: {class: KLWeight, beta: 2.0}\n")
     capsys.readouterr()
     yield tmp_path
     sys.modules.pop("users_objectives", None)
@@ -270,6 +271,8 @@ def test_a_race(workplace, capsys):
         ("--early_stopping 3", "means nothing here"),
         ("--particels 3", "did you mean particles?"),
         ("--config nowhere.yaml", "nowhere.yaml"),
+        ("--train true --config annealed.yaml", "--regularizer has no part in a race"),
+        ("--regularizer KLWeight", "means nothing here"),
     ],
 )
 def test_what_cannot_be_is_one_line(words, said, workplace, capsys):
