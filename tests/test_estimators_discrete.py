@@ -405,7 +405,7 @@ def test_gumbel_softmax_refuses_other_latents() -> None:
         likelihood=likelihoods.Bernoulli(MLP([5])),
         posterior=posteriors.DiagonalNormal(MLP([5])),
     )
-    with pytest.raises(ValueError, match=r"relaxes bits and one-hot vectors, and q at site 'z' is Normal; use REINF"):
+    with pytest.raises(TypeError, match=r"relaxes bits and one-hot vectors, and q at site 'z' is Normal; use REINF"):
         as_loss(GumbelSoftmaxELBO())((vae.model, vae.guide), X.float())
 
 

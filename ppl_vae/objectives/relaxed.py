@@ -42,7 +42,8 @@ class GumbelSoftmaxELBO:
         temperature: T.
 
     Raises:
-        ValueError: If the temperature is not positive, or a latent is neither bits nor one-hot.
+        ValueError: If the temperature is not positive.
+        TypeError: If a latent is neither bits nor one-hot.
 
     Reference:
         Categorical Reparameterization with Gumbel-Softmax (Jang et al., 2017), https://arxiv.org/abs/1611.01144; The
@@ -99,7 +100,7 @@ class _Relaxed(Messenger):
             classes = torch.arange(noisy.shape[-1], device=noisy.device)
             hard = (noisy.argmax(-1, keepdim=True) == classes).to(noisy)
         else:
-            raise ValueError(
+            raise TypeError(  # to a ValueError Pyro would append the shapes of all sites
                 f"objective GumbelSoftmaxELBO relaxes bits and one-hot vectors, and q at site {name!r} is "
                 f"{describe(fn)}; use REINFORCE or VIMCO"
             )
