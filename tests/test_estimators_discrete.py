@@ -304,7 +304,7 @@ def test_vimco_is_unbiased_for_the_importance_weighted_bound(name: str, k: int) 
         assert exact_elbo(vae, x).sum() < value < log_joint(vae, x)[0].logsumexp(0).sum()
 
 
-@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("k", [2, 3])
 def test_the_wake_phase_over_all_tuples(k: int) -> None:
     """What it says: the normalised weights of each tuple on grad log q, and on grad log p."""
     vae, x = bits(2), X[3:4]
@@ -316,8 +316,6 @@ def test_the_wake_phase_over_all_tuples(k: int) -> None:
     value, gradient = over_tuples(vae, RWS(k), x, k)
     close(gradient, flat(gradient_of(expected, vae)))
     close(value, exact_bound(vae, x, k).detach())
-    if k == 1:  # meaningless: the score alone, whose expectation is zero
-        assert gradient[block(vae, "posterior")].abs().max() < 1e-12
 
 
 # As many particles as there are draws

@@ -367,6 +367,7 @@ def test_what_is_reported_as_the_elbo_has_no_penalty():
         (lambda: FreeBits(over="dimensions"), "did you mean dimension"),
         (lambda: Capacity(gamma=0.0), "gamma is 0.0"),
         (lambda: TotalCorrelation(0), "dataset_size is 0"),
+        (lambda: InfoVAE(alpha=0.0, weight=0.5), "add up to less than 1"),
         (lambda: InfoVAE(alpha=2.0), "alpha is 2.0; expected at most 1"),
         (lambda: Regularized(Trace_ELBO(), KLWeight()), "one of Pyro's, which take none"),
         (lambda: Regularized(ELBO(), KLWeight), "expected an object such as"),
@@ -379,9 +380,9 @@ def test_bad_arguments(make, message):
 
 def test_what_does_not_fit_is_refused():
     _, vae, x = gaussian()
-    log_weights = sample_log_weights(vae.model, vae.guide, x, num_particles=3)
+    detached = sample_log_weights(vae.model, vae.guide, x, num_particles=3, latents="detached")
     with pytest.raises(ValueError, match="an upper bound"):
-        Regularized(CUBO(3), KLWeight(2.0))(log_weights)
+        Regularized(CUBO(3), KLWeight(2.0))(detached)
     mixture = mixture_vae()
     with pytest.raises(ValueError, match="does not factorise over dimensions"):
         FreeBits()(sample_log_weights(mixture.model, mixture.guide, torch.randn(4, 5)))
@@ -389,6 +390,8 @@ def test_what_does_not_fit_is_refused():
         InfoVAE()(sample_log_weights(vae.model, vae.guide, x[:1]))
     bits = bits_vae()
     x = torch.zeros(3, 4)
+    with pytest.raises(ValueError, match="takes continuous latents, and q is Bernoulli"):
+        TotalCorrelation(100)(sample_log_weights(bits.model, bits.guide, x, latents="detached"))
     with pytest.raises(ValueError, match="latents that carry a gradient"):
         InfoVAE()(sample_log_weights(bits.model, bits.guide, x, latents="detached"))
 

@@ -483,12 +483,16 @@ OBJECTIVES = [
     ),
     Objective("REINFORCE-learned", lambda k: objectives.REINFORCE(k, "learned"), fits=_scored, gradient="score"),
     Objective("VIMCO", lambda k: objectives.VIMCO(k), False, False, _scored, min_particles=2, gradient="score"),
-    Objective("RWS", lambda k: objectives.RWS(k), False, False, _scored, gradient="score"),
-    Objective("RWS-both", lambda k: objectives.RWS(k, "both"), False, False, _scored, gradient="dream"),
-    Objective("RWSDReG", lambda k: objectives.RWSDReG(k), False, False, _rescored, gradient="rescored"),
+    Objective("RWS", lambda k: objectives.RWS(k), False, False, _scored, gradient="score", min_particles=2),
+    Objective(
+        "RWS-both", lambda k: objectives.RWS(k, "both"), False, False, _scored, gradient="dream", min_particles=2
+    ),
+    Objective(
+        "RWSDReG", lambda k: objectives.RWSDReG(k), False, False, _rescored, gradient="rescored", min_particles=2
+    ),
     Objective("EnumeratedELBO", lambda k: objectives.EnumeratedELBO(), fits=_states),
     Objective("GumbelSoftmaxELBO", lambda k: objectives.GumbelSoftmaxELBO(k), fits=_states),
-    Objective("TVO", lambda k: objectives.TVO(k), False, False, _scored, gradient="score"),
+    Objective("TVO", lambda k: objectives.TVO(k), False, False, _scored, gradient="score", min_particles=2),
     Objective("TVO-pathwise", lambda k: objectives.TVO(k, pathwise=True), False, False, _pathwise, gradient="weighted"),
     Objective("CUBO", lambda k: objectives.CUBO(k), False, False, _scored, trains_model=False, gradient="score"),
     Objective("EUBO", lambda k: objectives.EUBO(k), False, False, _scored, trains_model=False, gradient="score"),

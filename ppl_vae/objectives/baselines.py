@@ -69,6 +69,7 @@ class LearnedBaseline(nn.Module):
     def forward(self, log_weights: LogWeights, signal: Tensor) -> Tensor:
         """Return b(x), (batch,), differentiable by the network's parameters alone."""
         x = torch.cat([x.detach().reshape(len(signal[0]), -1) for _, x in log_weights.observed.values()], 1)
+        x = x.nan_to_num()  # NaN: missing
         if self.network is None:
             self._make(x, signal)
         assert self.network is not None

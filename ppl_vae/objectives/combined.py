@@ -192,10 +192,11 @@ class JVI:
                 f"objective JVI: order is {self.order!r}; expected an integer from 0 to {self.num_particles - 1}, "
                 "below num_particles"
             )
-        if (subsets := math.comb(self.num_particles, self.order)) > _MOST_SUBSETS:
+        subsets = max(math.comb(self.num_particles, j) for j in range(self.order + 1))
+        if subsets > _MOST_SUBSETS:
             raise ValueError(
-                f"objective JVI: {self.num_particles} particles have {subsets:,} subsets without {self.order} of them; "
-                f"expected at most {_MOST_SUBSETS:,}: lower the order or num_particles"
+                f"objective JVI: {self.num_particles} particles have {subsets:,} subsets without up to {self.order} of "
+                f"them; expected at most {_MOST_SUBSETS:,}: lower the order or num_particles"
             )
 
     @property
@@ -207,9 +208,10 @@ class JVI:
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
         log_weights.require_pathwise("JVI")
-        value = torch.zeros_like(log_weights.log_lik[0])
+        top = log_weights.log_w.detach().max(0).values  # the coefficients add up to one: they cancel less around zero
+        centred, value = log_weights.log_w - top, top
         for left_out, coefficient in enumerate(self.coefficients):
-            value = value + coefficient * self._mean_bound(log_weights.log_w, left_out)
+            value = value + coefficient * self._mean_bound(centred, left_out)
         return Estimate(value.detach(), value, "lower" if self.order == 0 else "neither")
 
     def _mean_bound(self, log_w: Tensor, left_out: int) -> Tensor:

@@ -37,6 +37,11 @@ class EnumeratedELBO:
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the ELBO of each datum."""
+        if not log_weights.enumerated:
+            raise ValueError(
+                "objective EnumeratedELBO sums over all states, and was given log-weights of draws; sample them with "
+                "latents='enumerated'"
+            )
         log_q = log_weights.joint_log_q
         probs = log_q.exp()
         value = (probs * (log_weights.log_p - log_q)).sum(0)

@@ -24,7 +24,8 @@ class Estimate(NamedTuple):
     Attributes:
         value: The estimate itself, (batch,). Reported, never differentiated.
         surrogate: What is differentiated and maximised, (batch,). Its value means nothing by itself.
-        kind: Whether `value` is in expectation a lower bound of log p(x), an upper bound, or neither.
+        kind: Whether `value` is in expectation a lower bound of log p(x), or else estimates an upper bound (which an
+            average inside a logarithm is too low for), or neither.
         kl: The KL at K = 1 and beta = 1 if the objective knows it better than by sampling, (batch,).
         log_likelihood: The expected log p(x|z) under q likewise, (batch,).
 
@@ -59,6 +60,8 @@ def evaluate_objective(objective: Objective, log_weights: LogWeights) -> Estimat
         )
     result = objective(log_weights)
     if isinstance(result, Tensor):
+        if getattr(objective, "latents", "pathwise") == "pathwise":  # what is differentiated as it is needs a path
+            log_weights.require_pathwise(getattr(objective, "__name__", type(objective).__name__))
         result = Estimate(result.detach(), result, "neither")
     batch = log_weights.log_lik.shape[1:]
     for name in ("value", "surrogate"):

@@ -7,7 +7,7 @@ For K particles :math:`z_k \sim q(z|x)` and a batch of data,
 
 kept in its parts, each of shape (K, batch), so that an objective decides itself what is averaged, weighted or detached.
 
-The gradient of every estimator here is a triple of weights for each particle, and `LogWeights.surrogate` makes it:
+The gradient of every sampled estimator is a triple of weights for each particle, and `LogWeights.surrogate` makes it:
 
 .. math::
     \sum_k a_k \nabla \log p(x, z_k)\big|_{z_k}
@@ -81,7 +81,7 @@ class LogWeights:
             model can be told from one from the guide. Empty where that is not needed.
         again: Runs the program again under these z; None for log-weights that were not sampled here.
         enumerated: Whether the particles are all states of z, and no draws: then their shares are q(z_k|x), and not
-        1/K.
+            1/K.
 
     Example:
         >>> from ppl_vae import VAE, likelihoods, objectives, posteriors, priors
@@ -254,11 +254,38 @@ class LogWeights:
             kl = kl + to_particles(site_kl, self.num_particles, particle_dim(site_kl.shape, self.num_particles))
         return kl
 
-    def require_pathwise(self, objective: str) -> None:
-        """Raise if gradients are wanted and a latent is not reparameterised: its score would silently be missing."""
+    def require_detached(self, objective: str) -> None:
+        """Raise if gradients are wanted and a latent carries one: the path would be followed beside the score."""
         if not torch.is_grad_enabled():
             return
+        self._require_draws(objective)
+        for name, z in self.z.items():
+            if z.requires_grad:
+                raise ValueError(
+                    f"objective {objective} takes the score of q, and z at site {name!r} carries a gradient; "
+                    "sample the log-weights with latents='detached'"
+                )
+
+    def _require_draws(self, objective: str) -> None:
+        if self.enumerated:
+            raise ValueError(
+                f"objective {objective} averages over draws of q, and was given log-weights of all states; use "
+                "EnumeratedELBO, or sample them without latents='enumerated'"
+            )
+
+    def require_pathwise(self, objective: str) -> None:
+        """Raise if gradients are wanted and a latent carries none: its score would silently be missing."""
+        if not torch.is_grad_enabled():
+            return
+        self._require_draws(objective)
         for name, q in self.posterior.items():
+            if self.z[name].requires_grad:
+                continue
+            if q.has_rsample and self.log_q[name].requires_grad:
+                raise ValueError(
+                    f"objective {objective} follows the path through z, and z at site {name!r} was drawn without a "
+                    "gradient; sample the log-weights with latents='pathwise'"
+                )
             if not q.has_rsample:
                 raise ValueError(
                     f"objective {objective} needs reparameterised latents, and q at site {name!r} "

@@ -9,6 +9,8 @@ from ppl_vae._validation import check_positive_int
 from ppl_vae.objectives.estimate import Estimate
 from ppl_vae.objectives.log_weights import LogWeights
 
+_NEARLY_ELBO = 1e-3  # below this distance of alpha from one a logarithm of a sum loses its digits
+
 
 @dataclass(frozen=True)
 class Renyi:
@@ -58,8 +60,10 @@ class Renyi:
         log_w = log_weights.log_w
         if self.alpha == 1:
             bound = log_w.mean(0)
+        elif abs(order := 1 - self.alpha) < _NEARLY_ELBO:
+            mean = log_w.mean(0)
+            bound = mean + (order * (log_w - mean)).expm1().mean(0).log1p() / order
         else:
-            order = 1 - self.alpha
             bound = ((order * log_w).logsumexp(0) - math.log(log_weights.num_particles)) / order
         return Estimate(bound.detach(), bound, "lower" if self.alpha >= 0 else "neither")
 

@@ -41,7 +41,8 @@ class REINFORCE:
     - ``"moving_average"``: the mean of log w over the batches before, one number for all data.
     - ``"leave_one_out"``: for each particle the mean of the others, K >= 2. This is VarGrad, the gradient of half the
       variance of log w, and costs nothing beyond the particles: the one to start with.
-    - ``"learned"``: a network b(x), fitted by least squares to log w; its parameters join the optimiser's.
+    - ``"learned"``: a network b(x), fitted by least squares to log w; its parameters join the optimiser's. It starts
+      from the mean of the first signals, so that it is unbiased from the second step on.
 
     An object of this class holds its baseline's state: use one for each training run.
 
@@ -86,6 +87,7 @@ class REINFORCE:
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
+        log_weights.require_detached("REINFORCE")
         signal = log_weights.log_w.detach()
         value = signal.mean(0)
         fit = torch.zeros_like(value)
@@ -140,6 +142,7 @@ class VIMCO:
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
+        log_weights.require_detached("VIMCO")
         bound = log_mean_w(log_weights).detach()
         weights = log_weights.normalized
         signal = bound - without_each(log_weights.log_w.detach())

@@ -25,14 +25,15 @@ class TVO:
 
     the expectations by K draws of q with weights :math:`w^\beta`, normalised; beta from 0, then log-spaced from `first`
     to 1. The integrand rises with beta, so the sum is a lower bound; at K draws it is at most IWAE's value, whatever S.
-    One partition is the ELBO. By default the gradient is the paper's, of the covariance of the integrand with
-    log pi (f = log w, mean by :math:`\pi_\beta`),
+    The value of one partition is the ELBO's. By default the gradient is the paper's, of the covariance of the integrand
+    with log pi (f = log w, mean by :math:`\pi_\beta`),
 
     .. math::
         \nabla \mathbb E_{\pi_\beta}[f] = \mathbb E_{\pi_\beta}[\nabla f]
         + \mathrm{Cov}_{\pi_\beta}[\nabla \log \tilde\pi_\beta, f],
 
-    which needs no reparameterisation, and is **biased by order 1/K**, as the normalised weights are. With ``pathwise``
+    which needs no reparameterisation, and is **biased by order 1/K**, as the normalised weights and the covariance of K
+    draws are. With ``pathwise``
     the value is differentiated as it is, through reparameterised latents: unbiased for the K-draw bound.
 
     Args:
@@ -58,7 +59,10 @@ class TVO:
     pathwise: bool = False
 
     def __post_init__(self) -> None:
-        check_positive_int(self.num_particles, "objective TVO: num_particles")
+        if check_positive_int(self.num_particles, "objective TVO: num_particles") == 1 and not self.pathwise:
+            raise ValueError(
+                "objective TVO: num_particles is 1, which has no covariance; expected at least 2, or pathwise=True"
+            )
         check_positive_int(self.partitions, "objective TVO: partitions")
         if isinstance(self.first, bool) or not isinstance(self.first, (int, float)) or not 0 < self.first < 1:
             raise ValueError(f"objective TVO: first is {self.first!r}; expected a beta between 0 and 1, such as 0.1")
@@ -82,6 +86,7 @@ class TVO:
             log_weights.require_pathwise("TVO")
             value = self._terms(log_weights.log_w)[0]
             return Estimate(value.detach(), value, "lower")
+        log_weights.require_detached("TVO")
         value, model, score = self._terms(log_weights.log_w.detach())
         return Estimate(value, log_weights.surrogate(model, score=score), "lower")
 
@@ -91,10 +96,10 @@ class TVO:
         value = torch.zeros_like(log_w[0])
         model, score = torch.zeros_like(log_w), torch.zeros_like(log_w)
         for beta, end in itertools.pairwise(betas):
-            weights = (beta * log_w).softmax(0)
-            mean = (weights * log_w).sum(0)
+            weights = torch.full_like(log_w, 1 / len(log_w)) if beta == 0 else (beta * log_w).softmax(0)
+            mean = torch.where(weights > 0, weights * log_w, 0.0).sum(0)
             value = value + (end - beta) * mean
-            centred = log_w - mean
+            centred = torch.where(weights > 0, log_w - mean, 0.0)
             model = model + (end - beta) * weights * (1 + beta * centred)
             score = score + (end - beta) * weights * ((1 - beta) * centred - 1)
         return value, model, score

@@ -1,7 +1,8 @@
 r"""Estimates of upper bounds of log p(x), which train q alone.
 
 Minimising an upper bound over the model would push log p(x) down, so that the model's parameters get no gradient here:
-train them by another objective, or use these to bracket log p(x) of a trained model from above. What SVI reports as the
+train them by another objective. The estimates are too low for the bounds, so that they do not bracket log p(x) from
+above. What SVI reports as the
 loss is minus the value, as of every objective, and so rises as the bound falls.
 """
 
@@ -10,6 +11,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from typing import ClassVar
+
+import torch
 
 from ppl_vae._validation import check_positive, check_positive_int
 from ppl_vae.objectives.estimate import Estimate
@@ -58,6 +61,7 @@ class CUBO:
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
+        log_weights.require_detached("CUBO")
         powers = self.n * log_weights.log_w.detach()
         value = (powers.logsumexp(0) - math.log(log_weights.num_particles)) / self.n
         score = (self.n - 1) / self.n * powers.softmax(0)
@@ -74,7 +78,8 @@ class EUBO:
 
     **The estimate is not above log p(x) in expectation**: the K draws come from q, and the normalised weights are
     biased towards it; it lies between the largest log-weight and IWAE's value, up to log K above the latter, and rises
-    to the bound with K. Minimised by q's parameters alone: its gradient is minus the wake phase of `RWS`.
+    to the bound with K. Minimised by q's parameters alone: its gradient is minus the wake phase of `RWS`, and of one
+    particle nothing but noise.
 
     Args:
         num_particles: K.
@@ -95,6 +100,7 @@ class EUBO:
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
+        log_weights.require_detached("EUBO")
         weights = log_weights.normalized
-        value = (weights * log_weights.log_w.detach()).sum(0)
+        value = torch.where(weights > 0, weights * log_weights.log_w.detach(), 0.0).sum(0)  # a weight may be zero
         return Estimate(value, log_weights.surrogate(None, score=weights), "upper")

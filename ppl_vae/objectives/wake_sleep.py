@@ -28,14 +28,15 @@ class RWS:
     is IWAE's; q's is minus that of KL(p(z|x) || q(z|x)), **up to a bias of order 1/K** in the wake phase, and without
     bias but on the model's own dreams, not on the data, in the sleep phase. So no one function is climbed; the value is
     `IWAE`'s. Works for latents of any kind, needs no baseline, and q's gradient does not drown as K grows; with one
-    particle the wake phase pulls q towards its own draws and is meaningless.
+    particle the wake phase would pull q towards its own draws, and is refused.
 
     Args:
         num_particles: K.
         guide: What trains q: ``"wake"``, ``"sleep"``, or half of each.
 
     Raises:
-        ValueError: If the phase is unknown, or (sleep) none of the program's arguments is what a site observes.
+        ValueError: If the phase is unknown, there is one particle in the wake phase, or (sleep) none of the program's
+        arguments is what a site observes.
 
     Reference:
         Reweighted Wake-Sleep (Bornschein & Bengio, 2014), https://arxiv.org/abs/1406.2751; Revisiting Reweighted
@@ -51,11 +52,16 @@ class RWS:
     latents: ClassVar[str] = "detached"
 
     def __post_init__(self) -> None:
-        check_positive_int(self.num_particles, "objective RWS: num_particles")
         check_choice(self.guide, get_args(Phase), "objective RWS: guide")
+        if check_positive_int(self.num_particles, "objective RWS: num_particles") == 1 and self.guide != "sleep":
+            raise ValueError(
+                "objective RWS: num_particles is 1, whose one weight says nothing of where q should go; expected at "
+                "least 2, or guide='sleep'"
+            )
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
+        log_weights.require_detached("RWS")
         weights = log_weights.normalized
         share = {"wake": 1.0, "sleep": 0.0, "both": 0.5}[self.guide]
         surrogate = log_weights.surrogate(weights, score=share * weights)
@@ -94,7 +100,10 @@ class RWSDReG:
     num_particles: int = 8
 
     def __post_init__(self) -> None:
-        check_positive_int(self.num_particles, "objective RWSDReG: num_particles")
+        if check_positive_int(self.num_particles, "objective RWSDReG: num_particles") == 1:
+            raise ValueError(
+                "objective RWSDReG: num_particles is 1, for which q's gradient is zero; expected at least 2, or use STL"
+            )
 
     @property
     def reference(self) -> RWS:

@@ -1,4 +1,6 @@
-"""Regularizers: penalties beside any objective, outside of its logarithm; `objectives.Regularized` joins the two.
+"""Regularizers: penalties beside an objective that is maximised, outside of its logarithm.
+
+`objectives.Regularized` joins the two.
 
 ``fit(..., regularizer=KLWeight(4.0))`` and ``ppl-vae train --regularizer KLWeight --regularizer.beta 4`` do so too. A
 regularizer is a callable from `objectives.LogWeights` to an `objectives.Penalty`; your own inherits nothing.

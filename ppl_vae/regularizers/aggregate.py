@@ -76,6 +76,8 @@ def decompose(log_weights: LogWeights, dataset_size: int) -> tuple[Tensor, Tenso
     """
     owner = "regularizer TotalCorrelation"
     q, _ = factors(log_weights, owner)
+    if not hasattr(q, "loc"):
+        raise ValueError(f"{owner} takes continuous latents, and q is {type(q).__name__}; use another regularizer")
     (z,) = log_weights.z.values()
     if torch.is_grad_enabled() and not z.requires_grad:
         raise ValueError(f"{owner} needs latents that carry a gradient; use ELBO, STL or IWAE, reparameterised")
@@ -126,6 +128,11 @@ class InfoVAE:
         if alpha > 1:
             raise ValueError(f"regularizer InfoVAE: alpha is {alpha}; expected at most 1, where the KL is gone")
         self.weight = _check_not_negative(weight, "regularizer InfoVAE: weight")
+        if alpha + weight < 1:
+            raise ValueError(
+                f"regularizer InfoVAE: alpha {alpha} and weight {weight} add up to less than 1, so the discrepancy "
+                "would be maximised; raise weight"
+            )
         check_choice(kernel, get_args(Kernel), "regularizer InfoVAE: kernel")
         self.kernel: Kernel = kernel
 
