@@ -82,6 +82,7 @@ class LogWeights:
         again: Runs the program again under these z; None for log-weights that were not sampled here.
         enumerated: Whether the particles are all states of z, and no draws: then their shares are q(z_k|x), and not
             1/K.
+        detached: Whether latents were drawn without a gradient on purpose, for the score of q.
 
     Example:
         >>> from ppl_vae import VAE, likelihoods, objectives, posteriors, priors
@@ -103,6 +104,7 @@ class LogWeights:
     seen: Mapping[str, Tensor] = field(default_factory=dict)
     again: Again | None = None
     enumerated: bool = False
+    detached: bool = False
     spent: bool = field(default=False, init=False)  # whether the path carries the weights of an objective
 
     @property
@@ -281,7 +283,7 @@ class LogWeights:
         for name, q in self.posterior.items():
             if self.z[name].requires_grad:
                 continue
-            if q.has_rsample and self.log_q[name].requires_grad:
+            if self.detached and q.has_rsample and self.log_q[name].requires_grad:
                 raise ValueError(
                     f"objective {objective} follows the path through z, and z at site {name!r} was drawn without a "
                     "gradient; sample the log-weights with latents='pathwise'"

@@ -89,7 +89,7 @@ def sample_log_weights(
     model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
     weights = from_traces(model_trace, guide_trace)
     again = _Again(program, guide, args, kwargs, guide_trace, weights)
-    return replace(weights, seen=seen, again=again, enumerated=latents == "enumerated")
+    return replace(weights, seen=seen, again=again, enumerated=latents == "enumerated", detached=latents == "detached")
 
 
 @dataclass(frozen=True)
