@@ -21,6 +21,13 @@ def check_positive(value: object, name: str) -> float:
     return float(value)
 
 
+def check_not_negative(value: object, name: str) -> float:
+    """Return `value` if it is a finite number that is not below zero."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise ValueError(f"{name} is {value!r}; expected a finite number from 0")
+    return float(value)
+
+
 def check_choice(value: object, choices: Iterable[str], name: str) -> None:
     """Raise if `value` is none of the choices, naming the nearest one."""
     choices = list(choices)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 
 import pytest
@@ -9,7 +11,8 @@ import torch
 from linear_gaussian import LinearGaussian
 from torch import Tensor, nn
 
-from ppl_vae import VAE, likelihoods, networks, posteriors, priors
+from ppl_vae import SVI, VAE, likelihoods, networks, posteriors, priors
+from ppl_vae.comparison import compare
 from ppl_vae.objectives import (
     CUBO,
     EUBO,
@@ -20,6 +23,7 @@ from ppl_vae.objectives import (
     TVO,
     VIMCO,
     EnumeratedELBO,
+    Estimate,
     GumbelSoftmaxELBO,
     LogWeights,
     Renyi,
@@ -152,3 +156,31 @@ def test_what_gumbel_softmax_cannot_relax_is_refused_in_one_line():
     with pytest.raises(TypeError, match="relaxes bits and one-hot vectors") as caught:
         as_loss(GumbelSoftmaxELBO())((vae.model, vae.guide), x)
     assert "\n" not in str(caught.value)
+
+
+def test_a_function_takes_part_in_a_comparison_as_it_says_that_it_draws():
+    def score_elbo(log_weights):
+        signal = log_weights.log_w.detach()
+        return Estimate(
+            signal.mean(0), log_weights.surrogate(torch.full_like(signal, 0.5), score=0.5 * signal), "lower"
+        )
+
+    score_elbo.latents = "detached"
+    vae, x = bits()
+    found = compare(vae, x, objectives=["REINFORCE", score_elbo, my_bound], particles=2, replicates=40)
+    theirs, ours = found.row("REINFORCE", 2), found.row("score_elbo", 2)
+    assert ours.blocks["encoder"].variance == theirs.blocks["encoder"].variance
+    assert "objective my_bound needs reparameterised latents" in str(found.row("my_bound", 2).failed)
+
+
+def test_a_copy_of_a_learned_baseline_trains_itself():
+    vae, x = bits()
+    first = REINFORCE(2, "learned")
+    second = copy.deepcopy(first)
+    for objective in (first, second):
+        svi = SVI(vae.model, vae.guide, functools.partial(torch.optim.Adam, lr=1e-2), objective)
+        svi.step(x)
+        before = [p.detach().clone() for p in objective.learned.parameters()]
+        for _ in range(3):
+            svi.step(x)
+        assert not any(torch.equal(a, b) for a, b in zip(before, objective.learned.parameters(), strict=True))

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from ppl_vae import SVI, VAE, data, likelihoods, networks, objectives, posteriors, priors
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
+from ppl_vae.distributions import binary_vector
 from ppl_vae.networks import ParameterNetwork
-from ppl_vae.objectives import as_loss, relaxed, sample_log_weights
+from ppl_vae.objectives import as_loss, sample_log_weights
 from ppl_vae.objectives.losses import BatchLoss, evaluate_objective
 
 every_program = pytest.mark.parametrize("program", zoo.programs(), ids=zoo.names)
@@ -462,7 +463,7 @@ class Draws:
         self.patch = patch
         self.drawn: list[tuple[Tensor, int]] = []  # with the dimension of the data
         self.sample = TorchDistributionMixin.__call__  # what `pyro.sample` calls
-        self.noise = relaxed.logistic_noise  # and what a relaxed draw is made of
+        self.noise = binary_vector.logistic_noise  # and what a relaxed draw is made of
         self._replace(
             lambda distribution: self._keep(self.sample(distribution), len(distribution.event_shape)),
             lambda logits: self._keep(self.noise(logits), 1),
@@ -470,7 +471,7 @@ class Draws:
 
     def _replace(self, sample: Callable[[Any], Tensor], noise: Callable[[Tensor], Tensor]) -> None:
         self.patch.setattr(TorchDistributionMixin, "__call__", sample)
-        self.patch.setattr(relaxed, "logistic_noise", noise)
+        self.patch.setattr(binary_vector, "logistic_noise", noise)
 
     def _keep(self, value: Tensor, event_dim: int) -> Tensor:
         self.drawn.append((value, -1 - event_dim))
@@ -568,7 +569,7 @@ def test_a_masked_datum_counts_for_nothing(objective: zoo.Objective, num_particl
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(TorchDistributionMixin, "__call__", fixed)
-            patch.setattr(relaxed, "logistic_noise", lambda logits: z[select].expand_as(logits))
+            patch.setattr(binary_vector, "logistic_noise", lambda logits: z[select].expand_as(logits))
             return as_loss(objective.make(num_particles))(program, x)
 
     masked = batch_loss(program_of_two, x, torch.ones(BATCH, dtype=torch.bool))

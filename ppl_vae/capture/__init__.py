@@ -9,7 +9,7 @@ notes every plain Python value within reach of the program, and a graph is used 
 were; besides, a graph is held against the eager program before its first use and every so often after that.
 """
 
-from ppl_vae.capture.guards import Guards
+from ppl_vae.capture.guards import Guards, modules_of
 from ppl_vae.capture.step import CapturedStep, CaptureError, Step, eager_step, signature, untouched
 
-__all__ = ["CaptureError", "CapturedStep", "Guards", "Step", "eager_step", "signature", "untouched"]
+__all__ = ["CaptureError", "CapturedStep", "Guards", "Step", "eager_step", "modules_of", "signature", "untouched"]

@@ -152,6 +152,13 @@ class Guards:
                         self._visit(read, f"{type(owner).__name__}.{name}", depth + 1)
 
 
+def modules_of(*roots: object) -> list[nn.Module]:
+    """Return the modules within reach of some objects, as `Guards` reaches them, without their parts."""
+    modules = Guards(*roots).modules
+    parts = {id(part) for module in modules for part in module.modules() if part is not module}
+    return [module for module in modules if id(module) not in parts]
+
+
 def _names(code: types.CodeType) -> set[str]:
     inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
     return set(code.co_names).union(*(_names(c) for c in inner))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ppl_vae import objectives, plots
 from ppl_vae._scopes import untouched_random_state
+from ppl_vae.comparison.contenders import split_at_commas
 from ppl_vae.objectives.losses import as_loss
 from ppl_vae.vae import VAE
 
@@ -58,8 +59,12 @@ def read_objectives(text: str) -> list[Any]:
     """
     inside = text.strip()
     inside = inside[1:-1] if inside.startswith("[") and inside.endswith("]") else inside
+    try:
+        parts = split_at_commas(inside)
+    except ValueError as error:
+        raise ValueError(f"--objectives is {text!r}, whose brackets or quotes do not close; {_EXPECTED}") from error
     entries = []
-    for part in _parts(inside, text):
+    for part in parts:
         try:
             entry = yaml.safe_load(part) if part.startswith(("{", '"', "'")) else part
         except yaml.YAMLError as error:
@@ -75,22 +80,6 @@ def read_objectives(text: str) -> list[Any]:
 
 
 _EXPECTED = "expected a list of names or import paths, '[ELBO, \"MIWAE(groups=4)\", mymodule.my_objective]'"
-
-
-def _parts(inside: str, whole: str) -> Iterator[str]:
-    depth, quote, start = 0, "", 0
-    for i, letter in enumerate(f"{inside},"):
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in "\"'":
-            quote = letter
-        elif letter == "," and depth == 0:
-            if part := inside[start:i].strip():
-                yield part
-            start = i + 1
-        depth += 0 if quote else (letter in "([{") - (letter in ")]}")
-    if depth or quote:
-        raise ValueError(f"--objectives is {whole!r}, whose brackets or quotes do not close; {_EXPECTED}")
 
 
 @torch.no_grad()

@@ -88,6 +88,16 @@ class FunctionOfLogWeights:
         return getattr(self.function, "max_plate_nesting", 1)
 
     @property
+    def latents(self) -> Any:
+        """How the function says that latents are drawn; ``"pathwise"`` if it says nothing."""
+        return getattr(self.function, "latents", "pathwise")
+
+    @property
+    def __name__(self) -> str:
+        """The function's own, for messages."""
+        return _name_of(self.function)
+
+    @property
     def reference(self) -> object | None:
         """The objective whose gradient the function says it estimates, if it has such an attribute."""
         return getattr(self.function, "reference", None)
@@ -218,18 +228,36 @@ def _from_text(text: str) -> _Entry:
 
 def _arguments(text: str, whole: str) -> Iterator[tuple[str, str]]:
     """``"a=1, b=[2, 3]"`` -> ``("a", "1"), ("b", "[2, 3]")``; commas inside brackets belong to a value."""
-    depth, start = 0, 0
-    for i, letter in enumerate(text + ","):
-        depth += (letter in "([{") - (letter in ")]}")
-        if letter != "," or depth:
-            continue
-        part, start = text[start:i], i + 1
-        if not part.strip():
-            continue
+    for part in split_at_commas(text):
         key, equals, value = part.partition("=")
         if not equals or not key.strip().isidentifier():
-            raise ValueError(f"objective is {whole!r}, where {part.strip()!r} is no argument; expected name=value")
+            raise ValueError(f"objective is {whole!r}, where {part!r} is no argument; expected name=value")
         yield key.strip(), value.strip()
+
+
+def split_at_commas(text: str) -> list[str]:
+    """Return the parts between commas that stand outside of brackets and quotes, without empty ones.
+
+    Raises:
+        ValueError: If brackets or quotes do not close.
+
+    Example:
+        >>> split_at_commas("a=[2, 3], b='x,y',")
+        ['a=[2, 3]', "b='x,y'"]
+    """
+    depth, quote, start, parts = 0, "", 0, []
+    for i, letter in enumerate(f"{text},"):
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "\"'":
+            quote = letter
+        elif letter == "," and depth == 0:
+            parts.append(text[start:i].strip())
+            start = i + 1
+        depth += 0 if quote else (letter in "([{") - (letter in ")]}")
+    if depth or quote:
+        raise ValueError(f"{text!r} has brackets or quotes that do not close")
+    return [part for part in parts if part]
 
 
 def _from_factory(target: type, given: dict[str, Any], factory: Callable[..., Any], name: str | None = None) -> _Entry:

@@ -126,8 +126,8 @@ def effective_sample_size(
     found = []
     for _ in range(replicates):
         try:
-            log_w = sample_log_weights(*program, *tensors, num_particles=num_particles).log_w
+            log_weights = sample_log_weights(*program, *tensors, num_particles=num_particles)
         except (ValueError, NotImplementedError, RuntimeError):  # what an estimator needs, not this figure
             return None
-        found.append(torch.exp(-(2 * log_w.log_softmax(0)).logsumexp(0)).mean())
+        found.append(log_weights.effective_sample_size.mean())
     return float(torch.stack(found).mean())

@@ -9,10 +9,10 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
-from ppl_vae.capture import Guards
+from ppl_vae.capture import modules_of
 from ppl_vae.objectives.losses import Program
 from ppl_vae.vae import VAE
 
@@ -91,9 +91,7 @@ class Start:
             self.program = _checked(make_program(seed))
             program = self.program
             model, guide = (program.model, program.guide) if isinstance(program, VAE) else program
-            modules = Guards(model, guide).modules
-            parts = {id(part) for module in modules for part in module.modules() if part is not module}
-            self.modules: list[nn.Module] = [module for module in modules if id(module) not in parts]
+            self.modules = modules_of(model, guide)
             for module in self.modules:
                 module.to(device)
             with torch.no_grad(), evaluation_mode(*self.modules):

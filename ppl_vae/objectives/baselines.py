@@ -6,8 +6,7 @@ A baseline b that does not depend on z leaves the estimator unbiased, since the 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from typing import Any
+import weakref
 
 import pyro
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from ppl_vae.objectives.log_weights import LogWeights
 
 _counter = itertools.count()
+_names: weakref.WeakKeyDictionary[LearnedBaseline, str] = weakref.WeakKeyDictionary()
 
 
 class MovingAverage(nn.Module):
@@ -48,8 +48,8 @@ class LearnedBaseline(nn.Module):
     r"""A network from a datum to the signal that it expects, b(x), fitted by least squares as training goes.
 
     The network is made when the first batch shows the sizes: two hidden layers of ReLU. Its parameters join those of
-    the program under a name of their own, and follow the same optimiser. What it returns is scaled by the spread that
-    it learns of the signal, so that it starts near the first signals' mean.
+    the program under a name of their own, and follow the same optimiser. What it returns is
+    scaled by the spread of the first signals, and starts near their mean.
 
     Args:
         hidden: The width of the hidden layers.
@@ -61,10 +61,16 @@ class LearnedBaseline(nn.Module):
     def __init__(self, hidden: int = 100) -> None:
         super().__init__()
         self.hidden = hidden
-        self.name = f"baseline_{next(_counter)}"
         self.network: nn.Module | None = None
         self.register_buffer("offset", torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))
+
+    @property
+    def name(self) -> str:
+        """The name under which Pyro keeps the parameters: unique in the process, a copy gets its own."""
+        if self not in _names:
+            _names[self] = f"baseline_{next(_counter)}"
+        return _names[self]
 
     def forward(self, log_weights: LogWeights, signal: Tensor) -> Tensor:
         """Return b(x), (batch,), differentiable by the network's parameters alone."""
@@ -77,10 +83,9 @@ class LearnedBaseline(nn.Module):
         return self.offset + self.scale * self.network(x.to(self.offset)).squeeze(-1)
 
     def _make(self, x: Tensor, signal: Tensor) -> None:
-        self.network = nn.Sequential(
-            nn.Linear(x.shape[1], self.hidden), nn.ReLU(), nn.Linear(self.hidden, self.hidden), nn.ReLU()
-        )
-        self.network.append(nn.Linear(self.hidden, 1))
+        widths = (x.shape[1], self.hidden, self.hidden)
+        layers = [layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
+        self.network = nn.Sequential(*layers, nn.Linear(self.hidden, 1))
         self.to(signal)
         with torch.no_grad():
             self.offset.copy_(signal.mean())
@@ -90,6 +95,3 @@ class LearnedBaseline(nn.Module):
 def leave_one_out(signal: Tensor) -> Tensor:
     """Return for each particle the mean of the others' signals, (K, batch)."""
     return (signal.sum(0) - signal) / (len(signal) - 1)
-
-
-Baseline = Callable[..., Any]

@@ -203,6 +203,11 @@ class ArticleELBO:
                 f"objective ArticleELBO: eps is {self.eps!r}; expected a number in [0, 1), the article's 1e-8"
             )
 
+    @property
+    def reference(self) -> ELBO:
+        """The objective whose gradient this one would have with ``eps=0`` and a normalised likelihood."""
+        return ELBO(self.num_particles)
+
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the article's value for each datum."""
         q, p_x, x = self._parts(log_weights)

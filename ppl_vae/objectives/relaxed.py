@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyro.distributions as dist
-import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
@@ -15,7 +14,6 @@ from ppl_vae._distributions import describe, unwrapped
 from ppl_vae._validation import check_positive, check_positive_int
 from ppl_vae.distributions.binary_vector import BinaryVector
 from ppl_vae.distributions.one_hot import OneHotVector
-from ppl_vae.distributions.relaxed import gumbel_noise, logistic_noise
 from ppl_vae.objectives.enumeration import EnumeratedELBO
 from ppl_vae.objectives.estimate import Estimate
 from ppl_vae.objectives.log_weights import LogWeights
@@ -90,19 +88,14 @@ class _Relaxed(Messenger):
         msg["value"], msg["done"] = self._draw(msg["name"], msg["fn"]), True
 
     def _draw(self, name: str, fn: Any) -> Tensor:
-        base = unwrapped(fn)
+        base: Any = unwrapped(fn)
         if isinstance(base, (BinaryVector, dist.Bernoulli)):
-            noisy = base.logits + logistic_noise(base.logits)
-            relaxed, hard = (noisy / self.temperature).sigmoid(), (noisy > 0).to(noisy)
-        elif isinstance(base, (OneHotVector, dist.OneHotCategorical)):
-            noisy = base.logits + gumbel_noise(base.logits)
-            relaxed = (noisy / self.temperature).softmax(-1)
-            classes = torch.arange(noisy.shape[-1], device=noisy.device)
-            hard = (noisy.argmax(-1, keepdim=True) == classes).to(noisy)
-        else:
-            raise TypeError(  # to a ValueError Pyro would append the shapes of all sites
-                f"objective GumbelSoftmaxELBO relaxes bits and one-hot vectors, and q at site {name!r} is "
-                f"{describe(fn)}; use REINFORCE or VIMCO"
-            )
-        z = hard + (relaxed - relaxed.detach())  # the bracket is 0 exactly
-        return z.flatten(-2) if isinstance(base, OneHotVector) else z
+            return BinaryVector(base.logits, base.logits.new_tensor(self.temperature)).rsample()
+        if isinstance(base, OneHotVector):
+            return OneHotVector(base.logits, base.logits.new_tensor(self.temperature)).rsample()
+        if isinstance(base, dist.OneHotCategorical):
+            return OneHotVector(base.logits.unsqueeze(-2), base.logits.new_tensor(self.temperature)).rsample()
+        raise TypeError(  # to a ValueError Pyro would append the shapes of all sites
+            f"objective GumbelSoftmaxELBO relaxes bits and one-hot vectors, and q at site {name!r} is {describe(fn)}; "
+            "use REINFORCE or VIMCO"
+        )

@@ -8,10 +8,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ppl_vae._validation import check_choice, check_positive_int
+from ppl_vae._validation import check_choice, check_not_negative, check_positive_int
 from ppl_vae.objectives.log_weights import LogWeights
 from ppl_vae.objectives.regularized import Penalty
-from ppl_vae.regularizers.kl import _check_not_negative
 from ppl_vae.regularizers.terms import factors, kl, log_prior
 
 Kernel = Literal["imq", "rbf"]
@@ -50,9 +49,9 @@ class TotalCorrelation:
 
     def __init__(self, dataset_size: int, beta: float = 6.0, alpha: float = 1.0, gamma: float = 1.0) -> None:
         self.dataset_size = check_positive_int(dataset_size, "regularizer TotalCorrelation: dataset_size")
-        self.beta = _check_not_negative(beta, "regularizer TotalCorrelation: beta")
-        self.alpha = _check_not_negative(alpha, "regularizer TotalCorrelation: alpha")
-        self.gamma = _check_not_negative(gamma, "regularizer TotalCorrelation: gamma")
+        self.beta = check_not_negative(beta, "regularizer TotalCorrelation: beta")
+        self.alpha = check_not_negative(alpha, "regularizer TotalCorrelation: alpha")
+        self.gamma = check_not_negative(gamma, "regularizer TotalCorrelation: gamma")
 
     def __repr__(self) -> str:
         return (
@@ -124,10 +123,10 @@ class InfoVAE:
     """
 
     def __init__(self, alpha: float = 0.0, weight: float = 10.0, kernel: Kernel = "imq") -> None:
-        self.alpha = _check_not_negative(alpha, "regularizer InfoVAE: alpha")
+        self.alpha = check_not_negative(alpha, "regularizer InfoVAE: alpha")
         if alpha > 1:
             raise ValueError(f"regularizer InfoVAE: alpha is {alpha}; expected at most 1, where the KL is gone")
-        self.weight = _check_not_negative(weight, "regularizer InfoVAE: weight")
+        self.weight = check_not_negative(weight, "regularizer InfoVAE: weight")
         if alpha + weight < 1:
             raise ValueError(
                 f"regularizer InfoVAE: alpha {alpha} and weight {weight} add up to less than 1, so the discrepancy "

@@ -2,12 +2,11 @@ r"""Penalties on the KL: a weight, free bits, a capacity."""
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, get_args
 
 from torch import nn
 
-from ppl_vae._validation import check_choice, check_positive
+from ppl_vae._validation import check_choice, check_not_negative, check_positive
 from ppl_vae.objectives.log_weights import LogWeights
 from ppl_vae.objectives.regularized import Penalty
 from ppl_vae.regularizers.schedule import Schedule, Shape
@@ -59,7 +58,7 @@ class KLWeight(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in (("beta", beta), ("start", start)):
-            _check_not_negative(value, f"regularizer KLWeight: {name}")
+            check_not_negative(value, f"regularizer KLWeight: {name}")
         self.weight = Schedule(schedule, beta, start, steps, cycles, "regularizer KLWeight")
 
     def forward(self, log_weights: LogWeights) -> Penalty | None:
@@ -107,7 +106,7 @@ class FreeBits(nn.Module):
 
     def __init__(self, nats: float = 0.5, over: Over = "dimension", average: Average = "batch") -> None:
         super().__init__()
-        self.nats = _check_not_negative(nats, "regularizer FreeBits: nats")
+        self.nats = check_not_negative(nats, "regularizer FreeBits: nats")
         check_choice(over, get_args(Over), "regularizer FreeBits: over")
         check_choice(average, get_args(Average), "regularizer FreeBits: average")
         self.over: Over = over
@@ -174,9 +173,3 @@ class Capacity(nn.Module):
 
 def _batch_mean(term: Term) -> Term:
     return Term(*(part.mean(0, keepdim=True).expand_as(part) for part in term))
-
-
-def _check_not_negative(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise ValueError(f"{name} is {value!r}; expected a finite number from 0")
-    return float(value)

@@ -12,12 +12,12 @@ from typing import Any, cast, get_args
 
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_choice, check_positive, check_positive_int
-from ppl_vae.capture import Guards
+from ppl_vae.capture import modules_of
 from ppl_vae.data import Dataset, Split
 from ppl_vae.objectives import ELBO, Regularized, Regularizer
 from ppl_vae.objectives.losses import Program
@@ -125,7 +125,7 @@ def fit(
     objective = objective or ELBO()
     if regularizer is not None:
         objective = Regularized(objective, regularizer)
-    modules = _modules_of(model, guide, objective)
+    modules = modules_of(model, guide, objective)
     for module in modules:
         module.to(device)
     level = resolve_compile(compile, data, objective=objective, epochs=epochs, batch_size=batch_size, device=device)
@@ -220,10 +220,3 @@ def resolve_device(device: str | torch.device) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {device!r} cannot be used ({reason}); expected auto, cpu, cuda or mps") from error
     return resolved
-
-
-def _modules_of(*programs: object) -> list[nn.Module]:
-    """The modules within reach of some objects (methods, closures, globals that they name), without their parts."""
-    modules = Guards(*programs).modules
-    parts = {id(part) for module in modules for part in module.modules() if part is not module}
-    return [module for module in modules if id(module) not in parts]
