@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pyro
 import pyro.distributions as dist
@@ -21,6 +22,7 @@ from ppl_vae.comparison.contenders import contenders
 from ppl_vae.comparison.joint import JointStep
 from ppl_vae.comparison.measuring import Stepper
 from ppl_vae.comparison.minibatch import minibatch_variance
+from ppl_vae.comparison.results import Measured
 from ppl_vae.data import Split
 from ppl_vae.objectives import ELBO, LogWeights, MeanFieldELBO
 
@@ -506,6 +508,13 @@ class TestWhatIsLeft:
         assert "No bias against ELBO's gradient was found in MeanFieldELBO." in text
         assert "fails failed at K = 1 and 8: RuntimeError: this one always fails." in text
         assert "same's" not in text.replace("same's decoder gradient goes", "")  # it is the reference: nothing to tell
+
+    def test_a_bias_that_only_the_test_sees_is_told_by_its_upper_end(self, found):
+        row = found.row("MeanFieldELBO", 8)
+        block = replace(row.blocks["encoder"], bias=Measured(0.0, 0.0, 0.024), bias_p=1e-7, is_reference=False)
+        alone = replace(found, rows=(replace(row, blocks={"encoder": block}),))
+        (sentence,) = [sentence for sentence in alone.sentences() if "biased" in sentence]
+        assert "by a norm of at most 0.024 (p < 1e-6 over 1 tests)" in sentence
 
     def test_slopes_are_those_of_a_mean_of_k(self, found):
         slopes = {(s.name, s.block): s for s in found.slopes()}
