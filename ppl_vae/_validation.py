@@ -5,25 +5,37 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import TypeGuard
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Whether a value is a whole number, Python's or NumPy's, and no truth value."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_real(value: object) -> TypeGuard[float]:
+    """Whether a value is a real number, Python's or NumPy's, and no truth value."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_positive_int(value: object, name: str) -> int:
-    """Return `value` if it is an integer of at least one."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    """Return `value` as an integer if it is one of at least one."""
+    if not is_integer(value) or value < 1:
         raise ValueError(f"{name} is {value!r}; expected a positive integer")
-    return value
+    return int(value)
 
 
 def check_positive(value: object, name: str) -> float:
     """Return `value` if it is a finite number above zero."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+    if not is_real(value) or not 0 < value < math.inf:
         raise ValueError(f"{name} is {value!r}; expected a finite number above zero")
     return float(value)
 
 
 def check_not_negative(value: object, name: str) -> float:
     """Return `value` if it is a finite number that is not below zero."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+    if not is_real(value) or not 0 <= value < math.inf:
         raise ValueError(f"{name} is {value!r}; expected a finite number from 0")
     return float(value)
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_vae._validation import is_integer
 from ppl_vae.vae import VAE
 
 TINY = 1e-6  # radians from opposite directions, between which every great circle is as short
@@ -108,7 +109,7 @@ def path(z_from: Tensor, z_to: Tensor, num_steps: int = 10, *, spherical: bool =
         raise ValueError(
             f"path: the ends have shapes {tuple(z_from.shape)} and {tuple(z_to.shape)}; expected two of (..., latent)"
         )
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 2:
+    if not is_integer(num_steps) or num_steps < 2:
         raise ValueError(f"path: num_steps is {num_steps!r}; expected an integer from 2, since both ends count")
     a, b = (
         z.to("cpu", torch.float64).unsqueeze(-2) for z in (z_from, z_to)

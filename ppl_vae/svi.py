@@ -7,44 +7,58 @@ optimiser (fused, where it can be) updates them in one pass.
 
 from __future__ import annotations
 
-import functools
-import inspect
 import logging
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, cast, get_args
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
 
 import torch
-from pyro.optim import PyroLRScheduler, PyroOptim
+from pyro.optim import PyroOptim
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ppl_vae._optimizers import OptimizerFactory, as_optimizer
 from ppl_vae._validation import check_choice
-from ppl_vae.capture import CapturedStep, CaptureError, Guards, signature
+from ppl_vae.capture import CapturedStep, CaptureError, Change, Step, environment, signature, unusual
+from ppl_vae.capture.signature import Signature, can_watch
 from ppl_vae.objectives.losses import BatchLoss, as_loss
 
-OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
+__all__ = ["ALONE", "SVI", "Compile", "OptimizerFactory"]
+
 Compile = Literal["off", "graph", "full"]
 
 logger = logging.getLogger(__name__)
 
-_MOST_GRAPHS = 8  # for one shape: a program that needs more has a Python value that changes all the time
-_CHECKED_AT = frozenset(10**n for n in range(2, 9))  # steps at which a graph is held against the eager program again
+ALONE = threading.RLock()  # Pyro's handlers and its store are the process's: one program runs at a time
+
+_MOST_GRAPHS = 8  # that one SVI makes
+_MOST_MISSES = 8  # steps in a row that no graph fits, after which a warning says why
+_MOST_SIGHTS = 256  # of shapes and values that were met once and have no graph
+# how many uses lie between two comparisons with the program: a program as written costs about 1.3 captured steps on a
+# CPU and 12 on a GPU, so that comparing takes some 1% of the time
+_INTERVAL = {"cpu": 100, "cuda": 1000}
+_EARLY = 10  # the use after which the first of these comparisons comes
 
 
 class SVI:
     r"""Pyro's SVI with one torch optimiser: maximises an objective over the parameters of a model and a guide.
 
-    The first step runs as it is written, under whatever validation Pyro has switched on. From the second on a step of
-    the same shapes runs as one captured graph without any Pyro code (`ppl_vae.capture`), which is made again when a
-    Python value within its reach has changed, and held against the program as it is written before its first use and
-    after 100, 1,000, ... uses. A step inside an effect handler of the caller's own runs as it is written. A program
-    that cannot be captured (a branch on a value, ``.item()``) goes on as it is written, and one warning of the logger
-    ``ppl_vae.svi`` says why. Wrong for a program whose side effects matter at every step: they happen in the first
-    steps only (a warning names a Python value that the program changes itself, and one that it computes with is not
-    captured); and a Python value that you change at every step costs a new graph each time, up to eight: make it a
-    tensor.
+    **A captured step is the program, or it says so.** The first step runs as it is written, under whatever validation
+    Pyro has switched on. From the second on a step runs as one graph without any Pyro code (`ppl_vae.capture`), for
+    each set of shapes that is met twice. A graph is used only while all that the program was seen to depend on is what
+    it was: `requires_grad` and hooks, modes and make-up of modules, globals, attributes, closures and defaults of every
+    function that ran, torch's switches. It is held against the program before its first use, on the first other data,
+    after 10 uses and then every 100 (on a GPU 1,000), and a difference is logged and the step taken as written; then it
+    is captured anew. A float that changes between two steps becomes an input of the graph where the program allows it.
+
+    What cannot be captured goes on as it is written, and one warning of the logger ``ppl_vae.svi`` says why and what to
+    do; `why_eager` and ``repr(svi)`` say it too. That holds for a branch on a value and ``.item()``, for hooks, for a
+    program that draws from Python's or NumPy's random numbers or computes with a Python value that it changes itself,
+    and beyond eight graphs. Side effects of the program (printing, counting) happen in the steps that are run as
+    written; a value that the program only counts is named in one warning.
+
+    Slow where shapes or whole numbers differ at nearly every step: pad to a few shapes, pass tensors.
 
     `step` has Pyro's meaning, gradient and value of the *sum* over data, and returns a float, for which it waits.
     `update` follows the gradient of the *mean* per datum, so that the learning rate does not depend on the size of the
@@ -52,28 +66,34 @@ class SVI:
 
     Parameters are found when the program first runs: those of modules registered with `pyro.module` or in a
     `PyroModule`, and those of `pyro.param`, in their unconstrained form. A parameter that first appears in a later step
-    joins then.
+    joins then. What else requires a gradient, an argument or a tensor that the program holds, has it added to its
+    ``.grad``, as in Pyro.
+
+    Steps of different threads wait for each other, since Pyro's handlers are global.
 
     Args:
         model: p(x, z), a Pyro program.
         guide: q(z|x), a Pyro program of the same arguments.
-        optim: Makes the optimiser from the parameters, e.g. ``functools.partial(torch.optim.Adam, lr=1e-3)``, or one of
-            `pyro.optim`, whose class and arguments are taken. A torch optimiser class that has a fused form gets it.
-        loss: An objective of `ppl_vae.objectives`, a Pyro ELBO object, or a function of log-weights.
+        optim: Makes the optimiser from the parameters, e.g. ``functools.partial(torch.optim.Adam, lr=1e-3)``; a torch
+            optimiser class that has a fused form gets it. Or an object of `pyro.optim`, whose state and settings are
+            used and changed as in Pyro.
+        loss: An objective of `ppl_vae.objectives`, a Pyro ELBO object (whose attributes are read at every step), a
+            function of log-weights, or a function ``loss(model, guide, *args, **kwargs)``.
         clip_norm: Scale gradients down to this global L2 norm where they exceed it (that of the mean per datum under
             `update`, of the sum under `step`).
         compile: ``"graph"`` captures; ``"full"`` also compiles the graph by Inductor, which takes a C++ compiler and 15
             seconds to a minute, and changes roundings; ``"off"`` does neither.
 
     Attributes:
-        optimizer: The torch optimiser, from the first step on.
-        why_eager: Why steps run as they are written, or None while they are captured.
+        optimizer: The torch optimiser, from the first step on; None while an object of Pyro's takes the steps itself
+            (one with a schedule, clipping, or other settings for each parameter).
+        why_eager: Why the last step ran as it is written, or None.
 
     Raises:
         TypeError: If `optim` or `loss` is of another kind.
-        ValueError: If the program has no parameter to train.
 
     Example:
+        >>> import functools
         >>> from ppl_vae import VAE, likelihoods, objectives, posteriors, priors
         >>> vae = VAE((64,), prior=priors.StandardNormal(2), likelihood=likelihoods.Bernoulli(),
         ...           posterior=posteriors.DiagonalNormal())
@@ -81,6 +101,8 @@ class SVI:
         >>> losses = [svi.step(torch.ones(8, 64)) for _ in range(50)]
         >>> losses[-1] < losses[0]
         True
+        >>> svi
+        SVI(captured in 1 graph)
     """
 
     def __init__(
@@ -99,12 +121,31 @@ class SVI:
         self.loss = as_loss(loss)
         self.clip_norm = clip_norm
         self.compile = compile
-        self.optimizer: Optimizer | None = None
         self.why_eager: str | None = "compile is 'off'" if compile == "off" else None
-        self._factory = _as_factory(optim)
+        self._optimizer = as_optimizer(optim)
         self._parameters = _ParameterCollector()
+        self._stepped = False
+        self._ended: str | None = None  # why nothing is captured any more
         self._graphs: dict[Any, list[CapturedStep]] = {}
-        self._warned = False
+        self._made = 0
+        self._misses = 0
+        self._sights: dict[Any, tuple[float, ...]] = {}
+        self._fixed: set[Any] = set()  # numbers that the program does not take as tensors
+        self._stretch: set[int] | None = None  # the graphs whose guards were checked in the stretch under way
+        self._warned: set[str] = set()
+
+    def __repr__(self) -> str:
+        """Whether steps are captured, or why not."""
+        count = sum(map(len, self._graphs.values()))
+        graphs = f"captured in {count} graph{'s' * (count > 1)}" if count else ""
+        if self.why_eager is not None:
+            return f"SVI({graphs + '; ' if graphs else ''}the last step ran as written: {self.why_eager})"
+        return f"SVI({graphs or 'not captured yet'})"
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The torch optimiser."""
+        return self._optimizer.optimizer
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -139,93 +180,240 @@ class SVI:
                 gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
                 torch._foreach_div_(gradients, result.weight)
             return result
-        if not result.surrogate.requires_grad:
-            raise ValueError(
-                "the objective depends on no parameter that requires a gradient; register networks with pyro.module "
-                "(or make the program's pieces nn.Modules of a VAE) and unfreeze what should train"
+        if result.surrogate.requires_grad:
+            (result.surrogate / result.weight if mean else result.surrogate).backward()
+        else:
+            self._warn_once(
+                "the loss depends on no parameter that requires a gradient, so that nothing trains; register networks "
+                "with pyro.module (or make the program's pieces nn.Modules of a VAE) and unfreeze what should train"
             )
-        (result.surrogate / result.weight if mean else result.surrogate).backward()
         return result._replace(surrogate=result.surrogate.detach())
-
-    def _take(self, mean: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BatchLoss:
-        """Take a step: the first as it is written, the next ones from its graph where there is one."""
-        result = None
-        # handlers around this call (a scale, a mask) change what the program is: such a step runs as it is written
-        if self.why_eager is None and self.optimizer is not None and not _PYRO_STACK:
-            try:
-                result = self._captured(mean, args, kwargs)
-            except CaptureError as error:
-                self._go_eager(str(error))
-        if result is None:
-            result = self.backward(*args, mean=mean, **kwargs)
-        self.apply()
-        return result
-
-    def _captured(self, mean: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BatchLoss:
-        """Evaluate the objective by its graph, captured if need be, and leave the gradients in ``.grad``."""
-        key, tensors, rebuild = signature(args, kwargs)
-        graphs = self._graphs.setdefault((mean, torch.get_default_dtype(), key), [])
-        graph = next((g for g in graphs if g.guards.changed() is None), None)
-        if graph is None:
-            if len(graphs) >= _MOST_GRAPHS:
-                raise CaptureError(
-                    f"a Python value changes from step to step: {graphs[-1].guards.changed()}; make it a tensor"
-                )
-            graph = self._capture(mean, tensors, rebuild)
-            graphs.append(graph)
-        graph.uses += 1
-        if graph.uses in _CHECKED_AT and (difference := graph.difference(tensors)) is not None:
-            raise CaptureError(f"after {graph.uses} steps {difference}: the program depends on what no guard sees")
-        try:
-            step = graph(*tensors)
-        except RuntimeError as error:  # if it is no fault of the graph's, the program as it is written has it too
-            raise CaptureError(f"the graph failed: {error}") from error
-        for parameter, gradient in zip(self.parameters.values(), step.gradients, strict=True):
-            parameter.grad = gradient
-        return step.loss
-
-    def _capture(self, mean: bool, tensors: list[Tensor], rebuild: Callable[..., Any]) -> CapturedStep:
-        def run(*tensors: Tensor) -> BatchLoss:
-            args, kwargs = rebuild(*tensors)
-            with self._parameters:
-                return self.loss((self.model, self.guide), *args, **kwargs)
-
-        guards = Guards(self.model, self.guide, self.loss, parameters=self.parameters)
-        leaves = list(self.parameters.values())
-        graph = CapturedStep(run, leaves, tensors, guards, mean, full=self.compile == "full")
-        if len(self.parameters) != len(leaves):
-            raise CaptureError("the program has another parameter than in its first step")
-        if guards.forgotten and not self._warned:
-            self._warned = True
-            logger.warning(
-                "the program changes %s while it runs, which captured steps do not; compile='off' runs it as written",
-                guards.forgotten[0],
-            )
-        return graph
-
-    def _go_eager(self, why: str) -> None:
-        self.why_eager = why
-        self._graphs.clear()
-        logger.warning("training eagerly, since the step cannot be captured: %s", why)
 
     def apply(self) -> None:
         """Let the optimiser follow the gradients in ``.grad``, clipped if asked for."""
-        self.prepare()
+        if not self.parameters:
+            return
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.clip_norm)
-        assert self.optimizer is not None
-        self.optimizer.step()
+        self._optimizer.step(list(self.parameters.values()))
 
-    def prepare(self) -> Optimizer:
-        """Make the optimiser for the parameters found so far, or add to it what has appeared since."""
+    def prepare(self) -> Optimizer | None:
+        """Make the optimiser for the parameters found so far, or add to it what has appeared since.
+
+        Raises:
+            ValueError: If the program has registered no parameter.
+        """
         if not self.parameters:
             raise ValueError("the program registered no parameter; call pyro.module or pyro.param in model or guide")
-        new = self._parameters.take_new()
-        if self.optimizer is None:
-            self.optimizer = _fused(self._factory, new)
-        elif new:
-            self.optimizer.add_param_group({"params": new})
-        return self.optimizer
+        self._stepped = self._parameters.settled = True
+        return self._optimizer.follow(list(self.parameters.values()))
+
+    def begin_stretch(self) -> None:
+        """Promise that from here to the next call nothing changes the program between two steps.
+
+        What graphs depend on is then looked at once in the stretch, and shapes are captured at first sight. `fit` calls
+        it after whatever it lets run.
+        """
+        self._stretch = set()
+
+    # a step --------------------------------------------------------------------------------------------------------
+
+    def _take(self, mean: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BatchLoss:
+        """Take a step: by its graph where there is one, else as it is written."""
+        with ALONE:
+            result = None
+            if self.compile != "off":
+                try:
+                    result = self._by_graph(mean, args, kwargs)
+                except CaptureError as error:
+                    self._end(str(error))
+            if result is None:
+                result = self.backward(*args, mean=mean, **kwargs)
+            self.apply()
+            self._stepped = self._parameters.settled = True
+            return result
+
+    def _by_graph(self, mean: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BatchLoss | None:
+        """Evaluate the objective by its graph, captured if need be, and leave the gradients in ``.grad``.
+
+        Returns None where this step is to run as it is written.
+        """
+        if self._ended is not None:
+            self.why_eager = self._ended
+            return None
+        given = signature(args, kwargs)
+        self.why_eager = unusual(given.tensors)
+        if self.why_eager is not None:
+            return None
+        key = (mean, self.compile, id(self.model), id(self.guide), id(self.loss), environment(), given.key)
+        graphs = self._graphs.get(key, ())
+        graph = next((g for g in graphs if self._fits(g, given.numbers)), None)
+        if graph is None:
+            graph = self._make(key, graphs, mean, given)
+            if graph is None:
+                return None
+        self._misses = 0
+        if graph.overlaps(given.tensors):
+            self.why_eager = "an argument shares memory with what the program writes to"
+            return None
+        graph.uses += 1
+        graph.unchecked += 1
+        if self._is_due(graph, given):
+            step, difference = graph.checked(given.tensors, given.numbers)
+            if difference is not None:
+                self._differs(key, graph, difference)
+        else:
+            try:
+                step = graph(*graph.inputs(given.tensors, given.numbers))
+            except RuntimeError as error:  # if it is no fault of the graph's, the program as it is written has it too
+                raise CaptureError(f"the graph failed: {error}") from error
+        self._leave(step, graph.leaves, given)
+        return step.loss
+
+    def _fits(self, graph: CapturedStep, numbers: tuple[float, ...]) -> bool:
+        if self._stretch is not None and id(graph) in self._stretch:
+            return graph.takes(numbers)
+        if not graph.fits(numbers):
+            return False
+        if self._stretch is not None:
+            self._stretch.add(id(graph))
+            graph.disturbed = True
+        return True
+
+    def _is_due(self, graph: CapturedStep, given: Signature) -> bool:
+        """Whether the graph is to be held against the program at this use."""
+        if graph.is_other(given.tensors, given.numbers):
+            return True
+        interval = _INTERVAL.get(self._device.type, 100) if graph.checks > 1 else _EARLY
+        return graph.unchecked >= interval and (self._stretch is None or graph.disturbed)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.parameters.values())).device
+
+    def _differs(self, key: Any, graph: CapturedStep, difference: str) -> None:
+        """Drop a graph that is not what the program is any more."""
+        self._graphs[key].remove(graph)
+        self.why_eager = f"after {graph.uses} steps {difference}: the program depends on what no guard sees"
+        again = "it is captured anew" if self._made < _MOST_GRAPHS else "it runs as it is written from here"
+        logger.warning("%s; this step was taken as the program is written, and %s", self.why_eager, again)
+
+    def _leave(self, step: Step, leaves: Sequence[Tensor], given: Signature) -> None:
+        """Leave gradients where the optimiser, and whoever asked for them, look."""
+        if len(leaves) != len(self.parameters):
+            for parameter in self.parameters.values():
+                parameter.grad = None
+        for parameter, gradient in zip(leaves, step.gradients, strict=True):
+            parameter.grad = gradient
+        for other, gradient in step.others:
+            tensor = given.tensors[other] if isinstance(other, int) else other
+            tensor.grad = gradient.clone() if tensor.grad is None else tensor.grad + gradient
+
+    # making a graph --------------------------------------------------------------------------------------------------
+
+    def _make(self, key: Any, graphs: Sequence[CapturedStep], mean: bool, given: Signature) -> CapturedStep | None:
+        """Capture the step; None where it is to run as it is written, as whatever is met for the first time."""
+        changes = list(graphs[-1].guards.changes()) if graphs else []
+        lift = self._numbers_to_lift(key, graphs, given.numbers)
+        labels = set(graphs[-1].guards.lifted_labels) - self._fixed if graphs else set()
+        floats = {c.label for c in changes if graphs[-1].guards.can_lift(c)} - self._fixed
+        rest = [c for c in changes if c.label not in floats]
+        values = tuple(None if i in lift else n for i, n in enumerate(given.numbers))
+        sight = key, values, frozenset(change.token for change in (rest or changes))
+        known = key in self._sights or bool(graphs)
+        at_once = (not known and self._stretch is not None) or (known and bool((lift or floats) and not rest))
+        met = sight in self._sights
+        if len(self._sights) < _MOST_SIGHTS or key in self._sights:
+            self._sights[sight] = self._sights[key] = given.numbers
+        if not self._stepped or not can_watch():
+            return None
+        if not (at_once or met):
+            self._miss(changes, known)
+            return None
+        if self._made >= _MOST_GRAPHS:
+            self._miss(changes, known, full=True)
+            return None
+        self._made += 1
+        try:
+            graph = self._capture(mean, given, lift, labels if rest else labels | floats)
+        except CaptureError:
+            if not (lift or labels or floats):
+                raise
+            self._fixed |= {(key, i) for i in lift} | labels | floats
+            logger.debug("the program takes no tensor in the place of a number", exc_info=True)
+            self._miss(changes, known)
+            return None
+        if graph is not None:
+            self._graphs.setdefault(key, []).append(graph)
+        return graph
+
+    def _numbers_to_lift(self, key: Any, graphs: Sequence[CapturedStep], numbers: tuple[float, ...]) -> set[int]:
+        """The places of those numbers among the arguments that have changed, and so become inputs of the graph."""
+        known = [graph.constants for graph in graphs] + [self._sights.get(key, numbers)]
+        changed = {i for constants in known for i, c in enumerate(constants) if c != numbers[i]}
+        return {i for i in changed if (key, i) not in self._fixed}
+
+    def _miss(self, changes: list[Change], known: bool, full: bool = False) -> None:
+        """Count a step that no graph fits, and say so where there are many."""
+        self._misses += 1
+        what = str(changes[0]) if changes else "numbers change" if known else "shapes are new"
+        if full:
+            self.why_eager = f"{_MOST_GRAPHS} graphs are made, and none fits: {what}"
+        elif self._misses >= _MOST_MISSES:
+            self.why_eager = f"no graph fits from step to step: {what}"
+        if self.why_eager is not None:
+            self._warn_once(
+                f"steps run as they are written: {self.why_eager}; make what changes a tensor, and pad data to a few "
+                "shapes",
+                "miss",
+            )
+
+    def _capture(self, mean: bool, given: Signature, lift: set[int], labels: set[str]) -> CapturedStep | None:
+        loss, program = self.loss, (self.model, self.guide)
+
+        def run(*inputs: Any) -> BatchLoss:
+            args, kwargs = given.rebuild(*inputs)
+            with self._parameters:
+                return loss(program, *args, **kwargs)
+
+        known = dict(self.parameters)
+        try:
+            graph = CapturedStep(
+                run,
+                list(known.values()),
+                given.tensors,
+                roots=(*program, loss),
+                parameters=known,
+                mean=mean,
+                full=self.compile == "full",
+                numbers=given.numbers,
+                lift=lift,
+                lift_values=labels,
+            )
+            if len(self.parameters) != len(known):  # one has appeared: it joins in a step as it is written
+                return None
+        finally:
+            self._parameters.leaves = known
+        if graph.guards.forgotten:
+            self._warn_once(
+                f"the program changes {graph.guards.forgotten[0]} while it runs, which captured steps do not; "
+                "compile='off' runs it as written",
+                "forgotten",
+            )
+        return graph
+
+    def _end(self, why: str) -> None:
+        self.why_eager = self._ended = why
+        self._graphs.clear()
+        logger.warning("training eagerly, since the step cannot be captured: %s", why)
+
+    def _warn_once(self, message: str, kind: str | None = None) -> None:
+        if (kind or message) not in self._warned:
+            self._warned.add(kind or message)
+            logger.warning("%s", message)
+
+
+_REPLACED = "__baseline_avg_downstream_cost_"  # what TraceGraph_ELBO keeps in the store: no parameter, but an average
 
 
 class _ParameterCollector(Messenger):
@@ -234,52 +422,20 @@ class _ParameterCollector(Messenger):
     def __init__(self) -> None:
         super().__init__()
         self.leaves: dict[str, Tensor] = {}
-        self._taken: set[str] = set()
-
-    def take_new(self) -> list[Tensor]:
-        """Return the leaves not taken before; from now on they must stay the same tensors."""
-        new = self.leaves.keys() - self._taken
-        self._taken |= new
-        return [leaf for name, leaf in self.leaves.items() if name in new]
+        self.settled = False  # from the first step on leaves must stay the same tensors
 
     def _pyro_post_param(self, msg: Any) -> None:
         name, leaf = msg["name"], msg["value"].unconstrained()
-        if name not in self._taken:  # an autoguide replaces its leaves while it sets itself up: the last one counts
+        known = self.leaves.get(name)
+        if known is leaf or name.startswith(_REPLACED):
+            return
+        if known is None or not self.settled:  # an autoguide replaces its leaves while it sets itself up
             # a PyroModule inside a module registers its parameters a second time, under names of its own
-            if not any(other is leaf for known, other in self.leaves.items() if known != name):
+            if not any(other is leaf for other in self.leaves.values()):
                 self.leaves[name] = leaf
-        elif self.leaves[name] is not leaf:
+                leaf.grad = None  # what another SVI has left there
+        else:
             raise RuntimeError(
                 f"parameter {name!r} is another tensor than in the steps before: the parameter store was cleared or "
                 "overwritten while training; make a new SVI"
             )
-
-
-def _as_factory(optim: object) -> OptimizerFactory:
-    """Return the function from parameters to an optimiser that was given, or that a `pyro.optim` object stands for."""
-    if isinstance(optim, PyroOptim):
-        if isinstance(optim, PyroLRScheduler) or not isinstance(optim.pt_optim_args, dict) or optim.pt_clip_args:
-            raise TypeError(
-                "SVI: optim is of pyro.optim with a schedule, with clipping, or with arguments for each parameter; "
-                "expected functools.partial(torch.optim.Adam, lr=1e-3) or the like, with clip_norm=... to clip"
-            )
-        return functools.partial(cast(Any, optim.pt_optim_constructor), **optim.pt_optim_args)
-    if isinstance(optim, Optimizer) or not callable(optim):
-        raise TypeError(
-            f"SVI: optim is a {type(optim).__name__}; expected a function from parameters to a torch optimiser, "
-            "such as functools.partial(torch.optim.Adam, lr=1e-3)"
-        )
-    return optim
-
-
-def _fused(factory: OptimizerFactory, parameters: list[Tensor]) -> Optimizer:
-    """Make the optimiser, in its fused form where the class has one and the device takes it."""
-    optimizer_class = factory.func if isinstance(factory, functools.partial) else factory
-    given = factory.keywords if isinstance(factory, functools.partial) else {}
-    chosen = {"fused", "foreach", "differentiable"} & given.keys()
-    if isinstance(optimizer_class, type) and not chosen and "fused" in inspect.signature(optimizer_class).parameters:
-        try:
-            return factory(parameters, fused=True)  # type: ignore[call-arg]
-        except (RuntimeError, NotImplementedError):
-            pass  # this device has no fused kernel
-    return factory(parameters)

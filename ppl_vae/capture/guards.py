@@ -2,43 +2,68 @@
 
 from __future__ import annotations
 
-import argparse
-import functools
-import sys
-import types
-from collections.abc import Callable, Iterable, Iterator
+import operator
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pyro
-from pyro.infer import ELBO
-from torch import Tensor, nn
+from torch import Tensor
 
-PLAIN = (bool, int, float, complex, str, bytes, type(None))
-_DEPTH = 8  # of attributes of attributes that guards follow
-_LARGE = 1024  # elements of an array, above which its content is not looked at in every step
-_DATA = (*PLAIN, dict, list, tuple, set, frozenset, np.ndarray)
-_LIBRARIES = ("torch", "pyro", "numpy", "scipy", "ppl_vae")
-_MISSING = object()
+from ppl_vae.capture.entered import Entered
+from ppl_vae.capture.reach import LARGE, MISSING, PLAIN, Reach, Source, buffers_of
 
-Read = Callable[[], Any]
+_OF_TENSORS = operator.attrgetter("requires_grad", "_backward_hooks", "_post_accumulate_grad_hooks")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One value that is no longer what it was.
+
+    Attributes:
+        label: What holds it.
+        before: What it was.
+        now: What it is.
+        place: Where the guards hold it: the source and the place in it; None where a container grew or shrank.
+    """
+
+    label: str
+    before: Any
+    now: Any
+    place: tuple[int, Any] | None = None
+
+    def __str__(self) -> str:
+        if self.before is MISSING or isinstance(self.before, tuple):
+            return self.label
+        return f"{self.label} (was {_show(self.before)}, is {_show(self.now)})"
+
+    @property
+    def token(self) -> Any:
+        """What the change is to, as a key: the value where it is plain, else the object."""
+        return self.label, _token(self.now)
 
 
 class Guards:
-    """The plain Python values within reach of some objects, and what they were.
+    """The Python values that some functions depend on, and what they were.
 
-    Reached are closures, defaults, the globals that a function's code names, attributes of objects and modules, lists,
-    tuples and dictionaries. Tensors, functions, modules and other objects are guarded by identity, containers by what
-    they hold. Out of sight is what a program computes from elsewhere (a file, a clock, an extension's state), and what
-    objects of torch's and Pyro's own hold.
+    Guarded are plain numbers and text, and by identity whatever else is within reach: globals, closures, defaults,
+    attributes of objects, of classes and modules, items of containers, the content of arrays; of tensors whether they
+    require a gradient and have hooks. Nothing of the program's runs: no property is evaluated. A check costs a few
+    calls into C. Out of sight is what a program takes from elsewhere (a file, a clock, an iterator's place) and all
+    but a sample of a container or array of more than 1,024 elements.
 
     Args:
         *roots: Functions, modules and objects to start from.
-        parameters: Names of parameters in Pyro's store, which must stay the same tensors.
+        entered: The functions that a run entered. Only what they name is guarded then; without, all within reach is.
+        parameters: Parameters in Pyro's store, which must stay the same tensors.
 
     Attributes:
-        modules: The torch modules among what was reached.
+        reach: All that was met.
         forgotten: What is guarded no more, in words.
+        lifted_labels: The labels of the numbers that are inputs of the graph.
 
     Example:
         >>> beta = 1.0
@@ -50,170 +75,282 @@ class Guards:
         'beta (was 1.0, is 2.0)'
     """
 
-    def __init__(self, *roots: object, parameters: Iterable[str] = ()) -> None:
-        self.modules: list[nn.Module] = []
+    def __init__(
+        self, *roots: object, entered: Entered | None = None, parameters: Mapping[str, Tensor] | None = None
+    ) -> None:
+        self._given = roots, entered, parameters
+        self._meet()
         self.forgotten: list[str] = []
-        self._values: list[tuple[Read, str, Any]] = []
-        self._seen: set[int] = set()
-        store = pyro.get_param_store()._params
-        for name in parameters:
-            self._visit(functools.partial(store.get, name, _MISSING), f"parameter {name!r}", 0)
-        for root in roots:
-            self._visit(functools.partial(_same, root), "the program", 0)
+        self._numbers: list[tuple[Tensor, float | int | bool]] = []  # what the program read out of tensors
+        self._ignored: set[tuple[int, Any]] = set()  # places that the program changes itself
+        self._lifted: list[tuple[int, int]] = []
+        self.lifted_labels: set[str] = set()
+        self._keep()
+        self._first, self._first_open = self._values, self._open
+        self._contents = [None if s.keep is None else s.keep(s.home) for s in self._sources]
+
+    def _meet(self) -> None:
+        """Find what is within reach."""
+        roots, entered, parameters = self._given
+        self.reach = Reach(entered)
+        self.reach.visit(*roots)
+        if entered is not None:
+            self.reach.visit_entered()
+            entered.let_go()
+        self._sources = self.reach.sources
+        if parameters:
+            names = tuple(parameters) if len(parameters) > 1 else 2 * tuple(parameters)
+            store = pyro.get_param_store()._params
+            labels = tuple(f"parameter {name!r} in Pyro's store" for name in names)
+            self._sources.append(Source("", operator.itemgetter(*names), store, labels))
+            self.reach.tensors |= {id(leaf): leaf for leaf in parameters.values()}
+        self._tensors = list(self.reach.tensors.values())
+
+    # holding them against what is now --------------------------------------------------------------------------
+
+    def hold(self) -> bool:
+        """Whether every value is what it was."""
+        return self._untouched() or not self.changes()
 
     def changed(self) -> str | None:
         """Name the first value that is no longer what it was, with both; None while all hold."""
-        return next(self._changes(), (None, ""))[1] or None
+        changes = self.changes()
+        return str(changes[0]) if changes else None
 
-    def forget_changed(self) -> bool:
-        """Guard what has changed no more, and note it in `forgotten`; return whether there was any."""
-        changes = dict(self._changes())
-        self._values = [value for i, value in enumerate(self._values) if i not in changes]
-        self.forgotten += changes.values()
-        return bool(changes)
+    def changes(self) -> list[Change]:
+        """Each value that is no longer what it was. Values that are equal to what they were are taken as kept."""
+        changes = list(self._changes())
+        if changes and all(change.before is not MISSING and _alike(change.before, change.now) for change in changes):
+            labels = [(source.label, source.names) for source in self._sources]
+            before, lengths = self.reach, [len(values) for values in self._values]
+            self._meet()  # another container of the same content: it is the one to look at from here
+            if labels != [(source.label, source.names) for source in self._sources] or lengths != [
+                len(_read(source)) for source in self._sources
+            ]:
+                self.reach, self._sources = before, before.sources
+                self._tensors = list(before.tensors.values())
+                return changes
+            changes = []
+        if not changes:
+            self._keep()  # equal values in other objects: the quick check compares identities
+        return changes
 
-    def _changes(self) -> Iterator[tuple[int, str]]:
-        for i, (read, name, value) in enumerate(self._values):
-            now = read()
-            if now is value or (type(now) is type(value) and isinstance(now, PLAIN) and now == value):
+    def _keep(self) -> None:
+        """Note what is now."""
+        self._values = [_read(source) for source in self._sources]
+        moving = {place[0] for place in (*self._ignored, *self._lifted)}
+        self._slow = [i for i in range(len(self._sources)) if i in moving]
+        still = [i for i in range(len(self._sources)) if i not in moving]
+        self._reads = [(self._sources[i].read, self._sources[i].home) for i in still]
+        values = [self._values[i] for i in still]
+        self._flat = list(chain.from_iterable(values))
+        self._lengths = list(map(len, values))
+        self._open = [(i, s.home, frozenset(s.home)) for i, s in enumerate(self._sources) if s.grows]
+        self._sizes = [len(home) for _, home, _ in self._open]
+        self._empty = [d for _, d in (*self.reach.empty, *self.reach.hooks)]
+        self._flags = list(map(_OF_TENSORS, self._tensors))
+
+    def _untouched(self) -> bool:
+        """Whether every place holds the very objects that it held; quick, and stricter than need be."""
+        try:
+            now = [read(home) for read, home in self._reads]
+            return (
+                list(map(len, now)) == self._lengths
+                and all(map(operator.is_, chain.from_iterable(now), self._flat))
+                and not any(self._empty)
+                and [len(home) for _, home, _ in self._open] == self._sizes
+                and list(map(_OF_TENSORS, self._tensors)) == self._flags
+                and all(_number(tensor) == number for tensor, number in self._numbers)
+                and not any(True for i in self._slow for _ in self._changes_of(i))
+            )
+        except Exception:  # a key, an attribute that is gone
+            return False
+
+    def _changes_of(self, i: int) -> Iterator[Change]:
+        source, kept = self._sources[i], self._values[i]
+        now = _read(source)
+        if source.keep is not None and not _same_content(source, now, kept):
+            if (i, -1) not in self._ignored:
+                yield _grown(source, now, kept, i)
+            return
+        names = source.names or ("",) * len(kept)
+        for j, (a, b, name) in enumerate(zip(now, kept, names, strict=False)):
+            if same(a, b) or (i, j) in self._ignored or ((i, j) in self._lifted and type(a) in (float, int)):
                 continue
-            yield i, f"{name} (was {_show(value)}, is {_show(now)})"
+            yield Change(source.label + name, b, a, (i, j))
+        if len(now) != len(kept) and (i, -1) not in self._ignored:
+            yield Change(source.label, MISSING, MISSING, (i, -1))
+
+    def _changes(self) -> Iterator[Change]:
+        for i in range(len(self._sources)):
+            yield from self._changes_of(i)
+        for i, home, known in self._open:
+            for name in self._added(home, known):
+                if (i, name) not in self._ignored:
+                    yield Change(f"{self._sources[i].label}{name}", MISSING, home[name], (i, name))
+        for n, (label, content) in enumerate(self.reach.empty):
+            if content and (-1, n) not in self._ignored:
+                yield Change(f"the length of {label}", 0, len(content), (-1, n))
+        for n, (label, content) in enumerate(self.reach.hooks):
+            if content:
+                yield Change(f"the hooks of a {label}", 0, len(content), (-2, n))
+        for n, (tensor, kept) in enumerate(zip(self._tensors, self._flags, strict=True)):
+            now = _OF_TENSORS(tensor)
+            if now[0] != kept[0]:
+                yield Change(f"requires_grad of a tensor of shape {tuple(tensor.shape)}", kept[0], now[0], (-3, n))
+            if now[1:] != kept[1:]:
+                yield Change(f"the hooks of a tensor of shape {tuple(tensor.shape)}", MISSING, MISSING, (-3, n))
+        for tensor, number in self._numbers:
+            if (value := _number(tensor)) != number:
+                yield Change(f"a number read out of a tensor of shape {tuple(tensor.shape)}", (number,), (value,))
+
+    def _added(self, home: dict[str, Any], known: frozenset[str]) -> list[str]:
+        """The names that a namespace was given since, and that what ran could read."""
+        added = home.keys() - known
+        return list(added if self.reach.names is None else added & self.reach.names)
 
     def buffers(self) -> list[Tensor]:
         """The buffers of the modules reached."""
-        return list({id(b): b for module in self.modules for b in module.buffers(recurse=False)}.values())
+        return buffers_of(self.reach.modules)
 
-    def _visit(self, read: Read, name: str, depth: int) -> None:
-        """Guard a value, and what can be reached from it."""
-        value = read()
-        if isinstance(value, (dict, list, tuple)):
-            self._visit_container(value, read, name, depth)
-            return
-        if isinstance(value, (set, frozenset, np.ndarray)):
-            read = functools.partial(_content, read)
-            self._values.append((read, f"the content of {name}", read()))
-            return
-        if _is_library(value):
-            return
-        self._values.append((read, name, value))
-        if isinstance(value, (*PLAIN, Tensor)) or depth > _DEPTH or id(value) in self._seen:
-            return
-        self._seen.add(id(value))
-        if isinstance(value, functools.partial):
-            inner = {"func": value.func, "args": value.args, "keywords": value.keywords}
-        elif isinstance(value, types.MethodType):
-            inner = {"__self__": value.__self__, "__func__": value.__func__}
-        elif isinstance(value, types.FunctionType):
-            self._visit_function(value, depth)
-            inner = {"defaults": value.__defaults__, "keyword defaults": value.__kwdefaults__}
-        else:
-            self._visit_attributes(value, depth)
-            return
-        for what, part in inner.items():
-            self._visit(functools.partial(_same, part), f"{name}.{what}", depth + 1)
+    # what the program changes itself -----------------------------------------------------------------------------
 
-    def _visit_container(self, value: Any, read: Read, name: str, depth: int) -> None:
-        if depth > _DEPTH or id(value) in self._seen:
-            return
-        self._seen.add(id(value))
-        self._values.append((functools.partial(_length, read), f"the length of {name}", len(value)))
-        for key in value if isinstance(value, dict) else range(len(value)):
-            self._visit(functools.partial(_item, read, key), f"{name}[{key!r}]", depth + 1)
+    def forget(self, changes: Collection[Change]) -> None:
+        """Guard what has changed no more, and note it in `forgotten`."""
+        self._ignored |= {change.place for change in changes if change.place is not None}
+        quiet = {i for i, source in enumerate(self._sources) if source.quiet}
+        self.forgotten += [str(c) for c in changes if c.place is None or c.place[0] not in quiet]
 
-    def _visit_function(self, function: types.FunctionType, depth: int) -> None:
-        names = _names(function.__code__)
-        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-        reads: dict[str, Read] = {name: functools.partial(_contents, cell) for name, cell in cells}
-        for name in sorted(names & function.__globals__.keys()):
-            reads.setdefault(name, functools.partial(function.__globals__.get, name, _MISSING))
-        for name, read in reads.items():
-            self._visit(read, name, depth + 1)
-            home = read()
-            if isinstance(home, (type, types.ModuleType)) and not _is_of_a_library(home):
-                for inner in sorted(names & vars(home).keys()):
-                    self._visit(functools.partial(getattr, home, inner, _MISSING), f"{name}.{inner}", depth + 1)
+    def put_back(self) -> None:
+        """Write back what has changed: what a trial run of the program did to Python values did not happen."""
+        for i, (source, kept) in enumerate(zip(self._sources, self._first, strict=True)):
+            now = _read(source)
+            if source.keep is not None:
+                if not _same_content(source, now, kept) and source.put_back is not None:
+                    source.put_back(source.home, self._contents[i])
+            elif source.write is not None:
+                for j, (a, b) in enumerate(zip(now, kept, strict=True)):
+                    if a is not b and b is not MISSING:
+                        source.write(source.home, j, b)
+        for _, home, known in self._first_open:
+            for name in self._added(home, known):
+                del home[name]
+        for _, content in self.reach.empty:
+            if content:
+                content.clear()
 
-    def _visit_attributes(self, owner: object, depth: int) -> None:
-        attributes = getattr(owner, "__dict__", {})
-        if isinstance(owner, nn.Module):
-            self.modules.append(owner)
-        for name in list(attributes):
-            if isinstance(owner, nn.Module) and name in ("_parameters", "_buffers", "_modules"):
-                for inner in attributes[name]:
-                    self._visit(functools.partial(attributes[name].get, inner, _MISSING), inner, depth + 1)
-            elif not (isinstance(owner, nn.Module) and (name.startswith("_pyro") or name.endswith("_hooks"))):
-                read = functools.partial(attributes.get, name, _MISSING)
-                self._visit(read, f"{type(owner).__name__}.{name}", depth + 1)
-        for kind in type(owner).__mro__:  # what the class has, until the object has its own; slots
-            if not _is_of_a_library(kind):
-                for name in sorted(vars(kind).keys() - attributes.keys()):
-                    if not name.startswith("__") and isinstance(getattr(owner, name, None), _DATA):
-                        read = functools.partial(getattr, owner, name, _MISSING)
-                        self._visit(read, f"{type(owner).__name__}.{name}", depth + 1)
+    # numbers that become inputs of the graph ----------------------------------------------------------------------
 
+    def can_lift(self, change: Change) -> bool:
+        """Whether a value that has changed is a number that a tensor could stand for."""
+        if change.place is None or change.place[0] < 0 or type(change.place[1]) is not int or change.place[1] < 0:
+            return False
+        writes = self._sources[change.place[0]].write is not None
+        return writes and type(change.now) is float and type(change.before) in (float, int)
 
-def modules_of(*roots: object) -> list[nn.Module]:
-    """Return the modules within reach of some objects, as `Guards` reaches them, without their parts."""
-    modules = Guards(*roots).modules
-    parts = {id(part) for module in modules for part in module.modules() if part is not module}
-    return [module for module in modules if id(module) not in parts]
+    def lift(self, labels: Collection[str]) -> None:
+        """Let the numbers of these labels change: they are inputs of the graph."""
+        for i, source in enumerate(self._sources):
+            if source.write is not None:
+                for j, value in enumerate(self._values[i]):
+                    if type(value) is float and source.label + source.names[j] in labels:
+                        self._lifted.append((i, j))
+                        self.lifted_labels.add(source.label + source.names[j])
+        self._keep()
+
+    def lifted(self) -> list[float]:
+        """The numbers that are inputs, as they are now."""
+        return [tuple(self._sources[i].read(self._sources[i].home))[j] for i, j in self._lifted]
+
+    @contextmanager
+    def replaced(self, tensors: Collection[Tensor]) -> Iterator[None]:
+        """Put tensors in the place of the numbers that are inputs."""
+        before = self.lifted()
+        try:
+            self._write_lifted(tensors)
+            yield
+        finally:
+            self._write_lifted(before)
+
+    def _write_lifted(self, values: Collection[Any]) -> None:
+        for (i, j), value in zip(self._lifted, values, strict=True):
+            source = self._sources[i]
+            assert source.write is not None
+            source.write(source.home, j, value)
+
+    def guard_numbers(self, numbers: Collection[tuple[Tensor, float | int | bool]]) -> None:
+        """Guard numbers that the program has read out of tensors which no graph computes."""
+        self._numbers += numbers
 
 
-def _names(code: types.CodeType) -> set[str]:
-    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return set(code.co_names).union(*(_names(c) for c in inner))
-
-
-def _is_of_a_library(home: type | types.ModuleType) -> bool:
-    """Whether a class or a module is not the user's, and so holds nothing that they would change."""
-    name = home.__module__ if isinstance(home, type) else home.__name__
-    return name.split(".")[0] in (*_LIBRARIES, *sys.stdlib_module_names)
-
-
-def _is_library(value: object) -> bool:
-    """Whether a value belongs to Python, torch or Pyro, whose insides are theirs; modules and objectives are not."""
-    if isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType)):
+def same(a: Any, b: Any) -> bool:
+    """Whether two values are one: the same object, or plain values of one type and equal to the bit."""
+    if a is b:
         return True
-    guarded = (*PLAIN, Tensor, nn.Module, ELBO, argparse.Namespace, types.SimpleNamespace)
-    if isinstance(value, guarded) or value is _MISSING:
+    if type(a) is not type(b):
         return False
-    home = value.__module__ if isinstance(value, types.FunctionType) else type(value).__module__
-    own = (functools.partial, types.MethodType, types.FunctionType)
-    return str(home).split(".")[0] in ("torch", "pyro", *(() if isinstance(value, own) else sys.stdlib_module_names))
+    if type(a) in (tuple, frozenset):
+        return len(a) == len(b) and all(map(same, a, b))
+    if not isinstance(a, PLAIN):
+        return False
+    return repr(a) == repr(b) if isinstance(a, (float, complex)) else a == b
 
 
-def _same(value: Any) -> Any:
-    return value
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two values are the same, or containers of the same."""
+    if same(a, b):
+        return True
+    if type(a) is not type(b) or not isinstance(a, (dict, list, tuple, np.ndarray)):
+        return False
+    if isinstance(a, np.ndarray):
+        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(map(_alike, a.values(), b.values()))
+    return len(a) == len(b) and all(map(_alike, a, b))
 
 
-def _length(read: Read) -> int | None:
-    value = read()
-    return len(value) if isinstance(value, (dict, list, tuple)) else None
-
-
-def _content(read: Read) -> Any:
-    """What a set or an array holds, as a plain value; of a large array that it is the same one."""
-    value = read()
-    if isinstance(value, (set, frozenset)):
-        return repr(sorted(map(repr, value)))
-    if isinstance(value, np.ndarray):
-        return value.tobytes() if value.size <= _LARGE else id(value)
-    return None
-
-
-def _item(read: Read, key: Any) -> Any:
+def _read(source: Source) -> tuple[Any, ...]:
     try:
-        return read()[key]
-    except (KeyError, IndexError, TypeError):
-        return _MISSING
+        return tuple(source.read(source.home))
+    except (KeyError, AttributeError):  # an entry is gone
+        get = getattr(source.home, "get", None)
+        return tuple(MISSING if get is None else get(name, MISSING) for name in source.names)
 
 
-def _contents(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # empty
-        return _MISSING
+def _same_content(source: Source, now: tuple[Any, ...], kept: tuple[Any, ...]) -> bool:
+    if isinstance(source.home, set):
+        return set(map(_token, now)) == set(map(_token, kept))
+    return len(now) == len(kept) and (source.write is not None or all(map(same, now, kept)))
+
+
+def _token(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return type(value), tuple(map(_token, value))
+    return (type(value), repr(value)) if isinstance(value, PLAIN) else id(value)
+
+
+def _grown(source: Source, now: tuple[Any, ...], kept: tuple[Any, ...], place: int) -> Change:
+    label = source.label.removeprefix("the keys of ").removeprefix("the content of ")
+    if len(now) != len(kept):
+        return Change(f"the length of {label}", len(kept), len(now), (place, -1))
+    return Change(source.label, kept if isinstance(kept[-1], bytes) else MISSING, now, (place, -1))
+
+
+def _number(tensor: Tensor) -> Any:
+    """What a small tensor on the CPU holds; of others whether they were written to: a GPU is not waited for."""
+    if tensor.device.type != "cpu" or tensor.numel() > LARGE:
+        return tensor._version
+    return tensor.item() if tensor.numel() == 1 else tensor.tolist()
 
 
 def _show(value: object) -> str:
+    if value is MISSING:
+        return "missing"
+    if isinstance(value, (str, bytes)) and len(value) > 40:
+        return f"{value[:20]!r}..."
     return repr(value) if isinstance(value, PLAIN) else f"a {type(value).__name__}"
+
+
+def number_of(tensor: Tensor) -> tuple[Tensor, Any]:
+    """What `Guards.guard_numbers` takes."""
+    return tensor, _number(tensor)

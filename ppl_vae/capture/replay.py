@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +15,16 @@ class CudaReplay:
     Inputs are copied into memory of the graph's own, and outputs lie in memory that the next call writes over: use or
     copy them before. Random numbers come from torch's generator, as many as the function itself would draw.
 
+    A recorded kernel knows addresses, not tensors. So the replay owns whatever an address was recorded of, for as long
+    as it lives: the function (whose constants its kernels read), the storage of every tensor in `state`, the inputs,
+    the generator. It still reads the *old* storage of a tensor that was given another one (``p.data = ...``): ask
+    `moved` before a call.
+
     Args:
         function: Launches the same kernels on every call, and waits for none.
         tensors: Inputs to record it with. It runs three times on them first, as CUDA graphs demand, so that what it
             writes into (buffers, the random state) should be put back by the caller.
+        state: What it reads or writes beside its inputs: parameters, buffers, constants.
 
     Raises:
         RuntimeError: If the function waits for the GPU, or uses memory in a way that cannot be recorded.
@@ -26,9 +33,18 @@ class CudaReplay:
         https://pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
     """
 
-    def __init__(self, function: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor]) -> None:
-        self._inputs = [t.clone() for t in tensors]
+    def __init__(
+        self, function: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor], state: Sequence[Tensor] = ()
+    ) -> None:
+        self._inputs = [t.detach().clone() for t in tensors]
         self._device = tensors[0].device if tensors else torch.device("cuda", torch.cuda.current_device())
+        self._state = list(state)
+        self._addresses = list(map(Tensor.data_ptr, self._state))
+        self._owned: tuple[Any, ...] = (
+            function,
+            [t.untyped_storage() for t in self._state],
+            torch.cuda.default_generators,
+        )
         with torch.cuda.device(self._device):
             self._record(function)
 
@@ -42,6 +58,10 @@ class CudaReplay:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph), torch.no_grad():
             self._outputs = tuple(function(*self._inputs))
+
+    def moved(self) -> bool:
+        """Whether a tensor of the state lies elsewhere than when the graph was recorded."""
+        return list(map(Tensor.data_ptr, self._state)) != self._addresses
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Launch the graph, and return its outputs."""

@@ -1,59 +1,83 @@
-"""One step as a graph: traced, held against the program as it is written, run."""
+"""One step as a graph: traced, held against the program as it is written, run, and held against it again."""
 
 from __future__ import annotations
 
 import logging
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+import weakref
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
-from unittest import mock
 
 import pyro
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils import _pytree
 
-from ppl_vae._scopes import untouched_random_state
-from ppl_vae.capture.guards import PLAIN, Guards
+from ppl_vae.capture.entered import Entered
+from ppl_vae.capture.guards import Guards, number_of
 from ppl_vae.capture.replay import CudaReplay
 from ppl_vae.capture.simplify import simplify
+from ppl_vae.capture.state import PythonRandom, Snapshot, Written, untouched
+from ppl_vae.capture.tracing import CaptureError, backward_noted, explained, traceable_pyro
 from ppl_vae.objectives.losses import BatchLoss
 
 logger = logging.getLogger(__name__)
 
-# relative differences that are roundings: of a sum in float32 where Pyro adds in float64; and of a compiler or a GPU,
-# which add up a gradient over thousands of rows in another order (the terms cancel: 1e-5 was seen for K = 50)
-_TRACED, _COMPILED = 1e-5, 1e-4
+# relative differences that are roundings: of a sum in float32 where Pyro adds in float64; of a compiler or a GPU, which
+# add up a gradient over thousands of rows in another order (the terms cancel: 1e-5 was seen for K = 50); of 16 bits
+_TRACED, _COMPILED, _HALF = 1e-5, 1e-4, 2e-2
 
-
-class CaptureError(RuntimeError):
-    """A step that cannot be captured, and why, in one sentence."""
+Other = tuple[Tensor | int, Tensor]
 
 
 class Step(NamedTuple):
-    """What a step computes: the loss and its terms, and the gradient of each parameter."""
+    """What a step computes.
+
+    Attributes:
+        loss: The loss and its terms.
+        gradients: Of each parameter; None where the loss does not depend on it, or it is frozen.
+        others: What else requires a gradient, the tensor itself or the place of an input, and its gradient.
+    """
 
     loss: BatchLoss
     gradients: list[Tensor | None]
+    others: list[Other] = []  # noqa: RUF012  (never changed)
 
 
 class CapturedStep:
     """One step as a graph, for one set of shapes and Python values.
 
+    State in, state out: what the graph reads and writes beside its inputs is in `state` (parameters, buffers, tensors
+    that the program holds) and torch's generator; what it writes is in `written`.
+
+    A program is run once as it is written, watched, to find what it depends on and writes to; then traced; and the
+    graph is held against that run. Nothing of it is left behind: tensors, random states, Pyro's store and Python values
+    within reach are put back.
+
     Args:
-        run: Runs the step eagerly on its tensors and returns the loss, with gradients attached.
+        run: Runs the step as it is written on tensors and numbers, and returns the loss.
         leaves: The parameters to differentiate by.
         tensors: The tensor arguments.
-        guards: Made of the program before.
+        roots: Model, guide and loss, for the guards.
+        parameters: The parameters by their names in Pyro's store.
         mean: Differentiate the mean per datum instead of the sum.
         full: Compile the graph with Inductor.
+        numbers: The numbers among the arguments.
+        lift: The places in `numbers` of those that become inputs of the graph.
+        lift_values: The labels of Python values that become inputs too.
+
+    Attributes:
+        leaves: The parameters.
+        guards: What the graph depends on besides.
+        constants: The numbers among the arguments that the graph is made for; None for those that are inputs.
+        state: See above.
+        written: See above; each tensor covers a whole storage, or is a buffer.
+        uses: How often the graph was used; `unchecked`, since it was last held against the program; `checks`, how
+            often it was.
+        disturbed: Whether code of the user's may have run since.
 
     Raises:
-        CaptureError: If the step cannot be captured, or the graph does not do what the eager step does.
+        CaptureError: If the step cannot be captured, or the graph does not do what the program does.
     """
 
     def __init__(
@@ -61,93 +85,304 @@ class CapturedStep:
         run: Callable[..., BatchLoss],
         leaves: list[Tensor],
         tensors: list[Tensor],
-        guards: Guards,
+        *,
+        roots: Sequence[object],
+        parameters: Mapping[str, Tensor] | None = None,
         mean: bool,
         full: bool,
+        numbers: Sequence[float] = (),
+        lift: Collection[int] = (),
+        lift_values: Collection[str] = (),
     ) -> None:
-        self.guards = guards
-        self._has_terms = self._weight_is_tensor = False
-        self._weight: float | Tensor = 1.0
-        self._run, self._leaves, self._mean = run, leaves, mean
-        self._rounds = full or any(t.is_cuda for t in leaves)
-        graph = self._trace(tensors)
-        if guards.forget_changed():  # by the program itself: does the graph hang on it?
-            name = guards.forgotten[-1]
-            if not _same_graph(graph, self._trace(tensors)) or guards.changed() is not None:
-                raise CaptureError(f"the program changes a Python value while it runs, and computes with it: {name}")
-        self.uses = 0
+        self._run, self.leaves, self._mean = run, list(leaves), mean
+        self._autocast = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+        self._tolerance = _COMPILED if full or any(t.is_cuda for t in leaves) else _TRACED
+        if self._autocast and full:
+            self._tolerance = _HALF
+        self._arranged = _arranger(numbers, lift)
+        self.constants = tuple(None if i in lift else n for i, n in enumerate(numbers))
+        self.uses = self.unchecked = self.checks = 0
+        self.disturbed = False
+        with explained():
+            self._watch(tensors, numbers, roots, parameters)
+        if lift_values:
+            self.guards.lift(lift_values)
+        self._numbers = [_Number(self.leaves) for _ in (*lift, *self.guards.lifted())]
+        self._lift = sorted(lift)
+        inputs = self.inputs(tensors, numbers)
+        graph = self._trace_twice(inputs)
+        self._has_full = full
         if full:
-            self._take(torch.compile(graph, dynamic=False, options={"fallback_random": True}), tensors)
-            return
-        try:
-            self._take(simplify(graph, *tensors), tensors)
-        except Exception as error:  # an operation that tells no shapes (a user's own kernel), or a rule that is wrong
-            logger.debug("the captured graph is used as it was traced: %s", error)
-            self._take(graph, tensors)
+            self._take(torch.compile(graph, dynamic=False, options={"fallback_random": True}), graph, inputs)
+        else:
+            try:
+                short = simplify(graph, *map(_apart, inputs))
+            except Exception as error:  # an operation that tells no shapes (a user's own kernel), or a wrong rule
+                logger.debug("the captured graph is used as it was traced: %s", error)
+                short = graph
+            try:
+                self._take(short, short, inputs)
+            except CaptureError:
+                if short is graph:
+                    raise
+                self._take(graph, graph, inputs)
+        del self._expected
+        self._checked_on = [(weakref.ref(t), t._version) for t in tensors], tuple(numbers)
+        self._checked_elsewhere = False
+
+    # running it ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def __call__(self, *tensors: Tensor) -> Step:
-        """Run the graph."""
-        return self.unpack(self._graph(*tensors))
+    def __call__(self, *inputs: Tensor) -> Step:
+        """Run the graph on its `inputs`."""
+        if not self._autocast:
+            return self.unpack(self._graph(*inputs))
+        with ExitStack() as stack:  # the casts are in the graph already
+            for kind in self._autocast:
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            return self.unpack(self._graph(*inputs))
 
     @property
     def graph(self) -> Callable[..., tuple[Tensor, ...]]:
         """What is run: an `fx.GraphModule` unless it is compiled, or replayed on a GPU."""
         return self._graph
 
+    def inputs(self, tensors: Sequence[Tensor], numbers: Sequence[float] = ()) -> list[Tensor]:
+        """What the graph is run on: tensors, and the numbers that are inputs as tensors."""
+        if not self._numbers:
+            return list(tensors)
+        values = [*(numbers[i] for i in self._lift), *self.guards.lifted()]
+        return [*tensors, *(number(value) for number, value in zip(self._numbers, values, strict=True))]
+
+    def fits(self, numbers: Sequence[float]) -> bool:
+        """Whether the graph is made for these numbers, and for every Python value as it is."""
+        return self.takes(numbers) and not self.moved() and self.guards.hold()
+
+    def takes(self, numbers: Sequence[float]) -> bool:
+        """Whether the graph is made for these numbers."""
+        return all(c is None or repr(c) == repr(n) for c, n in zip(self.constants, numbers, strict=True))
+
+    def moved(self) -> bool:
+        """Whether a tensor lies elsewhere than a CUDA graph has it."""
+        return self._replay is not None and self._replay.moved()
+
+    def overlaps(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether an argument shares memory with what the step writes to."""
+        written = {t.untyped_storage()._cdata for t in self.written}
+        return bool(written) and any(
+            t.layout is torch.strided and t.untyped_storage()._cdata in written for t in tensors
+        )
+
     def unpack(self, flat: Sequence[Tensor]) -> Step:
         """Return the step that the graph's outputs stand for."""
         outputs = list(flat)
         gradients: list[Tensor | None] = [outputs.pop(0) if has else None for has in self._has_gradient]
         for i in self._borrowed:
-            gradients[i] = torch.empty_like(self._leaves[i]).copy_(gradients[i])  # type: ignore[arg-type]
+            gradients[i] = torch.empty_like(self.leaves[i]).copy_(gradients[i])  # type: ignore[arg-type]
+        others = [(other, outputs.pop(0)) for other in self._others]
         loss, surrogate, *rest = outputs
         weight = rest.pop(0) if self._weight_is_tensor else self._weight
         log_likelihood, kl = rest if self._has_terms else (None, None)
-        return Step(BatchLoss(loss, surrogate, weight, log_likelihood, kl), gradients)
+        return Step(BatchLoss(loss, surrogate, weight, log_likelihood, kl), gradients, others)
 
-    def difference(self, tensors: list[Tensor]) -> str | None:
-        """Run the eager step and the graph on the same noise, moving no state, and say where they differ, if so."""
-        with untouched(self.guards):
-            ours = self(*tensors)
-            buffers = [b.clone() for b in self.guards.buffers()]
-        with untouched(self.guards):
-            theirs = eager_step(self._run, self._leaves, tensors, self._mean)
-            for buffer, now in zip(buffers, self.guards.buffers(), strict=True):
-                if not _close(buffer, now):
-                    return "the graph leaves a buffer other than the eager program does"
-        tolerance = _COMPILED if self._rounds else _TRACED
-        if not _close(ours.loss.loss, theirs.loss.loss):
-            return f"the graph's loss is {ours.loss.loss.item()}, the eager one {theirs.loss.loss.item()}"
-        for i, (a, b) in enumerate(zip(ours.gradients, theirs.gradients, strict=True)):
-            if (a is None) != (b is None) or (a is not None and b is not None and not _close(a, b, tolerance)):
-                return f"the graph's gradient of parameter {i} differs from the eager one"
+    # holding it against the program ----------------------------------------------------------------------------------
+
+    def is_other(self, tensors: Sequence[Tensor], numbers: Sequence[float]) -> bool:
+        """Whether these are other data than the graph was last checked on, if it was checked on one batch alone."""
+        if self._checked_elsewhere:
+            return False
+        kept, values = self._checked_on
+        same = all(ref() is t and t._version == version for (ref, version), t in zip(kept, tensors, strict=True))
+        return not same or values != tuple(numbers)
+
+    def checked(self, tensors: list[Tensor], numbers: Sequence[float]) -> tuple[Step, str | None]:
+        """Take the step by graph and program on the same noise; return one of them, and how they differ, if so.
+
+        Where they agree it is the graph's, and the state is what the graph left; else all is the program's.
+        """
+        self.unchecked, self.disturbed = 0, False
+        self.checks += 1
+        before = Snapshot(self.written)
+        failed, ours, after, copies = None, None, None, []
+        try:
+            ours = self(*self.inputs(tensors, numbers))
+            after = Snapshot(self.written)
+            copies = [t.clone() for t in self.written]
+        except RuntimeError as error:  # if it is no fault of the graph's, the program has it too
+            failed = f"the graph fails ({str(error).strip().splitlines()[0]})"
+        before.put_back()
+        with pyro.validation_enabled(False):
+            own = _own(tensors)
+            theirs = self._placed(eager_step(self._run, self.leaves, [*own, *numbers], self._mean), own)
+        if failed is None:
+            assert ours is not None
+            assert after is not None
+            failed = self._difference(ours, copies, theirs, self.written)
+            if failed is None:
+                after.put_back()
+                self._checked_elsewhere = self._checked_elsewhere or self.is_other(tensors, numbers)
+                return ours, None
+        return theirs, failed
+
+    def _difference(
+        self, ours: Step, our_writes: Iterable[Tensor], theirs: Step, their_writes: Iterable[Tensor]
+    ) -> str | None:
+        for a, b in zip(our_writes, their_writes, strict=True):
+            if a.dtype is torch.uint8:
+                if torch.equal(a, b):
+                    continue
+                a, b = _as_numbers(a), _as_numbers(b)
+            if not _close(a, b, self._tolerance):
+                return "the graph leaves a buffer or a tensor that the program writes to other than the program does"
+        if not self._close_losses(ours.loss, theirs.loss):
+            return f"the graph's loss is {_number(ours.loss.loss)}, the program's {_number(theirs.loss.loss)}"
+        if len(ours.others) != len(theirs.others):
+            return "the program differentiates by other tensors than the graph"
+        mine = [*ours.gradients, *(gradient for _, gradient in ours.others)]
+        other = [*theirs.gradients, *(gradient for _, gradient in theirs.others)]
+        for i, (x, y) in enumerate(zip(mine, other, strict=True)):
+            scale = self._scales[i] if i < len(self._scales) else 0.0
+            if x is y is None or (x is not None and y is not None and _close(x, y, self._tolerance, scale)):
+                continue
+            return f"the graph's gradient of {self._name(i)} is another than the program's"
         return None
 
-    def _trace(self, tensors: list[Tensor]) -> fx.GraphModule:
-        with _explained(), untouched(self.guards), _no_waiting():
-            return make_fx(self._joint)(*tensors)
+    def _name(self, i: int) -> str:
+        if i < len(self._names):
+            return f"parameter {self._names[i].split('$$$')[-1]!r}"
+        return f"parameter {i}" if i < len(self.leaves) else "an argument, or a tensor that the program holds,"
 
-    def _take(self, graph: Callable[..., tuple[Tensor, ...]], tensors: list[Tensor]) -> None:
-        """Use this graph, if it does what the eager step does."""
-        with _explained():  # a compiler that is missing shows in the first run
-            self._graph = graph
-            if all(t.is_cuda for t in [*tensors, *self._leaves]):
-                self._graph = self._replayed(tensors)
-            self._borrowed: list[int] = []
-            self._borrowed = self._find_borrowed(tensors)
-            difference = self.difference(tensors)
-        if difference is not None:
-            raise CaptureError(difference)
+    def _close_losses(self, ours: BatchLoss, theirs: BatchLoss) -> bool:
+        """Equal up to the rounding of the terms that are added up: about a nat per datum where they are not known."""
+        scale = float(theirs.weight)
+        if theirs.log_likelihood is not None and theirs.kl is not None:
+            scale = max(scale, float(theirs.log_likelihood.abs() + theirs.kl.abs()))
+        return _close(ours.loss, theirs.loss, self._tolerance, scale if scale < float("inf") else 0.0)
 
-    def _replayed(self, tensors: list[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
-        """The graph as one CUDA graph, or itself where that cannot be."""
+    # making it -----------------------------------------------------------------------------------------------------
+
+    def _watch(
+        self,
+        tensors: list[Tensor],
+        numbers: Sequence[float],
+        roots: Sequence[object],
+        parameters: Mapping[str, Tensor] | None,
+    ) -> None:
+        """Run the step as it is written, find what it depends on and writes to, and put all back."""
+        self._names = tuple(parameters or ())
+        within_reach = Guards(*roots, parameters=parameters)
+        _refuse(within_reach)
+        own = _own(tensors)
+        buffers = within_reach.buffers()
+        before, python = Snapshot(buffers), PythonRandom(within_reach.reach.generators)
+        entered, written = Entered(), Written()
         try:
-            with untouched(self.guards):
-                replay = CudaReplay(self._graph, tensors)
+            with pyro.validation_enabled(False), entered, written:
+                self._expected = eager_step(self._run, self.leaves, [*own, *numbers], self._mean)
+            self._expected = self._placed(self._expected, own)
+            self.written = [*buffers, *written.tensors()]
+            self._expected_writes = [t.clone() for t in self.written]
+            replaced = before.replaced()
+        finally:
+            before.put_back()
+            written.put_back()
+            moved = python.put_back()
+            within_reach.put_back()
+        if moved is not None:
+            raise CaptureError(
+                f"the program draws from {moved}, which a graph cannot; draw with torch, or give the draws as arguments"
+            )
+        if replaced is not None:
+            raise CaptureError(f"the program replaces parameter {replaced!r} in Pyro's store while it runs")
+        if written.touches(own):
+            raise CaptureError("the program writes into one of its arguments; let it write into a clone")
+        read = [*(t for t in written.numbers if written.is_old(t)), *entered.read]
+        given = {t.untyped_storage()._cdata for t in own if t.layout is torch.strided}
+        if any(not written.is_old(t) or t.untyped_storage()._cdata in given for t in entered.read):
+            raise CaptureError("it reads numbers out of a tensor (.numpy(), .tolist()); compute with tensors")
+        self.guards = Guards(*roots, entered=entered, parameters=parameters)
+        _refuse(self.guards)
+        self.guards.guard_numbers(list({id(t): number_of(t) for t in read}.values()))
+        self._scales = [0.0 if g is None else 0.1 * float(g.norm()) for g in self._expected.gradients]
+
+    def _trace_twice(self, inputs: list[Tensor]) -> fx.GraphModule:
+        """The graph; traced again if the program changes Python values, to see whether it computes with them."""
+        try:
+            graph = self._trace(inputs)
+            changes = list(self.guards.changes())
+            if changes:
+                self.guards.forget(changes)
+                again = self._trace(inputs)
+                if not _same_graph(graph, again) or self.guards.changed() is not None:
+                    raise CaptureError(
+                        f"the program changes a Python value while it runs, and computes with it: {changes[0]}"
+                    )
+        finally:
+            self.guards.put_back()
+        return graph
+
+    def _trace(self, inputs: list[Tensor]) -> fx.GraphModule:
+        clones = _own(inputs, clone=True)
+        numbers = clones[len(clones) - len(self.guards.lifted()) :]
+        with explained(), untouched(self.written), traceable_pyro(), self.guards.replaced(numbers):
+            return make_fx(self._joint)(*clones)
+
+    def _joint(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The step as a function of tensors, to be traced."""
+        arguments = tensors[: len(tensors) - len(self.guards.lifted())]
+        count = len(arguments) - len(self._lift)
+        step = eager_step(self._run, self.leaves, [*arguments[:count], *self._arranged(arguments[count:])], self._mean)
+        step = self._placed(step, tensors)
+        loss = step.loss
+        assert loss.surrogate is not None
+        self._has_gradient = [gradient is not None for gradient in step.gradients]
+        self._others = [other for other, _ in step.others]
+        self._has_terms = loss.log_likelihood is not None and loss.kl is not None
+        self._weight_is_tensor, self._weight = isinstance(loss.weight, Tensor), loss.weight
+        outputs = [g for g in step.gradients if g is not None] + [g for _, g in step.others]
+        outputs += [loss.loss, loss.surrogate.detach()]
+        outputs += [loss.weight] if isinstance(loss.weight, Tensor) else []
+        if loss.log_likelihood is not None and loss.kl is not None:
+            outputs += [loss.log_likelihood, loss.kl]
+        return tuple(outputs)
+
+    @staticmethod
+    def _placed(step: Step, inputs: Sequence[Tensor]) -> Step:
+        """The step with inputs named by their places."""
+        places = {id(t): i for i, t in reversed(list(enumerate(inputs)))}
+        others: list[Other] = [(places.get(id(other), other), gradient) for other, gradient in step.others]
+        return step._replace(others=others)
+
+    def _take(self, graph: Callable[..., tuple[Tensor, ...]], module: fx.GraphModule, inputs: list[Tensor]) -> None:
+        """Use this graph, if it does what the program does."""
+        self._replay: CudaReplay | None = None
+        self.state = [*self.leaves, *self.guards.buffers(), *_tensors_of(module)]
+        with explained():  # a compiler that is missing shows in the first run
+            self._graph = graph
+            if all(t.is_cuda for t in [*inputs, *self.leaves]):
+                self._graph = self._replayed(inputs)
+            self._borrowed: list[int] = []
+            with untouched(self.written):
+                self._borrowed = self._find_borrowed(self(*inputs), inputs)
+            with untouched(self.written):
+                ours, writes = self(*inputs), [t.clone() for t in self.written]
+            difference = self._difference(ours, writes, self._expected, self._expected_writes)
+        if difference is not None:
+            raise CaptureError(f"{difference}: it depends on what a graph cannot follow")
+
+    def _replayed(self, inputs: list[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+        """The graph as one CUDA graph, or itself where that cannot be."""
+        on_cpu = [t for t in self.state if not t.is_cuda]
+        if any(t.numel() > 1 for t in on_cpu):
+            return self._graph
+        try:
+            with untouched(self.written):
+                replay = CudaReplay(self._graph, inputs, [t for t in self.state if t.is_cuda])
         except RuntimeError as error:
             logger.debug("the captured graph is launched kernel by kernel: %s", error)
             return self._graph
+        self.guards.guard_numbers([number_of(t) for t in on_cpu if t.numel()])  # recorded as they are now
+        self._replay = replay
         # the optimiser uses the gradients before the next call, but what was seen may be kept for longer
         first = sum(self._has_gradient)
 
@@ -157,161 +392,148 @@ class CapturedStep:
 
         return run
 
-    def _find_borrowed(self, tensors: list[Tensor]) -> list[int]:
+    def _find_borrowed(self, step: Step, inputs: list[Tensor]) -> list[int]:
         """Which gradients are not memory of their own, laid out as their parameter, as optimisers take for granted."""
-        with untouched(self.guards):
-            gradients = self(*tensors).gradients
-        places = [None if g is None else g.untyped_storage().data_ptr() for g in gradients]
-        others = {t.untyped_storage().data_ptr() for t in [*tensors, *self._leaves, *self.guards.buffers()]}
+        places = [None if g is None else g.untyped_storage().data_ptr() for g in step.gradients]
+        others = {t.untyped_storage().data_ptr() for t in [*inputs, *self.state] if t.layout is torch.strided}
         return [
             i
-            for i, (g, leaf) in enumerate(zip(gradients, self._leaves, strict=True))
+            for i, (g, leaf) in enumerate(zip(step.gradients, self.leaves, strict=True))
             if g is not None and (g.stride() != leaf.stride() or places.count(places[i]) > 1 or places[i] in others)
         ]
 
-    def _joint(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The step as a function of tensors, to be traced."""
-        step = eager_step(self._run, self._leaves, list(tensors), self._mean)
-        loss = step.loss
-        assert loss.surrogate is not None
-        self._has_gradient = [gradient is not None for gradient in step.gradients]
-        self._has_terms = loss.log_likelihood is not None and loss.kl is not None
-        self._weight_is_tensor, self._weight = isinstance(loss.weight, Tensor), loss.weight
-        outputs = [g for g in step.gradients if g is not None] + [loss.loss, loss.surrogate.detach()]
-        outputs += [loss.weight] if isinstance(loss.weight, Tensor) else []
-        if loss.log_likelihood is not None and loss.kl is not None:
-            outputs += [loss.log_likelihood, loss.kl]
-        return tuple(outputs)
+
+class _Number:
+    """A Python number as a tensor: 0-dimensional, where the parameters are and as exact as they are."""
+
+    def __init__(self, leaves: Sequence[Tensor]) -> None:
+        floats = [leaf.dtype for leaf in leaves if leaf.dtype.is_floating_point]
+        self._dtype = max([torch.get_default_dtype(), *floats], key=lambda dtype: torch.finfo(dtype).bits)
+        self._device = leaves[0].device if leaves else torch.device("cpu")
+        self._value: float | None = None
+        self._tensor = torch.zeros(())
+
+    def __call__(self, value: float) -> Tensor:
+        if self._value is None or type(value) is not type(self._value):
+            dtype = torch.int64 if type(value) is int else self._dtype
+            self._tensor = torch.tensor(value, dtype=dtype, device=self._device)
+        elif value != self._value:
+            self._tensor.fill_(value)
+        self._value = value
+        return self._tensor
 
 
-def eager_step(run: Callable[..., BatchLoss], leaves: list[Tensor], tensors: list[Tensor], mean: bool) -> Step:
-    """Run a step as it is written."""
-    before = [leaf.grad for leaf in leaves]
+def eager_step(run: Callable[..., BatchLoss], leaves: list[Tensor], inputs: Sequence[Any], mean: bool) -> Step:
+    """Run a step as it is written, and return its gradients instead of leaving them in ``.grad``."""
     with torch.enable_grad():
-        for leaf in leaves:
-            leaf.grad = None
-        try:
-            loss = run(*tensors)
-            if loss.surrogate is not None:
-                target = loss.surrogate / loss.weight if mean else loss.surrogate
-                return Step(loss, list(torch.autograd.grad(target, leaves, allow_unused=True)))
-            gradients = [leaf.grad for leaf in leaves]  # the objective has left them there by itself
-        finally:
-            for leaf, gradient in zip(leaves, before, strict=True):
-                leaf.grad = gradient
-    if mean:
-        gradients = [None if g is None else g / loss.weight for g in gradients]
-    return Step(loss._replace(surrogate=loss.loss), gradients)
-
-
-def signature(
-    args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], list[Tensor], Callable[..., Any]]:
-    """Split a step's arguments into what a graph is made for and the tensors that it is given.
-
-    Returns:
-        The key (structure, shapes and plain values), the tensors, and a function from tensors back to (args, kwargs).
-
-    Raises:
-        CaptureError: If an argument is neither a tensor nor a plain value.
-    """
-    if not kwargs and all(type(a) is Tensor for a in args):  # the usual case, without the cost of the general one
-        return tuple(map(_kind, args)), list(args), lambda *new: (new, {})
-    leaves, structure = _pytree.tree_flatten((args, kwargs))
-    key: list[Any] = [repr(structure)]  # older torch cannot hash the structure itself
-    for leaf in leaves:
-        if isinstance(leaf, Tensor):
-            key.append(_kind(leaf))
-        elif isinstance(leaf, PLAIN):
-            key.append((type(leaf), leaf))
+        with backward_noted() as noted:
+            loss = run(*inputs)
+        if loss.surrogate is not None:
+            target = loss.surrogate
+        elif noted:
+            target = torch.stack([t.reshape(()) for t in noted]).sum() if len(noted) > 1 else noted[0]
         else:
-            raise CaptureError(f"an argument is a {type(leaf).__name__}; expected tensors and plain Python values")
-    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-
-    def rebuild(*tensors: Tensor) -> Any:
-        filled = list(leaves)
-        for place, tensor in zip(places, tensors, strict=True):
-            filled[place] = tensor
-        return _pytree.tree_unflatten(filled, structure)
-
-    return tuple(key), [leaves[i] for i in places], rebuild
-
-
-def _kind(tensor: Tensor) -> tuple[Any, ...]:
-    """What a graph is made for: another layout in memory takes other operations."""
-    strides = tensor.stride() if tensor.layout is torch.strided else None
-    return tensor.shape, strides, tensor.dtype, tensor.device, tensor.requires_grad
+            raise CaptureError("the objective sets gradients by itself")
+        target = target / loss.weight if mean else target
+        loss = loss._replace(surrogate=loss.loss if loss.surrogate is None else loss.surrogate)
+        if not target.requires_grad:
+            return Step(loss, [None] * len(leaves))
+        known = {id(leaf) for leaf in leaves}
+        others = [leaf for leaf in _leaves_of(target) if id(leaf) not in known]
+        trained = [leaf for leaf in leaves if leaf.requires_grad]
+        found = torch.autograd.grad(target, [*trained, *others], allow_unused=True)
+    gradients = dict(zip(map(id, trained), found, strict=False))
+    rest = zip(others, found[len(trained) :], strict=True)
+    return Step(loss, [gradients.get(id(leaf)) for leaf in leaves], [(t, g) for t, g in rest if g is not None])
 
 
-@contextmanager
-def untouched(guards: Guards) -> Iterator[None]:
-    """Leave the random state and the buffers as they were."""
-    buffers = [(buffer, buffer.clone()) for buffer in guards.buffers()]
-    with untouched_random_state(), pyro.validation_enabled(False):
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+def _leaves_of(target: Tensor) -> list[Tensor]:
+    """The leaves that a tensor's gradient flows to."""
+    seen, todo, leaves = set(), [target.grad_fn], []
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            leaves.append(variable)
+        todo += [following for following, _ in node.next_functions]
+    return leaves
 
 
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Raise whatever goes wrong as a `CaptureError` that says where in the user's code."""
-    try:
-        yield
-    except CaptureError:
-        raise
-    except Exception as error:
-        raise CaptureError(f"{_reason(error)}{_where(error)}") from error
+def _arranger(numbers: Sequence[float], lift: Collection[int]) -> Callable[[Sequence[Tensor]], list[Any]]:
+    """From the numbers that are inputs to all numbers in order, the others as they are."""
+
+    def arranged(lifted: Sequence[Tensor]) -> list[Any]:
+        given = iter(lifted)
+        return [next(given) if i in lift else number for i, number in enumerate(numbers)]
+
+    return arranged
 
 
-@contextmanager
-def _no_waiting() -> Iterator[None]:
-    """Let Pyro's ELBO objects keep their loss a tensor: a graph cannot wait for a number."""
-    item = Tensor.item
+def _own(tensors: Sequence[Tensor], clone: bool = False) -> list[Tensor]:
+    """Tensors of our own on the same data, so that no closure holds them; one for each that is given."""
+    own: dict[int, Tensor] = {}
+    for tensor in tensors:
+        if id(tensor) not in own:
+            copy = tensor.detach()
+            if clone and (cloned := copy.clone()).stride() == copy.stride():
+                copy = cloned
+            own[id(tensor)] = copy.requires_grad_(tensor.requires_grad)
+    return [own[id(tensor)] for tensor in tensors]
 
-    def as_tensor(x: Tensor) -> Any:
-        caller = str(sys._getframe(1).f_globals.get("__name__"))
-        return x.detach() if caller.startswith("pyro.infer.") else item(x)
 
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(Tensor, "item", as_tensor))
-        for name, module in list(sys.modules.items()):
-            if name.startswith("pyro.infer.") and hasattr(module, "warn_if_nan"):
-                stack.enter_context(mock.patch.object(module, "warn_if_nan"))
-        yield
+def _apart(tensor: Tensor) -> Tensor:
+    """A tensor of the same layout on memory of its own."""
+    if tensor.layout is not torch.strided:
+        return tensor.clone()
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+
+
+def _refuse(guards: Guards) -> None:
+    if guards.reach.opaque:
+        raise CaptureError(guards.reach.opaque[0])
+    hooked = next((owner for owner, hooks in guards.reach.hooks if hooks), None)
+    if hooked is not None:
+        raise CaptureError(f"a {hooked} has a hook, whose Python code runs at every step; remove the hook to capture")
+    if any(t._backward_hooks or t._post_accumulate_grad_hooks for t in guards.reach.tensors.values() if t.is_leaf):
+        raise CaptureError("a parameter has a hook, whose Python code runs at every step; remove the hook to capture")
+
+
+def _tensors_of(graph: fx.GraphModule) -> list[Tensor]:
+    """The tensors that a graph holds."""
+    held = [_attribute(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"]
+    return list({id(t): t for t in held if isinstance(t, Tensor)}.values())
+
+
+def _attribute(module: Any, path: str) -> Any:
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
 
 
 def _same_graph(a: fx.GraphModule, b: fx.GraphModule) -> bool:
     """Whether two traces hold the same operations on the same tensors and numbers."""
-    constants = [[getattr(g, str(n.target)) for n in g.graph.nodes if n.op == "get_attr"] for g in (a, b)]
+    constants = [[_attribute(g, str(n.target)) for n in g.graph.nodes if n.op == "get_attr"] for g in (a, b)]
     return a.code == b.code and all(
         x is y or (isinstance(x, Tensor) and isinstance(y, Tensor) and torch.equal(x, y))
         for x, y in zip(*constants, strict=True)
     )
 
 
-def _close(a: Tensor, b: Tensor, tolerance: float = _TRACED) -> bool:
-    """Equal within a share of the norm, NaN and infinities in place."""
+def _as_numbers(storage: Tensor) -> Tensor:
+    return storage[: len(storage) // 4 * 4].view(torch.float32) if len(storage) >= 4 else storage
+
+
+def _close(a: Tensor, b: Tensor, tolerance: float = _TRACED, scale: float = 0.0) -> bool:
+    """Equal within a share of the norm, or of a scale, NaN and infinities in place."""
     a, b = a.detach().cpu().double(), b.detach().cpu().double()
     finite = b.isfinite()
     if not torch.equal(finite, a.isfinite()) or not torch.allclose(a[~finite], b[~finite], equal_nan=True):
         return False
-    return bool((a[finite] - b[finite]).norm() <= tolerance * b[finite].norm() + 1e-12)
+    return bool((a[finite] - b[finite]).norm() <= tolerance * max(float(b[finite].norm()), scale) + 1e-12)
 
 
-def _reason(error: BaseException) -> str:
-    message = str(error).strip()
-    if "_local_scalar_dense" in message:
-        return "it reads a number out of a tensor (.item(), float(), a branch on a value)"
-    return message.splitlines()[0] if message else type(error).__name__
-
-
-def _where(error: BaseException) -> str:
-    """Where in the user's own code an error arose: the innermost frame outside the libraries."""
-    own = str(Path(__file__).parent.parent)
-    frames = traceback.extract_tb(error.__traceback__)
-    mine = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith((own, "<"))]
-    return f" (at {mine[-1].filename}:{mine[-1].lineno}, in {mine[-1].name})" if mine else ""
+def _number(tensor: Tensor) -> float:
+    return float(tensor.detach())

@@ -170,7 +170,7 @@ def contenders(objectives: object, particles: int | Iterable[int] = (1, 8, 64)) 
 
 def check_particles(particles: int | Iterable[int]) -> tuple[int, ...]:
     """Return the K as a tuple without repetitions."""
-    several = (particles,) if isinstance(particles, int) else tuple(particles)
+    several = tuple(particles) if isinstance(particles, Iterable) else (particles,)
     if not several:
         raise ValueError("particles is empty; expected at least one positive integer, such as (1, 8, 64)")
     return tuple(dict.fromkeys(check_positive_int(k, "particles") for k in several))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ppl_vae._scopes import evaluation_mode
 from ppl_vae._validation import check_positive_int
-from ppl_vae.capture import Guards, untouched
+from ppl_vae.capture import buffers_of, modules_of, untouched
 from ppl_vae.comparison.batch import known_evidence, take_batch
 from ppl_vae.comparison.blocks import NameBlock, find_parameters
 from ppl_vae.comparison.contenders import contenders
@@ -103,11 +103,11 @@ def compare(
     vae = program if isinstance(program, VAE) else None
     pair: Program = (program.model, program.guide) if isinstance(program, VAE) else program
     chosen = contenders(objectives, particles)
-    guards = Guards(*pair)
-    mode = evaluation_mode(*guards.modules) if evaluation else nullcontext()
-    with mode, untouched(guards):
+    modules = modules_of(*pair)
+    mode = evaluation_mode(*modules) if evaluation else nullcontext()
+    with mode, untouched(buffers_of(modules)):
         torch.manual_seed(seed)
-        batch = take_batch(data, size, guards.modules)
+        batch = take_batch(data, size, modules)
         parameters = find_parameters(pair, batch.tensors, vae=vae, name_block=blocks)
         run = Run(pair, batch, parameters, replicates, seed, minibatch, reference, progress or _silent, [])
         run.progress("log p(x)")
@@ -117,7 +117,7 @@ def compare(
             found |= run.rows({i: c for i, c in enumerate(chosen) if c.num_particles == k}, evidence)
     order = sorted(found, key=lambda i: (found[i].num_particles, i))
     notes = [*([note] if note else []), *run.notes]
-    if evaluation and any(m.training and isinstance(m, _HAVE_MODES) for m in guards.modules):
+    if evaluation and any(m.training and isinstance(m, _HAVE_MODES) for m in modules):
         notes.append("modules were in evaluation mode: no dropout, and batch normalisation by its running statistics")
     leaf = next(iter(parameters.leaves.values()))
     return Comparison(

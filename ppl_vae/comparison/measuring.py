@@ -13,7 +13,7 @@ from pyro.infer import ELBO as PyroELBO
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 from torch import Tensor
 
-from ppl_vae.capture import CapturedStep, CaptureError, Guards, Step, eager_step
+from ppl_vae.capture import CapturedStep, CaptureError, Step, buffers_of, eager_step, modules_of
 from ppl_vae.comparison.blocks import Parameters
 from ppl_vae.comparison.contenders import Contender
 from ppl_vae.objectives.log_weights import LogWeights
@@ -74,10 +74,17 @@ class Stepper:
         self.kind = _kind(objective, program, tensors)
         self._check(eager_step(run, self._leaves, list(tensors), mean=True))
         # from here: what a baseline makes of its first batch is its start
-        self._state = [(buffer, buffer.clone()) for buffer in Guards(loss).buffers()]
+        self._state = [(buffer, buffer.clone()) for buffer in buffers_of(modules_of(loss))]
         try:
-            guards = Guards(*program, loss, parameters=parameters.leaves)
-            self.captured = CapturedStep(run, self._leaves, list(tensors), guards, mean=True, full=False)
+            self.captured = CapturedStep(
+                run,
+                self._leaves,
+                list(tensors),
+                roots=(*program, loss),
+                parameters=parameters.leaves,
+                mean=True,
+                full=False,
+            )
         except CaptureError as error:
             self.why_eager = str(error)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from ppl_vae._scopes import untouched_random_state
-from ppl_vae._validation import check_choice, check_positive, check_positive_int
+from ppl_vae._validation import check_choice, check_positive, check_positive_int, is_integer
 from ppl_vae.comparison.contenders import Contender, contenders
 from ppl_vae.comparison.race_evaluation import Evaluator, MakeEvidence
 from ppl_vae.comparison.race_results import Race
@@ -210,13 +210,13 @@ def seeds_of(seeds: int | Sequence[int]) -> tuple[int, ...]:
     Raises:
         ValueError: If one is no integer from 0, is there twice, or there is none.
     """
-    some = tuple(range(seeds)) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
+    some = tuple(range(seeds)) if is_integer(seeds) else seeds
     if (
         isinstance(some, (str, bool))
         or not isinstance(some, Sequence)
         or not some
         or len(set(some)) < len(some)
-        or not all(isinstance(s, int) and not isinstance(s, bool) and 0 <= s < 2**63 for s in some)
+        or not all(is_integer(s) and 0 <= s < 2**63 for s in some)
     ):
         raise ValueError(f"race: seeds is {seeds!r}; expected how many, or different integers from 0, as in (0, 1, 2)")
     return tuple(some)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Integral, Real
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import torch
@@ -113,13 +112,3 @@ def label_tensor(value: Any, rows: int, what: str) -> Tensor:
             "column of from_tensors"
         )
     return torch.from_numpy(array.astype(np.int64))
-
-
-def is_integer(value: Any) -> TypeGuard[int]:
-    """Whether an option is a whole number, numpy's included; True and False are not."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def is_real(value: Any) -> TypeGuard[float]:
-    """Whether an option is a number, numpy's included; True and False are not."""
-    return isinstance(value, Real) and not isinstance(value, bool)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.data.arrays import data_tensor, is_real, label_tensor, numeric, single, value_range
+from ppl_vae._validation import is_real
+from ppl_vae.data.arrays import data_tensor, label_tensor, numeric, single, value_range
 from ppl_vae.data.binarization import Binarize
 from ppl_vae.data.conditions import with_labels
 from ppl_vae.data.dataset import Dataset

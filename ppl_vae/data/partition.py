@@ -8,7 +8,8 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from ppl_vae.data.arrays import is_integer, is_real, to_float, value_range
+from ppl_vae._validation import is_integer, is_real
+from ppl_vae.data.arrays import to_float, value_range
 from ppl_vae.data.binarization import Binarization, Binarize, noise_key
 from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.dequantization import BINS, Dequantization, check_levels

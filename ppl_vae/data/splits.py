@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ppl_vae.data.arrays import is_integer
+from ppl_vae._validation import is_integer
 from ppl_vae.data.binarization import Binarization, noise_key
 from ppl_vae.data.dequantization import Dequantization, dequantize
 from ppl_vae.data.rows import LazyRows, Rows, stream

@@ -12,13 +12,15 @@ from torch import Size, Tensor
 from torch.distributions.utils import broadcast_all
 from torch.nn.functional import logsigmoid
 
+from ppl_vae._validation import is_real
+
 _NODES = 121  # of the trapezoid rule for moments, over 9 standard deviations to either side
 _REACH = 9.0
 
 
 def check_box(low: object, high: object, name: str) -> tuple[float, float]:
     """Return the two ends of an interval if they are finite numbers, the lower first."""
-    numbers = all(isinstance(end, (int, float)) and not isinstance(end, bool) for end in (low, high))
+    numbers = all(map(is_real, (low, high)))
     if not numbers or not -math.inf < low < high < math.inf:  # type: ignore[operator]
         raise ValueError(f"{name}: low is {low!r} and high is {high!r}; expected two finite numbers, low below high")
     return float(low), float(high)  # type: ignore[arg-type]

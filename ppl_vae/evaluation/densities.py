@@ -15,7 +15,7 @@ from torch.nn.functional import softplus
 
 from ppl_vae._distributions import unwrapped
 from ppl_vae._scopes import evaluation_mode
-from ppl_vae.capture import Guards
+from ppl_vae.capture.reach import Reach
 from ppl_vae.objectives.losses import Program
 from ppl_vae.objectives.traces import PARTICLES
 from ppl_vae.vae import VAE
@@ -132,7 +132,7 @@ class ProgramDensities:
 
     def __init__(self, program: Program, x: Tensor) -> None:
         self.model, self.guide = program
-        self.modules = Guards(*program).modules
+        self.modules = Reach().visit(*program).modules
         self._site = self._find(x[:2])
         self.latent_dim = self.posterior(x[:2]).event_shape[-1]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae._validation import check_choice, check_positive_int
-from ppl_vae.capture import Guards
+from ppl_vae.capture.reach import Reach
 from ppl_vae.evaluation.blocks import MAX_BYTES, capacity
 from ppl_vae.evaluation.densities import Densities, densities_of
 from ppl_vae.evaluation.evidence import Evidence
@@ -163,7 +163,7 @@ def _weigher(
             "distribution"
         )
     if isinstance(source, tuple) and proposal == "posterior":
-        return Guards(*source).modules, _Program(source, max_bytes, max_plate_nesting)
+        return Reach().visit(*source).modules, _Program(source, max_bytes, max_plate_nesting)
     if len(data) != 1:
         raise ValueError(
             f"importance was given {len(data)} tensors; expected x alone, as several need a (model, guide) pair and "
@@ -232,7 +232,7 @@ def _chunks(count: int, size: int) -> Iterator[int]:
 
 
 def _counts(num_particles: int | Sequence[int]) -> list[int]:
-    given = [num_particles] if isinstance(num_particles, int) else list(num_particles)
+    given = list(num_particles) if isinstance(num_particles, Sequence) else [num_particles]
     if not given:
         raise ValueError("num_particles is empty; expected a positive integer or several, such as (100, 1000, 5000)")
     return sorted({check_positive_int(k, "num_particles") for k in given})

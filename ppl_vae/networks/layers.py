@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, TypeVar, get_args
 
 from torch import nn
 
-from ppl_vae._validation import check_choice, check_positive_int
+from ppl_vae._validation import check_choice, check_positive_int, is_real
 from ppl_vae.networks.binding import Shape
 
 Activation = Literal["softplus", "relu", "leaky_relu", "elu", "gelu", "silu", "sigmoid", "tanh", "none"]
@@ -42,7 +42,7 @@ def check_options(owner: str, activation: str, init: str, dropout: float, batch_
     """Raise if one of the options that the networks share is unknown or out of range, or two exclude each other."""
     check_choice(activation, get_args(Activation), f"{owner}: activation")
     check_choice(init, get_args(Init), f"{owner}: init")
-    if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+    if not is_real(dropout) or not 0 <= dropout < 1:
         raise ValueError(f"{owner}: dropout is {dropout!r}; expected a probability from 0 up to, not including, 1")
     if batch_norm and layer_norm:
         raise ValueError(f"{owner}: batch_norm and layer_norm are both set; expected one normalisation, so drop one")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppl_vae._validation import check_positive_int
+from ppl_vae._validation import check_positive_int, is_integer, is_real
 from ppl_vae.objectives.estimate import Estimate
 from ppl_vae.objectives.importance import IWAE, log_mean_w
 from ppl_vae.objectives.log_weights import LogWeights
@@ -50,7 +50,7 @@ class CIWAE:
 
     def __post_init__(self) -> None:
         check_positive_int(self.num_particles, "objective CIWAE: num_particles")
-        if isinstance(self.beta, bool) or not isinstance(self.beta, (int, float)) or not 0 <= self.beta <= 1:
+        if not is_real(self.beta) or not 0 <= self.beta <= 1:
             raise ValueError(f"objective CIWAE: beta is {self.beta!r}; expected the ELBO's share, from 0 to 1")
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
@@ -187,7 +187,7 @@ class JVI:
 
     def __post_init__(self) -> None:
         check_positive_int(self.num_particles, "objective JVI: num_particles")
-        if isinstance(self.order, bool) or not isinstance(self.order, int) or not 0 <= self.order < self.num_particles:
+        if not is_integer(self.order) or not 0 <= self.order < self.num_particles:
             raise ValueError(
                 f"objective JVI: order is {self.order!r}; expected an integer from 0 to {self.num_particles - 1}, "
                 "below num_particles"

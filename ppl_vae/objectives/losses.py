@@ -1,12 +1,14 @@
 """From an objective to one number per batch: what SVI minimises, whatever the objective was.
 
-`as_loss` adapts the three kinds of objective (ours, a function of log-weights, one of Pyro's ELBO objects) to one form.
+`as_loss` adapts the four kinds of objective (ours, a function of log-weights, one of Pyro's ELBO objects, Pyro's
+``loss(model, guide, *args)``) to one form.
 """
 
 from __future__ import annotations
 
-import copy
+import inspect
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -51,7 +53,7 @@ class Loss(Protocol):
 
 
 def as_loss(objective: object) -> Loss:
-    """Return the loss of an objective: ours, a function of log-weights, or a Pyro ELBO object.
+    """Return the loss of an objective: ours, a function of log-weights, a Pyro ELBO object, or Pyro's form of a loss.
 
     Raises:
         TypeError: If it is none of these, or gives no single value.
@@ -76,9 +78,49 @@ def as_loss(objective: object) -> Loss:
         hint = f"; did you mean {objective.__name__}()?" if isinstance(objective, type) else ""
         raise TypeError(
             f"objective is {objective!r}; expected an object such as objectives.ELBO(), one of Pyro's such as "
-            f"pyro.infer.Trace_ELBO(), or a function of log-weights{hint}"
+            f"pyro.infer.Trace_ELBO(), a function of log-weights, or of (model, guide, *args){hint}"
         )
-    return _PerDatumLoss(objective)
+    return _FunctionLoss(objective) if _takes_programs(objective) else _PerDatumLoss(objective)
+
+
+def _takes_programs(function: Callable[..., Any]) -> bool:
+    """Whether a function is Pyro's form of a loss, ``loss(model, guide, *args)``, and not one of log-weights alone."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # written in C
+        return False
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len([p for p in positional if p.default is p.empty]) >= 2 or (not positional and len(parameters) > 0)
+
+
+@dataclass(frozen=True)
+class _FunctionLoss:
+    """A loss in Pyro's form: ``function(model, guide, *args, **kwargs)`` returns what is minimised, a sum over data.
+
+    Such as ``pyro.infer.EnergyDistance()`` or ``Trace_ELBO().differentiable_loss``. It tells no terms of an ELBO.
+    """
+
+    function: Callable[..., Any]
+
+    def __call__(self, program: Program, *args: Any, **kwargs: Any) -> BatchLoss:
+        """Evaluate it."""
+        surrogate = self.function(*program, *args, **kwargs)
+        if not isinstance(surrogate, (Tensor, float, int)):
+            raise TypeError(
+                f"the loss {getattr(self.function, '__name__', self.function)!r} returned a "
+                f"{type(surrogate).__name__}; expected one number, which is minimised"
+            )
+        surrogate = _as_tensor(surrogate)
+        return BatchLoss(surrogate.detach(), surrogate, _size_of(args), None, None)
+
+
+def _as_tensor(loss: Tensor | float) -> Tensor:
+    return loss if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float64)
+
+
+def _size_of(args: tuple[Any, ...]) -> float:
+    """The number of data in a batch, where no plate tells it."""
+    return float(len(args[0]) if args and isinstance(args[0], Tensor) and args[0].dim() else 1)
 
 
 @dataclass(frozen=True)
@@ -112,39 +154,48 @@ class _PyroLoss:
     """One of Pyro's ELBO objects, its own code unchanged; the traces it makes are read for the ELBO's terms."""
 
     def __init__(self, elbo: PyroELBO) -> None:
-        self.elbo: Any = copy.copy(elbo)  # the caller's object keeps its own `_get_traces`
-        self._get_traces: Callable[..., Iterator[tuple[poutine.Trace, poutine.Trace]]] = self.elbo._get_traces
-        self._traces: list[tuple[poutine.Trace, poutine.Trace]] = []
-        vars(self.elbo)["_get_traces"] = self._record_traces
-        self._differentiable = hasattr(elbo, "differentiable_loss")
+        self.elbo: Any = elbo  # the caller's object itself: its attributes are read when it is used
         self._per_datum = True
 
     def __call__(self, program: Program, *args: Any, **kwargs: Any) -> BatchLoss:
-        self._traces.clear()
-        surrogate = None
         if isinstance(self.elbo, TraceEnum_ELBO) and hasattr(getattr(program[1], "__self__", None), "q_z"):
             program = (program[0], config_enumerate(program[1]))  # a VAE's guide marks nothing to be summed over
-        if not torch.is_grad_enabled():
-            loss = self.elbo.loss(*program, *args, **kwargs)
-        elif self._differentiable:
-            surrogate = self.elbo.differentiable_loss(*program, *args, **kwargs)
-            loss = surrogate.detach()
-        else:
-            loss = self.elbo.loss_and_grads(*program, *args, **kwargs)
-        weight, log_likelihood, kl = self._terms(args)
-        if not isinstance(loss, Tensor):
-            loss = torch.tensor(loss, dtype=torch.float64)
-        return BatchLoss(loss, surrogate, weight, log_likelihood, kl)
+        surrogate = None
+        with self._recorded() as traces:
+            if not torch.is_grad_enabled():
+                loss = self.elbo.loss(*program, *args, **kwargs)
+            elif hasattr(self.elbo, "differentiable_loss"):
+                surrogate = _as_tensor(self.elbo.differentiable_loss(*program, *args, **kwargs))
+                loss = surrogate.detach()
+            else:
+                loss = self.elbo.loss_and_grads(*program, *args, **kwargs)
+        weight, log_likelihood, kl = self._terms(traces, args)
+        return BatchLoss(_as_tensor(loss), surrogate, weight, log_likelihood, kl)
 
-    def _record_traces(self, *args: Any) -> Iterator[tuple[poutine.Trace, poutine.Trace]]:
-        for pair in self._get_traces(*args):
-            self._traces.append(pair)
-            yield pair
+    @contextmanager
+    def _recorded(self) -> Iterator[list[tuple[poutine.Trace, poutine.Trace]]]:
+        """Note the traces that the object makes meanwhile."""
+        get_traces, traces = self.elbo._get_traces, []
+        own = vars(self.elbo).get("_get_traces")
+
+        def record(*args: Any) -> Iterator[tuple[poutine.Trace, poutine.Trace]]:
+            for pair in get_traces(*args):
+                traces.append(pair)
+                yield pair
+
+        vars(self.elbo)["_get_traces"] = record
+        try:
+            yield traces
+        finally:
+            if own is None:
+                del vars(self.elbo)["_get_traces"]
+            else:
+                vars(self.elbo)["_get_traces"] = own
 
     @torch.no_grad()
-    def _terms(self, args: tuple[Any, ...]) -> tuple[float | Tensor, Tensor | None, Tensor | None]:
-        traces = list(self._traces)
-        self._traces.clear()
+    def _terms(
+        self, traces: list[tuple[poutine.Trace, poutine.Trace]], args: tuple[Any, ...]
+    ) -> tuple[float | Tensor, Tensor | None, Tensor | None]:
         if self._per_datum and traces:
             try:
                 particles = [from_traces(*pair) for pair in traces]
@@ -154,7 +205,7 @@ class _PyroLoss:
                 log_lik = torch.stack([(w.scale * w.log_lik.mean(0)).sum() for w in particles]).mean()
                 kl = torch.stack([(w.scale * w.kl.mean(0)).sum() for w in particles]).mean()
                 return _weight(particles[0]), log_lik, kl
-        return float(len(args[0]) if args and isinstance(args[0], Tensor) else 1), None, None
+        return _size_of(args), None, None
 
 
 def _weight(log_weights: LogWeights) -> float | Tensor:

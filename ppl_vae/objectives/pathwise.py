@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ppl_vae import closed_form
 from ppl_vae._distributions import unwrapped
-from ppl_vae._validation import check_positive_int
+from ppl_vae._validation import check_positive_int, is_real
 from ppl_vae.objectives.estimate import Estimate
 from ppl_vae.objectives.log_weights import LogWeights
 
@@ -198,7 +198,7 @@ class ArticleELBO:
 
     def __post_init__(self) -> None:
         check_positive_int(self.num_particles, "objective ArticleELBO: num_particles")
-        if isinstance(self.eps, bool) or not isinstance(self.eps, (int, float)) or not 0 <= self.eps < 1:
+        if not is_real(self.eps) or not 0 <= self.eps < 1:
             raise ValueError(
                 f"objective ArticleELBO: eps is {self.eps!r}; expected a number in [0, 1), the article's 1e-8"
             )

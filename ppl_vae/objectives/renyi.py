@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ppl_vae._validation import check_positive_int
+from ppl_vae._validation import check_positive_int, is_real
 from ppl_vae.objectives.estimate import Estimate
 from ppl_vae.objectives.log_weights import LogWeights
 
@@ -49,7 +49,7 @@ class Renyi:
 
     def __post_init__(self) -> None:
         check_positive_int(self.num_particles, "objective Renyi: num_particles")
-        if isinstance(self.alpha, bool) or not isinstance(self.alpha, (int, float)) or not math.isfinite(self.alpha):
+        if not is_real(self.alpha) or not math.isfinite(self.alpha):
             raise ValueError(
                 f"objective Renyi: alpha is {self.alpha!r}; expected a finite number (for minus infinity use VRMax)"
             )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppl_vae._validation import check_positive_int
+from ppl_vae._validation import check_positive_int, is_real
 from ppl_vae.objectives.estimate import Estimate
 from ppl_vae.objectives.log_weights import LogWeights
 
@@ -64,7 +64,7 @@ class TVO:
                 "objective TVO: num_particles is 1, which has no covariance; expected at least 2, or pathwise=True"
             )
         check_positive_int(self.partitions, "objective TVO: partitions")
-        if isinstance(self.first, bool) or not isinstance(self.first, (int, float)) or not 0 < self.first < 1:
+        if not is_real(self.first) or not 0 < self.first < 1:
             raise ValueError(f"objective TVO: first is {self.first!r}; expected a beta between 0 and 1, such as 0.1")
 
     @property

@@ -69,8 +69,12 @@ def from_traces(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> LogWe
 
 
 def sample_sites(trace: poutine.Trace) -> dict[str, Any]:
-    """The sample sites of a trace, without those of subsampling plates."""
-    return {name: site for name, site in prune_subsample_sites(trace).nodes.items() if site["type"] == "sample"}
+    """The sample sites of a trace, without those of subsampling plates and of `pyro.deterministic`."""
+    return {
+        name: site
+        for name, site in prune_subsample_sites(trace).nodes.items()
+        if site["type"] == "sample" and not (site["infer"] or {}).get("_deterministic")
+    }
 
 
 def _frames(site: Any) -> list[Any]:

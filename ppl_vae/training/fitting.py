@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from ppl_vae._scopes import untouched_random_state
-from ppl_vae._validation import check_choice, check_positive, check_positive_int
+from ppl_vae._validation import check_choice, check_positive, check_positive_int, is_integer
 from ppl_vae.capture import modules_of
 from ppl_vae.data import Dataset, Split
 from ppl_vae.objectives import ELBO, Regularized, Regularizer
 from ppl_vae.objectives.losses import Program
-from ppl_vae.svi import SVI, Compile, OptimizerFactory
+from ppl_vae.svi import ALONE, SVI, Compile, OptimizerFactory
 from ppl_vae.training.loop import Loop
 from ppl_vae.training.run import Callback, Run
 from ppl_vae.vae import VAE
@@ -55,7 +55,8 @@ def fit(
     found within a hundred steps and reported (`DivergedError`), with the program put back to its last good state.
 
     The same seed gives the same parameters, bit by bit, on the CPU with the same number of threads. The global random
-    state is left as it was.
+    state is left as it was. Trainings in threads of one process wait for each other, since Pyro's handlers and torch's
+    random state are the process's: run them in processes.
 
     Args:
         program: The `VAE`, or a pair of functions ``(model, guide)`` that take the columns of the data. The modules
@@ -101,14 +102,15 @@ def fit(
         >>> run.history[-1]["validation_elbo"] > run.history[0]["validation_elbo"]
         True
     """
-    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("validate_every", validate_every)):
-        check_positive_int(value, name)
+    epochs = check_positive_int(epochs, "epochs")
+    batch_size = check_positive_int(batch_size, "batch_size")
+    validate_every = check_positive_int(validate_every, "validate_every")
     if early_stopping is not None:
-        check_positive_int(early_stopping, "early_stopping")
+        early_stopping = check_positive_int(early_stopping, "early_stopping")
     if clip_norm is not None:
         check_positive(clip_norm, "clip_norm")
     check_choice(compile, ("auto", *get_args(Compile)), "compile")
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
+    if seed is not None and (not is_integer(seed) or not 0 <= seed < 2**63):
         raise ValueError(f"seed is {seed!r}; expected an integer from 0 to 2**63 - 1")
     if not isinstance(data, Dataset):
         columns = data if isinstance(data, tuple) else (data,)
@@ -141,11 +143,10 @@ def fit(
         if seed not in (None, resume["seed"]):
             raise ValueError(f"seed is {seed}, and that of the run to resume {resume['seed']}; leave it out")
         seed = resume["seed"]
-    seed = int(torch.randint(2**31, ())) if seed is None else seed
+    seed = int(torch.randint(2**31, ()) if seed is None else seed)
     run = Run(program, data.to(device), seed, str(device), level)
-    stop = stop or (lambda: False)
     loop = Loop(run, svi, modules, scheduler, epochs, batch_size, validate_every, early_stopping, callbacks, stop)
-    with untouched_random_state():
+    with ALONE, untouched_random_state():
         torch.manual_seed(seed)
         loop.rehearse()
         loop.prepare(resume)

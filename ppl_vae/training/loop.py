@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pyro
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
@@ -36,7 +38,7 @@ class Loop:
     validate_every: int
     early_stopping: int | None
     callbacks: Sequence[Callback]
-    stop: Callable[[], bool]
+    stop: Callable[[], bool] | None
 
     def __post_init__(self) -> None:
         self.train = self.result.data.train
@@ -44,16 +46,25 @@ class Loop:
 
     def rehearse(self) -> None:
         """Run everything once under full validation, moving no state, so that what cannot work is refused now."""
-        self._check_batch_norm()
-        with untouched_random_state(), evaluation_mode(*self.modules):
+        with untouched_random_state(), evaluation_mode(*self.modules), self._batch_norm_checked():
             if isinstance(self.result.program, VAE):
                 self.result.caveat = self.result.program.check_support(self.result.data)
             with pyro.validation_enabled():
                 self.svi.backward(*next(self.train.batches(self.batch_size, device=self.result.device)))
+                if all(parameter.grad is None for parameter in self.svi.parameters.values()):
+                    raise ValueError(
+                        "the objective depends on no parameter that requires a gradient; register networks with "
+                        "pyro.module (or make the program's pieces nn.Modules of a VAE) and unfreeze what should train"
+                    )
 
     def prepare(self, resume: dict[str, Any] | None) -> None:
         """Make optimiser and scheduler, and take up the state of an earlier run."""
         optimizer = self.svi.prepare()
+        if optimizer is None:
+            raise ValueError(
+                "optimizer is an object of pyro.optim with a schedule, clipping, or settings for each parameter; "
+                "expected functools.partial(torch.optim.Adam, lr=1e-3) or the like, with scheduler= and clip_norm="
+            )
         try:
             scheduler = None if self.make_scheduler is None else self.make_scheduler(optimizer)
         except TypeError as error:
@@ -73,6 +84,7 @@ class Loop:
 
     def run(self) -> None:
         """Train from where the state stands to the end, and tell the callbacks."""
+        self.svi.begin_stretch()
         self.tell("on_start", self.result)
         self.started = time.perf_counter() - self.state.seconds
         for module in self.modules:
@@ -96,6 +108,7 @@ class Loop:
         for callback in self.callbacks:
             method = getattr(callback, event, None)
             if method is not None:
+                self.svi.begin_stretch()  # it may change anything
                 with untouched_random_state():
                     method(*arguments)
 
@@ -107,7 +120,7 @@ class Loop:
         order = state.order(len(self.train))[first * self.batch_size :]
         for batch in self.train.batches(self.batch_size, order=order, device=self.result.device):
             state.note(self.svi.update(*batch))
-            interrupted = self.stop()
+            interrupted = self._asked_to_stop()
             if state.step % CHECK_EVERY == 0 or state.step == self.steps or interrupted:
                 if not state.is_finite():
                     raise diagnose(state, good, self.train, self.batch_size, self.result.device)
@@ -126,6 +139,12 @@ class Loop:
         self._stop_early(record)
         state.seconds = record["seconds"]
         self.tell("on_epoch", self.result, record)
+
+    def _asked_to_stop(self) -> bool:
+        if self.stop is None:
+            return False
+        self.svi.begin_stretch()
+        return self.stop()
 
     def _make_record(self, rate: float) -> dict[str, float]:
         assert self.svi.optimizer is not None
@@ -209,14 +228,27 @@ class Loop:
         )
         self.tell("on_progress", progress)
 
-    def _check_batch_norm(self) -> None:
-        normalised = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-        if 1 in (self.batch_size, len(self.train) % self.batch_size) and any(
-            isinstance(part, normalised) for module in self.modules for part in module.modules()
-        ):
+    @contextmanager
+    def _batch_norm_checked(self) -> Iterator[None]:
+        """Refuse a last batch of one datum where batch normalisation would see one value for each channel."""
+        alone: list[nn.Module] = []
+
+        def look(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            rows = min(self.batch_size, len(self.train))
+            if inputs[0].numel() <= rows * inputs[0].shape[1]:
+                alone.append(module)
+
+        parts = {part for module in self.modules for part in module.modules() if isinstance(part, _BatchNorm)}
+        hooks = [part.register_forward_pre_hook(look) for part in parts]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if alone and 1 in (self.batch_size, len(self.train) % self.batch_size):
             raise ValueError(
-                f"batch normalisation cannot train on one datum, and {len(self.train)} training data in batches of "
-                f"{self.batch_size} leave a last batch of one; choose another batch_size"
+                f"batch normalisation ({type(alone[0]).__name__}) cannot train on one datum, and {len(self.train)} "
+                f"training data in batches of {self.batch_size} leave a last batch of one; choose another batch_size"
             )
 
 

@@ -1,0 +1,154 @@
+"""What follows the gradients: one torch optimiser over all parameters, or an optimiser object of Pyro's."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import pyro
+from pyro.optim import PyroLRScheduler, PyroOptim
+from torch import Tensor
+from torch.optim import Optimizer
+
+OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
+
+
+class TorchOptimizer:
+    """One torch optimiser over all parameters, in its fused form where there is one."""
+
+    def __init__(self, factory: OptimizerFactory) -> None:
+        self._factory = factory
+        self.optimizer: Optimizer | None = None
+
+    def follow(self, parameters: Sequence[Tensor]) -> Optimizer:
+        """Make the optimiser for these parameters, or add to it what is new."""
+        if self.optimizer is None:
+            self.optimizer = _fused(self._factory, list(parameters))
+            return self.optimizer
+        known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        if new := [p for p in parameters if id(p) not in known]:
+            self.optimizer.add_param_group({"params": new})
+        return self.optimizer
+
+    def step(self, parameters: Sequence[Tensor]) -> None:
+        """Take a step."""
+        self.follow(parameters).step()
+
+
+class PyroOptimizer:
+    """A `pyro.optim` object as it is: its state, its settings for each parameter, its clipping and schedules.
+
+    Pyro keeps a torch optimiser for every parameter, and takes their steps one after another. Where all have the same
+    settings and nothing is clipped or scheduled, one torch optimiser over all parameters takes them here in one pass:
+    it works on the state and the settings of Pyro's own, so that `get_state`, `set_state`, a second SVI with the same
+    object, and settings that are changed in either place mean what they do in Pyro.
+
+    Attributes:
+        optimizer: The optimiser over all parameters; None where Pyro's object takes the steps itself.
+    """
+
+    def __init__(self, optim: PyroOptim) -> None:
+        self.optim: Any = optim
+        self.optimizer: Optimizer | None = None
+        self._joined: list[Any] = []
+        self._settings: dict[str, Any] = {}
+
+    def follow(self, parameters: Sequence[Tensor]) -> Optimizer | None:
+        """Bring the optimiser over all parameters in line with Pyro's object."""
+        optim = self.optim
+        if not isinstance(optim.pt_optim_args, dict) or optim.pt_clip_args or isinstance(optim, PyroLRScheduler):
+            self.optimizer = None
+            return None
+        for parameter in parameters:
+            if parameter not in optim.optim_objs:
+                self._make(parameter)
+        own = [optim.optim_objs[parameter] for parameter in parameters]
+        if self.optimizer is not None:
+            self._take_over(parameters)
+        groups = [o.param_groups[0] for o in own]
+        settings = _settings(groups[0])
+        if any(_settings(group) != settings for group in groups) or len({type(o) for o in own}) > 1:
+            self.optimizer = None
+            return None
+        if self.optimizer is None:
+            self.optimizer = _fused(self._factory(), list(parameters))
+        joint = self.optimizer.param_groups[0]
+        joint.update(settings)
+        self._settings = settings
+        joined = [*parameters, *(o.state for o in own), self.optimizer.state]
+        if len(joined) != len(self._joined) or any(a is not b for a, b in zip(joined, self._joined, strict=True)):
+            joint["params"] = list(parameters)
+            for parameter, single in zip(parameters, own, strict=True):
+                self.optimizer.state[parameter] = single.state[parameter]  # the very dictionary, which both write
+            self._joined = joined
+        return self.optimizer
+
+    def step(self, parameters: Sequence[Tensor]) -> None:
+        """Take a step."""
+        parameters = [p for p in parameters if p.grad is not None]
+        optimizer = self.follow(parameters) if parameters else None
+        if optimizer is not None:
+            optimizer.step()
+            self._take_over(parameters)  # an optimiser may change its settings in a step
+        else:
+            self.optim(parameters)
+
+    def _factory(self) -> OptimizerFactory:
+        return functools.partial(self.optim.pt_optim_constructor, **self.optim.pt_optim_args)
+
+    def _make(self, parameter: Tensor) -> None:
+        """Do what Pyro's object does at a parameter's first step."""
+        optim = self.optim
+        own = optim.optim_objs[parameter] = _fused(self._factory(), [parameter])
+        optim.grad_clip[parameter] = None
+        state = optim._state_waiting_to_be_consumed.pop(pyro.get_param_store().param_name(parameter), None)
+        if state is not None:
+            own.load_state_dict(state)
+
+    def _take_over(self, parameters: Sequence[Tensor]) -> None:
+        """Hand settings that were changed, and a state that was loaded, from the joint optimiser on to Pyro's."""
+        assert self.optimizer is not None
+        settings = _settings(self.optimizer.param_groups[0])
+        if settings != self._settings:
+            for parameter in parameters:
+                self.optim.optim_objs[parameter].param_groups[0].update(settings)
+            self._settings = settings
+        if self._joined and self.optimizer.state is not self._joined[-1]:
+            for parameter, state in self.optimizer.state.items():
+                self.optim.optim_objs[parameter].state[parameter] = state
+            self._joined = []
+
+
+def as_optimizer(optim: object) -> TorchOptimizer | PyroOptimizer:
+    """Return what takes the steps of an SVI.
+
+    Raises:
+        TypeError: If `optim` is neither a function from parameters to a torch optimiser nor a `pyro.optim` object.
+    """
+    if isinstance(optim, PyroOptim):
+        return PyroOptimizer(optim)
+    if isinstance(optim, Optimizer) or not callable(optim):
+        raise TypeError(
+            f"SVI: optim is a {type(optim).__name__}; expected a function from parameters to a torch optimiser, "
+            "such as functools.partial(torch.optim.Adam, lr=1e-3)"
+        )
+    return TorchOptimizer(optim)
+
+
+def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key != "params"}
+
+
+def _fused(factory: OptimizerFactory, parameters: list[Tensor]) -> Optimizer:
+    """Make the optimiser, in its fused form where the class has one and the device takes it."""
+    optimizer_class = factory.func if isinstance(factory, functools.partial) else factory
+    given = factory.keywords if isinstance(factory, functools.partial) else {}
+    chosen = {"fused", "foreach", "differentiable"} & given.keys()
+    if isinstance(optimizer_class, type) and not chosen and "fused" in inspect.signature(optimizer_class).parameters:
+        try:
+            return factory(parameters, fused=True)  # type: ignore[call-arg]
+        except (RuntimeError, NotImplementedError):
+            pass  # this device has no fused kernel
+    return factory(parameters)

@@ -1,0 +1,112 @@
+"""Which Python functions a run enters, noted by Python's own profiling hook."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import types
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+# what reads attributes by a name that stands in no code
+_DYNAMIC = {"getattr", "hasattr", "vars", "__dict__", "attrgetter", "methodcaller", "eval", "exec", "globals", "dir"}
+_READS = ("tolist", "numpy", "__array__", "data_ptr", "__dlpack__")
+LIBRARIES = frozenset(("torch", "pyro", "numpy", "scipy", "opt_einsum", "ppl_vae", *sys.stdlib_module_names))
+
+
+class Entered:
+    """The functions that run while it is entered, in this thread, and the names that their code uses.
+
+    Nothing of the program is called or evaluated. It notes nothing while another profiler has the hook (`busy`).
+
+    Attributes:
+        codes: The code of each function that ran, with its globals and its first argument.
+        read: Tensors whose content was handed to Python or NumPy as a whole (``tolist``, ``numpy``).
+
+    Example:
+        >>> def double(x):
+        ...     return 2 * x
+        >>> with Entered() as entered:
+        ...     _ = double(1)
+        >>> double.__code__ in entered.codes
+        True
+    """
+
+    def __init__(self) -> None:
+        self.codes: dict[types.CodeType, tuple[dict[str, Any], Any]] = {}
+        self.read: list[Tensor] = []
+
+    @staticmethod
+    def busy() -> bool:
+        """Whether another profiler has the hook."""
+        return sys.getprofile() is not None
+
+    def __enter__(self) -> Entered:
+        sys.setprofile(self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        sys.setprofile(None)
+        self.codes.pop(type(self).__exit__.__code__, None)
+
+    def _note(self, frame: types.FrameType, event: str, argument: Any) -> None:
+        if event == "c_call":
+            reads = argument.__name__ in _READS and issubclass(type(argument.__self__), Tensor)
+            if reads and str(frame.f_globals.get("__name__")).split(".")[0] not in ("pyro", "ppl_vae"):
+                self.read.append(argument.__self__)
+            return
+        if event == "call" and (code := frame.f_code) not in self.codes:
+            first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+            self.codes[code] = frame.f_globals, first
+
+    def let_go(self) -> None:
+        """Hold arguments no longer."""
+        self.read.clear()
+        self.codes = {code: (home, None) for code, (home, _) in self.codes.items()}
+
+    @property
+    def users(self) -> dict[types.CodeType, tuple[dict[str, Any], Any]]:
+        """Those of `codes` that belong to no library."""
+        return {code: seen for code, seen in self.codes.items() if not is_library(seen[0].get("__name__"))}
+
+    def names(self) -> frozenset[str] | None:
+        """Every name that what ran could read; None where a function of the user's reads by names made at run time."""
+        names: set[str] = set()
+        for code in self.codes:
+            names.update(code.co_names)
+        dynamic = any(_DYNAMIC.intersection(code.co_names) for code in self.users)
+        asdict = any(seen[0].get("__name__") == "dataclasses" for seen in self.codes.values())
+        return None if dynamic or asdict else frozenset(names)
+
+    def functions(self, known: Iterable[types.FunctionType] = ()) -> list[types.FunctionType]:
+        """The function objects behind `users`: through the class of the first argument, globals, else the collector."""
+        missing = self.users
+        found = [f for f in known if f.__code__ in missing]
+        for function in found:
+            missing.pop(function.__code__, None)
+        for code, (home, first) in list(missing.items()):
+            kinds = first.__mro__ if issubclass(type(first), type) else type(first).__mro__
+            candidates = [*(vars(kind).get(code.co_name) for kind in kinds), home.get(code.co_name)]
+            named = next((f for f in map(_plain_function, candidates) if f and f.__code__ is code), None)
+            if named is not None:
+                found.append(named)
+                del missing[code]
+        if missing:
+            codes = list(missing)
+            found += [f for f in gc.get_referrers(*codes) if type(f) is types.FunctionType and f.__code__ in missing]
+        return found
+
+
+def is_library(module: object) -> bool:
+    """Whether a module of this name is Python's, torch's, Pyro's or this package's."""
+    return str(module).split(".")[0] in LIBRARIES or str(module).startswith("namedtuple_")
+
+
+def _plain_function(value: Any) -> types.FunctionType | None:
+    if issubclass(type(value), (staticmethod, classmethod)):
+        value = value.__func__
+    elif type(value) is property:
+        value = value.fget
+    return value if type(value) is types.FunctionType else None

@@ -1,0 +1,415 @@
+"""What a program holds, found without running it: no property is evaluated, no method of its objects is called."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextvars
+import functools
+import operator
+import os
+import random
+import threading
+import types
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ppl_vae.capture.entered import Entered, is_library
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None))
+MISSING = object()
+LARGE = 1024  # elements of a container or an array, above which a sample of them is looked at
+_MOST = 50_000  # values that are noted; what lies beyond is out of sight
+_KEPT = 2**16  # elements of an array that is put back if a trial run of the program changes it
+_GENERATORS = (np.random.Generator, np.random.RandomState, np.random.BitGenerator, random.Random, torch.Generator)
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+# objects of Python's own whose attributes are the user's
+_HOLDERS: tuple[type, ...] = (argparse.Namespace, types.SimpleNamespace, threading.local, type(os.environ))
+_HOLDERS += (collections.UserDict, collections.UserList, collections.ChainMap)
+
+
+@dataclass
+class Source:
+    """One place that holds values: how they are read, at the cost of a call into C, and how they are written back.
+
+    Attributes:
+        label: What holds them, in words.
+        read: Returns the values, as something with a length.
+        home: What `read` is given.
+        names: For each value what is added to the label.
+        write: Writes one value back, ``write(home, place, value)``; None where that cannot be.
+        keep: Copies the whole content of a container, which `put_back` takes.
+        put_back: Gives a container its content back.
+        grows: Whether names that the namespace is given later may matter.
+        quiet: Whether it is a library's own, whose bookkeeping is no side effect of the user's.
+    """
+
+    label: str
+    read: Callable[[Any], Collection[Any]]
+    home: Any
+    names: tuple[str, ...]
+    write: Callable[[Any, int, Any], None] | None = None
+    keep: Callable[[Any], Any] | None = None
+    put_back: Callable[[Any, Any], None] | None = None
+    grows: bool = False
+    quiet: bool = False
+
+
+@dataclass
+class Reach:
+    """Everything within reach of some objects.
+
+    Followed are closures, defaults and the globals that a function's code names, attributes, slots, items. With
+    `entered` only those functions are followed that ran, and only those attributes that their code names: what no
+    running function names, none can read. Without, all are.
+
+    Attributes:
+        sources: The places that hold values.
+        modules: The torch modules met.
+        tensors: The tensors met.
+        generators: Random generators of the program's own.
+        empty: Containers that hold nothing, with a label.
+        hooks: What modules keep their hooks in, with the name of the module's class.
+        opaque: What could not be looked at, in words.
+    """
+
+    entered: Entered | None = None
+    sources: list[Source] = field(default_factory=list)
+    modules: list[nn.Module] = field(default_factory=list)
+    tensors: dict[int, Tensor] = field(default_factory=dict)
+    generators: list[Any] = field(default_factory=list)
+    empty: list[tuple[str, Any]] = field(default_factory=list)
+    hooks: list[tuple[str, dict]] = field(default_factory=list)
+    opaque: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.names = None if self.entered is None else self.entered.names()
+        self._seen: dict[int, object] = {}
+        self._codes: set[types.CodeType] = set()
+        self._todo: list[tuple[Any, str]] = []
+        self._count = 0
+        self._users = {} if self.entered is None else self.entered.users
+
+    def visit(self, *roots: object, label: str = "the program") -> Reach:
+        """Follow some objects."""
+        self._todo += [(root, label) for root in roots]
+        while self._todo:
+            self._visit(*self._todo.pop())
+        return self
+
+    def visit_entered(self) -> Reach:
+        """Follow the functions that ran."""
+        assert self.entered is not None
+        functions = [f for f in self._seen.values() if type(f) is types.FunctionType]
+        self.visit(*self.entered.functions(functions))
+        for code, (home, _) in self._users.items():  # whose function is gone: made, called and dropped while it ran
+            if code not in self._codes:
+                self._codes.add(code)
+                self._visit_globals(code, home)
+        return self.visit()
+
+    # one object -------------------------------------------------------------------------------------------------
+
+    def _visit(self, value: Any, label: str) -> None:
+        kind = type(value)  # `isinstance` would ask the object for its class, which may be the user's code
+        if issubclass(kind, PLAIN) or value is MISSING or id(value) in self._seen or self._count > _MOST:
+            return
+        self._seen[id(value)] = value
+        if issubclass(kind, Tensor):
+            self.tensors[id(value)] = value
+        elif issubclass(kind, (dict, types.MappingProxyType)):
+            self._visit_dict(value, label)
+        elif issubclass(kind, (list, collections.deque, tuple, set, frozenset)):
+            self._visit_sequence(value, label)
+        elif issubclass(kind, np.ndarray):
+            keeps = (np.copy, np.copyto) if value.size <= _KEPT and value.flags.writeable else (None, None)
+            self._add(Source(f"the content of {label}", _bytes_of, value, ("", "", ""), None, *keeps), 3)
+        elif issubclass(kind, _GENERATORS):
+            self.generators.append(value)
+        elif kind is contextvars.ContextVar:
+            self._add(Source(label, _value_of_context, value, ("",)), 1)
+        elif kind is functools.partial:
+            self._todo += [(value.func, label), (value.args, label), (value.keywords, label)]
+        elif kind is types.MethodType:
+            self._todo += [(value.__self__, label), (value.__func__, label)]
+        elif kind is types.BuiltinMethodType or kind.__name__ == "cython_function_or_method":
+            owner = getattr(value, "__self__", None)
+            self._todo += [(owner, label)] if type(owner) is not types.ModuleType else []
+        elif kind is types.FunctionType:
+            self._visit_function(value, label)
+        elif issubclass(kind, (staticmethod, classmethod)):
+            self._todo.append((value.__func__, label))
+        elif kind is property:
+            self._todo += [(f, label) for f in (value.fget, value.fset) if f is not None]
+        elif issubclass(kind, type):
+            self._visit_class(value)
+        elif issubclass(kind, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
+            self.opaque.append("a torch.jit module, whose attributes cannot be looked at")
+            if issubclass(kind, nn.Module):
+                self.modules.append(value)
+        elif issubclass(kind, types.ModuleType):
+            if not is_library(value.__name__):
+                del self._seen[id(value)]
+                self._visit_module(value, vars(value).keys() if self.names is None else self.names, value.__name__)
+        elif kind is not types.CodeType:
+            self._visit_object(value, kind)
+
+    def _visit_dict(self, value: Any, label: str) -> None:
+        if not value:
+            self.empty.append((label, value))
+            return
+        if len(value) > LARGE:
+            self._add(Source(f"the length of {label}", _length, value, ("",)), 1)
+            return
+        plain = issubclass(type(value), dict)
+        keys = tuple(dict.keys(value) if plain else value)
+        names = tuple(f"[{key!r}]" if issubclass(type(key), PLAIN) else "[...]" for key in keys)
+        if plain:
+            added = Source(f"the keys of {label}", dict.keys, value, names, None, dict.copy, _put_back_dict)
+            self._add(added, len(keys))
+        self._add(Source(label, dict.values if plain else _proxied, value, names, _write_value), len(keys))
+        items = dict.values(value) if plain else value.values()
+        self._todo += [(item, label + name) for item, name in zip(items, names, strict=True)]
+
+    def _visit_sequence(self, value: Any, label: str) -> None:
+        kind, items = type(value), list(value)
+        names = tuple(f"[{i}]" for i in range(len(items)))
+        if not items:
+            if not issubclass(kind, (tuple, frozenset)):
+                self.empty.append((label, value))
+            return
+        if len(items) > LARGE:
+            self._add(Source(f"the content of {label}", _sample, value, ()), LARGE)
+            items = items[:: len(items) // LARGE]
+        elif issubclass(kind, list):
+            self._add(Source(label, tuple, value, names, list.__setitem__, list, _put_back_list), len(items))
+        elif issubclass(kind, (collections.deque, set)):
+            self._add(Source(f"the content of {label}", tuple, value, (), None, tuple, _put_back_other), len(items))
+        self._todo += [(item, label + name) for item, name in zip(items, names, strict=False)]
+
+    def _visit_function(self, function: types.FunctionType, label: str) -> None:
+        code = function.__code__
+        library = is_library(function.__module__)
+        cells = list(zip(code.co_freevars, function.__closure__ or (), strict=True))
+        if self.entered is not None and not library and code not in self._users:
+            return  # it did not run
+        for name, cell in cells:
+            self._add(Source(name, _contents, cell, ("",), _write_cell), 1)
+            self._todo += [(content, name) for content in _contents(cell) if content is not MISSING]
+        if library:
+            return
+        read = operator.attrgetter("__code__", "__defaults__", "__kwdefaults__")
+        self._add(Source(function.__name__, read, function, (".__code__", ".__defaults__", ".__kwdefaults__")), 3)
+        self._todo += [(function.__defaults__, label), (function.__kwdefaults__, label)]
+        if vars(function):
+            self._todo.append((vars(function), function.__name__))
+        if code not in self._codes:
+            self._codes.add(code)
+            self._visit_globals(code, function.__globals__)
+
+    def _visit_globals(self, code: types.CodeType, home: dict[str, Any]) -> None:
+        names = _names(code)
+        self._visit_entries(home, names, "")
+        for name in names & home.keys():
+            module = home[name]
+            if type(module) is types.ModuleType:
+                self._visit_module(module, names, name)
+
+    def _visit_module(self, module: types.ModuleType, names: Set[str], label: str) -> None:
+        """What a function reads of an imported module: by the names in its code."""
+        if id(module) in self._seen and not is_library(module.__name__) and names is self.names:
+            return
+        self._seen[id(module)] = module
+        content = vars(module)
+        self._visit_entries(content, names, f"{label}.", follow=not is_library(module.__name__) or module is os)
+        if not is_library(module.__name__):
+            for name in names & content.keys():
+                inner = content[name]
+                if type(inner) is types.ModuleType and id(inner) not in self._seen:
+                    self._visit_module(inner, names, f"{label}.{name}")
+
+    def _visit_class(self, kind: type) -> None:
+        for base in kind.__mro__:
+            if is_library(base.__module__):
+                if issubclass(base, nn.Module):  # a layer of torch's whose `forward` is replaced
+                    self._visit_entries(vars(base), {"forward"}, f"{base.__name__}.", follow=False)
+                continue
+            own = {k for k in vars(base) if not (k.startswith("__") and k.endswith("__")) or k == "__call__"}
+            own -= {"_abc_impl"}
+            write = functools.partial(_write_attribute, base)
+            wanted = own if self.names is None else own & self.names
+            self._visit_entries(vars(base), wanted, f"{base.__name__}.", write=write)
+
+    def _visit_object(self, value: Any, kind: type) -> None:
+        library = is_library(kind.__module__)
+        if (
+            library
+            and kind.__module__.split(".")[0] not in ("torch", "pyro", "ppl_vae")
+            and not issubclass(kind, _HOLDERS)
+        ):
+            return  # Python's own
+        content = _dict_of(value)
+        label = f"{kind.__name__}."
+        if issubclass(kind, nn.Module):
+            self.modules.append(value)
+            self.hooks += [(kind.__name__, content[k]) for k in _HOOKS if k in content]
+            names = {k for k in content if not ("_hooks" in k or k == "_pyro_context")}
+            kept = {"training", "_parameters", "_buffers", "_modules", "_pyro_params", "_pyro_samples"} & names
+            wanted = names if self.names is None else (names & self.names) | kept
+        else:
+            wanted = set(content) if self.names is None else set(content) & self.names
+        wanted = {k for k in wanted if type(k) is str}
+        grows = not library or issubclass(kind, nn.Module)
+        self._visit_entries(content, wanted, label, grows=grows, quiet=library)
+        for base in kind.__mro__:
+            for name, slot in vars(base).items():
+                slotted = type(slot) is types.MemberDescriptorType and "__slots__" in vars(base)
+                if slotted and (self.names is None or name in self.names):
+                    read = functools.partial(_slot, slot)
+                    self._add(Source(label + name, read, value, ("",), functools.partial(_write_slot, slot)), 1)
+                    self._todo += [(item, label + name) for item in read(value) if item is not MISSING]
+        self._todo.append((kind, kind.__name__))
+
+    def _visit_entries(
+        self,
+        home: Mapping[str, Any],
+        names: Set[str],
+        label: str,
+        *,
+        follow: bool = True,
+        grows: bool = False,
+        quiet: bool = False,
+        write: Callable[..., None] | None = None,
+    ) -> None:
+        """Some entries of a namespace."""
+        keys = tuple(sorted(names & home.keys()))
+        if keys:
+            twice = keys if len(keys) > 1 else 2 * keys  # of one key alone `itemgetter` gives no tuple
+            if write is not None or type(home) is dict:
+                write = functools.partial(write or _write_entry, twice)
+            read = operator.itemgetter(*twice)
+            self._add(Source(label, read, home, twice, write, grows=grows, quiet=quiet), len(keys))
+        elif grows and type(home) is dict:
+            self._add(Source(label, _nothing, home, (), grows=True), 1)
+        if follow:
+            self._todo += [(home[key], label + key) for key in keys]
+
+    def _add(self, source: Source, count: int) -> None:
+        self._count += count
+        self.sources.append(source)
+
+
+def modules_of(*roots: object) -> list[nn.Module]:
+    """Return the modules within reach of some objects, without those that are parts of another."""
+    modules = Reach().visit(*roots).modules
+    parts = {id(part) for module in modules for part in module.modules() if part is not module}
+    return [module for module in modules if id(module) not in parts]
+
+
+def buffers_of(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """Return the buffers of modules, each once."""
+    return list({id(b): b for module in modules for b in module.buffers()}.values())
+
+
+def _names(code: types.CodeType) -> set[str]:
+    names = set(code.co_names)
+    if "globals" in names:
+        names.update(const for const in code.co_consts if type(const) is str)
+    for const in code.co_consts:
+        if type(const) is types.CodeType:
+            names |= _names(const)
+    return names
+
+
+def _dict_of(value: Any) -> dict[str, Any]:
+    try:
+        look = threading.local if issubclass(type(value), threading.local) else object
+        content = look.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return {}
+    return content if type(content) is dict else {}
+
+
+# how values are read and written; each reader returns something with a length ----------------------------------------
+
+
+def _nothing(_: Any) -> tuple[()]:
+    return ()
+
+
+def _length(value: Any) -> tuple[int]:
+    return (len(value),)
+
+
+def _proxied(value: types.MappingProxyType) -> tuple[Any, ...]:
+    return tuple(value.values())
+
+
+def _sample(value: Any) -> tuple[Any, ...]:
+    items = list(value)
+    return (len(items), *items[:: max(1, len(items) // LARGE)])
+
+
+def _bytes_of(array: np.ndarray) -> tuple[Any, ...]:
+    """What an array holds; of a large one a sample of its elements."""
+    if array.dtype.hasobject:
+        return (array.shape,)
+    step = max(1, array.size // LARGE)
+    return array.shape, str(array.dtype), (array if step == 1 else array.reshape(-1)[::step]).tobytes()
+
+
+def _contents(cell: types.CellType) -> tuple[Any]:
+    try:
+        return (cell.cell_contents,)
+    except ValueError:  # empty
+        return (MISSING,)
+
+
+def _value_of_context(variable: contextvars.ContextVar) -> tuple[Any]:
+    return (variable.get(MISSING),)
+
+
+def _slot(slot: Any, owner: Any) -> tuple[Any]:
+    try:
+        return (slot.__get__(owner),)
+    except AttributeError:
+        return (MISSING,)
+
+
+def _write_slot(slot: Any, owner: Any, _: int, value: Any) -> None:
+    slot.__set__(owner, value)
+
+
+def _write_cell(cell: types.CellType, _: int, value: Any) -> None:
+    cell.cell_contents = value
+
+
+def _write_value(home: dict, place: int, value: Any) -> None:
+    home[tuple(dict.keys(home))[place]] = value
+
+
+def _write_entry(keys: tuple[str, ...], home: dict[str, Any], place: int, value: Any) -> None:
+    home[keys[place]] = value
+
+
+def _write_attribute(owner: type, keys: tuple[str, ...], _: Any, place: int, value: Any) -> None:
+    type.__setattr__(owner, keys[place], value)
+
+
+def _put_back_dict(home: dict, content: dict) -> None:
+    dict.clear(home)
+    dict.update(home, content)
+
+
+def _put_back_list(home: list, content: list) -> None:
+    list.__setitem__(home, slice(None), content)
+
+
+def _put_back_other(home: Any, content: tuple[Any, ...]) -> None:
+    home.clear()
+    home.extend(content) if isinstance(home, collections.deque) else home.update(content)

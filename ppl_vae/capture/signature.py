@@ -1,0 +1,115 @@
+"""What a step is given and what it runs under: the key of its graph."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pyro.poutine.runtime import _PYRO_STACK
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils import _pytree
+from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from ppl_vae.capture.entered import Entered
+from ppl_vae.capture.reach import PLAIN
+from ppl_vae.capture.tracing import CaptureError
+
+_STRIDED = operator.attrgetter("shape", "dtype", "device", "requires_grad")
+
+
+class Signature(NamedTuple):
+    """A step's arguments, split into what a graph is made for and what it is given.
+
+    Attributes:
+        key: Structure, shapes, strides, types and devices; which tensors are one; plain values but numbers.
+        tensors: The tensors, in order.
+        numbers: The integers and floats, in order.
+        rebuild: From tensors and numbers (or tensors in their place) back to (args, kwargs).
+    """
+
+    key: tuple[Any, ...]
+    tensors: list[Tensor]
+    numbers: tuple[float, ...]
+    rebuild: Callable[..., tuple[Any, dict[str, Any]]]
+
+
+def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
+    """Split a step's arguments.
+
+    Raises:
+        CaptureError: If an argument is neither a tensor nor a plain value.
+    """
+    if not kwargs and len(args) == 1 and type(args[0]) is Tensor:  # the usual case, without the cost of the general one
+        return Signature((_kind(args[0]),), list(args), (), lambda *new: (new, {}))
+    leaves, structure = _pytree.tree_flatten((args, kwargs))
+    key: list[Any] = [repr(structure)]  # older torch cannot hash the structure itself
+    places, numbers, where = [], [], []
+    first: dict[int, int] = {}
+    for i, leaf in enumerate(leaves):
+        if type(leaf) in (Tensor, nn.Parameter):
+            places.append(i)
+            key.append((_kind(leaf), first.setdefault(id(leaf), i)))
+        elif type(leaf) in (int, float) or isinstance(leaf, (np.integer, np.floating)):
+            where.append(i)
+            numbers.append(leaf.item() if isinstance(leaf, np.generic) else leaf)
+            key.append(type(leaf))
+        elif isinstance(leaf, PLAIN):
+            key.append((type(leaf), leaf))
+        else:
+            raise CaptureError(f"an argument is a {type(leaf).__name__}; expected tensors and plain Python values")
+
+    def rebuild(*new: Any) -> Any:
+        filled = list(leaves)
+        for place, value in zip(places + where, new, strict=True):
+            filled[place] = value
+        return _pytree.tree_unflatten(filled, structure)
+
+    return Signature(tuple(key), [leaves[i] for i in places], tuple(numbers), rebuild)
+
+
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
+    """What a graph is made for: another layout in memory takes other operations."""
+    strides = tensor.stride() if tensor.layout is torch.strided else tensor.layout
+    return strides, *_STRIDED(tensor)
+
+
+def environment() -> tuple[Any, ...]:
+    """The switches of torch's that decide which operations a step takes."""
+    return (
+        torch.get_default_dtype(),
+        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
+        torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_float32_matmul_precision(),
+        torch.is_anomaly_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch._C._len_torch_function_stack() and repr([m.device for m in _get_current_function_mode_stack()]),
+    )
+
+
+def unusual(tensors: list[Tensor]) -> str | None:
+    """Why this step alone runs as it is written, if it does."""
+    if _PYRO_STACK:  # it changes what the program is
+        return "an effect handler of Pyro's is around the step"
+    if not torch.is_grad_enabled():
+        return "gradients are switched off"
+    if torch._C._len_torch_function_stack() and not all(
+        type(mode) is DeviceContext for mode in _get_current_function_mode_stack()
+    ):
+        return "a mode of torch's is around the step"
+    if torch._C._len_torch_dispatch_stack() and _get_current_dispatch_mode_stack():
+        return "a mode of torch's is around the step"
+    for tensor in tensors:
+        if tensor.requires_grad and not tensor.is_leaf:
+            return "an argument is computed from tensors that require a gradient"
+    return None
+
+
+def can_watch() -> bool:
+    """Whether what a step enters can be noted now, as making a graph takes."""
+    return not Entered.busy()

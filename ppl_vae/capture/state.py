@@ -1,0 +1,177 @@
+"""What a step reads and writes beside its inputs: tensors, random states, Pyro's store; noted, and put back."""
+
+from __future__ import annotations
+
+import pickle
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+WRITES_UNSAID = ("batch_norm", "instance_norm")  # operations whose schema hides that they write into their buffers
+
+
+class Written(TorchDispatchMode):
+    """Notes which tensors from before it began are written to, and which are read as Python numbers.
+
+    Attributes:
+        before: A tensor on each storage that was written to, with a copy from before the first write.
+        numbers: Tensors that were read as a number.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before: dict[int, tuple[Tensor, Tensor]] = {}
+        self.numbers: list[Tensor] = []
+        self._made: dict[int, StorageWeakRef] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operation."""
+        for tensor in _written(func, args, kwargs or {}):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._made and storage._cdata not in self.before:
+                whole = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
+                self.before[storage._cdata] = whole, whole.clone()
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._local_scalar_dense.default:
+            self.numbers.append(args[0])
+        given = {t.untyped_storage()._cdata for t in _tensors((args, kwargs))}
+        for tensor in _tensors(result):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in given:
+                self._made[storage._cdata] = StorageWeakRef(storage)  # keeps the address from being another's
+        return result
+
+    def is_old(self, tensor: Tensor) -> bool:
+        """Whether a tensor is from before it began."""
+        return tensor.untyped_storage()._cdata not in self._made
+
+    def touches(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether one of these was written to."""
+        return any(t.untyped_storage()._cdata in self.before for t in tensors if t.layout is torch.strided)
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Make what was written to as it was."""
+        for whole, before in self.before.values():
+            whole.copy_(before)
+
+    def tensors(self) -> list[Tensor]:
+        """What was written to, each storage as one tensor of bytes."""
+        return [whole for whole, _ in self.before.values()]
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    for leaf in _pytree.tree_leaves(value):
+        if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
+            yield leaf
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
+    schema = func._schema
+    if schema.is_mutable:
+        for place, argument in enumerate(schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                yield from _tensors(args[place] if place < len(args) else kwargs.get(argument.name))
+    elif any(word in func.__name__ for word in WRITES_UNSAID) and "backward" not in func.__name__:
+        yield from (t for t in _tensors(args[1:]) if not t.requires_grad)
+
+
+class PythonRandom:
+    """The states of Python's and NumPy's random generators, global ones and a program's own."""
+
+    def __init__(self, own: Iterable[Any] = ()) -> None:
+        self._own = list(own)
+        self._states = self._read()
+
+    def _read(self) -> list[tuple[str, Any, Callable[[Any], object]]]:
+        states: list[tuple[str, Any, Callable[[Any], object]]] = [
+            ("Python's random", random.getstate(), random.setstate),
+            ("numpy's random", np.random.get_state(), np.random.set_state),
+        ]
+        for generator in self._own:
+            if isinstance(generator, random.Random):
+                states.append(("a random.Random", generator.getstate(), generator.setstate))
+            elif isinstance(generator, torch.Generator):
+                states.append(("a torch.Generator", generator.get_state(), generator.set_state))
+            elif isinstance(generator, np.random.RandomState):
+                states.append(("a numpy RandomState", generator.get_state(), generator.set_state))
+            else:
+                bits = getattr(generator, "bit_generator", generator)
+                states.append(("a numpy generator", bits.state, _setter(bits)))
+        return states
+
+    def put_back(self) -> str | None:
+        """Put the states back, and name the first that had moved."""
+        moved = None
+        for (name, before, write), (_, now, _) in zip(self._states, self._read(), strict=True):
+            if _bytes(before) != _bytes(now):
+                moved = moved or name
+                write(before)
+        return moved
+
+
+def _setter(bits: Any) -> Callable[[Any], None]:
+    return lambda state: setattr(bits, "state", state)
+
+
+def _bytes(state: Any) -> bytes:
+    return state.numpy().tobytes() if isinstance(state, Tensor) else pickle.dumps(state)
+
+
+class Snapshot:
+    """Tensors, torch's random state and Pyro's store as they are now."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._tensors = list(tensors)
+        self._copies = [t.detach().clone() for t in self._tensors]
+        self._random = torch.get_rng_state()
+        cuda = torch.cuda.is_initialized()
+        self._cuda = torch.cuda.get_rng_state_all() if cuda else []
+        self._store = _store()
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Make everything as it was."""
+        for tensor, copy in zip(self._tensors, self._copies, strict=True):
+            tensor.detach().copy_(copy)
+        torch.set_rng_state(self._random)
+        if self._cuda:
+            torch.cuda.set_rng_state_all(self._cuda)
+        for now, before in zip(_homes(), self._store, strict=True):
+            if now.keys() != before.keys() or any(now[key] is not before[key] for key in now):
+                now.clear()
+                now.update(before)
+
+    def replaced(self) -> str | None:
+        """Name a parameter of Pyro's store that is another tensor now."""
+        now, before = _homes()[0], self._store[0]
+        return next((name for name in before if now.get(name) is not before[name]), None)
+
+
+def _homes() -> tuple[dict, dict, dict]:
+    store = pyro.get_param_store()
+    return store._params, store._constraints, store._param_to_name
+
+
+def _store() -> list[dict]:
+    return [dict(home) for home in _homes()]
+
+
+@contextmanager
+def untouched(tensors: Iterable[Tensor] = ()) -> Iterator[None]:
+    """Leave torch's random state, Pyro's store and some tensors as they were, with Pyro's validation off meanwhile."""
+    before = Snapshot(tensors)
+    try:
+        with pyro.validation_enabled(False):
+            yield
+    finally:
+        before.put_back()

@@ -1,0 +1,125 @@
+"""Pyro under tracing: what its code reads out of tensors, and a graph cannot, put into operations."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pyro.infer.util
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+_OWN = str(Path(__file__).parent.parent)
+
+
+class CaptureError(RuntimeError):
+    """A step that cannot be captured, and why, in one sentence."""
+
+
+class _Namespace:
+    """A module or namespace with some of its names replaced."""
+
+    def __init__(self, home: Any, **replaced: Any) -> None:
+        self.__dict__.update(replaced)
+        self._home = home
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._home, name)
+
+
+@contextmanager
+def traceable_pyro() -> Iterator[None]:
+    """Run Pyro's objectives so that they wait for no number, and its distributions without validation.
+
+    A graph cannot wait for a value. Pyro's objectives add up their loss as a float (kept a tensor here) and warn of
+    NaN (left out). `TraceEnum_ELBO` leaves terms of probability zero out where there are any: here they are always
+    replaced by zeros, which is the same sum. A distribution that was made under validation checks what it scores.
+    """
+    item, select = Tensor.item, Tensor.masked_select
+
+    def as_tensor(x: Tensor) -> Any:
+        return x.detach() if _called_by("pyro.infer.") else item(x)
+
+    def as_zeros(x: Tensor, mask: Tensor) -> Tensor:
+        if not _called_by("pyro.infer.util"):
+            return select(x, mask)
+        return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device)).flatten()
+
+    tracing = _Namespace(torch, _C=_Namespace(torch._C, _get_tracing_state=lambda: True))
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(Tensor, "item", as_tensor))
+        stack.enter_context(mock.patch.object(Tensor, "masked_select", as_zeros))
+        stack.enter_context(mock.patch.object(pyro.infer.util, "torch", tracing))
+        stack.enter_context(mock.patch.object(Distribution, "_validate_sample", return_value=None))
+        for name, module in list(sys.modules.items()):
+            if name.startswith("pyro.infer.") and "warn_if_nan" in vars(module):
+                stack.enter_context(mock.patch.object(module, "warn_if_nan"))
+        yield
+
+
+def _called_by(module: str) -> bool:
+    """Whether the caller of the function that asks belongs to a module."""
+    return str(sys._getframe(2).f_globals.get("__name__")).startswith(module)
+
+
+@contextmanager
+def backward_noted() -> Iterator[list[Tensor]]:
+    """Note what this thread would differentiate instead of differentiating it."""
+    noted: list[Tensor] = []
+    backward, thread = torch.autograd.backward, threading.get_ident()
+
+    def note(tensors: Any, *args: Any, **kwargs: Any) -> None:
+        if threading.get_ident() != thread:
+            return backward(tensors, *args, **kwargs)
+        noted.extend([tensors] if isinstance(tensors, Tensor) else tensors)
+
+    with mock.patch.object(torch.autograd, "backward", note):
+        yield noted
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Raise whatever goes wrong as a `CaptureError` that says where, in the user's code or Pyro's, and what to do."""
+    try:
+        yield
+    except CaptureError:
+        raise
+    except Exception as error:
+        raise CaptureError(f"{_reason(error)}{_where(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    message = str(error).strip()
+    if "_local_scalar_dense" in message or "data-dependent" in message.lower():
+        return (
+            "it reads a number out of a tensor (.item(), float(), a branch on a value); compute with tensors, as by "
+            "torch.where"
+        )
+    return message.splitlines()[0] if message else type(error).__name__
+
+
+def _where(error: BaseException) -> str:
+    """Where an error arose: the innermost frame of Pyro's, if it is within the user's, and of the user's own code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    mine = [i for i, f in enumerate(frames) if not _is_installed(f.filename)]
+    pyros = [i for i, f in enumerate(frames) if "/pyro/" in f.filename.replace("\\", "/")]
+    places = []
+    if pyros and (not mine or pyros[-1] > mine[-1]):
+        frame = frames[pyros[-1]]
+        short = frame.filename.replace("\\", "/").rpartition("/pyro/")[2]
+        places.append(f"Pyro's {short}:{frame.lineno}, in {frame.name}")
+    if mine:
+        frame = frames[mine[-1]]
+        places.append(f"{frame.filename}:{frame.lineno}, in {frame.name}")
+    return f" (at {', called from '.join(places)})" if places else ""
+
+
+def _is_installed(filename: str) -> bool:
+    return "site-packages" in filename or filename.startswith((_OWN, "<")) or "/lib/python" in filename
