@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any, Literal, get_args
 
 import torch
@@ -124,6 +124,7 @@ class SVI:
         self.why_eager: str | None = "compile is 'off'" if compile == "off" else None
         self._optimizer = as_optimizer(optim)
         self._parameters = _ParameterCollector()
+        self._followed: set[int] = set()  # the parameters that have had a gradient
         self._stepped = False
         self._ended: str | None = None  # why nothing is captured any more
         self._graphs: dict[Any, list[CapturedStep]] = {}
@@ -173,21 +174,35 @@ class SVI:
         """Evaluate the objective and leave its gradients in ``.grad``: of the sum over data, or of the mean."""
         for parameter in self.parameters.values():
             parameter.grad = None
+        self._parameters.touched.clear()
         with self._parameters:
             result = self.loss((self.model, self.guide), *args, **kwargs)
         if result.surrogate is None:
             if mean:
                 gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
                 torch._foreach_div_(gradients, result.weight)
+            self._fill(self._parameters.touched)
             return result
         if result.surrogate.requires_grad:
             (result.surrogate / result.weight if mean else result.surrogate).backward()
+            self._fill(self._parameters.touched)
         else:
             self._warn_once(
                 "the loss depends on no parameter that requires a gradient, so that nothing trains; register networks "
                 "with pyro.module (or make the program's pieces nn.Modules of a VAE) and unfreeze what should train"
             )
         return result._replace(surrogate=result.surrogate.detach())
+
+    def _fill(self, touched: Set[int]) -> None:
+        """Give a parameter that the step has met, and that had a gradient before, zeros where it has none now.
+
+        So does Pyro, and an optimiser with momentum goes on moving it.
+        """
+        for parameter in self.parameters.values():
+            if parameter.grad is not None:
+                self._followed.add(id(parameter))
+            elif id(parameter) in self._followed and id(parameter) in touched:
+                parameter.grad = torch.zeros_like(parameter)
 
     def apply(self) -> None:
         """Let the optimiser follow the gradients in ``.grad``, clipped if asked for."""
@@ -267,7 +282,7 @@ class SVI:
                 step = graph(*graph.inputs(given.tensors, given.numbers))
             except RuntimeError as error:  # if it is no fault of the graph's, the program as it is written has it too
                 raise CaptureError(f"the graph failed: {error}") from error
-        self._leave(step, graph.leaves, given)
+        self._leave(step, graph, given)
         return step.loss
 
     def _fits(self, graph: CapturedStep, numbers: tuple[float, ...]) -> bool:
@@ -298,13 +313,15 @@ class SVI:
         again = "it is captured anew" if self._made < _MOST_GRAPHS else "it runs as it is written from here"
         logger.warning("%s; this step was taken as the program is written, and %s", self.why_eager, again)
 
-    def _leave(self, step: Step, leaves: Sequence[Tensor], given: Signature) -> None:
+    def _leave(self, step: Step, graph: CapturedStep, given: Signature) -> None:
         """Leave gradients where the optimiser, and whoever asked for them, look."""
-        if len(leaves) != len(self.parameters):
+        if len(graph.leaves) != len(self.parameters):
             for parameter in self.parameters.values():
                 parameter.grad = None
-        for parameter, gradient in zip(leaves, step.gradients, strict=True):
+        for parameter, gradient in zip(graph.leaves, step.gradients, strict=True):
             parameter.grad = gradient
+        if graph.is_partial or len(self._followed) < len(graph.leaves):
+            self._fill(graph.touched)
         for other, gradient in step.others:
             tensor = given.tensors[other] if isinstance(other, int) else other
             tensor.grad = gradient.clone() if tensor.grad is None else tensor.grad + gradient
@@ -377,6 +394,7 @@ class SVI:
                 return loss(program, *args, **kwargs)
 
         known = dict(self.parameters)
+        self._parameters.touched.clear()
         try:
             graph = CapturedStep(
                 run,
@@ -392,6 +410,7 @@ class SVI:
             )
             if len(self.parameters) != len(known):  # one has appeared: it joins in a step as it is written
                 return None
+            graph.touched = frozenset(self._parameters.touched)
         finally:
             self._parameters.leaves = known
         if graph.guards.forgotten:
@@ -422,11 +441,13 @@ class _ParameterCollector(Messenger):
     def __init__(self) -> None:
         super().__init__()
         self.leaves: dict[str, Tensor] = {}
+        self.touched: set[int] = set()  # the leaves that the run under way has met
         self.settled = False  # from the first step on leaves must stay the same tensors
 
     def _pyro_post_param(self, msg: Any) -> None:
         name, leaf = msg["name"], msg["value"].unconstrained()
         known = self.leaves.get(name)
+        self.touched.add(id(leaf))
         if known is leaf or name.startswith(_REPLACED):
             return
         if known is None or not self.settled:  # an autoguide replaces its leaves while it sets itself up

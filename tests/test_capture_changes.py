@@ -25,6 +25,7 @@ from torch import nn
 
 from ppl_vae import SVI
 
+DEVICE = os.environ.get("PPL_VAE_TEST_DEVICE", "cpu")  # cuda: the whole file on a GPU
 T = 1.0  # a global that some programs read
 
 
@@ -75,8 +76,15 @@ class Settings:
     gains: list = field(default_factory=lambda: [1.0])
 
 
+@pytest.fixture(autouse=True)
+def on_device():
+    torch.set_default_device(DEVICE if DEVICE != "cpu" else None)
+    yield
+    torch.set_default_device(None)
+
+
 def data(seed: int = 0, n: int = 10) -> torch.Tensor:
-    return torch.randn(n, 6, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(n, 6, generator=torch.Generator().manual_seed(seed), device="cpu").to(DEVICE)
 
 
 def losses(make_svi: Callable[..., Any], net: Net, act: Callable[..., Any], loss: Any, steps: int) -> list[float]:
@@ -111,7 +119,7 @@ def beside_pyro(
             return svis[-1]
 
         found.append(losses(keep, net, act, loss(), steps))
-    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert found[1] == pytest.approx(found[0], rel=1e-5 if DEVICE == "cpu" else 1e-3)
     for a, b in zip(*(net.parameters() for net in nets), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
     svi = svis[1]

@@ -119,21 +119,24 @@ class Guards:
 
     def changes(self) -> list[Change]:
         """Each value that is no longer what it was. Values that are equal to what they were are taken as kept."""
-        changes = list(self._changes())
-        if changes and all(change.before is not MISSING and _alike(change.before, change.now) for change in changes):
-            labels = [(source.label, source.names) for source in self._sources]
-            before, lengths = self.reach, [len(values) for values in self._values]
-            self._meet()  # another container of the same content: it is the one to look at from here
-            if labels != [(source.label, source.names) for source in self._sources] or lengths != [
-                len(_read(source)) for source in self._sources
-            ]:
-                self.reach, self._sources = before, before.sources
-                self._tensors = list(before.tensors.values())
-                return changes
-            changes = []
+        found = list(self._changes())
+        changes = [c for c in found if c.before is MISSING or not _alike(c.before, c.now)]
+        if found and not changes and not self._move():
+            return found
         if not changes:
             self._keep()  # equal values in other objects: the quick check compares identities
         return changes
+
+    def _move(self) -> bool:
+        """Look at other containers of the same content from here on; return whether all is as it was there."""
+        before, lengths = self.reach, [len(values) for values in self._values]
+        labels = [(source.label, source.names) for source in self._sources]
+        self._meet()
+        now = [(source.label, source.names) for source in self._sources]
+        if now == labels and [len(_read(source)) for source in self._sources] == lengths:
+            return True
+        self.reach, self._sources, self._tensors = before, before.sources, list(before.tensors.values())
+        return False
 
     def _keep(self) -> None:
         """Note what is now."""

@@ -75,6 +75,7 @@ class CapturedStep:
         uses: How often the graph was used; `unchecked`, since it was last held against the program; `checks`, how
             often it was.
         disturbed: Whether code of the user's may have run since.
+        touched: The identities of the parameters that the step meets, whether or not the loss depends on them.
 
     Raises:
         CaptureError: If the step cannot be captured, or the graph does not do what the program does.
@@ -103,6 +104,7 @@ class CapturedStep:
         self.constants = tuple(None if i in lift else n for i, n in enumerate(numbers))
         self.uses = self.unchecked = self.checks = 0
         self.disturbed = False
+        self.touched: frozenset[int] = frozenset()
         with explained():
             self._watch(tensors, numbers, roots, parameters)
         if lift_values:
@@ -146,6 +148,11 @@ class CapturedStep:
     def graph(self) -> Callable[..., tuple[Tensor, ...]]:
         """What is run: an `fx.GraphModule` unless it is compiled, or replayed on a GPU."""
         return self._graph
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether some parameter gets no gradient."""
+        return not all(self._has_gradient)
 
     def inputs(self, tensors: Sequence[Tensor], numbers: Sequence[float] = ()) -> list[Tensor]:
         """What the graph is run on: tensors, and the numbers that are inputs as tensors."""
