@@ -121,7 +121,7 @@ def beside_pyro(
         found.append(losses(keep, net, act, loss(), steps))
     assert found[1] == pytest.approx(found[0], rel=1e-5 if DEVICE == "cpu" else 1e-3)
     for a, b in zip(*(net.parameters() for net in nets), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 if DEVICE == "cpu" else 1e-2)
     svi = svis[1]
     assert captured is None or (svi.why_eager is None) == captured, svi
     assert not captured or svi._graphs
@@ -727,6 +727,7 @@ class ReadsNumbersOfItsInput(Net):
         super().model(x, x + float(np.asarray(x.detach().numpy()).mean()))
 
 
+@pytest.mark.skipif(DEVICE != "cpu", reason="NumPy cannot read a GPU's memory")
 def test_numbers_read_out_of_an_argument_by_numpy_are_never_frozen():
     svi = beside_pyro(at(99, lambda net: None), ReadsNumbersOfItsInput, captured=False)
     assert "reads numbers out of a tensor" in svi.why_eager

@@ -44,6 +44,8 @@ def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         "graph": nothing,
         "stream": nothing,
         "device": nothing,
+        "get_sync_debug_mode": int,
+        "set_sync_debug_mode": lambda mode: None,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
 

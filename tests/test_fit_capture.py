@@ -272,5 +272,5 @@ def test_a_pyro_optimiser_goes_into_fit():
     other = fit(make_vae(), digits, optimizer=functools.partial(torch.optim.Adam, lr=1e-2), epochs=3, batch_size=10,
                 seed=0)  # fmt: skip
     assert [r["loss"] for r in run.history] == [r["loss"] for r in other.history]
-    with pytest.raises(ValueError, match="an object of pyro.optim with a schedule"):
+    with pytest.raises(ValueError, match=r"an object of pyro\.optim with a schedule"):
         fit(make_vae(), digits, optimizer=pyro.optim.Adam({"lr": 1e-2}, {"clip_norm": 1.0}), epochs=1, batch_size=10)

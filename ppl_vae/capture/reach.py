@@ -98,8 +98,12 @@ class Reach:
     def visit(self, *roots: object, label: str = "the program") -> Reach:
         """Follow some objects."""
         self._todo += [(root, label) for root in roots]
+        self._todo.reverse()
         while self._todo:
-            self._visit(*self._todo.pop())
+            value, name = self._todo.pop()
+            before = len(self._todo)
+            self._visit(value, name)
+            self._todo[before:] = self._todo[before:][::-1]  # depth first, in the order in which things stand
         return self
 
     def visit_entered(self) -> Reach:
@@ -205,12 +209,12 @@ class Reach:
             return
         read = operator.attrgetter("__code__", "__defaults__", "__kwdefaults__")
         self._add(Source(function.__name__, read, function, (".__code__", ".__defaults__", ".__kwdefaults__")), 3)
-        self._todo += [(function.__defaults__, label), (function.__kwdefaults__, label)]
-        if vars(function):
-            self._todo.append((vars(function), function.__name__))
         if code not in self._codes:
             self._codes.add(code)
             self._visit_globals(code, function.__globals__)
+        self._todo += [(function.__defaults__, label), (function.__kwdefaults__, label)]
+        if vars(function):
+            self._todo.append((vars(function), function.__name__))
 
     def _visit_globals(self, code: types.CodeType, home: dict[str, Any]) -> None:
         names = _names(code)
@@ -286,8 +290,8 @@ class Reach:
         quiet: bool = False,
         write: Callable[..., None] | None = None,
     ) -> None:
-        """Some entries of a namespace."""
-        keys = tuple(sorted(names & home.keys()))
+        """Some entries of a namespace, in its order where it is an object's."""
+        keys = tuple(k for k in home if k in names) if quiet or grows else tuple(sorted(names & home.keys()))
         if keys:
             twice = keys if len(keys) > 1 else 2 * keys  # of one key alone `itemgetter` gives no tuple
             if write is not None or type(home) is dict:

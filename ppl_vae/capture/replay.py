@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ class CudaReplay:
         https://pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
     """
 
+    _generators = 0  # how often torch's generators were replaced
+
     def __init__(
         self, function: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor], state: Sequence[Tensor] = ()
     ) -> None:
@@ -52,16 +55,28 @@ class CudaReplay:
         aside, now = torch.cuda.Stream(), torch.cuda.current_stream()
         aside.wait_stream(now)
         with torch.cuda.stream(aside), torch.no_grad():
-            for _ in range(3):
-                function(*self._inputs)
+            function(*self._inputs)
+            with _waiting_refused():
+                for _ in range(2):
+                    function(*self._inputs)
         now.wait_stream(aside)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph), torch.no_grad():
-            self._outputs = tuple(function(*self._inputs))
+        try:
+            with torch.cuda.graph(self._graph), torch.no_grad():
+                self._outputs = tuple(function(*self._inputs))
+        except RuntimeError:
+            # torch leaves its generator recording: every later draw would fail. One like it takes its place, which
+            # the graphs recorded before do not know
+            for generator in torch.cuda.default_generators:
+                generator.graphsafe_set_state(generator.clone_state())
+            CudaReplay._generators += 1
+            raise
+        self._made_with = CudaReplay._generators
 
     def moved(self) -> bool:
-        """Whether a tensor of the state lies elsewhere than when the graph was recorded."""
-        return list(map(Tensor.data_ptr, self._state)) != self._addresses
+        """Whether a tensor of the state lies elsewhere than when the graph was recorded, or the generator is another."""
+        moved = list(map(Tensor.data_ptr, self._state)) != self._addresses
+        return moved or self._made_with != CudaReplay._generators
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Launch the graph, and return its outputs."""
@@ -70,3 +85,14 @@ class CudaReplay:
         with torch.cuda.device(self._device):
             self._graph.replay()
         return self._outputs
+
+
+@contextmanager
+def _waiting_refused() -> Iterator[None]:
+    """Raise where an operation waits for the GPU, which cannot be recorded: to try leaves torch's generator broken."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)

@@ -17,6 +17,7 @@ from torch.utils import _pytree
 _ATEN = torch.ops.aten
 _CREATE = {"full", "ones", "zeros", "ones_like", "zeros_like", "full_like", "arange", "scalar_tensor", "eye"}
 _WRITES_UNSAID = ("batch_norm", "instance_norm")  # operations whose schema hides that they write into their buffers
+_MOST_LIFTED = 1024  # elements of what Python made a tensor of, which guards look at whole
 _MOST_FOLDED = 2**16  # elements of a constant that is kept; a larger one is computed anew each time
 
 
@@ -83,6 +84,8 @@ class _Simplifier:
         self.known: dict[Any, fx.Node] = {}  # what is computed already, by what it is
         self.moved: set[fx.Node] = set()  # nodes that stand for others in another storage, and what is computed of them
         self.constants: dict[fx.Node, Tensor] = {}
+        tensors = [t for value in self.fakes.values() for t in _pytree.tree_leaves(value) if isinstance(t, Tensor)]
+        self.on_gpu = any(t.is_cuda for t in tensors)
 
     def rewrite(self) -> None:
         for node in list(self.graph.graph.nodes):
@@ -206,6 +209,10 @@ class _Simplifier:
             known = {
                 inputs[0]: torch.empty_strided(given.shape, given.stride(), dtype=given.dtype, device=given.device)
             }
+        elif self.on_gpu and name == "lift_fresh_copy" and value.numel() <= _MOST_LIFTED and inputs[0].op == "get_attr":
+            known = {
+                inputs[0]: getattr(self.graph, str(inputs[0].target))
+            }  # a number that Python gave: on the GPU once
         elif all(i in self.constants for i in inputs):
             known = self.constants
         else:

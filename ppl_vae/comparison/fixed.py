@@ -117,7 +117,7 @@ def compare(
             found |= run.rows({i: c for i, c in enumerate(chosen) if c.num_particles == k}, evidence)
     order = sorted(found, key=lambda i: (found[i].num_particles, i))
     notes = [*([note] if note else []), *run.notes]
-    if evaluation and any(m.training and isinstance(m, _HAVE_MODES) for m in modules):
+    if evaluation and any(m.training and isinstance(m, _HAVE_MODES) for module in modules for m in module.modules()):
         notes.append("modules were in evaluation mode: no dropout, and batch normalisation by its running statistics")
     leaf = next(iter(parameters.leaves.values()))
     return Comparison(
