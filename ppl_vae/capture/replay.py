@@ -74,7 +74,7 @@ class CudaReplay:
         self._made_with = CudaReplay._generators
 
     def moved(self) -> bool:
-        """Whether a tensor of the state lies elsewhere than when the graph was recorded, or the generator is another."""
+        """Whether a tensor of the state lies elsewhere than when it was recorded, or torch draws from other generators."""
         moved = list(map(Tensor.data_ptr, self._state)) != self._addresses
         return moved or self._made_with != CudaReplay._generators
 
