@@ -121,7 +121,8 @@ def beside_pyro(
         found.append(losses(keep, net, act, loss(), steps))
     assert found[1] == pytest.approx(found[0], rel=1e-5 if DEVICE == "cpu" else 1e-3)
     for a, b in zip(*(net.parameters() for net in nets), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 if DEVICE == "cpu" else 1e-2)
+        if DEVICE == "cpu":  # on a GPU Adam makes steps out of gradients that are nothing but rounding
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
     svi = svis[1]
     assert captured is None or (svi.why_eager is None) == captured, svi
     assert not captured or svi._graphs
@@ -796,21 +797,23 @@ def _torch_svi(model, guide, optim, loss, **kwargs):
 
 
 def test_gradients_switched_off():
+    """Pyro goes on by momentum: the gradients are zeros."""
+
     def run(make):
         torch.manual_seed(0)
         pyro.clear_param_store()
+        pyro.set_rng_seed(0)
         net = Net()
-        svi = make(net.model, net.guide, functools.partial(torch.optim.Adam, lr=1e-2), Trace_ELBO())
-        for step in range(4):
-            svi.step(data(step))
-        before = [p.clone() for p in net.parameters()]
-        with torch.no_grad():
-            svi.step(data(4))
-        return svi, [torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True)]
+        svi = make(net.model, net.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
+        found = []
+        for step in range(8):
+            with torch.set_grad_enabled(step not in (4, 5)):
+                found.append(svi.step(data(step)))
+            if step == 4 and make is SVI:
+                assert svi.why_eager == "gradients are switched off"
+        return found
 
-    svi, same = run(SVI)
-    assert svi.why_eager == "gradients are switched off"
-    assert all(same)
+    assert run(SVI) == pytest.approx(run(pyro.infer.SVI), rel=1e-5 if DEVICE == "cpu" else 1e-3)
 
 
 # Pyro's objects ------------------------------------------------------------------------------------------------------

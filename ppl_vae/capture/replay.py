@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -74,7 +75,7 @@ class CudaReplay:
         self._made_with = CudaReplay._generators
 
     def moved(self) -> bool:
-        """Whether a tensor of the state lies elsewhere than when it was recorded, or torch draws from other generators."""
+        """Whether a tensor of the state lies elsewhere than when it was recorded, or torch has another generator."""
         moved = list(map(Tensor.data_ptr, self._state)) != self._addresses
         return moved or self._made_with != CudaReplay._generators
 
@@ -91,7 +92,9 @@ class CudaReplay:
 def _waiting_refused() -> Iterator[None]:
     """Raise where an operation waits for the GPU, which cannot be recorded: to try leaves torch's generator broken."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it does not find all
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 _TRACED, _COMPILED, _HALF = 1e-5, 1e-4, 2e-2
 
 Other = tuple[Tensor | int, Tensor]
+Graph = Callable[..., tuple[Tensor, ...]]
 
 
 class Step(NamedTuple):
@@ -113,7 +114,6 @@ class CapturedStep:
         self._lift = sorted(lift)
         inputs = self.inputs(tensors, numbers)
         graph = self._trace_twice(inputs)
-        self._has_full = full
         if full:
             self._take(torch.compile(graph, dynamic=False, options={"fallback_random": True}), graph, inputs)
         else:
@@ -145,7 +145,7 @@ class CapturedStep:
             return self.unpack(self._graph(*inputs))
 
     @property
-    def graph(self) -> Callable[..., tuple[Tensor, ...]]:
+    def graph(self) -> Graph:
         """What is run: an `fx.GraphModule` unless it is compiled, or replayed on a GPU."""
         return self._graph
 
@@ -360,34 +360,45 @@ class CapturedStep:
         others: list[Other] = [(places.get(id(other), other), gradient) for other, gradient in step.others]
         return step._replace(others=others)
 
-    def _take(self, graph: Callable[..., tuple[Tensor, ...]], module: fx.GraphModule, inputs: list[Tensor]) -> None:
+    def _take(self, graph: Graph, module: fx.GraphModule, inputs: list[Tensor]) -> None:
         """Use this graph, if it does what the program does."""
-        self._replay: CudaReplay | None = None
         self.state = [*self.leaves, *self.guards.buffers(), *_tensors_of(module)]
-        with explained():  # a compiler that is missing shows in the first run
-            self._graph = graph
-            if all(t.is_cuda for t in [*inputs, *self.leaves]):
-                self._graph = self._replayed(inputs)
-            self._borrowed: list[int] = []
-            with untouched(self.written):
-                self._borrowed = self._find_borrowed(self(*inputs), inputs)
-            with untouched(self.written):
-                ours, writes = self(*inputs), [t.clone() for t in self.written]
-            difference = self._difference(ours, writes, self._expected, self._expected_writes)
-        if difference is not None:
-            raise CaptureError(f"{difference}: it depends on what a graph cannot follow")
+        difference = None
+        for run in self._ways(graph, inputs):
+            with explained():  # a compiler that is missing shows in the first run
+                self._graph, self._borrowed = run, []
+                with untouched(self.written):
+                    self._borrowed = self._find_borrowed(self(*inputs), inputs)
+                with untouched(self.written):
+                    ours, writes = self(*inputs), [t.clone() for t in self.written]
+                difference = self._difference(ours, writes, self._expected, self._expected_writes)
+            if difference is None:
+                return
+            logger.debug("held against the program: %s", difference)
+        raise CaptureError(f"{difference}: it depends on what a graph cannot follow")
 
-    def _replayed(self, inputs: list[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
-        """The graph as one CUDA graph, or itself where that cannot be."""
+    def _ways(self, graph: Graph, inputs: list[Tensor]) -> Iterator[Graph]:
+        """On a GPU as one CUDA graph where that can be; kernel by kernel."""
+        self._replay: CudaReplay | None = None
+        if all(t.is_cuda for t in [*inputs, *self.leaves]):
+            with explained():
+                replayed = self._replayed(graph, inputs)
+            if replayed is not None:
+                yield replayed
+                self._replay = None
+        yield graph
+
+    def _replayed(self, graph: Graph, inputs: list[Tensor]) -> Graph | None:
+        """The graph as one CUDA graph, None where that cannot be."""
         on_cpu = [t for t in self.state if not t.is_cuda]
         if any(t.numel() > 1 for t in on_cpu):
-            return self._graph
+            return None
         try:
             with untouched(self.written):
-                replay = CudaReplay(self._graph, inputs, [t for t in self.state if t.is_cuda])
+                replay = CudaReplay(graph, inputs, [t for t in self.state if t.is_cuda])
         except RuntimeError as error:
             logger.debug("the captured graph is launched kernel by kernel: %s", error)
-            return self._graph
+            return None
         self.guards.guard_numbers([number_of(t) for t in on_cpu if t.numel()])  # recorded as they are now
         self._replay = replay
         # the optimiser uses the gradients before the next call, but what was seen may be kept for longer
