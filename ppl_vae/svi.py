@@ -164,7 +164,8 @@ class SVI:
     @torch.no_grad()
     def evaluate(self, *args: Any, **kwargs: Any) -> BatchLoss:
         """Evaluate the objective without a gradient; modules keep their mode, so put batch norm into ``.eval()``."""
-        return self.loss((self.model, self.guide), *args, **kwargs)
+        with ALONE:
+            return self.loss((self.model, self.guide), *args, **kwargs)
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         """Return Pyro's loss, minus the objective summed over data, without a gradient."""
@@ -386,10 +387,10 @@ class SVI:
             )
 
     def _capture(self, mean: bool, given: Signature, lift: set[int], labels: set[str]) -> CapturedStep | None:
-        loss, program = self.loss, (self.model, self.guide)
+        loss, program, rebuild = self.loss, (self.model, self.guide), given.rebuild
 
         def run(*inputs: Any) -> BatchLoss:
-            args, kwargs = given.rebuild(*inputs)
+            args, kwargs = rebuild(*inputs)
             with self._parameters:
                 return loss(program, *args, **kwargs)
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import gc
 import itertools
 import logging
 import os
 import random
 import threading
+import time
 import types
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -1009,3 +1012,92 @@ def test_an_object_that_minds_being_looked_at():
             return self.d(z) * self.hostile[0].value
 
     beside_pyro(at(4, lambda net: setattr(net.hostile[0], "value", 100.0)), Holds)
+
+
+# data that the program holds -----------------------------------------------------------------------------------------
+
+
+class HoldsData(Net):
+    """The batch is an attribute, a buffer or an item, replaced before each step."""
+
+    how = "attribute"
+
+    def __init__(self):
+        super().__init__()
+        self.batch = data(0)
+        self.batches = [self.batch]
+        self.register_buffer("buffered", data(0))
+
+    def held(self):
+        return {"attribute": self.batch, "item": self.batches[0], "buffer": self.buffered}[self.how]
+
+    def model(self, x=None, y=None):
+        super().model(self.held())
+
+    def guide(self, x=None, y=None):
+        super().guide(self.held())
+
+
+@pytest.mark.parametrize("how", ["attribute", "item", "buffer"])
+def test_a_tensor_that_is_replaced_by_one_like_it_becomes_an_input(how, caplog):
+    kind = type("HoldsData", (HoldsData,), {"how": how})
+
+    def act(step, net, svi):
+        batch = data(step, 6 if step > 14 else 10)
+        if how == "attribute":
+            net.batch = batch
+        elif how == "item":
+            net.batches[0] = batch
+        else:
+            net.buffered = batch
+        return (), {}
+
+    svi = beside_pyro(act, kind, steps=25)
+    assert svi._made <= 5
+    assert not [r for r in caplog.records if r.levelno == logging.WARNING]
+
+
+def test_a_graph_keeps_no_batch_alive():
+    svi = None
+    net = Net()
+    svi = SVI(net.model, net.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
+    batches = [data(step) for step in range(5)]
+    seen = [weakref.ref(batch) for batch in batches]
+    for batch in batches:
+        svi.step(batch, y=batch)
+    assert svi.why_eager is None
+    del batch, batches
+    gc.collect()
+    assert not [ref for ref in seen if ref() is not None]
+
+
+def test_large_structures_within_reach_cost_little():
+    class Holds(Net):
+        def __init__(self):
+            super().__init__()
+            self.rows = [float(i) for i in range(200_000)]
+            self.table = {i: float(i) for i in range(100_000)}
+            self.matrix = np.zeros((2000, 1000))
+
+        def likelihood(self, z):
+            return self.d(z) * (1.0 + self.rows[0] + self.table[0] + float(self.matrix[0, 0]))
+
+    svi = beside_pyro(at(5, lambda net: net.rows.__setitem__(0, 1.0)), Holds)
+    guards = next(iter(svi._graphs.values()))[-1].guards
+    began = time.perf_counter()
+    for _ in range(100):
+        assert guards.hold()
+    assert time.perf_counter() - began < 0.1  # under a millisecond each
+
+
+def test_too_much_to_look_at_runs_as_it_is_written():
+    class Holds(Net):
+        def __init__(self):
+            super().__init__()
+            self.rows = [[float(i + j) for j in range(900)] for i in range(100)]
+
+        def likelihood(self, z):
+            return self.d(z) * (1.0 + self.rows[3][0])
+
+    svi = beside_pyro(at(5, lambda net: net.rows[3].__setitem__(0, 9.0)), Holds, captured=False)
+    assert "too many to look at" in svi.why_eager

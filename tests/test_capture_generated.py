@@ -22,10 +22,35 @@ GAIN = 1.0
 LEVELS = {"a": 1.0, "b": [1.0, 2.0]}
 
 # where a program takes a number from, how it uses it, and what may happen between two steps
-SOURCES = ["none", "attribute", "class", "global", "dict", "list", "default", "closure", "array", "buffer", "tensor", "set"]
+SOURCES = [
+    "none",
+    "attribute",
+    "class",
+    "global",
+    "dict",
+    "list",
+    "default",
+    "closure",
+    "array",
+    "buffer",
+    "tensor",
+    "set",
+]
 USES = ["scale", "loc", "branch", "count", "kl", "repeat"]
 CHANGES = [
-    *("none", "number", "number", "same number", "whole number", "freeze", "thaw", "train", "eval", "dropout", "append"),
+    *(
+        "none",
+        "number",
+        "number",
+        "same number",
+        "whole number",
+        "freeze",
+        "thaw",
+        "train",
+        "eval",
+        "dropout",
+        "append",
+    ),
     *("replace layer", "swap data", "half batch", "alias", "clone", "particles", "hook", "unhook", "weights", "seed"),
     *("attribute", "rate", "expand", "transpose", "step under scale"),
 ]
@@ -289,5 +314,3 @@ def _run(examples: int) -> None:
         suppress_health_check=list(HealthCheck),
     )
     checked(given(programs, changes)(play))()
-
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyro
+import torch
 from torch import Tensor
 
 from ppl_vae.capture.entered import Entered
@@ -42,7 +43,7 @@ class Change:
 
     @property
     def token(self) -> Any:
-        """What the change is to, as a key: the value where it is plain, else the object."""
+        """What the change is to, as a key: the value where it is plain, a tensor's shape, else the object."""
         return self.label, _token(self.now)
 
 
@@ -97,6 +98,7 @@ class Guards:
         if entered is not None:
             self.reach.visit_entered()
             entered.let_go()
+        self.reach.let_go()
         self._sources = self.reach.sources
         if parameters:
             names = tuple(parameters) if len(parameters) > 1 else 2 * tuple(parameters)
@@ -178,7 +180,7 @@ class Guards:
             return
         names = source.names or ("",) * len(kept)
         for j, (a, b, name) in enumerate(zip(now, kept, names, strict=False)):
-            if same(a, b) or (i, j) in self._ignored or ((i, j) in self._lifted and type(a) in (float, int)):
+            if same(a, b) or (i, j) in self._ignored or ((i, j) in self._lifted and _stands_for(b, a)):
                 continue
             yield Change(source.label + name, b, a, (i, j))
         if len(now) != len(kept) and (i, -1) not in self._ignored:
@@ -224,9 +226,15 @@ class Guards:
         quiet = {i for i, source in enumerate(self._sources) if source.quiet}
         self.forgotten += [str(c) for c in changes if c.place is None or c.place[0] not in quiet]
 
-    def put_back(self) -> None:
-        """Write back what has changed: what a trial run of the program did to Python values did not happen."""
+    def put_back(self, homes: Set[int] | None = None) -> None:
+        """Write back what has changed: what a trial run of the program did to Python values did not happen.
+
+        Args:
+            homes: The identities of what may have been changed by it; None for all.
+        """
         for i, (source, kept) in enumerate(zip(self._sources, self._first, strict=True)):
+            if homes is not None and id(source.home) not in homes:
+                continue
             now = _read(source)
             if source.keep is not None:
                 if not _same_content(source, now, kept) and source.put_back is not None:
@@ -236,33 +244,36 @@ class Guards:
                     if a is not b and b is not MISSING:
                         source.write(source.home, j, b)
         for _, home, known in self._first_open:
+            if homes is not None and id(home) not in homes:
+                continue
             for name in self._added(home, known):
                 del home[name]
         for _, content in self.reach.empty:
-            if content:
+            if content and (homes is None or id(content) in homes):
                 content.clear()
 
     # numbers that become inputs of the graph ----------------------------------------------------------------------
 
     def can_lift(self, change: Change) -> bool:
-        """Whether a value that has changed is a number that a tensor could stand for."""
+        """Whether what has changed is a number, which a tensor could stand for, or a tensor replaced by one like it."""
         if change.place is None or change.place[0] < 0 or type(change.place[1]) is not int or change.place[1] < 0:
             return False
-        writes = self._sources[change.place[0]].write is not None
-        return writes and type(change.now) is float and type(change.before) in (float, int)
+        if self._sources[change.place[0]].write is None:
+            return False
+        return _stands_for(change.before, change.now) and type(change.now) is not int
 
     def lift(self, labels: Collection[str]) -> None:
         """Let the numbers of these labels change: they are inputs of the graph."""
         for i, source in enumerate(self._sources):
             if source.write is not None:
                 for j, value in enumerate(self._values[i]):
-                    if type(value) is float and source.label + source.names[j] in labels:
+                    if type(value) in (float, Tensor) and source.label + source.names[j] in labels:
                         self._lifted.append((i, j))
                         self.lifted_labels.add(source.label + source.names[j])
         self._keep()
 
-    def lifted(self) -> list[float]:
-        """The numbers that are inputs, as they are now."""
+    def lifted(self) -> list[float | Tensor]:
+        """The numbers and tensors that are inputs, as they are now."""
         return [tuple(self._sources[i].read(self._sources[i].home))[j] for i, j in self._lifted]
 
     @contextmanager
@@ -299,6 +310,18 @@ def same(a: Any, b: Any) -> bool:
     return repr(a) == repr(b) if isinstance(a, (float, complex)) else a == b
 
 
+def _stands_for(before: Any, now: Any) -> bool:
+    """Whether one input of a graph can be the one value and the other."""
+    if type(now) is Tensor and type(before) is Tensor:
+        return _kind(before) == _kind(now) and not now.requires_grad
+    return type(now) in (float, int) and type(before) in (float, int)
+
+
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
+    strides = tensor.stride() if tensor.layout is torch.strided else tensor.layout
+    return tensor.shape, strides, tensor.dtype, tensor.device, tensor.requires_grad
+
+
 def _alike(a: Any, b: Any) -> bool:
     """Whether two values are the same, or containers of the same."""
     if same(a, b):
@@ -329,6 +352,8 @@ def _same_content(source: Source, now: tuple[Any, ...], kept: tuple[Any, ...]) -
 def _token(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return type(value), tuple(map(_token, value))
+    if type(value) is Tensor:
+        return _kind(value)
     return (type(value), repr(value)) if isinstance(value, PLAIN) else id(value)
 
 

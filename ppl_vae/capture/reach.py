@@ -24,7 +24,7 @@ from ppl_vae.capture.entered import Entered, is_library
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 MISSING = object()
 LARGE = 1024  # elements of a container or an array, above which a sample of them is looked at
-_MOST = 50_000  # values that are noted; what lies beyond is out of sight
+MOST = 20_000  # values that are noted; what lies beyond is out of sight
 _KEPT = 2**16  # elements of an array that is put back if a trial run of the program changes it
 _GENERATORS = (np.random.Generator, np.random.RandomState, np.random.BitGenerator, random.Random, torch.Generator)
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -95,6 +95,15 @@ class Reach:
         self._count = 0
         self._users = {} if self.entered is None else self.entered.users
 
+    @property
+    def is_full(self) -> bool:
+        """Whether there is more than is noted."""
+        return self._count > MOST
+
+    def let_go(self) -> None:
+        """Hold what was met no longer, but for the places themselves."""
+        self._seen.clear()
+
     def visit(self, *roots: object, label: str = "the program") -> Reach:
         """Follow some objects."""
         self._todo += [(root, label) for root in roots]
@@ -121,7 +130,7 @@ class Reach:
 
     def _visit(self, value: Any, label: str) -> None:
         kind = type(value)  # `isinstance` would ask the object for its class, which may be the user's code
-        if issubclass(kind, PLAIN) or value is MISSING or id(value) in self._seen or self._count > _MOST:
+        if issubclass(kind, PLAIN) or value is MISSING or id(value) in self._seen or self.is_full:
             return
         self._seen[id(value)] = value
         if issubclass(kind, Tensor):
@@ -188,8 +197,12 @@ class Reach:
                 self.empty.append((label, value))
             return
         if len(items) > LARGE:
-            self._add(Source(f"the content of {label}", _sample, value, ()), LARGE)
-            items = items[:: len(items) // LARGE]
+            step = len(items) // LARGE
+            if issubclass(kind, list):
+                self._add(Source(f"the content of {label}", functools.partial(_sample, step), value, ()), LARGE)
+            elif not issubclass(kind, (tuple, frozenset)):
+                self._add(Source(f"the length of {label}", _length, value, ("",)), 1)
+            items = items[::step]
         elif issubclass(kind, list):
             self._add(Source(label, tuple, value, names, list.__setitem__, list, _put_back_list), len(items))
         elif issubclass(kind, (collections.deque, set)):
@@ -354,9 +367,8 @@ def _proxied(value: types.MappingProxyType) -> tuple[Any, ...]:
     return tuple(value.values())
 
 
-def _sample(value: Any) -> tuple[Any, ...]:
-    items = list(value)
-    return (len(items), *items[:: max(1, len(items) // LARGE)])
+def _sample(step: int, value: list) -> tuple[Any, ...]:
+    return (list.__len__(value), *list.__getitem__(value, slice(None, None, step)))
 
 
 def _bytes_of(array: np.ndarray) -> tuple[Any, ...]:
@@ -364,7 +376,7 @@ def _bytes_of(array: np.ndarray) -> tuple[Any, ...]:
     if array.dtype.hasobject:
         return (array.shape,)
     step = max(1, array.size // LARGE)
-    return array.shape, str(array.dtype), (array if step == 1 else array.reshape(-1)[::step]).tobytes()
+    return array.shape, str(array.dtype), (array if step == 1 else array.flat[::step]).tobytes()
 
 
 def _contents(cell: types.CellType) -> tuple[Any]:

@@ -49,6 +49,7 @@ def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
     leaves, structure = _pytree.tree_flatten((args, kwargs))
     key: list[Any] = [repr(structure)]  # older torch cannot hash the structure itself
     places, numbers, where = [], [], []
+    tensors: list[Tensor] = []
     first: dict[int, int] = {}
     for i, leaf in enumerate(leaves):
         if type(leaf) in (Tensor, nn.Parameter):
@@ -63,13 +64,17 @@ def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
         else:
             raise CaptureError(f"an argument is a {type(leaf).__name__}; expected tensors and plain Python values")
 
+    for place in places:  # a graph keeps what rebuilds the arguments, and should keep no batch alive
+        tensors.append(leaves[place])
+        leaves[place] = None
+
     def rebuild(*new: Any) -> Any:
         filled = list(leaves)
         for place, value in zip(places + where, new, strict=True):
             filled[place] = value
         return _pytree.tree_unflatten(filled, structure)
 
-    return Signature(tuple(key), [leaves[i] for i in places], tuple(numbers), rebuild)
+    return Signature(tuple(key), tensors, tuple(numbers), rebuild)
 
 
 def _kind(tensor: Tensor) -> tuple[Any, ...]:

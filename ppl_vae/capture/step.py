@@ -15,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_vae.capture.entered import Entered
 from ppl_vae.capture.guards import Guards, number_of
+from ppl_vae.capture.reach import MOST
 from ppl_vae.capture.replay import CudaReplay
 from ppl_vae.capture.simplify import simplify
 from ppl_vae.capture.state import PythonRandom, Snapshot, Written, untouched
@@ -128,7 +129,7 @@ class CapturedStep:
                 if short is graph:
                     raise
                 self._take(graph, graph, inputs)
-        del self._expected
+        del self._expected, self._expected_writes
         self._checked_on = [(weakref.ref(t), t._version) for t in tensors], tuple(numbers)
         self._checked_elsewhere = False
 
@@ -291,10 +292,11 @@ class CapturedStep:
             self._expected_writes = [t.clone() for t in self.written]
             replaced = before.replaced()
         finally:
+            read = list(entered.read)
             before.put_back()
             written.put_back()
             moved = python.put_back()
-            within_reach.put_back()
+            within_reach.put_back({id(source.home) for source in Guards(*roots, entered=entered).reach.sources})
         if moved is not None:
             raise CaptureError(
                 f"the program draws from {moved}, which a graph cannot; draw with torch, or give the draws as arguments"
@@ -303,12 +305,12 @@ class CapturedStep:
             raise CaptureError(f"the program replaces parameter {replaced!r} in Pyro's store while it runs")
         if written.touches(own):
             raise CaptureError("the program writes into one of its arguments; let it write into a clone")
-        read = [*(t for t in written.numbers if written.is_old(t)), *entered.read]
         given = {t.untyped_storage()._cdata for t in own if t.layout is torch.strided}
-        if any(not written.is_old(t) or t.untyped_storage()._cdata in given for t in entered.read):
+        if any(not written.is_old(t) or t.untyped_storage()._cdata in given for t in read):
             raise CaptureError("it reads numbers out of a tensor (.numpy(), .tolist()); compute with tensors")
         self.guards = Guards(*roots, entered=entered, parameters=parameters)
         _refuse(self.guards)
+        read += [t for t in written.numbers if written.is_old(t)]
         self.guards.guard_numbers(list({id(t): number_of(t) for t in read}.values()))
         self._scales = [0.0 if g is None else 0.1 * float(g.norm()) for g in self._expected.gradients]
 
@@ -422,7 +424,7 @@ class CapturedStep:
 
 
 class _Number:
-    """A Python number as a tensor: 0-dimensional, where the parameters are and as exact as they are."""
+    """A Python number as a 0-dimensional tensor, where the parameters are and as exact as they are; a tensor as it is."""
 
     def __init__(self, leaves: Sequence[Tensor]) -> None:
         floats = [leaf.dtype for leaf in leaves if leaf.dtype.is_floating_point]
@@ -431,7 +433,9 @@ class _Number:
         self._value: float | None = None
         self._tensor = torch.zeros(())
 
-    def __call__(self, value: float) -> Tensor:
+    def __call__(self, value: float | Tensor) -> Tensor:
+        if isinstance(value, Tensor):
+            return value
         if self._value is None or type(value) is not type(self._value):
             dtype = torch.int64 if type(value) is int else self._dtype
             self._tensor = torch.tensor(value, dtype=dtype, device=self._device)
@@ -510,6 +514,8 @@ def _apart(tensor: Tensor) -> Tensor:
 
 
 def _refuse(guards: Guards) -> None:
+    if guards.reach.is_full:
+        raise CaptureError(f"what it reads holds more than {MOST:,} Python values, too many to look at in every step")
     if guards.reach.opaque:
         raise CaptureError(guards.reach.opaque[0])
     hooked = next((owner for owner, hooks in guards.reach.hooks if hooks), None)
