@@ -1101,3 +1101,46 @@ def test_too_much_to_look_at_runs_as_it_is_written():
 
     svi = beside_pyro(at(5, lambda net: net.rows[3].__setitem__(0, 9.0)), Holds, captured=False)
     assert "too many to look at" in svi.why_eager
+
+
+class CountsInItsClass(Net):
+    steps = 0
+
+    def guide(self, x, y=None):
+        type(self).steps += 1
+        super().guide(x, y)
+
+    def likelihood(self, z):
+        return self.d(z) * min(1.0, type(self).steps / 10)
+
+
+def test_a_counter_of_the_class_keeps_its_schedule():
+    def act(step, net, svi):
+        if step == 0:
+            CountsInItsClass.steps = 0
+
+    beside_pyro(act, CountsInItsClass, captured=False)
+
+
+def test_an_attribute_that_a_subclass_is_given_later():
+    kind = type("Derived", (Net,), {"likelihood": lambda self, z: self.d(z) * self.beta})
+
+    def act(step, net, svi):
+        if step == 0 and "beta" in vars(kind):
+            del kind.beta  # Pyro's run has set it
+        if step == 5:
+            kind.beta = 50.0
+
+    beside_pyro(act, kind)
+
+
+def test_an_attribute_that_an_object_is_given_later():
+    class Derived(Net):
+        def likelihood(self, z):
+            return self.d(z) * self.beta * getattr(self.settings, "extra", 1.0)
+
+    def change(net):
+        net.beta = 3.0
+        net.settings.extra = 5.0
+
+    beside_pyro(at(5, change), Derived)

@@ -66,7 +66,8 @@ class Base(nn.Module):
         self.source, self.use = source, use
         self.encoder = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4))
         middle = [nn.BatchNorm1d(6), nn.Dropout(0.2)] if norm else [nn.Tanh()]
-        self.decoder = nn.Sequential(nn.Linear(2, 6), *middle, nn.Linear(6, 4))
+        # no bias before batch norm: its gradient is nothing but rounding, of which Adam makes whole steps
+        self.decoder = nn.Sequential(nn.Linear(2, 6, bias=not norm), *middle, nn.Linear(6, 4))
         self.own = 1.0
         self.held = torch.tensor(1.0)
         self.array = np.ones(3)

@@ -233,7 +233,7 @@ class Guards:
             homes: The identities of what may have been changed by it; None for all.
         """
         for i, (source, kept) in enumerate(zip(self._sources, self._first, strict=True)):
-            if homes is not None and id(source.home) not in homes:
+            if homes is not None and source.identity not in homes:
                 continue
             now = _read(source)
             if source.keep is not None:
@@ -243,11 +243,15 @@ class Guards:
                 for j, (a, b) in enumerate(zip(now, kept, strict=True)):
                     if a is not b and b is not MISSING:
                         source.write(source.home, j, b)
-        for _, home, known in self._first_open:
-            if homes is not None and id(home) not in homes:
+        for i, home, known in self._first_open:
+            source = self._sources[i]
+            if homes is not None and source.identity not in homes:
                 continue
             for name in self._added(home, known):
-                del home[name]
+                if source.owner is None:
+                    del home[name]
+                else:
+                    type.__delattr__(source.owner, name)
         for _, content in self.reach.empty:
             if content and (homes is None or id(content) in homes):
                 content.clear()

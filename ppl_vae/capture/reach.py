@@ -47,6 +47,7 @@ class Source:
         put_back: Gives a container its content back.
         grows: Whether names that the namespace is given later may matter.
         quiet: Whether it is a library's own, whose bookkeeping is no side effect of the user's.
+        owner: The class whose namespace it is.
     """
 
     label: str
@@ -58,6 +59,12 @@ class Source:
     put_back: Callable[[Any, Any], None] | None = None
     grows: bool = False
     quiet: bool = False
+    owner: type | None = None
+
+    @property
+    def identity(self) -> int:
+        """Which object it is a place of."""
+        return id(self.home if self.owner is None else self.owner)
 
 
 @dataclass
@@ -258,9 +265,8 @@ class Reach:
                 continue
             own = {k for k in vars(base) if not (k.startswith("__") and k.endswith("__")) or k == "__call__"}
             own -= {"_abc_impl"}
-            write = functools.partial(_write_attribute, base)
             wanted = own if self.names is None else own & self.names
-            self._visit_entries(vars(base), wanted, f"{base.__name__}.", write=write)
+            self._visit_entries(vars(base), wanted, f"{base.__name__}.", grows=True, owner=base)
 
     def _visit_object(self, value: Any, kind: type) -> None:
         library = is_library(kind.__module__)
@@ -301,18 +307,24 @@ class Reach:
         follow: bool = True,
         grows: bool = False,
         quiet: bool = False,
-        write: Callable[..., None] | None = None,
+        owner: type | None = None,
     ) -> None:
         """Some entries of a namespace, in its order where it is an object's."""
-        keys = tuple(k for k in home if k in names) if quiet or grows else tuple(sorted(names & home.keys()))
+        keys = (
+            tuple(k for k in home if k in names)
+            if quiet or (grows and owner is None)
+            else tuple(sorted(names & home.keys()))
+        )
         if keys:
             twice = keys if len(keys) > 1 else 2 * keys  # of one key alone `itemgetter` gives no tuple
-            if write is not None or type(home) is dict:
-                write = functools.partial(write or _write_entry, twice)
-            read = operator.itemgetter(*twice)
-            self._add(Source(label, read, home, twice, write, grows=grows, quiet=quiet), len(keys))
-        elif grows and type(home) is dict:
-            self._add(Source(label, _nothing, home, (), grows=True), 1)
+            read, write = operator.itemgetter(*twice), None
+            if owner is not None:
+                write = functools.partial(_write_attribute, owner, twice)
+            elif type(home) is dict:
+                write = functools.partial(_write_entry, twice)
+            self._add(Source(label, read, home, twice, write, None, None, grows, quiet, owner), len(keys))
+        elif grows:
+            self._add(Source(label, _nothing, home, (), grows=True, quiet=quiet, owner=owner), 1)
         if follow:
             self._todo += [(home[key], label + key) for key in keys]
 

@@ -296,7 +296,7 @@ class CapturedStep:
             before.put_back()
             written.put_back()
             moved = python.put_back()
-            within_reach.put_back({id(source.home) for source in Guards(*roots, entered=entered).reach.sources})
+            within_reach.put_back({source.identity for source in Guards(*roots, entered=entered).reach.sources})
         if moved is not None:
             raise CaptureError(
                 f"the program draws from {moved}, which a graph cannot; draw with torch, or give the draws as arguments"
@@ -424,7 +424,7 @@ class CapturedStep:
 
 
 class _Number:
-    """A Python number as a 0-dimensional tensor, where the parameters are and as exact as they are; a tensor as it is."""
+    """A Python number as a 0-dimensional tensor, as exact as the parameters and where they are; a tensor as it is."""
 
     def __init__(self, leaves: Sequence[Tensor]) -> None:
         floats = [leaf.dtype for leaf in leaves if leaf.dtype.is_floating_point]
