@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from ppl_vae._optimizers import OptimizerFactory, as_optimizer
 from ppl_vae._validation import check_choice
-from ppl_vae.capture import CapturedStep, CaptureError, Change, Step, environment, signature, unusual
+from ppl_vae.capture import CapturedStep, CaptureError, Change, NotNowError, Step, environment, signature, unusual
 from ppl_vae.capture.signature import Signature, can_watch
 from ppl_vae.objectives.losses import BatchLoss, as_loss
 
@@ -38,6 +38,8 @@ _MOST_SIGHTS = 256  # of shapes and values that were met once and have no graph
 # how many uses lie between two comparisons with the program: a program as written costs about 1.3 captured steps on a
 # CPU and 12 on a GPU, so that comparing takes some 1% of the time
 _INTERVAL = {"cpu": 100, "cuda": 1000}
+_AGAIN = 100  # steps after which a hook or the like that hindered a graph is looked for again
+_AS_WRITTEN = "training eagerly, since the step cannot be captured: "
 _EARLY = 10  # the use after which the first of these comparisons comes
 
 
@@ -127,6 +129,7 @@ class SVI:
         self._followed: set[int] = set()  # the parameters that have had a gradient
         self._stepped = False
         self._ended: str | None = None  # why nothing is captured any more
+        self._wait = 0  # steps to go as they are written, before what hindered a graph is looked for again
         self._graphs: dict[Any, list[CapturedStep]] = {}
         self._made = 0
         self._misses = 0
@@ -241,6 +244,9 @@ class SVI:
             if self.compile != "off":
                 try:
                     result = self._by_graph(mean, args, kwargs)
+                except NotNowError as error:
+                    self._wait, self.why_eager = _AGAIN, str(error)
+                    self._warn_once(_AS_WRITTEN + self.why_eager, self.why_eager)
                 except CaptureError as error:
                     self._end(str(error))
             if result is None:
@@ -257,7 +263,15 @@ class SVI:
         if self._ended is not None:
             self.why_eager = self._ended
             return None
-        given = signature(args, kwargs)
+        if self._wait:
+            self._wait -= 1
+            return None
+        try:
+            given = signature(args, kwargs)
+        except CaptureError as error:
+            self.why_eager = str(error)
+            self._warn_once(_AS_WRITTEN + self.why_eager, self.why_eager)
+            return None
         self.why_eager = unusual(given.tensors)
         if self.why_eager is not None:
             return None
@@ -425,7 +439,7 @@ class SVI:
     def _end(self, why: str) -> None:
         self.why_eager = self._ended = why
         self._graphs.clear()
-        logger.warning("training eagerly, since the step cannot be captured: %s", why)
+        logger.warning("%s%s", _AS_WRITTEN, why)
 
     def _warn_once(self, message: str, kind: str | None = None) -> None:
         if (kind or message) not in self._warned:

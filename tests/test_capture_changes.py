@@ -325,6 +325,18 @@ def test_a_hook_that_is_registered_later_runs():
     assert "a Linear has a hook" in svi.why_eager
 
 
+def test_a_hook_that_is_removed_lets_steps_be_captured_again():
+    handles = []
+
+    def act(step, net, svi):
+        if step == 4:
+            handles.append(net.d[2].register_forward_hook(lambda module, inputs, output: output * 3))
+        if step == 8:
+            handles.pop(0).remove()
+
+    beside_pyro(act, steps=130)
+
+
 @pytest.mark.parametrize("hook", ["forward_pre", "backward", "tensor"])
 def test_other_hooks(hook):
     def change(net):

@@ -21,13 +21,14 @@ from ppl_vae.capture.reach import buffers_of, modules_of
 from ppl_vae.capture.signature import environment, signature, unusual
 from ppl_vae.capture.state import untouched
 from ppl_vae.capture.step import CapturedStep, Step, eager_step
-from ppl_vae.capture.tracing import CaptureError
+from ppl_vae.capture.tracing import CaptureError, NotNowError
 
 __all__ = [
     "CaptureError",
     "CapturedStep",
     "Change",
     "Guards",
+    "NotNowError",
     "Step",
     "buffers_of",
     "eager_step",

@@ -19,7 +19,7 @@ from ppl_vae.capture.reach import MOST
 from ppl_vae.capture.replay import CudaReplay
 from ppl_vae.capture.simplify import simplify
 from ppl_vae.capture.state import PythonRandom, Snapshot, Written, untouched
-from ppl_vae.capture.tracing import CaptureError, backward_noted, explained, traceable_pyro
+from ppl_vae.capture.tracing import CaptureError, NotNowError, backward_noted, explained, traceable_pyro
 from ppl_vae.objectives.losses import BatchLoss
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ class CapturedStep:
                     raise
                 self._take(graph, graph, inputs)
         del self._expected, self._expected_writes
-        self._checked_on = [(weakref.ref(t), t._version) for t in tensors], tuple(numbers)
+        self._checked_on = [_data(value) for value in (*tensors, *numbers, *self.guards.lifted())]
         self._checked_elsewhere = False
 
     # running it ----------------------------------------------------------------------------------------------------
@@ -199,9 +199,9 @@ class CapturedStep:
         """Whether these are other data than the graph was last checked on, if it was checked on one batch alone."""
         if self._checked_elsewhere:
             return False
-        kept, values = self._checked_on
-        same = all(ref() is t and t._version == version for (ref, version), t in zip(kept, tensors, strict=True))
-        return not same or values != tuple(numbers)
+        now = [_data(value) for value in (*tensors, *numbers, *self.guards.lifted())]
+        # a tensor has one weak reference, and `==` would compare what it refers to
+        return any(a is not b or v != w for (a, v), (b, w) in zip(now, self._checked_on, strict=True))
 
     def checked(self, tensors: list[Tensor], numbers: Sequence[float]) -> tuple[Step, str | None]:
         """Take the step by graph and program on the same noise; return one of them, and how they differ, if so.
@@ -513,16 +513,21 @@ def _apart(tensor: Tensor) -> Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
 
 
+def _data(value: Tensor | float) -> tuple[Any, float]:
+    """Which data an argument is, without keeping it alive."""
+    return (weakref.ref(value), value._version) if isinstance(value, Tensor) else (None, value)
+
+
 def _refuse(guards: Guards) -> None:
     if guards.reach.is_full:
-        raise CaptureError(f"what it reads holds more than {MOST:,} Python values, too many to look at in every step")
+        raise NotNowError(f"what it reads holds more than {MOST:,} Python values, too many to look at in every step")
     if guards.reach.opaque:
-        raise CaptureError(guards.reach.opaque[0])
+        raise NotNowError(guards.reach.opaque[0])
     hooked = next((owner for owner, hooks in guards.reach.hooks if hooks), None)
     if hooked is not None:
-        raise CaptureError(f"a {hooked} has a hook, whose Python code runs at every step; remove the hook to capture")
+        raise NotNowError(f"a {hooked} has a hook, whose Python code runs at every step; remove the hook to capture")
     if any(t._backward_hooks or t._post_accumulate_grad_hooks for t in guards.reach.tensors.values() if t.is_leaf):
-        raise CaptureError("a parameter has a hook, whose Python code runs at every step; remove the hook to capture")
+        raise NotNowError("a parameter has a hook, whose Python code runs at every step; remove the hook to capture")
 
 
 def _tensors_of(graph: fx.GraphModule) -> list[Tensor]:
@@ -552,6 +557,8 @@ def _as_numbers(storage: Tensor) -> Tensor:
 
 def _close(a: Tensor, b: Tensor, tolerance: float = _TRACED, scale: float = 0.0) -> bool:
     """Equal within a share of the norm, or of a scale, NaN and infinities in place."""
+    if a.is_complex():
+        a, b = torch.view_as_real(a), torch.view_as_real(b)
     a, b = a.detach().cpu().double(), b.detach().cpu().double()
     finite = b.isfinite()
     if not torch.equal(finite, a.isfinite()) or not torch.allclose(a[~finite], b[~finite], equal_nan=True):

@@ -23,6 +23,10 @@ class CaptureError(RuntimeError):
     """A step that cannot be captured, and why, in one sentence."""
 
 
+class NotNowError(CaptureError):
+    """A step that cannot be captured as the program is made up now; no part of it was run."""
+
+
 class _Namespace:
     """A module or namespace with some of its names replaced."""
 
