@@ -146,7 +146,9 @@ def _fused(factory: OptimizerFactory, parameters: list[Tensor]) -> Optimizer:
     optimizer_class = factory.func if isinstance(factory, functools.partial) else factory
     given = factory.keywords if isinstance(factory, functools.partial) else {}
     chosen = {"fused", "foreach", "differentiable"} & given.keys()
-    if isinstance(optimizer_class, type) and not chosen and "fused" in inspect.signature(optimizer_class).parameters:
+    plain = all(p.is_floating_point() and (p.grad is None or not p.grad.is_sparse) for p in parameters)
+    has_fused = isinstance(optimizer_class, type) and "fused" in inspect.signature(optimizer_class).parameters
+    if plain and has_fused and not chosen:
         try:
             return factory(parameters, fused=True)  # type: ignore[call-arg]
         except (RuntimeError, NotImplementedError):

@@ -17,6 +17,7 @@ from pyro.optim import PyroOptim
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils import _pytree
 
 from ppl_vae._optimizers import OptimizerFactory, as_optimizer
 from ppl_vae._validation import check_choice
@@ -62,9 +63,10 @@ class SVI:
 
     Slow where shapes or whole numbers differ at nearly every step: pad to a few shapes, pass tensors.
 
-    `step` has Pyro's meaning, gradient and value of the *sum* over data, and returns a float, for which it waits.
-    `update` follows the gradient of the *mean* per datum, so that the learning rate does not depend on the size of the
-    batch, and returns tensors without waiting.
+    `step` has Pyro's meaning, gradient and value of the *sum* over data, and returns a float, for which it waits; it
+    adds to gradients that are there, and leaves none. `update` follows the gradient of the *mean* per datum, so that
+    the learning rate does not depend on the size of the batch, returns tensors without waiting, and leaves its
+    gradients in ``.grad``.
 
     Parameters are found when the program first runs: those of modules registered with `pyro.module` or in a
     `PyroModule`, and those of `pyro.param`, in their unconstrained form. A parameter that first appears in a later step
@@ -128,7 +130,7 @@ class SVI:
         self._parameters = _ParameterCollector()
         self._followed: set[int] = set()  # the parameters that have had a gradient
         self._stepped = False
-        self._ended: str | None = None  # why nothing is captured any more
+        self._refused: dict[Any, str] = {}  # why steps of a key are not captured any more
         self._wait = 0  # steps to go as they are written, before what hindered a graph is looked for again
         self._graphs: dict[Any, list[CapturedStep]] = {}
         self._made = 0
@@ -145,6 +147,10 @@ class SVI:
         if self.why_eager is not None:
             return f"SVI({graphs + '; ' if graphs else ''}the last step ran as written: {self.why_eager})"
         return f"SVI({graphs or 'not captured yet'})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes along: not the graphs, which know this program's tensors."""
+        return vars(self) | {"_graphs": {}, "_sights": {}, "_refused": {}, "_followed": set(), "_made": 0}
 
     @property
     def optimizer(self) -> Optimizer | None:
@@ -175,7 +181,10 @@ class SVI:
         return self.evaluate(*args, **kwargs).loss.item()
 
     def backward(self, *args: Any, mean: bool = False, **kwargs: Any) -> BatchLoss:
-        """Evaluate the objective and leave its gradients in ``.grad``: of the sum over data, or of the mean."""
+        """Evaluate the objective and leave its gradients in ``.grad``: of the sum over data, or of the mean.
+
+        A `step` that follows adds to them.
+        """
         for parameter in self.parameters.values():
             parameter.grad = None
         self._parameters.touched.clear()
@@ -241,6 +250,8 @@ class SVI:
         """Take a step: by its graph where there is one, else as it is written."""
         with ALONE:
             result = None
+            # as in Pyro a step adds to what the user has left in `.grad`, and leaves nothing there
+            added = [] if mean else [(p, p.grad) for p in self.parameters.values() if p.grad is not None]
             if self.compile != "off":
                 try:
                     result = self._by_graph(mean, args, kwargs)
@@ -248,10 +259,16 @@ class SVI:
                     self._wait, self.why_eager = _AGAIN, str(error)
                     self._warn_once(_AS_WRITTEN + self.why_eager, self.why_eager)
                 except CaptureError as error:
-                    self._end(str(error))
+                    self.why_eager = str(error)
+                    self._warn_once(_AS_WRITTEN + self.why_eager, self.why_eager)
             if result is None:
                 result = self.backward(*args, mean=mean, **kwargs)
+            for parameter, gradient in added:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
             self.apply()
+            if not mean:
+                for parameter in self.parameters.values():
+                    parameter.grad = None
             self._stepped = self._parameters.settled = True
             return result
 
@@ -260,9 +277,6 @@ class SVI:
 
         Returns None where this step is to run as it is written.
         """
-        if self._ended is not None:
-            self.why_eager = self._ended
-            return None
         if self._wait:
             self._wait -= 1
             return None
@@ -276,6 +290,9 @@ class SVI:
         if self.why_eager is not None:
             return None
         key = (mean, self.compile, id(self.model), id(self.guide), id(self.loss), environment(), given.key)
+        if key in self._refused:
+            self.why_eager = self._refused[key]
+            return None
         graphs = self._graphs.get(key, ())
         graph = next((g for g in graphs if self._fits(g, given.numbers)), None)
         if graph is None:
@@ -293,10 +310,9 @@ class SVI:
             if difference is not None:
                 self._differs(key, graph, difference)
         else:
-            try:
-                step = graph(*graph.inputs(given.tensors, given.numbers))
-            except RuntimeError as error:  # if it is no fault of the graph's, the program as it is written has it too
-                raise CaptureError(f"the graph failed: {error}") from error
+            step, difference = graph.run(given.tensors, given.numbers)
+            if difference is not None:
+                self._differs(key, graph, difference)
         self._leave(step, graph, given)
         return step.loss
 
@@ -368,8 +384,12 @@ class SVI:
         self._made += 1
         try:
             graph = self._capture(mean, given, lift, labels if rest else labels | floats)
-        except CaptureError:
+        except NotNowError:
+            raise
+        except (CaptureError, OverflowError, ValueError) as error:
             if not (lift or labels or floats):
+                if isinstance(error, CaptureError):
+                    self._refused[key] = str(error)
                 raise
             self._fixed |= {(key, i) for i in lift} | labels | floats
             logger.debug("the program takes no tensor in the place of a number", exc_info=True)
@@ -405,8 +425,13 @@ class SVI:
 
         def run(*inputs: Any) -> BatchLoss:
             args, kwargs = rebuild(*inputs)
+            given_to_it = _pytree.tree_leaves((args, kwargs))
             with self._parameters:
-                return loss(program, *args, **kwargs)
+                result = loss(program, *args, **kwargs)
+            left = _pytree.tree_leaves((args, kwargs))
+            if len(left) != len(given_to_it) or any(a is not b for a, b in zip(left, given_to_it, strict=True)):
+                raise CaptureError("the program writes into one of its arguments; let it write into a copy")
+            return result
 
         known = dict(self.parameters)
         self._parameters.touched.clear()
@@ -435,11 +460,6 @@ class SVI:
                 "forgotten",
             )
         return graph
-
-    def _end(self, why: str) -> None:
-        self.why_eager = self._ended = why
-        self._graphs.clear()
-        logger.warning("%s%s", _AS_WRITTEN, why)
 
     def _warn_once(self, message: str, kind: str | None = None) -> None:
         if (kind or message) not in self._warned:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dis
 import gc
+import re
 import sys
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
 
 # what reads attributes by a name that stands in no code
+_NAME = re.compile(r"[^\W\d]\w*")
 _DYNAMIC = {"getattr", "hasattr", "vars", "__dict__", "attrgetter", "methodcaller", "eval", "exec", "globals", "dir"}
 _READS = ("tolist", "numpy", "__array__", "data_ptr", "__dlpack__")
 LIBRARIES = frozenset(("torch", "pyro", "numpy", "scipy", "opt_einsum", "ppl_vae", *sys.stdlib_module_names))
@@ -23,6 +26,7 @@ class Entered:
 
     Attributes:
         codes: The code of each function that ran, with its globals and its first argument.
+        also: Names that may be read besides those in the code.
         read: Tensors whose content was handed to Python or NumPy as a whole (``tolist``, ``numpy``).
 
     Example:
@@ -37,6 +41,7 @@ class Entered:
     def __init__(self) -> None:
         self.codes: dict[types.CodeType, tuple[dict[str, Any], Any]] = {}
         self.read: list[Tensor] = []
+        self.also: set[str] = set()
 
     @staticmethod
     def busy() -> bool:
@@ -76,7 +81,10 @@ class Entered:
         names: set[str] = set()
         for code in self.codes:
             names.update(code.co_names)
-        dynamic = any(_DYNAMIC.intersection(code.co_names) for code in self.users)
+        names |= self.also
+        for code in self.users:  # in text and in patterns
+            names.update(name for text in _texts(code.co_consts) for name in _NAME.findall(text))
+        dynamic = any(_DYNAMIC.intersection(code.co_names) or _matches(code) for code in self.users)
         asdict = any(seen[0].get("__name__") == "dataclasses" for seen in self.codes.values())
         return None if dynamic or asdict else frozenset(names)
 
@@ -99,9 +107,22 @@ class Entered:
         return found
 
 
+def _texts(constants: tuple[Any, ...]) -> Iterator[str]:
+    for constant in constants:
+        if type(constant) is str:
+            yield constant
+        elif type(constant) is tuple:
+            yield from _texts(constant)
+
+
 def is_library(module: object) -> bool:
     """Whether a module of this name is Python's, torch's, Pyro's or this package's."""
     return str(module).split(".")[0] in LIBRARIES or str(module).startswith("namedtuple_")
+
+
+def _matches(code: types.CodeType) -> bool:
+    """Whether a pattern takes attributes by their position, whose names the class has."""
+    return any(instruction.opname == "MATCH_CLASS" for instruction in dis.get_instructions(code))
 
 
 def _plain_function(value: Any) -> types.FunctionType | None:

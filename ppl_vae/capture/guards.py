@@ -17,7 +17,9 @@ from torch import Tensor
 from ppl_vae.capture.entered import Entered
 from ppl_vae.capture.reach import LARGE, MISSING, PLAIN, Reach, Source, buffers_of
 
-_OF_TENSORS = operator.attrgetter("requires_grad", "_backward_hooks", "_post_accumulate_grad_hooks")
+_OF_TENSORS = operator.attrgetter(
+    "requires_grad", "shape", "dtype", "device", "_backward_hooks", "_post_accumulate_grad_hooks"
+)
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,9 @@ class Guards:
         self.reach.visit(*roots)
         if entered is not None:
             self.reach.visit_entered()
+            if self.reach.read_later:  # which no code names: once more, with these
+                entered.also |= self.reach.read_later
+                self.reach = Reach(entered).visit(*roots).visit_entered()
             entered.let_go()
         self.reach.let_go()
         self._sources = self.reach.sources
@@ -107,6 +112,8 @@ class Guards:
             self._sources.append(Source("", operator.itemgetter(*names), store, labels))
             self.reach.tensors |= {id(leaf): leaf for leaf in parameters.values()}
         self._tensors = list(self.reach.tensors.values())
+        self._objects = [value for value, _ in self.reach.kinds]
+        self._kinds = [kind for _, kind in self.reach.kinds]
 
     # holding them against what is now --------------------------------------------------------------------------
 
@@ -138,6 +145,7 @@ class Guards:
         if now == labels and [len(_read(source)) for source in self._sources] == lengths:
             return True
         self.reach, self._sources, self._tensors = before, before.sources, list(before.tensors.values())
+        self._objects, self._kinds = [v for v, _ in before.kinds], [k for _, k in before.kinds]
         return False
 
     def _keep(self) -> None:
@@ -163,6 +171,7 @@ class Guards:
                 list(map(len, now)) == self._lengths
                 and all(map(operator.is_, chain.from_iterable(now), self._flat))
                 and not any(self._empty)
+                and list(map(type, self._objects)) == self._kinds
                 and [len(home) for _, home, _ in self._open] == self._sizes
                 and list(map(_OF_TENSORS, self._tensors)) == self._flags
                 and all(_number(tensor) == number for tensor, number in self._numbers)
@@ -189,6 +198,9 @@ class Guards:
     def _changes(self) -> Iterator[Change]:
         for i in range(len(self._sources)):
             yield from self._changes_of(i)
+        for value, kind in zip(self._objects, self._kinds, strict=True):
+            if type(value) is not kind:
+                yield Change(f"the class of a {kind.__name__}", kind, type(value))
         for i, home, known in self._open:
             for name in self._added(home, known):
                 if (i, name) not in self._ignored:
@@ -203,7 +215,9 @@ class Guards:
             now = _OF_TENSORS(tensor)
             if now[0] != kept[0]:
                 yield Change(f"requires_grad of a tensor of shape {tuple(tensor.shape)}", kept[0], now[0], (-3, n))
-            if now[1:] != kept[1:]:
+            if now[1:4] != kept[1:4]:
+                yield Change("the shape, dtype or device of a tensor", str(kept[1:4]), str(now[1:4]), (-3, n))
+            if now[4:] != kept[4:]:
                 yield Change(f"the hooks of a tensor of shape {tuple(tensor.shape)}", MISSING, MISSING, (-3, n))
         for tensor, number in self._numbers:
             if (value := _number(tensor)) != number:
@@ -225,6 +239,25 @@ class Guards:
         self._ignored |= {change.place for change in changes if change.place is not None}
         quiet = {i for i, source in enumerate(self._sources) if source.quiet}
         self.forgotten += [str(c) for c in changes if c.place is None or c.place[0] not in quiet]
+
+    def can_advance(self, changes: Collection[Change]) -> bool:
+        """Whether there is a counter among what the program changes itself."""
+        return any(self._counter(change) for change in changes)
+
+    def advance(self, changes: Collection[Change], by: int) -> None:
+        """Put the counters ahead, of what the program changes itself."""
+        for change in changes:
+            if by and self._counter(change):
+                assert change.place is not None
+                source = self._sources[change.place[0]]
+                now = _read(source)[change.place[1]]
+                assert source.write is not None
+                source.write(source.home, change.place[1], now + by)
+
+    def _counter(self, change: Change) -> bool:
+        if change.place is None or change.place[0] < 0 or type(change.place[1]) is not int or change.place[1] < 0:
+            return False
+        return self._sources[change.place[0]].write is not None and type(change.now) in (int, float)
 
     def put_back(self, homes: Set[int] | None = None) -> None:
         """Write back what has changed: what a trial run of the program did to Python values did not happen.
@@ -264,14 +297,14 @@ class Guards:
             return False
         if self._sources[change.place[0]].write is None:
             return False
-        return _stands_for(change.before, change.now) and type(change.now) is not int
+        return _stands_for(change.before, change.now)
 
     def lift(self, labels: Collection[str]) -> None:
         """Let the numbers of these labels change: they are inputs of the graph."""
         for i, source in enumerate(self._sources):
             if source.write is not None:
                 for j, value in enumerate(self._values[i]):
-                    if type(value) in (float, Tensor) and source.label + source.names[j] in labels:
+                    if type(value) in (float, int, Tensor) and source.label + source.names[j] in labels:
                         self._lifted.append((i, j))
                         self.lifted_labels.add(source.label + source.names[j])
         self._keep()

@@ -9,8 +9,10 @@ import functools
 import operator
 import os
 import random
+import sys
 import threading
 import types
+import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,11 +27,13 @@ PLAIN = (bool, int, float, complex, str, bytes, type(None))
 MISSING = object()
 LARGE = 1024  # elements of a container or an array, above which a sample of them is looked at
 MOST = 20_000  # values that are noted; what lies beyond is out of sight
+_MOST_OF_ARRAYS = 2**16  # elements of arrays that are looked at in a step; of further arrays a few each
 _KEPT = 2**16  # elements of an array that is put back if a trial run of the program changes it
 _GENERATORS = (np.random.Generator, np.random.RandomState, np.random.BitGenerator, random.Random, torch.Generator)
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 # objects of Python's own whose attributes are the user's
 _HOLDERS: tuple[type, ...] = (argparse.Namespace, types.SimpleNamespace, threading.local, type(os.environ))
+_HOLDERS += (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
 _HOLDERS += (collections.UserDict, collections.UserList, collections.ChainMap)
 
 
@@ -83,6 +87,8 @@ class Reach:
         empty: Containers that hold nothing, with a label.
         hooks: What modules keep their hooks in, with the name of the module's class.
         opaque: What could not be looked at, in words.
+        kinds: The objects met, with their classes.
+        read_later: Names of attributes that an `operator.attrgetter` reads.
     """
 
     entered: Entered | None = None
@@ -93,13 +99,15 @@ class Reach:
     empty: list[tuple[str, Any]] = field(default_factory=list)
     hooks: list[tuple[str, dict]] = field(default_factory=list)
     opaque: list[str] = field(default_factory=list)
+    kinds: list[tuple[Any, type]] = field(default_factory=list)
+    read_later: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.names = None if self.entered is None else self.entered.names()
         self._seen: dict[int, object] = {}
         self._codes: set[types.CodeType] = set()
         self._todo: list[tuple[Any, str]] = []
-        self._count = 0
+        self._count = self._arrays = 0
         self._users = {} if self.entered is None else self.entered.users
 
     @property
@@ -140,19 +148,31 @@ class Reach:
         if issubclass(kind, PLAIN) or value is MISSING or id(value) in self._seen or self.is_full:
             return
         self._seen[id(value)] = value
+        self.kinds.append((value, kind))
         if issubclass(kind, Tensor):
             self.tensors[id(value)] = value
+            if own := _dict_of(value):
+                self._visit_entries(own, {k for k in own if self.names is None or k in self.names}, f"{label}.")
         elif issubclass(kind, (dict, types.MappingProxyType)):
             self._visit_dict(value, label)
         elif issubclass(kind, (list, collections.deque, tuple, set, frozenset)):
             self._visit_sequence(value, label)
         elif issubclass(kind, np.ndarray):
             keeps = (np.copy, np.copyto) if value.size <= _KEPT and value.flags.writeable else (None, None)
-            self._add(Source(f"the content of {label}", _bytes_of, value, ("", "", ""), None, *keeps), 3)
+            self._arrays += min(value.size, LARGE)
+            read = _bytes_of if self._arrays <= _MOST_OF_ARRAYS else _few_bytes_of
+            self._add(Source(f"the content of {label}", read, value, ("", "", ""), None, *keeps), 16)
         elif issubclass(kind, _GENERATORS):
             self.generators.append(value)
         elif kind is contextvars.ContextVar:
             self._add(Source(label, _value_of_context, value, ("",)), 1)
+        elif kind is weakref.ref or kind is weakref.KeyedRef:
+            self._todo.append((value(), label))
+        elif kind is functools._lru_cache_wrapper:
+            self._users[value.__wrapped__.__code__] = (value.__wrapped__.__globals__, None)  # it ran before
+            self._todo.append((value.__wrapped__, label))
+        elif kind is operator.attrgetter:
+            self.read_later |= {name for path in value.__reduce__()[1] for name in path.split(".")}
         elif kind is functools.partial:
             self._todo += [(value.func, label), (value.args, label), (value.keywords, label)]
         elif kind is types.MethodType:
@@ -177,6 +197,8 @@ class Reach:
                 del self._seen[id(value)]
                 self._visit_module(value, vars(value).keys() if self.names is None else self.names, value.__name__)
         elif kind is not types.CodeType:
+            if kind.__flags__ & (1 << 9) == 0 and (content := _buffer_of(value)) is not None:  # no class of Python's
+                self._add(Source(f"the content of {label}", _bytes_of_buffer, value, ()), 1 + content.nbytes // 64)
             self._visit_object(value, kind)
 
     def _visit_dict(self, value: Any, label: str) -> None:
@@ -190,7 +212,9 @@ class Reach:
         keys = tuple(dict.keys(value) if plain else value)
         names = tuple(f"[{key!r}]" if issubclass(type(key), PLAIN) else "[...]" for key in keys)
         if plain:
-            added = Source(f"the keys of {label}", dict.keys, value, names, None, dict.copy, _put_back_dict)
+            ordered = issubclass(type(value), collections.OrderedDict)  # whose order is its own
+            read = tuple if type(value) is collections.OrderedDict and ordered else dict.keys
+            added = Source(f"the keys of {label}", read, value, names, None, dict.copy, _put_back_dict)
             self._add(added, len(keys))
         self._add(Source(label, dict.values if plain else _proxied, value, names, _write_value), len(keys))
         items = dict.values(value) if plain else value.values()
@@ -218,7 +242,7 @@ class Reach:
 
     def _visit_function(self, function: types.FunctionType, label: str) -> None:
         code = function.__code__
-        library = is_library(function.__module__)
+        library = is_library(function.__globals__.get("__name__"))
         cells = list(zip(code.co_freevars, function.__closure__ or (), strict=True))
         if self.entered is not None and not library and code not in self._users:
             return  # it did not run
@@ -239,6 +263,9 @@ class Reach:
     def _visit_globals(self, code: types.CodeType, home: dict[str, Any]) -> None:
         names = _names(code)
         self._visit_entries(home, names, "")
+        for name in names & sys.modules.keys():  # imported where it is used
+            if not is_library(name):
+                self._visit_module(sys.modules[name], names, name)
         for name in names & home.keys():
             module = home[name]
             if type(module) is types.ModuleType:
@@ -265,7 +292,8 @@ class Reach:
                 continue
             own = {k for k in vars(base) if not (k.startswith("__") and k.endswith("__")) or k == "__call__"}
             own -= {"_abc_impl"}
-            wanted = own if self.names is None else own & self.names
+            special = {k for k, v in vars(base).items() if k.startswith("__") and type(v) is types.FunctionType}
+            wanted = (own if self.names is None else own & self.names) | special
             self._visit_entries(vars(base), wanted, f"{base.__name__}.", grows=True, owner=base)
 
     def _visit_object(self, value: Any, kind: type) -> None:
@@ -284,8 +312,10 @@ class Reach:
             names = {k for k in content if not ("_hooks" in k or k == "_pyro_context")}
             kept = {"training", "_parameters", "_buffers", "_modules", "_pyro_params", "_pyro_samples"} & names
             wanted = names if self.names is None else (names & self.names) | kept
+        elif self.names is None or kind in (argparse.Namespace, types.SimpleNamespace):  # which compare all they hold
+            wanted = set(content)
         else:
-            wanted = set(content) if self.names is None else set(content) & self.names
+            wanted = set(content) & self.names
         wanted = {k for k in wanted if type(k) is str}
         grows = not library or issubclass(kind, nn.Module)
         self._visit_entries(content, wanted, label, grows=grows, quiet=library)
@@ -386,9 +416,27 @@ def _sample(step: int, value: list) -> tuple[Any, ...]:
 def _bytes_of(array: np.ndarray) -> tuple[Any, ...]:
     """What an array holds; of a large one a sample of its elements."""
     if array.dtype.hasobject:
-        return (array.shape,)
+        items = array.ravel()[:LARGE].tolist()
+        return array.shape, array.dtype, repr([(type(i), i if isinstance(i, PLAIN) else id(i)) for i in items]).encode()
     step = max(1, array.size // LARGE)
-    return array.shape, str(array.dtype), (array if step == 1 else array.flat[::step]).tobytes()
+    return array.shape, array.dtype, (array if step == 1 else array.flat[::step]).tobytes()
+
+
+def _few_bytes_of(array: np.ndarray) -> tuple[Any, ...]:
+    """A few elements, where there are many arrays."""
+    return array.shape, array.dtype, array.flat[:: max(1, array.size // 16)].tobytes()
+
+
+def _buffer_of(value: Any) -> memoryview | None:
+    try:
+        return memoryview(value)
+    except (TypeError, BufferError, ValueError):
+        return None
+
+
+def _bytes_of_buffer(value: Any) -> tuple[bytes]:
+    view = memoryview(value).cast("B")
+    return (bytes(view[:: max(1, view.nbytes // LARGE)]),)
 
 
 def _contents(cell: types.CellType) -> tuple[Any]:

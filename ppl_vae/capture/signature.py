@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from ppl_vae.capture.entered import Entered
 from ppl_vae.capture.reach import PLAIN
 from ppl_vae.capture.tracing import CaptureError
 
+_VALUES = (*PLAIN, np.bool_, torch.dtype, torch.device, enum.Enum, range)  # that a key can hold
 _STRIDED = operator.attrgetter("shape", "dtype", "device", "requires_grad")
 
 
@@ -59,7 +61,7 @@ def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
             where.append(i)
             numbers.append(leaf.item() if isinstance(leaf, np.generic) else leaf)
             key.append(type(leaf))
-        elif isinstance(leaf, PLAIN):
+        elif isinstance(leaf, _VALUES):
             key.append((type(leaf), leaf))
         else:
             raise CaptureError(f"an argument is a {type(leaf).__name__}; expected tensors and plain Python values")
@@ -79,8 +81,9 @@ def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
 
 def _kind(tensor: Tensor) -> tuple[Any, ...]:
     """What a graph is made for: another layout in memory takes other operations."""
-    strides = tensor.stride() if tensor.layout is torch.strided else tensor.layout
-    return strides, *_STRIDED(tensor)
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        raise CaptureError("an argument is a sparse or nested tensor")
+    return tensor.stride(), *_STRIDED(tensor)
 
 
 def environment() -> tuple[Any, ...]:
@@ -112,6 +115,8 @@ def unusual(tensors: list[Tensor]) -> str | None:
     for tensor in tensors:
         if tensor.requires_grad and not tensor.is_leaf:
             return "an argument is computed from tensors that require a gradient"
+        if tensor.requires_grad and tensor._backward_hooks:
+            return "an argument has a hook"
     return None
 
 

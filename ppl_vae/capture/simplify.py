@@ -248,6 +248,7 @@ def _is_pure(node: fx.Node) -> bool:
         isinstance(op, torch._ops.OpOverload)
         and op.namespace in ("aten", "prims")
         and torch.Tag.nondeterministic_seeded not in op.tags
+        and bool(op._schema.returns)  # what returns nothing checks something, and raises
         and not _writes(node)
         and not op.__name__.startswith(("empty", "new_empty", "rand", "as_strided"))
     )

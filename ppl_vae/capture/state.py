@@ -17,6 +17,8 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 WRITES_UNSAID = ("batch_norm", "instance_norm")  # operations whose schema hides that they write into their buffers
+# operations that take nothing but the shape of their argument
+_OF_SHAPES = ("new_ones", "new_zeros", "new_full", "ones_like", "zeros_like", "full_like")
 
 
 class Written(TorchDispatchMode):
@@ -24,7 +26,10 @@ class Written(TorchDispatchMode):
 
     Attributes:
         before: A tensor on each storage that was written to, with a copy from before the first write.
-        numbers: Tensors that were read as a number.
+        numbers: Tensors of which Python was told a number or a truth.
+
+    Raises:
+        RuntimeError: At an operation whose result has a shape that hangs on values.
     """
 
     def __init__(self) -> None:
@@ -32,6 +37,7 @@ class Written(TorchDispatchMode):
         self.before: dict[int, tuple[Tensor, Tensor]] = {}
         self.numbers: list[Tensor] = []
         self._made: dict[int, StorageWeakRef] = {}
+        self._constant: set[int] = set()  # storages that hang on no values from before
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation."""
@@ -40,14 +46,28 @@ class Written(TorchDispatchMode):
             if storage._cdata not in self._made and storage._cdata not in self.before:
                 whole = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
                 self.before[storage._cdata] = whole, whole.clone()
+        inputs = list(_tensors((args, kwargs)))
+        constant = func.__name__.startswith(_OF_SHAPES) or all(
+            t.untyped_storage()._cdata in self._constant for t in inputs
+        )
+        if torch.Tag.dynamic_output_shape in func.tags and not constant and _by_values(func, args):
+            raise RuntimeError(
+                f"it takes a shape from values ({func.__name__.partition('.')[0]}, as in x[mask] or nonzero); use "
+                "torch.where"
+            )
         result = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten._local_scalar_dense.default:
-            self.numbers.append(args[0])
-        given = {t.untyped_storage()._cdata for t in _tensors((args, kwargs))}
+        if torch.Tag.data_dependent_output in func.tags:
+            self.numbers += inputs
+        constant = constant and torch.Tag.nondeterministic_seeded not in func.tags
+        given = {t.untyped_storage()._cdata for t in inputs}
+        if not constant:
+            self._constant -= {t.untyped_storage()._cdata for t in _written(func, args, kwargs or {})}
         for tensor in _tensors(result):
             storage = tensor.untyped_storage()
             if storage._cdata not in given:
                 self._made[storage._cdata] = StorageWeakRef(storage)  # keeps the address from being another's
+                if constant:
+                    self._constant.add(storage._cdata)
         return result
 
     def is_old(self, tensor: Tensor) -> bool:
@@ -67,6 +87,13 @@ class Written(TorchDispatchMode):
     def tensors(self) -> list[Tensor]:
         """What was written to, each storage as one tensor of bytes."""
         return [whole for whole, _ in self.before.values()]
+
+
+def _by_values(func: Any, args: Any) -> bool:
+    """Whether a shape hangs on values: an index does where it is a mask."""
+    if func.__name__.startswith("index."):
+        return any(t.dtype in (torch.bool, torch.uint8) for t in _tensors(args[1:]))
+    return True
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -128,12 +155,16 @@ def _bytes(state: Any) -> bytes:
 
 
 class Snapshot:
-    """Tensors, torch's random state and Pyro's store as they are now."""
+    """Tensors, torch's random state and Pyro's store as they are now.
+
+    Attributes:
+        random: The state of torch's generator on the CPU.
+    """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         self._tensors = list(tensors)
         self._copies = [t.detach().clone() for t in self._tensors]
-        self._random = torch.get_rng_state()
+        self.random = torch.get_rng_state()
         cuda = torch.cuda.is_initialized()
         self._cuda = torch.cuda.get_rng_state_all() if cuda else []
         self._store = _store()
@@ -143,7 +174,7 @@ class Snapshot:
         """Make everything as it was."""
         for tensor, copy in zip(self._tensors, self._copies, strict=True):
             tensor.detach().copy_(copy)
-        torch.set_rng_state(self._random)
+        torch.set_rng_state(self.random)
         if self._cuda:
             torch.cuda.set_rng_state_all(self._cuda)
         for now, before in zip(_homes(), self._store, strict=True):

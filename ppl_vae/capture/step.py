@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 # add up a gradient over thousands of rows in another order (the terms cancel: 1e-5 was seen for K = 50); of 16 bits
 _TRACED, _COMPILED, _HALF = 1e-5, 1e-4, 2e-2
 
+# by how much counters that a program keeps itself are put ahead, to see whether it computes with them
+_AHEAD = (1, 2, 3, 4, 7, 50, 997, 100_003, 10_000_019)
+
 Other = tuple[Tensor | int, Tensor]
 Graph = Callable[..., tuple[Tensor, ...]]
 
@@ -129,7 +132,7 @@ class CapturedStep:
                 if short is graph:
                     raise
                 self._take(graph, graph, inputs)
-        del self._expected, self._expected_writes
+        del self._expected, self._expected_writes, self._expected_random
         self._checked_on = [_data(value) for value in (*tensors, *numbers, *self.guards.lifted())]
         self._checked_elsewhere = False
 
@@ -193,6 +196,21 @@ class CapturedStep:
         log_likelihood, kl = rest if self._has_terms else (None, None)
         return Step(BatchLoss(loss, surrogate, weight, log_likelihood, kl), gradients, others)
 
+    def run(self, tensors: list[Tensor], numbers: Sequence[float]) -> tuple[Step, str | None]:
+        """Take the step by the graph; by the program, with what differs, where the graph fails."""
+        if not self._may_fail:
+            return self(*self.inputs(tensors, numbers)), None
+        before = Snapshot(self.written)
+        try:
+            return self(*self.inputs(tensors, numbers)), None
+        except RuntimeError as error:
+            before.put_back()
+            return self._as_written(tensors, numbers), f"the graph fails ({str(error).strip().splitlines()[0]})"
+
+    def _as_written(self, tensors: list[Tensor], numbers: Sequence[float]) -> Step:
+        with pyro.validation_enabled(False):
+            return self._placed(eager_step(self._run, self.leaves, [*tensors, *numbers], self._mean), tensors)
+
     # holding it against the program ----------------------------------------------------------------------------------
 
     def is_other(self, tensors: Sequence[Tensor], numbers: Sequence[float]) -> bool:
@@ -219,13 +237,13 @@ class CapturedStep:
         except RuntimeError as error:  # if it is no fault of the graph's, the program has it too
             failed = f"the graph fails ({str(error).strip().splitlines()[0]})"
         before.put_back()
-        with pyro.validation_enabled(False):
-            own = _own(tensors)
-            theirs = self._placed(eager_step(self._run, self.leaves, [*own, *numbers], self._mean), own)
+        theirs = self._as_written(tensors, numbers)
         if failed is None:
             assert ours is not None
             assert after is not None
             failed = self._difference(ours, copies, theirs, self.written)
+            if failed is None and not torch.equal(after.random, torch.get_rng_state()):
+                failed = "the graph leaves another random state than the program"
             if failed is None:
                 after.put_back()
                 self._checked_elsewhere = self._checked_elsewhere or self.is_other(tensors, numbers)
@@ -280,16 +298,17 @@ class CapturedStep:
         self._names = tuple(parameters or ())
         within_reach = Guards(*roots, parameters=parameters)
         _refuse(within_reach)
-        own = _own(tensors)
-        buffers = within_reach.buffers()
-        before, python = Snapshot(buffers), PythonRandom(within_reach.reach.generators)
+        buffers = [(buffer, buffer._version) for buffer in within_reach.buffers()]
+        before, python = Snapshot([]), PythonRandom(within_reach.reach.generators)
         entered, written = Entered(), Written()
         try:
             with pyro.validation_enabled(False), entered, written:
-                self._expected = eager_step(self._run, self.leaves, [*own, *numbers], self._mean)
-            self._expected = self._placed(self._expected, own)
-            self.written = [*buffers, *written.tensors()]
+                self._expected = eager_step(self._run, self.leaves, [*tensors, *numbers], self._mean)
+            self._expected = self._placed(self._expected, tensors)
+            self._expected_random = torch.get_rng_state()
+            self.written = written.tensors()
             self._expected_writes = [t.clone() for t in self.written]
+            unseen = any(b._version != version and not written.touches([b]) for b, version in buffers)
             replaced = before.replaced()
         finally:
             read = list(entered.read)
@@ -303,9 +322,11 @@ class CapturedStep:
             )
         if replaced is not None:
             raise CaptureError(f"the program replaces parameter {replaced!r} in Pyro's store while it runs")
-        if written.touches(own):
+        if written.touches(tensors):
             raise CaptureError("the program writes into one of its arguments; let it write into a clone")
-        given = {t.untyped_storage()._cdata for t in own if t.layout is torch.strided}
+        if unseen:
+            raise CaptureError("the program writes into a buffer by an operation that does not say so")
+        given = {t.untyped_storage()._cdata for t in tensors if t.layout is torch.strided}
         if any(not written.is_old(t) or t.untyped_storage()._cdata in given for t in read):
             raise CaptureError("it reads numbers out of a tensor (.numpy(), .tolist()); compute with tensors")
         self.guards = Guards(*roots, entered=entered, parameters=parameters)
@@ -321,11 +342,15 @@ class CapturedStep:
             changes = list(self.guards.changes())
             if changes:
                 self.guards.forget(changes)
-                again = self._trace(inputs)
-                if not _same_graph(graph, again) or self.guards.changed() is not None:
-                    raise CaptureError(
-                        f"the program changes a Python value while it runs, and computes with it: {changes[0]}"
-                    )
+                for ahead in (0, *_AHEAD):  # a schedule may begin later
+                    self.guards.advance(changes, ahead)
+                    again = self._trace(inputs)
+                    if not _same_graph(graph, again) or self.guards.changed() is not None:
+                        raise CaptureError(
+                            f"the program changes a Python value while it runs, and computes with it: {changes[0]}"
+                        )
+                    if not self.guards.can_advance(changes):
+                        break
         finally:
             self.guards.put_back()
         return graph
@@ -365,6 +390,7 @@ class CapturedStep:
     def _take(self, graph: Graph, module: fx.GraphModule, inputs: list[Tensor]) -> None:
         """Use this graph, if it does what the program does."""
         self.state = [*self.leaves, *self.guards.buffers(), *_tensors_of(module)]
+        self._may_fail = any(map(_checks, module.graph.nodes))
         difference = None
         for run in self._ways(graph, inputs):
             with explained():  # a compiler that is missing shows in the first run
@@ -372,8 +398,10 @@ class CapturedStep:
                 with untouched(self.written):
                     self._borrowed = self._find_borrowed(self(*inputs), inputs)
                 with untouched(self.written):
-                    ours, writes = self(*inputs), [t.clone() for t in self.written]
+                    ours, writes, random = self(*inputs), [t.clone() for t in self.written], torch.get_rng_state()
                 difference = self._difference(ours, writes, self._expected, self._expected_writes)
+                if difference is None and not torch.equal(random, self._expected_random):
+                    difference = "the graph leaves another random state than the program"
             if difference is None:
                 return
             logger.debug("held against the program: %s", difference)
@@ -436,6 +464,8 @@ class _Number:
     def __call__(self, value: float | Tensor) -> Tensor:
         if isinstance(value, Tensor):
             return value
+        if type(value) is int and abs(value) >= 2**63:
+            raise CaptureError("a whole number among the arguments is too large for a tensor")
         if self._value is None or type(value) is not type(self._value):
             dtype = torch.int64 if type(value) is int else self._dtype
             self._tensor = torch.tensor(value, dtype=dtype, device=self._device)
@@ -534,6 +564,12 @@ def _tensors_of(graph: fx.GraphModule) -> list[Tensor]:
     """The tensors that a graph holds."""
     held = [_attribute(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"]
     return list({id(t): t for t in held if isinstance(t, Tensor)}.values())
+
+
+def _checks(node: fx.Node) -> bool:
+    """Whether an operation may raise on the values of its arguments."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and (not schema.returns or "linalg" in schema.name or "cholesky" in schema.name)
 
 
 def _attribute(module: Any, path: str) -> Any:

@@ -155,7 +155,6 @@ class _PyroLoss:
 
     def __init__(self, elbo: PyroELBO) -> None:
         self.elbo: Any = elbo  # the caller's object itself: its attributes are read when it is used
-        self._per_datum = True
 
     def __call__(self, program: Program, *args: Any, **kwargs: Any) -> BatchLoss:
         if isinstance(self.elbo, TraceEnum_ELBO) and hasattr(getattr(program[1], "__self__", None), "q_z"):
@@ -164,13 +163,18 @@ class _PyroLoss:
         with self._recorded() as traces:
             if not torch.is_grad_enabled():
                 loss = self.elbo.loss(*program, *args, **kwargs)
-            elif hasattr(self.elbo, "differentiable_loss"):
+            elif self._is_differentiable():
                 surrogate = _as_tensor(self.elbo.differentiable_loss(*program, *args, **kwargs))
                 loss = surrogate.detach()
             else:
                 loss = self.elbo.loss_and_grads(*program, *args, **kwargs)
         weight, log_likelihood, kl = self._terms(traces, args)
         return BatchLoss(_as_tensor(loss), surrogate, weight, log_likelihood, kl)
+
+    def _is_differentiable(self) -> bool:
+        """Whether the loss may be asked for by itself: an own `loss_and_grads` of the user's is the one to call."""
+        own = getattr(type(self.elbo), "loss_and_grads", None)
+        return hasattr(self.elbo, "differentiable_loss") and str(getattr(own, "__module__", "")).startswith("pyro.")
 
     @contextmanager
     def _recorded(self) -> Iterator[list[tuple[poutine.Trace, poutine.Trace]]]:
@@ -196,11 +200,11 @@ class _PyroLoss:
     def _terms(
         self, traces: list[tuple[poutine.Trace, poutine.Trace]], args: tuple[Any, ...]
     ) -> tuple[float | Tensor, Tensor | None, Tensor | None]:
-        if self._per_datum and traces:
+        if traces:
             try:
                 particles = [from_traces(*pair) for pair in traces]
             except NotPerDatumError:
-                self._per_datum = False  # a program that Pyro's objectives take and per-datum ones do not
+                pass  # a program that Pyro's objectives take and per-datum ones do not
             else:
                 log_lik = torch.stack([(w.scale * w.log_lik.mean(0)).sum() for w in particles]).mean()
                 kl = torch.stack([(w.scale * w.kl.mean(0)).sum() for w in particles]).mean()

@@ -112,14 +112,23 @@ def _check_sites(latent: dict, guide_sites: dict, observed: dict) -> None:
 def _common_scale(sites: list[Any]) -> float | Tensor:
     first_name, first = sites[0]["name"], sites[0]["scale"]
     for name, scale in [(site["name"], site["scale"]) for site in sites[1:]]:
-        same = scale is first or (
-            torch.equal(torch.as_tensor(scale), torch.as_tensor(first))
-            if isinstance(scale, Tensor) or isinstance(first, Tensor)
-            else scale == first
-        )
+        same = scale is first or _equal(scale, first)
         if not same:
             raise NotPerDatumError(
-                f"sites {first_name!r} and {name!r} have the scales {first} and {scale}: a scale on one side alone is "
-                "no bound; scale the whole program, or weigh the KL in the objective"
+                f"sites {first_name!r} and {name!r} have the scales {_show(first)} and {_show(scale)}: a scale on one side "
+                "alone is no bound; scale the whole program, or weigh the KL in the objective"
             )
     return first
+
+
+def _show(scale: Any) -> str:
+    return f"a tensor of shape {tuple(scale.shape)}" if isinstance(scale, Tensor) else str(scale)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if not isinstance(a, Tensor) and not isinstance(b, Tensor):
+        return a == b
+    try:
+        return torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+    except RuntimeError:  # in a graph that is being traced two tensors cannot be compared: they may differ
+        return False
