@@ -202,7 +202,7 @@ class Guards:
             if type(value) is not kind:
                 yield Change(f"the class of a {kind.__name__}", kind, type(value))
         for i, home, known in self._open:
-            for name in self._added(home, known):
+            for name in self._added(self._sources[i], known):
                 if (i, name) not in self._ignored:
                     yield Change(f"{self._sources[i].label}{name}", MISSING, home[name], (i, name))
         for n, (label, content) in enumerate(self.reach.empty):
@@ -223,10 +223,11 @@ class Guards:
             if (value := _number(tensor)) != number:
                 yield Change(f"a number read out of a tensor of shape {tuple(tensor.shape)}", (number,), (value,))
 
-    def _added(self, home: dict[str, Any], known: frozenset[str]) -> list[str]:
+    def _added(self, source: Source, known: frozenset[str]) -> list[str]:
         """The names that a namespace was given since, and that what ran could read."""
-        added = home.keys() - known
-        return list(added if self.reach.names is None else added & self.reach.names)
+        added = source.home.keys() - known
+        watched = self.reach.names if source.watch is None else source.watch
+        return list(added if watched is None else added & watched)
 
     def buffers(self) -> list[Tensor]:
         """The buffers of the modules reached."""
@@ -280,7 +281,7 @@ class Guards:
             source = self._sources[i]
             if homes is not None and source.identity not in homes:
                 continue
-            for name in self._added(home, known):
+            for name in self._added(source, known):
                 if source.owner is None:
                     del home[name]
                 else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextvars
+import dis
 import functools
 import operator
 import os
@@ -52,6 +53,7 @@ class Source:
         grows: Whether names that the namespace is given later may matter.
         quiet: Whether it is a library's own, whose bookkeeping is no side effect of the user's.
         owner: The class whose namespace it is.
+        watch: Which names may matter later; None for all that what ran could read.
     """
 
     label: str
@@ -64,6 +66,7 @@ class Source:
     grows: bool = False
     quiet: bool = False
     owner: type | None = None
+    watch: frozenset[str] | None = None
 
     @property
     def identity(self) -> int:
@@ -108,6 +111,7 @@ class Reach:
         self._codes: set[types.CodeType] = set()
         self._todo: list[tuple[Any, str]] = []
         self._count = self._arrays = 0
+        self.hooks += [("module (for all modules)", getattr(nn.modules.module, f"_global{name}")) for name in _HOOKS]
         self._users = {} if self.entered is None else self.entered.users
 
     @property
@@ -197,7 +201,7 @@ class Reach:
                 del self._seen[id(value)]
                 self._visit_module(value, vars(value).keys() if self.names is None else self.names, value.__name__)
         elif kind is not types.CodeType:
-            if kind.__flags__ & (1 << 9) == 0 and (content := _buffer_of(value)) is not None:  # no class of Python's
+            if is_library(kind.__module__) and (content := _buffer_of(value)) is not None:
                 self._add(Source(f"the content of {label}", _bytes_of_buffer, value, ()), 1 + content.nbytes // 64)
             self._visit_object(value, kind)
 
@@ -262,7 +266,9 @@ class Reach:
 
     def _visit_globals(self, code: types.CodeType, home: dict[str, Any]) -> None:
         names = _names(code)
-        self._visit_entries(home, names, "")
+        loaded = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+        loaded |= names if "globals" in names else set()
+        self._visit_entries(home, names, "", grows=True, watch=frozenset(loaded - home.keys()))
         for name in names & sys.modules.keys():  # imported where it is used
             if not is_library(name):
                 self._visit_module(sys.modules[name], names, name)
@@ -277,7 +283,9 @@ class Reach:
             return
         self._seen[id(module)] = module
         content = vars(module)
-        self._visit_entries(content, names, f"{label}.", follow=not is_library(module.__name__) or module is os)
+        own = not is_library(module.__name__)
+        watch = frozenset(names - content.keys()) if own else None
+        self._visit_entries(content, names, f"{label}.", follow=own or module is os, grows=own, watch=watch)
         if not is_library(module.__name__):
             for name in names & content.keys():
                 inner = content[name]
@@ -338,11 +346,12 @@ class Reach:
         grows: bool = False,
         quiet: bool = False,
         owner: type | None = None,
+        watch: frozenset[str] | None = None,
     ) -> None:
         """Some entries of a namespace, in its order where it is an object's."""
         keys = (
             tuple(k for k in home if k in names)
-            if quiet or (grows and owner is None)
+            if quiet or (grows and owner is watch is None)
             else tuple(sorted(names & home.keys()))
         )
         if keys:
@@ -352,9 +361,9 @@ class Reach:
                 write = functools.partial(_write_attribute, owner, twice)
             elif type(home) is dict:
                 write = functools.partial(_write_entry, twice)
-            self._add(Source(label, read, home, twice, write, None, None, grows, quiet, owner), len(keys))
+            self._add(Source(label, read, home, twice, write, None, None, grows, quiet, owner, watch), len(keys))
         elif grows:
-            self._add(Source(label, _nothing, home, (), grows=True, quiet=quiet, owner=owner), 1)
+            self._add(Source(label, _nothing, home, (), grows=True, quiet=quiet, owner=owner, watch=watch), 1)
         if follow:
             self._todo += [(home[key], label + key) for key in keys]
 
@@ -377,7 +386,7 @@ def buffers_of(modules: Iterable[nn.Module]) -> list[Tensor]:
 
 def _names(code: types.CodeType) -> set[str]:
     names = set(code.co_names)
-    if "globals" in names:
+    if names & {"globals", "modules", "getattr", "hasattr", "vars", "__dict__"}:
         names.update(const for const in code.co_consts if type(const) is str)
     for const in code.co_consts:
         if type(const) is types.CodeType:

@@ -115,8 +115,8 @@ def _common_scale(sites: list[Any]) -> float | Tensor:
         same = scale is first or _equal(scale, first)
         if not same:
             raise NotPerDatumError(
-                f"sites {first_name!r} and {name!r} have the scales {_show(first)} and {_show(scale)}: a scale on one side "
-                "alone is no bound; scale the whole program, or weigh the KL in the objective"
+                f"sites {first_name!r} and {name!r} have the scales {_show(first)} and {_show(scale)}: a scale on one "
+                "side alone is no bound; scale the whole program, or weigh the KL in the objective"
             )
     return first
 

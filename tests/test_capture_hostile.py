@@ -1,0 +1,413 @@
+"""What a hostile user tried between two steps, beside Pyro's own SVI."""
+
+from __future__ import annotations
+
+import array
+import collections
+import copy
+import functools
+import logging
+import operator
+import sys
+import time
+import types
+import weakref
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import Trace_ELBO
+from test_capture_changes import Net, at, beside_pyro, data
+from torch import nn
+
+from ppl_vae import SVI
+
+cfg = types.ModuleType("hostile_cfg")
+cfg.G = 1.0  # type: ignore[attr-defined]
+sys.modules["hostile_cfg"] = cfg
+
+
+class Point:
+    __match_args__ = ("gain", "other")
+
+    def __init__(self):
+        self.gain = 1.0
+        self.other = 0.0
+
+
+class Doubled(Point):
+    @property
+    def value(self):
+        return 2.0 * self.gain
+
+
+class Single(Point):
+    @property
+    def value(self):
+        return self.gain
+
+
+point = Point()
+single = Single()
+read_gain = operator.attrgetter("gain")
+referred = weakref.ref(point)
+raw = bytearray(b"\x01\x02")
+numbers = array.array("d", [1.0, 2.0])
+ordered = collections.OrderedDict(a=1.0, b=2.0)
+weak = weakref.WeakKeyDictionary({point: 1.0})
+tagged = torch.ones(())
+held = torch.ones(4)
+
+
+@functools.lru_cache
+def cached():
+    return cfg.G
+
+
+@functools.singledispatch
+def dispatched(value):
+    return 1.0
+
+
+def by_pattern(value):
+    match value:
+        case Point(gain=g):
+            return g
+    return 0.0
+
+
+def by_position(value):
+    match value:
+        case Point(g, _):
+            return g
+    return 0.0
+
+
+def by_import():
+    import hostile_cfg
+
+    return hostile_cfg.G
+
+
+def by_from_import():
+    from hostile_cfg import G
+
+    return G
+
+
+def by_late_name():
+    try:
+        return HOSTILE_LATE
+    except NameError:
+        return 1.0
+
+
+WAYS: dict[str, tuple[Any, Any]] = {
+    "pattern": (lambda: by_pattern(point), lambda v: setattr(point, "gain", v)),
+    "position": (lambda: by_position(point), lambda v: setattr(point, "gain", v)),
+    "attrgetter": (lambda: read_gain(point), lambda v: setattr(point, "gain", v)),
+    "format": (lambda: float("{0.gain}".format(point)), lambda v: setattr(point, "gain", v)),  # noqa: UP030, UP032
+    "import": (by_import, lambda v: setattr(cfg, "G", v)),
+    "from import": (by_from_import, lambda v: setattr(cfg, "G", v)),
+    "sys.modules": (lambda: sys.modules["hostile_cfg"].G, lambda v: setattr(cfg, "G", v)),
+    "late global": (by_late_name, lambda v: globals().update(HOSTILE_LATE=v)),
+    "late attribute": (lambda: getattr(cfg, "late", 1.0), lambda v: setattr(cfg, "late", v)),
+    "class": (lambda: single.value, lambda v: setattr(single, "__class__", Doubled if v > 1 else Single)),
+    "weakref": (lambda: referred().gain, lambda v: setattr(point, "gain", v)),
+    "weak dictionary": (lambda: weak[point], lambda v: weak.update({point: v})),
+    "bytearray": (lambda: float(raw[0]), lambda v: raw.__setitem__(0, int(v))),
+    "array": (lambda: numbers[0], lambda v: numbers.__setitem__(0, v)),
+    "order": (lambda: next(iter(ordered.values())), lambda v: ordered.move_to_end("a", last=v > 1)),
+    "tensor attribute": (lambda: getattr(tagged, "gain", 1.0), lambda v: setattr(tagged, "gain", v)),
+    "resized": (lambda: 4.0 / held.numel(), lambda v: held.resize_(4 if v == 1 else 2)),
+    "equal": (lambda: 1.0 if torch.equal(held, torch.ones(len(held))) else 2.0, lambda v: held.fill_(v)),
+    "nonzero": (lambda: len(held.nonzero()) / 4, lambda v: held[0].fill_(0.0 if v > 1 else 1.0)),
+    "cache": (cached, lambda v: (setattr(cfg, "G", v), cached.cache_clear())),
+    "dispatch": (lambda: dispatched(1), lambda v: dispatched.register(int, lambda value: v)),
+}
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_a_number_is_followed(how, caplog):
+    read, write = WAYS[how]
+
+    class Scaled(Net):
+        def likelihood(self, z):
+            return self.d(z) * read()
+
+    def act(step, net, svi):
+        if step in (0, 5, 9):
+            write({0: 1.0, 5: 3.0, 9: 1.0}[step])
+
+    beside_pyro(act, Scaled, captured=None)
+    write(1.0)
+    assert not [r for r in caplog.records if "no guard sees" in r.getMessage()]
+
+
+def test_hooks_of_all_modules():
+    handles = []
+
+    def act(step, net, svi):
+        if step == 5:
+            handle = nn.modules.module.register_module_forward_hook(
+                lambda module, inputs, output: output * 2 if isinstance(module, nn.Tanh) else None
+            )
+            handles.append(handle)
+        if step == 10:
+            handles.pop().remove()
+
+    beside_pyro(act, captured=False)
+
+
+def test_a_hook_on_an_argument():
+    calls = []
+
+    def act(step, net, svi):
+        x = data(step).requires_grad_()
+        x.register_hook(lambda gradient: calls.append(1))
+        return (x,), {}
+
+    beside_pyro(act, captured=False)
+    assert len(calls) == 32
+
+
+def test_what_only_checks_stays_in_the_graph():
+    class Solves(Net):
+        def likelihood(self, z):
+            return self.d(z) + torch.linalg.cholesky(self.shift.diag() + torch.eye(6)).sum()
+
+    net = Solves()
+    svi = SVI(net.model, net.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+    for step in range(4):
+        svi.step(data(step))
+    assert svi.why_eager is None
+    net.shift.fill_(-5.0)
+    before = [p.clone() for p in net.parameters()]
+    random = torch.get_rng_state()
+    with pytest.raises(torch.linalg.LinAlgError):
+        svi.step(data(5))
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+    net.shift.fill_(0.0)
+    torch.set_rng_state(random)
+    loss = svi.step(data(5))
+    torch.set_rng_state(random)
+    pyro.clear_param_store()
+    again = SVI(net.model, net.guide, pyro.optim.SGD({"lr": 0.0}), Trace_ELBO(), compile="off")
+    for a, b in zip(net.parameters(), before, strict=True):
+        a.data.copy_(b)
+    assert again.step(data(5)) == pytest.approx(loss, rel=1e-6)
+
+
+def test_what_the_user_adds_to_the_gradients_between_steps():
+    def act(step, net, svi):
+        if step % 3 == 2:
+            net.d[0].weight.square().sum().backward()
+
+    beside_pyro(act)
+
+
+def test_an_elbo_with_a_loss_and_grads_of_its_own():
+    class Doubling(Trace_ELBO):
+        def loss_and_grads(self, model, guide, *args, **kwargs):
+            loss = 2 * self.differentiable_loss(model, guide, *args, **kwargs)
+            loss.backward()
+            return loss.item()
+
+    beside_pyro(at(99, lambda net: None), loss=Doubling, captured=None)
+
+
+def test_a_program_that_seeds():
+    class Seeds(Net):
+        def likelihood(self, z):
+            torch.manual_seed(5)
+            return self.d(z)
+
+    beside_pyro(at(99, lambda net: None), Seeds, captured=False)
+
+
+def test_an_argument_that_the_program_knows():
+    class Knows(Net):
+        ref = None
+
+        def likelihood(self, z):
+            return self.d(z) * (3.0 if self.given is self.ref else 1.0)
+
+        def model(self, x, y=None):
+            self.given = x
+            super().model(x, y)
+
+    x = data(0)
+
+    def act(step, net, svi):
+        net.ref = x
+        return (x if step % 2 else data(step),), {}
+
+    beside_pyro(act, Knows, captured=None)
+
+
+def test_a_dictionary_among_the_arguments_that_is_written_into():
+    class Writes(Net):
+        def model(self, batch):
+            batch["out"] = 1
+            super().model(batch["x"])
+
+        def guide(self, batch):
+            super().guide(batch["x"])
+
+    given: list[dict] = []
+
+    def act(step, net, svi):
+        given.append({"x": data(step)})
+        return (given[-1],), {}
+
+    beside_pyro(act, Writes, captured=False)
+    assert all("out" in batch for batch in given)
+
+
+def test_a_threshold_in_a_counter_of_the_programs_own():
+    class Warm(Net):
+        def __init__(self):
+            super().__init__()
+            self.steps = 0
+
+        def guide(self, x, y=None):
+            self.steps += 1
+            super().guide(x, y)
+
+        def likelihood(self, z):
+            return self.d(z) * (0.1 if self.steps < 20 else 1.0)
+
+    svi = beside_pyro(at(99, lambda net: None), Warm, steps=30, captured=False)
+    assert "computes with it" in svi.why_eager
+
+
+def test_whole_numbers_of_an_object_become_inputs(caplog):
+    class Epochs(Net):
+        def likelihood(self, z):
+            return self.d(z) * (1 + self.epoch / 10)
+
+    svi = beside_pyro(lambda step, net, svi: setattr(net, "epoch", step), Epochs, steps=30)
+    assert svi._made <= 3
+    assert not [r for r in caplog.records if r.levelno == logging.WARNING]
+
+
+def test_annealing_by_a_scale_around_the_model():
+    class Annealed(Net):
+        beta = 1.0
+
+        def model(self, x, y=None):
+            with pyro.poutine.scale(scale=self.beta):
+                super().model(x, y)
+
+    def act(step, net, svi):
+        net.beta = 1.0 if step < 4 else 1.0 / step
+
+    beside_pyro(act, Annealed, steps=25)
+
+
+def test_one_call_that_fails_ends_nothing():
+    net = Net()
+    svi = SVI(net.model, net.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+    for step in range(8):
+        if step % 2:
+            with pytest.raises(RuntimeError):
+                svi.step(torch.randn(5, 3))
+        svi.step(data(step))
+    assert svi.why_eager is None
+
+
+def test_arguments_of_other_kinds():
+    class Takes(Net):
+        def model(self, x, kind, flag):
+            super().model(x.to(kind))
+
+        def guide(self, x, kind, flag):
+            super().guide(x.to(kind))
+
+    import numpy as np
+
+    beside_pyro(lambda step, net, svi: ((data(step), torch.float32, np.bool_(True)), {}), Takes)
+    svi = beside_pyro(lambda step, net, svi: ((data(step), torch.float32, {1, 2}), {}), Takes, captured=False)
+    assert "an argument is a" in svi.why_eager or "set" in svi.why_eager
+
+
+def test_a_large_number_among_the_arguments():
+    class Seeded(Net):
+        def model(self, x, seed):
+            super().model(x)
+
+        def guide(self, x, seed):
+            super().guide(x)
+
+    beside_pyro(lambda step, net, svi: ((data(step), 2**62 + step * 2**61), {}), Seeded, captured=None)
+
+
+def test_sparse_gradients_and_arguments():
+    class Embeds(Net):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(7, 6, sparse=True)
+
+        def likelihood(self, z):
+            return self.d(z) + self.table(torch.arange(len(z)) % 7)
+
+    found = []
+    for make in (pyro.infer.SVI, SVI):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        net = Embeds()
+        svi = make(net.model, net.guide, pyro.optim.SGD({"lr": 1e-3}), Trace_ELBO())
+        pyro.set_rng_seed(0)
+        found.append([svi.step(data(step)) for step in range(6)])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+    class Dense(Net):
+        def model(self, x, y=None):
+            super().model(x.to_dense())
+
+        def guide(self, x, y=None):
+            super().guide(x.to_dense())
+
+    svi = beside_pyro(lambda step, net, svi: ((data(step).to_sparse(),), {}), Dense, captured=False)
+    assert "sparse" in svi.why_eager
+
+
+def test_a_copy_goes_on_by_itself():
+    net = Net()
+    svi = SVI(net.model, net.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+    for step in range(4):
+        svi.step(data(step))
+    twin = copy.deepcopy(svi)
+    assert not twin._graphs
+    assert svi._graphs
+
+
+def test_a_large_buffer_costs_nothing():
+    class Dataset(Net):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("all", torch.zeros(20_000_000))
+
+    net = Dataset()
+    svi = SVI(net.model, net.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+    svi.step(data(0))
+    began = time.perf_counter()
+    svi.step(data(0))
+    svi.step(data(1))
+    assert time.perf_counter() - began < 2
+    assert not next(iter(svi._graphs.values()))[0].written
+
+
+def test_a_distribution_that_is_made_once():
+    prior = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+
+    class Held(Net):
+        def model(self, x, y=None):
+            pyro.module("net", self)
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", prior)
+                pyro.sample("x", dist.Normal(self.d(z), 1.0).to_event(1), obs=x)
+
+    beside_pyro(at(99, lambda net: None), Held)
