@@ -1,0 +1,69 @@
+"""What it costs that a captured step is the program: looking at what it depends on, and holding it against the program.
+
+    python benchmarks/guards.py [--device cuda]
+
+Microseconds on the networks of `beside.py`, one thread, and their shares of a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import timeit
+from typing import Any
+
+import pyro
+import torch
+
+import ppl_vae as pv
+from beside import NETWORKS
+
+
+def measure(hidden: list[int], batch: int, device: str) -> dict[str, float]:
+    """Microseconds of a step, of a look at the guards, and of a check against the program."""
+    torch.manual_seed(0)
+    vae = pv.VAE(
+        (784,),
+        prior=pv.priors.StandardNormal(2),
+        likelihood=pv.likelihoods.Bernoulli(pv.networks.MLP(hidden[::-1])),
+        posterior=pv.posteriors.DiagonalNormal(pv.networks.MLP(hidden)),
+    ).to(device)
+    svi = pv.SVI(vae.model, vae.guide, functools.partial(torch.optim.Adam, lr=1e-3), pv.objectives.ELBO())
+    x = (torch.rand(batch, 784) > 0.5).float().to(device)
+    for _ in range(30):
+        svi.update(x)
+    (graph,) = svi._graphs[next(iter(svi._graphs))]
+
+    def time(function: Any, number: int) -> float:
+        def run() -> None:
+            function()
+            if device != "cpu":
+                torch.cuda.synchronize()
+
+        return 1e6 * min(timeit.repeat(run, number=number, repeat=5)) / number
+
+    return {
+        "step": time(lambda: graph(*graph.inputs([x])), 50),
+        "guards": time(graph.guards.hold, 2000),
+        "check": time(lambda: graph.checked([x], ()), 20),
+    }
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    device = parser.parse_args().device
+    torch.set_num_threads(1)
+    pyro.enable_validation(False)
+    every = 100 if device == "cpu" else 1000
+    print(f"| network | graph, us | guards, us | of a step | check, us | of {every} steps |\n|---|---|---|---|---|---|")
+    for name, (hidden, batch) in NETWORKS.items():
+        found = measure(hidden, batch, device)
+        step, guards, check = found["step"], found["guards"], found["check"]
+        extra = (check - step) / (every * step)
+        print(f"| {name} | {step:.0f} | {guards:.1f} | {guards / step:.1%} | {check:.0f} | {extra:.1%} |")
+
+
+if __name__ == "__main__":
+    main()
