@@ -14,9 +14,9 @@ from typing import Any
 
 import pyro
 import torch
+from beside import NETWORKS
 
 import ppl_vae as pv
-from beside import NETWORKS
 
 
 def measure(hidden: list[int], batch: int, device: str) -> dict[str, float]:

@@ -457,9 +457,9 @@ def test_nan_and_infinity_are_no_numbers_to_be_close_to():
     values = [torch.tensor([1.0, v]) for v in (0.0, nan, inf, -inf, 3e38)]
     for i, a in enumerate(values):
         for j, b in enumerate(values):
-            assert capture.step._close(a, b) == (i == j)
-    assert capture.step._close(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0 + 1e-6]))
-    assert not capture.step._close(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.001]))
+            assert capture.comparing._close(a, b) == (i == j)
+    assert capture.comparing._close(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0 + 1e-6]))
+    assert not capture.comparing._close(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.001]))
 
 
 def test_a_compiler_that_fails_leaves_the_program_as_it_is_written(monkeypatch):

@@ -16,11 +16,12 @@ graph is used only while all that it depends on is what it was:
   shorter. `replay`: the graph on a GPU.
 """
 
+from ppl_vae.capture.eager import Step, eager_step
 from ppl_vae.capture.guards import Change, Guards
 from ppl_vae.capture.reach import buffers_of, modules_of
 from ppl_vae.capture.signature import environment, signature, unusual
 from ppl_vae.capture.state import untouched
-from ppl_vae.capture.step import CapturedStep, Step, eager_step
+from ppl_vae.capture.step import CapturedStep
 from ppl_vae.capture.tracing import CaptureError, NotNowError
 
 __all__ = [

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ppl_vae.capture.entered import Entered
-from ppl_vae.capture.reach import LARGE, MISSING, PLAIN, Reach, Source, buffers_of
+from ppl_vae.capture.places import LARGE, MISSING, PLAIN, Source
+from ppl_vae.capture.reach import Reach, buffers_of
 
 _OF_TENSORS = operator.attrgetter(
     "requires_grad", "shape", "dtype", "device", "_backward_hooks", "_post_accumulate_grad_hooks"
@@ -69,13 +70,14 @@ class Guards:
         lifted_labels: The labels of the numbers that are inputs of the graph.
 
     Example:
-        >>> beta = 1.0
-        >>> guards = Guards(lambda x: beta * x)
+        >>> import types
+        >>> settings = types.SimpleNamespace(beta=1.0)
+        >>> guards = Guards(settings)
         >>> guards.changed() is None
         True
-        >>> beta = 2.0
+        >>> settings.beta = 2.0
         >>> guards.changed()
-        'beta (was 1.0, is 2.0)'
+        'SimpleNamespace.beta (was 1.0, is 2.0)'
     """
 
     def __init__(

@@ -14,7 +14,7 @@ import sys
 import threading
 import types
 import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,10 +23,32 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae.capture.entered import Entered, is_library
+from ppl_vae.capture.places import (
+    LARGE,
+    MISSING,
+    PLAIN,
+    Source,
+    buffer_of,
+    put_back_dict,
+    put_back_list,
+    put_back_other,
+    read_array,
+    read_buffer,
+    read_cell,
+    read_context,
+    read_few,
+    read_length,
+    read_nothing,
+    read_proxy,
+    read_sample,
+    read_slot,
+    write_attribute,
+    write_cell,
+    write_entry,
+    write_slot,
+    write_value,
+)
 
-PLAIN = (bool, int, float, complex, str, bytes, type(None))
-MISSING = object()
-LARGE = 1024  # elements of a container or an array, above which a sample of them is looked at
 MOST = 20_000  # values that are noted; what lies beyond is out of sight
 _MOST_OF_ARRAYS = 2**16  # elements of arrays that are looked at in a step; of further arrays a few each
 _KEPT = 2**16  # elements of an array that is put back if a trial run of the program changes it
@@ -36,42 +58,6 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 _HOLDERS: tuple[type, ...] = (argparse.Namespace, types.SimpleNamespace, threading.local, type(os.environ))
 _HOLDERS += (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
 _HOLDERS += (collections.UserDict, collections.UserList, collections.ChainMap)
-
-
-@dataclass
-class Source:
-    """One place that holds values: how they are read, at the cost of a call into C, and how they are written back.
-
-    Attributes:
-        label: What holds them, in words.
-        read: Returns the values, as something with a length.
-        home: What `read` is given.
-        names: For each value what is added to the label.
-        write: Writes one value back, ``write(home, place, value)``; None where that cannot be.
-        keep: Copies the whole content of a container, which `put_back` takes.
-        put_back: Gives a container its content back.
-        grows: Whether names that the namespace is given later may matter.
-        quiet: Whether it is a library's own, whose bookkeeping is no side effect of the user's.
-        owner: The class whose namespace it is.
-        watch: Which names may matter later; None for all that what ran could read.
-    """
-
-    label: str
-    read: Callable[[Any], Collection[Any]]
-    home: Any
-    names: tuple[str, ...]
-    write: Callable[[Any, int, Any], None] | None = None
-    keep: Callable[[Any], Any] | None = None
-    put_back: Callable[[Any, Any], None] | None = None
-    grows: bool = False
-    quiet: bool = False
-    owner: type | None = None
-    watch: frozenset[str] | None = None
-
-    @property
-    def identity(self) -> int:
-        """Which object it is a place of."""
-        return id(self.home if self.owner is None else self.owner)
 
 
 @dataclass
@@ -164,12 +150,12 @@ class Reach:
         elif issubclass(kind, np.ndarray):
             keeps = (np.copy, np.copyto) if value.size <= _KEPT and value.flags.writeable else (None, None)
             self._arrays += min(value.size, LARGE)
-            read = _bytes_of if self._arrays <= _MOST_OF_ARRAYS else _few_bytes_of
+            read = read_array if self._arrays <= _MOST_OF_ARRAYS else read_few
             self._add(Source(f"the content of {label}", read, value, ("", "", ""), None, *keeps), 16)
         elif issubclass(kind, _GENERATORS):
             self.generators.append(value)
         elif kind is contextvars.ContextVar:
-            self._add(Source(label, _value_of_context, value, ("",)), 1)
+            self._add(Source(label, read_context, value, ("",)), 1)
         elif kind is weakref.ref or kind is weakref.KeyedRef:
             self._todo.append((value(), label))
         elif kind is functools._lru_cache_wrapper:
@@ -201,8 +187,8 @@ class Reach:
                 del self._seen[id(value)]
                 self._visit_module(value, vars(value).keys() if self.names is None else self.names, value.__name__)
         elif kind is not types.CodeType:
-            if is_library(kind.__module__) and (content := _buffer_of(value)) is not None:
-                self._add(Source(f"the content of {label}", _bytes_of_buffer, value, ()), 1 + content.nbytes // 64)
+            if is_library(kind.__module__) and (content := buffer_of(value)) is not None:
+                self._add(Source(f"the content of {label}", read_buffer, value, ()), 1 + content.nbytes // 64)
             self._visit_object(value, kind)
 
     def _visit_dict(self, value: Any, label: str) -> None:
@@ -210,7 +196,7 @@ class Reach:
             self.empty.append((label, value))
             return
         if len(value) > LARGE:
-            self._add(Source(f"the length of {label}", _length, value, ("",)), 1)
+            self._add(Source(f"the length of {label}", read_length, value, ("",)), 1)
             return
         plain = issubclass(type(value), dict)
         keys = tuple(dict.keys(value) if plain else value)
@@ -218,9 +204,9 @@ class Reach:
         if plain:
             ordered = issubclass(type(value), collections.OrderedDict)  # whose order is its own
             read = tuple if type(value) is collections.OrderedDict and ordered else dict.keys
-            added = Source(f"the keys of {label}", read, value, names, None, dict.copy, _put_back_dict)
+            added = Source(f"the keys of {label}", read, value, names, None, dict.copy, put_back_dict)
             self._add(added, len(keys))
-        self._add(Source(label, dict.values if plain else _proxied, value, names, _write_value), len(keys))
+        self._add(Source(label, dict.values if plain else read_proxy, value, names, write_value), len(keys))
         items = dict.values(value) if plain else value.values()
         self._todo += [(item, label + name) for item, name in zip(items, names, strict=True)]
 
@@ -234,14 +220,14 @@ class Reach:
         if len(items) > LARGE:
             step = len(items) // LARGE
             if issubclass(kind, list):
-                self._add(Source(f"the content of {label}", functools.partial(_sample, step), value, ()), LARGE)
+                self._add(Source(f"the content of {label}", functools.partial(read_sample, step), value, ()), LARGE)
             elif not issubclass(kind, (tuple, frozenset)):
-                self._add(Source(f"the length of {label}", _length, value, ("",)), 1)
+                self._add(Source(f"the length of {label}", read_length, value, ("",)), 1)
             items = items[::step]
         elif issubclass(kind, list):
-            self._add(Source(label, tuple, value, names, list.__setitem__, list, _put_back_list), len(items))
+            self._add(Source(label, tuple, value, names, list.__setitem__, list, put_back_list), len(items))
         elif issubclass(kind, (collections.deque, set)):
-            self._add(Source(f"the content of {label}", tuple, value, (), None, tuple, _put_back_other), len(items))
+            self._add(Source(f"the content of {label}", tuple, value, (), None, tuple, put_back_other), len(items))
         self._todo += [(item, label + name) for item, name in zip(items, names, strict=False)]
 
     def _visit_function(self, function: types.FunctionType, label: str) -> None:
@@ -251,8 +237,8 @@ class Reach:
         if self.entered is not None and not library and code not in self._users:
             return  # it did not run
         for name, cell in cells:
-            self._add(Source(name, _contents, cell, ("",), _write_cell), 1)
-            self._todo += [(content, name) for content in _contents(cell) if content is not MISSING]
+            self._add(Source(name, read_cell, cell, ("",), write_cell), 1)
+            self._todo += [(content, name) for content in read_cell(cell) if content is not MISSING]
         if library:
             return
         read = operator.attrgetter("__code__", "__defaults__", "__kwdefaults__")
@@ -331,8 +317,8 @@ class Reach:
             for name, slot in vars(base).items():
                 slotted = type(slot) is types.MemberDescriptorType and "__slots__" in vars(base)
                 if slotted and (self.names is None or name in self.names):
-                    read = functools.partial(_slot, slot)
-                    self._add(Source(label + name, read, value, ("",), functools.partial(_write_slot, slot)), 1)
+                    read = functools.partial(read_slot, slot)
+                    self._add(Source(label + name, read, value, ("",), functools.partial(write_slot, slot)), 1)
                     self._todo += [(item, label + name) for item in read(value) if item is not MISSING]
         self._todo.append((kind, kind.__name__))
 
@@ -358,12 +344,12 @@ class Reach:
             twice = keys if len(keys) > 1 else 2 * keys  # of one key alone `itemgetter` gives no tuple
             read, write = operator.itemgetter(*twice), None
             if owner is not None:
-                write = functools.partial(_write_attribute, owner, twice)
+                write = functools.partial(write_attribute, owner, twice)
             elif type(home) is dict:
-                write = functools.partial(_write_entry, twice)
+                write = functools.partial(write_entry, twice)
             self._add(Source(label, read, home, twice, write, None, None, grows, quiet, owner, watch), len(keys))
         elif grows:
-            self._add(Source(label, _nothing, home, (), grows=True, quiet=quiet, owner=owner, watch=watch), 1)
+            self._add(Source(label, read_nothing, home, (), grows=True, quiet=quiet, owner=owner, watch=watch), 1)
         if follow:
             self._todo += [(home[key], label + key) for key in keys]
 
@@ -401,100 +387,3 @@ def _dict_of(value: Any) -> dict[str, Any]:
     except AttributeError:
         return {}
     return content if type(content) is dict else {}
-
-
-# how values are read and written; each reader returns something with a length ----------------------------------------
-
-
-def _nothing(_: Any) -> tuple[()]:
-    return ()
-
-
-def _length(value: Any) -> tuple[int]:
-    return (len(value),)
-
-
-def _proxied(value: types.MappingProxyType) -> tuple[Any, ...]:
-    return tuple(value.values())
-
-
-def _sample(step: int, value: list) -> tuple[Any, ...]:
-    return (list.__len__(value), *list.__getitem__(value, slice(None, None, step)))
-
-
-def _bytes_of(array: np.ndarray) -> tuple[Any, ...]:
-    """What an array holds; of a large one a sample of its elements."""
-    if array.dtype.hasobject:
-        items = array.ravel()[:LARGE].tolist()
-        return array.shape, array.dtype, repr([(type(i), i if isinstance(i, PLAIN) else id(i)) for i in items]).encode()
-    step = max(1, array.size // LARGE)
-    return array.shape, array.dtype, (array if step == 1 else array.flat[::step]).tobytes()
-
-
-def _few_bytes_of(array: np.ndarray) -> tuple[Any, ...]:
-    """A few elements, where there are many arrays."""
-    return array.shape, array.dtype, array.flat[:: max(1, array.size // 16)].tobytes()
-
-
-def _buffer_of(value: Any) -> memoryview | None:
-    try:
-        return memoryview(value)
-    except (TypeError, BufferError, ValueError):
-        return None
-
-
-def _bytes_of_buffer(value: Any) -> tuple[bytes]:
-    view = memoryview(value).cast("B")
-    return (bytes(view[:: max(1, view.nbytes // LARGE)]),)
-
-
-def _contents(cell: types.CellType) -> tuple[Any]:
-    try:
-        return (cell.cell_contents,)
-    except ValueError:  # empty
-        return (MISSING,)
-
-
-def _value_of_context(variable: contextvars.ContextVar) -> tuple[Any]:
-    return (variable.get(MISSING),)
-
-
-def _slot(slot: Any, owner: Any) -> tuple[Any]:
-    try:
-        return (slot.__get__(owner),)
-    except AttributeError:
-        return (MISSING,)
-
-
-def _write_slot(slot: Any, owner: Any, _: int, value: Any) -> None:
-    slot.__set__(owner, value)
-
-
-def _write_cell(cell: types.CellType, _: int, value: Any) -> None:
-    cell.cell_contents = value
-
-
-def _write_value(home: dict, place: int, value: Any) -> None:
-    home[tuple(dict.keys(home))[place]] = value
-
-
-def _write_entry(keys: tuple[str, ...], home: dict[str, Any], place: int, value: Any) -> None:
-    home[keys[place]] = value
-
-
-def _write_attribute(owner: type, keys: tuple[str, ...], _: Any, place: int, value: Any) -> None:
-    type.__setattr__(owner, keys[place], value)
-
-
-def _put_back_dict(home: dict, content: dict) -> None:
-    dict.clear(home)
-    dict.update(home, content)
-
-
-def _put_back_list(home: list, content: list) -> None:
-    list.__setitem__(home, slice(None), content)
-
-
-def _put_back_other(home: Any, content: tuple[Any, ...]) -> None:
-    home.clear()
-    home.extend(content) if isinstance(home, collections.deque) else home.update(content)

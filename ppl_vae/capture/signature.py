@@ -17,7 +17,7 @@ from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from ppl_vae.capture.entered import Entered
-from ppl_vae.capture.reach import PLAIN
+from ppl_vae.capture.places import PLAIN
 from ppl_vae.capture.tracing import CaptureError
 
 _VALUES = (*PLAIN, np.bool_, torch.dtype, torch.device, enum.Enum, range)  # that a key can hold

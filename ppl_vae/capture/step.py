@@ -4,49 +4,33 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ppl_vae.capture.comparing import Comparison
+from ppl_vae.capture.eager import Step, eager_step, own, placed
 from ppl_vae.capture.entered import Entered
 from ppl_vae.capture.guards import Guards, number_of
 from ppl_vae.capture.reach import MOST
 from ppl_vae.capture.replay import CudaReplay
 from ppl_vae.capture.simplify import simplify
 from ppl_vae.capture.state import PythonRandom, Snapshot, Written, untouched
-from ppl_vae.capture.tracing import CaptureError, NotNowError, backward_noted, explained, traceable_pyro
+from ppl_vae.capture.tracing import CaptureError, NotNowError, explained, traceable_pyro
 from ppl_vae.objectives.losses import BatchLoss
 
 logger = logging.getLogger(__name__)
 
-# relative differences that are roundings: of a sum in float32 where Pyro adds in float64; of a compiler or a GPU, which
-# add up a gradient over thousands of rows in another order (the terms cancel: 1e-5 was seen for K = 50); of 16 bits
-_TRACED, _COMPILED, _HALF = 1e-5, 1e-4, 2e-2
 
 # by how much counters that a program keeps itself are put ahead, to see whether it computes with them
 _AHEAD = (1, 2, 3, 4, 7, 50, 997, 100_003, 10_000_019)
 
-Other = tuple[Tensor | int, Tensor]
 Graph = Callable[..., tuple[Tensor, ...]]
-
-
-class Step(NamedTuple):
-    """What a step computes.
-
-    Attributes:
-        loss: The loss and its terms.
-        gradients: Of each parameter; None where the loss does not depend on it, or it is frozen.
-        others: What else requires a gradient, the tensor itself or the place of an input, and its gradient.
-    """
-
-    loss: BatchLoss
-    gradients: list[Tensor | None]
-    others: list[Other] = []  # noqa: RUF012  (never changed)
 
 
 class CapturedStep:
@@ -102,9 +86,6 @@ class CapturedStep:
     ) -> None:
         self._run, self.leaves, self._mean = run, list(leaves), mean
         self._autocast = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
-        self._tolerance = _COMPILED if full or any(t.is_cuda for t in leaves) else _TRACED
-        if self._autocast and full:
-            self._tolerance = _HALF
         self._arranged = _arranger(numbers, lift)
         self.constants = tuple(None if i in lift else n for i, n in enumerate(numbers))
         self.uses = self.unchecked = self.checks = 0
@@ -112,6 +93,9 @@ class CapturedStep:
         self.touched: frozenset[int] = frozenset()
         with explained():
             self._watch(tensors, numbers, roots, parameters)
+        self._comparison = Comparison(
+            self._expected, self.leaves, tuple(parameters or ()), full=full, autocast=bool(self._autocast)
+        )
         if lift_values:
             self.guards.lift(lift_values)
         self._numbers = [_Number(self.leaves) for _ in (*lift, *self.guards.lifted())]
@@ -209,7 +193,7 @@ class CapturedStep:
 
     def _as_written(self, tensors: list[Tensor], numbers: Sequence[float]) -> Step:
         with pyro.validation_enabled(False):
-            return self._placed(eager_step(self._run, self.leaves, [*tensors, *numbers], self._mean), tensors)
+            return placed(eager_step(self._run, self.leaves, [*tensors, *numbers], self._mean), tensors)
 
     # holding it against the program ----------------------------------------------------------------------------------
 
@@ -241,7 +225,7 @@ class CapturedStep:
         if failed is None:
             assert ours is not None
             assert after is not None
-            failed = self._difference(ours, copies, theirs, self.written)
+            failed = self._comparison.difference(ours, copies, theirs, self.written)
             if failed is None and not torch.equal(after.random, torch.get_rng_state()):
                 failed = "the graph leaves another random state than the program"
             if failed is None:
@@ -249,41 +233,6 @@ class CapturedStep:
                 self._checked_elsewhere = self._checked_elsewhere or self.is_other(tensors, numbers)
                 return ours, None
         return theirs, failed
-
-    def _difference(
-        self, ours: Step, our_writes: Iterable[Tensor], theirs: Step, their_writes: Iterable[Tensor]
-    ) -> str | None:
-        for a, b in zip(our_writes, their_writes, strict=True):
-            if a.dtype is torch.uint8:
-                if torch.equal(a, b):
-                    continue
-                a, b = _as_numbers(a), _as_numbers(b)
-            if not _close(a, b, self._tolerance):
-                return "the graph leaves a buffer or a tensor that the program writes to other than the program does"
-        if not self._close_losses(ours.loss, theirs.loss):
-            return f"the graph's loss is {_number(ours.loss.loss)}, the program's {_number(theirs.loss.loss)}"
-        if len(ours.others) != len(theirs.others):
-            return "the program differentiates by other tensors than the graph"
-        mine = [*ours.gradients, *(gradient for _, gradient in ours.others)]
-        other = [*theirs.gradients, *(gradient for _, gradient in theirs.others)]
-        for i, (x, y) in enumerate(zip(mine, other, strict=True)):
-            scale = self._scales[i] if i < len(self._scales) else 0.0
-            if x is y is None or (x is not None and y is not None and _close(x, y, self._tolerance, scale)):
-                continue
-            return f"the graph's gradient of {self._name(i)} is another than the program's"
-        return None
-
-    def _name(self, i: int) -> str:
-        if i < len(self._names):
-            return f"parameter {self._names[i].split('$$$')[-1]!r}"
-        return f"parameter {i}" if i < len(self.leaves) else "an argument, or a tensor that the program holds,"
-
-    def _close_losses(self, ours: BatchLoss, theirs: BatchLoss) -> bool:
-        """Equal up to the rounding of the terms that are added up: about a nat per datum where they are not known."""
-        scale = float(theirs.weight)
-        if theirs.log_likelihood is not None and theirs.kl is not None:
-            scale = max(scale, float(theirs.log_likelihood.abs() + theirs.kl.abs()))
-        return _close(ours.loss, theirs.loss, self._tolerance, scale if scale < float("inf") else 0.0)
 
     # making it -----------------------------------------------------------------------------------------------------
 
@@ -295,7 +244,6 @@ class CapturedStep:
         parameters: Mapping[str, Tensor] | None,
     ) -> None:
         """Run the step as it is written, find what it depends on and writes to, and put all back."""
-        self._names = tuple(parameters or ())
         within_reach = Guards(*roots, parameters=parameters)
         _refuse(within_reach)
         buffers = [(buffer, buffer._version) for buffer in within_reach.buffers()]
@@ -304,7 +252,7 @@ class CapturedStep:
         try:
             with pyro.validation_enabled(False), entered, written:
                 self._expected = eager_step(self._run, self.leaves, [*tensors, *numbers], self._mean)
-            self._expected = self._placed(self._expected, tensors)
+            self._expected = placed(self._expected, tensors)
             self._expected_random = torch.get_rng_state()
             self.written = written.tensors()
             self._expected_writes = [t.clone() for t in self.written]
@@ -333,7 +281,6 @@ class CapturedStep:
         _refuse(self.guards)
         read += [t for t in written.numbers if written.is_old(t)]
         self.guards.guard_numbers(list({id(t): number_of(t) for t in read}.values()))
-        self._scales = [0.0 if g is None else 0.1 * float(g.norm()) for g in self._expected.gradients]
 
     def _trace_twice(self, inputs: list[Tensor]) -> fx.GraphModule:
         """The graph; traced again if the program changes Python values, to see whether it computes with them."""
@@ -356,7 +303,7 @@ class CapturedStep:
         return graph
 
     def _trace(self, inputs: list[Tensor]) -> fx.GraphModule:
-        clones = _own(inputs, clone=True)
+        clones = own(inputs, clone=True)
         numbers = clones[len(clones) - len(self.guards.lifted()) :]
         with explained(), untouched(self.written), traceable_pyro(), self.guards.replaced(numbers):
             return make_fx(self._joint)(*clones)
@@ -366,7 +313,7 @@ class CapturedStep:
         arguments = tensors[: len(tensors) - len(self.guards.lifted())]
         count = len(arguments) - len(self._lift)
         step = eager_step(self._run, self.leaves, [*arguments[:count], *self._arranged(arguments[count:])], self._mean)
-        step = self._placed(step, tensors)
+        step = placed(step, tensors)
         loss = step.loss
         assert loss.surrogate is not None
         self._has_gradient = [gradient is not None for gradient in step.gradients]
@@ -380,13 +327,6 @@ class CapturedStep:
             outputs += [loss.log_likelihood, loss.kl]
         return tuple(outputs)
 
-    @staticmethod
-    def _placed(step: Step, inputs: Sequence[Tensor]) -> Step:
-        """The step with inputs named by their places."""
-        places = {id(t): i for i, t in reversed(list(enumerate(inputs)))}
-        others: list[Other] = [(places.get(id(other), other), gradient) for other, gradient in step.others]
-        return step._replace(others=others)
-
     def _take(self, graph: Graph, module: fx.GraphModule, inputs: list[Tensor]) -> None:
         """Use this graph, if it does what the program does."""
         self.state = [*self.leaves, *self.guards.buffers(), *_tensors_of(module)]
@@ -394,12 +334,13 @@ class CapturedStep:
         difference = None
         for run in self._ways(graph, inputs):
             with explained():  # a compiler that is missing shows in the first run
-                self._graph, self._borrowed = run, []
+                self._graph: Graph = run
+                self._borrowed: list[int] = []
                 with untouched(self.written):
                     self._borrowed = self._find_borrowed(self(*inputs), inputs)
                 with untouched(self.written):
                     ours, writes, random = self(*inputs), [t.clone() for t in self.written], torch.get_rng_state()
-                difference = self._difference(ours, writes, self._expected, self._expected_writes)
+                difference = self._comparison.difference(ours, writes, self._expected, self._expected_writes)
                 if difference is None and not torch.equal(random, self._expected_random):
                     difference = "the graph leaves another random state than the program"
             if difference is None:
@@ -475,45 +416,6 @@ class _Number:
         return self._tensor
 
 
-def eager_step(run: Callable[..., BatchLoss], leaves: list[Tensor], inputs: Sequence[Any], mean: bool) -> Step:
-    """Run a step as it is written, and return its gradients instead of leaving them in ``.grad``."""
-    with torch.enable_grad():
-        with backward_noted() as noted:
-            loss = run(*inputs)
-        if loss.surrogate is not None:
-            target = loss.surrogate
-        elif noted:
-            target = torch.stack([t.reshape(()) for t in noted]).sum() if len(noted) > 1 else noted[0]
-        else:
-            raise CaptureError("the objective sets gradients by itself")
-        target = target / loss.weight if mean else target
-        loss = loss._replace(surrogate=loss.loss if loss.surrogate is None else loss.surrogate)
-        if not target.requires_grad:
-            return Step(loss, [None] * len(leaves))
-        known = {id(leaf) for leaf in leaves}
-        others = [leaf for leaf in _leaves_of(target) if id(leaf) not in known]
-        trained = [leaf for leaf in leaves if leaf.requires_grad]
-        found = torch.autograd.grad(target, [*trained, *others], allow_unused=True)
-    gradients = dict(zip(map(id, trained), found, strict=False))
-    rest = zip(others, found[len(trained) :], strict=True)
-    return Step(loss, [gradients.get(id(leaf)) for leaf in leaves], [(t, g) for t, g in rest if g is not None])
-
-
-def _leaves_of(target: Tensor) -> list[Tensor]:
-    """The leaves that a tensor's gradient flows to."""
-    seen, todo, leaves = set(), [target.grad_fn], []
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        variable = getattr(node, "variable", None)
-        if variable is not None:
-            leaves.append(variable)
-        todo += [following for following, _ in node.next_functions]
-    return leaves
-
-
 def _arranger(numbers: Sequence[float], lift: Collection[int]) -> Callable[[Sequence[Tensor]], list[Any]]:
     """From the numbers that are inputs to all numbers in order, the others as they are."""
 
@@ -522,18 +424,6 @@ def _arranger(numbers: Sequence[float], lift: Collection[int]) -> Callable[[Sequ
         return [next(given) if i in lift else number for i, number in enumerate(numbers)]
 
     return arranged
-
-
-def _own(tensors: Sequence[Tensor], clone: bool = False) -> list[Tensor]:
-    """Tensors of our own on the same data, so that no closure holds them; one for each that is given."""
-    own: dict[int, Tensor] = {}
-    for tensor in tensors:
-        if id(tensor) not in own:
-            copy = tensor.detach()
-            if clone and (cloned := copy.clone()).stride() == copy.stride():
-                copy = cloned
-            own[id(tensor)] = copy.requires_grad_(tensor.requires_grad)
-    return [own[id(tensor)] for tensor in tensors]
 
 
 def _apart(tensor: Tensor) -> Tensor:
@@ -585,22 +475,3 @@ def _same_graph(a: fx.GraphModule, b: fx.GraphModule) -> bool:
         x is y or (isinstance(x, Tensor) and isinstance(y, Tensor) and torch.equal(x, y))
         for x, y in zip(*constants, strict=True)
     )
-
-
-def _as_numbers(storage: Tensor) -> Tensor:
-    return storage[: len(storage) // 4 * 4].view(torch.float32) if len(storage) >= 4 else storage
-
-
-def _close(a: Tensor, b: Tensor, tolerance: float = _TRACED, scale: float = 0.0) -> bool:
-    """Equal within a share of the norm, or of a scale, NaN and infinities in place."""
-    if a.is_complex():
-        a, b = torch.view_as_real(a), torch.view_as_real(b)
-    a, b = a.detach().cpu().double(), b.detach().cpu().double()
-    finite = b.isfinite()
-    if not torch.equal(finite, a.isfinite()) or not torch.allclose(a[~finite], b[~finite], equal_nan=True):
-        return False
-    return bool((a[finite] - b[finite]).norm() <= tolerance * max(float(b[finite].norm()), scale) + 1e-12)
-
-
-def _number(tensor: Tensor) -> float:
-    return float(tensor.detach())

@@ -1,0 +1,88 @@
+"""Whether two steps are the same, up to the rounding that their way of computing has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from ppl_vae.capture.eager import Step
+from ppl_vae.objectives.losses import BatchLoss
+
+# relative differences that are roundings: of a sum in float32 where Pyro adds in float64; of a compiler or a GPU, which
+# add up a gradient over thousands of rows in another order (the terms cancel: 1e-5 was seen for K = 50); of 16 bits
+_TRACED, _COMPILED, _HALF = 1e-5, 1e-4, 2e-2
+
+
+class Comparison:
+    """What may differ between a graph's step and the program's.
+
+    Args:
+        expected: The program's step when the graph was made: a gradient that has become small is still a difference of
+            terms of its old size.
+        leaves: The parameters.
+        names: Their names.
+        full: Whether the graph is compiled.
+        autocast: Whether it computes in 16 bits.
+    """
+
+    def __init__(
+        self, expected: Step, leaves: Sequence[Tensor], names: Sequence[str], *, full: bool, autocast: bool
+    ) -> None:
+        self._names, self._leaves = names, leaves
+        self._tolerance = _COMPILED if full or any(t.is_cuda for t in leaves) else _TRACED
+        if autocast and full:
+            self._tolerance = _HALF
+        self._scales = [0.0 if g is None else 0.1 * float(g.norm()) for g in expected.gradients]
+
+    def difference(
+        self, ours: Step, our_writes: Iterable[Tensor], theirs: Step, their_writes: Iterable[Tensor]
+    ) -> str | None:
+        """Say where two steps differ, or what they have written; None where they are the same."""
+        for a, b in zip(our_writes, their_writes, strict=True):
+            if a.dtype is torch.uint8:
+                if torch.equal(a, b):
+                    continue
+                a, b = _as_numbers(a), _as_numbers(b)
+            if not _close(a, b, self._tolerance):
+                return "the graph leaves a buffer or a tensor that the program writes to other than the program does"
+        if not self._close_losses(ours.loss, theirs.loss):
+            return f"the graph's loss is {float(ours.loss.loss)}, the program's {float(theirs.loss.loss)}"
+        if len(ours.others) != len(theirs.others):
+            return "the program differentiates by other tensors than the graph"
+        mine = [*ours.gradients, *(gradient for _, gradient in ours.others)]
+        other = [*theirs.gradients, *(gradient for _, gradient in theirs.others)]
+        for i, (x, y) in enumerate(zip(mine, other, strict=True)):
+            scale = self._scales[i] if i < len(self._scales) else 0.0
+            if x is y is None or (x is not None and y is not None and _close(x, y, self._tolerance, scale)):
+                continue
+            return f"the graph's gradient of {self._name(i)} is another than the program's"
+        return None
+
+    def _name(self, i: int) -> str:
+        if i < len(self._names):
+            return f"parameter {self._names[i].split('$$$')[-1]!r}"
+        return f"parameter {i}" if i < len(self._leaves) else "an argument, or a tensor that the program holds,"
+
+    def _close_losses(self, ours: BatchLoss, theirs: BatchLoss) -> bool:
+        """Equal up to the rounding of the terms that are added up: about a nat per datum where they are not known."""
+        scale = float(theirs.weight)
+        if theirs.log_likelihood is not None and theirs.kl is not None:
+            scale = max(scale, float(theirs.log_likelihood.abs() + theirs.kl.abs()))
+        return _close(ours.loss, theirs.loss, self._tolerance, scale if scale < float("inf") else 0.0)
+
+
+def _as_numbers(storage: Tensor) -> Tensor:
+    return storage[: len(storage) // 4 * 4].view(torch.float32) if len(storage) >= 4 else storage
+
+
+def _close(a: Tensor, b: Tensor, tolerance: float = _TRACED, scale: float = 0.0) -> bool:
+    """Equal within a share of the norm, or of a scale, NaN and infinities in place."""
+    if a.is_complex():
+        a, b = torch.view_as_real(a), torch.view_as_real(b)
+    a, b = a.detach().cpu().double(), b.detach().cpu().double()
+    finite = b.isfinite()
+    if not torch.equal(finite, a.isfinite()) or not torch.allclose(a[~finite], b[~finite], equal_nan=True):
+        return False
+    return bool((a[finite] - b[finite]).norm() <= tolerance * max(float(b[finite].norm()), scale) + 1e-12)

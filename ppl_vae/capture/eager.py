@@ -1,0 +1,86 @@
+"""A step as it is written: its loss, and its gradients by whatever requires one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppl_vae.capture.tracing import CaptureError, backward_noted
+from ppl_vae.objectives.losses import BatchLoss
+
+Other = tuple[Tensor | int, Tensor]
+
+
+class Step(NamedTuple):
+    """What a step computes.
+
+    Attributes:
+        loss: The loss and its terms.
+        gradients: Of each parameter; None where the loss does not depend on it, or it is frozen.
+        others: What else requires a gradient, the tensor itself or the place of an input, and its gradient.
+    """
+
+    loss: BatchLoss
+    gradients: list[Tensor | None]
+    others: list[Other] = []  # noqa: RUF012  (never changed)
+
+
+def eager_step(run: Callable[..., BatchLoss], leaves: list[Tensor], inputs: Sequence[Any], mean: bool) -> Step:
+    """Run a step as it is written, and return its gradients instead of leaving them in ``.grad``."""
+    with torch.enable_grad():
+        with backward_noted() as noted:
+            loss = run(*inputs)
+        if loss.surrogate is not None:
+            target = loss.surrogate
+        elif noted:
+            target = torch.stack([t.reshape(()) for t in noted]).sum() if len(noted) > 1 else noted[0]
+        else:
+            raise CaptureError("the objective sets gradients by itself")
+        target = target / loss.weight if mean else target
+        loss = loss._replace(surrogate=loss.loss if loss.surrogate is None else loss.surrogate)
+        if not target.requires_grad:
+            return Step(loss, [None] * len(leaves))
+        known = {id(leaf) for leaf in leaves}
+        others = [leaf for leaf in _leaves_of(target) if id(leaf) not in known]
+        trained = [leaf for leaf in leaves if leaf.requires_grad]
+        found = torch.autograd.grad(target, [*trained, *others], allow_unused=True)
+    gradients = dict(zip(map(id, trained), found, strict=False))
+    rest = zip(others, found[len(trained) :], strict=True)
+    return Step(loss, [gradients.get(id(leaf)) for leaf in leaves], [(t, g) for t, g in rest if g is not None])
+
+
+def _leaves_of(target: Tensor) -> list[Tensor]:
+    """The leaves that a tensor's gradient flows to."""
+    seen, todo, leaves = set(), [target.grad_fn], []
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            leaves.append(variable)
+        todo += [following for following, _ in node.next_functions]
+    return leaves
+
+
+def placed(step: Step, inputs: Sequence[Tensor]) -> Step:
+    """The step with inputs named by their places."""
+    places = {id(t): i for i, t in reversed(list(enumerate(inputs)))}
+    others: list[Other] = [(places.get(id(other), other), gradient) for other, gradient in step.others]
+    return step._replace(others=others)
+
+
+def own(tensors: Sequence[Tensor], clone: bool = False) -> list[Tensor]:
+    """Tensors of our own on the same data, so that no closure holds them; one for each that is given."""
+    copies: dict[int, Tensor] = {}
+    for tensor in tensors:
+        if id(tensor) not in copies:
+            copy = tensor.detach()
+            if clone and (cloned := copy.clone()).stride() == copy.stride():
+                copy = cloned
+            copies[id(tensor)] = copy.requires_grad_(tensor.requires_grad)
+    return [copies[id(tensor)] for tensor in tensors]

@@ -1,0 +1,166 @@
+"""Places that hold Python values: how they are read, at the cost of a call into C, and how they are written back."""
+
+from __future__ import annotations
+
+import collections
+import contextvars
+import types
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None))
+MISSING = object()
+LARGE = 1024  # elements of a container or an array, above which a sample of them is looked at
+
+
+@dataclass
+class Source:
+    """One place that holds values: how they are read, at the cost of a call into C, and how they are written back.
+
+    Attributes:
+        label: What holds them, in words.
+        read: Returns the values, as something with a length.
+        home: What `read` is given.
+        names: For each value what is added to the label.
+        write: Writes one value back, ``write(home, place, value)``; None where that cannot be.
+        keep: Copies the whole content of a container, which `put_back` takes.
+        put_back: Gives a container its content back.
+        grows: Whether names that the namespace is given later may matter.
+        quiet: Whether it is a library's own, whose bookkeeping is no side effect of the user's.
+        owner: The class whose namespace it is.
+        watch: Which names may matter later; None for all that what ran could read.
+    """
+
+    label: str
+    read: Callable[[Any], Collection[Any]]
+    home: Any
+    names: tuple[str, ...]
+    write: Callable[[Any, int, Any], None] | None = None
+    keep: Callable[[Any], Any] | None = None
+    put_back: Callable[[Any, Any], None] | None = None
+    grows: bool = False
+    quiet: bool = False
+    owner: type | None = None
+    watch: frozenset[str] | None = None
+
+    @property
+    def identity(self) -> int:
+        """Which object it is a place of."""
+        return id(self.home if self.owner is None else self.owner)
+
+
+# how values are read and written; each reader returns something with a length ----------------------------------------
+
+
+def read_nothing(_: Any) -> tuple[()]:
+    """Read nothing."""
+    return ()
+
+
+def read_length(value: Any) -> tuple[int]:
+    """Read the length of a container."""
+    return (len(value),)
+
+
+def read_proxy(value: types.MappingProxyType) -> tuple[Any, ...]:
+    """Read the values of a read-only dictionary."""
+    return tuple(value.values())
+
+
+def read_sample(step: int, value: list) -> tuple[Any, ...]:
+    """Read the length and every so-manieth item of a large list."""
+    return (list.__len__(value), *list.__getitem__(value, slice(None, None, step)))
+
+
+def read_array(array: np.ndarray) -> tuple[Any, ...]:
+    """What an array holds; of a large one a sample of its elements."""
+    if array.dtype.hasobject:
+        items = array.ravel()[:LARGE].tolist()
+        return array.shape, array.dtype, repr([(type(i), i if isinstance(i, PLAIN) else id(i)) for i in items]).encode()
+    step = max(1, array.size // LARGE)
+    return array.shape, array.dtype, (array if step == 1 else array.flat[::step]).tobytes()
+
+
+def read_few(array: np.ndarray) -> tuple[Any, ...]:
+    """A few elements, where there are many arrays."""
+    return array.shape, array.dtype, array.flat[:: max(1, array.size // 16)].tobytes()
+
+
+def buffer_of(value: Any) -> memoryview | None:
+    """Return an object's memory, if it shows it."""
+    try:
+        return memoryview(value)
+    except (TypeError, BufferError, ValueError):
+        return None
+
+
+def read_buffer(value: Any) -> tuple[bytes]:
+    """Read bytes of an object that shows its memory; of a large one a sample."""
+    view = memoryview(value).cast("B")
+    return (bytes(view[:: max(1, view.nbytes // LARGE)]),)
+
+
+def read_cell(cell: types.CellType) -> tuple[Any]:
+    """Read what a closure holds."""
+    try:
+        return (cell.cell_contents,)
+    except ValueError:  # empty
+        return (MISSING,)
+
+
+def read_context(variable: contextvars.ContextVar) -> tuple[Any]:
+    """Read a context variable."""
+    return (variable.get(MISSING),)
+
+
+def read_slot(slot: Any, owner: Any) -> tuple[Any]:
+    """Read a slot of an object."""
+    try:
+        return (slot.__get__(owner),)
+    except AttributeError:
+        return (MISSING,)
+
+
+def write_slot(slot: Any, owner: Any, _: int, value: Any) -> None:
+    """Write a slot."""
+    slot.__set__(owner, value)
+
+
+def write_cell(cell: types.CellType, _: int, value: Any) -> None:
+    """Write what a closure holds."""
+    cell.cell_contents = value
+
+
+def write_value(home: dict, place: int, value: Any) -> None:
+    """Write a value of a dictionary by its place."""
+    home[tuple(dict.keys(home))[place]] = value
+
+
+def write_entry(keys: tuple[str, ...], home: dict[str, Any], place: int, value: Any) -> None:
+    """Write a value of a namespace by its place."""
+    home[keys[place]] = value
+
+
+def write_attribute(owner: type, keys: tuple[str, ...], _: Any, place: int, value: Any) -> None:
+    """Write an attribute of a class by its place."""
+    type.__setattr__(owner, keys[place], value)
+
+
+def put_back_dict(home: dict, content: dict) -> None:
+    """Give a dictionary its content back."""
+    dict.clear(home)
+    dict.update(home, content)
+
+
+def put_back_list(home: list, content: list) -> None:
+    """Give a list its content back."""
+    list.__setitem__(home, slice(None), content)
+
+
+def put_back_other(home: Any, content: tuple[Any, ...]) -> None:
+    """Give a set or a deque its content back."""
+    home.clear()
+    home.extend(content) if isinstance(home, collections.deque) else home.update(content)
