@@ -308,7 +308,7 @@ def move(vae: VAE, x: Tensor) -> None:
     """Train two steps, so that parameters and running statistics are no longer the first ones."""
     with torch.no_grad():
         objective = objectives.ELBO() if vae.q_z(x).has_rsample else infer.Trace_ELBO()
-    svi = SVI(vae.model, vae.guide, torch.optim.Adam, objective)
+    svi = SVI(vae.model, vae.guide, torch.optim.Adam, objective, compile="off")  # captures have a test of their own
     svi.step(x)
     svi.step(x)
 

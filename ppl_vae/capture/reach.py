@@ -192,18 +192,20 @@ class Reach:
             self._visit_object(value, kind)
 
     def _visit_dict(self, value: Any, label: str) -> None:
-        if not value:
+        plain = issubclass(type(value), dict)
+        size = dict.__len__(value) if plain else len(value)
+        if not size:
             self.empty.append((label, value))
             return
-        if len(value) > LARGE:
+        if size > LARGE:
             self._add(Source(f"the length of {label}", read_length, value, ("",)), 1)
             return
-        plain = issubclass(type(value), dict)
         keys = tuple(dict.keys(value) if plain else value)
         names = tuple(f"[{key!r}]" if issubclass(type(key), PLAIN) else "[...]" for key in keys)
         if plain:
-            ordered = issubclass(type(value), collections.OrderedDict)  # whose order is its own
-            read = tuple if type(value) is collections.OrderedDict and ordered else dict.keys
+            read: Any = (
+                tuple if type(value) is collections.OrderedDict else dict.keys
+            )  # which keeps an order of its own
             added = Source(f"the keys of {label}", read, value, names, None, dict.copy, put_back_dict)
             self._add(added, len(keys))
         self._add(Source(label, dict.values if plain else read_proxy, value, names, write_value), len(keys))
@@ -211,7 +213,8 @@ class Reach:
         self._todo += [(item, label + name) for item, name in zip(items, names, strict=True)]
 
     def _visit_sequence(self, value: Any, label: str) -> None:
-        kind, items = type(value), list(value)
+        kind = type(value)
+        items = list.copy(value) if issubclass(kind, list) else list(value)
         names = tuple(f"[{i}]" for i in range(len(items)))
         if not items:
             if not issubclass(kind, (tuple, frozenset)):
@@ -225,7 +228,7 @@ class Reach:
                 self._add(Source(f"the length of {label}", read_length, value, ("",)), 1)
             items = items[::step]
         elif issubclass(kind, list):
-            self._add(Source(label, tuple, value, names, list.__setitem__, list, put_back_list), len(items))
+            self._add(Source(label, list.copy, value, names, list.__setitem__, list.copy, put_back_list), len(items))
         elif issubclass(kind, (collections.deque, set)):
             self._add(Source(f"the content of {label}", tuple, value, (), None, tuple, put_back_other), len(items))
         self._todo += [(item, label + name) for item, name in zip(items, names, strict=False)]

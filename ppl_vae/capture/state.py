@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 WRITES_UNSAID = ("batch_norm", "instance_norm")  # operations whose schema hides that they write into their buffers
 # operations that take nothing but the shape of their argument
 _OF_SHAPES = ("new_ones", "new_zeros", "new_full", "ones_like", "zeros_like", "full_like")
+# code that computes with results of shapes that hang on values, and never with the shapes; the pass backward is ours
+_OF_ANY_SHAPE = ("pyro.distributions.transforms.spline", "ppl_vae.capture.")
 
 
 class Written(TorchDispatchMode):
@@ -91,9 +94,12 @@ class Written(TorchDispatchMode):
 
 def _by_values(func: Any, args: Any) -> bool:
     """Whether a shape hangs on values: an index does where it is a mask."""
-    if func.__name__.startswith("index."):
-        return any(t.dtype in (torch.bool, torch.uint8) for t in _tensors(args[1:]))
-    return True
+    if func.__name__.startswith("index.") and not any(t.dtype in (torch.bool, torch.uint8) for t in _tensors(args[1:])):
+        return False
+    frame: Any = sys._getframe(2)
+    while str(frame.f_globals.get("__name__")).split(".")[0] == "torch":
+        frame = frame.f_back
+    return not str(frame.f_globals.get("__name__")).startswith(_OF_ANY_SHAPE)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

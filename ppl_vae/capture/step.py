@@ -459,6 +459,8 @@ def _tensors_of(graph: fx.GraphModule) -> list[Tensor]:
 def _checks(node: fx.Node) -> bool:
     """Whether an operation may raise on the values of its arguments."""
     schema = getattr(node.target, "_schema", None)
+    if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()):
+        return True
     return schema is not None and (not schema.returns or "linalg" in schema.name or "cholesky" in schema.name)
 
 

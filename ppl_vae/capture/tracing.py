@@ -14,6 +14,7 @@ from unittest import mock
 import pyro.infer.util
 import torch
 from torch import Tensor
+from torch._subclasses import fake_tensor
 from torch.distributions import Distribution
 
 _OWN = str(Path(__file__).parent.parent)
@@ -61,6 +62,9 @@ def traceable_pyro() -> Iterator[None]:
         stack.enter_context(mock.patch.object(Tensor, "item", as_tensor))
         stack.enter_context(mock.patch.object(Tensor, "masked_select", as_zeros))
         stack.enter_context(mock.patch.object(pyro.infer.util, "torch", tracing))
+        # `make_fx` makes a fake tensor of every result, each with a stack trace that nobody reads: half of its time
+        quick = _Namespace(traceback, extract_stack=lambda *args, **kwargs: traceback.StackSummary())
+        stack.enter_context(mock.patch.object(fake_tensor, "traceback", quick))
         stack.enter_context(mock.patch.object(Distribution, "_validate_sample", return_value=None))
         for name, module in list(sys.modules.items()):
             if name.startswith("pyro.infer.") and "warn_if_nan" in vars(module):
