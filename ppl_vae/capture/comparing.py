@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -79,10 +80,23 @@ def _as_numbers(storage: Tensor) -> Tensor:
 
 def _close(a: Tensor, b: Tensor, tolerance: float = _TRACED, scale: float = 0.0) -> bool:
     """Equal within a share of the norm, or of a scale, NaN and infinities in place."""
+    if a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b):
+        return True
     if a.is_complex():
         a, b = torch.view_as_real(a), torch.view_as_real(b)
-    a, b = a.detach().cpu().double(), b.detach().cpu().double()
-    finite = b.isfinite()
-    if not torch.equal(finite, a.isfinite()) or not torch.allclose(a[~finite], b[~finite], equal_nan=True):
-        return False
-    return bool((a[finite] - b[finite]).norm() <= tolerance * max(float(b[finite].norm()), scale) + 1e-12)
+    a, b = a.detach().to(b.device), b.detach()
+    if not a.dtype.is_floating_point or a.dtype != b.dtype:
+        a, b = a.cpu().double(), b.cpu().double()
+    difference = _norm(a - b)
+    if not math.isfinite(difference):  # the same infinities and NaN may be the program's own
+        finite = b.isfinite()
+        if not torch.equal(finite, a.isfinite()) or not torch.allclose(a[~finite], b[~finite], equal_nan=True):
+            return False
+        a, b = a[finite], b[finite]
+        difference = _norm(a - b)
+    return difference <= tolerance * max(_norm(b), scale) + 1e-12
+
+
+def _norm(tensor: Tensor) -> float:
+    wide = None if tensor.device.type == "mps" else torch.float64
+    return float(torch.linalg.vector_norm(tensor, dtype=wide))
