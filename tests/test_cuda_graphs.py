@@ -93,6 +93,10 @@ def fill_freed_memory() -> None:
     torch.cuda.synchronize()
 
 
+# draws of a gamma variate on a GPU that a graph does not repeat from the same seed (torch 2.11): they run as written
+AS_WRITTEN = ("VonMisesFisher", "PowerSpherical")
+
+
 def few_of_each_family() -> list[tuple[Any, ...]]:
     """Combinations in which every family of priors, likelihoods, posteriors and objectives occurs."""
     missing = {(i, zoo.family(entry)) for c in zoo.product() for i, entry in enumerate(c)}
@@ -126,7 +130,7 @@ def test_fifty_steps_are_the_programs_after_freed_memory_was_filled(combination:
             if level == "graph" and step in (6, 20):
                 fill_freed_memory()
             losses[level].append(svi.update(batches[step % 5 == 4]).loss.double().cpu())
-        assert level == "off" or svi.why_eager is None, svi
+        assert level == "off" or svi.why_eager is None or pieces[2].name in AS_WRITTEN, svi
     ours, theirs = (torch.stack(losses[level]) for level in ("graph", "off"))
     assert ours.isfinite().all()
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-2)
