@@ -130,6 +130,7 @@ class SVI:
         self._parameters = _ParameterCollector()
         self._followed: set[int] = set()  # the parameters that have had a gradient
         self._stepped = False
+        self._updated = False  # whether what is in `.grad` is an `update`'s
         self._refused: dict[Any, str] = {}  # why steps of a key are not captured any more
         self._wait = 0  # steps to go as they are written, before what hindered a graph is looked for again
         self._graphs: dict[Any, list[CapturedStep]] = {}
@@ -250,8 +251,9 @@ class SVI:
         """Take a step: by its graph where there is one, else as it is written."""
         with ALONE:
             result = None
-            # as in Pyro a step adds to what the user has left in `.grad`, and leaves nothing there
-            added = [] if mean else [(p, p.grad) for p in self.parameters.values() if p.grad is not None]
+            # as in Pyro a step adds to what the user has put into `.grad`, and leaves nothing; `update` leaves its own
+            given = not mean and not self._updated
+            added = [(p, p.grad) for p in self.parameters.values() if p.grad is not None] if given else []
             if self.compile != "off":
                 try:
                     result = self._by_graph(mean, args, kwargs)
@@ -266,6 +268,7 @@ class SVI:
             for parameter, gradient in added:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
             self.apply()
+            self._updated = mean
             if not mean:
                 for parameter in self.parameters.values():
                     parameter.grad = None

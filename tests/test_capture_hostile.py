@@ -208,6 +208,25 @@ def test_what_the_user_adds_to_the_gradients_between_steps():
     beside_pyro(act)
 
 
+@pytest.mark.parametrize("level", ["off", "graph"])
+def test_a_step_after_an_update_takes_its_own_gradient(level):
+    found = []
+    for mixed in (False, True):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        net = Net()
+        adam = functools.partial(torch.optim.SGD, lr=0.0)
+        svi = SVI(net.model, net.guide, adam, Trace_ELBO(), compile=level)
+        for step in range(4):
+            (svi.update if mixed else svi.step)(data(step))
+        seen = []
+        svi._optimizer.step = lambda leaves, seen=seen: seen.append([p.grad.clone() for p in leaves])
+        pyro.set_rng_seed(0)
+        svi.step(data(9))
+        found.append(seen[0])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_an_elbo_with_a_loss_and_grads_of_its_own():
     class Doubling(Trace_ELBO):
         def loss_and_grads(self, model, guide, *args, **kwargs):
@@ -411,3 +430,14 @@ def test_a_distribution_that_is_made_once():
                 pyro.sample("x", dist.Normal(self.d(z), 1.0).to_event(1), obs=x)
 
     beside_pyro(at(99, lambda net: None), Held)
+
+
+def test_what_is_within_reach_and_not_used_hinders_nothing():
+    class Carries(Net):
+        def __init__(self):
+            super().__init__()
+            self.archive = [[float(i + j) for j in range(900)] for i in range(100)]
+            self.teacher = {"net": nn.Linear(2, 2)}
+            self.teacher["net"].register_forward_hook(lambda module, inputs, output: output)
+
+    beside_pyro(at(5, lambda net: net.archive[0].append(1.0)), Carries)

@@ -162,7 +162,7 @@ class Guards:
         self._lengths = list(map(len, values))
         self._open = [(i, s.home, frozenset(s.home)) for i, s in enumerate(self._sources) if s.grows]
         self._sizes = [len(home) for _, home, _ in self._open]
-        self._empty = [d for _, d in (*self.reach.empty, *self.reach.hooks)]
+        self._empty = [d for _, d, *_ in (*self.reach.empty, *self.reach.hooks)]
         self._flags = list(map(_OF_TENSORS, self._tensors))
 
     def _untouched(self) -> bool:
@@ -210,7 +210,7 @@ class Guards:
         for n, (label, content) in enumerate(self.reach.empty):
             if content and (-1, n) not in self._ignored:
                 yield Change(f"the length of {label}", 0, len(content), (-1, n))
-        for n, (label, content) in enumerate(self.reach.hooks):
+        for n, (label, content, _) in enumerate(self.reach.hooks):
             if content:
                 yield Change(f"the hooks of a {label}", 0, len(content), (-2, n))
         for n, (tensor, kept) in enumerate(zip(self._tensors, self._flags, strict=True)):

@@ -74,7 +74,7 @@ class Reach:
         tensors: The tensors met.
         generators: Random generators of the program's own.
         empty: Containers that hold nothing, with a label.
-        hooks: What modules keep their hooks in, with the name of the module's class.
+        hooks: What modules keep their hooks in, with the name of the module's class, and the module.
         opaque: What could not be looked at, in words.
         kinds: The objects met, with their classes.
         read_later: Names of attributes that an `operator.attrgetter` reads.
@@ -86,7 +86,7 @@ class Reach:
     tensors: dict[int, Tensor] = field(default_factory=dict)
     generators: list[Any] = field(default_factory=list)
     empty: list[tuple[str, Any]] = field(default_factory=list)
-    hooks: list[tuple[str, dict]] = field(default_factory=list)
+    hooks: list[tuple[str, dict, nn.Module | None]] = field(default_factory=list)
     opaque: list[str] = field(default_factory=list)
     kinds: list[tuple[Any, type]] = field(default_factory=list)
     read_later: set[str] = field(default_factory=set)
@@ -97,7 +97,8 @@ class Reach:
         self._codes: set[types.CodeType] = set()
         self._todo: list[tuple[Any, str]] = []
         self._count = self._arrays = 0
-        self.hooks += [("module (for all modules)", getattr(nn.modules.module, f"_global{name}")) for name in _HOOKS]
+        for name in _HOOKS:
+            self.hooks.append(("module (for all modules)", getattr(nn.modules.module, f"_global{name}"), None))
         self._users = {} if self.entered is None else self.entered.users
 
     @property
@@ -305,7 +306,7 @@ class Reach:
         label = f"{kind.__name__}."
         if issubclass(kind, nn.Module):
             self.modules.append(value)
-            self.hooks += [(kind.__name__, content[k]) for k in _HOOKS if k in content]
+            self.hooks += [(kind.__name__, content[k], value) for k in _HOOKS if k in content]
             names = {k for k in content if not ("_hooks" in k or k == "_pyro_context")}
             kept = {"training", "_parameters", "_buffers", "_modules", "_pyro_params", "_pyro_samples"} & names
             wanted = names if self.names is None else (names & self.names) | kept

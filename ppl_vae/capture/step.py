@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack
 from typing import Any
 
@@ -245,7 +245,9 @@ class CapturedStep:
     ) -> None:
         """Run the step as it is written, find what it depends on and writes to, and put all back."""
         within_reach = Guards(*roots, parameters=parameters)
-        _refuse(within_reach)
+        known = {id(leaf) for leaf in self.leaves}  # before a trial run: what it runs cannot be taken back
+        trained = [m for m in within_reach.reach.modules if any(id(p) in known for p in m.parameters())]
+        _refuse_hooks({id(part) for module in trained for part in module.modules()}, within_reach)
         buffers = [(buffer, buffer._version) for buffer in within_reach.buffers()]
         before, python = Snapshot([]), PythonRandom(within_reach.reach.generators)
         entered, written = Entered(), Written()
@@ -443,11 +445,16 @@ def _refuse(guards: Guards) -> None:
         raise NotNowError(f"what it reads holds more than {MOST:,} Python values, too many to look at in every step")
     if guards.reach.opaque:
         raise NotNowError(guards.reach.opaque[0])
-    hooked = next((owner for owner, hooks in guards.reach.hooks if hooks), None)
-    if hooked is not None:
-        raise NotNowError(f"a {hooked} has a hook, whose Python code runs at every step; remove the hook to capture")
+    _refuse_hooks({id(module) for module in guards.reach.modules}, guards)
     if any(t._backward_hooks or t._post_accumulate_grad_hooks for t in guards.reach.tensors.values() if t.is_leaf):
         raise NotNowError("a parameter has a hook, whose Python code runs at every step; remove the hook to capture")
+
+
+def _refuse_hooks(modules: Set[int], guards: Guards) -> None:
+    """Refuse hooks of these modules, and of all."""
+    for name, hooks, owner in guards.reach.hooks:
+        if hooks and (owner is None or id(owner) in modules):
+            raise NotNowError(f"a {name} has a hook, whose Python code runs at every step; remove the hook to capture")
 
 
 def _tensors_of(graph: fx.GraphModule) -> list[Tensor]:
