@@ -8,10 +8,10 @@ What Python decided while it ran (a branch, a float in a closure, a module's mod
 graph is used only while all that it depends on is what it was:
 
 - `signature`: the arguments and torch's switches, which make the key of a graph.
-- `entered`, `reach`, `guards`: the Python values that the functions which ran can read, found from what ran; checked
-  before a step, by identity and at the cost of calls into C.
-- `step`: the graph, held against the program as it is written before its first use, on the first other data, and every
-  so often after that: what no guard sees is found there.
+- `entered`, `places`, `reach`, `guards`: the Python values that the functions which ran can read, found from what ran;
+  checked before a step, by identity and at the cost of calls into C.
+- `eager`, `comparing`, `step`: the graph, held against the program as it is written before its first use, on the first
+  other data, and every so often after that: what no guard sees is found there.
 - `tracing`: what makes Pyro traceable. `state`: what a step writes, put back after a trial. `simplify`: the graph made
   shorter. `replay`: the graph on a GPU.
 """
