@@ -6,6 +6,7 @@ import array
 import collections
 import copy
 import functools
+import gc
 import logging
 import operator
 import sys
@@ -430,6 +431,28 @@ def test_a_distribution_that_is_made_once():
                 pyro.sample("x", dist.Normal(self.d(z), 1.0).to_event(1), obs=x)
 
     beside_pyro(at(99, lambda net: None), Held)
+
+
+COLLECTED = 0
+
+
+def count_collections(phase, info):
+    global COLLECTED
+    COLLECTED += 1
+
+
+def test_what_the_garbage_collector_calls_is_no_part_of_the_program(caplog):
+    before = gc.get_threshold()
+    gc.callbacks.append(count_collections)
+    gc.set_threshold(1)
+    try:
+        beside_pyro(at(99, lambda net: None), steps=6)
+    finally:
+        gc.callbacks.remove(count_collections)
+        gc.set_threshold(*before)
+    assert gc.isenabled()
+    assert COLLECTED > 100
+    assert not [r for r in caplog.records if r.levelno == logging.WARNING]
 
 
 def test_what_is_within_reach_and_not_used_hinders_nothing():

@@ -49,11 +49,15 @@ class Entered:
         return sys.getprofile() is not None
 
     def __enter__(self) -> Entered:
+        self._collects = gc.isenabled()
+        gc.disable()  # what the garbage collector calls is no part of the program
         sys.setprofile(self._note)
         return self
 
     def __exit__(self, *exception: object) -> None:
         sys.setprofile(None)
+        if self._collects:
+            gc.enable()
         self.codes.pop(type(self).__exit__.__code__, None)
 
     def _note(self, frame: types.FrameType, event: str, argument: Any) -> None:
