@@ -388,6 +388,7 @@ class SVI:
         try:
             graph = self._capture(mean, given, lift, labels if rest else labels | floats)
         except NotNowError:
+            self._made -= 1  # to look again costs little
             raise
         except (CaptureError, OverflowError, ValueError) as error:
             if not (lift or labels or floats):

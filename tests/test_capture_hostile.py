@@ -15,6 +15,7 @@ import types
 import weakref
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -23,7 +24,7 @@ from pyro.infer import Trace_ELBO
 from test_capture_changes import Net, at, beside_pyro, data
 from torch import nn
 
-from ppl_vae import SVI
+from ppl_vae import SVI, capture
 
 cfg = types.ModuleType("hostile_cfg")
 cfg.G = 1.0  # type: ignore[attr-defined]
@@ -303,6 +304,65 @@ def test_a_threshold_in_a_counter_of_the_programs_own():
     assert "computes with it" in svi.why_eager
 
 
+def test_a_counter_in_a_list_keeps_its_schedule():
+    class Listed(Net):
+        def __init__(self):
+            super().__init__()
+            self.steps = [0]
+
+        def guide(self, x, y=None):
+            self.steps[0] += 1
+            super().guide(x, y)
+
+        def likelihood(self, z):
+            return self.d(z) * min(1.0, self.steps[0] / 10)
+
+    beside_pyro(at(99, lambda net: None), Listed, captured=False)
+
+
+def test_a_number_that_numpy_reads_is_checked_at_its_first_other_value():
+    class Reads(Net):
+        def likelihood(self, z):
+            return self.d(z) * torch.as_tensor(np.exp(self.temperature), dtype=z.dtype)
+
+    def act(step, net, svi):
+        net.temperature = 1.0 if step < 4 else 2.0 if step < 12 else 0.5
+
+    beside_pyro(act, Reads, captured=None, steps=25)
+
+
+def test_a_count_that_the_graph_does_not_keep_is_no_rounding():
+    a, b = torch.tensor([100_000]), torch.tensor([100_001])
+    assert not capture.comparing._close(a, b)
+    assert capture.comparing._close(a, a.clone())
+
+
+def test_looking_for_a_hook_again_costs_no_graph():
+    net = Net()
+    handle = net.d[2].register_forward_hook(lambda module, inputs, output: output)
+    svi = SVI(net.model, net.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+    for step in range(1000):
+        svi.step(data(step % 5))
+    handle.remove()
+    for step in range(110):
+        svi.step(data(step % 5))
+    assert svi.why_eager is None
+    assert svi._graphs
+
+
+def test_a_cached_function_that_is_not_pythons():
+    class Holds(Net):
+        def __init__(self):
+            super().__init__()
+            self.cached = functools.lru_cache(functools.partial(float, 2.0))
+            self.proxy = types.MappingProxyType({"gain": 1.0})
+
+        def likelihood(self, z):
+            return self.d(z) * self.cached() * self.proxy["gain"]
+
+    beside_pyro(at(99, lambda net: None), Holds)
+
+
 def test_whole_numbers_of_an_object_become_inputs(caplog):
     class Epochs(Net):
         def likelihood(self, z):
@@ -345,8 +405,6 @@ def test_arguments_of_other_kinds():
 
         def guide(self, x, kind, flag):
             super().guide(x.to(kind))
-
-    import numpy as np
 
     beside_pyro(lambda step, net, svi: ((data(step), torch.float32, np.bool_(True)), {}), Takes)
     svi = beside_pyro(lambda step, net, svi: ((data(step), torch.float32, {1, 2}), {}), Takes, captured=False)

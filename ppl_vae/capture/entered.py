@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-# what reads attributes by a name that stands in no code
 _NAME = re.compile(r"[^\W\d]\w*")
+# what reads attributes by a name that stands in no code
 _DYNAMIC = {"getattr", "hasattr", "vars", "__dict__", "attrgetter", "methodcaller", "eval", "exec", "globals", "dir"}
 _READS = ("tolist", "numpy", "__array__", "data_ptr", "__dlpack__")
 LIBRARIES = frozenset(("torch", "pyro", "numpy", "scipy", "opt_einsum", "ppl_vae", *sys.stdlib_module_names))

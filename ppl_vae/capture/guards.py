@@ -130,7 +130,10 @@ class Guards:
 
     def changes(self) -> list[Change]:
         """Each value that is no longer what it was. Values that are equal to what they were are taken as kept."""
-        found = list(self._changes())
+        try:
+            found = list(self._changes())
+        except Exception as error:  # the code of an object that minds being compared
+            return [Change(f"what cannot be looked at ({error})", MISSING, MISSING)]
         changes = [c for c in found if c.before is MISSING or not _alike(c.before, c.now)]
         if found and not changes and not self._move():
             return found
@@ -273,7 +276,8 @@ class Guards:
                 continue
             now = _read(source)
             if source.keep is not None:
-                if not _same_content(source, now, kept) and source.put_back is not None:
+                items = source.write is not None and any(a is not b for a, b in zip(now, kept, strict=False))
+                if (items or not _same_content(source, now, kept)) and source.put_back is not None:
                     source.put_back(source.home, self._contents[i])
             elif source.write is not None:
                 for j, (a, b) in enumerate(zip(now, kept, strict=True)):

@@ -160,7 +160,8 @@ class Reach:
         elif kind is weakref.ref or kind is weakref.KeyedRef:
             self._todo.append((value(), label))
         elif kind is functools._lru_cache_wrapper:
-            self._users[value.__wrapped__.__code__] = (value.__wrapped__.__globals__, None)  # it ran before
+            if type(value.__wrapped__) is types.FunctionType:  # which ran before
+                self._users[value.__wrapped__.__code__] = (value.__wrapped__.__globals__, None)
             self._todo.append((value.__wrapped__, label))
         elif kind is operator.attrgetter:
             self.read_later |= {name for path in value.__reduce__()[1] for name in path.split(".")}
@@ -204,12 +205,13 @@ class Reach:
         keys = tuple(dict.keys(value) if plain else value)
         names = tuple(f"[{key!r}]" if issubclass(type(key), PLAIN) else "[...]" for key in keys)
         if plain:
-            read: Any = (
-                tuple if type(value) is collections.OrderedDict else dict.keys
-            )  # which keeps an order of its own
+            # an OrderedDict keeps an order that `dict.keys` does not know
+            read: Any = tuple if type(value) is collections.OrderedDict else dict.keys
             added = Source(f"the keys of {label}", read, value, names, None, dict.copy, put_back_dict)
             self._add(added, len(keys))
-        self._add(Source(label, dict.values if plain else read_proxy, value, names, write_value), len(keys))
+        self._add(
+            Source(label, dict.values if plain else read_proxy, value, names, write_value if plain else None), len(keys)
+        )
         items = dict.values(value) if plain else value.values()
         self._todo += [(item, label + name) for item, name in zip(items, names, strict=True)]
 

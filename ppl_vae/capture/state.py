@@ -47,7 +47,7 @@ class Written(TorchDispatchMode):
         for tensor in _written(func, args, kwargs or {}):
             storage = tensor.untyped_storage()
             if storage._cdata not in self._made and storage._cdata not in self.before:
-                whole = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
+                whole = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(storage)
                 self.before[storage._cdata] = whole, whole.clone()
         inputs = list(_tensors((args, kwargs)))
         constant = func.__name__.startswith(_OF_SHAPES) or all(
@@ -88,7 +88,7 @@ class Written(TorchDispatchMode):
             whole.copy_(before)
 
     def tensors(self) -> list[Tensor]:
-        """What was written to, each storage as one tensor of bytes."""
+        """What was written to, each storage as one tensor."""
         return [whole for whole, _ in self.before.values()]
 
 

@@ -60,7 +60,7 @@ class CapturedStep:
         guards: What the graph depends on besides.
         constants: The numbers among the arguments that the graph is made for; None for those that are inputs.
         state: See above.
-        written: See above; each tensor covers a whole storage, or is a buffer.
+        written: See above; each tensor covers a whole storage.
         uses: How often the graph was used; `unchecked`, since it was last held against the program; `checks`, how
             often it was.
         disturbed: Whether code of the user's may have run since.
@@ -118,7 +118,7 @@ class CapturedStep:
                 self._take(graph, graph, inputs)
         del self._expected, self._expected_writes, self._expected_random
         self._checked_on = [_data(value) for value in (*tensors, *numbers, *self.guards.lifted())]
-        self._checked_elsewhere = False
+        self._same_so_far = set(range(len(self._checked_on)))
 
     # running it ----------------------------------------------------------------------------------------------------
 
@@ -198,12 +198,17 @@ class CapturedStep:
     # holding it against the program ----------------------------------------------------------------------------------
 
     def is_other(self, tensors: Sequence[Tensor], numbers: Sequence[float]) -> bool:
-        """Whether these are other data than the graph was last checked on, if it was checked on one batch alone."""
-        if self._checked_elsewhere:
-            return False
+        """Whether an input is another than it was in every check so far: what was frozen of it shows now."""
+        return bool(self._same_so_far) and bool(self._other(tensors, numbers))
+
+    def _other(self, tensors: Sequence[Tensor], numbers: Sequence[float]) -> set[int]:
+        """Which inputs are other than in every check so far."""
         now = [_data(value) for value in (*tensors, *numbers, *self.guards.lifted())]
         # a tensor has one weak reference, and `==` would compare what it refers to
-        return any(a is not b or v != w for (a, v), (b, w) in zip(now, self._checked_on, strict=True))
+        pairs = list(zip(now, self._checked_on, strict=True))
+        return {
+            i for i in self._same_so_far if pairs[i][0][0] is not pairs[i][1][0] or pairs[i][0][1] != pairs[i][1][1]
+        }
 
     def checked(self, tensors: list[Tensor], numbers: Sequence[float]) -> tuple[Step, str | None]:
         """Take the step by graph and program on the same noise; return one of them, and how they differ, if so.
@@ -230,7 +235,7 @@ class CapturedStep:
                 failed = "the graph leaves another random state than the program"
             if failed is None:
                 after.put_back()
-                self._checked_elsewhere = self._checked_elsewhere or self.is_other(tensors, numbers)
+                self._same_so_far -= self._other(tensors, numbers)
                 return ours, None
         return theirs, failed
 

@@ -25,7 +25,7 @@ class CaptureError(RuntimeError):
 
 
 class NotNowError(CaptureError):
-    """A step that cannot be captured as the program is made up now; no part of it was run."""
+    """A step that cannot be captured as the program is made up now, and may be later: it has a hook, say."""
 
 
 class _Namespace:
