@@ -22,6 +22,21 @@ from typing import Any
 NETWORKS = {"article 784-500-300-150-2, batch 128": ([500, 300, 150], 128), "small 784-50-2, batch 128": ([50], 128)}
 
 
+def program(hidden: list[int], device: str) -> Any:
+    """The VAE whose steps are timed, always the same."""
+    import torch
+
+    import ppl_vae as pv
+
+    torch.manual_seed(0)
+    return pv.VAE(
+        (784,),
+        prior=pv.priors.StandardNormal(2),
+        likelihood=pv.likelihoods.Bernoulli(pv.networks.MLP(hidden[::-1])),
+        posterior=pv.posteriors.DiagonalNormal(pv.networks.MLP(hidden)),
+    ).to(device)
+
+
 def contenders(levels: list[str], device: str) -> dict[str, Any]:
     """What takes steps, by name."""
     import functools
@@ -33,13 +48,7 @@ def contenders(levels: list[str], device: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, (hidden, batch) in NETWORKS.items():
         for level in levels:
-            torch.manual_seed(0)
-            vae = pv.VAE(
-                (784,),
-                prior=pv.priors.StandardNormal(2),
-                likelihood=pv.likelihoods.Bernoulli(pv.networks.MLP(hidden[::-1])),
-                posterior=pv.posteriors.DiagonalNormal(pv.networks.MLP(hidden)),
-            ).to(device)
+            vae = program(hidden, device)
             adam = functools.partial(torch.optim.Adam, lr=1e-3)
             svi = pv.SVI(vae.model, vae.guide, adam, pv.objectives.ELBO(), compile=level)
             x = (torch.rand(20 * batch, 784) > 0.5).float().to(device).split(batch)

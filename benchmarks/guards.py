@@ -14,20 +14,14 @@ from typing import Any
 
 import pyro
 import torch
-from beside import NETWORKS
+from beside import NETWORKS, program
 
 import ppl_vae as pv
 
 
 def measure(hidden: list[int], batch: int, device: str) -> dict[str, float]:
     """Microseconds of a step, of a look at the guards, and of a check against the program."""
-    torch.manual_seed(0)
-    vae = pv.VAE(
-        (784,),
-        prior=pv.priors.StandardNormal(2),
-        likelihood=pv.likelihoods.Bernoulli(pv.networks.MLP(hidden[::-1])),
-        posterior=pv.posteriors.DiagonalNormal(pv.networks.MLP(hidden)),
-    ).to(device)
+    vae = program(hidden, device)
     svi = pv.SVI(vae.model, vae.guide, functools.partial(torch.optim.Adam, lr=1e-3), pv.objectives.ELBO())
     x = (torch.rand(batch, 784) > 0.5).float().to(device)
     for _ in range(30):

@@ -36,8 +36,8 @@ ALONE = threading.RLock()  # Pyro's handlers and its store are the process's: on
 _MOST_GRAPHS = 8  # that one SVI makes
 _MOST_MISSES = 8  # steps in a row that no graph fits, after which a warning says why
 _MOST_SIGHTS = 256  # of shapes and values that were met once and have no graph
-# how many uses lie between two comparisons with the program: a program as written costs about 1.3 captured steps on a
-# CPU and 12 on a GPU, so that comparing takes some 1% of the time
+# how many uses lie between two comparisons with the program, which cost about three captured steps on a CPU and twelve
+# on a GPU: some 2% of the time (benchmarks/guards.py)
 _INTERVAL = {"cpu": 100, "cuda": 1000}
 _AGAIN = 100  # steps after which a hook or the like that hindered a graph is looked for again
 _AS_WRITTEN = "training eagerly, since the step cannot be captured: "
@@ -53,7 +53,7 @@ class SVI:
     it was: `requires_grad` and hooks, modes and make-up of modules, globals, attributes, closures and defaults of every
     function that ran, torch's switches. It is held against the program before its first use, on the first other data,
     after 10 uses and then every 100 (on a GPU 1,000), and a difference is logged and the step taken as written; then it
-    is captured anew. A float that changes between two steps becomes an input of the graph where the program allows it.
+    is captured anew. A number that changes between two steps becomes an input of the graph where the program allows it.
 
     What cannot be captured goes on as it is written, and one warning of the logger ``ppl_vae.svi`` says why and what to
     do; `why_eager` and ``repr(svi)`` say it too. That holds for a branch on a value and ``.item()``, for hooks, for a
@@ -257,10 +257,8 @@ class SVI:
             if self.compile != "off":
                 try:
                     result = self._by_graph(mean, args, kwargs)
-                except NotNowError as error:
-                    self._wait, self.why_eager = _AGAIN, str(error)
-                    self._warn_once(_AS_WRITTEN + self.why_eager, self.why_eager)
                 except CaptureError as error:
+                    self._wait = _AGAIN if isinstance(error, NotNowError) else 0
                     self.why_eager = str(error)
                     self._warn_once(_AS_WRITTEN + self.why_eager, self.why_eager)
             if result is None:
@@ -283,12 +281,7 @@ class SVI:
         if self._wait:
             self._wait -= 1
             return None
-        try:
-            given = signature(args, kwargs)
-        except CaptureError as error:
-            self.why_eager = str(error)
-            self._warn_once(_AS_WRITTEN + self.why_eager, self.why_eager)
-            return None
+        given = signature(args, kwargs)
         self.why_eager = unusual(given.tensors)
         if self.why_eager is not None:
             return None
@@ -308,14 +301,10 @@ class SVI:
             return None
         graph.uses += 1
         graph.unchecked += 1
-        if self._is_due(graph, given):
-            step, difference = graph.checked(given.tensors, given.numbers)
-            if difference is not None:
-                self._differs(key, graph, difference)
-        else:
-            step, difference = graph.run(given.tensors, given.numbers)
-            if difference is not None:
-                self._differs(key, graph, difference)
+        take = graph.checked if self._is_due(graph, given) else graph.run
+        step, difference = take(given.tensors, given.numbers)
+        if difference is not None:
+            self._differs(key, graph, difference)
         self._leave(step, graph, given)
         return step.loss
 

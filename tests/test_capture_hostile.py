@@ -21,7 +21,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
-from test_capture_changes import Net, at, beside_pyro, data
+from test_capture_changes import Counts, Net, at, beside_pyro, data
 from torch import nn
 
 from ppl_vae import SVI, capture
@@ -288,15 +288,7 @@ def test_a_dictionary_among_the_arguments_that_is_written_into():
 
 
 def test_a_threshold_in_a_counter_of_the_programs_own():
-    class Warm(Net):
-        def __init__(self):
-            super().__init__()
-            self.steps = 0
-
-        def guide(self, x, y=None):
-            self.steps += 1
-            super().guide(x, y)
-
+    class Warm(Counts):
         def likelihood(self, z):
             return self.d(z) * (0.1 if self.steps < 20 else 1.0)
 

@@ -17,7 +17,7 @@ from ppl_vae.capture.comparing import Comparison
 from ppl_vae.capture.eager import Step, eager_step, own, placed
 from ppl_vae.capture.entered import Entered
 from ppl_vae.capture.guards import Guards, number_of
-from ppl_vae.capture.reach import MOST
+from ppl_vae.capture.reach import MOST, Reach
 from ppl_vae.capture.replay import CudaReplay
 from ppl_vae.capture.simplify import simplify
 from ppl_vae.capture.state import PythonRandom, Snapshot, Written, untouched
@@ -25,7 +25,6 @@ from ppl_vae.capture.tracing import CaptureError, NotNowError, explained, tracea
 from ppl_vae.objectives.losses import BatchLoss
 
 logger = logging.getLogger(__name__)
-
 
 # by how much counters that a program keeps itself are put ahead, to see whether it computes with them
 _AHEAD = (1, 2, 3, 4, 7, 50, 997, 100_003, 10_000_019)
@@ -270,7 +269,8 @@ class CapturedStep:
             before.put_back()
             written.put_back()
             moved = python.put_back()
-            within_reach.put_back({source.identity for source in Guards(*roots, entered=entered).reach.sources})
+            met = Reach(entered).visit(*roots).visit_entered()
+            within_reach.put_back({source.identity for source in met.sources})
         if moved is not None:
             raise CaptureError(
                 f"the program draws from {moved}, which a graph cannot; draw with torch, or give the draws as arguments"
