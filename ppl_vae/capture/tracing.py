@@ -62,7 +62,7 @@ def traceable_pyro() -> Iterator[None]:
         stack.enter_context(mock.patch.object(Tensor, "item", as_tensor))
         stack.enter_context(mock.patch.object(Tensor, "masked_select", as_zeros))
         stack.enter_context(mock.patch.object(pyro.infer.util, "torch", tracing))
-        # `make_fx` makes a fake tensor of every result, each with a stack trace that nobody reads: half of its time
+        # `make_fx` makes a fake tensor of every result, each with a stack trace that nobody reads: a third of its time
         quick = _Namespace(traceback, extract_stack=lambda *args, **kwargs: traceback.StackSummary())
         stack.enter_context(mock.patch.object(fake_tensor, "traceback", quick))
         stack.enter_context(mock.patch.object(Distribution, "_validate_sample", return_value=None))
