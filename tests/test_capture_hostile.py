@@ -312,15 +312,33 @@ def test_a_counter_in_a_list_keeps_its_schedule():
     beside_pyro(at(99, lambda net: None), Listed, captured=False)
 
 
-def test_a_number_that_numpy_reads_is_checked_at_its_first_other_value():
+def test_a_number_that_numpy_reads_becomes_no_input(caplog):
     class Reads(Net):
         def likelihood(self, z):
-            return self.d(z) * torch.as_tensor(np.exp(self.temperature), dtype=z.dtype)
+            return self.d(z) * float(np.asarray(self.temperature))
 
     def act(step, net, svi):
         net.temperature = 1.0 if step < 4 else 2.0 if step < 12 else 0.5
 
-    beside_pyro(act, Reads, captured=None, steps=25)
+    svi = beside_pyro(act, Reads, steps=25)
+    assert svi._fixed
+    assert not [r for r in caplog.records if r.levelno == logging.WARNING]
+
+
+def test_an_input_is_checked_at_its_first_other_value(caplog):
+    """What is frozen of one input is found though others had changed before: here by a program that looks at an id."""
+
+    class Frozen(Net):
+        def model(self, x, weight):
+            super().model(x, x * known.get(id(weight), 1.0))
+
+        def guide(self, x, weight):
+            super().guide(x)
+
+    weights = [torch.ones(1), torch.ones(1)]
+    known = {id(weights[1]): 50.0}
+    beside_pyro(lambda step, net, svi: ((data(step), weights[step >= 8]), {}), Frozen, steps=20, captured=False)
+    assert [r for r in caplog.records if "no guard sees" in r.getMessage()]
 
 
 def test_a_count_that_the_graph_does_not_keep_is_no_rounding():

@@ -15,6 +15,7 @@ from torch import Tensor
 _NAME = re.compile(r"[^\W\d]\w*")
 # what reads attributes by a name that stands in no code
 _DYNAMIC = {"getattr", "hasattr", "vars", "__dict__", "attrgetter", "methodcaller", "eval", "exec", "globals", "dir"}
+_MAY_READ = ("pyro.", "ppl_vae.", "torch.fx.", "torch._subclasses.", "torch.utils.")  # and decide nothing by it
 _READS = ("tolist", "numpy", "__array__", "data_ptr", "__dlpack__")
 LIBRARIES = frozenset(("torch", "pyro", "numpy", "scipy", "opt_einsum", "ppl_vae", *sys.stdlib_module_names))
 
@@ -63,7 +64,7 @@ class Entered:
     def _note(self, frame: types.FrameType, event: str, argument: Any) -> None:
         if event == "c_call":
             reads = argument.__name__ in _READS and issubclass(type(argument.__self__), Tensor)
-            if reads and str(frame.f_globals.get("__name__")).split(".")[0] not in ("pyro", "ppl_vae"):
+            if reads and not str(frame.f_globals.get("__name__")).startswith(_MAY_READ):
                 self.read.append(argument.__self__)
             return
         if event == "call" and (code := frame.f_code) not in self.codes:

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 # by how much counters that a program keeps itself are put ahead, to see whether it computes with them
 _AHEAD = (1, 2, 3, 4, 7, 50, 997, 100_003, 10_000_019)
 
+_READS_NUMBERS = "it reads numbers out of a tensor (.numpy(), .tolist()); compute with tensors"
+
 Graph = Callable[..., tuple[Tensor, ...]]
 
 
@@ -283,7 +285,7 @@ class CapturedStep:
             raise CaptureError("the program writes into a buffer by an operation that does not say so")
         given = {t.untyped_storage()._cdata for t in tensors if t.layout is torch.strided}
         if any(not written.is_old(t) or t.untyped_storage()._cdata in given for t in read):
-            raise CaptureError("it reads numbers out of a tensor (.numpy(), .tolist()); compute with tensors")
+            raise CaptureError(_READS_NUMBERS)
         self.guards = Guards(*roots, entered=entered, parameters=parameters)
         _refuse(self.guards)
         read += [t for t in written.numbers if written.is_old(t)]
@@ -312,8 +314,12 @@ class CapturedStep:
     def _trace(self, inputs: list[Tensor]) -> fx.GraphModule:
         clones = own(inputs, clone=True)
         numbers = clones[len(clones) - len(self.guards.lifted()) :]
-        with explained(), untouched(self.written), traceable_pyro(), self.guards.replaced(numbers):
-            return make_fx(self._joint)(*clones)
+        entered = Entered()
+        with explained(), untouched(self.written), traceable_pyro(), self.guards.replaced(numbers), entered:
+            graph = make_fx(self._joint)(*clones)
+        if any(t.untyped_storage()._cdata == n.untyped_storage()._cdata for t in entered.read for n in clones):
+            raise CaptureError(_READS_NUMBERS)  # which were Python's when the program was watched, and are tensors here
+        return graph
 
     def _joint(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The step as a function of tensors, to be traced."""
