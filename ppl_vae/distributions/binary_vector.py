@@ -11,6 +11,7 @@ from torch.distributions.kl import register_kl
 from torch.distributions.utils import logits_to_probs
 from torch.nn.functional import softplus
 
+from ppl_vae._numbers import finite, impossible
 from ppl_vae.distributions.relaxed import logistic_noise
 
 MAX_STATES = 2**20  # that a distribution offers to list: as 20 bits, 84 MB in float32
@@ -115,11 +116,13 @@ class BinaryVector(TorchDistribution):
         """Return log p, of the batch's shape, in nats."""
         if self._validate_args:
             self._validate_sample(value)
-        return (value * self.logits - softplus(self.logits)).sum(-1)
+        logits = finite(self.logits)
+        return impossible(value * logits - softplus(logits)).sum(-1)
 
     def entropy(self) -> Tensor:
         """Return the entropy, (*batch,), in nats."""
-        return (softplus(self.logits) - torch.sigmoid(self.logits) * self.logits).sum(-1)
+        logits = finite(self.logits)
+        return (torch.sigmoid(logits) * softplus(-logits) + torch.sigmoid(-logits) * softplus(logits)).sum(-1)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """Return all states in the order of binary numbers, (2^d, *batch, d), or (2^d, 1, ..., d) unless expanded.
@@ -141,5 +144,8 @@ class BinaryVector(TorchDistribution):
 
 @register_kl(BinaryVector, BinaryVector)
 def _kl_binary_vectors(q: BinaryVector, p: BinaryVector) -> Tensor:
-    share = torch.sigmoid(q.logits) * (q.logits - p.logits)
-    return (share - softplus(q.logits) + softplus(p.logits)).sum(-1)
+    q_logits, p_logits = finite(q.logits), finite(p.logits)
+    # bit by bit, each term small where it is: q - p + softplus(p) - softplus(q) loses everything at large logits
+    one = torch.sigmoid(q_logits) * (softplus(-p_logits) - softplus(-q_logits))
+    zero = torch.sigmoid(-q_logits) * (softplus(p_logits) - softplus(q_logits))
+    return -impossible(-one - zero).sum(-1)

@@ -13,6 +13,7 @@ from torch.distributions.utils import broadcast_all
 from torch.nn.functional import logsigmoid
 
 from ppl_vae._validation import is_real
+from ppl_vae.distributions._last_draw import LastDraw
 
 _NODES = 121  # of the trapezoid rule for moments, over 9 standard deviations to either side
 _REACH = 9.0
@@ -85,7 +86,7 @@ class SquashedNormal(TorchDistribution):
         validate_args: bool | None = None,
     ) -> None:
         self.loc, self.scale, self.low, self.high = broadcast_all(loc, scale, low, high)
-        self._drawn: tuple[Tensor, Tensor] | None = None  # the last draw and its t, which z has lost digits of
+        self._last: LastDraw | None = None  # with its t, which z has lost digits of
         super().__init__(self.loc.shape, validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
@@ -98,7 +99,7 @@ class SquashedNormal(TorchDistribution):
         new = self._get_checked_instance(SquashedNormal, _instance)
         for name in self.arg_constraints:
             setattr(new, name, getattr(self, name).expand(batch_shape))
-        new._drawn = None
+        new._last = None
         super(SquashedNormal, new).__init__(Size(batch_shape), validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -120,15 +121,19 @@ class SquashedNormal(TorchDistribution):
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         t = self.loc + self.scale * noise
         z = self._inside(self._squash(t, self.low, self.high))
-        self._drawn = z, t
+        self._last = LastDraw(z, t)
         return z
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(value)."""
         if self._validate_args:
             self._validate_sample(value)
-        if self._drawn is not None and value is self._drawn[0]:
-            t = self._drawn[1]
+        if self._last is not None and self._last.is_same(value):
+            (t,) = self._last.parts
+            if value is not self._last.z:  # a z that is held fixed, or a variable of its own
+                t = t.detach()
+                slope = (self.high - self.low) * t.sigmoid() * (-t).sigmoid()  # dz/dt
+                t = t + (value - value.detach()) / slope if value.requires_grad else t
             standard = (t - self.loc) / self.scale
             log_normal = -0.5 * (standard.square() + math.log(2 * math.pi)) - self.scale.log()
             return log_normal - (self.high - self.low).log() - logsigmoid(t) - logsigmoid(-t)

@@ -195,9 +195,9 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
     @property
     def variance(self) -> Tensor:
         """The variance, zeros of either kind included."""
-        mean = self.log_mean.exp()
-        noise = mean + (2 * self.log_mean - self._log_r).exp()
-        return torch.sigmoid(-self.gate_logits) * (noise + torch.sigmoid(self.gate_logits) * mean.square())
+        log_kept, log_gate = logsigmoid(-self.gate_logits), logsigmoid(self.gate_logits)
+        log_square = torch.logaddexp(2 * self.log_mean - self._log_r, 2 * self.log_mean + log_gate)
+        return (self.log_mean + log_kept).exp() + (log_square + log_kept).exp()
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:

@@ -13,6 +13,7 @@ from torch.nn.functional import log_softmax, logsigmoid
 
 from ppl_vae.distributions.grid import GridDistribution
 
+_LARGEST, _FAR = 80.0, 1e30  # of a logarithm; of a distance in scales
 _SERIES = 1e-3  # below it three terms of log((1 - e^-w) / w) are exact in float64: the next is w^4 / 2880
 
 
@@ -27,6 +28,9 @@ def log_mass(level: Tensor, loc: Tensor, log_scale: Tensor, bins: int) -> Tensor
     :math:`\sigma(b) - \sigma(a) = (e^{-a} - e^{-b}) / ((1 + e^{-a})(1 + e^{-b}))`; each of its terms is finite and has
     a finite gradient where the difference itself cancels or underflows.
 
+    A mean so far off, in scales, that the log mass is below -1e30 gives that, without a gradient: the float type could
+    hold neither.
+
     Args:
         level: k = 0..bins-1, as floats.
         loc: The mean m of the logistic, in units of x.
@@ -39,13 +43,13 @@ def log_mass(level: Tensor, loc: Tensor, log_scale: Tensor, bins: int) -> Tensor
     # In levels k -+ 1/2 is exact, so that the upper edge of one level and the lower edge of the next are the same
     # number to the last bit, and no mass is lost or counted twice between them at any scale.
     middle = loc * (bins - 1)
-    log_width = -log_scale - math.log(bins - 1)  # of one level, in scales
+    log_width = (-log_scale - math.log(bins - 1)).clamp(-_LARGEST, _LARGEST)  # of one level, in scales
     width = log_width.exp()
     series = log_width - width / 2 + width.square() / 24
     inner = torch.where(width < _SERIES, series, torch.log(-torch.expm1(-width.clamp(min=_SERIES))))
     lowest, highest = level <= 0, level >= bins - 1
-    below = torch.where(highest, 0.0, logsigmoid((level + 0.5 - middle) * width))
-    above = torch.where(lowest, 0.0, logsigmoid((middle - (level - 0.5)) * width))
+    below = torch.where(highest, 0.0, logsigmoid(((level + 0.5 - middle) * width).clamp(-_FAR, _FAR)))
+    above = torch.where(lowest, 0.0, logsigmoid(((middle - (level - 0.5)) * width).clamp(-_FAR, _FAR)))
     return below + above + torch.where(lowest | highest, 0.0, inner)
 
 

@@ -3,12 +3,14 @@ r"""The distribution of a variable that is a normal one sent through a normalisi
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
+
+from ppl_vae.distributions._last_draw import LastDraw
 
 Bijection = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -58,7 +60,7 @@ class Flow(dist.TorchDistribution):
         self.base = base
         self.generate = generate
         self.normalise = normalise
-        self._drawn: tuple[Tensor, Tensor, Tensor] | None = None  # the last draw, its e and its log-density
+        self._last: LastDraw | None = None  # with its e and its log-density
         super().__init__(base.batch_shape, base.event_shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Flow:
@@ -70,27 +72,26 @@ class Flow(dist.TorchDistribution):
         """Draw z, (*sample_shape, *batch_shape, d)."""
         e = self.base.rsample(torch.Size(sample_shape))
         z, log_det = self.generate(e)
-        self._drawn = z, e, self.base.log_prob(e) - log_det
+        self._last = LastDraw(z, e, self.base.log_prob(e) - log_det)
         return z
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-density, (*batch,)."""
         if self._validate_args:
             self._validate_sample(value)
-        known = self._drawn is not None and value is self._drawn[0]
-        if known:
-            _, e, log_prob = cast(tuple[Tensor, Tensor, Tensor], self._drawn)
-            if log_prob.requires_grad or not torch.is_grad_enabled():
-                return log_prob
+        last = self._last if self._last is not None and self._last.is_same(value) else None
+        if last is not None and (not torch.is_grad_enabled() or (value is last.z and last.parts[1].requires_grad)):
+            return last.parts[1]
         if self.normalise is not None:
             batch_shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
             e, log_det = self.normalise(value.expand(*batch_shape, *self.event_shape))
             return self.base.log_prob(e) + log_det
-        if not known:
+        if last is None or value is not last.z:
             raise NotImplementedError(
                 "this flow has no inverse, so that it scores only the z that it drew last; draw and score with one and "
                 "the same distribution, or use a flow that scores any z, such as posteriors.CouplingFlow"
             )
+        e, _ = last.parts
         _, log_det = self.generate(e)
         return _NoGradient.apply(self.base.log_prob(e) - log_det)
 

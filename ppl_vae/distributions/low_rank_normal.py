@@ -10,6 +10,9 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal, register_kl
 
+from ppl_vae._numbers import wide
+from ppl_vae.distributions._last_draw import LastDraw
+
 
 class LowRankNormal(TorchDistribution):
     r"""A normal with covariance :math:`W W^\top + \mathrm{diag}(s^2)`, W of shape (d, r).
@@ -22,6 +25,16 @@ class LowRankNormal(TorchDistribution):
     where R is the triangular factor of :math:`(W / s; I)`, (d + r, r). PyTorch's class takes the difference of two
     large numbers in the place of this sum of squares, and a Cholesky factor of :math:`R^\top R`, which has twice the
     digits: with s of 1e-4 beside a W of 1 it is wrong by nats in float32, or not positive definite.
+
+    A draw :math:`z = \mu + W l + s f` loses the digits of f where W is much larger than s. The last draw is scored from
+    l and f themselves,
+
+    .. math::
+        \min_a \lVert (z - \mu - W a) / s \rVert^2 + \lVert a \rVert^2
+        = \min_b \lVert f - W b / s \rVert^2 + \lVert l + b \rVert^2,
+
+    and any other z from the z that is given; both in float64. ``z.detach()`` counts as the draw; ``z.clone()`` and z
+    that was changed in place do not.
 
     Slow on a GPU for many data of high rank: batched QR runs one matrix after the other.
 
@@ -46,6 +59,7 @@ class LowRankNormal(TorchDistribution):
 
     def __init__(self, loc: Tensor, factor: Tensor, scale: Tensor, validate_args: bool | None = None) -> None:
         self.loc, self.factor, self.scale = loc, factor, scale
+        self._last: LastDraw | None = None
         batch_shape = torch.broadcast_shapes(loc.shape[:-1], factor.shape[:-2], scale.shape[:-1])
         super().__init__(batch_shape, loc.shape[-1:], validate_args=validate_args)
 
@@ -53,6 +67,7 @@ class LowRankNormal(TorchDistribution):
         """Return it with another batch shape; the parameters stay as they are and are broadcast."""
         new = self._get_checked_instance(LowRankNormal, _instance)
         new.loc, new.factor, new.scale = self.loc, self.factor, self.scale
+        new._last = None
         super(LowRankNormal, new).__init__(Size(batch_shape), self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -84,31 +99,46 @@ class LowRankNormal(TorchDistribution):
         shape = self._extended_shape(sample_shape)
         low = torch.randn(*shape[:-1], self.factor.shape[-1], dtype=self.loc.dtype, device=self.loc.device)
         full = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
-        return self.loc + (self.factor @ low.unsqueeze(-1)).squeeze(-1) + self.scale * full
+        z = self.loc + (self.factor @ low.unsqueeze(-1)).squeeze(-1) + self.scale * full
+        self._last = LastDraw(z, low, full)
+        return z
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(value)."""
         if self._validate_args:
             self._validate_sample(value)
-        whitened = self.factor / self.scale.unsqueeze(-1)
+        loc, factor, scale, z = (wide(t) for t in (self.loc, self.factor, self.scale, value))
+        last = self._last if self._last is not None and self._last.is_same(value) else None
+        low, residual = (0.0, (z - loc) / scale) if last is None else (wide(part) for part in last.parts)
+        whitened = factor / scale.unsqueeze(-1)
         triangle = self._triangle(whitened)
-        residual = (value - self.loc) / self.scale
-        right = (whitened.mT @ residual.unsqueeze(-1)).contiguous()
-        # the minimiser a solves R'R a = right; an error of it is felt in the second order alone
-        a = torch.linalg.solve_triangular(triangle.mT, right, upper=False)
-        a = torch.linalg.solve_triangular(triangle, a, upper=True).squeeze(-1)
-        left = residual - (whitened @ a.unsqueeze(-1)).squeeze(-1)
+        with torch.no_grad():  # at the minimiser b its own derivative counts for nothing
+            right = ((whitened.mT @ residual.unsqueeze(-1)).squeeze(-1) - low).unsqueeze(-1).contiguous()
+            b = torch.linalg.solve_triangular(triangle.mT, right, upper=False)  # R'R b = right
+            b = torch.linalg.solve_triangular(triangle, b, upper=True).squeeze(-1)
+        a = low + b
+        if last is not None and value is last.z and value.requires_grad:  # l and f stay as they are
+            left = residual - (whitened @ b.unsqueeze(-1)).squeeze(-1)
+        else:  # z does, and with it what (z - mu - W a) / s takes of each
+            left = (residual - (whitened @ b.unsqueeze(-1)).squeeze(-1)).detach()
+            change = (z - z.detach()) - (loc - loc.detach())
+            change = change - ((factor - factor.detach()) @ a.unsqueeze(-1)).squeeze(-1)
+            left = left + (change - left * (scale - scale.detach())) / scale.detach()
         squares = left.square().sum(-1) + a.square().sum(-1)
-        log_prob = -0.5 * (squares + self.event_shape[0] * math.log(2 * math.pi) + self._log_det(triangle))
+        log_det = self._log_det(scale, triangle)
+        constant = self.event_shape[0] * math.log(2 * math.pi)
+        log_prob = (-0.5 * (squares + constant + log_det)).to(value.dtype)
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
 
     def log_det(self) -> Tensor:
         """Return the log-determinant of the covariance, (*batch,)."""
-        triangle = self._triangle(self.factor / self.scale.unsqueeze(-1))
-        return self._log_det(triangle).expand(self.batch_shape)
+        scale = wide(self.scale)
+        log_det = self._log_det(scale, self._triangle(wide(self.factor) / scale.unsqueeze(-1)))
+        return log_det.to(self.loc.dtype).expand(self.batch_shape)
 
-    def _log_det(self, triangle: Tensor) -> Tensor:
-        return 2 * (self.scale.log().sum(-1) + triangle.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1))
+    @staticmethod
+    def _log_det(scale: Tensor, triangle: Tensor) -> Tensor:
+        return 2 * (scale.log().sum(-1) + triangle.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1))
 
     def _triangle(self, whitened: Tensor) -> Tensor:
         rank = whitened.shape[-1]

@@ -9,7 +9,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 
 _LOG_2PI = 1.8378770664093453
-_LARGEST = 80.0  # of a logarithm, such that its exponential is finite in float32
+_LARGEST = 40.0  # of the logarithm of a velocity, so that products with other gradients are finite in float32
 
 
 class NormalMixture(TorchDistribution):

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions.kl import register_kl
 from torch.nn.functional import one_hot
 
+from ppl_vae._numbers import finite, impossible
 from ppl_vae._validation import check_positive_int
 from ppl_vae.distributions.binary_vector import MAX_STATES
 from ppl_vae.distributions.relaxed import gumbel_noise
@@ -67,7 +68,7 @@ class OneHotVector(TorchDistribution):
 
     def __init__(self, logits: Tensor, temperature: Tensor | None = None, validate_args: bool | None = None) -> None:
         self.num_variables, self.num_classes = logits.shape[-2:]
-        self.logits = logits.log_softmax(-1)
+        self.logits = finite(logits).log_softmax(-1)
         self.temperature = temperature
         event_shape = torch.Size((self.num_variables * self.num_classes,))
         super().__init__(logits.shape[:-2], event_shape, validate_args=validate_args)
@@ -139,7 +140,7 @@ class OneHotVector(TorchDistribution):
         """Return log p, of the batch's shape, in nats."""
         if self._validate_args:
             self._validate_sample(value)
-        return (value * self.logits.flatten(-2)).sum(-1)
+        return impossible(value * self.logits.flatten(-2)).sum(-1)
 
     def entropy(self) -> Tensor:
         """Return the entropy, (*batch,), in nats."""
@@ -173,7 +174,7 @@ class OneHotVector(TorchDistribution):
 
 @register_kl(OneHotVector, OneHotVector)
 def _kl_one_hot_vectors(q: OneHotVector, p: OneHotVector) -> Tensor:
-    return (q.probs * (q.logits - p.logits)).sum((-1, -2))
+    return -impossible(q.probs * (p.logits - q.logits)).sum((-1, -2))
 
 
 def check_blocks(latent_dim: int, num_classes: int | None, name: str) -> int:

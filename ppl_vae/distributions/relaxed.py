@@ -10,7 +10,12 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from ppl_vae._numbers import finite
+
 LARGEST_LOGIT = 12.0  # of a relaxed bit: 1 - 6e-6, which float32 still tells from its neighbours to 1 %
+_FLAT = 40.0  # beyond its limits: the logistic tail is exponential to e^-40
+_SMALLEST_LOG = -85.0  # of an entry of a relaxed one-hot vector
+_CENSORED = math.exp(_SMALLEST_LOG) * (1 + 1e-4)  # what counts as that: rounding, of e^-85 too, lies well below
 _EDGE = 1 / (1 + math.exp(LARGEST_LOGIT))
 
 
@@ -79,12 +84,12 @@ class RelaxedBits(TorchDistribution):
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 - torch's own signature
         """Draw by the inverse of the truncated logistic's distribution function, in logarithms throughout."""
         shape = self._extended_shape(sample_shape)
-        low, high, log_mass = self._limits()
+        logits, low, high, log_mass = self._limits()
         # a uniform variable and its complement, both to full relative precision
-        noise = logistic_noise(self.logits.expand(shape))
+        noise = logistic_noise(logits.expand(shape))
         log_below = torch.logaddexp(logsigmoid(low), logsigmoid(noise) + log_mass)
         log_above = torch.logaddexp(logsigmoid(-high), logsigmoid(-noise) + log_mass)
-        u = (self.logits + log_below - log_above) / self.temperature
+        u = (logits + log_below - log_above) / self.temperature
         return torch.sigmoid(u).clamp(_EDGE, 1 - _EDGE)  # rounding alone lies beyond
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -93,16 +98,20 @@ class RelaxedBits(TorchDistribution):
             self._validate_sample(value)
         value = value.clamp(_EDGE, 1 - _EDGE)
         log_z, log_rest = value.log(), torch.log1p(-value)
-        noise = self.temperature * (log_z - log_rest) - self.logits
+        logits, _, _, log_mass = self._limits()
+        noise = self.temperature * (log_z - log_rest) - logits
         log_density = logsigmoid(noise) + logsigmoid(-noise) + torch.log(self.temperature) - log_z - log_rest
-        return (log_density - self._limits()[2]).sum(-1)
+        return (log_density - log_mass).sum(-1)
 
-    def _limits(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The noise at the smallest and the largest logit, and the log mass between."""
-        low = -self.temperature * LARGEST_LOGIT - self.logits
-        high = self.temperature * LARGEST_LOGIT - self.logits
+    def _limits(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The logits, the noise at the smallest and the largest u, and the log mass between."""
+        # from here on the density is that of an exponential variable, whatever the logit; a larger one loses u's digits
+        largest = self.temperature * LARGEST_LOGIT + _FLAT
+        logits = torch.minimum(torch.maximum(self.logits, -largest), largest)
+        low = -self.temperature * LARGEST_LOGIT - logits
+        high = self.temperature * LARGEST_LOGIT - logits
         gap = torch.log(-torch.expm1(-2 * self.temperature * LARGEST_LOGIT))
-        return low, high, logsigmoid(high) + logsigmoid(-low) + gap
+        return logits, low, high, logsigmoid(high) + logsigmoid(-low) + gap
 
 
 class _SimplexBlocks(constraints.Constraint):
@@ -132,9 +141,18 @@ class RelaxedOneHotVector(TorchDistribution):
         \frac{\prod_c e^{\ell_c} z_c^{-T - 1}}{\left(\sum_c e^{\ell_c} z_c^{-T}\right)^C},
 
     a density with respect to the first C - 1 coordinates (Lebesgue measure on the simplex up to a constant, the same
-    for prior and posterior). Entries down to e^-85 are told apart in float32 (e^-700 in float64); smaller ones are
-    held there. **Draws that would be smaller make the value wrong**, not the bound tighter: keep the differences of
-    the logits below about 80 T in float32, or work in float64. Scored in logarithms throughout.
+    for prior and posterior). Floats hold no entry below e^-85: **such an entry is censored**. It is drawn as e^-85, and
+    all that is known of it is that it lies there or below. With U the other entries and
+    :math:`s_c = \ell_c - T \log \max(z_c, e^{-85})`,
+
+    .. math::
+        \log q(z) = \sum_{c \in U} (s_c - \log z_c) - |U| \log \sum_c e^{s_c} + \log (|U| - 1)! + (|U| - 1) \log T,
+
+    the integral of the density above over the entries that are censored. Censoring is the same function of z under p
+    and q, and a decoder does not see it, so that a bound remains a bound at any T and any logits. Scored at the
+    censored value as if it were drawn, a draw made an ELBO of +65,028 at T = 0.02. The gradient along the path is that
+    of each case by itself, and leaves out how draws pass from one to the other: **it is biased where many are
+    censored**. Of two equal classes that is 1 entry in 5,000 at T = 0.1, 1 in 70 at 0.05, 1 in 6 at 0.02.
 
     Args:
         logits: (*batch, V, C), up to a constant for each variable.
@@ -156,7 +174,7 @@ class RelaxedOneHotVector(TorchDistribution):
 
     def __init__(self, logits: Tensor, temperature: Tensor, validate_args: bool | None = None) -> None:
         self.num_variables, self.num_classes = logits.shape[-2:]
-        self.logits = logits.log_softmax(-1)
+        self.logits = finite(logits).log_softmax(-1)
         self.temperature = temperature
         event_shape = torch.Size((self.num_variables * self.num_classes,))
         super().__init__(logits.shape[:-2], event_shape, validate_args=validate_args)
@@ -181,19 +199,17 @@ class RelaxedOneHotVector(TorchDistribution):
         """Draw V softmaxes of noisy logits."""
         shape = torch.Size(sample_shape) + self.logits.shape
         noisy = (self.logits + gumbel_noise(self.logits.expand(shape))) / self.temperature
-        return noisy.log_softmax(-1).clamp(min=_smallest_log(noisy.dtype)).exp().flatten(-2)
+        return noisy.log_softmax(-1).clamp(min=_SMALLEST_LOG).exp().flatten(-2)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log q, of the batch's shape, in nats."""
         if self._validate_args:
             self._validate_sample(value)
-        smallest = math.exp(_smallest_log(value.dtype))
-        log_z = value.clamp(min=smallest).log().unflatten(-1, (self.num_variables, self.num_classes))
-        c, score = self.num_classes, self.logits - self.temperature * log_z
-        log_density = (score - log_z).sum(-1) - c * score.logsumexp(-1)
-        constant = math.lgamma(c) + (c - 1) * torch.log(self.temperature)
+        blocks = value.unflatten(-1, (self.num_variables, self.num_classes))
+        seen = blocks > _CENSORED
+        log_z = blocks.clamp(min=_CENSORED).log()
+        log_z = torch.where(seen, log_z, _SMALLEST_LOG)
+        count, score = seen.sum(-1).to(log_z.dtype), self.logits - self.temperature * log_z
+        log_density = torch.where(seen, score - log_z, 0.0).sum(-1) - count * score.logsumexp(-1)
+        constant = torch.lgamma(count) + (count - 1) * torch.log(self.temperature)
         return (log_density + constant).sum(-1)
-
-
-def _smallest_log(dtype: torch.dtype) -> float:
-    return math.log(torch.finfo(dtype).tiny) + 2.0

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from scipy.special import digamma
 from torch import Tensor
 
 
@@ -18,8 +19,8 @@ class StudentT(dist.StudentT):
         - \frac{\nu + 1}2 \log\Bigl(1 + \frac{(z - \mu)^2}{\nu s^2}\Bigr).
 
     PyTorch's takes the difference of two large lgammas in the parameters' own type (a nat is lost at a million degrees
-    of freedom), and squares distances above 1e19 to infinity. The normaliser is a Python number here, so that the
-    degrees of freedom cannot be learned.
+    of freedom; its entropy likewise), and squares distances above 1e19 to infinity. The normaliser is a Python number
+    here, so that the degrees of freedom cannot be learned.
 
     Args:
         df: The degrees of freedom.
@@ -43,12 +44,18 @@ class StudentT(dist.StudentT):
         """Return log p(value)."""
         if self._validate_args:
             self._validate_sample(value)
-        t = (value - self.loc).abs() / self.scale / math.sqrt(self.degrees)
-        far = t > 1  # each branch is given what it can take, or its gradient would spoil the other's
-        near = torch.where(far, torch.zeros_like(t), t)
-        t = torch.where(far, t, torch.ones_like(t))
-        log_tail = torch.where(far, 2 * t.log() + t.reciprocal().square().log1p(), near.square().log1p())
+        distance, scale = (value - self.loc).abs(), self.scale * math.sqrt(self.degrees)
+        far = distance > scale  # each branch is given what it can take, or its gradient would spoil the other's
+        near = torch.where(far, 0.0, distance / torch.where(far, 1.0, scale))
+        log_t = torch.where(far, distance, 1.0).log() - torch.where(far, scale, 1.0).log()  # the ratio may overflow
+        log_tail = torch.where(far, 2 * log_t + (-2 * log_t).exp().log1p(), near.square().log1p())
         return _log_normaliser(self.degrees) - self.scale.log() - (self.degrees + 1) / 2 * log_tail
+
+    def entropy(self) -> Tensor:
+        """Return the differential entropy, in nats."""
+        half = self.degrees / 2
+        slope = float(digamma(half + 0.5) - digamma(half))
+        return self.scale.log() + (half + 0.5) * slope - _log_normaliser(self.degrees)
 
 
 def _log_normaliser(df: float) -> float:

@@ -144,6 +144,29 @@ class ParameterNetwork(nn.Module):
                 "activation, and make it last, or leave the start as it is"
             )
 
+    @torch.no_grad()
+    def start_small(self, first: int, share: float) -> None:
+        """Let the outputs from number `first` on start as so small a share of what they would be.
+
+        For a network that its factory has just made and that ends in a linear layer; any other stays as it is.
+
+        Args:
+            first: The first of these outputs, of a flat event.
+            share: What weights and biases of the last layer are multiplied by.
+        """
+        network = cast(nn.Module, self.network)
+        last = [module for module in network.modules() if next(module.parameters(recurse=False), None) is not None]
+        if self._factory is None or not last or not isinstance(last[-1], nn.Linear):
+            return
+        before = self._probe()
+        rows = [parameter[first:] for parameter in last[-1].parameters(recurse=False)]
+        for row in rows:
+            row.mul_(share)
+        expected = torch.cat([before[:, :first], share * before[:, first:]], -1)
+        if not torch.allclose(self._probe(), expected, rtol=1e-4, atol=1e-4 * before.abs().max().item()):
+            for row in rows:
+                row.div_(share)
+
     def forward(self, inputs: Tensor, y: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return the `count` parameters, each of shape ``(*batch, *event_shape)``.
 

@@ -11,8 +11,13 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ppl_vae._validation import check_choice, check_positive, check_positive_int
+from ppl_vae.distributions.full_normal import FullNormal
 from ppl_vae.distributions.low_rank_normal import LowRankNormal as LowRankNormalDistribution
 from ppl_vae.networks import MLP, Binding, NetworkFactory, ParameterNetwork
+
+_LARGEST = 40.0  # of a log standard deviation: its square and its reciprocal are finite in float32
+# of the entries below the diagonal of a new Cholesky factor: with 1 its condition is 1e7 to 1e10 at d = 50 to 100
+_START = 0.1
 
 Scale = Literal["std", "log_var", "softplus"]
 
@@ -30,7 +35,7 @@ class DiagonalNormal(nn.Module):
       :math:`z = \mu + r\epsilon`, which samples the same distribution, but :math:`\mathcal N(\mu, r)` is undefined
       for r < 0; the absolute value is used in sampling and density alike.
     - ``"log_var"``: :math:`\sigma = e^{r/2}`, the article's commented alternative, whose comment has
-      ``mean + exp(log_var) * 0.5 * eps`` where ``exp(0.5 * log_var)`` is meant. Overflows in float32 for r > 177.
+      ``mean + exp(log_var) * 0.5 * eps`` where ``exp(0.5 * log_var)`` is meant. An r beyond +-80 counts as +-80.
     - ``"softplus"``: :math:`\sigma = \log(1 + e^r) + \text{floor}`: neither kink nor overflow.
 
     Args:
@@ -74,7 +79,7 @@ class DiagonalNormal(nn.Module):
         if self.scale == "std":
             std = raw.abs() + self.floor
         elif self.scale == "log_var":
-            std = (0.5 * raw).exp()
+            std = (0.5 * raw).clamp(-_LARGEST, _LARGEST).exp()
         else:
             std = softplus(raw) + self.floor
         return dist.Normal(mean, std).to_event(1)
@@ -89,8 +94,11 @@ class FullCovarianceNormal(nn.Module):
 
     One mode still: it follows correlations, not several explanations of one datum. The network has
     :math:`d (d + 3) / 2` outputs (860 for d = 40), a draw and a density cost :math:`O(d^2)` for each datum; with a
-    hundred dimensions and more `LowRankNormal` is cheaper. The factor :math:`1 / \sqrt d` changes no family: it keeps
-    the variances of a fresh network's z near 1 in any dimension.
+    hundred dimensions and more `LowRankNormal` is cheaper. A triangular L is ill-conditioned in many dimensions (its
+    condition number grows exponentially with d), so that a network that its factory makes starts near a diagonal L:
+    its outputs :math:`\ell` are a tenth of what they would be. A draw is scored from its own noise and is right
+    whatever L is; another z is scored in float64 (see `distributions.full_normal`). The factor :math:`1 / \sqrt d`
+    changes no family: it keeps the variances of z in bounds in any dimension.
 
     Args:
         network: Maps x to :math:`\mu`, r and :math:`\ell` row by row, together d (d + 3) / 2 values; ``MLP()`` by
@@ -119,6 +127,7 @@ class FullCovarianceNormal(nn.Module):
         """Size the network."""
         (d,) = binding.latent_shape
         self.mean_and_factor.build(binding.x_shape, (d * (d + 3) // 2,), binding.y_shape)
+        self.mean_and_factor.start_small(2 * d, _START)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
         """Return q(z|x), batch shape (batch,), event shape (latent,)."""
@@ -139,7 +148,7 @@ class FullCovarianceNormal(nn.Module):
         row, column = torch.tril_indices(d, d, offset=-1, device=outputs.device)
         place[row, column] = torch.arange(d, entries.shape[-1] - 1, device=outputs.device)
         factor = entries.index_select(-1, place.flatten()).unflatten(-1, (d, d))
-        return dist.MultivariateNormal(mean, scale_tril=factor)
+        return FullNormal(mean, factor)
 
 
 class LowRankNormal(nn.Module):
