@@ -79,7 +79,7 @@ def test_no_alarm_on_a_program():
     report = report_on(zoo.Program())
     assert report, str(report)
     assert {f.status for f in report} == {"ok"}
-    assert {f.name for f in report if f.part == "program"} == {"gradients", "bound", "capture"}
+    assert {f.name for f in report if f.part == "program"} == {"terms", "gradients", "bound", "capture"}
     assert "captured as one graph" in str(report)
 
 
@@ -476,7 +476,12 @@ def test_a_conditional_program_with_labels():
     report = ppl_vae.check(vae, bits(64, 6), y=LABELS)
     assert report, str(report)
     assert "p(z) has batch (64,)" in str(report)
-    assert {f.name for f in report if f.part == "program" and f.status == "ok"} == {"gradients", "bound", "capture"}
+    assert {f.name for f in report if f.part == "program" and f.status == "ok"} == {
+        "terms",
+        "gradients",
+        "bound",
+        "capture",
+    }
 
 
 def test_pieces_alone_are_given_the_condition_if_they_take_it():

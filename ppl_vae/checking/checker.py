@@ -48,7 +48,8 @@ def check(
     (by quadrature or a sum for one or two coordinates, for independent ones, and for few states; by importance sampling
     otherwise); whether it is finite at the data and as its parameters grow; whether particles side by side are the same
     as one by one; whether it works in float64. Of a program: whether data and draws of q(z|x) lie where they may, the
-    gradient reaches every parameter, the ELBO and the objective lie below log p(x), and a step can be captured.
+    sampled KL is one that densities give (not below 0, and near the analytic one), the gradient reaches every
+    parameter, the ELBO and the objective lie below log p(x), and a step can be captured.
 
     It looks at a batch of 64 data and, of each density, at three: what goes wrong elsewhere, or by less than 5.5
     standard errors of 4,000 draws (a scale that is off by less than about 5%), is not seen; nor are weights between
@@ -229,6 +230,7 @@ def _check_vae(findings: Findings, vae: VAE, x: Tensor, y: Tensor | None, object
         objective = programs.default_objective([vae.q_z(x, y)]) if objective is None else objective
     if not programs.ask_about_objective(findings, (vae.model, vae.guide), objective, args):
         return
+    programs.ask_about_terms(findings, (vae.model, vae.guide), args)
     programs.ask_about_gradients(findings, (vae.model, vae.guide), objective, args, vae)
     programs.ask_about_bound(findings, vae, objective, args)
     programs.ask_about_capture(findings, vae, objective, tuple(a[:16] for a in args))

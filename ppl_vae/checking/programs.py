@@ -20,6 +20,7 @@ from ppl_vae.checking.asking import Findings, Unanswered
 from ppl_vae.evaluation.evidence import Evidence
 from ppl_vae.evaluation.log_evidence import log_evidence
 from ppl_vae.objectives import NotPerDatumError, sample_log_weights
+from ppl_vae.objectives.impossible import strange
 from ppl_vae.objectives.losses import as_loss
 from ppl_vae.svi import SVI
 from ppl_vae.vae import VAE
@@ -157,6 +158,27 @@ def _say_parameter(findings: Findings, module: nn.Module | None, name: str, what
         place = place or (places.of_cut(piece) if piece is not None else "")
     fix = "use it in what the piece returns, without .detach() or torch.no_grad on the way; or remove it"
     findings.wrong(part, "gradients", f"parameter {name} {what}", fix, place)
+
+
+def ask_about_terms(findings: Findings, program: Program, args: tuple[Any, ...]) -> None:
+    """Ask whether log p(x|z) and the sampled KL are numbers that a model gives, and the KL is the analytic one."""
+
+    def terms() -> None:
+        if first := findings.spoils_numbers("prior", "likelihood", "posterior"):
+            raise Unanswered(f"mend {first!r} first")
+        try:
+            with torch.no_grad():
+                log_weights = sample_log_weights(*program, *args, num_particles=_REPEATS)
+        except NotPerDatumError as error:
+            raise Unanswered(str(error)) from error
+        wrong, alarm = strange(log_weights)
+        if sentence := wrong or alarm:
+            findings.wrong("program", "terms", sentence, "score a draw by the density that it was drawn from")
+            return
+        log_lik, kl = log_weights.log_lik.mean(), log_weights.kl.mean()
+        findings.ok("program", "terms", f"E log p(x|z) is {log_lik:.4g}, the sampled KL {kl:.4g} nats per datum")
+
+    findings.ask("program", "terms", terms)
 
 
 def ask_about_bound(findings: Findings, program: VAE | Program, objective: Any, args: tuple[Any, ...]) -> None:

@@ -65,6 +65,7 @@ def check_pair(findings: Findings, program: Program, args: tuple[Tensor, ...], o
     objective = programs.default_objective(posteriors) if objective is None else objective
     if not programs.ask_about_objective(findings, program, objective, args):
         return
+    programs.ask_about_terms(findings, program, args)
     programs.ask_about_gradients(findings, program, objective, args, None)
     programs.ask_about_bound(findings, program, objective, args)
     findings.skipped("program", "capture", "only a VAE can be copied to try it; SVI says why_eager while it trains")

@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro.infer import ELBO as PyroELBO
-from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 from torch import Tensor
 
 from ppl_vae.capture import CapturedStep, CaptureError, Step, buffers_of, eager_step, modules_of
 from ppl_vae.comparison.blocks import Parameters
 from ppl_vae.comparison.contenders import Contender
 from ppl_vae.objectives.log_weights import LogWeights
-from ppl_vae.objectives.losses import BatchLoss, Program, as_loss
+from ppl_vae.objectives.losses import BatchLoss, Program, as_loss, kind_of
 
 _WARM_UP = 3
 
@@ -174,9 +173,7 @@ class _Listening:
 
 def _kind(objective: Any, program: Program, tensors: Sequence[Tensor]) -> str:
     if isinstance(objective, PyroELBO):
-        if isinstance(objective, RenyiELBO):
-            return "lower" if objective.alpha >= 0 else "neither"
-        return "lower" if isinstance(objective, (Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO)) else "neither"
+        return kind_of(objective)
     listening = _Listening(objective)
     as_loss(listening)(program, *tensors)
     return listening.heard

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae._scopes import untouched_random_state
+from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae._validation import check_positive_int
 from ppl_vae.data import Dataset, Split
 from ppl_vae.evaluation.bits import bits_per_dim
@@ -27,8 +27,11 @@ from ppl_vae.evaluation.log_evidence import Method, log_evidence
 from ppl_vae.evaluation.practical import impute, knn_accuracy
 from ppl_vae.evaluation.surgery import aggregate_posterior, surgery
 from ppl_vae.evaluation.true_posterior import kl_to_posterior
+from ppl_vae.objectives import sample_log_weights
+from ppl_vae.objectives.impossible import CHANCE, limits_of, strange
 from ppl_vae.vae import VAE
 
+_LOOKED_AT, _LOOKS = 64, 32  # data and draws for each, of a first look at the densities
 _MOST_PAIRS = 10_000  # data of ELBO surgery, whose cost grows with the square
 
 
@@ -77,7 +80,8 @@ def evaluate(
         progress: Told in a few words what is being done.
 
     Raises:
-        ValueError: For fewer than two data, or if the method does not apply to the model.
+        ValueError: For fewer than two data, if the method does not apply to the model, or if a figure is one that no
+            model gives: a sampled KL below 0, or log p(x) above 0 for discrete data, by more than chance allows.
 
     Example:
         >>> import ppl_vae as pv
@@ -102,6 +106,7 @@ def evaluate(
             check_positive_int(value, f"evaluate: {name}")
     x = x.to(next(vae.parameters(), x).device)
     clock = _Clock(progress)
+    alarms, discrete = _look(vae, x, y, seed)
     with clock("log p(x)"):
         found = log_evidence(vae, x, y, method=evidence, num_particles=tuple(num_particles), seed=seed)
     exact = found.kind == "exact"
@@ -111,7 +116,9 @@ def evaluate(
             if y is None
             else bound_by_condition(vae, x, y, lambda given, some: elbo(VAEDensities(given), some, seed=seed))
         )
-    notes = _caveats(vae, x)
+    if discrete:
+        _refuse_above_zero(found)
+    notes = [*_caveats(vae, x), *alarms]
     densities = VAEDensities(vae if y is None else vae.given(y[0] if y.dim() > 1 else int(y[0])))
     if y is not None:
         gap_size = importance_size = imputation_size = 0
@@ -273,6 +280,34 @@ def _caveats(vae: VAE, x: Tensor) -> list[str]:
     except ValueError as error:
         caveat = str(error)
     return [] if caveat is None else [caveat]
+
+
+def _look(vae: VAE, x: Tensor, y: Tensor | None, seed: int) -> tuple[list[str], bool]:
+    """Look at some log-weights: return what is strange about them, and whether the data are discrete.
+
+    Raises:
+        ValueError: If a figure is one that no model gives.
+    """
+    some = tuple(column[:_LOOKED_AT] for column in (x, y) if column is not None)
+    with torch.no_grad(), untouched_random_state(), evaluation_mode(vae):
+        torch.manual_seed(seed)
+        log_weights = sample_log_weights(vae.model, vae.guide, *some, num_particles=_LOOKS)
+    wrong, alarm = strange(log_weights)
+    if wrong is not None:
+        raise ValueError(f"evaluate was given a model with a figure that no model gives: {wrong}")
+    return [] if alarm is None else [alarm], limits_of(log_weights).likelihood is not None
+
+
+def _refuse_above_zero(found: Evidence) -> None:
+    """Refuse log p(x) of discrete data that is above 0 by more than its error, or by more than chance."""
+    finite = found.log_evidence.isfinite()
+    values, error = found.log_evidence[finite], found.error[finite]
+    wrong = bool((values > error + 0.1).any()) if found.kind == "exact" else float(values.sum()) > CHANCE
+    if wrong and found.kind != "upper":
+        raise ValueError(
+            f"evaluate: log p(x) is up to {values.max():.5g} nats by {found.method}, and of discrete data it is at "
+            "most 0: p(x|z) or p(z) is no density; ppl_vae.check looks at each"
+        )
 
 
 def _imputation(vae: VAE, x: Tensor, notes: list[str], seed: int) -> dict[str, Figure]:

@@ -15,10 +15,19 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from pyro import poutine
 from pyro.infer import ELBO as PyroELBO
-from pyro.infer import ReweightedWakeSleep, TraceEnum_ELBO, TraceTailAdaptive_ELBO, config_enumerate
+from pyro.infer import (
+    RenyiELBO,
+    ReweightedWakeSleep,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceTailAdaptive_ELBO,
+    config_enumerate,
+)
 from torch import Tensor
 
-from ppl_vae.objectives.estimate import Objective, evaluate_objective
+from ppl_vae.objectives.estimate import Kind, Objective, evaluate_objective
+from ppl_vae.objectives.impossible import Limits, limits_of
 from ppl_vae.objectives.log_weights import LogWeights
 from ppl_vae.objectives.sampling import sample_log_weights
 from ppl_vae.objectives.traces import NotPerDatumError, from_traces
@@ -35,6 +44,7 @@ class BatchLoss(NamedTuple):
         weight: The sum of the scales: divide by it for a mean per datum.
         log_likelihood: The sum of log p(x|z), averaged over particles; None where the program is not per datum.
         kl: The sum of the KL at beta = 1, so that ``log_likelihood - kl`` is the ELBO; None likewise.
+        limits: Which of these cannot be positive. Of a captured step nothing is said: see the step as it is written.
     """
 
     loss: Tensor
@@ -42,6 +52,7 @@ class BatchLoss(NamedTuple):
     weight: float | Tensor
     log_likelihood: Tensor | None
     kl: Tensor | None
+    limits: Limits = Limits()
 
 
 class Loss(Protocol):
@@ -141,13 +152,22 @@ class _PerDatumLoss:
         log_lik = log_weights.log_lik.detach().mean(0) if log_lik is None else log_lik
         kl = log_weights.kl.detach().mean(0) if kl is None else kl
         scale = log_weights.scale
+        drawn = isinstance(getattr(self.objective, "latents", "pathwise"), str)
         return BatchLoss(
             loss=-(scale * estimate.value).sum(),
             surrogate=-(scale * estimate.surrogate).sum(),
             weight=_weight(log_weights),
             log_likelihood=(scale * log_lik).sum(),
             kl=(scale * kl).sum(),
+            limits=limits_of(log_weights, drawn=drawn, lower=estimate.kind == "lower"),
         )
+
+
+def kind_of(elbo: PyroELBO) -> Kind:
+    """Return what the value of one of Pyro's objects is in expectation."""
+    if isinstance(elbo, RenyiELBO):
+        return "lower" if elbo.alpha >= 0 else "neither"
+    return "lower" if isinstance(elbo, (Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO)) else "neither"
 
 
 class _PyroLoss:
@@ -168,8 +188,7 @@ class _PyroLoss:
                 loss = surrogate.detach()
             else:
                 loss = self.elbo.loss_and_grads(*program, *args, **kwargs)
-        weight, log_likelihood, kl = self._terms(traces, args)
-        return BatchLoss(_as_tensor(loss), surrogate, weight, log_likelihood, kl)
+        return BatchLoss(_as_tensor(loss), surrogate, *self._terms(traces, args))
 
     def _is_differentiable(self) -> bool:
         """Whether the loss may be asked for by itself: an own `loss_and_grads` of the user's is the one to call."""
@@ -199,7 +218,7 @@ class _PyroLoss:
     @torch.no_grad()
     def _terms(
         self, traces: list[tuple[poutine.Trace, poutine.Trace]], args: tuple[Any, ...]
-    ) -> tuple[float | Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[float | Tensor, Tensor | None, Tensor | None, Limits]:
         if traces:
             try:
                 particles = [from_traces(*pair) for pair in traces]
@@ -208,8 +227,9 @@ class _PyroLoss:
             else:
                 log_lik = torch.stack([(w.scale * w.log_lik.mean(0)).sum() for w in particles]).mean()
                 kl = torch.stack([(w.scale * w.kl.mean(0)).sum() for w in particles]).mean()
-                return _weight(particles[0]), log_lik, kl
-        return _size_of(args), None, None
+                limits = limits_of(particles[0], lower=kind_of(self.elbo) == "lower")
+                return _weight(particles[0]), log_lik, kl, limits
+        return _size_of(args), None, None, Limits()
 
 
 def _weight(log_weights: LogWeights) -> float | Tensor:

@@ -91,7 +91,8 @@ def fit(
     Raises:
         TypeError: If the data are neither a data set nor tensors, or the objective or optimiser is of no known kind.
         ValueError: If an argument is out of range, or the program does not fit the data or the objective.
-        DivergedError: If a value or a gradient is not finite.
+        DivergedError: If a value or a gradient is not finite, or a figure is one that no model gives: a sampled KL
+            below 0, or log p(x|z) or a lower bound above 0 for discrete data, by more than chance allows.
 
     Example:
         >>> import ppl_vae as pv

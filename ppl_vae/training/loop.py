@@ -16,9 +16,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
+from ppl_vae.objectives.impossible import Limits, impossible
+from ppl_vae.objectives.losses import BatchLoss
 from ppl_vae.svi import SVI
 from ppl_vae.training.run import Callback, Progress, Run
-from ppl_vae.training.state import TrainingState, diagnose
+from ppl_vae.training.state import DivergedError, TrainingState, diagnose
 from ppl_vae.vae import VAE
 
 CHECK_EVERY = 100  # steps between two looks at the losses: the way back to a good state is never longer
@@ -43,6 +45,8 @@ class Loop:
     def __post_init__(self) -> None:
         self.train = self.result.data.train
         self.steps = math.ceil(len(self.train) / self.batch_size)
+        self.limits = Limits()
+        self._wrong: str | None = None  # what is impossible about the last validation
 
     def rehearse(self) -> None:
         """Run everything once under full validation, moving no state, so that what cannot work is refused now."""
@@ -50,7 +54,11 @@ class Loop:
             if isinstance(self.result.program, VAE):
                 self.result.caveat = self.result.program.check_support(self.result.data)
             with pyro.validation_enabled():
-                self.svi.backward(*next(self.train.batches(self.batch_size, device=self.result.device)))
+                batch = next(self.train.batches(self.batch_size, device=self.result.device))
+                first = self.svi.backward(*batch)
+                self.limits = first.limits
+                if term := impossible_in(first, len(batch[0])):
+                    raise ValueError(f"the first batch has a figure that no model gives: {term}")
                 if all(parameter.grad is None for parameter in self.svi.parameters.values()):
                     raise ValueError(
                         "the objective depends on no parameter that requires a gradient; register networks with "
@@ -124,6 +132,9 @@ class Loop:
             if state.step % CHECK_EVERY == 0 or state.step == self.steps or interrupted:
                 if not state.is_finite():
                     raise diagnose(state, good, self.train, self.batch_size, self.result.device)
+                if found := state.impossible(self.limits, len(self.train), self.batch_size):
+                    state.restore(good)
+                    raise DivergedError(state.epoch + 1, *found, good)
                 if state.step < self.steps:  # the next epoch takes its own
                     good = state.capture()
                 self._report(time.perf_counter() - began, state.step - first)
@@ -134,6 +145,9 @@ class Loop:
             return
         state.end_epoch()
         record = self._make_record(len(order) / (time.perf_counter() - began))
+        if self._wrong is not None:
+            state.restore(good)
+            raise DivergedError(state.epoch + 1, self.steps, f"on validation data {self._wrong}", good)
         self.result.history.append(record)
         self._schedule(record)
         self._stop_early(record)
@@ -175,6 +189,7 @@ class Loop:
             torch.manual_seed(run.seed)
             for batch in split.batches(min(1000, len(split)), device=run.device):
                 result = self.svi.evaluate(*batch)
+                self._wrong = self._wrong or impossible_in(result, len(batch[0]))
                 nan = torch.tensor(math.nan)
                 terms = (result.loss, result.weight, result.log_likelihood, result.kl)
                 sums += torch.stack([torch.as_tensor(nan if t is None else t).cpu().double() for t in terms])
@@ -250,6 +265,16 @@ class Loop:
                 f"batch normalisation ({type(alone[0]).__name__}) cannot train on one datum, and {len(self.train)} "
                 f"training data in batches of {self.batch_size} leave a last batch of one; choose another batch_size"
             )
+
+
+def impossible_in(result: BatchLoss, size: int) -> str | None:
+    """Say what no model gives about a batch of so many data; None if there is nothing."""
+    mean = [
+        None if term is None else float(term / result.weight)
+        for term in (result.loss, result.log_likelihood, result.kl)
+    ]
+    loss, log_lik, kl = mean
+    return impossible(result.limits, size, log_likelihood=log_lik, kl=kl, bound=None if loss is None else -loss)
 
 
 def _figures(loss: float, log_lik: float, kl: float) -> dict[str, float]:

@@ -12,12 +12,15 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ppl_vae import checkpoints
 from ppl_vae.data import Split
+from ppl_vae.objectives.impossible import Limits, impossible
 from ppl_vae.objectives.losses import BatchLoss
 from ppl_vae.svi import SVI
 
 
 class DivergedError(RuntimeError):
-    """A loss or a gradient that is not finite; the program has been put back to its last good state.
+    """A loss or a gradient that is not finite, or a figure that no model gives (a bound above 0 for discrete data).
+
+    The program has been put back to its last good state.
 
     Attributes:
         epoch: Of the step, from 1.
@@ -85,6 +88,22 @@ class TrainingState:
     def is_finite(self) -> bool:
         """Whether every loss of this epoch so far, its terms and the parameters are finite. Waits for the device."""
         return bool(self._columns()[: self.step].isfinite().all()) and self.parameters_are_finite()
+
+    def impossible(self, limits: Limits, num_data: int, batch_size: int) -> tuple[int, str] | None:
+        """Return the first step (from 1) of this epoch with a figure that no model gives, and which; None if none has.
+
+        Args:
+            limits: What is known of the program.
+            num_data: The size of the training data.
+            batch_size: Of all steps of an epoch but the last.
+        """
+        rows = self.terms[: self.step].cpu().double()
+        means = rows[:, :3] / rows[:, 3:]
+        for step, (loss, log_lik, kl) in enumerate(means.tolist()):
+            size = min(batch_size, num_data - step * batch_size)
+            if term := impossible(limits, size, log_likelihood=log_lik, kl=kl, bound=-loss):
+                return step + 1, term
+        return None
 
     @torch.no_grad()
     def parameters_are_finite(self) -> bool:

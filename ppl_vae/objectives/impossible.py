@@ -1,0 +1,135 @@
+r"""Numbers that no model gives, whatever its parameters: they say that a density is not that of what was drawn.
+
+For each datum :math:`\mathbb E_q[p(z) / q(z|x)] \le 1`, and where the data are discrete :math:`p(x|z) \le 1`, so that
+:math:`\mathbb E_q[w] = p(x) \le 1`. Draws for n data are independent, the product of their ratios has an expectation of
+at most 1, and by Markov's inequality
+
+.. math::
+    P\Big(\sum_{i=1}^n \log \frac{p(z_i)}{q(z_i|x_i)} > t\Big) \le e^{-t}, \qquad
+    P\Big(\sum_{i=1}^n \hat{\mathcal L}(x_i) > t\Big) \le e^{-t},
+
+for any bound that is at most the log of an average of weights (its mean over particles, or a power mean). At t = 40 no
+run of this world is stopped by chance.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ppl_vae._distributions import describe, innermost
+from ppl_vae.objectives.log_weights import LogWeights
+
+CHANCE = 40.0  # t, nats of a batch: e^-40 = 4e-18
+_ROUNDING = 0.1  # nats of a datum: of the sum of ten thousand pixels in float32 some hundredths are rounding
+_SIGMAS = 6.0  # between a sampled and an analytic KL, over n * K draws
+
+
+class Limits(NamedTuple):
+    """Of which terms of a program it is known that they cannot be positive.
+
+    Attributes:
+        likelihood: The name of p(x|z), where the data are discrete: then log p(x|z) is at most 0. None otherwise.
+        latents: The names of q(z|x) and p(z), where every latent is drawn from the one and scored by both: then the
+            sampled KL is not far below 0. None otherwise (auxiliary latents, masks, draws of an objective's own).
+        lower: Whether the objective's value is a lower bound, penalties included.
+    """
+
+    likelihood: str | None = None
+    latents: tuple[str, str] | None = None
+    lower: bool = False
+
+
+def limits_of(log_weights: LogWeights, *, drawn: bool = True, lower: bool = False) -> Limits:
+    """Return what is known of a program from its distributions.
+
+    Args:
+        log_weights: Of the program.
+        drawn: Whether its latents are draws of q, or all its states, as they are scored.
+        lower: Whether the objective is a lower bound.
+    """
+    observed = [distribution for distribution, _ in log_weights.observed.values()]
+    names = ", ".join(sorted({describe(d) for d in observed}))
+    both = [*log_weights.posterior.values(), *log_weights.prior.values()]
+    matched = log_weights.posterior.keys() == log_weights.prior.keys() and not any(hasattr(d, "_mask") for d in both)
+    q, p = (", ".join(describe(d) for d in site.values()) for site in (log_weights.posterior, log_weights.prior))
+    return Limits(
+        names if observed and all(_is_discrete(d) for d in observed) else None,
+        (q, p) if drawn and matched and both else None,
+        lower,
+    )
+
+
+def _is_discrete(distribution: Any) -> bool:
+    try:
+        return bool(innermost(distribution.support).is_discrete)
+    except (AttributeError, NotImplementedError):
+        return False
+
+
+def impossible(
+    limits: Limits, size: int, *, log_likelihood: float | None, kl: float | None, bound: float | None
+) -> str | None:
+    """Say which figure of a batch no model gives; None if there is none.
+
+    Args:
+        limits: What is known of the program.
+        size: The number of data, n.
+        log_likelihood: The mean of log p(x|z) per datum, nats; None if it is not known.
+        kl: The sampled or analytic KL likewise.
+        bound: The objective's value likewise.
+
+    Example:
+        >>> impossible(Limits(latents=("FullNormal", "Normal")), 128, log_likelihood=-90.0, kl=20.0, bound=-110.0)
+        >>> impossible(Limits(latents=("Mine", "Normal")), 128, log_likelihood=-90.0, kl=-2.0, bound=-88.0)[:84]
+        'the sampled KL(q(z|x) || p(z)) is -2 nats per datum, below 0 by more than chance: the'
+    """
+    if limits.likelihood is not None and log_likelihood is not None and log_likelihood > _ROUNDING:
+        return (
+            f"log p(x|z) is {log_likelihood:.5g} nats per datum, and of discrete data it is at most 0: the likelihood "
+            f"{limits.likelihood} is no probability; ppl_vae.check looks at it"
+        )
+    if limits.latents is not None and kl is not None and -kl * size > CHANCE:
+        q, p = limits.latents
+        return (
+            f"the sampled KL(q(z|x) || p(z)) is {kl:.5g} nats per datum, below 0 by more than chance: the posterior "
+            f"{q} or the prior {p} does not score what was drawn; ppl_vae.check looks at each"
+        )
+    if limits.likelihood is not None and limits.lower and bound is not None and bound * size > CHANCE:
+        return (
+            f"the bound is {bound:.5g} nats per datum, and log p(x) of discrete data is at most 0: some weights "
+            "p(x, z) / q(z|x) are of a z that was not drawn; ppl_vae.check looks at the densities"
+        )
+    return None
+
+
+@torch.no_grad()
+def strange(log_weights: LogWeights) -> tuple[str | None, str | None]:
+    """Return what is impossible about some log-weights, and what is as good as: a sampled KL far from the analytic one.
+
+    Args:
+        log_weights: Of K particles, the more the better.
+    """
+    limits = limits_of(log_weights)
+    kl, size = log_weights.kl.double(), log_weights.log_lik.shape[1]
+    if bool(torch.isnan(kl).any()):
+        return None, None  # which every figure shows
+    worst = impossible(
+        limits, size, log_likelihood=float(log_weights.log_lik.max()), kl=float(kl.mean(1).min()), bound=None
+    )
+    if worst is not None:
+        return worst, None
+    try:
+        analytic = log_weights.analytic_kl().double()
+    except NotImplementedError:
+        return None, None
+    difference = (kl - analytic).mean(1)  # of each particle
+    sampled, error = difference.mean(), difference.std() / len(difference) ** 0.5
+    slack = _SIGMAS * error + 1e-3 * (1 + analytic.abs().mean())
+    if len(difference) < 2 or bool(sampled.abs() <= slack):
+        return None, None
+    return None, (
+        f"the sampled KL(q(z|x) || p(z)), {kl.mean():.5g} nats per datum, is {sampled:+.4g} from the analytic one "
+        f"(standard error {error:.2g}): one of the two densities, or their KL, is wrong"
+    )
