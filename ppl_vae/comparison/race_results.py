@@ -61,7 +61,8 @@ class Arrival(NamedTuple):
             seed, and for all where a run was at the target from the start (no seconds have no multiple).
         per_seed: ``(seconds, steps)`` by seed; None where the run did not come there.
         fastest: Whether it has the lowest `seconds` of those that came there in the most seeds.
-        may_be_fastest: Whether the seeds leave it possible that it is the fastest of those.
+        may_be_fastest: Whether the seeds leave it possible that it is the fastest of those; so for all that came there
+            where a run was at the target from the start.
     """
 
     name: str
@@ -172,7 +173,8 @@ class Race:
             seconds, steps = (geometric([t[i] for t in came]) if came else None for i in (0, 1))
             place = beside.get(key, _NOWHERE)
             slower = None if place.behind is None or from_start else exponential(negated(place.behind))
-            arrivals.append(Arrival(*key, seconds, steps, slower, found, place.best, place.may_be_best))
+            may_be = place.may_be_best or (from_start and bool(came))
+            arrivals.append(Arrival(*key, seconds, steps, slower, found, place.best, may_be))
         return arrivals
 
     def band(self, name: str, num_particles: int, axis: Axis = "step", *, num_points: int = 101) -> Band:
