@@ -135,15 +135,16 @@ def beside_the_best(values: NDArray[np.float64], *, level: float = LEVEL) -> Bes
 
     The best is that of the contenders with the most seeds; others are held against it, with intervals not cut at 0.
 
-    Where it is wrong: the level is for differences that are normal over seeds. Missing seeds must not depend on the
-    differences: of a contender that fails on hard seeds is told how it does on the others. A pair with less than two
-    seeds in common has the whole line, and one that may be the best then leaves the other's interval open. Two seeds
-    more are worth a lot: at 12 contenders a pair's half-width is 8.5 standard deviations of its differences at 3 seeds,
-    2.6 at 5.
+    Where it is wrong: the level is for differences that are normal over seeds (`benchmarks/results/levels_race.md`).
+    Heavy tails on both sides do no harm, but one skewed contender does: lognormal beside steady ones, 17% of races have
+    a wrong interval instead of 5%. Missing seeds must not depend on the differences: of a contender that fails on hard
+    seeds is told how it does on the others. A pair with less than two seeds in common has the whole line, and one that
+    may be the best then leaves the other's interval open. Two seeds more are worth a lot: at 12 contenders a pair's
+    half-width is 8.5 standard deviations of its differences at 3 seeds, 2.6 at 5.
 
     Edwards & Hsu (1983), Multiple comparisons with the best treatment, which makes such intervals of any that compare
-    with a control. Hsu's constrained intervals (1984), of one-sided comparisons, are narrower and end at 0 at the
-    latest: they say who is not the only best, but neither that one is behind nor by how much at least.
+    with a control. Hsu's constrained intervals (1984), of one-sided comparisons, are narrower, and end at 0 for those
+    outside of G: they say who is not the only best, but neither that one is behind nor by how much at least.
 
     Args:
         values: (..., k, seeds), higher is better, NaN where a contender has none; somebody has one.
