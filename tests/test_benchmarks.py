@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -18,6 +19,7 @@ import ppl_vae as pv
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import levels_race  # noqa: E402
 import peers  # noqa: E402
 import report  # noqa: E402
 from contenders import (  # noqa: E402  # noqa: E402
@@ -220,3 +222,15 @@ def test_the_command_line_from_run_to_report(tmp_path):
     assert again.stdout.strip() == done.stdout.strip()
     assert f"| {OFF} |" not in done.stdout  # costs are compared between five
     assert f"| {FULL} |" in done.stdout
+
+
+def test_the_rules_for_a_race_agree_where_nothing_is_chosen():
+    rng = np.random.default_rng(0)
+    noises = levels_race.NORMAL
+    cells = [levels_race.cell("one best by 10", name, draw, 4, 10, 500, rng) for name, draw in noises.items()]
+    steady = cells[0]
+    assert steady.before.covered == steady.after.covered  # the best is found every time
+    assert (steady.before.found, steady.hsu.found, steady.after.found) == (1, 1, 1)
+    assert all(min(c.hsu.covered, c.after.covered) > 0.9 for c in cells)
+    equal = levels_race.cell("all equal", "independent", noises["independent"], 12, 3, 500, rng)
+    assert equal.hsu.behind > 0.3 > 0.05 > equal.after.behind

@@ -14,7 +14,7 @@ import numpy as np
 
 from ppl_vae.comparison.contenders import Undefined
 from ppl_vae.comparison.race_runs import Axis, Point, RaceRun
-from ppl_vae.comparison.race_statistics import geometric, over_seeds, paired, paired_ratio
+from ppl_vae.comparison.race_statistics import BesideBest, beside_the_best, exponential, geometric, negated, over_seeds
 from ppl_vae.comparison.results import Measured
 
 
@@ -25,10 +25,13 @@ class Standing(NamedTuple):
         name: The contender's.
         num_particles: Its K.
         value: log p(x), nats per datum, the mean over seeds with its 95% interval; None where no run got there.
-        behind: `value` minus that of the best over the seeds that both have: paired, and with 95% for all contenders
-            at once; None for the best, and where they share no seed.
+        behind: `value` minus that of the best, paired: the figure against the one with the highest mean (`best`) over
+            the seeds that both have, the interval against the true best, whichever of those that may be it that is,
+            95% for all contenders at once (`race_statistics.beside_the_best`). Below 0 throughout where it is behind
+            the best. None for the one with the highest mean, and where they share no seed.
         seeds: Whose runs got there.
         best: Whether it has the highest mean of those with the most seeds.
+        may_be_best: Whether the seeds leave it possible that it is the best of those with the most seeds.
     """
 
     name: str
@@ -37,10 +40,14 @@ class Standing(NamedTuple):
     behind: Measured | None
     seeds: tuple[int, ...]
     best: bool
+    may_be_best: bool = False
 
 
 class Arrival(NamedTuple):
     """When a contender came to the target.
+
+    Times are compared over the seeds in which both contenders came there: one that misses the target on hard seeds is
+    told how long it takes on the others, and not how long it would take on all.
 
     Attributes:
         name: The contender's.
@@ -48,10 +55,14 @@ class Arrival(NamedTuple):
         seconds: Of training, the geometric mean over the seeds that came there, with its 95% interval; None if none
             did.
         steps: Likewise.
-        slower: The seconds as a multiple of those of the fastest, over the seeds that both have, paired (geometric
-            mean), with 95% for all contenders at once; None for the fastest, and where it cannot be told.
+        slower: The seconds as a multiple of those of the fastest, paired (geometric mean): the figure against the one
+            with the lowest mean (`fastest`), the interval against the true fastest, whichever that is, 95% for all
+            contenders at once, as in `Standing.behind`. None for the one with the lowest mean, where they share no
+            seed, and for all where a run was at the target from the start (no seconds have no multiple).
         per_seed: ``(seconds, steps)`` by seed; None where the run did not come there.
-        fastest: Whether it has the lowest mean time of those that came there in the most seeds.
+        fastest: Whether it has the lowest `seconds` of those that came there in the most seeds.
+        may_be_fastest: Whether the seeds leave it possible that it is the fastest of those; so for all that came there
+            where a run was at the target from the start.
     """
 
     name: str
@@ -61,6 +72,7 @@ class Arrival(NamedTuple):
     slower: Measured | None
     per_seed: Mapping[int, tuple[float, float] | None]
     fastest: bool
+    may_be_fastest: bool = False
 
 
 class Band(NamedTuple):
@@ -152,16 +164,17 @@ class Race:
                 after = run.reaches(target, "seconds"), run.reaches(target, "step")
                 reached[key][run.seed] = None if after[0] is None or after[1] is None else (after[0], after[1])
         times = {key: {s: t[0] for s, t in found.items() if t is not None} for key, found in reached.items()}
-        fastest = _best({key: {s: -t for s, t in found.items()} for key, found in times.items()})
-        others = sum(bool(t) for t in times.values()) - 1
+        from_start = any(t <= 0 for found in times.values() for t in found.values())
+        speed = {key: {s: -t if from_start else -math.log(t) for s, t in f.items()} for key, f in times.items()}
+        beside = _beside(speed)
         arrivals = []
         for key, found in reached.items():
             came = [t for t in found.values() if t is not None]
-            slower = None
-            if came and key != fastest and fastest is not None:
-                slower = paired_ratio(times[key], times[fastest], comparisons=others)
             seconds, steps = (geometric([t[i] for t in came]) if came else None for i in (0, 1))
-            arrivals.append(Arrival(*key, seconds, steps, slower, found, key == fastest))
+            place = beside.get(key, _NOWHERE)
+            slower = None if place.behind is None or from_start else exponential(negated(place.behind))
+            may_be = place.may_be_best or (from_start and bool(came))
+            arrivals.append(Arrival(*key, seconds, steps, slower, found, place.best, may_be))
         return arrivals
 
     def band(self, name: str, num_particles: int, axis: Axis = "step", *, num_points: int = 101) -> Band:
@@ -185,15 +198,12 @@ class Race:
             key: {r.seed: v for r in self.runs_of(*key) if where is not None and (v := r.at(axis, where)) is not None}
             for key in self.contenders
         }
-        best = _best(values)
-        others = sum(bool(found) for found in values.values()) - 1
+        beside = _beside(values)
         standings = []
         for key, found in values.items():
-            behind = None
-            if best is not None and key != best:
-                behind = paired(found, values[best], comparisons=others)
             mean = over_seeds([*found.values()]) if found else None
-            standings.append(Standing(*key, mean, behind, tuple(found), key == best))
+            place = beside.get(key, _NOWHERE)
+            standings.append(Standing(*key, mean, place.behind, tuple(found), place.best, place.may_be_best))
         return standings
 
     def table(self) -> str:
@@ -252,11 +262,29 @@ class Race:
         return text.getvalue()
 
 
-def _best(values: Mapping[tuple[str, int], Mapping[int, float]]) -> tuple[str, int] | None:
-    """The contender with the highest mean, of those with the most seeds: one that survived on an easy seed is none."""
-    most = max((len(found) for found in values.values()), default=0)
-    means = {key: math.fsum(found.values()) / most for key, found in values.items() if most and len(found) == most}
-    return max(means, key=lambda key: means[key], default=None)
+class _Place(NamedTuple):
+    behind: Measured | None
+    best: bool
+    may_be_best: bool
+
+
+_NOWHERE = _Place(None, False, False)
+
+
+def _beside(values: Mapping[tuple[str, int], Mapping[int, float]]) -> dict[tuple[str, int], _Place]:
+    """Where each contender with a value is beside the best; higher is better."""
+    some = {key: found for key, found in values.items() if found}
+    if not some:
+        return {}
+    seeds = sorted({seed for found in some.values() for seed in found})
+    beside = beside_the_best(np.array([[found.get(seed, math.nan) for seed in seeds] for found in some.values()]))
+    return {key: _place(beside, i) for i, key in enumerate(some)}
+
+
+def _place(beside: BesideBest, i: int) -> _Place:
+    best = i == int(beside.best)
+    figures = Measured(float(beside.difference[i]), float(beside.low[i]), float(beside.high[i]))
+    return _Place(None if best or math.isnan(figures.value) else figures, best, bool(beside.may_be_best[i]))
 
 
 def _plain(rows: Iterable[Standing | Arrival]) -> list[dict[str, Any]]:

@@ -8,8 +8,8 @@ from statistics import quantiles
 from typing import TYPE_CHECKING
 
 from ppl_vae.comparison.race_runs import RaceRun
+from ppl_vae.comparison.race_statistics import negated
 from ppl_vae.comparison.race_tables import methods_of, seconds_in_words, shown
-from ppl_vae.comparison.results import Measured
 
 if TYPE_CHECKING:
     from ppl_vae.comparison.race_results import Arrival, Race, Standing
@@ -21,8 +21,10 @@ _UNSTEADY = 1.25  # the ratio of quartiles from which on a reader is warned
 def sentences_of(race: Race) -> list[str]:
     """Return what the figures support: who is ahead at equal steps, at equal time and to the target, and what failed.
 
-    One is said to be ahead of another where the paired interval over seeds, 95% for all comparisons with the best at
-    once, excludes no difference; where it does not, that is said.
+    Contenders are compared with the best, which the one with the highest mean need not be: all sentences on one list of
+    standings or arrivals hold together with 95% (`race_statistics.beside_the_best`). One is said to be the best where
+    no other may be, and another to be behind the best where its interval ends below 0; of the rest it is said that the
+    seeds leave it open.
     """
     found: list[str] = []
     if race.equal_steps is not None and race.equal_seconds is not None:
@@ -43,21 +45,28 @@ def _of_standings(when: str, standings: Sequence[Standing]) -> list[str]:
     others = [s for s in standings if s.value is not None and not s.best]
     if not others:
         return [f"{when}, {_name(best)}'s log p(x) is {figure}."]
-    ahead = [s for s in others if s.behind is not None and s.behind.high < 0]
-    unclear = [s for s in others if s not in ahead]
     if len(best.seeds) == 1:
         return [f"{when}, {_name(best)} has the highest log p(x) in this run, {figure}."]
-    if not unclear:
-        said = [f"{when}, {_name(best)} has the highest log p(x), {figure}."]
-    else:
+    behind = sorted((s for s in others if s.behind is not None and s.behind.high < 0), key=_by_behind)
+    rivals = [s for s in others if s.may_be_best]
+    unclear = [s for s in others if s not in behind and s not in rivals]
+    if rivals:
+        some = _listed([f"{_name(s)} ({_difference(s)})" for s in rivals])
         said = [
             f"{when}, {_name(best)} has the highest mean of log p(x), {figure}, but {_count(best.seeds)} do not "
-            f"separate it from {_listed([f'{_name(s)} ({_difference(s.behind)})' for s in unclear])}."
+            f"separate it from {some}: each of them may be the best."
         ]
-    if ahead:
-        behind = [f"{_name(s)} by {shown(_negated(s.behind))}" for s in sorted(ahead, key=_by_behind)]
-        verb = "are" if len(ahead) > 1 else "is"
-        said.append(f"{when}, behind {_name(best)} {verb} {_listed(behind)} nats per datum.")
+    else:
+        fewer = any(len(s.seeds) < len(best.seeds) for s in unclear)
+        among = f" of those with {_count(best.seeds)}" if fewer else ""
+        said = [f"{when}, {_name(best)} has the highest log p(x){among}, {figure}."]
+    if behind:
+        by = [f"{_name(s)} by {shown(None if s.behind is None else negated(s.behind))}" for s in behind]
+        whom = "the best, whichever it is," if rivals else _name(best)
+        said.append(f"{when}, behind {whom} {_are(behind)} {_listed(by)} nats per datum.")
+    if unclear:
+        some = _listed([f"{_name(s)} ({_difference(s)})" for s in unclear])
+        said.append(f"{when}, the seeds leave open whether {some} {_are(unclear)} behind the best.")
     return said
 
 
@@ -67,25 +76,31 @@ def _of_arrivals(race: Race) -> list[str]:
     never = [a for a in arrivals if a.seconds is None]
     if not came:
         return [f"No contender came to the target of {target}."]
-    said = []
     fastest = next(a for a in came if a.fastest)
-    others = [a for a in came if a is not fastest]
-    many = len(fastest.per_seed) > 1
-    slower = [a for a in others if many and a.slower is not None and a.slower.low > 1]
-    unclear = [a for a in others if a not in slower]
+    others = [a for a in came if a is not fastest and len(fastest.per_seed) > 1]
+    slower = sorted((a for a in others if a.slower is not None and a.slower.low > 1), key=_by_slower)
+    rivals = [a for a in others if a.may_be_fastest]
+    unclear = [a for a in others if a not in slower and a not in rivals]
     time = f"{shown(fastest.seconds)} seconds and {shown(fastest.steps)} steps{_in_seeds(fastest)}"
-    if others and not unclear:
-        said.append(f"{_name(fastest)} came to the target of {target} first, in {time}.")
-    elif others and many:
-        said.append(
+    if rivals:
+        some = _listed([f"{_name(a)}{_in_seeds(a)} ({_times(a)})" for a in rivals])
+        said = [
             f"{_name(fastest)} came to the target of {target} in {time}, the shortest mean, but the seeds do not "
-            f"separate it from {_listed([f'{_name(a)}{_in_seeds(a)} ({_times(a)})' for a in unclear])}."
-        )
+            f"separate it from {some}: each of them may be the fastest."
+        ]
+    elif others:
+        fewer = any(_arrived(a) < _arrived(fastest) for a in unclear)
+        among = f" of those that came there in {_arrived(fastest)} seeds" if fewer else ""
+        said = [f"{_name(fastest)} came to the target of {target} first{among}, in {time}."]
     else:
-        said.append(f"{_name(fastest)} came to the target of {target} in {time}.")
+        said = [f"{_name(fastest)} came to the target of {target} in {time}."]
     if slower:
-        took = [f"{_name(a)} {shown(a.slower)}{_in_seeds(a)}" for a in sorted(slower, key=_by_slower)]
-        said.append(f"To the target took, as multiples of {_name(fastest)}'s seconds, {_listed(took)}.")
+        took = [f"{_name(a)} {shown(a.slower)}{_in_seeds(a)}" for a in slower]
+        whose = "the fastest's seconds, whichever it is" if rivals else f"{_name(fastest)}'s seconds"
+        said.append(f"To the target took, as multiples of {whose}, {_listed(took)}.")
+    if unclear:
+        some = _listed([f"{_name(a)}{_in_seeds(a)} ({_times(a)})" for a in unclear])
+        said.append(f"The seeds leave open whether {some} {_are(unclear)} slower to the target than the fastest.")
     if never:
         said.append(f"{_listed([_name(a) for a in never])} never came to the target of {target}.")
     return said
@@ -139,8 +154,12 @@ def _name(found: Standing | Arrival) -> str:
     return f"{found.name} at K = {found.num_particles}"
 
 
+def _arrived(found: Arrival) -> int:
+    return sum(time is not None for time in found.per_seed.values())
+
+
 def _in_seeds(found: Arrival) -> str:
-    came = sum(time is not None for time in found.per_seed.values())
+    came = _arrived(found)
     return "" if came == len(found.per_seed) else f" (in {came} of {len(found.per_seed)} seeds)"
 
 
@@ -148,16 +167,16 @@ def _count(seeds: Sequence[int]) -> str:
     return f"{len(seeds)} seeds"
 
 
-def _difference(behind: Measured | None) -> str:
-    return "no seed in common" if behind is None else f"difference {shown(behind)}"
+def _are(some: Sequence[Standing] | Sequence[Arrival]) -> str:
+    return "is" if len(some) == 1 else "are"
+
+
+def _difference(found: Standing) -> str:
+    return "no seed in common" if found.behind is None else f"difference {shown(found.behind)}"
 
 
 def _times(found: Arrival) -> str:
-    return "no seed in common" if found.slower is None else f"{shown(found.slower)} times its seconds"
-
-
-def _negated(measured: Measured | None) -> Measured | None:
-    return None if measured is None else Measured(-measured.value, -measured.high, -measured.low)
+    return "not to be compared" if found.slower is None else f"{shown(found.slower)} times its seconds"
 
 
 def _by_behind(found: Standing) -> float:

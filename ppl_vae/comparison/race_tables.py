@@ -35,9 +35,10 @@ def table_of(race: Race) -> str:
             lines.append(_cut(f"failed: {run.name} at K = {run.num_particles}, seed {run.seed}: {run.reason}"))
     for missing in race.undefined:
         lines.append(_cut(f"left out: {missing.name} at K = {missing.num_particles}: {missing.reason}"))
-    many = "" if len(race.contenders) < 3 else ", for all of a column at once"
     over = "95% intervals over seeds" if len(race.seeds) > 1 else "one seed, which says nothing about another"
-    lines += ["", f"{over}; differences are within seeds (same start, same order of the data){many}"]
+    lines += ["", f"{over}; differences are within seeds (same start, same order of the data)"]
+    if len(race.seeds) > 1 and len(race.contenders) > 2:
+        lines.append("and from the true best, which another than the first may be, 95% for all of a column at once")
     return "\n".join(lines)
 
 
@@ -51,7 +52,7 @@ def shown(measured: Measured | None) -> str:
     """Return a figure with its interval, without one where a single seed gives none."""
     if measured is None:
         return "-"
-    if math.isinf(measured.high):
+    if math.isinf(measured.low) or math.isinf(measured.high):
         return f"{measured.value:.5g}"
     return str(measured)
 

@@ -64,8 +64,9 @@ def race(
     the same seed and takes as many steps; runs of a seed follow each other, the order turned by one from seed to seed,
     so that a machine that slows down does so for all. At step 0 and every few epochs the same data are scored at the
     same noise. What an estimator is worth is told by the differences between runs of a seed (`Race.at_equal_steps`,
-    `Race.at_equal_time`, `Race.time_to`), whose intervals are over seeds; with three of them only differences of
-    several standard deviations count.
+    `Race.at_equal_time`, `Race.time_to`), whose intervals are over seeds and against the best, whichever it is
+    (`race_statistics.beside_the_best`); with three seeds only differences of several standard deviations count, and
+    among eight contenders hardly any: take five seeds or more, or fewer contenders.
 
     Where to be careful:
 

@@ -29,8 +29,8 @@ def training_race(race: Race, *, caveat: str | None = None) -> Figure:
     r"""The log p(x) of each contender against steps and against seconds of training, means over seeds.
 
     Pale lines are single runs; up to four contenders have bands, the 95% intervals of their means over seeds, which are
-    wide for few seeds: whether two contenders differ is told by differences within seeds (`Race.at_equal_steps`), which
-    can be clear where bands overlap. The dashed line is the target that was named before the race. A cross marks where
+    wide for few seeds: who is behind the best is told by differences within seeds (`Race.at_equal_steps`), which can be
+    clear where bands overlap. The dashed line is the target that was named before the race. A cross marks where
     a run failed, and the legend counts these; failed runs are in no mean. The start is cut off where it would flatten
     the rest.
 
