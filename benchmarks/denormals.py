@@ -25,7 +25,7 @@ BATCH, STEPS, ROUNDS = 128, 20, 15
 def main(folder: str) -> None:
     """Print the table."""
     run = OpenRun.at(folder)
-    x = DataOptions({}).open(run, "train").head(BATCH * STEPS)
+    x, *_ = DataOptions({}).open(run, "train").head(BATCH * STEPS)
     vae = run.vae
     with torch.no_grad():
         probs = vae.likelihood(vae.encode(x)).mean

@@ -10,6 +10,8 @@ A configuration is a tree, and the command line is its leaves: ``--likelihood.ne
 
 One rule governs what overrides what: **naming a class starts from that class's own defaults; an argument without a
 class changes what is there.** So ``--objective RenyiELBO`` never inherits the particles of the objective it replaces.
+A network belongs to the role, and not to the piece that plays it: a piece that takes the place of another keeps its
+networks unless they are named, so that ``--config article --likelihood Normal`` has the article's decoder.
 (The data sets are the arguments of one function, `ppl_vae.data.load`: ``--data MNIST`` keeps its other arguments.) A
 file says what differs from the preset ``digits``, and the command line what differs from the file.
 """
@@ -46,6 +48,7 @@ NOT_RECORDED = ("config", "out", "resume", "print_config")
 FIT_OBJECTS = frozenset(
     {"program", "data", "objective", "regularizer", "optimizer", "scheduler", "callbacks", "stop", "resume"}
 )
+_AT_HAND = "\0networks"  # of the piece that is replaced; no name that a file could hold
 OPTIONAL = ("regularizer", "scheduler")  # there may be none
 
 
@@ -217,10 +220,21 @@ def _overlay(base: Tree, tree: Tree) -> Tree:
     """`tree` over `base`: what names a class replaces what was there, what names none changes it."""
     merged = dict(base)
     for name, node in tree.items():
-        if isinstance(base.get(name), dict) and isinstance(node, dict) and "class" not in node:
-            node = _overlay(base[name], node)
+        before = base.get(name)
+        if isinstance(before, dict) and isinstance(node, dict) and "class" not in node:
+            node = _overlay(before, node)
+        elif isinstance(before, dict) and "class" in before and isinstance(node, dict | str):
+            node = _exchanged(before, node)
         merged[name] = node
     return merged
+
+
+def _exchanged(before: object, node: Tree | str) -> Tree:
+    """A piece, by name or with arguments, in the place of another, whose networks are kept at hand."""
+    node = {"class": node} if isinstance(node, str) else node
+    old = before if isinstance(before, dict) else {}
+    networks = {name: value for name, value in old.items() if isinstance(value, dict) and "class" in value}
+    return {_AT_HAND: old.get(_AT_HAND, {}) | networks, **node}
 
 
 def _resolve(tree: Tree, given: Mapping[str, str]) -> Tree:
@@ -278,15 +292,15 @@ def _resolve_piece(
     """
     if path in options:
         text = options.pop(path)
-        node = None if text == "null" else {"class": text}
+        node = None if text == "null" else _exchanged(node, text)
     elif isinstance(node, str):
         node = {"class": node}
     if node is None and optional and not any(option.startswith(f"{path}.") for option in options):
         return None
     if not isinstance(node, dict | None):
         raise ValueError(f"--{path} is {node!r}; expected a name, or 'class' and arguments")
-    values = {"class": default} | (node or {})
-    name = values.pop("class")
+    values: Tree = {"class": default} | (node or {})
+    name, at_hand = values.pop("class"), values.pop(_AT_HAND, {})
     if name is None:
         raise ValueError(
             f"--{path} has arguments but no class; choose one of {', '.join(kind.known)}, or an import path"
@@ -297,9 +311,8 @@ def _resolve_piece(
     resolved = {}
     for parameter, needed in schema.networks.items():
         below = f"{path}.{parameter}"
-        resolved[parameter] = _resolve_piece(
-            NETWORK, below, values.pop(parameter, None), options, DEFAULT_NETWORK, optional=not needed
-        )
+        network = values.pop(parameter, at_hand.get(parameter))
+        resolved[parameter] = _resolve_piece(NETWORK, below, network, options, DEFAULT_NETWORK, optional=not needed)
     resolved |= schema.complete(_take(schema, values, options))
     return {"class": name, **{parameter: resolved[parameter] for parameter in schema.order}}
 

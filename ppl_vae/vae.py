@@ -19,7 +19,7 @@ from pyro.distributions.util import is_validation_enabled
 from pyro.params import param_with_module_name
 from torch import Tensor, nn
 
-from ppl_vae._distributions import centre, check_same_space, innermost
+from ppl_vae._distributions import centre, check_same_space, describe, innermost
 from ppl_vae._piece_checks import (
     GivenPiece,
     bind_piece,
@@ -227,29 +227,38 @@ class VAE(nn.Module):
         """Hold training and validation data against the support of the likelihood.
 
         Returns:
-            The caveat that every figure must carry where data outside the support are accepted on request, else None.
+            The caveat that every figure must carry where data outside the support are accepted on request, or where
+            data that are all 0 or 1 are given a density; else None.
 
         Raises:
             ValueError: If data lie outside the support.
         """
         like = next(self.parameters(), torch.empty(0))
         with torch.no_grad(), evaluation_mode(self), untouched_random_state():
-            caveat = None
+            caveat, values = None, [False, False, False]  # 0, 1 and others that were seen
             z = torch.zeros(1, *self.latent_shape, device=like.device, dtype=like.dtype)
             y = None if self.y_shape is None else torch.zeros(1, *self.y_shape, device=z.device, dtype=z.dtype)
-            support = getattr(self.p_x(z, y), "support", None)
+            p_x = self.p_x(z, y)
+            support = getattr(p_x, "support", None)
             if support is None:
                 return None
             for split in (data.train, data.validation):
                 if innermost(support) is torch.distributions.constraints.real and not isinstance(split.x, Tensor):
                     continue  # read from disk, where loading has looked for NaN already
                 for x, *_ in split.batches(min(4096, len(split)), device=like.device) if len(split) else ():
+                    zero, one = x == 0, x == 1
+                    values = [
+                        a or bool(b)
+                        for a, b in zip(values, (zero.any(), one.any(), (~(zero | one)).any()), strict=True)
+                    ]
                     if support.check(x).all():
                         self._check_missing(x, y)
                         continue
                     if not (getattr(self.likelihood, "allow_grey", False) and ((x >= 0) & (x <= 1)).all()):
                         raise ValueError(outside_support(self.likelihood, support, x))
                     caveat = "grey values under a Bernoulli: the value is not a likelihood"
+        if values == [True, True, False] and not getattr(support, "is_discrete", False):
+            caveat = f"0/1 data under a {describe(p_x)}: the value is a density, which no probability is; use Bernoulli"
         return caveat
 
     def _check_missing(self, x: Tensor, y: Tensor | None) -> None:
@@ -258,8 +267,11 @@ class VAE(nn.Module):
         if not len(rows):
             return
         with pyro.validation_enabled(False):  # which would say of a parameter that it is NaN
-            q_z = self.q_z(rows, y)
-            finite = q_z.log_prob(q_z.sample()).isfinite().all()
+            try:
+                q_z = self.q_z(rows, y)
+                finite = bool(q_z.log_prob(q_z.sample()).isfinite().all())
+            except (RuntimeError, ValueError):  # torch draws from no normal whose scale is NaN
+                finite = False
         if not finite:
             raise ValueError(
                 "the data have missing values (NaN), which the posterior's network does not take; put its network into "

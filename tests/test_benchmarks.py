@@ -15,10 +15,12 @@ import pytest
 import torch
 
 import ppl_vae as pv
+from ppl_vae import cli
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import denormals  # noqa: E402
 import levels_race  # noqa: E402
 import peers  # noqa: E402
 import report  # noqa: E402
@@ -234,3 +236,17 @@ def test_the_rules_for_a_race_agree_where_nothing_is_chosen():
     assert all(min(c.hsu.covered, c.after.covered) > 0.9 for c in cells)
     equal = levels_race.cell("all equal", "independent", noises["independent"], 12, 3, 500, rng)
     assert equal.hsu.behind > 0.3 > 0.05 > equal.after.behind
+
+
+def test_denormals_are_timed_on_a_run_of_the_command_line(tmp_path, monkeypatch, capsys):
+    for name, value in {"BATCH": 8, "STEPS": 2, "ROUNDS": 2}.items():
+        monkeypatch.setattr(denormals, name, value)
+    folder = str(tmp_path / "run")
+    assert cli.main(["train", "--epochs", "1", "--likelihood.network.hidden", "[4]", "--out", folder]) == 0
+    capsys.readouterr()
+    try:
+        denormals.main(folder)
+    finally:
+        torch.set_flush_denormal(False)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["denormal probabilities", "as they are", "flushed"]

@@ -110,11 +110,40 @@ def test_another_class_gets_its_own_defaults_and_nothing_of_the_class_it_replace
     assert parse(["--config", seven, "--objective", "MeanFieldELBO"]).values["objective"]["num_particles"] == 1
 
 
-def test_another_class_over_a_saved_configuration_gets_its_own_defaults(config_file):
+def test_another_class_over_a_saved_configuration_gets_its_own_defaults_and_keeps_the_network(config_file):
     saved = config_file(parse(["--objective.num_particles", "7", "--likelihood.network.hidden", "[5]"]).to_yaml())
     values = parse(["--config", saved, "--objective", "Trace_ELBO", "--likelihood", "Normal"]).values
     assert values["objective"]["num_particles"] == 1
-    assert tuple(values["likelihood"]["network"]["hidden"]) == networks.MLP().hidden
+    assert (values["likelihood"]["network"]["hidden"], values["likelihood"]["scale"]) == ([5], 1.0)
+
+
+@pytest.mark.parametrize("role", ["likelihood", "posterior"])
+def test_a_piece_exchanged_keeps_the_network_of_its_role(role, config_file):
+    other = {"likelihood": "Normal", "posterior": "FullCovarianceNormal"}[role]
+    article = parse(["--config", "article"]).values[role]["network"]
+    assert article["hidden"] in ([150, 300, 500], [500, 300, 150])
+    argv = ["--config", "article", f"--{role}", other]
+    assert parse(argv).values[role]["network"] == article
+    assert Config.from_yaml(parse(argv).to_yaml()).to_yaml() == parse(argv).to_yaml()
+    changed = parse([*argv, f"--{role}.network.hidden", "[7]"]).values[role]["network"]
+    assert changed == {**article, "hidden": [7]}
+    named = parse([*argv, f"--{role}.network", "MLP"]).values[role]["network"]
+    assert (tuple(named["hidden"]), named["activation"]) == (networks.MLP().hidden, networks.MLP().activation)
+    # by a file over the preset digits, and by an option over that file
+    digits = parse([]).values[role]["network"]
+    mine = config_file(f"{role}: {{class: {other}, floor: 0.01}}")
+    assert parse(["--config", mine]).values[role]["network"] == digits
+    third = {"likelihood": "Laplace", "posterior": "Laplace"}[role]
+    assert parse(["--config", mine, f"--{role}", third]).values[role]["network"] == digits
+
+
+def test_a_network_goes_with_no_piece_that_has_none_by_that_name():
+    values = parse(["--posterior", "TwoLevel", "--posterior.top_dim", "1"]).values["posterior"]
+    assert values["network"] == parse([]).values["posterior"]["network"]
+    assert tuple(values["top_network"]["hidden"]) == networks.MLP().hidden
+    assert "network" not in parse(["--prior", "MixtureOfNormals"]).values["prior"]
+    with pytest.raises(ValueError, match="network"):
+        parse(["--prior", "MixtureOfNormals", "--prior.network", "MLP"])
 
 
 def test_naming_the_class_that_is_there_already_starts_from_its_defaults_too(config_file):
@@ -158,7 +187,7 @@ def test_a_file_says_what_differs_from_digits(config_file):
     assert values["epochs"] == 3
     assert values["posterior"] == {**digits["posterior"], "scale": "std"}
     assert values["likelihood"]["class"] == "Normal"
-    assert tuple(values["likelihood"]["network"]["hidden"]) == networks.MLP().hidden
+    assert values["likelihood"]["network"] == digits["likelihood"]["network"]
     assert values["data"] == digits["data"]
 
 
@@ -331,7 +360,7 @@ def test_a_foreign_class_by_import_path_unannotated(foreign):
     config = parse([*argv, "--likelihood.network.hidden", "[7]"])
     piece = config.build_vae((1, 8, 8)).likelihood
     assert (piece.width, piece.scale, piece.label) == (3, 0.1, "plain")
-    assert piece.factory == networks.MLP([7])
+    assert piece.factory == networks.MLP([7], activation="tanh")
     assert config.values["likelihood"]["class"] == "foreign_pieces.Laplace"
     assert Config.from_yaml(config.to_yaml()).to_yaml() == config.to_yaml()
 

@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import zoo
 from scipy import stats
 from torch import Tensor, nn
 
@@ -558,3 +559,19 @@ def test_an_encoder_without_a_place_for_missing_values_is_named():
     sphere["likelihood"] = Mixed(["real", "real"])
     with pytest.raises(ValueError, match=r"networks\.TableEncoder, which fills them"):
         VAE(table, **sphere, posterior=posteriors.PowerSpherical(MLP([4]))).check_support(table)
+
+
+@pytest.mark.parametrize("entry", zoo.POSTERIORS, ids=lambda entry: entry.name)
+def test_missing_values_under_a_posterior_that_does_not_take_them(entry: zoo.Posterior) -> None:
+    """Its own draws may fail before they can be scored, as a normal whose scale is NaN does."""
+    rows = torch.rand(20, 4)
+    rows[3, 1] = rows[7, 0] = math.nan
+    table = Dataset("table", Split((rows,)), Split((rows[:0],)), Split((rows[:2],)))
+    prior = zoo.goes_with(entry, zoo.PRIORS)
+    vae = VAE(table, prior=prior.make(2), likelihood=Mixed("real"), posterior=entry.make(MLP([5])))
+    with pytest.raises(ValueError, match=r"missing values \(NaN\), which the posterior's network does not take"):
+        pv.fit(vae, table, epochs=1, batch_size=5, objective=pyro.infer.Trace_ELBO())
+    filled = VAE(
+        table, prior=prior.make(2), likelihood=Mixed("real"), posterior=entry.make(TableEncoder(["real"] * 4, MLP([5])))
+    )
+    assert filled.check_support(table) is None

@@ -834,6 +834,26 @@ def test_binary_data_under_a_bernoulli() -> None:
     assert make(likelihood=likelihoods.Bernoulli(MLP([3]), allow_grey=True)).check_support(dataset(binary())) is None
 
 
+@pytest.mark.parametrize(
+    ("piece", "name"),
+    [
+        (likelihoods.Normal, "Normal"),
+        (likelihoods.Laplace, "Laplace"),
+        (likelihoods.StudentT, "StudentT"),
+        (likelihoods.OptimalSigmaNormal, "Normal"),
+        (likelihoods.ContinuousBernoulli, "ContinuousBernoulli"),
+    ],
+)
+def test_binary_data_under_a_density(piece: Any, name: str) -> None:
+    said = f"0/1 data under a {name}: the value is a density, which no probability is; use Bernoulli"
+    vae = make(likelihood=piece(MLP([3])))
+    assert vae.check_support(dataset(binary())) == said
+    assert vae.check_support(dataset(torch.rand(8, *SHAPE))) is None
+    assert vae.check_support(dataset(binary(), torch.rand(8, *SHAPE))) is None
+    assert vae.check_support(dataset(torch.zeros(8, *SHAPE))) is None  # one value is no sign of bits
+    assert make(likelihood=likelihoods.DiscretizedLogistic(MLP([3]), bins=2)).check_support(dataset(binary())) is None
+
+
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_grey_data_under_a_bernoulli(split: str) -> None:
     grey = torch.rand(8, *SHAPE)
