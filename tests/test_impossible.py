@@ -16,6 +16,7 @@ from torch.distributions.kl import register_kl
 
 import ppl_vae
 from ppl_vae import VAE, data, fit, likelihoods, networks, objectives, posteriors, priors
+from ppl_vae.distributions.full_normal import FullNormal
 from ppl_vae.evaluation import Evidence, evaluate
 from ppl_vae.evaluation.report import _refuse_above_zero
 from ppl_vae.objectives import sample_log_weights
@@ -214,3 +215,26 @@ def test_nan_is_left_to_what_looks_for_it(digits) -> None:
     log_weights = sample_log_weights(vae.model, vae.guide, digits.train.x[:4], num_particles=3)
     broken = replace(log_weights, log_q={"z": log_weights.log_q["z"] * math.nan})
     assert strange(log_weights) == strange(broken) == (None, None)
+
+
+def test_a_posterior_too_ill_conditioned_for_its_floats_is_an_alarm(digits) -> None:
+    """Its ELBO is right, from the noise of its own draws; what scores a rounded z is not."""
+
+    class Steep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = nn.Linear(64, 2)
+
+        def forward(self, x: Tensor) -> Any:
+            factor = torch.tensor([[3.0, 0.0], [3e4, 1e-3]]).to(x)
+            return FullNormal(self.network(x.flatten(1)), factor.expand(len(x), 2, 2))
+
+    torch.manual_seed(0)
+    vae = make(digits, Steep())
+    log_weights = sample_log_weights(vae.model, vae.guide, digits.train.x[:64], num_particles=16)
+    wrong, alarm = strange(log_weights)
+    assert wrong is None
+    assert alarm is not None
+    assert "lost its digits in torch.float32" in alarm
+    vae = vae.double()
+    assert strange(sample_log_weights(vae.model, vae.guide, digits.train.x[:64].double(), num_particles=16))[1] is None

@@ -240,18 +240,20 @@ def draws_of(
     The noise comes from the global generator, and is the same for any normals at the same seed.
     """
     q = normals_of(densities, x, posterior)
-    any_q = densities.posterior(x) if q is None else q.distribution()
-    kl = closed_form_kl(densities, any_q if q is None else q)
+    any_q: Any = densities.posterior(x) if q is None else q
+    kl = closed_form_kl(densities, any_q)
     log_lik = torch.empty(num_samples, len(x), dtype=torch.float64, device=x.device)
     log_ratio = torch.empty_like(log_lik)
     for k in particle_blocks(num_samples, x, max_bytes):
         size = k.stop - k.start
         if q is None:
             z = any_q.sample((size,))
+            log_q = any_q.log_prob(z).double()
         else:
-            z = q.at(torch.randn(size, *q.loc.shape, dtype=q.loc.dtype, device=q.loc.device))
+            noise = torch.randn(size, *q.loc.shape, dtype=q.loc.dtype, device=q.loc.device)
+            z, log_q = q.at(noise), q.log_prob_at(noise)
         log_lik[k] = densities.log_likelihood(x, z).double()
-        log_ratio[k] = (any_q.log_prob(z) - densities.log_prior(x, z)).double()
+        log_ratio[k] = log_q - densities.log_prior(x, z).double()
     return _controlled(log_lik, log_ratio, kl), kl, log_ratio
 
 

@@ -72,6 +72,11 @@ class Normals:
             return self.loc + self.scale * noise
         return self.loc + (self.scale @ noise.expand(len(noise), *self.loc.shape).unsqueeze(-1)).squeeze(-1)
 
+    def log_prob_at(self, noise: Tensor) -> Tensor:
+        """Return log q of the z that noise (K, n, d) gives, (K, n), in float64: z has lost digits of narrow scales."""
+        squares = noise.double().square().sum(-1)
+        return -0.5 * (squares + self.latent_dim * math.log(2 * math.pi)) - self.log_det()
+
     def whitened(self, z: Tensor) -> Tensor:
         """Return the noise that gives z, (K, n, d)."""
         if self.diagonal:

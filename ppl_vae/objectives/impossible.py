@@ -17,12 +17,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ppl_vae._distributions import describe, innermost
-from ppl_vae.objectives.log_weights import LogWeights
+from ppl_vae.objectives.log_weights import LogWeights, particle_dim, to_particles
 
 CHANCE = 40.0  # t, nats of a batch: e^-40 = 4e-18
 _ROUNDING = 0.1  # nats of a datum: of the sum of ten thousand pixels in float32 some hundredths are rounding
+_DIGITS = 0.1  # nats of a datum that the rounding of z may cost
 _SIGMAS = 6.0  # between a sampled and an analytic KL, over n * K draws
 
 
@@ -106,7 +108,10 @@ def impossible(
 
 @torch.no_grad()
 def strange(log_weights: LogWeights) -> tuple[str | None, str | None]:
-    """Return what is impossible about some log-weights, and what is as good as: a sampled KL far from the analytic one.
+    """Return what is impossible about some log-weights, and what is an alarm.
+
+    Alarms are a sampled KL far from the analytic one, and a draw whose density, scored from what it was made of, is
+    another than that at the draw itself: the floats of z do not hold what was drawn.
 
     Args:
         log_weights: Of K particles, the more the better.
@@ -120,16 +125,38 @@ def strange(log_weights: LogWeights) -> tuple[str | None, str | None]:
     )
     if worst is not None:
         return worst, None
+    return None, _far_from_analytic(log_weights, kl) or _lost_digits(log_weights)
+
+
+def _lost_digits(log_weights: LogWeights) -> str | None:
+    """What is lost where q scores a given z, as importance sampling, DReG and the aggregate posterior let it."""
+    for name, q in log_weights.posterior.items():
+        try:
+            again = q.log_prob(log_weights.z[name].clone())
+        except NotImplementedError:  # it scores its own draws alone
+            continue
+        again = to_particles(again, log_weights.num_particles, particle_dim(again.shape, log_weights.num_particles))
+        off = float((again - log_weights.log_q[name]).double().abs().mean())
+        if off > _DIGITS:
+            return (
+                f"a z drawn from the posterior {describe(q)} has lost its digits in {again.dtype}: its density at the "
+                f"rounded z is {off:.2g} nats from that of what was drawn, so that figures that score a given z "
+                "(importance sampling, DReG, the aggregate posterior) are wrong by as much; use float64, vae.double()"
+            )
+    return None
+
+
+def _far_from_analytic(log_weights: LogWeights, kl: Tensor) -> str | None:
     try:
         analytic = log_weights.analytic_kl().double()
     except NotImplementedError:
-        return None, None
+        return None
     difference = (kl - analytic).mean(1)  # of each particle
     sampled, error = difference.mean(), difference.std() / len(difference) ** 0.5
     slack = _SIGMAS * error + 1e-3 * (1 + analytic.abs().mean())
     if len(difference) < 2 or bool(sampled.abs() <= slack):
-        return None, None
-    return None, (
+        return None
+    return (
         f"the sampled KL(q(z|x) || p(z)), {kl.mean():.5g} nats per datum, is {sampled:+.4g} from the analytic one "
         f"(standard error {error:.2g}): one of the two densities, or their KL, is wrong"
     )
