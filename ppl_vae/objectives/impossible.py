@@ -90,18 +90,18 @@ def impossible(
     if limits.likelihood is not None and log_likelihood is not None and log_likelihood > _ROUNDING:
         return (
             f"log p(x|z) is {log_likelihood:.5g} nats per datum, and of discrete data it is at most 0: the likelihood "
-            f"{limits.likelihood} is no probability; ppl_vae.check looks at it"
+            f"{limits.likelihood} is no probability"
         )
     if limits.latents is not None and kl is not None and -kl * size > CHANCE:
         q, p = limits.latents
         return (
             f"the sampled KL(q(z|x) || p(z)) is {kl:.5g} nats per datum, below 0 by more than chance: the posterior "
-            f"{q} or the prior {p} does not score what was drawn; ppl_vae.check looks at each"
+            f"{q} or the prior {p} does not score what was drawn"
         )
     if limits.likelihood is not None and limits.lower and bound is not None and bound * size > CHANCE:
         return (
             f"the bound is {bound:.5g} nats per datum, and log p(x) of discrete data is at most 0: some weights "
-            "p(x, z) / q(z|x) are of a z that was not drawn; ppl_vae.check looks at the densities"
+            "p(x, z) / q(z|x) are of a z that was not drawn"
         )
     return None
 

@@ -24,6 +24,7 @@ from ppl_vae.training.state import DivergedError, TrainingState, diagnose
 from ppl_vae.vae import VAE
 
 CHECK_EVERY = 100  # steps between two looks at the losses: the way back to a good state is never longer
+_CHECK = "ppl_vae.check looks at each density"
 MONITOR = "validation_elbo"
 
 
@@ -58,7 +59,7 @@ class Loop:
                 first = self.svi.backward(*batch)
                 self.limits = first.limits
                 if term := impossible_in(first, len(batch[0])):
-                    raise ValueError(f"the first batch has a figure that no model gives: {term}")
+                    raise ValueError(f"the first batch has a figure that no model gives: {term}; {_CHECK}")
                 if all(parameter.grad is None for parameter in self.svi.parameters.values()):
                     raise ValueError(
                         "the objective depends on no parameter that requires a gradient; register networks with "
@@ -134,7 +135,7 @@ class Loop:
                     raise diagnose(state, good, self.train, self.batch_size, self.result.device)
                 if found := state.impossible(self.limits, len(self.train), self.batch_size):
                     state.restore(good)
-                    raise DivergedError(state.epoch + 1, *found, good)
+                    raise DivergedError(state.epoch + 1, *found, good, _CHECK)
                 if state.step < self.steps:  # the next epoch takes its own
                     good = state.capture()
                 self._report(time.perf_counter() - began, state.step - first)
@@ -147,7 +148,7 @@ class Loop:
         record = self._make_record(len(order) / (time.perf_counter() - began))
         if self._wrong is not None:
             state.restore(good)
-            raise DivergedError(state.epoch + 1, self.steps, f"on validation data {self._wrong}", good)
+            raise DivergedError(state.epoch + 1, self.steps, f"on validation data {self._wrong}", good, _CHECK)
         self.result.history.append(record)
         self._schedule(record)
         self._stop_early(record)

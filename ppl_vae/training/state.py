@@ -17,6 +17,9 @@ from ppl_vae.objectives.losses import BatchLoss
 from ppl_vae.svi import SVI
 
 
+_SLOWER = "lower the learning rate, or clip the gradient (clip_norm)"
+
+
 class DivergedError(RuntimeError):
     """A loss or a gradient that is not finite, or a figure that no model gives (a bound above 0 for discrete data).
 
@@ -29,11 +32,10 @@ class DivergedError(RuntimeError):
         good_state: The last good state, as `ppl_vae.checkpoints.save` writes it.
     """
 
-    def __init__(self, epoch: int, step: int, term: str, good_state: dict[str, Any]) -> None:
+    def __init__(self, epoch: int, step: int, term: str, good_state: dict[str, Any], fix: str = _SLOWER) -> None:
         super().__init__(
             f"training diverged at step {step} of epoch {epoch}: {term}; the parameters are back at step "
-            f"{good_state['step']} of epoch {good_state['epoch'] + 1}: lower the learning rate, or clip the gradient "
-            "(clip_norm)"
+            f"{good_state['step']} of epoch {good_state['epoch'] + 1}: {fix}"
         )
         self.epoch = epoch
         self.step = step
