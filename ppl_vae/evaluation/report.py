@@ -295,7 +295,7 @@ def _look(vae: VAE, x: Tensor, y: Tensor | None, seed: int) -> tuple[list[str], 
     wrong, alarm = strange(log_weights)
     if wrong is not None:
         raise ValueError(
-            f"evaluate was given a model with a figure that no model gives: {wrong}; ppl_vae.check looks at each density"
+            f"evaluate: the model has a figure that no model gives: {wrong}; ppl_vae.check looks at each density"
         )
     return [] if alarm is None else [alarm], limits_of(log_weights).likelihood is not None
 

@@ -84,7 +84,7 @@ def impossible(
 
     Example:
         >>> impossible(Limits(latents=("FullNormal", "Normal")), 128, log_likelihood=-90.0, kl=20.0, bound=-110.0)
-        >>> impossible(Limits(latents=("Mine", "Normal")), 128, log_likelihood=-90.0, kl=-2.0, bound=-88.0)[:84]
+        >>> impossible(Limits(latents=("Mine", "Normal")), 128, log_likelihood=-90.0, kl=-2.0, bound=-88.0)[:85]
         'the sampled KL(q(z|x) || p(z)) is -2 nats per datum, below 0 by more than chance: the'
     """
     if limits.likelihood is not None and log_likelihood is not None and log_likelihood > _ROUNDING:

@@ -16,7 +16,6 @@ from ppl_vae.objectives.impossible import Limits, impossible
 from ppl_vae.objectives.losses import BatchLoss
 from ppl_vae.svi import SVI
 
-
 _SLOWER = "lower the learning rate, or clip the gradient (clip_norm)"
 
 
