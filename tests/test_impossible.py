@@ -178,6 +178,8 @@ def test_a_wrong_density_that_chance_could_give_is_an_alarm(digits) -> None:
     found = evaluate(vae, digits.test, size=64, gap_size=0, importance_size=0, imputation_size=0)
     assert [note for note in found.notes if "from the analytic one" in note and "+0.1" in note]
     assert ppl_vae.check(vae, digits).wrong
+    with pytest.warns(UserWarning, match=r"\+0\.1.* from the analytic one"):
+        fit(vae, digits, epochs=1)
     right = evaluate(make(digits), digits.test, size=64, gap_size=0, importance_size=0, imputation_size=0)
     assert not [note for note in right.notes if "analytic" in note]
 

@@ -128,6 +128,21 @@ def strange(log_weights: LogWeights) -> tuple[str | None, str | None]:
     return None, _far_from_analytic(log_weights, kl) or _lost_digits(log_weights)
 
 
+@torch.no_grad()
+def alarm_of(q: Any, p: Any, num_draws: int = 32) -> str | None:
+    """Return the alarm of `strange` for one posterior and its prior, without any data being decoded.
+
+    Args:
+        q: q(z|x), batch shape (n,).
+        p: p(z), batch shape () or (n,).
+        num_draws: K.
+    """
+    z = q.sample((num_draws,))
+    log_q, log_p = q.log_prob(z), p.log_prob(z)
+    weights = LogWeights(torch.zeros_like(log_q), {"z": log_p}, {"z": log_q}, {"z": z}, {"z": p}, {"z": q}, {})
+    return strange(weights)[1]
+
+
 def _lost_digits(log_weights: LogWeights) -> str | None:
     """What is lost where q scores a given z, as importance sampling, DReG and the aggregate posterior let it."""
     for name, q in log_weights.posterior.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
-from ppl_vae.objectives.impossible import Limits, impossible
+from ppl_vae.objectives.impossible import Limits, alarm_of, impossible
 from ppl_vae.objectives.losses import BatchLoss
 from ppl_vae.svi import SVI
 from ppl_vae.training.run import Callback, Progress, Run
@@ -52,10 +53,13 @@ class Loop:
     def rehearse(self) -> None:
         """Run everything once under full validation, moving no state, so that what cannot work is refused now."""
         with untouched_random_state(), evaluation_mode(*self.modules), self._batch_norm_checked():
-            if isinstance(self.result.program, VAE):
-                self.result.caveat = self.result.program.check_support(self.result.data)
+            batch = next(self.train.batches(self.batch_size, device=self.result.device))
+            if isinstance(vae := self.result.program, VAE):
+                self.result.caveat = vae.check_support(self.result.data)
+                y = batch[1:2]
+                if alarm := alarm_of(vae.q_z(batch[0], *y), vae.p_z(*y)):
+                    warnings.warn(alarm, stacklevel=3)
             with pyro.validation_enabled():
-                batch = next(self.train.batches(self.batch_size, device=self.result.device))
                 first = self.svi.backward(*batch)
                 self.limits = first.limits
                 if term := impossible_in(first, len(batch[0])):
