@@ -148,7 +148,9 @@ def pool_of(vae: VAE, x: Tensor, k: int) -> Pool:
         for name, objective in chosen.items():
             leaf = output.detach().repeat(size, 1).requires_grad_()
             torch.manual_seed(seed)
-            weights = objectives.sample_log_weights(vae.model, guide_of(leaf), x.repeat(size, 1), num_particles=k)
+            weights = objectives.sample_log_weights(
+                vae.model, guide_of(leaf), x.repeat(size, *(1,) * (x.dim() - 1)), num_particles=k
+            )
             (gradient,) = torch.autograd.grad(objective(weights).surrogate.sum(), leaf)
             found[name].append(gradient.reshape(size, -1) @ directions)
         left.append(weights.normalized.double().sort(0).values[:-1].sum(0).reshape(size, -1))
