@@ -8,7 +8,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-_REPLICATES, _EFFECTIVE = 20, 5  # that one direction asks for
+_MOST = 8  # directions; and what one of them asks for:
+_REPLICATES, _DEVIATIONS, _TIES = 20, 5, 8
 _CERTAIN = 0.01  # where the tails are too heavy for Hotelling's test, the level at which a bias can still be claimed
 
 
@@ -19,22 +20,23 @@ def zero_bias_p(projected: Tensor, reference: Tensor, tolerance: float, ties: fl
 
     .. math::
         \frac{R - p}{p (R - 1)} \, R \, \bar d^\top S^{-1} \bar d \sim F(p, \nu - p), \qquad
-        \nu = \min(R, 2 R / (\kappa - 1)).
+        \nu = \min(R, 2 R / (\kappa - 1), n_w).
 
-    Sums of entries whose biases cancel say nothing; random signs make them add up. :math:`\nu` are Satterthwaite's
-    degrees of freedom of a variance from R draws of kurtosis :math:`\kappa`, R for normal ones. The test is right for
-    normal differences, and for others the more wrong the more directions it takes: where a rare event carries the
-    mean, sixteen directions of a hundred replicates nearly always reject what is true. So it takes no more than
+    Sums of entries whose biases cancel say nothing; random signs make them add up. The test is right for normal
+    differences (with R for :math:`\nu`), and for others the more wrong the more directions it takes: where a rare event
+    carries the mean, sixteen directions of a hundred replicates nearly always reject what is true. So it takes no more
+    than
 
     .. math::
-        p = \min\Big(16, \; \frac{R}{20}, \; \frac{n_d}{5}, \; \frac{n_w}{5}\Big) \text{ rounded down}, \qquad
+        p = \min\Big(8, \; \frac{R}{20}, \; \frac{n_d}{5}, \; \frac{n_w}{8}\Big) \text{ rounded down}, \qquad
         n = \frac{(\sum_r s_r)^2}{\sum_r s_r^2},
 
     where n is the number of replicates that a sum effectively rests on: :math:`n_d` of the squared deviations
     :math:`(d_r - \bar d)^2`, in the worst direction, that is :math:`R / \kappa`; :math:`n_w` of what is common to
     several particles' weights, `ties`. The second is for the event that no replicate has shown, of which differences
     tell nothing: where one weight is nearly all in most draws, a mean (DReG's, against IWAE's) is carried by the few
-    draws in which two tie.
+    draws in which two tie. :math:`\nu` is no more than :math:`n_w`, nor than Satterthwaite's degrees of freedom of a
+    variance from R draws of the worst direction's kurtosis :math:`\kappa`.
 
     Where no direction is left, a bias is claimed only if no rare event could explain it, else there is no p-value:
     an event of probability :math:`q = \log(1/\alpha) / R` is seen in no replicate with probability :math:`\alpha`, and
@@ -81,7 +83,8 @@ def zero_bias_p(projected: Tensor, reference: Tensor, tolerance: float, ties: fl
     squares = (difference - difference.mean(0)).square()
     squares = squares[:, squares.mean(0) > rounding]
     effective = float(effective_number(squares).min()) if squares.numel() else replicates
-    directions = int(min(difference.shape[1], replicates / _REPLICATES, effective / _EFFECTIVE, ties / _EFFECTIVE))
+    bearable = min(replicates / _REPLICATES, effective / _DEVIATIONS, ties / _TIES)
+    directions = int(min(difference.shape[1], _MOST, bearable))
     if not directions:
         return _beyond_rare_events(difference, projected.abs().amax(0) + reference.abs().amax(0))
     difference = difference[:, :directions]
@@ -96,6 +99,7 @@ def zero_bias_p(projected: Tensor, reference: Tensor, tolerance: float, ties: fl
         return 1.0
     t_squared = replicates * float((along[varies] / values[varies]).sum())
     freedom = replicates if 3 * effective >= replicates else 2 / (1 / effective - 1 / replicates)
+    freedom = min(freedom, ties)
     return float(stats.f.sf((replicates - p) / (p * (replicates - 1)) * t_squared, p, freedom - p))
 
 
