@@ -200,12 +200,12 @@ def straight_through(replicates: int, repeats: int) -> Count:
     """Bits relaxed on the way back, against the sum over all states, by `compare` from the start to the end."""
     torch.manual_seed(0)
     vae = VAE(
-        (8,),
-        prior=priors.BernoulliVector(4),
-        likelihood=likelihoods.Bernoulli(networks.MLP([6])),
-        posterior=posteriors.BernoulliVector(networks.MLP([6])),
+        (16,),
+        prior=priors.BernoulliVector(6),
+        likelihood=likelihoods.Bernoulli(networks.MLP([HIDDEN])),
+        posterior=posteriors.BernoulliVector(networks.MLP([HIDDEN])),
     )
-    x = torch.bernoulli(torch.full((4, 8), 0.5))
+    x = torch.bernoulli(torch.full((BATCH, 16), 0.5))
     values = []
     for seed in range(repeats):
         found = ppl_vae.compare(
@@ -262,11 +262,12 @@ def report(counts: list[Count], power: list[Count], straight: list[Count], minut
     yield "straight-through gradient of `GumbelSoftmaxELBO` against `EnumeratedELBO`'s, by `compare` from start to end"
     yield f"({straight[0].repeats} runs each)."
     yield ""
-    yield "| cell | R | p-value | " + " | ".join(f"below {level:g}" for level in LEVELS) + " |"
-    yield "|---|---|---|" + "---|" * len(LEVELS)
+    yield "| cell | R | before, 5% | p-value | " + " | ".join(f"below {level:g}" for level in LEVELS) + " |"
+    yield "|---|---|---|---|" + "---|" * len(LEVELS)
     for c in (*power, *straight):
         shares = " | ".join(f"{hits / c.repeats:.2f}" for hits in c.below)
-        yield f"| {c.cell} | {c.replicates:,} | {c.given / c.repeats:.2f} | {shares} |"
+        before = "-" if math.isnan(c.before) else f"{c.before:.2f}"
+        yield f"| {c.cell} | {c.replicates:,} | {before} | {c.given / c.repeats:.2f} | {shares} |"
 
 
 def lower(hits: int, repeats: int) -> float:

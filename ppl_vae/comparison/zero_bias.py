@@ -9,7 +9,7 @@ from scipy import stats
 from torch import Tensor
 
 _MOST = 8  # directions; and what one of them asks for:
-_REPLICATES, _DEVIATIONS, _TIES = 20, 5, 8
+_REPLICATES, _DEVIATIONS, _TIES = 10, 3, 8
 _CERTAIN = 0.01  # where the tails are too heavy for Hotelling's test, the level at which a bias can still be claimed
 
 
@@ -28,7 +28,7 @@ def zero_bias_p(projected: Tensor, reference: Tensor, tolerance: float, ties: fl
     than
 
     .. math::
-        p = \min\Big(8, \; \frac{R}{20}, \; \frac{n_d}{5}, \; \frac{n_w}{8}\Big) \text{ rounded down}, \qquad
+        p = \min\Big(8, \; \frac{R}{10}, \; \frac{n_d}{3}, \; \frac{n_w}{8}\Big) \text{ rounded down}, \qquad
         n = \frac{(\sum_r s_r)^2}{\sum_r s_r^2},
 
     where n is the number of replicates that a sum effectively rests on: :math:`n_d` of the squared deviations
