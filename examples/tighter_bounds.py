@@ -254,7 +254,7 @@ def sentences(model: Gaussian, rows: Sequence[Row], of_k: Sequence[Gap], still: 
     )
     for name in ("DReG", "IWAESTL"):
         tested = [(r.num_particles, r.blocks["encoder"]) for r in rows if r.name == name and r.num_particles > 1]
-        p = min(1.0, min(len(tested) * float(block.bias_p or 0.0) for _, block in tested))
+        p = min(1.0, min((len(tested) * b.bias_p for _, b in tested if b.bias_p is not None), default=1.0))
         verdict = "is biased against" if p < 0.01 else "shows no bias against"
         k, found = tested[len(tested) // 2]
         (own,) = (r.blocks["encoder"] for r in rows if (r.name, r.num_particles) == ("IWAE", k))

@@ -54,7 +54,8 @@ def compare(
 
     **Says nothing of training**: an estimator that is good here may lead elsewhere; and a ranking at initialisation may
     turn round at the end (STL's noise vanishes only near the true posterior). A heavy tail, of importance weights at
-    large K or of CUBO, is seen only as far as R replicates reach. A learned baseline is as good as the one given.
+    large K or of CUBO, is seen only as far as R replicates reach; where it forbids a claim of bias, none is made
+    (`Block.bias_unclear`; `zero_bias` has the rule). A learned baseline is as good as the one given.
 
     **Slow** for large batches: time is (estimators) x (R + 160) steps. Steps run as captured graphs where they can be;
     `Row.why_eager` says why one does not.
@@ -130,6 +131,7 @@ def compare(
         machine=_machine(leaf),
         seconds=time.perf_counter() - began,
         notes=tuple(dict.fromkeys(notes)),
+        split_size=len(data) if isinstance(data, Split) and len(data) > len(batch.x) else None,
     )
 
 

@@ -10,11 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from scipy import stats
 from torch import Tensor
 
 from ppl_vae._interval import Interval
 from ppl_vae.comparison.contenders import Undefined
 from ppl_vae.comparison.slopes import Slope, slopes_of
+
+
+def t_quantile(replicates: int) -> float:
+    """Return how many standard errors over R replicates a 95% interval reaches either way: Student's, of R - 1."""
+    return float(stats.t.ppf(0.975, replicates - 1))
 
 
 class Measured(NamedTuple):
@@ -53,7 +59,9 @@ class Block:
             not taken out; figures near it say little.
         bias: :math:`\lVert \mathbb E (g - g_\mathrm{ref}) \rVert`, from paired replicates, with the noise taken out;
             None where there is no reference.
-        bias_p: The p-value of "no bias", from random projections of the paired differences.
+        bias_p: The p-value of "no bias", from random projections of the paired differences; None where there is no
+            reference, or `bias_unclear` says why nothing can be claimed.
+        bias_unclear: Why neither a bias nor its absence can be claimed, None where one can.
         cosine: Between the mean gradient and the reference's.
         is_reference: Whether the gradient is the reference's in every replicate, up to rounding.
         minibatch_variance: What other data would add to `variance`: :math:`\mathrm{tr} \, \mathrm{Cov}_x(\mathbb
@@ -74,6 +82,7 @@ class Block:
     bias_p: float | None = None
     cosine: Measured | None = None
     is_reference: bool = False
+    bias_unclear: str | None = None
     minibatch_variance: Measured | None = None
     seconds_to_tenth: Measured | None = None
     resampled: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
@@ -145,6 +154,7 @@ class Comparison:
         machine: Device, torch version, threads, number type.
         seconds: What the whole took.
         notes: What a reader must know; sentences.
+        split_size: How many data the split has of which the batch is the first few; None for a batch that is all.
     """
 
     rows: tuple[Row, ...]
@@ -156,9 +166,15 @@ class Comparison:
     machine: Mapping[str, Any]
     seconds: float
     notes: tuple[str, ...] = ()
+    split_size: int | None = None
 
     def __str__(self) -> str:
         return self.table()
+
+    @property
+    def where(self) -> str:
+        """``"on the first 8 of 297 data"``, or nothing where the batch is all there is."""
+        return f"on the first {self.data_shape[0]:,} of {self.split_size:,} data" if self.split_size else ""
 
     def row(self, name: str, num_particles: int) -> Row:
         """Return one estimator's row.
@@ -196,6 +212,7 @@ class Comparison:
             "replicates": self.replicates,
             "seed": self.seed,
             "data_shape": list(self.data_shape),
+            "split_size": self.split_size,
             "machine": dict(self.machine),
             "seconds": self.seconds,
             "slopes": [_plain(vars(slope)) for slope in self.slopes()],

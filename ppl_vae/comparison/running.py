@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from pyro.infer import Trace_ELBO, TraceGraph_ELBO
 from torch import Tensor
 
 from ppl_vae.comparison.batch import Batch
 from ppl_vae.comparison.blocks import Parameters
 from ppl_vae.comparison.contenders import Contender, contenders
-from ppl_vae.comparison.figures import Figures, block_of, effective_sample_size, value_of
+from ppl_vae.comparison.figures import Figures, Weights, block_of, value_of, weights_of
 from ppl_vae.comparison.joint import JointStep
 from ppl_vae.comparison.measuring import Stepper, time_steps
 from ppl_vae.comparison.minibatch import minibatch_variance
 from ppl_vae.comparison.moments import Resamples
 from ppl_vae.comparison.results import Block, KnownEvidence, Measured, Row
 from ppl_vae.comparison.statistics import NUM_GROUPS, Layout, Record, new_records
+from ppl_vae.objectives import ELBO, STL, ArticleELBO, MeanFieldELBO
 from ppl_vae.objectives.losses import Program
 
 LEAST_REPLICATES = 20
 
 _MOST_BYTES = 2**31  # of sums of gradients
 _LEAST_GROUPS = 6
+_AVERAGES = (ELBO, STL, ArticleELBO, MeanFieldELBO, Trace_ELBO, TraceGraph_ELBO)
 
 Progress = Callable[[str], None]
 
@@ -72,8 +76,11 @@ class Run:
         self.progress(f"K = {k}: time and memory")
         seconds = time_steps(steppers, self.batch.tensors)
         memory = {key: stepper.bytes(*self.batch.tensors) for key, stepper in steppers.items()}
-        ess = effective_sample_size(self.program, self.batch.tensors, k, max(20, self.replicates // 10), self.seed)
         anchors = self._anchors(steppers)
+        weighted = any(_is_weighted(anchor) for anchor in anchors.values())
+        draws = self.replicates if weighted else max(LEAST_REPLICATES, self.replicates // 10)
+        self.progress(f"K = {k}: weights")
+        weights = weights_of(self.program, self.batch.tensors, k, draws, self.seed)
         for keys in self._lots(steppers, anchors):
             members = {key: steppers[key] for key in keys}
             for key in keys:
@@ -92,7 +99,7 @@ class Run:
                     self.notes.append(f"the reference {anchor.contender.name} failed at K = {k}: {against}")
                     against = None
                 assert not isinstance(against, str)
-                rows[key] = self._row(stepper, record, against, anchor, seconds[key], memory[key], ess, evidence)
+                rows[key] = self._row(stepper, record, against, anchor, seconds[key], memory[key], weights, evidence)
         return rows
 
     def _lots(self, steppers: Mapping[int, Stepper], anchors: Mapping[int, Stepper | None]) -> list[list[int]]:
@@ -178,7 +185,7 @@ class Run:
         anchor: Stepper | None,
         seconds: Tensor,
         memory: int,
-        ess: float | None,
+        weights: Weights | None,
         evidence: KnownEvidence | None,
     ) -> Row:
         contender = stepper.contender
@@ -190,7 +197,8 @@ class Run:
             of_data = minibatch_variance(
                 stepper, self.batch.tensors, self.parameters.blocks, replicates=per_datum, seed=self.seed
             )
-        figures = Figures(record, reference, resamples, seconds, self.seed)
+        ties = weights.ties if weights is not None and _is_weighted(anchor) else math.inf
+        figures = Figures(record, reference, resamples, seconds, self.seed, ties)
         found: dict[str, Block] = {b: block_of(figures, b, of_data.get(b)) for b in self.parameters.blocks}
         value, error, bias = value_of(record, evidence)
         return Row(
@@ -201,7 +209,7 @@ class Run:
             value=value,
             value_se=error,
             bias=bias,
-            ess=ess,
+            ess=None if weights is None else weights.ess,
             seconds=figures.median_seconds(),
             bytes=memory,
             why_eager=stepper.why_eager,
@@ -211,6 +219,13 @@ class Run:
 
 def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _is_weighted(anchor: Stepper | None) -> bool:
+    """Whether a reference weighs its particles against each other, as all do that are no plain average of them."""
+    if anchor is None or anchor.contender.num_particles == 1:
+        return False
+    return not isinstance(anchor.contender.objective, _AVERAGES)
 
 
 def _same(first: Contender, second: Contender) -> bool:

@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
+from scipy import stats
 from torch import Tensor
 
 from ppl_vae.comparison.moments import measured
-from ppl_vae.comparison.results import Block, Comparison, Measured, Row
+from ppl_vae.comparison.results import Block, Comparison, KnownEvidence, Measured, Row, t_quantile
 
-_LEVEL = 0.01  # of all tests of bias together
+_LEVEL = 0.01  # of all tests of bias together, and of all of the side of log p(x) that a bound lies on
 _NOTICED = 0.1  # a ratio nearer to one than this is not worth a sentence
 
 
@@ -19,18 +20,29 @@ def sentences_of(comparison: Comparison) -> list[str]:
     """Return the sentences: values, biases, signal-to-noise, its slopes, costs, what failed.
 
     Ratios compare bootstrap resamples of the same replicates, and are told where their 95% interval leaves one out.
-    Biases are told where the p-value, times the number of tests, is below 0.01.
+    Biases are told where the p-value, times the number of tests, is below 0.01; and where none can be claimed, why.
+    What rests on the first few data of a split says so.
     """
     good = [row for row in comparison.rows if row.failed is None]
-    return [
+    found = [
         *_nearest_bound(comparison, good),
+        *_not_below(comparison, good),
         *_biases(good),
+        *unclear_biases(good),
         *_signals(good, comparison.replicates),
         *_slopes(comparison),
         *_cheapest(good, comparison.replicates),
         *_data_noise(good),
-        *without_figures(comparison),
     ]
+    if comparison.where:
+        found = [_put_before_stop(sentence, f", {comparison.where}") for sentence in found]
+    return [*found, *without_figures(comparison)]
+
+
+def _put_before_stop(sentence: str, words: str) -> str:
+    """Add words to the first sentence of some, ahead of a bracket that is a sentence by itself."""
+    first, bracket, rest = sentence.partition(". (")
+    return f"{first}{words}{bracket}{rest}" if bracket else f"{sentence.removesuffix('.')}{words}."
 
 
 def _nearest_bound(comparison: Comparison, rows: Sequence[Row]) -> Iterator[str]:
@@ -38,10 +50,10 @@ def _nearest_bound(comparison: Comparison, rows: Sequence[Row]) -> Iterator[str]
     bounds = sorted((r for r in rows if r.kind == "lower"), key=lambda r: -r.value)
     if known is None or not bounds:
         return
-    best = bounds[0]
-    level = [r for r in bounds[1:] if best.value - r.value <= 1.96 * math.hypot(best.value_se, r.value_se)]
+    best, t = bounds[0], t_quantile(comparison.replicates)
+    level = [r for r in bounds[1:] if best.value - r.value <= t * math.hypot(best.value_se, r.value_se)]
     others = [r for r in bounds[1:] if r not in level]
-    where = f"log p(x) = {known.value:.6g}" + ("" if known.exact else " (an estimate)")
+    where = _log_p(known)
     assert best.bias is not None
     gap = f"{_flipped(best.bias)} nats below {where}"
     if level:
@@ -61,19 +73,50 @@ def _nearest_bound(comparison: Comparison, rows: Sequence[Row]) -> Iterator[str]
                 yield f"{_at(row)} lies {row.bias} nats above {where}, as an upper bound does."
 
 
+def _not_below(comparison: Comparison, rows: Sequence[Row]) -> Iterator[str]:
+    r"""What is above log p(x) beyond its noise, and does not say that it is an upper bound.
+
+    By Student's t, and for n = R B weights w of mean p(x), of whose logarithm a bound is at most the mean, also by
+    Markov's inequality, which holds whatever their tail: the mean over n is more than t above log p(x) with a
+    probability of at most :math:`e^{-n t}`. At 1% for all rows together.
+    """
+    known, tested = comparison.evidence, [row for row in rows if row.kind != "upper"]
+    if known is None or not math.isfinite(known.error):
+        return
+    for row in tested:
+        level = _LEVEL / len(tested)
+        markov = -math.log(level) / (comparison.replicates * comparison.data_shape[0])
+        t = float(stats.t.isf(level, comparison.replicates - 1))
+        if known.exact:
+            noise = max(t * row.value_se, markov) + known.error
+        else:
+            noise = max(t * math.hypot(row.value_se, known.error), markov)
+        excess = row.value - known.value
+        if excess > max(noise, 1e-6 * abs(known.value)):  # rounding
+            doubt = "" if known.exact else ", or that estimate is too low"
+            shown = f"{row.bias}" if row.bias is not None else f"{excess:.3g}"
+            yield f"{_at(row)} lies {shown} nats above {_log_p(known)}, so it is no lower bound{doubt}."
+
+
+def _log_p(known: KnownEvidence) -> str:
+    return f"log p(x) = {known.value:.6g}" + ("" if known.exact else " (an estimate)")
+
+
 def _biases(rows: Sequence[Row]) -> Iterator[str]:
     """For each estimator and block the largest K at which a bias shows; and who shows none."""
     tested = [(r, n, b, b.bias, b.bias_p) for r in rows for n, b in r.blocks.items() if b.bias is not None]
     largest: dict[tuple[str, str], tuple[Row, Block, Measured, float]] = {}
-    clean: dict[str, str] = {}
+    clean: dict[tuple[str, str], list[int]] = {}
+    unclear = {(r.name, r.num_particles) for r, _, b, _, _ in tested if b.bias_unclear}
     for row, name, block, bias, p in tested:
         corrected = min(1.0, len(tested) * (1.0 if p is None else p))
         if corrected < _LEVEL:
             known = largest.get((row.name, name))
             if known is None or row.num_particles > known[0].num_particles:
                 largest[row.name, name] = (row, block, bias, corrected)
-        elif not block.is_reference:
-            clean[row.name] = str(row.reference)
+        elif not block.is_reference and (row.name, row.num_particles) not in unclear:
+            several = clean.setdefault((row.name, str(row.reference)), [])
+            several += [row.num_particles] if row.num_particles not in several else []
     for (name, block_name), (row, block, bias, corrected) in largest.items():
         share = f", {bias.value / block.norm.value:.1%} of the gradient's own" if block.norm.low > 0 else ""
         size = f"{bias}{share}" if bias.low > 0 else f"at most {bias.high:.2g}"  # seen by the test alone
@@ -82,11 +125,25 @@ def _biases(rows: Sequence[Row]) -> Iterator[str]:
             f"{name}'s {block_name} gradient is biased against {row.reference}'s at K = {row.num_particles}: by a norm "
             f"of {size} ({p_value} over {len(tested)} tests)."
         )
-    for reference in dict.fromkeys(clean.values()):
-        biased = {name for name, _ in largest}
-        names = [name for name, other in clean.items() if other == reference and name not in biased]
+    biased, in_part = {name for name, _ in largest}, {name for name, _ in unclear}
+    for reference in dict.fromkeys(reference for _, reference in clean):
+        names = [
+            f"{name} at K = {_listed(list(map(str, several)))}" if name in in_part else name
+            for (name, other), several in clean.items()
+            if other == reference and name not in biased
+        ]
         if names:
             yield f"No bias against {reference}'s gradient was found in {_listed(names)}."
+
+
+def unclear_biases(rows: Sequence[Row]) -> Iterator[str]:
+    """Of whose bias nothing can be claimed, with all its K."""
+    unclear: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        for why in dict.fromkeys(block.bias_unclear for block in row.blocks.values() if block.bias_unclear):
+            unclear.setdefault((row.name, why), []).append(str(row.num_particles))
+    for (name, why), several in unclear.items():
+        yield f"No claim of bias for {name} at K = {_listed(several)}: {why}."
 
 
 def _signals(rows: Sequence[Row], replicates: int) -> Iterator[str]:

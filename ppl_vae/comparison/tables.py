@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Sequence
 
 from ppl_vae.comparison.results import Comparison, Measured, Row
-from ppl_vae.comparison.summary import without_figures
+from ppl_vae.comparison.summary import unclear_biases, without_figures
 
 WIDTH = 120
 
@@ -22,7 +22,7 @@ def table_of(comparison: Comparison) -> str:
         lines += ["", *_values(k, rows)]
         for block in dict.fromkeys(name for row in rows for name in row.blocks):
             lines += ["", *_gradients(k, block, rows)]
-    unsaid = list(without_figures(comparison))
+    unsaid = [*unclear_biases(comparison.rows), *without_figures(comparison)]
     eager = {row.why_eager: row.name for row in comparison.rows if row.why_eager}
     unsaid += [f"{name} ran as it is written, since its step cannot be captured: {why}" for why, name in eager.items()]
     notes = [line for text in (*unsaid, *comparison.notes) for line in textwrap.wrap(f"note: {text}", WIDTH)]
@@ -31,7 +31,9 @@ def table_of(comparison: Comparison) -> str:
 
 def _heading(comparison: Comparison) -> list[str]:
     size, *shape = comparison.data_shape
-    batch = f"{size:,} {'datum' if size == 1 else 'data'} of {tuple(shape)}, {comparison.replicates:,} replicates"
+    few = f"first {size:,} of {comparison.split_size:,} data" if comparison.split_size else ""
+    data = few or f"{size:,} {'datum' if size == 1 else 'data'}"
+    batch = f"{data} of {tuple(shape)}, {comparison.replicates:,} replicates"
     known = comparison.evidence
     if known is None:
         return [f"{batch}; log p(x) is not known"]
@@ -79,7 +81,7 @@ def _gradients(k: int, block: str, rows: Sequence[Row]) -> list[str]:
                 "-" if b.minibatch_variance is None else f"{b.minibatch_variance.value:.3g}",
                 "-" if math.isnan(b.snr.value) else f"{b.snr.value:.2g}{quartiles}",
                 "-" if b.bias is None else _with_ends(b.bias),
-                "-" if b.bias_p is None else _p_value(b.bias_p),
+                "unclear" if b.bias_unclear else "-" if b.bias_p is None else _p_value(b.bias_p),
                 "-" if b.cosine is None or math.isnan(b.cosine.value) else f"{b.cosine.value:.3f}",
                 "-" if b.seconds_to_tenth is None else f"{b.seconds_to_tenth.value:.2g}",
             ]

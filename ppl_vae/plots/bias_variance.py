@@ -43,9 +43,9 @@ def bias_variance(comparison: Comparison, *, caveat: str | None = None) -> Figur
     equal parts one gradient's noise hides its bias. The noise of the mean over replicates is taken out of the bias.
     Where the test of zero bias (random projections of paired differences; 1% for all of them at once) finds none, the
     mark is hollow and stands in the strip at the left, with a line to the upper end of the 95% interval of its squared
-    bias: a bias below that may have escaped. A cross stands for an estimator with no reference, of whose bias nothing
-    is known. Bias is against each estimator's own reference, which may differ from one to the next: IWAE's for DReG,
-    the ELBO's for STL.
+    bias: a bias below that may have escaped. A cross stands for an estimator of whose bias nothing is known: it has no
+    reference, or differences too heavy-tailed for a claim. Bias is against each estimator's own reference, which may
+    differ from one to the next: IWAE's for DReG, the ELBO's for STL.
 
     Args:
         comparison: Of `ppl_vae.comparison.compare`.
@@ -75,7 +75,7 @@ def bias_variance(comparison: Comparison, *, caveat: str | None = None) -> Figur
     layout = ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.04, wspace=0.02, hspace=0.02)
     figure = Figure(figsize=(width, 2.15 * len(several) + 0.3), layout=layout)
     grid = figure.subplots(len(several), len(names), squeeze=False)
-    noted = {"own": False, "unknown": False, "data": False}
+    noted = {"own": False, "unknown": False, "unclear": False, "data": False}
     silent: list[str] = []
     still: list[str] = []
     for column, name in enumerate(names):
@@ -102,6 +102,7 @@ def bias_variance(comparison: Comparison, *, caveat: str | None = None) -> Figur
     words = {
         "own": "Hollow: no bias found; the line goes to the 95% upper end",
         "unknown": "cross: no reference to be held against",
+        "unclear": "cross: too heavy-tailed for a claim of bias",
         "data": "dotted: the variance that the choice of data adds",
     }
     keys = "; ".join(words[key] for key, value in noted.items() if value)
@@ -186,7 +187,7 @@ def _draw(
             mark = style.mark()
         else:
             x = limits.in_strip((hidden.index(name) + 1) / (len(hidden) + 1))
-            if block.bias is None:
+            if block.bias is None or block.bias_unclear:
                 mark = {
                     "marker": "x",
                     "color": style.colour,
@@ -194,7 +195,7 @@ def _draw(
                     "linestyle": "",
                     "markeredgewidth": 1.2,
                 }
-                noted["unknown"] = True
+                noted["unclear" if block.bias_unclear else "unknown"] = True
             else:
                 mark = style.mark(filled=False)
                 noted["own"] = True

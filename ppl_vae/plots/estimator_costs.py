@@ -12,6 +12,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from ppl_vae.comparison.results import t_quantile
 from ppl_vae.plots.estimators import (
     Style,
     blocks_of,
@@ -118,8 +119,8 @@ def estimator_values(comparison: Comparison, *, caveat: str | None = None) -> Fi
         raise ValueError(f"estimator_values: no estimator has a value to show; all {len(comparison.rows)} failed")
     chart = _Chart(rows, styles_of(row.name for row in comparison.rows), 1)
     (axes,) = chart.axes
-    evidence = comparison.evidence
-    chart.draw(axes, lambda row: (row.value, row.value - 1.96 * row.value_se, row.value + 1.96 * row.value_se))
+    evidence, t = comparison.evidence, t_quantile(comparison.replicates)
+    chart.draw(axes, lambda row: (row.value, row.value - t * row.value_se, row.value + t * row.value_se))
     words = None
     if evidence is not None and math.isfinite(evidence.value):
         axes.axvline(
