@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import hardtanh
 
 
 def inverse_softplus(value: float) -> float:
@@ -18,10 +19,14 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor if tensor.device.type == "mps" else tensor.double()
 
 
+def bounded(values: Tensor, limit: float) -> Tensor:
+    """Return values held to [-limit, limit]: `torch.clamp`, whose derivative would write in place."""
+    return hardtanh(values, -limit, limit)
+
+
 def finite(logits: Tensor) -> Tensor:
     """Return logits with infinite ones at a quarter of the largest number, 0 times which is 0."""
-    largest = torch.finfo(logits.dtype).max / 4
-    return logits.clamp(-largest, largest)
+    return bounded(logits, torch.finfo(logits.dtype).max / 4)
 
 
 def impossible(log_prob: Tensor) -> Tensor:

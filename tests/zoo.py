@@ -33,6 +33,7 @@ NOT_PIECES = {
     "MovingAverage",
     "LearnedBaseline",
     "Penalty",
+    "Limits",
     "Regularized",
 }
 

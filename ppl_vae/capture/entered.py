@@ -17,7 +17,12 @@ _NAME = re.compile(r"[^\W\d]\w*")
 _DYNAMIC = {"getattr", "hasattr", "vars", "__dict__", "attrgetter", "methodcaller", "eval", "exec", "globals", "dir"}
 _MAY_READ = ("pyro.", "ppl_vae.", "torch.fx.", "torch._subclasses.", "torch.utils.")  # and decide nothing by it
 _READS = ("tolist", "numpy", "__array__", "data_ptr", "__dlpack__")
-LIBRARIES = frozenset(("torch", "pyro", "numpy", "scipy", "opt_einsum", "ppl_vae", *sys.stdlib_module_names))
+LIBRARIES = frozenset(
+    ("torch", "pyro", "numpy", "scipy", "opt_einsum", "ppl_vae", *sys.stdlib_module_names)
+    # and what torch imports when it first needs it, which may be while a program is watched
+    + ("functorch", "torchgen", "sympy", "mpmath", "networkx", "jinja2", "markupsafe", "triton", "optree")
+    + ("typing_extensions", "filelock", "fsspec", "packaging", "setuptools")
+)
 
 
 class Entered:

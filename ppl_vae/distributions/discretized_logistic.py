@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions.utils import broadcast_all
 from torch.nn.functional import log_softmax, logsigmoid
 
+from ppl_vae._numbers import bounded
 from ppl_vae.distributions.grid import GridDistribution
 
 _LARGEST, _FAR = 80.0, 1e30  # of a logarithm; of a distance in scales
@@ -43,13 +44,13 @@ def log_mass(level: Tensor, loc: Tensor, log_scale: Tensor, bins: int) -> Tensor
     # In levels k -+ 1/2 is exact, so that the upper edge of one level and the lower edge of the next are the same
     # number to the last bit, and no mass is lost or counted twice between them at any scale.
     middle = loc * (bins - 1)
-    log_width = (-log_scale - math.log(bins - 1)).clamp(-_LARGEST, _LARGEST)  # of one level, in scales
+    log_width = bounded(-log_scale - math.log(bins - 1), _LARGEST)  # of one level, in scales
     width = log_width.exp()
     series = log_width - width / 2 + width.square() / 24
     inner = torch.where(width < _SERIES, series, torch.log(-torch.expm1(-width.clamp(min=_SERIES))))
     lowest, highest = level <= 0, level >= bins - 1
-    below = torch.where(highest, 0.0, logsigmoid(((level + 0.5 - middle) * width).clamp(-_FAR, _FAR)))
-    above = torch.where(lowest, 0.0, logsigmoid(((middle - (level - 0.5)) * width).clamp(-_FAR, _FAR)))
+    below = torch.where(highest, 0.0, logsigmoid(bounded((level + 0.5 - middle) * width, _FAR)))
+    above = torch.where(lowest, 0.0, logsigmoid(bounded((middle - (level - 0.5)) * width, _FAR)))
     return below + above + torch.where(lowest | highest, 0.0, inner)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ppl_vae._numbers import bounded
 from ppl_vae._validation import check_choice, check_positive, check_positive_int
 from ppl_vae.distributions.full_normal import FullNormal
 from ppl_vae.distributions.low_rank_normal import LowRankNormal as LowRankNormalDistribution
@@ -79,7 +80,7 @@ class DiagonalNormal(nn.Module):
         if self.scale == "std":
             std = raw.abs() + self.floor
         elif self.scale == "log_var":
-            std = (0.5 * raw).clamp(-_LARGEST, _LARGEST).exp()
+            std = bounded(0.5 * raw, _LARGEST).exp()
         else:
             std = softplus(raw) + self.floor
         return dist.Normal(mean, std).to_event(1)
