@@ -11,8 +11,8 @@ import pyro.distributions as dist
 import ppl_vae as pv
 from ppl_vae import likelihoods, posteriors, priors
 
-pieces = {"prior": priors.StandardNormal(2), "likelihood": likelihoods.Normal(), "posterior": posteriors.DiagonalNormal()}
-vae = pv.VAE((6,), **pieces)
+likelihood, posterior = likelihoods.Normal(), posteriors.DiagonalNormal()
+vae = pv.VAE((6,), prior=priors.StandardNormal(2), likelihood=likelihood, posterior=posterior)
 found = pv.compare(vae, torch.randn(4, 6), objectives=["ELBO"], particles=1, replicates=20, minibatch=False)
 assert found.rows[0].why_eager is None, found.rows[0].why_eager
 svi = pv.SVI(vae.model, vae.guide, torch.optim.Adam, pv.objectives.ELBO(), compile="graph")
