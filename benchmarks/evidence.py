@@ -29,8 +29,8 @@ from torch import Tensor
 
 import ppl_vae
 from ppl_vae import VAE, data, likelihoods, networks, posteriors, priors
-from ppl_vae.evaluation.densities import VAEDensities
-from ppl_vae.evaluation.quadrature import quadrature
+from ppl_vae.evidence.densities import VAEDensities
+from ppl_vae.evidence.quadrature import quadrature
 
 
 def main() -> None:

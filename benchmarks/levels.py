@@ -2,7 +2,7 @@ r"""Whether the tests of a comparison keep their level: how often they claim wha
 
     python benchmarks/levels.py bias           # writes benchmarks/results/levels_bias.md, a quarter of an hour
 
-`bias` is the test of `ppl_vae.comparison.zero_bias`, of DReG against IWAE, whose gradients by the encoder are the same
+`bias` is the test of `comparison.statistics.zero_bias`: DReG against IWAE, whose gradients by the encoder are the same
 in expectation. The models are untrained with sharp likelihoods, where few draws of K have weights in common and the
 rare ones that do carry the mean; and one that is nearly fitted. The encoder's output is a leaf for each replicate, so
 that thousands of replicates are one batch of `ppl_vae.objectives`, and a replicate's gradient by the parameters follows
@@ -29,8 +29,8 @@ from torch.nn.functional import softplus
 
 import ppl_vae
 from ppl_vae import VAE, likelihoods, networks, objectives, posteriors, priors
-from ppl_vae.comparison.statistics import Layout, Record
-from ppl_vae.comparison.zero_bias import effective_number, zero_bias_p
+from ppl_vae.comparison.fixed.records import Layout, Record
+from ppl_vae.comparison.statistics.zero_bias import effective_number, zero_bias_p
 
 RESULT = Path(__file__).parent / "results" / "levels_bias.md"
 REPLICATES = (40, 100, 1000)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from ppl_vae.comparison.race_statistics import beside_the_best
+from ppl_vae.comparison.statistics.seeds import beside_the_best
 
 Array = NDArray[np.float64]
 

@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 
 from ppl_vae.commands.opening import DataOptions, OpenRun
-from ppl_vae.evaluation import interval, log_evidence
+from ppl_vae.evaluation import interval
+from ppl_vae.evidence import log_evidence
 
 
 def main(words: list[str] | None = None) -> dict[str, dict[str, object]]:

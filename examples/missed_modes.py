@@ -18,7 +18,8 @@ import time
 import torch
 
 import ppl_vae as pv
-from ppl_vae.evaluation import Evidence, VAEDensities, annealed, importance, quadrature
+from ppl_vae.evaluation import Evidence, VAEDensities, annealed
+from ppl_vae.evidence import importance, quadrature
 
 
 def main(run: str | None = None, size: int = 64, epochs: int = 100, temperatures: int = 100) -> dict[str, Evidence]:

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 import ppl_vae as pv
 from ppl_vae.comparison import Block, Comparison, Measured, Row, Slope
-from ppl_vae.comparison.slopes import slopes_of
+from ppl_vae.comparison.fixed.slopes import slopes_of
 from ppl_vae.objectives import sample_log_weights
 
 OBJECTIVES = ("ELBO", "STL", "IWAE", "DReG", "IWAESTL")

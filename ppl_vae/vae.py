@@ -175,9 +175,9 @@ class VAE(nn.Module):
     def score(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Return log p(x) of each datum, (batch,), float64, in nats: exact where it can be, else an estimate.
 
-        In a conditional model log p(x|y). `ppl_vae.evaluation.log_evidence` says which it is, with its error.
+        In a conditional model log p(x|y). `ppl_vae.evidence.log_evidence` says which it is, with its error.
         """
-        from ppl_vae.evaluation.log_evidence import log_evidence  # evaluation is built on this module
+        from ppl_vae.evidence.log_evidence import log_evidence  # evaluation is built on this module
 
         return log_evidence(self, x, y).log_evidence
 

@@ -11,10 +11,10 @@ from linear_gaussian import LinearGaussian
 from zoo import standard_error
 
 from ppl_vae import VAE, likelihoods, posteriors, priors
-from ppl_vae.evaluation.annealing import annealed, bidirectional
-from ppl_vae.evaluation.blocks import capacity
-from ppl_vae.evaluation.densities import VAEDensities
-from ppl_vae.evaluation.hamiltonian import Path, transition
+from ppl_vae.evidence.annealing import annealed, bidirectional
+from ppl_vae.evidence.blocks import capacity
+from ppl_vae.evidence.densities import VAEDensities
+from ppl_vae.evidence.hamiltonian import Path, transition
 
 DOUBLE = torch.float64
 

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from ppl_vae import VAE, likelihoods, networks, posteriors, priors
 from ppl_vae.capture import eager_step
 from ppl_vae.comparison import compare
-from ppl_vae.comparison.blocks import find_parameters
 from ppl_vae.comparison.contenders import contenders
-from ppl_vae.comparison.joint import JointStep
-from ppl_vae.comparison.measuring import Stepper
-from ppl_vae.comparison.minibatch import minibatch_variance
-from ppl_vae.comparison.results import Measured
+from ppl_vae.comparison.fixed.blocks import find_parameters
+from ppl_vae.comparison.fixed.joint import JointStep
+from ppl_vae.comparison.fixed.minibatch import minibatch_variance
+from ppl_vae.comparison.fixed.steps import Stepper
+from ppl_vae.comparison.statistics.measured import Measured
 from ppl_vae.data import Split
 from ppl_vae.objectives import ELBO, LogWeights, MeanFieldELBO
 

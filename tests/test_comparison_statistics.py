@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_vae.comparison.moments import Resamples, measured, moments
-from ppl_vae.comparison.signal_to_noise import signal_to_noise
-from ppl_vae.comparison.statistics import Layout, Record, new_records
-from ppl_vae.comparison.zero_bias import zero_bias_p
+from ppl_vae.comparison.fixed.moments import Resamples, moments
+from ppl_vae.comparison.fixed.records import Layout, Record, new_records
+from ppl_vae.comparison.fixed.signal_to_noise import signal_to_noise
+from ppl_vae.comparison.statistics.measured import measured
+from ppl_vae.comparison.statistics.zero_bias import zero_bias_p
 
 SHAPES = ((4, 3), (5,), (2, 2, 3))
 BLOCKS = {"first": (0, 2), "second": (1,)}

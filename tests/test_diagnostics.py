@@ -13,10 +13,10 @@ from torch import nn
 
 from ppl_vae import VAE, likelihoods, posteriors, priors
 from ppl_vae.evaluation.bits import bits_per_dim
-from ppl_vae.evaluation.densities import VAEDensities
 from ppl_vae.evaluation.diagnostics import LatentUse, kl_per_dimension, latent_use
 from ppl_vae.evaluation.elbo import elbo
 from ppl_vae.evaluation.surgery import aggregate_posterior, mixture_score, surgery
+from ppl_vae.evidence.densities import VAEDensities
 
 
 class Encoded:

@@ -14,9 +14,9 @@ from torch import nn
 from ppl_vae import VAE, data, fit, likelihoods, networks, posteriors, priors
 from ppl_vae.evaluation.bootstrap import Interval
 from ppl_vae.evaluation.figures import UNITS
-from ppl_vae.evaluation.log_evidence import log_evidence
 from ppl_vae.evaluation.pictures import draw
 from ppl_vae.evaluation.report import evaluate
+from ppl_vae.evidence.log_evidence import log_evidence
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from linear_gaussian import LinearGaussian
 from torch import nn
 
 from ppl_vae import VAE, likelihoods, networks, posteriors, priors
-from ppl_vae.evaluation.densities import VAEDensities
-from ppl_vae.evaluation.exact import closed_form_evidence, enumerate_evidence, linear_gaussian_evidence
-from ppl_vae.evaluation.quadrature import quadrature
+from ppl_vae.evidence.densities import VAEDensities
+from ppl_vae.evidence.exact import closed_form_evidence, enumerate_evidence, linear_gaussian_evidence
+from ppl_vae.evidence.quadrature import quadrature
 
 
 class Bits(nn.Module):

@@ -11,12 +11,12 @@ from linear_gaussian import LinearGaussian
 from torch import nn
 
 from ppl_vae import VAE, data, likelihoods, networks, objectives, posteriors, priors
-from ppl_vae.evaluation.densities import ProgramDensities, VAEDensities
 from ppl_vae.evaluation.elbo import elbo, gauss_hermite_elbo, monte_carlo_elbo
-from ppl_vae.evaluation.evidence import Evidence
 from ppl_vae.evaluation.gaps import gaps
-from ppl_vae.evaluation.normals import Normals, tensor_nodes
 from ppl_vae.evaluation.refinement import refine
+from ppl_vae.evidence.densities import ProgramDensities, VAEDensities
+from ppl_vae.evidence.normals import Normals, tensor_nodes
+from ppl_vae.evidence.results import Evidence
 
 
 class FullNormal(nn.Module):

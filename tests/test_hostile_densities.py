@@ -33,7 +33,7 @@ from ppl_vae.distributions.power_spherical import PowerSpherical
 from ppl_vae.distributions.relaxed import RelaxedBits, RelaxedOneHotVector
 from ppl_vae.distributions.student_t import StudentT
 from ppl_vae.distributions.von_mises_fisher import VonMisesFisher
-from ppl_vae.evaluation.normals import Normals
+from ppl_vae.evidence.normals import Normals
 from ppl_vae.networks import Binding
 
 N = 6  # elements of a generated batch

@@ -16,13 +16,13 @@ from torch import nn
 from zoo import standard_error
 
 from ppl_vae import VAE, data, fit, likelihoods, networks, posteriors, priors
-from ppl_vae.evaluation.annealing import annealed
-from ppl_vae.evaluation.blocks import capacity
-from ppl_vae.evaluation.densities import VAEDensities
-from ppl_vae.evaluation.importance import from_log_weights, importance
-from ppl_vae.evaluation.mixtures import StudentMixture, fit_student_mixture
-from ppl_vae.evaluation.pareto import effective_sample_size, fit_generalized_pareto, k_threshold, pareto_k
-from ppl_vae.evaluation.proposals import Defensive
+from ppl_vae.evidence.annealing import annealed
+from ppl_vae.evidence.blocks import capacity
+from ppl_vae.evidence.densities import VAEDensities
+from ppl_vae.evidence.importance import from_log_weights, importance
+from ppl_vae.evidence.mixtures import StudentMixture, fit_student_mixture
+from ppl_vae.evidence.pareto import effective_sample_size, fit_generalized_pareto, k_threshold, pareto_k
+from ppl_vae.evidence.proposals import Defensive
 
 DOUBLE = torch.float64
 

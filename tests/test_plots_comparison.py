@@ -10,8 +10,8 @@ import pytest
 
 from ppl_vae import plots
 from ppl_vae.comparison import Block, Comparison, KnownEvidence, Measured, Row
-from ppl_vae.comparison.race_results import Race
-from ppl_vae.comparison.race_runs import Point, RaceRun
+from ppl_vae.comparison.races.outcome import Race
+from ppl_vae.comparison.races.runs import Point, RaceRun
 from ppl_vae.plots.bias_variance import is_biased
 from ppl_vae.plots.estimators import COLOURS, log_ticks, styles_of
 

@@ -13,11 +13,11 @@ from linear_gaussian import LinearGaussian
 from torch import nn
 
 from ppl_vae import VAE, data, likelihoods, networks, posteriors, priors
-from ppl_vae.evaluation.densities import ProgramDensities, VAEDensities
-from ppl_vae.evaluation.grids import Cells, Region, bounds
-from ppl_vae.evaluation.interpolation import CellRule, LogSums, cheapest
-from ppl_vae.evaluation.quadrature import quadrature
 from ppl_vae.evaluation.true_posterior import kl_to_posterior, log_posterior_grid, posterior_moments
+from ppl_vae.evidence.densities import ProgramDensities, VAEDensities
+from ppl_vae.evidence.grids import Cells, Region, bounds
+from ppl_vae.evidence.interpolation import CellRule, LogSums, cheapest
+from ppl_vae.evidence.quadrature import quadrature
 
 
 def holds(evidence, truth, tolerance=1e-3):

@@ -10,8 +10,8 @@ import pytest
 from scipy import stats
 from test_race_results import race, run
 
-from ppl_vae.comparison.race_results import Race
-from ppl_vae.comparison.race_statistics import beside_the_best
+from ppl_vae.comparison.races.outcome import Race
+from ppl_vae.comparison.statistics.seeds import beside_the_best
 
 NONE = math.nan
 

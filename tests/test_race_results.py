@@ -13,8 +13,8 @@ import pytest
 from scipy import stats
 
 from ppl_vae.comparison.contenders import Undefined
-from ppl_vae.comparison.race_results import Race
-from ppl_vae.comparison.race_runs import Point, RaceRun
+from ppl_vae.comparison.races.outcome import Race
+from ppl_vae.comparison.races.runs import Point, RaceRun
 
 SETTINGS = {
     "steps": 20,

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ppl_vae.checking.density import Density
-from ppl_vae.evaluation.pareto import k_threshold, pareto_k
+from ppl_vae.evidence.pareto import k_threshold, pareto_k
 
 _NODES = 1201
 _PLANES = (241, 481, 961)  # nodes a side of a plane

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ppl_vae import objectives
 from ppl_vae.checking import places
 from ppl_vae.checking.asking import Findings, Unanswered
-from ppl_vae.evaluation.evidence import Evidence
-from ppl_vae.evaluation.log_evidence import log_evidence
+from ppl_vae.evidence.log_evidence import log_evidence
+from ppl_vae.evidence.results import Evidence
 from ppl_vae.objectives import NotPerDatumError, sample_log_weights
 from ppl_vae.objectives.impossible import strange
 from ppl_vae.objectives.losses import as_loss

@@ -15,7 +15,7 @@ from ppl_vae.commands.opening import DataOptions, OpenRun, Rows, SplitName
 from ppl_vae.commands.options import check_seed, execute
 from ppl_vae.commands.telling import teller
 from ppl_vae.evaluation import pictures
-from ppl_vae.evaluation.log_evidence import Method
+from ppl_vae.evidence.log_evidence import Method
 
 EXAMPLE = """\
 ppl-vae evaluate runs/digits                         all test data; runs/digits/evaluation

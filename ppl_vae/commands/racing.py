@@ -11,7 +11,7 @@ from ppl_vae.commands import estimators
 from ppl_vae.commands.fields import rows_of
 from ppl_vae.commands.telling import teller
 from ppl_vae.config import Config
-from ppl_vae.evaluation.log_evidence import Method
+from ppl_vae.evidence.log_evidence import Method
 from ppl_vae.vae import VAE
 
 FROM_TRAIN = ("epochs", "batch_size", "clip_norm", "device", "optimizer", "scheduler")

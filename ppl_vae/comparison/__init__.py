@@ -6,13 +6,16 @@ variance, bias, cosine), `signal_to_noise`, `zero_bias` and `minibatch`.
 """
 
 from ppl_vae.comparison.contenders import Contender, Contenders, Undefined, contenders
-from ppl_vae.comparison.fixed import compare
-from ppl_vae.comparison.race_results import Arrival, Band, Race, Standing
-from ppl_vae.comparison.race_runs import Point, RaceRun
-from ppl_vae.comparison.race_start import Entrant
-from ppl_vae.comparison.racing import race
-from ppl_vae.comparison.results import Block, Comparison, KnownEvidence, Measured, Row
-from ppl_vae.comparison.slopes import Slope
+from ppl_vae.comparison.fixed.compare import compare
+from ppl_vae.comparison.fixed.comparison import Comparison
+from ppl_vae.comparison.fixed.results import Block, KnownEvidence, Row
+from ppl_vae.comparison.fixed.slopes import Slope
+from ppl_vae.comparison.races.outcome import Race
+from ppl_vae.comparison.races.race import race
+from ppl_vae.comparison.races.results import Arrival, Band, Standing
+from ppl_vae.comparison.races.runs import Point, RaceRun
+from ppl_vae.comparison.races.start import Entrant
+from ppl_vae.comparison.statistics.measured import Measured
 
 __all__ = [
     "Arrival",

@@ -5,25 +5,25 @@ themselves, each in its module: `quadrature`, `exact`, `importance`, `annealing`
 `diagnostics`, `surgery`, `bits`, `practical`; `bootstrap` for intervals over data.
 """
 
-from ppl_vae.evaluation.annealing import annealed, bidirectional
 from ppl_vae.evaluation.bits import bits_per_dim
 from ppl_vae.evaluation.bootstrap import Interval, difference, interval
-from ppl_vae.evaluation.densities import Densities, ProgramDensities, VAEDensities, densities_of
 from ppl_vae.evaluation.diagnostics import LatentUse, kl_per_dimension, latent_use
 from ppl_vae.evaluation.elbo import Bound, elbo, gauss_hermite_elbo, monte_carlo_elbo
-from ppl_vae.evaluation.evidence import Evidence
-from ppl_vae.evaluation.exact import closed_form_evidence, enumerate_evidence, linear_gaussian_evidence
 from ppl_vae.evaluation.figures import Evaluation
 from ppl_vae.evaluation.gaps import Gaps, gaps
-from ppl_vae.evaluation.importance import importance
-from ppl_vae.evaluation.log_evidence import log_evidence
 from ppl_vae.evaluation.practical import Imputation, impute, knn_accuracy
-from ppl_vae.evaluation.proposals import Defensive
-from ppl_vae.evaluation.quadrature import quadrature
 from ppl_vae.evaluation.report import evaluate
 from ppl_vae.evaluation.surgery import AggregatePosterior, Surgery, aggregate_posterior, surgery
 from ppl_vae.evaluation.table_errors import column_errors
 from ppl_vae.evaluation.true_posterior import kl_to_posterior, log_posterior_grid, posterior_moments
+from ppl_vae.evidence.annealing import annealed, bidirectional
+from ppl_vae.evidence.densities import Densities, ProgramDensities, VAEDensities, densities_of
+from ppl_vae.evidence.exact import closed_form_evidence, enumerate_evidence, linear_gaussian_evidence
+from ppl_vae.evidence.importance import importance
+from ppl_vae.evidence.log_evidence import log_evidence
+from ppl_vae.evidence.proposals import Defensive
+from ppl_vae.evidence.quadrature import quadrature
+from ppl_vae.evidence.results import Evidence
 
 __all__ = [
     "AggregatePosterior",

@@ -13,7 +13,7 @@ from torch.distributions import Normal as TorchNormal
 from ppl_vae._distributions import describe
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_positive_int
-from ppl_vae.evaluation.densities import Densities
+from ppl_vae.evidence.densities import Densities
 
 ACTIVE = 0.01  # Burda et al.'s threshold for the variance of a unit's posterior mean
 UNUSED = 0.01  # nats a datum below which a dimension carries nothing
@@ -85,7 +85,7 @@ def kl_per_dimension(densities: Densities, x: Tensor, *, num_samples: int = 500,
 
     Example:
         >>> from ppl_vae import VAE, likelihoods, posteriors, priors
-        >>> from ppl_vae.evaluation.densities import VAEDensities
+        >>> from ppl_vae.evidence.densities import VAEDensities
         >>> vae = VAE((64,), prior=priors.StandardNormal(3), likelihood=likelihoods.Bernoulli(),
         ...           posterior=posteriors.DiagonalNormal())
         >>> kl_per_dimension(VAEDensities(vae), torch.zeros(5, 64)).shape
@@ -129,7 +129,7 @@ def latent_use(densities: Densities, x: Tensor, *, num_samples: int = 500, seed:
 
     Example:
         >>> from ppl_vae import VAE, likelihoods, posteriors, priors
-        >>> from ppl_vae.evaluation.densities import VAEDensities
+        >>> from ppl_vae.evidence.densities import VAEDensities
         >>> encoder = torch.nn.Linear(64, 6)
         >>> _ = torch.nn.init.zeros_(encoder.weight), torch.nn.init.zeros_(encoder.bias)
         >>> vae = VAE((64,), prior=priors.StandardNormal(3), likelihood=likelihoods.Bernoulli(),

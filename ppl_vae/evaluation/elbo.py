@@ -2,6 +2,7 @@ r"""The ELBO of each datum, in rate and distortion: by Gauss-Hermite nodes under
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -11,9 +12,10 @@ from torch import Tensor
 from ppl_vae._distributions import describe
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_choice, check_positive, check_positive_int
-from ppl_vae.evaluation.blocks import MAX_BYTES, particle_blocks, row_blocks
-from ppl_vae.evaluation.densities import Densities
-from ppl_vae.evaluation.normals import Normals, tensor_nodes
+from ppl_vae.evidence.blocks import MAX_BYTES, particle_blocks, row_blocks
+from ppl_vae.evidence.conditional import found_by_condition
+from ppl_vae.evidence.densities import Densities, Model
+from ppl_vae.evidence.normals import Normals, tensor_nodes
 
 Method = Literal["auto", "gauss-hermite", "monte carlo"]
 
@@ -85,7 +87,7 @@ def elbo(
 
     Example:
         >>> from ppl_vae import VAE, likelihoods, posteriors, priors
-        >>> from ppl_vae.evaluation.densities import VAEDensities
+        >>> from ppl_vae.evidence.densities import VAEDensities
         >>> vae = VAE((64,), prior=priors.StandardNormal(2), likelihood=likelihoods.Bernoulli(torch.nn.Linear(2, 64)),
         ...           posterior=posteriors.DiagonalNormal(torch.nn.Linear(64, 4)))
         >>> bound = elbo(VAEDensities(vae), torch.zeros(5, 64))
@@ -140,7 +142,7 @@ def gauss_hermite_elbo(
 
     Example:
         >>> from ppl_vae import VAE, likelihoods, posteriors, priors
-        >>> from ppl_vae.evaluation.densities import VAEDensities
+        >>> from ppl_vae.evidence.densities import VAEDensities
         >>> vae = VAE((64,), prior=priors.StandardNormal(2), likelihood=likelihoods.Bernoulli(torch.nn.Linear(2, 64)),
         ...           posterior=posteriors.DiagonalNormal(torch.nn.Linear(64, 4)))
         >>> x, densities = torch.zeros(5, 64), VAEDensities(vae)
@@ -211,7 +213,7 @@ def monte_carlo_elbo(
 
     Example:
         >>> from ppl_vae import VAE, likelihoods, posteriors, priors
-        >>> from ppl_vae.evaluation.densities import VAEDensities
+        >>> from ppl_vae.evidence.densities import VAEDensities
         >>> vae = VAE((64,), prior=priors.StandardNormal(9), likelihood=likelihoods.Bernoulli(torch.nn.Linear(9, 64)),
         ...           posterior=posteriors.DiagonalNormal(torch.nn.Linear(64, 18)))
         >>> monte_carlo_elbo(VAEDensities(vae), torch.zeros(5, 64), num_samples=50).elbo.shape
@@ -230,6 +232,14 @@ def monte_carlo_elbo(
             parts.append(torch.stack([mean, rate, error, rate_error]))
     found, rate, error, rate_error = torch.cat(parts, dim=1)
     return Bound(found, rate, error, rate_error, "monte carlo")
+
+
+def bound_by_condition(vae: Model, x: Tensor, y: Tensor, find: Callable[[Model, Tensor], Bound]) -> Bound:
+    """The bound that a function finds of the data of each condition, in the order of the data."""
+    parts, place = found_by_condition(vae, x, y, find)
+    columns = zip(*((part.elbo, part.rate, part.error, part.rate_error) for part in parts), strict=True)
+    elbo, rate, error, rate_error = (torch.cat(column)[place] for column in columns)
+    return Bound(elbo, rate, error, rate_error, parts[0].method)
 
 
 def draws_of(

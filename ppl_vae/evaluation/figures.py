@@ -13,9 +13,9 @@ from torch import Tensor
 from ppl_vae.evaluation.bootstrap import Interval
 from ppl_vae.evaluation.diagnostics import LatentUse
 from ppl_vae.evaluation.elbo import Bound
-from ppl_vae.evaluation.evidence import Evidence
 from ppl_vae.evaluation.gaps import Gaps
 from ppl_vae.evaluation.surgery import AggregatePosterior, Surgery
+from ppl_vae.evidence.results import Evidence
 
 Figure = Interval | float
 

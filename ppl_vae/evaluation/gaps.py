@@ -10,8 +10,6 @@ from torch import Tensor
 from ppl_vae._distributions import describe
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_positive_int
-from ppl_vae.evaluation.blocks import MAX_BYTES, capacity, row_blocks
-from ppl_vae.evaluation.densities import Densities
 from ppl_vae.evaluation.elbo import (
     Bound,
     draws_of,
@@ -20,9 +18,11 @@ from ppl_vae.evaluation.elbo import (
     monte_carlo_elbo,
     normals_of,
 )
-from ppl_vae.evaluation.evidence import Evidence
-from ppl_vae.evaluation.normals import Normals
 from ppl_vae.evaluation.refinement import refine
+from ppl_vae.evidence.blocks import MAX_BYTES, capacity, row_blocks
+from ppl_vae.evidence.densities import Densities
+from ppl_vae.evidence.normals import Normals
+from ppl_vae.evidence.results import Evidence
 
 APART = 3.0  # standard deviations from every optimum found before another start is worth trying
 CLEARLY = 0.01  # nats by which another start must be better to count as another mode, not as the last of an ascent
@@ -131,7 +131,7 @@ def gaps(
 
     Example:
         >>> from ppl_vae import VAE, likelihoods, posteriors, priors
-        >>> from ppl_vae.evaluation.densities import VAEDensities
+        >>> from ppl_vae.evidence.densities import VAEDensities
         >>> vae = VAE((64,), prior=priors.StandardNormal(2), likelihood=likelihoods.Bernoulli(torch.nn.Linear(2, 64)),
         ...           posterior=posteriors.DiagonalNormal(torch.nn.Linear(64, 4)))
         >>> x, zero = vae.sample(5, mean=False), torch.zeros(5).double()

@@ -10,10 +10,10 @@ from torch import Tensor
 from ppl_vae._distributions import describe
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_positive, check_positive_int
-from ppl_vae.evaluation.blocks import MAX_BYTES, particle_blocks, row_blocks
-from ppl_vae.evaluation.densities import Densities
 from ppl_vae.evaluation.elbo import normals_of
-from ppl_vae.evaluation.normals import Normals, tensor_nodes
+from ppl_vae.evidence.blocks import MAX_BYTES, particle_blocks, row_blocks
+from ppl_vae.evidence.densities import Densities
+from ppl_vae.evidence.normals import Normals, tensor_nodes
 
 STRETCH = 10.0  # most by which one step changes a precision
 
@@ -77,7 +77,7 @@ def refine(
 
     Example:
         >>> from ppl_vae import VAE, likelihoods, posteriors, priors
-        >>> from ppl_vae.evaluation.densities import VAEDensities
+        >>> from ppl_vae.evidence.densities import VAEDensities
         >>> from ppl_vae.evaluation.elbo import elbo
         >>> vae = VAE((64,), prior=priors.StandardNormal(2), likelihood=likelihoods.Bernoulli(torch.nn.Linear(2, 64)),
         ...           posterior=posteriors.DiagonalNormal(torch.nn.Linear(64, 4)))

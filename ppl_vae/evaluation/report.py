@@ -15,18 +15,17 @@ from ppl_vae._validation import check_positive_int
 from ppl_vae.data import Dataset, Split
 from ppl_vae.evaluation.bits import bits_per_dim
 from ppl_vae.evaluation.bootstrap import Interval, interval
-from ppl_vae.evaluation.conditional import bound_by_condition
-from ppl_vae.evaluation.densities import VAEDensities
 from ppl_vae.evaluation.diagnostics import latent_use
-from ppl_vae.evaluation.elbo import elbo
-from ppl_vae.evaluation.evidence import Evidence
+from ppl_vae.evaluation.elbo import bound_by_condition, elbo
 from ppl_vae.evaluation.figures import UNITS, Evaluation, Figure
 from ppl_vae.evaluation.gaps import gaps
-from ppl_vae.evaluation.importance import importance
-from ppl_vae.evaluation.log_evidence import Method, log_evidence
 from ppl_vae.evaluation.practical import impute, knn_accuracy
 from ppl_vae.evaluation.surgery import aggregate_posterior, surgery
 from ppl_vae.evaluation.true_posterior import kl_to_posterior
+from ppl_vae.evidence.densities import VAEDensities
+from ppl_vae.evidence.importance import importance
+from ppl_vae.evidence.log_evidence import Method, log_evidence
+from ppl_vae.evidence.results import Evidence
 from ppl_vae.objectives import sample_log_weights
 from ppl_vae.objectives.impossible import CHANCE, limits_of, strange
 from ppl_vae.vae import VAE

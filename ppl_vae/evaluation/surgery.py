@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_positive_int
-from ppl_vae.evaluation.blocks import MAX_BYTES
-from ppl_vae.evaluation.densities import Densities
-from ppl_vae.evaluation.normals import Normals
+from ppl_vae.evidence.blocks import MAX_BYTES
+from ppl_vae.evidence.densities import Densities
+from ppl_vae.evidence.normals import Normals
 
 Score = Callable[[Tensor], Tensor]
 
@@ -112,7 +112,7 @@ def surgery(
 
     Example:
         >>> from ppl_vae import VAE, likelihoods, posteriors, priors
-        >>> from ppl_vae.evaluation.densities import VAEDensities
+        >>> from ppl_vae.evidence.densities import VAEDensities
         >>> vae = VAE((64,), prior=priors.StandardNormal(2), likelihood=likelihoods.Bernoulli(),
         ...           posterior=posteriors.DiagonalNormal())
         >>> parts = surgery(VAEDensities(vae), torch.rand(100, 64))
@@ -169,7 +169,7 @@ def aggregate_posterior(
 
     Example:
         >>> from ppl_vae import VAE, likelihoods, posteriors, priors
-        >>> from ppl_vae.evaluation.densities import VAEDensities
+        >>> from ppl_vae.evidence.densities import VAEDensities
         >>> encoder = torch.nn.Linear(64, 4)
         >>> _ = torch.nn.init.zeros_(encoder.weight), torch.nn.init.zeros_(encoder.bias)
         >>> vae = VAE((64,), prior=priors.StandardNormal(2), likelihood=likelihoods.Bernoulli(),

@@ -13,11 +13,11 @@ from torch import Tensor
 from ppl_vae._distributions import unwrapped
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_positive, check_positive_int
-from ppl_vae.evaluation.densities import VAEDensities
-from ppl_vae.evaluation.evidence import Evidence
-from ppl_vae.evaluation.grids import support
-from ppl_vae.evaluation.interpolation import CellRule
-from ppl_vae.evaluation.quadrature import integrate, quadrature
+from ppl_vae.evidence.densities import VAEDensities
+from ppl_vae.evidence.grids import support
+from ppl_vae.evidence.interpolation import CellRule
+from ppl_vae.evidence.quadrature import integrate, quadrature
+from ppl_vae.evidence.results import Evidence
 
 _REACH = 6.0  # of the box around q, in its standard deviations: a normal has 2e-9 of its mass beyond, per axis
 _NODES = {1: (8, 12, 18, 28, 42, 64), 2: (6, 10, 16, 24, 36), 3: (4, 6, 9, 14)}

@@ -12,7 +12,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from ppl_vae.comparison.results import t_quantile
+from ppl_vae.comparison.statistics.measured import t_quantile
 from ppl_vae.plots.estimators import (
     Style,
     blocks_of,

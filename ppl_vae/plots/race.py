@@ -17,7 +17,7 @@ from ppl_vae.plots.estimators import Style, listed, styles_of, write_legend
 from ppl_vae.plots.figure import SMALL_SIZE, TEXT_SIZE, TITLE_SIZE, WIDTH, join, tidy, write_foot
 
 if TYPE_CHECKING:
-    from ppl_vae.comparison.race_results import Race
+    from ppl_vae.comparison.races.outcome import Race
 
 Key = tuple[str, int]
 
@@ -45,8 +45,8 @@ def training_race(race: Race, *, caveat: str | None = None) -> Figure:
         ValueError: If no run was looked at.
 
     Example:
-        >>> from ppl_vae.comparison.race_results import Race
-        >>> from ppl_vae.comparison.race_runs import Point, RaceRun
+        >>> from ppl_vae.comparison.races.outcome import Race
+        >>> from ppl_vae.comparison.races.runs import Point, RaceRun
         >>> points = tuple(Point(i, 100 * i, 2.0 * i, -150.0 + 10 * i, 0.0, -155.0 + 10 * i) for i in range(3))
         >>> runs = tuple(RaceRun("IWAE", 8, seed, points, "quadrature", "exact") for seed in (0, 1))
         >>> figure = training_race(Race(runs, (), -132.0, {}, {}, 10.0))

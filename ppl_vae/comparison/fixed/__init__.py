@@ -1,0 +1,1 @@
+"""Estimators at fixed parameters: one batch, the same noise, thousands of gradients; `compare` begins it."""

@@ -1,0 +1,155 @@
+"""What a comparison at fixed parameters found, as values, for JSON and for CSV."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ppl_vae.comparison.contenders import Undefined
+from ppl_vae.comparison.statistics.measured import Measured
+
+
+@dataclass(frozen=True)
+class Block:
+    r"""The gradient of the mean per datum with respect to the parameters of one block (``"encoder"``).
+
+    Attributes:
+        size: How many parameters.
+        dead: How many of them have a gradient of exactly zero in every replicate (the weights of pixels that are black
+            in all data); they count in nothing below but in the sums of squares, to which they add nothing.
+        norm: :math:`\lVert \mathbb E g \rVert`, with the noise of the mean over replicates taken out.
+        variance: :math:`\mathrm{tr} \, \mathrm{Cov}(g)`, of one step's gradient over the estimator's own noise.
+        snr: Signal-to-noise :math:`|\mathbb E g_i| / \mathrm{sd}(g_i)`, the median over parameters i, noise taken out.
+        snr_quartiles: Its quartiles over parameters.
+        snr_floor: What a parameter without any signal would seem to have, :math:`\sqrt{2 / (\pi R)}`, were the noise
+            not taken out; figures near it say little.
+        bias: :math:`\lVert \mathbb E (g - g_\mathrm{ref}) \rVert`, from paired replicates, with the noise taken out;
+            None where there is no reference.
+        bias_p: The p-value of "no bias", from random projections of the paired differences; None where there is no
+            reference, or `bias_unclear` says why nothing can be claimed.
+        bias_unclear: Why neither a bias nor its absence can be claimed, None where one can.
+        cosine: Between the mean gradient and the reference's.
+        is_reference: Whether the gradient is the reference's in every replicate, up to rounding.
+        minibatch_variance: What other data would add to `variance`: :math:`\mathrm{tr} \, \mathrm{Cov}_x(\mathbb
+            E[g|x]) / B` for a batch of B.
+        seconds_to_tenth: How long to average steps for until the standard error of the gradient is a tenth of its norm:
+            :math:`100 \, \mathrm{tr} \, \mathrm{Cov}(g) / \lVert \mathbb E g \rVert^2` steps, at least one.
+        resampled: `snr` and `seconds_to_tenth` of bootstrap resamples, the same ones for every row, for ratios.
+    """
+
+    size: int
+    dead: int
+    norm: Measured
+    variance: Measured
+    snr: Measured
+    snr_quartiles: tuple[float, float]
+    snr_floor: float
+    bias: Measured | None = None
+    bias_p: float | None = None
+    cosine: Measured | None = None
+    is_reference: bool = False
+    bias_unclear: str | None = None
+    minibatch_variance: Measured | None = None
+    seconds_to_tenth: Measured | None = None
+    resampled: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One estimator at one K.
+
+    Attributes:
+        name: Its name.
+        num_particles: K.
+        kind: Whether the value is a ``"lower"`` or ``"upper"`` bound of log p(x) in expectation, or ``"neither"``.
+        reference: The name of the estimator whose expected gradient it is held against, None where there is none.
+        value: The mean per datum over replicates, nats.
+        value_se: Its standard error over replicates.
+        bias: `value` minus log p(x), nats, with the interval of both errors; None where log p(x) could not be had.
+        ess: Effective sample size of the K normalised weights, the mean over data and replicates; None likewise.
+        seconds: Of one step, value and gradient, the median.
+        bytes: Kept for the backward pass in one step (on a GPU: the most that one step allocates).
+        why_eager: Why steps ran as they are written, None where they were captured.
+        blocks: The gradient, block by block.
+        failed: Why there are no figures, None where there are.
+    """
+
+    name: str
+    num_particles: int
+    kind: str = "neither"
+    reference: str | None = None
+    value: float = math.nan
+    value_se: float = math.nan
+    bias: Measured | None = None
+    ess: float | None = None
+    seconds: Measured | None = None
+    bytes: int | None = None
+    why_eager: str | None = None
+    blocks: Mapping[str, Block] = field(default_factory=dict)
+    failed: str | None = None
+
+
+@dataclass(frozen=True)
+class KnownEvidence:
+    """What is known of the mean of log p(x) over the batch.
+
+    Attributes:
+        value: Nats per datum.
+        method: How it was found.
+        error: What it may be wrong by: a bound if `exact`, else a standard error.
+        exact: Whether it is exact up to `error`, or an estimate.
+    """
+
+    value: float
+    method: str
+    error: float
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Results:
+    """Estimators side by side at fixed parameters.
+
+    Attributes:
+        rows: One an estimator and K, in the order asked for, K by K.
+        undefined: The estimators that do not exist at a K, and why.
+        evidence: The mean of log p(x), None where it could not be had (`notes` say why).
+        replicates: R, how many gradients each figure is from.
+        seed: Replicate r of every estimator drew its noise from the same seed, made of this one and r.
+        data_shape: The shape of the batch.
+        machine: Device, torch version, threads, number type.
+        seconds: What the whole took.
+        notes: What a reader must know; sentences.
+        split_size: How many data the split has of which the batch is the first few; None for a batch that is all.
+    """
+
+    rows: tuple[Row, ...]
+    undefined: tuple[Undefined, ...]
+    evidence: KnownEvidence | None
+    replicates: int
+    seed: int
+    data_shape: tuple[int, ...]
+    machine: Mapping[str, Any]
+    seconds: float
+    notes: tuple[str, ...] = ()
+    split_size: int | None = None
+
+    @property
+    def where(self) -> str:
+        """``"on the first 8 of 297 data"``, or nothing where the batch is all there is."""
+        return f"on the first {self.data_shape[0]:,} of {self.split_size:,} data" if self.split_size else ""
+
+    def row(self, name: str, num_particles: int) -> Row:
+        """Return one estimator's row.
+
+        Raises:
+            KeyError: If it took no part.
+        """
+        for row in self.rows:
+            if row.name == name and row.num_particles == num_particles:
+                return row
+        raise KeyError(f"there is no row {name!r} at K = {num_particles}")

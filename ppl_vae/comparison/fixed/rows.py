@@ -1,0 +1,236 @@
+"""The rows of a comparison at fixed parameters: all estimators of one K, replicate by replicate."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from pyro.infer import Trace_ELBO, TraceGraph_ELBO
+from torch import Tensor
+
+from ppl_vae.comparison.contenders import Contender, contenders
+from ppl_vae.comparison.fixed.batch import Batch
+from ppl_vae.comparison.fixed.blocks import Parameters
+from ppl_vae.comparison.fixed.figures import Figures, Weights, block_of, value_of, weights_of
+from ppl_vae.comparison.fixed.joint import JointStep
+from ppl_vae.comparison.fixed.minibatch import minibatch_variance
+from ppl_vae.comparison.fixed.moments import Resamples
+from ppl_vae.comparison.fixed.records import NUM_GROUPS, Layout, Record, new_records
+from ppl_vae.comparison.fixed.results import Block, KnownEvidence, Row
+from ppl_vae.comparison.fixed.steps import Stepper, time_steps
+from ppl_vae.comparison.statistics.measured import Measured
+from ppl_vae.objectives import ELBO, STL, ArticleELBO, MeanFieldELBO
+from ppl_vae.objectives.losses import Program
+
+LEAST_REPLICATES = 20
+
+_MOST_BYTES = 2**31  # of sums of gradients
+_LEAST_GROUPS = 6
+_AVERAGES = (ELBO, STL, ArticleELBO, MeanFieldELBO, Trace_ELBO, TraceGraph_ELBO)
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the steps of a comparison share, and how rows are made of them.
+
+    Attributes:
+        program: Model and guide.
+        batch: Their arguments.
+        parameters: What to differentiate by.
+        replicates: R.
+        seed: For all noise.
+        minibatch: Whether to tell the noise of the choice of data.
+        reference: Whose gradient each is held against: ``"own"``, an objective in any form, or None.
+        progress: Is told what is being done.
+        notes: What a reader must know is put here.
+    """
+
+    program: Program
+    batch: Batch
+    parameters: Parameters
+    replicates: int
+    seed: int
+    minibatch: bool
+    reference: object | None
+    progress: Progress
+    notes: list[str]
+
+    def rows(self, chosen: Mapping[int, Contender], evidence: KnownEvidence | None) -> dict[int, Row]:
+        """The rows of all contenders of one K, under the same keys."""
+        rows: dict[int, Row] = {}
+        steppers: dict[int, Stepper] = {}
+        for key, contender in chosen.items():
+            self.progress(f"{contender.name}, K = {contender.num_particles}: the graph")
+            made = self._stepper(contender)
+            if isinstance(made, Stepper):
+                steppers[key] = made
+            else:
+                rows[key] = Row(contender.name, contender.num_particles, failed=made)
+        if not steppers:
+            return rows
+        k = next(iter(steppers.values())).contender.num_particles
+        self.progress(f"K = {k}: time and memory")
+        seconds = time_steps(steppers, self.batch.tensors)
+        memory = {key: stepper.bytes(*self.batch.tensors) for key, stepper in steppers.items()}
+        anchors = self._anchors(steppers)
+        weighted = any(_is_weighted(anchor) for anchor in anchors.values())
+        draws = self.replicates if weighted else max(LEAST_REPLICATES, self.replicates // 10)
+        self.progress(f"K = {k}: weights")
+        weights = weights_of(self.program, self.batch.tensors, k, draws, self.seed)
+        for keys in self._lots(steppers, anchors):
+            members = {key: steppers[key] for key in keys}
+            for key in keys:
+                anchor = anchors[key]
+                if anchor is not None and all(anchor is not s for s in members.values()):
+                    members[-1 - key] = anchor
+            records = self._records(members)
+            for key in keys:
+                stepper, record, anchor = steppers[key], records[key], anchors[key]
+                if isinstance(record, str):
+                    name = stepper.contender.name
+                    rows[key] = Row(name, k, kind=stepper.kind, why_eager=stepper.why_eager, failed=record)
+                    continue
+                against = next((records[i] for i, s in members.items() if s is anchor and s is not stepper), None)
+                if isinstance(against, str) and anchor is not None:
+                    self.notes.append(f"the reference {anchor.contender.name} failed at K = {k}: {against}")
+                    against = None
+                assert not isinstance(against, str)
+                rows[key] = self._row(stepper, record, against, anchor, seconds[key], memory[key], weights, evidence)
+        return rows
+
+    def _lots(self, steppers: Mapping[int, Stepper], anchors: Mapping[int, Stepper | None]) -> list[list[int]]:
+        """Who runs side by side: all, or where that takes too much memory those with one reference."""
+        if (len(steppers) + len(set(map(id, anchors.values())))) * self._bytes * NUM_GROUPS <= _MOST_BYTES:
+            return [list(steppers)]
+        lots: dict[int, list[int]] = {}
+        for key, stepper in steppers.items():
+            lots.setdefault(id(anchors[key] or stepper), []).append(key)
+        return list(lots.values())
+
+    @property
+    def _bytes(self) -> int:
+        """Of one gradient."""
+        return sum(leaf.numel() * leaf.element_size() for leaf in self.parameters.leaves.values())
+
+    def _stepper(self, contender: Contender) -> Stepper | str:
+        """The contender's step, or why there is none."""
+        try:
+            torch.manual_seed(self.seed)
+            return Stepper(contender, self.program, self.parameters, self.batch.tensors)
+        except Exception as error:  # whatever a user's objective raises: the others go on
+            return _said(error)
+
+    def _anchors(self, steppers: Mapping[int, Stepper]) -> dict[int, Stepper | None]:
+        """For each contender the step of its reference, a contender's own if it is one; None where there is none."""
+        known = list(steppers.values())
+        anchors: dict[int, Stepper | None] = {}
+        for key, stepper in steppers.items():
+            wanted = self._reference_of(stepper.contender)
+            found: Stepper | str | None = None
+            if wanted is not None:
+                found = next((s for s in known if _same(s.contender, wanted)), None) or self._stepper(wanted)
+                if isinstance(found, str):
+                    self.notes.append(f"the bias of {stepper.contender.name} is not told: {wanted.name}: {found}")
+                else:
+                    known.append(found)
+            anchors[key] = found if isinstance(found, Stepper) else None
+        return anchors
+
+    def _reference_of(self, contender: Contender) -> Contender | None:
+        wanted = self.reference
+        if isinstance(wanted, str) and wanted == "own":
+            wanted = getattr(contender.objective, "reference", None)
+        if wanted is None:
+            return None
+        return contenders([wanted], contender.num_particles)[0]
+
+    def _records(self, members: Mapping[int, Stepper]) -> dict[int, Record | str]:
+        """All replicates of some estimators, in lockstep; of a failed one what went wrong."""
+        leaves, k = list(self.parameters.leaves.values()), members[max(members)].contender.num_particles
+        groups = max(_LEAST_GROUPS, min(NUM_GROUPS, _MOST_BYTES // (len(members) * self._bytes)))
+        layout = Layout.of(leaves, self.parameters.blocks, self.replicates, self.seed, num_groups=groups)
+        together = JointStep(members, self.batch.tensors)
+        for stepper in members.values():
+            stepper.reset()
+        records: dict[int, Record] = {}
+        failed: dict[int, str] = {}  # their gradients may be others' as well: they go on in the joint step
+        seeds = torch.randint(2**32, (self.replicates,), generator=torch.Generator().manual_seed(self.seed)).tolist()
+        for start, stop in itertools.pairwise(layout.bounds):
+            self.progress(f"K = {k}: replicate {start} of {self.replicates}")
+            for r in range(start, stop):
+                steps = together(seeds[r], *self.batch.tensors)
+                failed |= {key: _said(error) for key, error in steps.items() if isinstance(error, Exception)}
+                seen = {key: step for key, step in steps.items() if not isinstance(step, Exception)}
+                if r == 0:
+                    records = new_records(layout, {key: step.gradients for key, step in seen.items()})
+                for key, step in seen.items():
+                    records[key].add(r, *step)
+            for key, record in records.items():
+                if key not in failed and not record.is_finite(start, stop):
+                    failed[key] = f"a value or a gradient is not finite in replicates {start} to {stop - 1}"
+                elif start == 0 and key in together.alone and record.same(stop):
+                    record.fill(stop)
+            together.alone = [key for key in together.alone if key not in failed and not records[key].constant]
+        return {key: failed[key] if key in failed else records[key] for key in members}
+
+    def _row(
+        self,
+        stepper: Stepper,
+        record: Record,
+        reference: Record | None,
+        anchor: Stepper | None,
+        seconds: Tensor,
+        memory: int,
+        weights: Weights | None,
+        evidence: KnownEvidence | None,
+    ) -> Row:
+        contender = stepper.contender
+        self.progress(f"K = {contender.num_particles}: the figures of {contender.name}")
+        resamples = Resamples.of(record.layout.sizes, self.seed)
+        of_data: dict[str, Measured] = {}
+        if self.minibatch:
+            per_datum = max(LEAST_REPLICATES, self.replicates // 20)
+            of_data = minibatch_variance(
+                stepper, self.batch.tensors, self.parameters.blocks, replicates=per_datum, seed=self.seed
+            )
+        ties = weights.ties if weights is not None and _is_weighted(anchor) else math.inf
+        figures = Figures(record, reference, resamples, seconds, self.seed, ties)
+        found: dict[str, Block] = {b: block_of(figures, b, of_data.get(b)) for b in self.parameters.blocks}
+        value, error, bias = value_of(record, evidence)
+        return Row(
+            contender.name,
+            contender.num_particles,
+            kind=stepper.kind,
+            reference=None if reference is None or anchor is None else anchor.contender.name,
+            value=value,
+            value_se=error,
+            bias=bias,
+            ess=None if weights is None else weights.ess,
+            seconds=figures.median_seconds(),
+            bytes=memory,
+            why_eager=stepper.why_eager,
+            blocks=found,
+        )
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _is_weighted(anchor: Stepper | None) -> bool:
+    """Whether a reference weighs its particles against each other, as all do that are no plain average of them."""
+    if anchor is None or anchor.contender.num_particles == 1:
+        return False
+    return not isinstance(anchor.contender.objective, _AVERAGES)
+
+
+def _same(first: Contender, second: Contender) -> bool:
+    """Whether two are the same estimator, whatever they are called."""
+    if first.num_particles != second.num_particles or type(first.objective) is not type(second.objective):
+        return False
+    return first.objective is second.objective or bool(first.objective == second.objective)

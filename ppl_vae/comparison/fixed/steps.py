@@ -1,0 +1,179 @@
+"""One step of one estimator, its value and its gradient: as a captured graph where it can be; its time and memory."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import torch
+from pyro.infer import ELBO as PyroELBO
+from torch import Tensor
+
+from ppl_vae.capture import CapturedStep, CaptureError, Step, buffers_of, eager_step, modules_of
+from ppl_vae.comparison.contenders import Contender
+from ppl_vae.comparison.fixed.blocks import Parameters
+from ppl_vae.objectives.log_weights import LogWeights
+from ppl_vae.objectives.losses import BatchLoss, Program, as_loss, kind_of
+
+_WARM_UP = 3
+
+
+class Seen(NamedTuple):
+    """What a step of an estimator gives: the mean per datum, and its gradient by each parameter (None: no part)."""
+
+    value: Tensor
+    gradients: Sequence[Tensor | None]
+
+
+def seen_of(step: Step) -> Seen:
+    """Return value and gradients of a step, per datum."""
+    return Seen(-step.loss.loss / step.loss.weight, step.gradients)
+
+
+class Stepper:
+    """An estimator's step on a batch of given shapes, without moving any parameter.
+
+    The objective is a copy: what it learns or counts while it runs (a moving average) stays out of the caller's own.
+
+    Args:
+        contender: The estimator.
+        program: Model and guide.
+        parameters: What to differentiate by.
+        tensors: The batch.
+
+    Attributes:
+        contender: The estimator.
+        kind: What its value is: ``"lower"``, ``"upper"``, ``"neither"``.
+        captured: The step as a graph, None where it runs as it is written.
+        why_eager: Why steps run as they are written, None if captured.
+
+    Raises:
+        Exception: Whatever the objective raises on this program.
+    """
+
+    def __init__(
+        self, contender: Contender, program: Program, parameters: Parameters, tensors: Sequence[Tensor]
+    ) -> None:
+        self.contender = contender
+        self.why_eager: str | None = None
+        objective = contender.objective
+        with suppress(Exception):  # what cannot be copied runs itself
+            objective = copy.deepcopy(objective)
+        loss = as_loss(objective)
+        self._leaves = list(parameters.leaves.values())
+
+        def run(*tensors: Tensor) -> BatchLoss:
+            return loss(program, *tensors)
+
+        self._run: Callable[..., BatchLoss] = run
+        self.captured: CapturedStep | None = None
+        self.kind = _kind(objective, program, tensors)
+        self._check(eager_step(run, self._leaves, list(tensors), mean=True))
+        # from here: what a baseline makes of its first batch is its start
+        self._state = [(buffer, buffer.clone()) for buffer in buffers_of(modules_of(loss))]
+        try:
+            self.captured = CapturedStep(
+                run,
+                self._leaves,
+                list(tensors),
+                roots=(*program, loss),
+                parameters=parameters.leaves,
+                mean=True,
+                full=False,
+            )
+        except CaptureError as error:
+            self.why_eager = str(error)
+
+    def __call__(self, *tensors: Tensor) -> Seen:
+        """Take a step on a batch of the same shapes."""
+        if self.captured is None:
+            step = eager_step(self._run, self._leaves, list(tensors), mean=True)
+        else:
+            step = self.captured(*tensors)
+        return seen_of(step)
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Let the objective forget what it has learnt since its first step."""
+        for buffer, before in self._state:
+            buffer.copy_(before)
+
+    def bytes(self, *tensors: Tensor) -> int:
+        """What an eager step keeps for its backward pass, parameters and data aside; on a GPU all that it allocates."""
+        if self._leaves[0].is_cuda:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            eager_step(self._run, self._leaves, list(tensors), mean=True)
+            return torch.cuda.max_memory_allocated() - before
+        own = {t.untyped_storage().data_ptr() for t in (*self._leaves, *tensors)}
+        kept: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            eager_step(self._run, self._leaves, list(tensors), mean=True)
+        return sum(kept.values())
+
+    def _check(self, step: Step) -> None:
+        if all(gradient is None for gradient in step.gradients):
+            raise ValueError("the objective depends on no parameter of the program")
+
+
+def time_steps(
+    steppers: Mapping[Any, Stepper], tensors: Sequence[Tensor], *, most_rounds: int = 40, most_seconds: float = 8.0
+) -> dict[Any, Tensor]:
+    """Return the seconds of single steps, (rounds,) for each.
+
+    All take turns, so that whatever else the machine does hits all alike, and each has warmed up.
+
+    Args:
+        steppers: What to time.
+        tensors: The batch.
+        most_rounds: How often each is timed, at most; five times at least.
+        most_seconds: When to stop.
+    """
+    waits = any(t.is_cuda for t in tensors)
+    taken: dict[Any, list[float]] = {key: [] for key in steppers}
+    began = time.perf_counter()
+    for turn in range(_WARM_UP + most_rounds):
+        for key, stepper in steppers.items():
+            start = time.perf_counter()
+            stepper(*tensors)
+            if waits:
+                torch.cuda.synchronize()
+            if turn >= _WARM_UP:
+                taken[key].append(time.perf_counter() - start)
+        if turn >= _WARM_UP + 5 and time.perf_counter() - began > most_seconds:
+            break
+    return {key: torch.tensor(seconds, dtype=torch.float64) for key, seconds in taken.items()}
+
+
+class _Listening:
+    """An objective, as it is, of which the kind of its estimates is noted."""
+
+    def __init__(self, objective: Any) -> None:
+        self._objective = objective
+        self.heard = "neither"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._objective, name)
+
+    def __call__(self, log_weights: LogWeights) -> Any:
+        result = self._objective(log_weights)
+        self.heard = getattr(result, "kind", "neither")
+        return result
+
+
+def _kind(objective: Any, program: Program, tensors: Sequence[Tensor]) -> str:
+    if isinstance(objective, PyroELBO):
+        return kind_of(objective)
+    listening = _Listening(objective)
+    as_loss(listening)(program, *tensors)
+    return listening.heard

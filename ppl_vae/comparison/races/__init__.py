@@ -1,0 +1,1 @@
+"""Estimators while they train: the same start, the same order of the data; `race` begins it."""

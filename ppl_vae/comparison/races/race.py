@@ -1,0 +1,299 @@
+"""The training race: estimators from the same start, on the same data, for as many steps, looked at in the same way."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import pyro
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+
+from ppl_vae._scopes import untouched_random_state
+from ppl_vae._validation import check_choice, check_positive, check_positive_int, is_integer
+from ppl_vae.comparison.contenders import Contender, contenders
+from ppl_vae.comparison.races.evaluation import Evaluator, MakeEvidence
+from ppl_vae.comparison.races.outcome import Race
+from ppl_vae.comparison.races.runs import Point, RaceRun, Stopped
+from ppl_vae.comparison.races.start import Entrant, MakeProgram, Start, take_apart
+from ppl_vae.comparison.races.watch import Watch, reason_of
+from ppl_vae.data import Dataset, Split
+from ppl_vae.evidence.log_evidence import Method
+from ppl_vae.objectives.losses import Program
+from ppl_vae.svi import OptimizerFactory
+from ppl_vae.training import DivergedError, Run, fit, resolve_device
+from ppl_vae.vae import VAE
+
+OnRun = Callable[[RaceRun, VAE | Program], None]
+
+_SPLITS = ("train", "validation", "test")
+
+
+def race(
+    make_program: MakeProgram,
+    data: Dataset,
+    *,
+    objectives: object,
+    epochs: int,
+    num_particles: int | Iterable[int] = 8,
+    seeds: int | Sequence[int] = 3,
+    batch_size: int = 128,
+    optimizer: OptimizerFactory | None = None,
+    scheduler: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
+    clip_norm: float | None = None,
+    evaluate_every: int | None = None,
+    evaluation_size: int = 1000,
+    split: str = "validation",
+    evidence: Method | MakeEvidence = "auto",
+    evidence_particles: int = 1000,
+    target: float | None = None,
+    max_seconds: float | None = None,
+    compile: str = "graph",
+    device: str | torch.device = "cpu",
+    progress: Callable[[str], None] | None = None,
+    on_run: OnRun | None = None,
+) -> Race:
+    r"""Train one program under several objectives and watch log p(x), the same for all.
+
+    For each seed every contender starts from the same parameters, sees the data in the same order, draws its noise from
+    the same seed and takes as many steps; runs of a seed follow each other, the order turned by one from seed to seed,
+    so that a machine that slows down does so for all. At step 0 and every few epochs the same data are scored at the
+    same noise. What an estimator is worth is told by the differences between runs of a seed (`Race.at_equal_steps`,
+    `Race.at_equal_time`, `Race.time_to`), whose intervals are over seeds and against the best, whichever it is
+    (`race_statistics.beside_the_best`); with three seeds only differences of several standard deviations count, and
+    among eight contenders hardly any: take five seeds or more, or fewer contenders.
+
+    Where to be careful:
+
+    - One learning rate for all favours the estimator that it suits.
+    - In more than two latents log p(x) is estimated by importance sampling from the run's own q(z|x), which is too
+      low by what q misses: a lower bound in expectation, tighter where training made q wide. ``evidence="importance"``
+      (the defensive proposal) mends that for single-site models and takes ten times as long or more.
+    - Seconds are of this machine and of what else ran on it. Neither evaluation is counted nor what the first epoch
+      takes longer than later ones (capture of a step, compilation), which `RaceRun.setup` has.
+    - Under dynamic binarisation the draws of the data come from the stream that the estimator draws from as well, and
+      differ from one to the next after the first step.
+    - A run that diverges or raises is recorded as failed, and the others go on.
+
+    Slow: contenders x seeds x epochs of training, and each look decodes `evaluation_size` x `evidence_particles`
+    latents (for 784 pixels and two layers of 200, 1,000 x 1,000 take half a minute on one core).
+
+    Args:
+        make_program: From a seed to a `VAE` or a ``(model, guide)`` pair; called once a seed, with torch's generator at
+            that seed.
+        data: Training data, and the data to look at.
+        objectives: What `comparison.contenders` takes. In a mapping an entry may bring its own program: ``{"relaxed":
+            (objective, make_program)}``, or an `Entrant`. Each run has a fresh copy of its objective.
+        epochs: Of every run.
+        num_particles: K, one or several.
+        seeds: How many (0, 1, ...), or which.
+        batch_size: Data per step.
+        optimizer: From parameters to a torch optimiser, Adam at 1e-3 by default; the same for all.
+        scheduler: From the optimiser to a learning-rate scheduler, stepped once an epoch.
+        clip_norm: Largest norm of the gradient; None does not clip.
+        evaluate_every: Epochs between two looks; a tenth of all by default. The last is always looked at.
+        evaluation_size: Look at the first so many data.
+        split: Of ``"validation"``, ``"test"`` or ``"train"``.
+        evidence: How to find log p(x): ``"auto"`` is exact for a `VAE` of up to two latents, of few discrete states, or
+            linear-Gaussian, else importance sampling from q(z|x); a method of `evaluation.log_evidence`; or your own
+            function ``evidence(program, *columns)`` -> `Evidence`.
+        evidence_particles: K of importance sampling.
+        target: A log p(x), nats per datum, whose first crossing is timed; named before the race, not after.
+        max_seconds: Stop a run after so long a training; None never does.
+        compile: How a step runs, see `SVI`.
+        device: Where.
+        progress: Told in a few words what was seen.
+        on_run: Given each run and its trained program, in evaluation mode, before its parameters are put back.
+
+    Raises:
+        TypeError: If `data` is no `Dataset`, or `make_program` gives no program.
+        ValueError: If an argument is out of range, the split is empty, or no run of the first seed takes a step.
+
+    Reference:
+        Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2015), https://arxiv.org/abs/1509.00519
+
+    Example:
+        >>> import ppl_vae as pv
+        >>> digits = pv.data.load("digits")
+        >>> def make_vae(seed):
+        ...     return pv.VAE(digits, prior=pv.priors.StandardNormal(1), likelihood=pv.likelihoods.Bernoulli(),
+        ...                   posterior=pv.posteriors.DiagonalNormal())
+        >>> found = race(make_vae, digits, objectives=["ELBO", "MeanFieldELBO"], num_particles=1, seeds=1, epochs=1,
+        ...              evaluation_size=20, compile="off")
+        >>> [(run.name, run.stopped, run.kind, len(run.points)) for run in found.runs]
+        [('ELBO', 'finished', 'exact', 2), ('MeanFieldELBO', 'finished', 'exact', 2)]
+    """
+    began = time.perf_counter()
+    if not isinstance(data, Dataset):
+        raise TypeError(f"race: data is a {type(data).__name__}; expected a Dataset (data.from_tensors makes one)")
+    check_choice(split, _SPLITS, "race: split")
+    for name, value in (
+        ("epochs", epochs),
+        ("batch_size", batch_size),
+        ("evaluation_size", evaluation_size),
+        ("evidence_particles", evidence_particles),
+    ):
+        check_positive_int(value, f"race: {name}")
+    every = max(1, epochs // 10) if evaluate_every is None else check_positive_int(evaluate_every, "evaluate_every")
+    if max_seconds is not None:
+        check_positive(max_seconds, "race: max_seconds")
+    some = seeds_of(seeds)
+    looked_at: Split = getattr(data, split)
+    if len(looked_at) == 0:
+        held = ", ".join(repr(name) for name in _SPLITS if len(getattr(data, name)))
+        raise ValueError(f"race: split is {split!r}, which is empty in {data!r}; expected one of {held}")
+    where = resolve_device(device)
+    with untouched_random_state():
+        torch.manual_seed(some[0])
+        bare, entrants = take_apart(objectives)
+        field = contenders(bare, num_particles)
+    columns = cast("tuple[Tensor, ...]", looked_at.head(evaluation_size).to(where).columns)
+    evaluator = Evaluator(columns, evidence, evidence_particles)
+    if scheduler is None:  # nobody looks at what `fit` makes of them
+        data = replace(data, validation=Split(tuple(data.train.head(0).columns)))
+    fitting = functools.partial(
+        fit,
+        data=data.to(where),
+        optimizer=optimizer,
+        scheduler=scheduler,
+        clip_norm=clip_norm,
+        epochs=epochs,
+        batch_size=batch_size,
+        compile=compile,
+        device=where,
+    )
+    track = _Track(fitting, evaluator, every, epochs, max_seconds, progress or (lambda text: None), on_run)
+    runs: list[RaceRun] = []
+    with pyro.get_param_store().scope():  # what programs keep there is theirs, and the caller's own stays
+        for i, seed in enumerate(some):
+            starts: dict[int, Start] = {}
+            for contender in _turned(field.items, i):
+                entrant = entrants.get(contender.name, Entrant(None))
+                make = entrant.make_program or make_program
+                if id(make) not in starts:
+                    batch = next(fitting.keywords["data"].train.head(2).batches(2, device=where))
+                    starts[id(make)] = Start(make, seed, batch, where)
+                runs.append(track.run(contender, entrant, starts[id(make)], seed))
+            if i == 0 and not any(run.steps for run in runs):
+                first = runs[0]
+                raise ValueError(f"race: no run took a step; {first.name} at K = {first.num_particles}: {first.reason}")
+            pyro.clear_param_store()
+    settings = {
+        "data": data.name,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "steps": epochs * -(-len(data.train) // batch_size),
+        "seeds": list(some),
+        "split": split,
+        "evaluation_size": len(evaluator.columns[0]),
+        "evaluate_every": every,
+        "evidence_particles": evidence_particles,
+        "max_seconds": max_seconds,
+        "compile": compile,
+    }
+    machine = {
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else str(where),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    target = None if target is None else float(target)
+    return Race(tuple(runs), field.undefined, target, settings, machine, time.perf_counter() - began)
+
+
+def seeds_of(seeds: int | Sequence[int]) -> tuple[int, ...]:
+    """Return the seeds: so many from 0, or those given.
+
+    Raises:
+        ValueError: If one is no integer from 0, is there twice, or there is none.
+    """
+    some = tuple(range(seeds)) if is_integer(seeds) else seeds
+    if (
+        isinstance(some, (str, bool))
+        or not isinstance(some, Sequence)
+        or not some
+        or len(set(some)) < len(some)
+        or not all(is_integer(s) and 0 <= s < 2**63 for s in some)
+    ):
+        raise ValueError(f"race: seeds is {seeds!r}; expected how many, or different integers from 0, as in (0, 1, 2)")
+    return tuple(some)
+
+
+@dataclass(frozen=True)
+class _Track:
+    """What all runs have in common."""
+
+    fit: Callable[..., Run]
+    evaluator: Evaluator
+    every: int
+    epochs: int
+    max_seconds: float | None
+    progress: Callable[[str], None]
+    on_run: OnRun | None
+
+    def run(self, contender: Contender, entrant: Entrant, start: Start, seed: int) -> RaceRun:
+        """Take one run from its start."""
+        label = f"seed {seed}, {contender.name} at K = {contender.num_particles}"
+
+        def tell(point: Point) -> None:
+            self.progress(f"{label}: epoch {point.epoch} of {self.epochs}, log p(x) = {point.log_evidence:.2f}")
+
+        start.restore()
+        seen = start.program if entrant.evaluated_as is None else entrant.evaluated_as(start.program)
+        method = self.evaluator.choose(seen)
+        watch = Watch(
+            self.evaluator,
+            seen,
+            method,
+            every=self.every,
+            epochs=self.epochs,
+            max_seconds=self.max_seconds,
+            tell=tell,
+        )
+        stopped: Stopped = "finished"
+        reason = why_eager = None
+        try:
+            with untouched_random_state():  # an objective that draws while it is copied or made
+                torch.manual_seed(seed)
+                run = self.fit(
+                    start.program,
+                    objective=copy.deepcopy(contender.objective),
+                    seed=seed,
+                    callbacks=[watch],
+                    stop=watch.stop,
+                )
+            stopped, why_eager = ("out of time" if run.stopped == "interrupted" else "finished"), run.why_eager
+        except Exception as error:
+            stopped, reason = "failed", reason_of(error)
+            if isinstance(error, DivergedError):
+                steps = -(-len(self.fit.keywords["data"].train) // self.fit.keywords["batch_size"])  # type: ignore[attr-defined]
+                watch.steps = (error.epoch - 1) * steps + error.step
+                reason = f"diverged at step {watch.steps}: {error.term}"
+            self.progress(f"{label}: failed: {reason}")
+        found = RaceRun(
+            contender.name,
+            contender.num_particles,
+            seed,
+            watch.curve(),
+            watch.how,
+            watch.kind,
+            stopped,
+            reason,
+            watch.steps,
+            why_eager,
+            watch.setup,
+            tuple(watch.epoch_seconds),
+        )
+        if self.on_run is not None:
+            self.on_run(found, start.program)
+        return found
+
+
+def _turned(items: Sequence[Contender], by: int) -> list[Contender]:
+    """The contenders from another one on, so that none is always first on a cold machine."""
+    by %= len(items)
+    return [*items[by:], *items[:by]]

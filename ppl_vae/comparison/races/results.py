@@ -1,0 +1,226 @@
+"""What a training race found: standings at equal steps and equal time, arrivals at a target, bands over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ppl_vae.comparison.contenders import Undefined
+from ppl_vae.comparison.races.runs import Axis, RaceRun
+from ppl_vae.comparison.statistics.measured import Measured
+from ppl_vae.comparison.statistics.seeds import BesideBest, beside_the_best, exponential, geometric, negated, over_seeds
+
+
+class Standing(NamedTuple):
+    """Where a contender stands at a step or a time.
+
+    Attributes:
+        name: The contender's.
+        num_particles: Its K.
+        value: log p(x), nats per datum, the mean over seeds with its 95% interval; None where no run got there.
+        behind: `value` minus that of the best, paired: the figure against the one with the highest mean (`best`) over
+            the seeds that both have, the interval against the true best, whichever of those that may be it that is,
+            95% for all contenders at once (`race_statistics.beside_the_best`). Below 0 throughout where it is behind
+            the best. None for the one with the highest mean, and where they share no seed.
+        seeds: Whose runs got there.
+        best: Whether it has the highest mean of those with the most seeds.
+        may_be_best: Whether the seeds leave it possible that it is the best of those with the most seeds.
+    """
+
+    name: str
+    num_particles: int
+    value: Measured | None
+    behind: Measured | None
+    seeds: tuple[int, ...]
+    best: bool
+    may_be_best: bool = False
+
+
+class Arrival(NamedTuple):
+    """When a contender came to the target.
+
+    Times are compared over the seeds in which both contenders came there: one that misses the target on hard seeds is
+    told how long it takes on the others, and not how long it would take on all.
+
+    Attributes:
+        name: The contender's.
+        num_particles: Its K.
+        seconds: Of training, the geometric mean over the seeds that came there, with its 95% interval; None if none
+            did.
+        steps: Likewise.
+        slower: The seconds as a multiple of those of the fastest, paired (geometric mean): the figure against the one
+            with the lowest mean (`fastest`), the interval against the true fastest, whichever that is, 95% for all
+            contenders at once, as in `Standing.behind`. None for the one with the lowest mean, where they share no
+            seed, and for all where a run was at the target from the start (no seconds have no multiple).
+        per_seed: ``(seconds, steps)`` by seed; None where the run did not come there.
+        fastest: Whether it has the lowest `seconds` of those that came there in the most seeds.
+        may_be_fastest: Whether the seeds leave it possible that it is the fastest of those; so for all that came there
+            where a run was at the target from the start.
+    """
+
+    name: str
+    num_particles: int
+    seconds: Measured | None
+    steps: Measured | None
+    slower: Measured | None
+    per_seed: Mapping[int, tuple[float, float] | None]
+    fastest: bool
+    may_be_fastest: bool = False
+
+
+class Band(NamedTuple):
+    """A contender's curve over seeds: x (steps or seconds), the mean of log p(x), and its 95% interval at each x."""
+
+    x: list[float]
+    value: list[float]
+    low: list[float]
+    high: list[float]
+
+
+@dataclass(frozen=True)
+class RaceResults:
+    """A training race; figures in nats per datum.
+
+    Runs that failed count in no figure over seeds; they are named in the table and in the sentences, and their curves
+    are kept as far as they go.
+
+    Attributes:
+        runs: One a contender and seed, in the order in which they ran.
+        undefined: The contenders that do not exist at their K, and why.
+        target: The log p(x) to reach, named before the race; None for none.
+        settings: What all runs had in common, for the record.
+        machine: Device, torch version, threads.
+        seconds: What the whole took, evaluation included.
+    """
+
+    runs: tuple[RaceRun, ...]
+    undefined: tuple[Undefined, ...]
+    target: float | None
+    settings: Mapping[str, Any]
+    machine: Mapping[str, Any]
+    seconds: float
+
+    @property
+    def contenders(self) -> list[tuple[str, int]]:
+        """Name and K of each, in the order of the first seed."""
+        return list(dict.fromkeys(run.key for run in self.runs))
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds."""
+        return sorted({run.seed for run in self.runs})
+
+    def runs_of(self, name: str, num_particles: int, *, failed: bool = False) -> list[RaceRun]:
+        """Return a contender's runs by seed, those that failed only on request."""
+        own = [run for run in self.runs if run.key == (name, num_particles) and (failed or not run.failed)]
+        return sorted(own, key=lambda run: run.seed)
+
+    @property
+    def equal_steps(self) -> int | None:
+        """The last step that all runs took, those that failed apart; None where all failed."""
+        return min((run.points[-1].step for run in self.runs if not run.failed), default=None)
+
+    @property
+    def equal_seconds(self) -> float | None:
+        """What the fastest run took for the whole, those that failed apart; None where all failed."""
+        return min((run.points[-1].seconds for run in self.runs if not run.failed), default=None)
+
+    def at_equal_steps(self, step: float | None = None) -> list[Standing]:
+        """Return where the contenders stand after so many steps, `equal_steps` by default."""
+        return self._standings("step", self.equal_steps if step is None else step)
+
+    def at_equal_time(self, seconds: float | None = None) -> list[Standing]:
+        """Return where the contenders stand after so long a training, `equal_seconds` by default.
+
+        Curves are linear between evaluations. The time is that of the machine: what else ran on it is in it.
+        """
+        return self._standings("seconds", self.equal_seconds if seconds is None else seconds)
+
+    def time_to(self, target: float | None = None) -> list[Arrival]:
+        """Return when each contender's log p(x) first came up to a target, that of the race by default.
+
+        Linear between evaluations. A run that failed counts if it came there before.
+
+        Raises:
+            ValueError: If there is no target.
+        """
+        target = self.target if target is None else target
+        if target is None:
+            raise ValueError("time_to was given no target, nor was the race; expected a log p(x) in nats per datum")
+        reached: dict[tuple[str, int], dict[int, tuple[float, float] | None]] = {}
+        for key in self.contenders:
+            reached[key] = {}
+            for run in self.runs_of(*key, failed=True):
+                after = run.reaches(target, "seconds"), run.reaches(target, "step")
+                reached[key][run.seed] = None if after[0] is None or after[1] is None else (after[0], after[1])
+        times = {key: {s: t[0] for s, t in found.items() if t is not None} for key, found in reached.items()}
+        from_start = any(t <= 0 for found in times.values() for t in found.values())
+        speed = {key: {s: -t if from_start else -math.log(t) for s, t in f.items()} for key, f in times.items()}
+        beside = _beside(speed)
+        arrivals = []
+        for key, found in reached.items():
+            came = [t for t in found.values() if t is not None]
+            seconds, steps = (geometric([t[i] for t in came]) if came else None for i in (0, 1))
+            place = beside.get(key, _NOWHERE)
+            slower = None if place.behind is None or from_start else exponential(negated(place.behind))
+            may_be = place.may_be_best or (from_start and bool(came))
+            arrivals.append(Arrival(*key, seconds, steps, slower, found, place.best, may_be))
+        return arrivals
+
+    def band(self, name: str, num_particles: int, axis: Axis = "step", *, num_points: int = 101) -> Band:
+        """Return a contender's curve over seeds, as far as all of its runs go, those that failed apart.
+
+        Against steps at the evaluations, against seconds at `num_points` times.
+        """
+        runs = self.runs_of(name, num_particles)
+        if not runs:
+            return Band([], [], [], [])
+        end = min(run.column(axis)[-1] for run in runs)
+        if axis == "step":
+            grid = sorted({float(x) for run in runs for x in run.column(axis) if x <= end})
+        else:
+            grid = [float(x) for x in np.linspace(0.0, end, num_points)]
+        found = [over_seeds([v for run in runs if (v := run.at(axis, x)) is not None]) for x in grid]
+        return Band(grid, [m.value for m in found], [m.low for m in found], [m.high for m in found])
+
+    def _standings(self, axis: Axis, where: float | None) -> list[Standing]:
+        values = {
+            key: {r.seed: v for r in self.runs_of(*key) if where is not None and (v := r.at(axis, where)) is not None}
+            for key in self.contenders
+        }
+        beside = _beside(values)
+        standings = []
+        for key, found in values.items():
+            mean = over_seeds([*found.values()]) if found else None
+            place = beside.get(key, _NOWHERE)
+            standings.append(Standing(*key, mean, place.behind, tuple(found), place.best, place.may_be_best))
+        return standings
+
+
+class _Place(NamedTuple):
+    behind: Measured | None
+    best: bool
+    may_be_best: bool
+
+
+_NOWHERE = _Place(None, False, False)
+
+
+def _beside(values: Mapping[tuple[str, int], Mapping[int, float]]) -> dict[tuple[str, int], _Place]:
+    """Where each contender with a value is beside the best; higher is better."""
+    some = {key: found for key, found in values.items() if found}
+    if not some:
+        return {}
+    seeds = sorted({seed for found in some.values() for seed in found})
+    beside = beside_the_best(np.array([[found.get(seed, math.nan) for seed in seeds] for found in some.values()]))
+    return {key: _place(beside, i) for i, key in enumerate(some)}
+
+
+def _place(beside: BesideBest, i: int) -> _Place:
+    best = i == int(beside.best)
+    figures = Measured(float(beside.difference[i]), float(beside.low[i]), float(beside.high[i]))
+    return _Place(None if best or math.isnan(figures.value) else figures, best, bool(beside.may_be_best[i]))

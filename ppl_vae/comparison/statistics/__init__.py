@@ -1,0 +1,1 @@
+"""What both comparisons test with: figures with intervals, zero bias, the best of several over seeds."""

@@ -1,0 +1,57 @@
+"""Figures with their intervals: Student's for a mean, percentiles for a bootstrap."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+from typing import NamedTuple
+
+from scipy import stats
+from torch import Tensor
+
+from ppl_vae._interval import Interval
+
+
+def t_quantile(replicates: int) -> float:
+    """Return how many standard errors over R replicates a 95% interval reaches either way: Student's, of R - 1."""
+    return float(stats.t.ppf(0.975, replicates - 1))
+
+
+class Measured(NamedTuple):
+    """A figure with its 95% interval.
+
+    Attributes:
+        value: The figure; NaN where it is not defined, infinite where it is.
+        low: The lower end.
+        high: The upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        ends = (self.low, self.high)
+        if all(map(math.isfinite, self)) and max(map(abs, self)) >= 1e5:
+            return f"{self.value:.3g} [{ends[0]:.2g}, {ends[1]:.2g}]"
+        return str(Interval(self.value, *ends))
+
+
+def measured(resampled: Tensor, num_units: int) -> Measured:
+    r"""A figure with its 95% interval from ``[figure, *resamples]``.
+
+    Percentiles, at levels that make up for few units: a bootstrap of n units has a spread too small by
+    :math:`\sqrt{(n - 1) / n}` and the tails of a normal where Student's are due (Hesterberg, What Teachers Should Know
+    About the Bootstrap, 2015, https://doi.org/10.1080/00031305.2015.1089789).
+
+    Args:
+        resampled: (1 + B,); infinite where a resample has no figure.
+        num_units: n, what was drawn from.
+    """
+    share = 0.025
+    if num_units > 1:
+        share = NormalDist().cdf(math.sqrt(num_units / (num_units - 1)) * float(stats.t.ppf(0.025, num_units - 1)))
+    ordered = resampled[1:].sort().values  # no interpolation: some may be infinite
+    last = len(ordered) - 1
+    low, high = ordered[math.floor(share * last)], ordered[math.ceil((1 - share) * last)]
+    return Measured(float(resampled[0]), float(low), float(high))

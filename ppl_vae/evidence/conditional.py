@@ -1,0 +1,61 @@
+"""A conditional model, one condition at a time: under each it is a model like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ppl_vae.evidence.densities import Model
+from ppl_vae.evidence.results import Evidence
+
+_MOST = 1000  # conditions, each of which is evaluated by itself
+
+Found = TypeVar("Found")
+
+
+def by_condition(vae: Model, x: Tensor, y: Tensor) -> Iterator[tuple[Model, Tensor]]:
+    """Yield for each condition among some data the model given it, and the rows that have it.
+
+    Args:
+        vae: A conditional model.
+        x: The data, (n, *x_shape).
+        y: Their conditions, (n, k), or labels (n,).
+
+    Raises:
+        ValueError: If there are not as many conditions as data, or more than a thousand different ones.
+    """
+    if len(y) != len(x):
+        raise ValueError(f"{len(x)} data were given with {len(y)} conditions; expected one for each datum")
+    values, member = y.unique(dim=0, return_inverse=True)
+    if len(values) > _MOST:
+        raise ValueError(
+            f"the data have {len(values)} different conditions; expected at most {_MOST}, as each is evaluated by "
+            "itself: take fewer data, or weigh the program, importance((vae.model, vae.guide), x, y, "
+            "proposal='posterior')"
+        )
+    for i, value in enumerate(values):
+        condition = value if value.dim() else int(value)
+        yield vae.given(condition), (member == i).nonzero()[:, 0]
+
+
+def evidence_by_condition(vae: Model, x: Tensor, y: Tensor, find: Callable[[Model, Tensor], Evidence]) -> Evidence:
+    """The evidence that a function finds of the data of each condition, in the order of the data."""
+    parts, place = found_by_condition(vae, x, y, find)
+    whole = Evidence.joined(parts, largest=["rounding", "num_states"], same=["prior_mass"])
+    details = {n: v[place] if isinstance(v, Tensor) and v.dim() else v for n, v in whole.details.items()}
+    return replace(whole, log_evidence=whole.log_evidence[place], error=whole.error[place], details=details)
+
+
+def found_by_condition(
+    vae: Model, x: Tensor, y: Tensor, find: Callable[[Model, Tensor], Found]
+) -> tuple[list[Found], Tensor]:
+    """What is found under each condition, and where each datum stands in it."""
+    parts, rows = [], []
+    for given, index in by_condition(vae, x, y):
+        parts.append(find(given, x[index]))
+        rows.append(index)
+    return parts, torch.cat(rows).argsort()

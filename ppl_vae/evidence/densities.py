@@ -1,0 +1,233 @@
+r"""The densities of a program, at latents of one's own choice: what every way to log p(x) starts from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Protocol, cast, runtime_checkable
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from ppl_vae._distributions import unwrapped
+from ppl_vae._scopes import evaluation_mode
+from ppl_vae.capture.reach import Reach
+from ppl_vae.objectives.losses import Program
+from ppl_vae.objectives.traces import PARTICLES
+
+Score = Callable[[Tensor], Tensor]
+
+
+class Densities(Protocol):
+    """What evaluation needs of a program with one latent vector z per datum x.
+
+    Modules are in evaluation mode while they run, and the caller decides whether gradients are recorded. `x` is
+    (n, *x_shape), a latent (..., d); log-densities are nats.
+    """
+
+    latent_dim: int
+
+    def prior_sample(self, x: Tensor, size: int) -> Tensor:
+        """Draw `size` latents from p(z) for every datum, (size, n, d)."""
+        ...
+
+    def log_prior(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return log p(z_k) for z of shape (K, n, d), as (K, n)."""
+        ...
+
+    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return log p(x|z_k) for z of shape (K, n, d), as (K, n); holds K * n decoded data in memory."""
+        ...
+
+    def posterior(self, x: Tensor) -> Any:
+        """Return q(z|x), a distribution of batch shape (n,) and event shape (d,)."""
+        ...
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What evidence needs of a model that holds its densities together, as a `VAE` does: a module with these."""
+
+    x_shape: tuple[int, ...]
+    y_shape: tuple[int, ...] | None
+    latent_shape: tuple[int, ...]
+    likelihood: Any
+
+    def p_z(self) -> Any:
+        """Return p(z)."""
+        ...
+
+    def p_x(self, z: Tensor) -> Any:
+        """Return p(x|z)."""
+        ...
+
+    def q_z(self, x: Tensor) -> Any:
+        """Return q(z|x)."""
+        ...
+
+    def given(self, y: Any) -> Any:
+        """Return the model of one condition."""
+        ...
+
+    def double(self) -> Any:
+        """Turn all parameters into float64."""
+        ...
+
+
+class VAEDensities:
+    """The densities of a `VAE`, whose latents do not belong to one datum until they are asked to.
+
+    Args:
+        vae: The model.
+
+    Example:
+        >>> from ppl_vae import VAE, likelihoods, posteriors, priors
+        >>> vae = VAE((64,), prior=priors.StandardNormal(2), likelihood=likelihoods.Bernoulli(),
+        ...           posterior=posteriors.DiagonalNormal())
+        >>> densities, x, z = VAEDensities(vae), vae.sample(5, mean=False), torch.zeros(3, 2)
+        >>> all_pairs = densities.likelihood_at(z)(x)  # every datum under every latent
+        >>> one_by_one = densities.log_likelihood(x, z[:, None].expand(3, 5, 2))
+        >>> torch.allclose(all_pairs, one_by_one.T)
+        True
+    """
+
+    def __init__(self, vae: Model) -> None:
+        self.vae = vae
+        (self.latent_dim,) = vae.latent_shape
+
+    def prior(self) -> Any:
+        """Return p(z)."""
+        with evaluation_mode(cast(nn.Module, self.vae)):
+            return self.vae.p_z()
+
+    def posterior(self, x: Tensor) -> Any:
+        """Return q(z|x)."""
+        with evaluation_mode(cast(nn.Module, self.vae)):
+            return self.vae.q_z(x)
+
+    def likelihood(self, z: Tensor) -> Any:
+        """Return p(x|z) for z of shape (..., d)."""
+        with evaluation_mode(cast(nn.Module, self.vae)):
+            return self.vae.p_x(z)
+
+    def prior_sample(self, x: Tensor, size: int) -> Tensor:
+        """Draw `size` latents from p(z) for every datum, (size, n, d)."""
+        return self.prior().sample((size, len(x)))
+
+    def log_prior(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return log p(z_k), (K, n)."""
+        return self.prior().log_prob(z)
+
+    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return log p(x|z_k), (K, n)."""
+        return self.likelihood(z).log_prob(x)
+
+    def likelihood_at(self, z: Tensor, dtype: torch.dtype | None = None) -> Score:
+        r"""Decode latents z of shape (G, d) once; return a function from data (n, *x_shape) to log p(x|z), (n, G).
+
+        For a Bernoulli it is one matrix product, :math:`x \cdot \ell - \sum \log(1 + e^\ell)`, for a Normal two, in
+        float64 (squares cancel); any other likelihood scores all n * G pairs of data, so keep n * G small there.
+
+        Args:
+            z: The latents.
+            dtype: Decode in this precision and score in it; that of `z` by default.
+        """
+        distribution, pixels = unwrapped(self.likelihood(z)), math.prod(self.vae.x_shape)
+        if type(distribution) is dist.Bernoulli:
+            logits = distribution.logits.reshape(len(z), pixels)
+            logits = logits if dtype is None else logits.to(dtype)
+            normaliser = softplus(logits).sum(-1)
+            return lambda x: x.reshape(len(x), pixels).to(logits.dtype) @ logits.T - normaliser
+        if type(distribution) is dist.Normal:
+            return _normal_scores(distribution, len(z), pixels, dtype or z.dtype)
+        whole = self.likelihood(z)
+        return lambda x: whole.log_prob(x.unsqueeze(1)).to(dtype or z.dtype)
+
+
+class ProgramDensities:
+    """The densities of a ``(model, guide)`` pair with one latent site per datum, read from traces.
+
+    Args:
+        program: The pair; both take the data as their one argument, and the site lies in the data's plate (dim -1).
+        x: A few data, to find the site with.
+
+    Raises:
+        ValueError: If the guide does not have one latent site, a vector for each datum.
+    """
+
+    def __init__(self, program: Program, x: Tensor) -> None:
+        self.model, self.guide = program
+        self.modules = Reach().visit(*program).modules
+        self._site = self._find(x[:2])
+        self.latent_dim = self.posterior(x[:2]).event_shape[-1]
+
+    def posterior(self, x: Tensor) -> Any:
+        """Return q(z|x)."""
+        return self._trace(self.guide, x).nodes[self._site]["fn"]
+
+    def prior_sample(self, x: Tensor, size: int) -> Tensor:
+        """Draw `size` latents from p(z) for every datum, (size, n, d)."""
+        p_z: Any = self._trace(self.model, x).nodes[self._site]["fn"]
+        return p_z.expand((size, len(x))).sample()
+
+    def log_prior(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return log p(z_k), (K, n)."""
+        return self._conditioned(x, z).nodes[self._site]["log_prob"].reshape(z.shape[:2])
+
+    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return log p(x|z_k), (K, n)."""
+        sites = self._conditioned(x, z).nodes
+        observed = [
+            site["log_prob"]
+            for name, site in sites.items()
+            if site["type"] == "sample" and name != self._site and "log_prob" in site and site["is_observed"]
+        ]
+        return torch.stack([log_p.expand(z.shape[:2]) for log_p in observed]).sum(0)
+
+    def _find(self, x: Tensor) -> str:
+        nodes: Any = self._trace(self.guide, x).nodes
+        sites = [n for n, s in nodes.items() if s["type"] == "sample" and type(s["fn"]).__name__ != "_Subsample"]
+        if len(sites) != 1 or nodes[sites[0]]["value"].dim() != 2:
+            raise ValueError(
+                f"the guide has the sites {sites}; expected one site of a vector per datum, of shape (batch, latent)"
+            )
+        return sites[0]
+
+    def _trace(self, function: Callable[..., Any], x: Tensor) -> poutine.Trace:
+        with evaluation_mode(*self.modules):
+            return poutine.trace(function).get_trace(x)
+
+    def _conditioned(self, x: Tensor, z: Tensor) -> poutine.Trace:
+        model = poutine.condition(self.model, data={self._site: z})
+        if len(z) > 1:
+            model = pyro.plate(PARTICLES, len(z), dim=-2)(model)
+        else:
+            model = poutine.condition(self.model, data={self._site: z[0]})
+        trace = self._trace(model, x)
+        trace.compute_log_prob()
+        return trace
+
+
+def densities_of(program: Model | Program, x: Tensor) -> VAEDensities | ProgramDensities:
+    """Return the densities of a `VAE`, or of any ``(model, guide)`` pair with one latent site (`x` is to find it)."""
+    return VAEDensities(program) if isinstance(program, Model) else ProgramDensities(program, x)
+
+
+def _normal_scores(distribution: Any, size: int, pixels: int, dtype: torch.dtype) -> Score:
+    mean = distribution.loc.reshape(size, pixels).double()
+    scale = distribution.scale.expand(distribution.loc.shape).reshape(size, pixels).double()
+    precision = scale.reciprocal().square()
+    centre = mean.mean(0)  # squares of what is left are small, and cancel less
+    mean = mean - centre
+    linear = (mean * precision).T
+    constant = -0.5 * (mean.square() * precision).sum(-1) - scale.log().sum(-1) - 0.5 * pixels * math.log(2 * math.pi)
+
+    def score(x: Tensor) -> Tensor:
+        x = x.reshape(len(x), pixels).double() - centre
+        return (x @ linear - 0.5 * x.square() @ precision.T + constant).to(dtype)
+
+    return score

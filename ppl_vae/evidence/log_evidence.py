@@ -1,0 +1,97 @@
+"""Log p(x) by the best method that a model allows."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from ppl_vae._distributions import measure
+from ppl_vae._validation import check_choice
+from ppl_vae.evidence.annealing import annealed
+from ppl_vae.evidence.conditional import evidence_by_condition
+from ppl_vae.evidence.densities import Model, VAEDensities, densities_of
+from ppl_vae.evidence.exact import closed_form_evidence, enumerate_evidence
+from ppl_vae.evidence.importance import importance
+from ppl_vae.evidence.quadrature import quadrature
+from ppl_vae.evidence.results import Evidence
+from ppl_vae.objectives.losses import Program
+
+Method = Literal["auto", "exact", "closed form", "enumeration", "quadrature", "importance", "posterior", "ais"]
+
+
+def log_evidence(
+    program: Model | Program,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    method: Method = "auto",
+    num_particles: tuple[int, ...] = (100, 1000, 5000),
+    tolerance: float = 1e-3,
+    seed: int = 0,
+) -> Evidence:
+    r"""Log p(x) of each datum, exact where it can be.
+
+    ``"auto"`` takes, of these, the first that applies: the closed form of a linear-Gaussian model; a sum over the
+    states of a discrete latent (up to 65,536); quadrature for a `VAE` with a latent of up to three dimensions; else
+    importance sampling from the defensive proposal, a lower bound in expectation, whose error is infinite for data that
+    it finds unreliable. ``"exact"`` takes the first three and refuses otherwise.
+
+    Args:
+        program: The `VAE`, or a ``(model, guide)`` pair with one latent site (importance sampling and AIS only).
+        x: The data, (n, *x_shape).
+        y: The conditions of a conditional model, (n, k), or labels (n,): then it is log p(x|y), found for the data of
+            each condition by itself.
+        method: ``"auto"`` or ``"exact"``; or one by name: ``"closed form"``, ``"enumeration"``, ``"quadrature"``,
+            ``"importance"`` (defensive proposal), ``"posterior"`` (importance sampling from q(z|x), the field's usual
+            estimate, which misses what q misses), ``"ais"`` (annealed importance sampling; slow).
+        num_particles: K of importance sampling, several for estimates side by side.
+        tolerance: Of quadrature, nats per datum.
+        seed: Of whatever is drawn; the global random state is left alone.
+
+    Raises:
+        ValueError: If the method does not apply to the model.
+
+    Example:
+        >>> from ppl_vae import VAE, likelihoods, posteriors, priors
+        >>> vae = VAE((64,), prior=priors.StandardNormal(1), likelihood=likelihoods.Bernoulli(),
+        ...           posterior=posteriors.DiagonalNormal())
+        >>> log_evidence(vae, vae.sample(3, mean=False)).method
+        'quadrature'
+    """
+    check_choice(method, get_args(Method), "log_evidence: method")
+    if isinstance(program, Model) and (program.y_shape is not None or y is not None):
+        if y is None or program.y_shape is None:
+            raise ValueError(
+                "log_evidence: a conditional VAE takes data and conditions, (x, y), any other takes x alone"
+            )
+
+        def of_one(given: Model, some: Tensor) -> Evidence:
+            return log_evidence(given, some, method=method, num_particles=num_particles, tolerance=tolerance, seed=seed)
+
+        return evidence_by_condition(program, x, y, of_one)
+    exact = ("auto", "exact", "closed form", "enumeration", "quadrature")
+    if isinstance(program, Model) and method in exact:
+        densities = VAEDensities(program)
+        space = measure(densities.prior())
+        discrete = space == "a discrete set"
+        if method in ("auto", "exact", "closed form") and (found := closed_form_evidence(program, x)) is not None:
+            return found
+        if method == "enumeration" or (discrete and method in ("auto", "exact")):
+            try:
+                return enumerate_evidence(densities, x)
+            except ValueError:
+                if method != "auto":
+                    raise
+        few = densities.latent_dim <= 3 and space == "a region of space"
+        if method == "quadrature" or (few and method in ("auto", "exact")):
+            return quadrature(densities, x, tolerance=tolerance, seed=seed)
+        if method == "auto" and space != "a region of space":
+            method = "posterior"  # the defensive proposal is made of normals
+    if method in exact and method != "auto":
+        what = f"a VAE with {densities.latent_dim} latents" if isinstance(program, Model) else "a (model, guide) pair"
+        raise ValueError(f"log_evidence: method {method!r} does not apply to {what}; use 'importance' or 'ais'")
+    if method == "ais":
+        return annealed(densities_of(program, x), x, seed=seed)
+    proposal = "posterior" if method == "posterior" else "defensive"
+    return importance(densities_of(program, x), x, num_particles=num_particles, proposal=proposal, seed=seed)
