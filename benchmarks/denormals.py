@@ -17,7 +17,7 @@ import pyro
 import torch
 
 import ppl_vae as pv
-from ppl_vae.commands.opening import DataOptions, OpenRun
+from ppl_vae.cli.opening import DataOptions, OpenRun
 
 BATCH, STEPS, ROUNDS = 128, 20, 15
 

@@ -15,7 +15,7 @@ import json
 import time
 from pathlib import Path
 
-from ppl_vae.commands.opening import DataOptions, OpenRun
+from ppl_vae.cli.opening import DataOptions, OpenRun
 from ppl_vae.evaluation import interval
 from ppl_vae.evidence import log_evidence
 

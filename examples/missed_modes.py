@@ -71,7 +71,7 @@ def trained(epochs: int) -> tuple[pv.VAE, torch.Tensor]:
 
 def of_run(folder: str) -> tuple[pv.VAE, torch.Tensor]:
     """The model of a run, and the test part of its data."""
-    from ppl_vae.commands.opening import DataOptions, OpenRun
+    from ppl_vae.cli.opening import DataOptions, OpenRun
 
     run = OpenRun.at(folder)
     return run.vae, DataOptions({}).open(run, "test").head(10_000)

@@ -18,7 +18,7 @@ _NAMES = {  # the rest of __all__ are modules
     "compare": "ppl_vae.comparison",
     "evaluate": "ppl_vae.evaluation",
     "fit": "ppl_vae.training",
-    "interpolate": "ppl_vae.latent_paths",
+    "interpolate": "ppl_vae.evaluation.paths",
     "load_run": "ppl_vae.runs",
     "race": "ppl_vae.comparison",
 }
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from ppl_vae.checking import check
     from ppl_vae.comparison import compare, race
     from ppl_vae.evaluation import evaluate
-    from ppl_vae.latent_paths import interpolate
+    from ppl_vae.evaluation.paths import interpolate
     from ppl_vae.runs import load_run
     from ppl_vae.svi import SVI
     from ppl_vae.training import fit

@@ -16,7 +16,7 @@ import torch
 
 import ppl_vae
 from ppl_vae import cli
-from ppl_vae.config import Config
+from ppl_vae.configuration.config import Config
 
 SHORT = ["train", "--epochs", "2", "--likelihood.network.hidden", "[8]", "--posterior.network.hidden", "[8]"]
 

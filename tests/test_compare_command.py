@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from ppl_vae import cli, comparison, data, load_run
-from ppl_vae.commands.estimators import DISCRETE, REPARAMETERISED, defaults_for, read_objectives
-from ppl_vae.config import Config
+from ppl_vae.cli.estimators import DISCRETE, REPARAMETERISED, defaults_for, read_objectives
+from ppl_vae.configuration.config import Config
 
 SMALL = ["--likelihood.network.hidden", "[8]", "--posterior.network.hidden", "[8]"]
 QUICK = ["--replicates", "20", "--size", "3", "--minibatch", "false"]

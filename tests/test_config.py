@@ -12,8 +12,8 @@ import torch
 import yaml
 
 from ppl_vae import likelihoods, networks, objectives
-from ppl_vae.config import Config, parse, presets
-from ppl_vae.pieces import KINDS
+from ppl_vae.configuration.config import Config, parse, presets
+from ppl_vae.configuration.pieces import KINDS
 
 FOREIGN = """
     import math

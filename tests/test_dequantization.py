@@ -11,7 +11,7 @@ import torch
 
 import ppl_vae as pv
 from ppl_vae import data, likelihoods, posteriors, priors
-from ppl_vae.config import parse
+from ppl_vae.configuration.config import parse
 from ppl_vae.data.dequantization import dequantize
 from ppl_vae.evaluation.bits import bits_per_dim
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ppl_vae import VAE, cli, networks
-from ppl_vae.commands import pieces
-from ppl_vae.pieces import KINDS, NETWORK
+from ppl_vae.cli import pieces
+from ppl_vae.configuration.pieces import KINDS, NETWORK
 
 
 @pytest.fixture(scope="module")

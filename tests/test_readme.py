@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ppl_vae import cli, config
+from ppl_vae import cli
+from ppl_vae.configuration import config
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ppl_vae import checkpoints, data, fit, likelihoods, load_run, networks, posteriors, priors, runs
-from ppl_vae.config import parse
-from ppl_vae.training import DivergedError
+from ppl_vae import data, fit, likelihoods, load_run, networks, posteriors, priors, runs
+from ppl_vae.configuration.config import parse
+from ppl_vae.training import DivergedError, checkpoints
 from ppl_vae.vae import VAE
 
 PICTURES = ["training_curves", "reconstructions", "samples", "latent_grid", "latent_scatter"]

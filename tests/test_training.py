@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from ppl_vae import VAE, checkpoints, data, fit, likelihoods, networks, objectives, posteriors, priors, training
-from ppl_vae.training import Callback, DivergedError, Run
+from ppl_vae import VAE, data, fit, likelihoods, networks, objectives, posteriors, priors, training
+from ppl_vae.training import Callback, DivergedError, Run, checkpoints
 
 
 @pytest.fixture(scope="module")

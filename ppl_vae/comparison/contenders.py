@@ -13,10 +13,10 @@ import yaml
 from pyro.infer import ELBO as PyroELBO
 
 from ppl_vae._validation import check_positive_int
+from ppl_vae.configuration.pieces import KINDS
 from ppl_vae.objectives.estimate import Estimate, Objective
 from ppl_vae.objectives.log_weights import LogWeights
 from ppl_vae.objectives.losses import as_loss
-from ppl_vae.pieces import KINDS
 
 _UNSAID = ("num_particles", "vectorize_particles", "max_plate_nesting")  # of a name: K stands beside it
 

@@ -33,7 +33,7 @@ class Run:
         stopped: Why it ended.
         seconds: Wall time, validation included.
         best_epoch: The epoch whose parameters the program has, where early stopping chose one.
-        state: The state that `ppl_vae.checkpoints.save` writes and ``fit(resume=...)`` takes.
+        state: The state that `ppl_vae.training.checkpoints.save` writes and ``fit(resume=...)`` takes.
     """
 
     program: VAE | Program

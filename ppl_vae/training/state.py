@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from ppl_vae import checkpoints
 from ppl_vae.data import Split
 from ppl_vae.objectives.impossible import Limits, impossible
 from ppl_vae.objectives.losses import BatchLoss
 from ppl_vae.svi import SVI
+from ppl_vae.training import checkpoints
 
 _SLOWER = "lower the learning rate, or clip the gradient (clip_norm)"
 
@@ -28,7 +28,7 @@ class DivergedError(RuntimeError):
         epoch: Of the step, from 1.
         step: Within the epoch, from 1.
         term: What went bad first.
-        good_state: The last good state, as `ppl_vae.checkpoints.save` writes it.
+        good_state: The last good state, as `ppl_vae.training.checkpoints.save` writes it.
     """
 
     def __init__(self, epoch: int, step: int, term: str, good_state: dict[str, Any], fix: str = _SLOWER) -> None:
@@ -136,7 +136,7 @@ class TrainingState:
     # the state as tensors, numbers and text, and back ------------------------------------------------------------
 
     def capture(self) -> dict[str, Any]:
-        """Return a copy of the state, fit for `ppl_vae.checkpoints.save`."""
+        """Return a copy of the state, fit for `ppl_vae.training.checkpoints.save`."""
         assert self.svi.optimizer is not None
         return {
             **self.capture_parameters(),

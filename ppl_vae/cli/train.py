@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ppl_vae import checkpoints, config, help, runs, training
-from ppl_vae.commands.errors import BAD_INPUT, BadInput, bad_input, complain
-from ppl_vae.training import Progress, Run
+from ppl_vae import runs, training
+from ppl_vae.cli import help
+from ppl_vae.cli.errors import BAD_INPUT, BadInput, bad_input, complain
+from ppl_vae.configuration import config
+from ppl_vae.training import Progress, Run, checkpoints
 
 LINES = 20  # of progress in a whole run, where there is no terminal for a bar
 

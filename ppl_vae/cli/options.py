@@ -8,11 +8,11 @@ from argparse import Action
 from collections.abc import Callable, Sequence
 
 from ppl_vae import data
-from ppl_vae.commands import words
-from ppl_vae.commands.errors import bad_input
-from ppl_vae.commands.opening import DataOptions, OpenRun
-from ppl_vae.help import Formatter, make_parser
-from ppl_vae.pieces import Arguments, arguments_of
+from ppl_vae.cli import words
+from ppl_vae.cli.errors import bad_input
+from ppl_vae.cli.help import Formatter, make_parser
+from ppl_vae.cli.opening import DataOptions, OpenRun
+from ppl_vae.configuration.pieces import Arguments, arguments_of
 
 Command = Callable[..., list[str]]  # (run, options by keyword) -> the lines to print
 

@@ -11,8 +11,8 @@ from typing import Any
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from ppl_vae import data, training
-from ppl_vae.config import DEFAULT_PRESET, FIT_OBJECTS, Config, Tree, parse, presets
-from ppl_vae.pieces import KINDS, NETWORK, Arguments, Kind, Target, arguments_of
+from ppl_vae.configuration.config import DEFAULT_PRESET, FIT_OBJECTS, Config, Tree, parse, presets
+from ppl_vae.configuration.pieces import KINDS, NETWORK, Arguments, Kind, Target, arguments_of
 
 USAGE = "ppl-vae train [--config PRESET|FILE] [--OPTION VALUE ...]"
 DESCRIPTION = """\

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_vae import plots
-from ppl_vae.commands.opening import OpenRun
+from ppl_vae.cli.opening import OpenRun
 
 
 def place(run: OpenRun, out: str | None, overwrite: bool, suffixes: Sequence[str], stem: str) -> Path:

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 
 from ppl_vae import __version__
 from ppl_vae._validation import did_you_mean
-from ppl_vae.commands.errors import BadInput, bad_input, complain
+from ppl_vae.cli.errors import BadInput, bad_input, complain
 
-COMMANDS = {  # each a module of ppl_vae.commands with run(argv) -> exit code, imported when it is asked for
+COMMANDS = {  # each a module of ppl_vae.cli with run(argv) -> exit code, imported when it is asked for
     "train": "train a VAE, and write figures, pictures and a checkpoint to runs/<name>",
     "evaluate": "log p(x), the ELBO, the gap between them, and the latent code: a table, JSON and pictures",
     "compare": "estimators side by side: bias, variance, signal-to-noise, cost, or a training race; with pictures",
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if words[0] not in COMMANDS:
                 near = did_you_mean(words[0], COMMANDS)
                 raise ValueError(f"{words[0]!r} is no command; expected {', '.join(COMMANDS)}, --help, --version{near}")
-        code: int = importlib.import_module(f"ppl_vae.commands.{words[0]}").run(words[1:])
+        code: int = importlib.import_module(f"ppl_vae.cli.{words[0]}").run(words[1:])
         sys.stdout.flush()
         return code
     except BadInput as error:

@@ -16,17 +16,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ppl_vae import help as explained
 from ppl_vae._distributions import check_same_space
 from ppl_vae._validation import did_you_mean
 from ppl_vae.checking.axes import Axis
 from ppl_vae.checking.density import Density
-from ppl_vae.commands import words
-from ppl_vae.commands.errors import bad_input
+from ppl_vae.cli import help as explained
+from ppl_vae.cli import words
+from ppl_vae.cli.errors import bad_input
+from ppl_vae.configuration.pieces import KINDS, NETWORK, Kind, Target
 from ppl_vae.likelihoods import Normal
 from ppl_vae.networks import MLP, Binding
 from ppl_vae.objectives import as_loss
-from ppl_vae.pieces import KINDS, NETWORK, Kind, Target
 from ppl_vae.posteriors import DiagonalNormal
 from ppl_vae.priors import StandardNormal
 from ppl_vae.vae import VAE

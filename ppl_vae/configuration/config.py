@@ -33,9 +33,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ppl_vae import data, training
 from ppl_vae._validation import did_you_mean
-from ppl_vae._yaml import Dumper, Loader
+from ppl_vae.configuration._yaml import Dumper, Loader
+from ppl_vae.configuration.pieces import KINDS, NETWORK, Arguments, Kind, arguments_of
 from ppl_vae.networks import Shape
-from ppl_vae.pieces import KINDS, NETWORK, Arguments, Kind, arguments_of
 from ppl_vae.vae import VAE
 
 Tree = dict[str, Any]

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ppl_vae._yaml import Loader
+from ppl_vae.configuration._yaml import Loader
 
 NOT_FIGURES = ("stopped", "seconds", "caveat", "best_epoch", "why_eager", "epoch", "step")  # of result.json
 TOLD = ("latent_dim", "activation", "scale", "num_particles", "lr")  # arguments that a piece's short form names

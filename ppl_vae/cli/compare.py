@@ -10,17 +10,18 @@ from typing import Any, Literal
 
 import torch
 
-from ppl_vae import comparison, config, plots
-from ppl_vae import help as explained
+from ppl_vae import comparison, plots
 from ppl_vae._validation import did_you_mean
-from ppl_vae.commands import estimators, words
-from ppl_vae.commands.errors import bad_input
-from ppl_vae.commands.fields import Field, of_config, of_run
-from ppl_vae.commands.options import check_seed
-from ppl_vae.commands.racing import race
-from ppl_vae.commands.telling import teller
-from ppl_vae.help import Formatter, make_parser
-from ppl_vae.pieces import KINDS, Arguments, arguments_of
+from ppl_vae.cli import estimators, words
+from ppl_vae.cli import help as explained
+from ppl_vae.cli.errors import bad_input
+from ppl_vae.cli.fields import Field, of_config, of_run
+from ppl_vae.cli.help import Formatter, make_parser
+from ppl_vae.cli.options import check_seed
+from ppl_vae.cli.racing import race
+from ppl_vae.cli.telling import teller
+from ppl_vae.configuration import config
+from ppl_vae.configuration.pieces import KINDS, Arguments, arguments_of
 from ppl_vae.training import fit
 
 USAGE = "ppl-vae compare [RUN] [--config PRESET|FILE] [--train true] [--OPTION VALUE ...]"

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from ppl_vae import config
-from ppl_vae import help as explained
 from ppl_vae.checking import check
-from ppl_vae.commands import words
-from ppl_vae.commands.errors import bad_input
-from ppl_vae.commands.opening import DataOptions, OpenRun
-from ppl_vae.commands.options import check_seed
+from ppl_vae.cli import help as explained
+from ppl_vae.cli import words
+from ppl_vae.cli.errors import bad_input
+from ppl_vae.cli.opening import DataOptions, OpenRun
+from ppl_vae.cli.options import check_seed
+from ppl_vae.configuration import config
 
 _BATCH = 64
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ppl_vae import comparison, plots, runs
-from ppl_vae.commands import estimators
-from ppl_vae.commands.fields import rows_of
-from ppl_vae.commands.telling import teller
-from ppl_vae.config import Config
+from ppl_vae.cli import estimators
+from ppl_vae.cli.fields import rows_of
+from ppl_vae.cli.telling import teller
+from ppl_vae.configuration.config import Config
 from ppl_vae.evidence.log_evidence import Method
 from ppl_vae.vae import VAE
 

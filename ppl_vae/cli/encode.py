@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ppl_vae._distributions import centre
-from ppl_vae.commands import writing
-from ppl_vae.commands.opening import DataOptions, OpenRun, Rows, SplitName
-from ppl_vae.commands.options import execute
+from ppl_vae.cli import writing
+from ppl_vae.cli.opening import DataOptions, OpenRun, Rows, SplitName
+from ppl_vae.cli.options import execute
 from ppl_vae.vae import VAE
 
 EXAMPLE = """\

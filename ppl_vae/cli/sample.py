@@ -9,9 +9,9 @@ import torch
 from ppl_vae import plots
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_positive_int
-from ppl_vae.commands import writing
-from ppl_vae.commands.opening import BATCH, OpenRun
-from ppl_vae.commands.options import check_seed, execute
+from ppl_vae.cli import writing
+from ppl_vae.cli.opening import BATCH, OpenRun
+from ppl_vae.cli.options import check_seed, execute
 from ppl_vae.plots.figure import join
 from ppl_vae.runs import labels_in_turn
 

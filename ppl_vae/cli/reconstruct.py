@@ -8,9 +8,9 @@ import torch
 
 from ppl_vae import plots
 from ppl_vae._validation import check_positive_int
-from ppl_vae.commands import writing
-from ppl_vae.commands.opening import BATCH, DataOptions, OpenRun, SplitName
-from ppl_vae.commands.options import execute
+from ppl_vae.cli import writing
+from ppl_vae.cli.opening import BATCH, DataOptions, OpenRun, SplitName
+from ppl_vae.cli.options import execute
 
 EXAMPLE = """\
 ppl-vae reconstruct runs/digits                            the first 32 test data, runs/digits/reconstruct.png

@@ -12,9 +12,9 @@ from typing import Any
 
 from ppl_vae._interval import Interval
 from ppl_vae._validation import did_you_mean
-from ppl_vae.commands.errors import bad_input
-from ppl_vae.commands.records import TOLD, Record, describe
-from ppl_vae.commands.words import find_run, split, wants_help
+from ppl_vae.cli.errors import bad_input
+from ppl_vae.cli.records import TOLD, Record, describe
+from ppl_vae.cli.words import find_run, split, wants_help
 
 HELP = """\
 usage: ppl-vae show RUN... [--json]

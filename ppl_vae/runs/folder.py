@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from ppl_vae import checkpoints, plots
+from ppl_vae import plots
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae.data import Dataset, Split
 from ppl_vae.plots.latent import MOST_CLASSES
-from ppl_vae.training import Callback, DivergedError, Run
+from ppl_vae.training import Callback, DivergedError, Run, checkpoints
 from ppl_vae.vae import VAE
 
 _PACKAGES = ("ppl-vae", "torch", "pyro-ppl", "numpy", "torchvision", "scikit-learn", "matplotlib")
@@ -177,7 +177,7 @@ def load_run(path: str | Path) -> VAE:
         FileNotFoundError: If the folder holds no run of the command line.
         ValueError: If the checkpoint is of another model, or holds parameters outside of it.
     """
-    from ppl_vae.config import Config
+    from ppl_vae.configuration.config import Config
 
     path = Path(path)
     folder, checkpoint = (path.parent, path) if path.is_file() else (path, path / "checkpoint.pt")

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ppl_vae import latent_paths, plots
+from ppl_vae import plots
 from ppl_vae._validation import check_positive_int
-from ppl_vae.commands import writing
-from ppl_vae.commands.opening import DataOptions, OpenRun, Rows, SplitName
-from ppl_vae.commands.options import execute
+from ppl_vae.cli import writing
+from ppl_vae.cli.opening import DataOptions, OpenRun, Rows, SplitName
+from ppl_vae.cli.options import execute
+from ppl_vae.evaluation import paths as latent_paths
 
 EXAMPLE = """\
 ppl-vae interpolate runs/digits                            eight pairs of test data, runs/digits/interpolate.png

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ppl_vae import runs
 from ppl_vae._validation import check_positive_int
-from ppl_vae.commands.opening import DataOptions, OpenRun, Rows, SplitName
-from ppl_vae.config import Config
+from ppl_vae.cli.opening import DataOptions, OpenRun, Rows, SplitName
+from ppl_vae.configuration.config import Config
 from ppl_vae.data import Dataset
 from ppl_vae.vae import VAE
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from ppl_vae import data, evaluation
-from ppl_vae.commands.opening import DataOptions, OpenRun, Rows, SplitName
-from ppl_vae.commands.options import check_seed, execute
-from ppl_vae.commands.telling import teller
+from ppl_vae.cli.opening import DataOptions, OpenRun, Rows, SplitName
+from ppl_vae.cli.options import check_seed, execute
+from ppl_vae.cli.telling import teller
 from ppl_vae.evaluation import pictures
 from ppl_vae.evidence.log_evidence import Method
 

@@ -1,0 +1,255 @@
+"""What a command starts from: a run's model, and data to use it on."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ppl_vae import data
+from ppl_vae.cli.records import read_json
+from ppl_vae.cli.words import find_run
+from ppl_vae.configuration.config import Config
+from ppl_vae.configuration.pieces import arguments_of
+from ppl_vae.data.arrays import CHANNELS
+from ppl_vae.runs import load_run
+from ppl_vae.vae import VAE
+
+SplitName = Literal["train", "validation", "test", "all"]
+
+BATCH = 1000
+OF_ONE_SET = ("validation", "test", "seed")  # how the run's set was cut: sizes that mean nothing in another
+PLACES = ("root", "max_in_memory_gib")  # options that change where data are, and not what they are
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run that training has left.
+
+    Attributes:
+        folder: Where it lies.
+        checkpoint: Its folder, or the checkpoint in it that was named.
+        config: Its configuration.
+        facts: Its run.json.
+    """
+
+    folder: Path
+    checkpoint: Path
+    config: Config
+    facts: dict[str, Any]
+
+    @classmethod
+    def at(cls, word: str) -> OpenRun:
+        """Read the run of this path or name; its model is loaded when it is asked for.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            ValueError: If its configuration cannot be read.
+        """
+        checkpoint = find_run(word)
+        folder = checkpoint.parent if checkpoint.is_file() else checkpoint
+        if not (folder / "config.yaml").is_file():
+            raise FileNotFoundError(
+                f"{folder} has no config.yaml to build the model from: it was trained in Python; use vae.sample, "
+                "vae.encode and vae.reconstruct there"
+            )
+        config = Config.from_yaml((folder / "config.yaml").read_text(), str(folder / "config.yaml"))
+        return cls(folder, checkpoint, config, read_json(folder / "run.json"))
+
+    @cached_property
+    def vae(self) -> VAE:
+        """The model, in evaluation mode on the CPU."""
+        return load_run(self.checkpoint)
+
+    @property
+    def caveat(self) -> str | None:
+        """What every picture made from it must say."""
+        return self.facts.get("caveat")
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        """The shape of one datum."""
+        return tuple(self.facts["data"]["x_shape"])
+
+    def under(self, label: int | None) -> VAE:
+        """Return the model, of a conditional one that of one label.
+
+        Raises:
+            ValueError: If there are no labels to choose from, or none was chosen.
+        """
+        if self.vae.y_shape is None:
+            if label is not None:
+                raise ValueError(f"--label was given, and {self.folder} is no conditional model; leave it out")
+            return self.vae
+        if label is None or not 0 <= label < self.vae.y_shape[0]:
+            raise ValueError(
+                f"--label is {label}, and {self.folder} is a conditional model; expected 0 to {self.vae.y_shape[0] - 1}"
+            )
+        return self.vae.given(label)
+
+    @property
+    def draws_images(self) -> bool:
+        """Whether its data can be drawn."""
+        return len(self.x_shape) == 2 or (len(self.x_shape) == 3 and self.x_shape[0] in CHANNELS)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The options ``--data`` and ``--data.ARGUMENT`` of a command line; none for the run's own data."""
+
+    given: dict[str, str]
+
+    def open(self, run: OpenRun, split: SplitName | None) -> Rows:
+        """Load the data, and check that they are such as the run's model takes.
+
+        Args:
+            run: The run, whose configuration holds for what is not given.
+            split: Which part; by default all rows of a file or folder that is given, else the test data (or what
+                there is in their place).
+
+        Raises:
+            ValueError: If an option does not fit, the data are of another shape, outside the support of the
+                likelihood, or have no such part.
+            OSError: If the data cannot be read.
+        """
+        own = run.config.values["data"]
+        given = {name.removeprefix("data").lstrip(".") or "name": value for name, value in self.given.items()}
+        values = own | given
+        other = _key(values["name"]) != _key(own["name"])
+        if other:
+            defaults = arguments_of(data.load, "data").complete({"name": values["name"]})
+            values |= {name: defaults[name] for name in OF_ONE_SET if name not in given}
+            if own["binarize"] is None and "binarize" not in given and own["name"] == "digits":
+                values["binarize"] = "threshold"  # what null means for digits alone; a model takes what it was given
+        if split is None and other and _is_file(values["name"]):
+            split = "all"
+        schema = arguments_of(data.load, "data")
+        try:
+            dataset = _whole(schema.complete(values)) if split == "all" else data.load(**schema.objects(values))
+        except (OSError, ValueError) as error:
+            hint = "" if self.given else " (the run's own data; --data, --data.root and so on name others)"
+            raise (OSError if isinstance(error, OSError) else ValueError)(f"{error}{hint}") from error
+        if dataset.x_shape != run.x_shape:
+            raise ValueError(
+                f"--data {values['name']} has data of shape {dataset.x_shape}; expected {run.x_shape}, as {run.folder} "
+                "was trained on"
+            )
+        as_trained = split != "all" and not given.keys() - set(PLACES)
+        if as_trained and dataset.fingerprint != run.facts["data"].get("fingerprint"):
+            message = f"note: {values['name']} has changed since {run.folder} was trained on it, and so may its split"
+            print(message, file=sys.stderr)
+        rows = _rows(dataset, split)
+        if given:
+            _check_support(run.vae, dataset, rows)
+        return rows
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows that a command works on.
+
+    Attributes:
+        name: What they are called: ``mnist, test``.
+        parts: Where they lie, one after the other.
+        whole: Whether they are all rows of their source, training data included.
+    """
+
+    name: str
+    parts: tuple[data.Split, ...]
+    whole: bool = False
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Their labels, (n,), or None where some have none."""
+        labels = [part.labels for part in self.parts if part.labels is not None]
+        return torch.cat(labels) if len(labels) == len(self.parts) else None
+
+    @property
+    def bins(self) -> int | None:
+        """The levels of pixels that were dequantised, None for other data."""
+        return self.parts[0].bins
+
+    def batches(self) -> Iterator[tuple[Tensor, ...]]:
+        """All rows in order, batch by batch: (x,), or (x, y) for a conditional model."""
+        for part in self.parts:
+            yield from part.batches(min(BATCH, len(part)))
+
+    def columns(self) -> tuple[Tensor, ...]:
+        """All rows in memory, in the columns of `batches`."""
+        return tuple(torch.cat(column) for column in zip(*self.batches(), strict=True))
+
+    def at(self, index: Sequence[int]) -> tuple[Tensor, ...]:
+        """The rows of these numbers, in the columns of `batches`, each of shape (len(index), ...).
+
+        Raises:
+            ValueError: If there is no row of a number.
+        """
+        found: dict[int, tuple[Tensor, ...]] = {}
+        wanted, start = torch.tensor(index), 0
+        for i in index:
+            if not 0 <= i < len(self):
+                raise ValueError(f"there is no row {i} in {self.name}; expected 0 to {len(self) - 1}")
+        for part in self.parts:
+            here = wanted[(wanted >= start) & (wanted < start + len(part))]
+            batches = part.batches(min(BATCH, len(part)), order=here - start)
+            rows = (row for batch in batches for row in zip(*batch, strict=True))
+            found |= dict(zip(here.tolist(), rows, strict=True))
+            start += len(part)
+        return tuple(torch.stack(column) for column in zip(*(found[i] for i in index), strict=True))
+
+    def head(self, size: int) -> tuple[Tensor, ...]:
+        """The first rows, as many as asked for if there are, as `at` gives them."""
+        return self.at(range(min(size, len(self))))
+
+
+def _whole(values: dict[str, Any]) -> data.Dataset:
+    """All rows of a set in its own order: as training data, and test data where it brings some."""
+    schema = arguments_of(data.load, "data")
+    try:
+        return data.load(**schema.objects(values | {"validation": 0, "test": 0}))
+    except ValueError:  # one with test data of its own takes no `test`; any other fault comes up again here
+        return data.load(**schema.objects(values | {"validation": 0, "test": None}))
+
+
+def _rows(dataset: data.Dataset, split: SplitName | None) -> Rows:
+    if split == "all":
+        parts = tuple(part.still() for part in (dataset.train, dataset.test) if len(part))
+        return Rows(f"{dataset.name}, all", parts, whole=True)
+    there = [name for name in ("test", "validation", "train") if len(getattr(dataset, name))]
+    name = there[0] if split is None else split
+    if name not in there:
+        raise ValueError(f"--split is {split}, of which {dataset.name} has no rows; expected {', '.join(there)} or all")
+    return Rows(f"{dataset.name}, {name}", (getattr(dataset, name).still(),))
+
+
+def _key(name: str) -> str:
+    """A built-in set's name as `ppl_vae.data.load` compares it."""
+    return re.sub(r"[-_\s]", "", name.lower())
+
+
+def _is_file(name: str) -> bool:
+    """Whether a name is that of the user's own file or folder, and not of a built-in set."""
+    built_in = {_key(known) for known in data.names()}
+    return _key(name) not in built_in and not _key(name).startswith("emnist") and Path(name).expanduser().exists()
+
+
+def _check_support(vae: VAE, dataset: data.Dataset, rows: Rows) -> None:
+    for part in rows.parts:
+        try:
+            vae.check_support(data.Dataset(dataset.name, part, part.head(0), part.head(0)))
+        except ValueError as error:
+            message = str(error).partition(";")[0]
+            raise ValueError(
+                f"{message}, for which the run was trained; scale them to the data of the run, or make them 0 or 1 "
+                "with --data.binarize threshold"
+            ) from error
