@@ -229,7 +229,7 @@ def test_a_posterior_too_ill_conditioned_for_its_floats_is_an_alarm(digits) -> N
 
         def forward(self, x: Tensor) -> Any:
             factor = torch.tensor([[3.0, 0.0], [3e4, 1e-3]]).to(x)
-            return FullNormal(self.network(x.flatten(1)), factor.expand(len(x), 2, 2))
+            return FullNormal(self.network(x.flatten(1)), scale_tril=factor.expand(len(x), 2, 2))
 
     torch.manual_seed(0)
     vae = make(digits, Steep())

@@ -29,24 +29,15 @@ class FullNormal(dist.MultivariateNormal):
 
     Args:
         loc: The mean, (*batch, d).
-        scale_tril: L, (*batch, d, d), with a positive diagonal.
-        validate_args: As in `torch.distributions`.
+        scale_tril: L, (*batch, d, d), with a positive diagonal; by name, as in `torch.distributions`.
 
     Example:
-        >>> q = FullNormal(torch.zeros(2), torch.tensor([[1.0, 0.0], [1e9, 1.0]]))
+        >>> q = FullNormal(torch.zeros(2), scale_tril=torch.tensor([[1.0, 0.0], [1e9, 1.0]]))
         >>> bool(-30 < q.log_prob(q.rsample()) < -1.83)  # log N(e; 0, I), as the determinant is 1
         True
     """
 
-    def __init__(self, loc: Tensor, scale_tril: Tensor, validate_args: bool | None = None) -> None:
-        self._last: LastDraw | None = None
-        super().__init__(loc, scale_tril=scale_tril, validate_args=validate_args)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> FullNormal:
-        """Return it with another batch shape; its draws are its own."""
-        new = self._get_checked_instance(FullNormal, _instance)
-        new._last = None
-        return super().expand(batch_shape, _instance=new)
+    _last: LastDraw | None = None
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Return draws that carry the gradient, (*sample_shape, *batch, d)."""

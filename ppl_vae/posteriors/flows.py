@@ -23,6 +23,7 @@ from ppl_vae._flows import (
 )
 from ppl_vae._validation import check_positive_int
 from ppl_vae.distributions.flow import Flow
+from ppl_vae.distributions.normal import Normal
 from ppl_vae.networks import MLP, Binding, NetworkFactory, ParameterNetwork
 
 _FLOOR = 1e-5  # the smallest standard deviation of the diagonal normal, as in DiagonalNormal
@@ -76,7 +77,7 @@ class _StandardFlowPosterior(_FlowPosterior):
             e, log_det = self.layers.inverse((z - mean) / std, context)
             return e, log_det - log_scale
 
-        return Flow(dist.Normal(torch.zeros_like(mean), torch.ones_like(std)).to_event(1), generate, normalise)
+        return Flow(Normal(torch.zeros_like(mean), torch.ones_like(std)).to_event(1), generate, normalise)
 
 
 class InverseAutoregressiveFlow(_FlowPosterior):
@@ -134,7 +135,7 @@ class InverseAutoregressiveFlow(_FlowPosterior):
         """Return q(z|x), batch shape (batch,), event shape (latent,)."""
         mean, std, context = self._encode(x, y)
         return Flow(
-            dist.Normal(mean, std).to_event(1),
+            Normal(mean, std).to_event(1),
             generate=functools.partial(self.layers, context=context),
             normalise=functools.partial(self.layers.inverse, context=context),
         )
@@ -187,7 +188,7 @@ class PlanarFlow(_FlowPosterior):
     def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
         """Return q(z|x), batch shape (batch,), event shape (latent,)."""
         mean, std, context = self._encode(x, y)
-        base = dist.Normal(mean, std).to_event(1)
+        base = Normal(mean, std).to_event(1)
         return Flow(base, generate=functools.partial(self.layers, context=context), normalise=None)
 
 

@@ -14,6 +14,7 @@ from ppl_vae._numbers import bounded
 from ppl_vae._validation import check_choice, check_positive, check_positive_int
 from ppl_vae.distributions.full_normal import FullNormal
 from ppl_vae.distributions.low_rank_normal import LowRankNormal as LowRankNormalDistribution
+from ppl_vae.distributions.normal import Normal
 from ppl_vae.networks import MLP, Binding, NetworkFactory, ParameterNetwork
 
 _LARGEST = 40.0  # of a log standard deviation: its square and its reciprocal are finite in float32
@@ -83,7 +84,7 @@ class DiagonalNormal(nn.Module):
             std = bounded(0.5 * raw, _LARGEST).exp()
         else:
             std = softplus(raw) + self.floor
-        return dist.Normal(mean, std).to_event(1)
+        return Normal(mean, std).to_event(1)
 
 
 class FullCovarianceNormal(nn.Module):
@@ -149,7 +150,7 @@ class FullCovarianceNormal(nn.Module):
         row, column = torch.tril_indices(d, d, offset=-1, device=outputs.device)
         place[row, column] = torch.arange(d, entries.shape[-1] - 1, device=outputs.device)
         factor = entries.index_select(-1, place.flatten()).unflatten(-1, (d, d))
-        return FullNormal(mean, factor)
+        return FullNormal(mean, scale_tril=factor)
 
 
 class LowRankNormal(nn.Module):

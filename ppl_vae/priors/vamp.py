@@ -15,6 +15,7 @@ from ppl_vae._piece_checks import takes_y
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae._validation import check_choice, check_positive_int
 from ppl_vae.distributions.box import check_box
+from ppl_vae.distributions.normal import Normal
 from ppl_vae.distributions.normal_mixture import NormalMixture
 from ppl_vae.networks import Binding, Shape
 
@@ -146,7 +147,7 @@ class VampPrior(nn.Module):
         """Return p(z), batch shape (), event shape (latent_dim,)."""
         components = self._components()
         base = unwrapped(components)
-        if type(base) is dist.Normal and base.batch_shape == components.batch_shape + components.event_shape:
+        if type(base) in (dist.Normal, Normal) and base.batch_shape == components.batch_shape + components.event_shape:
             return NormalMixture(self.logits, base.loc, base.scale)
         return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
 
