@@ -77,7 +77,7 @@ def test_a_function_of_log_weights_is_given_every_k():
         assert [(c.name, c.num_particles, c.objective.num_particles) for c in found] == [("mine", 1, 1), ("mine", 8, 8)]
         assert found[1].objective.reference == ELBO()
         assert found[1].objective.max_plate_nesting == 1
-        weights = LogWeights(torch.ones(8, 3), {}, {}, {}, {}, {}, {})
+        weights = LogWeights.of(torch.ones(8, 3))
         assert torch.equal(found[1].objective(weights), torch.ones(3))
     finally:
         del mean_weight.reference

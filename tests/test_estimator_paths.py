@@ -486,7 +486,7 @@ def test_log_weights_whose_path_is_weighted_are_not_used_again(first: Any, secon
 
 def test_log_weights_without_a_path_are_refused_where_it_is_weighed() -> None:
     vae, x = vamp()
-    weights = replace(sample_log_weights(vae.model, vae.guide, x, num_particles=3), seen={})
+    weights = replace(sample_log_weights(vae.model, vae.guide, x, num_particles=3), path=None)
     assert ELBO(3)(weights).surrogate.requires_grad
     with pytest.raises(ValueError, match="have no path to weigh: sample them with sample_log_weights"):
         DReG(3)(weights)

@@ -50,8 +50,7 @@ def bits() -> tuple[VAE, Tensor]:
 
 def by_hand(log_w: Tensor) -> LogWeights:
     """Log-weights that are all likelihood."""
-    zeros = torch.zeros_like(log_w)
-    return LogWeights(log_w, {"z": zeros}, {"z": zeros}, {}, {}, {}, {})
+    return LogWeights.of(log_w)
 
 
 def test_a_function_on_latents_without_a_path_is_refused_by_its_name():

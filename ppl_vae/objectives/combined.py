@@ -40,8 +40,7 @@ class CIWAE:
 
     Example:
         >>> log_w = torch.tensor([[0.0], [2.0]])
-        >>> zeros = torch.zeros(2, 1)
-        >>> CIWAE(2, beta=1.0)(LogWeights(log_w, {"z": zeros}, {"z": zeros}, {}, {}, {}, {})).value
+        >>> CIWAE(2, beta=1.0)(LogWeights.of(log_w)).value
         tensor([1.])
     """
 

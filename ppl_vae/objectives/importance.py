@@ -52,8 +52,7 @@ class IWAE:
     Example:
         >>> import torch
         >>> log_w = torch.tensor([[0.0], [math.log(3.0)]])
-        >>> zeros = torch.zeros(2, 1)
-        >>> IWAE(2)(LogWeights(log_w, {"z": zeros}, {"z": zeros}, {}, {}, {}, {})).value.exp()
+        >>> IWAE(2)(LogWeights.of(log_w)).value.exp()
         tensor([2.])
     """
 

@@ -39,6 +39,7 @@ gradient is part of grad log p.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -61,6 +62,38 @@ class Again(Protocol):
         ...
 
 
+class Path:
+    """The way from z as the model saw it back to z as the guide drew it, on which one objective may weigh the gradient.
+
+    Args:
+        seen: For each latent site z as the model saw it: the same numbers in a tensor of its own, so that a gradient
+            that comes back from the model can be told from one that comes from the guide.
+
+    Attributes:
+        seen: The same.
+        spent: Whether an objective has weighed it.
+    """
+
+    def __init__(self, seen: Mapping[str, Tensor]) -> None:
+        self.seen = seen
+        self.spent = False
+
+    def weigh(self, weights: Mapping[str, Tensor]) -> None:
+        """Multiply the gradient at each site by weights that broadcast to z.
+
+        Raises:
+            ValueError: If another objective has weighed it before.
+        """
+        if self.spent:
+            raise ValueError(
+                "the path of these log-weights is weighted already, by another objective; sample new ones for this one"
+            )
+        self.spent = True
+        for name, z in self.seen.items():
+            if z.requires_grad:
+                z.register_hook(functools.partial(torch.mul, weights[name]))
+
+
 @dataclass(frozen=True)
 class LogWeights:
     r"""The log-weights of K particles for each datum of a batch, in parts; nats.
@@ -77,8 +110,7 @@ class LogWeights:
         posterior: For each latent site the distribution q(z|x) as the guide had it.
         observed: For each observed site the pair of p(x|z) and x.
         scale: The factor of each datum in a sum over data: a number, or a tensor that broadcasts to (batch,).
-        seen: For each latent site z as the model saw it: the same numbers, so that a gradient on the way back from the
-            model can be told from one from the guide. Empty where that is not needed.
+        path: The way on which a gradient comes back from the model to z; None where latents carry none.
         again: Runs the program again under these z; None for log-weights that were not sampled here.
         enumerated: Whether the particles are all states of z, and no draws: then their shares are q(z_k|x), and not
             1/K.
@@ -94,18 +126,35 @@ class LogWeights:
     """
 
     log_lik: Tensor
-    log_prior: Mapping[str, Tensor]
-    log_q: Mapping[str, Tensor]
-    z: Mapping[str, Tensor]
-    prior: Mapping[str, Any]
-    posterior: Mapping[str, Any]
-    observed: Mapping[str, tuple[Any, Tensor]]
+    log_prior: Mapping[str, Tensor] = field(default_factory=dict)
+    log_q: Mapping[str, Tensor] = field(default_factory=dict)
+    z: Mapping[str, Tensor] = field(default_factory=dict)
+    prior: Mapping[str, Any] = field(default_factory=dict)
+    posterior: Mapping[str, Any] = field(default_factory=dict)
+    observed: Mapping[str, tuple[Any, Tensor]] = field(default_factory=dict)
     scale: float | Tensor = 1.0
-    seen: Mapping[str, Tensor] = field(default_factory=dict)
+    path: Path | None = None
     again: Again | None = None
     enumerated: bool = False
     detached: bool = False
-    spent: bool = field(default=False, init=False)  # whether the path carries the weights of an objective
+
+    @classmethod
+    def of(cls, log_w: Tensor) -> LogWeights:
+        """Return log-weights of which nothing but their values is known, for a function of the values alone.
+
+        Args:
+            log_w: (K, batch).
+
+        Example:
+            >>> LogWeights.of(torch.zeros(3, 5)).effective_sample_size
+            tensor([3., 3., 3., 3., 3.])
+        """
+        return cls(log_w)
+
+    @property
+    def spent(self) -> bool:
+        """Whether the path carries the weights of an objective."""
+        return self.path is not None and self.path.spent
 
     @property
     def num_particles(self) -> int:
@@ -215,16 +264,9 @@ class LogWeights:
 
     def _weigh_path(self, path: Tensor) -> None:
         """Multiply the gradient that comes back from the model to z_k by a weight."""
-        if not self.seen:
+        if self.path is None:
             raise ValueError("these log-weights have no path to weigh: sample them with sample_log_weights")
-        if self.spent:
-            raise ValueError(
-                "the path of these log-weights is weighted already, by another objective; sample new ones for this one"
-            )
-        object.__setattr__(self, "spent", True)
-        for name, z in self.seen.items():
-            if z.requires_grad:
-                z.register_hook(_times(self._like_latent(path, name)))
+        self.path.weigh({name: self._like_latent(path, name) for name in self.path.seen})
 
     def _like_latent(self, weights: Tensor, name: str) -> Tensor:
         """Weights (K, batch) in a shape that broadcasts to z at a site."""
@@ -293,10 +335,6 @@ class LogWeights:
                     f"objective {objective} needs reparameterised latents, and q at site {name!r} "
                     f"({describe(q)}) is not; use REINFORCE or VIMCO, whose gradients have the score term"
                 )
-
-
-def _times(weights: Tensor) -> Any:
-    return lambda gradient: gradient * weights
 
 
 def to_particles(log_p: Tensor, num_particles: int, particle_dim: int | None, size: int | None = None) -> Tensor:

@@ -38,8 +38,7 @@ class Renyi:
     Example:
         >>> import torch
         >>> log_w = torch.tensor([[0.0], [2.0]])
-        >>> zeros = torch.zeros(2, 1)
-        >>> weights = LogWeights(log_w, {"z": zeros}, {"z": zeros}, {}, {}, {}, {})
+        >>> weights = LogWeights.of(log_w)
         >>> [round(Renyi(2, alpha)(weights).value.item(), 3) for alpha in (0.0, 0.5, 1.0)]
         [1.434, 1.24, 1.0]
     """

@@ -25,7 +25,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppl_vae._distributions import describe
 from ppl_vae._validation import check_positive_int
-from ppl_vae.objectives.log_weights import LogWeights
+from ppl_vae.objectives.log_weights import LogWeights, Path
 from ppl_vae.objectives.traces import PARTICLES, from_traces, sample_sites, sum_per_datum
 
 MOST_STATES = 2**16  # that are enumerated
@@ -89,7 +89,8 @@ def sample_log_weights(
     model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
     weights = from_traces(model_trace, guide_trace)
     again = _Again(program, guide, args, kwargs, guide_trace, weights)
-    return replace(weights, seen=seen, again=again, enumerated=latents == "enumerated", detached=latents == "detached")
+    path = Path(seen) if seen else None
+    return replace(weights, path=path, again=again, enumerated=latents == "enumerated", detached=latents == "detached")
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,7 @@ class CUBO:
 
     Example:
         >>> import torch
-        >>> zeros = torch.zeros(2, 1)
-        >>> weights = LogWeights(torch.tensor([[0.0], [2.0]]), {"z": zeros}, {"z": zeros}, {}, {}, {}, {})
+        >>> weights = LogWeights.of(torch.tensor([[0.0], [2.0]]))
         >>> CUBO(2)(weights).value, CUBO(2)(weights).kind
         (tensor([1.6625]), 'upper')
     """
