@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ppl_vae._distributions import describe, unwrapped
 from ppl_vae.distributions.binary_vector import BinaryVector
+from ppl_vae.distributions.normal import Normal
 from ppl_vae.objectives.baselines import leave_one_out
 from ppl_vae.objectives.log_weights import LogWeights, particle_dim, to_particles
 
@@ -90,7 +91,7 @@ def factors(log_weights: LogWeights, owner: str) -> tuple[Any, Any]:
         base = unwrapped(distribution)
         if isinstance(base, BinaryVector):
             base = dist.Bernoulli(logits=base.logits)
-        if type(base) not in (dist.Normal, dist.Bernoulli, dist.Laplace):
+        if type(base) not in (dist.Normal, Normal, dist.Bernoulli, dist.Laplace):
             raise ValueError(
                 f"{owner} looks at each latent dimension by itself, and the {role} {describe(distribution)} does not "
                 "factorise over dimensions in closed form; use a diagonal normal"
