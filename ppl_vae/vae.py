@@ -6,6 +6,7 @@ that trains or evaluates takes any ``(model, guide)`` pair; the class is a conve
 
 from __future__ import annotations
 
+import copy
 import itertools
 import weakref
 from collections.abc import Callable
@@ -214,13 +215,12 @@ class VAE(nn.Module):
             role: GivenPiece(piece, y, dims[role]) if self._takes_y[role] else piece
             for role, piece in self._pieces().items()
         }
-        given = object.__new__(VAE)
-        nn.Module.__init__(given)
-        given.x_shape, given.y_shape, given.latent_shape = self.x_shape, None, self.latent_shape
-        given._visible_dim, given._takes_y = self._visible_dim, dict.fromkeys(pieces, False)
+        given = copy.copy(self)
+        for shared in ("_modules", "_parameters", "_buffers"):  # dictionaries that a shallow copy shares
+            given.__dict__[shared] = dict(self.__dict__[shared])
+        given.y_shape, given._takes_y = None, dict.fromkeys(pieces, False)
         for role, piece in pieces.items():
             setattr(given, role, piece)
-        given.training = self.training
         return given
 
     def check_support(self, data: Dataset) -> str | None:

@@ -19,7 +19,7 @@ from ppl_vae._distributions import measure
 from ppl_vae.distributions.binary_vector import BinaryVector
 from ppl_vae.distributions.one_hot import OneHotVector
 from ppl_vae.distributions.relaxed import RelaxedBits, RelaxedOneHotVector
-from ppl_vae.evidence.exact import enumerate_evidence
+from ppl_vae.evidence.enumeration import enumerate_evidence
 from ppl_vae.evidence.log_evidence import log_evidence
 from ppl_vae.networks import MLP
 from ppl_vae.objectives import as_loss, sample_log_weights

@@ -13,7 +13,8 @@ from torch import nn
 
 from ppl_vae import VAE, likelihoods, networks, posteriors, priors
 from ppl_vae.evidence.densities import VAEDensities
-from ppl_vae.evidence.exact import closed_form_evidence, enumerate_evidence, linear_gaussian_evidence
+from ppl_vae.evidence.enumeration import enumerate_evidence
+from ppl_vae.evidence.linear_gaussian import closed_form_evidence, linear_gaussian_evidence
 from ppl_vae.evidence.quadrature import quadrature
 
 

@@ -1,7 +1,7 @@
 """Evaluation: log p(x), how far the bound is from it and why, and what the latent code is worth.
 
 `evaluate` does it all for a `VAE`; `log_evidence` gives log p(x) by the best method that a model allows. The methods
-themselves, each in its module: `quadrature`, `exact`, `importance`, `annealing`; `elbo`, `gaps`, `true_posterior`;
+themselves are in `ppl_vae.evidence`. Each of these has its module: `elbo`, `gaps`, `true_posterior`;
 `diagnostics`, `surgery`, `bits`, `practical`; `bootstrap` for intervals over data.
 """
 
@@ -18,8 +18,9 @@ from ppl_vae.evaluation.table_errors import column_errors
 from ppl_vae.evaluation.true_posterior import kl_to_posterior, log_posterior_grid, posterior_moments
 from ppl_vae.evidence.annealing import annealed, bidirectional
 from ppl_vae.evidence.densities import Densities, ProgramDensities, VAEDensities, densities_of
-from ppl_vae.evidence.exact import closed_form_evidence, enumerate_evidence, linear_gaussian_evidence
+from ppl_vae.evidence.enumeration import enumerate_evidence
 from ppl_vae.evidence.importance import importance
+from ppl_vae.evidence.linear_gaussian import closed_form_evidence, linear_gaussian_evidence
 from ppl_vae.evidence.log_evidence import log_evidence
 from ppl_vae.evidence.proposals import Defensive
 from ppl_vae.evidence.quadrature import quadrature

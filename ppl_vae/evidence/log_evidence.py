@@ -11,8 +11,9 @@ from ppl_vae._validation import check_choice
 from ppl_vae.evidence.annealing import annealed
 from ppl_vae.evidence.conditional import evidence_by_condition
 from ppl_vae.evidence.densities import Model, VAEDensities, densities_of
-from ppl_vae.evidence.exact import closed_form_evidence, enumerate_evidence
+from ppl_vae.evidence.enumeration import enumerate_evidence
 from ppl_vae.evidence.importance import importance
+from ppl_vae.evidence.linear_gaussian import closed_form_evidence
 from ppl_vae.evidence.quadrature import quadrature
 from ppl_vae.evidence.results import Evidence
 from ppl_vae.objectives.losses import Program

@@ -43,8 +43,7 @@ class ELBO:
 
     Example:
         >>> from ppl_vae.objectives import LogWeights
-        >>> zeros = torch.zeros(3, 2)
-        >>> log_weights = LogWeights.of(zeros - 1.0)
+        >>> log_weights = LogWeights.of(torch.full((3, 2), -1.0))
         >>> ELBO(num_particles=3)(log_weights).value
         tensor([-1., -1.])
     """
