@@ -225,7 +225,7 @@ def test_a_race(workplace, capsys):
     starts = {(r["seed"], r["log_evidence"]) for r in rows_of(folder, "race") if r["step"] == "0"}
     assert len(starts) == 2  # one a seed: the same parameters for all
     assert {run["name"] for run in content["runs"] if run["stopped"] == "failed"} == {"lost"}
-    assert comparison.race_results.Race.from_dict(content).contenders == [("ELBO", 4), ("my_bound", 4), ("lost", 4)]
+    assert comparison.Race.from_dict(content).contenders == [("ELBO", 4), ("my_bound", 4), ("lost", 4)]
     assert "lost" in (folder / "summary.txt").read_text()
     assert out.splitlines()[-1] == "picture: runs/compare-digits/race.png"
     assert (folder / "race.png").stat().st_size > 5000

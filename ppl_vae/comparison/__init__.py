@@ -1,8 +1,7 @@
-"""Estimators side by side: at fixed parameters (`compare`) and while training.
+"""Estimators side by side: at fixed parameters (`compare`) and while training (`race`).
 
-`contenders` says what takes part: objectives by name, import path, class or instance, each at every K. The figures of
-`compare` are in `results`; how they are made, in `statistics` (what is kept of each gradient), `moments` (norms,
-variance, bias, cosine), `signal_to_noise`, `zero_bias` and `minibatch`.
+`contenders` says what takes part: objectives by name, import path, class or instance, each at every K. `fixed` holds
+what `compare` does, from one batch to its figures; `races` what `race` does; `statistics` what both test with.
 """
 
 from ppl_vae.comparison.contenders import Contender, Contenders, Undefined, contenders

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
@@ -17,11 +17,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
-from ppl_vae.objectives.impossible import Limits, alarm_of, impossible
+from ppl_vae.objectives.impossible import Limits, alarm_of
 from ppl_vae.objectives.losses import BatchLoss
 from ppl_vae.svi import SVI
 from ppl_vae.training.run import Callback, Progress, Run
-from ppl_vae.training.state import DivergedError, TrainingState, diagnose
+from ppl_vae.training.state import DivergedError, Means, TrainingState, diagnose
 from ppl_vae.vae import VAE
 
 CHECK_EVERY = 100  # steps between two looks at the losses: the way back to a good state is never longer
@@ -43,12 +43,14 @@ class Loop:
     early_stopping: int | None
     callbacks: Sequence[Callback]
     stop: Callable[[], bool] | None
+    state: TrainingState = field(init=False)  # made by `prepare`
+    started: float = field(init=False, default=0.0)  # so that the clock's time less this is the run's
+    limits: Limits = field(init=False, default=Limits())  # of the program, found by `rehearse`
+    _wrong: str | None = field(init=False, default=None)  # what is impossible about the last validation
 
     def __post_init__(self) -> None:
         self.train = self.result.data.train
         self.steps = math.ceil(len(self.train) / self.batch_size)
-        self.limits = Limits()
-        self._wrong: str | None = None  # what is impossible about the last validation
 
     def rehearse(self) -> None:
         """Run everything once under full validation, moving no state, so that what cannot work is refused now."""
@@ -62,7 +64,7 @@ class Loop:
             with pyro.validation_enabled():
                 first = self.svi.backward(*batch)
                 self.limits = first.limits
-                if term := impossible_in(first, len(batch[0])):
+                if term := Means.of([first]).impossible(first.limits, len(batch[0])):
                     raise ValueError(f"the first batch has a figure that no model gives: {term}; {_CHECK}")
                 if all(parameter.grad is None for parameter in self.svi.parameters.values()):
                     raise ValueError(
@@ -167,13 +169,12 @@ class Loop:
 
     def _make_record(self, rate: float) -> dict[str, float]:
         assert self.svi.optimizer is not None
-        loss, log_lik, kl = self.state.means()
         record = {
             "epoch": self.state.epoch,
             "step": self.state.epoch * self.steps,
             "lr": self.svi.optimizer.param_groups[0]["lr"],
             "rate": rate,
-            **_figures(loss, log_lik, kl),
+            **self.state.means().record(),
         }
         if self.state.epoch % self.validate_every == 0 or self.state.epoch == self.epochs:
             record.update(self._validate())
@@ -185,26 +186,19 @@ class Loop:
         split, run = self.result.data.validation, self.result
         if len(split) == 0:
             return {}
-        sums, errors = torch.zeros(4, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-        with (
-            untouched_random_state(),
-            evaluation_mode(*self.modules),
-            torch.no_grad(),
-        ):
+        results: list[BatchLoss] = []
+        errors = 0.0
+        with untouched_random_state(), evaluation_mode(*self.modules), torch.no_grad():
             torch.manual_seed(run.seed)
             for batch in split.batches(min(1000, len(split)), device=run.device):
-                result = self.svi.evaluate(*batch)
-                self._wrong = self._wrong or impossible_in(result, len(batch[0]))
-                nan = torch.tensor(math.nan)
-                terms = (result.loss, result.weight, result.log_likelihood, result.kl)
-                sums += torch.stack([torch.as_tensor(nan if t is None else t).cpu().double() for t in terms])
+                results.append(self.svi.evaluate(*batch))
+                self._wrong = self._wrong or Means.of(results[-1:]).impossible(results[-1].limits, len(batch[0]))
                 if isinstance(run.program, VAE):
                     difference = (batch[0] - run.program.reconstruct(*batch)).flatten(1).nan_to_num()  # NaN: missing
-                    errors += difference.norm(dim=1).sum().cpu()
-        loss, weight, log_lik, kl = sums.tolist()
-        record = {f"validation_{k}": v for k, v in _figures(loss / weight, log_lik / weight, kl / weight).items()}
+                    errors += float(difference.norm(dim=1).sum())
+        record = Means.of(results).record("validation_")
         if isinstance(run.program, VAE):
-            record["reconstruction_error"] = errors.item() / len(split)
+            record["reconstruction_error"] = errors / len(split)
         return record
 
     def _schedule(self, record: dict[str, float]) -> None:
@@ -233,16 +227,14 @@ class Loop:
         return record.get(MONITOR, record.get("validation_bound"))
 
     def _report(self, seconds: float, steps_done: int) -> None:
-        loss, log_lik, kl = self.state.means(last=min(steps_done, CHECK_EVERY))
         rate = steps_done / seconds
         left = (self.epochs - self.state.epoch) * self.steps - self.state.step
-        elbo = -loss if math.isnan(kl) else log_lik - kl
         progress = Progress(
             epoch=self.state.epoch + 1,
             epochs=self.epochs,
             step=self.state.step,
             steps=self.steps,
-            elbo=elbo,
+            elbo=self.state.means(last=min(steps_done, CHECK_EVERY)).elbo,
             rate=rate * self.batch_size,
             seconds_left=left / rate,
         )
@@ -270,20 +262,3 @@ class Loop:
                 f"batch normalisation ({type(alone[0]).__name__}) cannot train on one datum, and {len(self.train)} "
                 f"training data in batches of {self.batch_size} leave a last batch of one; choose another batch_size"
             )
-
-
-def impossible_in(result: BatchLoss, size: int) -> str | None:
-    """Say what no model gives about a batch of so many data; None if there is nothing."""
-    mean = [
-        None if term is None else float(term / result.weight)
-        for term in (result.loss, result.log_likelihood, result.kl)
-    ]
-    loss, log_lik, kl = mean
-    return impossible(result.limits, size, log_likelihood=log_lik, kl=kl, bound=None if loss is None else -loss)
-
-
-def _figures(loss: float, log_lik: float, kl: float) -> dict[str, float]:
-    figures = {"loss": loss, "bound": -loss}
-    if not math.isnan(kl):
-        figures |= {"elbo": log_lik - kl, "log_likelihood": log_lik, "kl": kl}
-    return figures

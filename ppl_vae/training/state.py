@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,47 @@ class DivergedError(RuntimeError):
         self.step = step
         self.term = term
         self.good_state = good_state
+
+
+class Means(NamedTuple):
+    """Means per datum, nats.
+
+    Attributes:
+        loss: Minus the objective's value.
+        log_likelihood: Of log p(x|z); None where the program tells no terms of an ELBO.
+        kl: Of the KL likewise.
+    """
+
+    loss: float
+    log_likelihood: float | None = None
+    kl: float | None = None
+
+    @classmethod
+    def of(cls, results: Sequence[BatchLoss]) -> Means:
+        """Return the means over some batches."""
+        weight = sum(float(r.weight) for r in results)
+        loss = sum(float(r.loss) for r in results) / weight
+        terms = [(r.log_likelihood, r.kl) for r in results if r.log_likelihood is not None and r.kl is not None]
+        if len(terms) < len(results):
+            return cls(loss)
+        return cls(loss, sum(float(a) for a, _ in terms) / weight, sum(float(b) for _, b in terms) / weight)
+
+    @property
+    def elbo(self) -> float:
+        """The ELBO; minus the loss where its terms are not known."""
+        known = self.log_likelihood is not None and self.kl is not None
+        return self.log_likelihood - self.kl if known else -self.loss  # type: ignore[operator]
+
+    def record(self, prefix: str = "") -> dict[str, float]:
+        """Return the figures by name, as the history keeps them."""
+        figures = {"loss": self.loss, "bound": -self.loss}
+        if self.log_likelihood is not None and self.kl is not None:
+            figures |= {"elbo": self.elbo, "log_likelihood": self.log_likelihood, "kl": self.kl}
+        return {prefix + name: value for name, value in figures.items()}
+
+    def impossible(self, limits: Limits, size: int) -> str | None:
+        """Say which of them no model gives, of a batch of so many data; None if all are possible."""
+        return impossible(limits, size, log_likelihood=self.log_likelihood, kl=self.kl, bound=-self.loss)
 
 
 class TrainingState:
@@ -100,9 +142,9 @@ class TrainingState:
         """
         rows = self.terms[: self.step].cpu().double()
         means = rows[:, :3] / rows[:, 3:]
-        for step, (loss, log_lik, kl) in enumerate(means.tolist()):
-            size = min(batch_size, num_data - step * batch_size)
-            if term := impossible(limits, size, log_likelihood=log_lik, kl=kl, bound=-loss):
+        for step, row in enumerate(means.tolist()):
+            term = Means(*row).impossible(limits, min(batch_size, num_data - step * batch_size))
+            if term is not None:
                 return step + 1, term
         return None
 
@@ -111,12 +153,12 @@ class TrainingState:
         """Whether the parameters are finite: the last step of a check may have broken them, and no loss tells yet."""
         return bool(torch.stack(torch._foreach_norm(list(self.svi.parameters.values()))).isfinite().all())
 
-    def means(self, last: int | None = None) -> tuple[float, float, float]:
-        """Loss, log-likelihood and KL per datum, over the steps of this epoch or the last few of them."""
+    def means(self, last: int | None = None) -> Means:
+        """Return the means per datum over the steps of this epoch, or the last few of them."""
         done = self.step or len(self.terms)
         rows = self.terms[max(0, done - last) if last else 0 : done].cpu().double().sum(0)  # mps has no float64
-        loss, log_lik, kl = (rows[:3] / rows[3]).tolist()
-        return loss, log_lik, kl
+        loss, log_likelihood, kl = (rows[:3] / rows[3]).tolist()
+        return Means(loss, log_likelihood, kl) if self._has_terms else Means(loss)
 
     def end_epoch(self) -> None:
         """Count the epoch."""

@@ -19,7 +19,7 @@ from ppl_vae.comparison.fixed.batch import known_evidence, take_batch
 from ppl_vae.comparison.fixed.blocks import NameBlock, find_parameters
 from ppl_vae.comparison.fixed.comparison import Comparison
 from ppl_vae.comparison.fixed.results import Row
-from ppl_vae.comparison.fixed.rows import LEAST_REPLICATES, Progress, Run
+from ppl_vae.comparison.fixed.rows import LEAST_REPLICATES, Progress, Rows
 from ppl_vae.data import Split
 from ppl_vae.evidence.results import Evidence
 from ppl_vae.objectives.losses import Program
@@ -111,14 +111,15 @@ def compare(
         torch.manual_seed(seed)
         batch = take_batch(data, size, modules)
         parameters = find_parameters(pair, batch.tensors, vae=vae, name_block=blocks)
-        run = Run(pair, batch, parameters, replicates, seed, minibatch, reference, progress or _silent, [])
-        run.progress("log p(x)")
+        told = progress or _silent
+        told("log p(x)")
         evidence, note = known_evidence(program, batch, log_evidence, seed)
+        rows = Rows(pair, batch, parameters, replicates, seed, minibatch, reference, evidence, told, [])
         found: dict[int, Row] = {}
         for k in sorted({c.num_particles for c in chosen}):
-            found |= run.rows({i: c for i, c in enumerate(chosen) if c.num_particles == k}, evidence)
+            found |= rows.of({i: c for i, c in enumerate(chosen) if c.num_particles == k})
     order = sorted(found, key=lambda i: (found[i].num_particles, i))
-    notes = [*([note] if note else []), *run.notes]
+    notes = [*([note] if note else []), *rows.notes]
     if evaluation and any(m.training and isinstance(m, _HAVE_MODES) for module in modules for m in module.modules()):
         notes.append("modules were in evaluation mode: no dropout, and batch normalisation by its running statistics")
     leaf = next(iter(parameters.leaves.values()))

@@ -35,7 +35,34 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Run:
+class Recorded:
+    """What was kept of an estimator's replicates, or why there is nothing."""
+
+    record: Record | None = None
+    failed: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Taking:
+    """An estimator that takes part.
+
+    Attributes:
+        key: The contender's.
+        stepper: Its step.
+        anchor: The step of its reference, another contender's if it is one; None where there is none.
+        seconds: Of single steps, (rounds,).
+        memory: Bytes of one step.
+    """
+
+    key: int
+    stepper: Stepper
+    anchor: Stepper | None
+    seconds: Tensor
+    memory: int
+
+
+@dataclass(frozen=True)
+class Rows:
     """What the steps of a comparison share, and how rows are made of them.
 
     Attributes:
@@ -46,6 +73,7 @@ class Run:
         seed: For all noise.
         minibatch: Whether to tell the noise of the choice of data.
         reference: Whose gradient each is held against: ``"own"``, an objective in any form, or None.
+        evidence: What is known of log p(x), if anything.
         progress: Is told what is being done.
         notes: What a reader must know is put here.
     """
@@ -57,11 +85,12 @@ class Run:
     seed: int
     minibatch: bool
     reference: object | None
+    evidence: KnownEvidence | None
     progress: Progress
     notes: list[str]
 
-    def rows(self, chosen: Mapping[int, Contender], evidence: KnownEvidence | None) -> dict[int, Row]:
-        """The rows of all contenders of one K, under the same keys."""
+    def of(self, chosen: Mapping[int, Contender]) -> dict[int, Row]:
+        """Return the rows of all contenders of one K, under the same keys."""
         rows: dict[int, Row] = {}
         steppers: dict[int, Stepper] = {}
         for key, contender in chosen.items():
@@ -74,42 +103,38 @@ class Run:
         if not steppers:
             return rows
         k = next(iter(steppers.values())).contender.num_particles
-        self.progress(f"K = {k}: time and memory")
-        seconds = time_steps(steppers, self.batch.tensors)
-        memory = {key: stepper.bytes(*self.batch.tensors) for key, stepper in steppers.items()}
-        anchors = self._anchors(steppers)
-        weighted = any(_is_weighted(anchor) for anchor in anchors.values())
+        taking = self._taking(steppers, k)
+        weighted = any(_is_weighted(one.anchor) for one in taking)
         draws = self.replicates if weighted else max(LEAST_REPLICATES, self.replicates // 10)
         self.progress(f"K = {k}: weights")
         weights = weights_of(self.program, self.batch.tensors, k, draws, self.seed)
-        for keys in self._lots(steppers, anchors):
-            members = {key: steppers[key] for key in keys}
-            for key in keys:
-                anchor = anchors[key]
-                if anchor is not None and all(anchor is not s for s in members.values()):
-                    members[-1 - key] = anchor
-            records = self._records(members)
-            for key in keys:
-                stepper, record, anchor = steppers[key], records[key], anchors[key]
-                if isinstance(record, str):
-                    name = stepper.contender.name
-                    rows[key] = Row(name, k, kind=stepper.kind, why_eager=stepper.why_eager, failed=record)
-                    continue
-                against = next((records[i] for i, s in members.items() if s is anchor and s is not stepper), None)
-                if isinstance(against, str) and anchor is not None:
-                    self.notes.append(f"the reference {anchor.contender.name} failed at K = {k}: {against}")
-                    against = None
-                assert not isinstance(against, str)
-                rows[key] = self._row(stepper, record, against, anchor, seconds[key], memory[key], weights, evidence)
+        for lot in self._lots(taking):
+            anchors = [one.anchor for one in lot if one.anchor is not None]
+            records = self._records(list(dict.fromkeys([*(one.stepper for one in lot), *anchors])), k)
+            for one in lot:
+                rows[one.key] = self._row(one, records, weights)
         return rows
 
-    def _lots(self, steppers: Mapping[int, Stepper], anchors: Mapping[int, Stepper | None]) -> list[list[int]]:
-        """Who runs side by side: all, or where that takes too much memory those with one reference."""
-        if (len(steppers) + len(set(map(id, anchors.values())))) * self._bytes * NUM_GROUPS <= _MOST_BYTES:
-            return [list(steppers)]
-        lots: dict[int, list[int]] = {}
+    def _taking(self, steppers: Mapping[int, Stepper], k: int) -> list[Taking]:
+        """Time all, and find for each the step of its reference."""
+        self.progress(f"K = {k}: time and memory")
+        seconds = time_steps(steppers, self.batch.tensors)
+        memory = {key: stepper.bytes(*self.batch.tensors) for key, stepper in steppers.items()}
+        known, taking = list(steppers.values()), []
         for key, stepper in steppers.items():
-            lots.setdefault(id(anchors[key] or stepper), []).append(key)
+            anchor = self._anchor(stepper, known)
+            if anchor is not None and anchor not in known:
+                known.append(anchor)
+            taking.append(Taking(key, stepper, anchor, seconds[key], memory[key]))
+        return taking
+
+    def _lots(self, taking: list[Taking]) -> list[list[Taking]]:
+        """Who runs side by side: all, or where that takes too much memory those with one reference."""
+        if (len(taking) + len({id(one.anchor) for one in taking})) * self._bytes * NUM_GROUPS <= _MOST_BYTES:
+            return [taking]
+        lots: dict[int, list[Taking]] = {}
+        for one in taking:
+            lots.setdefault(id(one.anchor or one.stepper), []).append(one)
         return list(lots.values())
 
     @property
@@ -125,21 +150,16 @@ class Run:
         except Exception as error:  # whatever a user's objective raises: the others go on
             return _said(error)
 
-    def _anchors(self, steppers: Mapping[int, Stepper]) -> dict[int, Stepper | None]:
-        """For each contender the step of its reference, a contender's own if it is one; None where there is none."""
-        known = list(steppers.values())
-        anchors: dict[int, Stepper | None] = {}
-        for key, stepper in steppers.items():
-            wanted = self._reference_of(stepper.contender)
-            found: Stepper | str | None = None
-            if wanted is not None:
-                found = next((s for s in known if _same(s.contender, wanted)), None) or self._stepper(wanted)
-                if isinstance(found, str):
-                    self.notes.append(f"the bias of {stepper.contender.name} is not told: {wanted.name}: {found}")
-                else:
-                    known.append(found)
-            anchors[key] = found if isinstance(found, Stepper) else None
-        return anchors
+    def _anchor(self, stepper: Stepper, known: list[Stepper]) -> Stepper | None:
+        """The step of an estimator's reference, of those that are known where it is one."""
+        wanted = self._reference_of(stepper.contender)
+        if wanted is None:
+            return None
+        found = next((s for s in known if _same(s.contender, wanted)), None) or self._stepper(wanted)
+        if isinstance(found, str):
+            self.notes.append(f"the bias of {stepper.contender.name} is not told: {wanted.name}: {found}")
+            return None
+        return found
 
     def _reference_of(self, contender: Contender) -> Contender | None:
         wanted = self.reference
@@ -149,13 +169,13 @@ class Run:
             return None
         return contenders([wanted], contender.num_particles)[0]
 
-    def _records(self, members: Mapping[int, Stepper]) -> dict[int, Record | str]:
+    def _records(self, members: list[Stepper], k: int) -> dict[Stepper, Recorded]:
         """All replicates of some estimators, in lockstep; of a failed one what went wrong."""
-        leaves, k = list(self.parameters.leaves.values()), members[max(members)].contender.num_particles
+        leaves = list(self.parameters.leaves.values())
         groups = max(_LEAST_GROUPS, min(NUM_GROUPS, _MOST_BYTES // (len(members) * self._bytes)))
         layout = Layout.of(leaves, self.parameters.blocks, self.replicates, self.seed, num_groups=groups)
-        together = JointStep(members, self.batch.tensors)
-        for stepper in members.values():
+        together = JointStep(dict(enumerate(members)), self.batch.tensors)
+        for stepper in members:
             stepper.reset()
         records: dict[int, Record] = {}
         failed: dict[int, str] = {}  # their gradients may be others' as well: they go on in the joint step
@@ -176,21 +196,23 @@ class Run:
                 elif start == 0 and key in together.alone and record.same(stop):
                     record.fill(stop)
             together.alone = [key for key in together.alone if key not in failed and not records[key].constant]
-        return {key: failed[key] if key in failed else records[key] for key in members}
+        return {
+            stepper: Recorded(failed=failed[key]) if key in failed else Recorded(records[key])
+            for key, stepper in enumerate(members)
+        }
 
-    def _row(
-        self,
-        stepper: Stepper,
-        record: Record,
-        reference: Record | None,
-        anchor: Stepper | None,
-        seconds: Tensor,
-        memory: int,
-        weights: Weights | None,
-        evidence: KnownEvidence | None,
-    ) -> Row:
-        contender = stepper.contender
-        self.progress(f"K = {contender.num_particles}: the figures of {contender.name}")
+    def _row(self, one: Taking, records: Mapping[Stepper, Recorded], weights: Weights | None) -> Row:
+        stepper, anchor, contender = one.stepper, one.anchor, one.stepper.contender
+        name, k = contender.name, contender.num_particles
+        record, failed = records[stepper].record, records[stepper].failed
+        if record is None:
+            return Row(name, k, kind=stepper.kind, why_eager=stepper.why_eager, failed=failed)
+        reference = None
+        if anchor is not None and anchor is not stepper:
+            reference = records[anchor].record
+            if reference is None:
+                self.notes.append(f"the reference {anchor.contender.name} failed at K = {k}: {records[anchor].failed}")
+        self.progress(f"K = {k}: the figures of {name}")
         resamples = Resamples.of(record.layout.sizes, self.seed)
         of_data: dict[str, Measured] = {}
         if self.minibatch:
@@ -199,12 +221,12 @@ class Run:
                 stepper, self.batch.tensors, self.parameters.blocks, replicates=per_datum, seed=self.seed
             )
         ties = weights.ties if weights is not None and _is_weighted(anchor) else math.inf
-        figures = Figures(record, reference, resamples, seconds, self.seed, ties)
+        figures = Figures(record, reference, resamples, one.seconds, self.seed, ties)
         found: dict[str, Block] = {b: block_of(figures, b, of_data.get(b)) for b in self.parameters.blocks}
-        value, error, bias = value_of(record, evidence)
+        value, error, bias = value_of(record, self.evidence)
         return Row(
-            contender.name,
-            contender.num_particles,
+            name,
+            k,
             kind=stepper.kind,
             reference=None if reference is None or anchor is None else anchor.contender.name,
             value=value,
@@ -212,7 +234,7 @@ class Run:
             bias=bias,
             ess=None if weights is None else weights.ess,
             seconds=figures.median_seconds(),
-            bytes=memory,
+            bytes=one.memory,
             why_eager=stepper.why_eager,
             blocks=found,
         )

@@ -65,7 +65,7 @@ def race(
     so that a machine that slows down does so for all. At step 0 and every few epochs the same data are scored at the
     same noise. What an estimator is worth is told by the differences between runs of a seed (`Race.at_equal_steps`,
     `Race.at_equal_time`, `Race.time_to`), whose intervals are over seeds and against the best, whichever it is
-    (`race_statistics.beside_the_best`); with three seeds only differences of several standard deviations count, and
+    (`seeds.beside_the_best`); with three seeds only differences of several standard deviations count, and
     among eight contenders hardly any: take five seeds or more, or fewer contenders.
 
     Where to be careful:

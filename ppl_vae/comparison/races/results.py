@@ -24,7 +24,7 @@ class Standing(NamedTuple):
         value: log p(x), nats per datum, the mean over seeds with its 95% interval; None where no run got there.
         behind: `value` minus that of the best, paired: the figure against the one with the highest mean (`best`) over
             the seeds that both have, the interval against the true best, whichever of those that may be it that is,
-            95% for all contenders at once (`race_statistics.beside_the_best`). Below 0 throughout where it is behind
+            95% for all contenders at once (`seeds.beside_the_best`). Below 0 throughout where it is behind
             the best. None for the one with the highest mean, and where they share no seed.
         seeds: Whose runs got there.
         best: Whether it has the highest mean of those with the most seeds.

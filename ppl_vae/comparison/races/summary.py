@@ -19,7 +19,7 @@ def sentences_of(race: RaceResults) -> list[str]:
     """Return what the figures support: who is ahead at equal steps, at equal time and to the target, and what failed.
 
     Contenders are compared with the best, which the one with the highest mean need not be: all sentences on one list of
-    standings or arrivals hold together with 95% (`race_statistics.beside_the_best`). One is said to be the best where
+    standings or arrivals hold together with 95% (`seeds.beside_the_best`). One is said to be the best where
     no other may be, and another to be behind the best where its interval ends below 0; of the rest it is said that the
     seeds leave it open.
     """
