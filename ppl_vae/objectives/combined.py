@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae._validation import check_positive_int, is_integer, is_real
-from ppl_vae.objectives.estimate import Estimate
+from ppl_vae.objectives.estimate import Estimate, owner
 from ppl_vae.objectives.importance import IWAE, log_mean_w
 from ppl_vae.objectives.log_weights import LogWeights
 
@@ -48,13 +48,13 @@ class CIWAE:
     beta: float = 0.5
 
     def __post_init__(self) -> None:
-        check_positive_int(self.num_particles, "objective CIWAE: num_particles")
+        check_positive_int(self.num_particles, f"{owner(self)}: num_particles")
         if not is_real(self.beta) or not 0 <= self.beta <= 1:
-            raise ValueError(f"objective CIWAE: beta is {self.beta!r}; expected the ELBO's share, from 0 to 1")
+            raise ValueError(f"{owner(self)}: beta is {self.beta!r}; expected the ELBO's share, from 0 to 1")
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
-        log_weights.require_pathwise("CIWAE")
+        log_weights.require_pathwise(self)
         bound = self.beta * log_weights.log_w.mean(0) + (1 - self.beta) * log_mean_w(log_weights)
         return Estimate(bound.detach(), bound, "lower")
 
@@ -93,7 +93,7 @@ class MIWAE:
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
-        log_weights.require_pathwise("MIWAE")
+        log_weights.require_pathwise(self)
         bound = _grouped(log_weights.log_w, self.groups).logsumexp(1).mean(0)
         bound = bound - math.log(self.num_particles // self.groups)
         return Estimate(bound.detach(), bound, "lower")
@@ -141,7 +141,7 @@ class PIWAE:
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
-        log_weights.require_pathwise("PIWAE")
+        log_weights.require_pathwise(self)
         bound = log_mean_w(log_weights)
         if self.groups == 1:
             return Estimate(bound.detach(), bound, "lower")
@@ -185,16 +185,16 @@ class JVI:
     order: int = 1
 
     def __post_init__(self) -> None:
-        check_positive_int(self.num_particles, "objective JVI: num_particles")
+        check_positive_int(self.num_particles, f"{owner(self)}: num_particles")
         if not is_integer(self.order) or not 0 <= self.order < self.num_particles:
             raise ValueError(
-                f"objective JVI: order is {self.order!r}; expected an integer from 0 to {self.num_particles - 1}, "
+                f"{owner(self)}: order is {self.order!r}; expected an integer from 0 to {self.num_particles - 1}, "
                 "below num_particles"
             )
         subsets = max(math.comb(self.num_particles, j) for j in range(self.order + 1))
         if subsets > _MOST_SUBSETS:
             raise ValueError(
-                f"objective JVI: {self.num_particles} particles have {subsets:,} subsets without up to {self.order} of "
+                f"{owner(self)}: {self.num_particles} particles have {subsets:,} subsets without up to {self.order} of "
                 f"them; expected at most {_MOST_SUBSETS:,}: lower the order or num_particles"
             )
 
@@ -206,7 +206,7 @@ class JVI:
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
-        log_weights.require_pathwise("JVI")
+        log_weights.require_pathwise(self)
         top = log_weights.log_w.detach().max(0).values  # the coefficients add up to one: they cancel less around zero
         centred, value = log_weights.log_w - top, top
         for left_out, coefficient in enumerate(self.coefficients):

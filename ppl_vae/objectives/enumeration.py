@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ppl_vae.objectives.estimate import Estimate
+from ppl_vae.objectives.estimate import Estimate, owner
 from ppl_vae.objectives.log_weights import LogWeights
 
 
@@ -39,7 +39,7 @@ class EnumeratedELBO:
         """Return the ELBO of each datum."""
         if not log_weights.enumerated:
             raise ValueError(
-                "objective EnumeratedELBO sums over all states, and was given log-weights of draws; sample them with "
+                f"{owner(self)} sums over all states, and was given log-weights of draws; sample them with "
                 "latents='enumerated'"
             )
         log_q = log_weights.joint_log_q

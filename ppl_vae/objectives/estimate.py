@@ -51,6 +51,11 @@ class Objective(Protocol):
         ...
 
 
+def owner(objective: object) -> str:
+    """Return what an objective is called in messages."""
+    return f"objective {type(objective).__name__}"
+
+
 def evaluate_objective(objective: Objective, log_weights: LogWeights) -> Estimate:
     """Apply an objective to log-weights, and check that it speaks per datum."""
     if log_weights.spent and torch.is_grad_enabled():

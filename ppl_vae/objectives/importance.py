@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ppl_vae._validation import check_positive_int
-from ppl_vae.objectives.estimate import Estimate
+from ppl_vae.objectives.estimate import Estimate, owner
 from ppl_vae.objectives.log_weights import LogWeights
 
 
@@ -59,11 +59,11 @@ class IWAE:
     num_particles: int = 8
 
     def __post_init__(self) -> None:
-        check_positive_int(self.num_particles, "objective IWAE: num_particles")
+        check_positive_int(self.num_particles, f"{owner(self)}: num_particles")
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
-        log_weights.require_pathwise("IWAE")
+        log_weights.require_pathwise(self)
         bound = log_mean_w(log_weights)
         return Estimate(bound.detach(), bound, "lower")
 
@@ -100,7 +100,7 @@ class DReG:
     num_particles: int = 8
 
     def __post_init__(self) -> None:
-        check_positive_int(self.num_particles, "objective DReG: num_particles")
+        check_positive_int(self.num_particles, f"{owner(self)}: num_particles")
 
     @property
     def reference(self) -> IWAE:
@@ -109,7 +109,7 @@ class DReG:
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
-        log_weights.require_pathwise("DReG")
+        log_weights.require_pathwise(self)
         weights = log_weights.normalized
         path = None if log_weights.num_particles == 1 else weights  # of one particle, which is 1
         return Estimate(log_mean_w(log_weights).detach(), log_weights.surrogate(weights, path=path, score=0.0), "lower")
@@ -145,7 +145,7 @@ class IWAESTL:
     num_particles: int = 8
 
     def __post_init__(self) -> None:
-        check_positive_int(self.num_particles, "objective IWAESTL: num_particles")
+        check_positive_int(self.num_particles, f"{owner(self)}: num_particles")
 
     @property
     def reference(self) -> IWAE:
@@ -154,6 +154,6 @@ class IWAESTL:
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
-        log_weights.require_pathwise("IWAESTL")
+        log_weights.require_pathwise(self)
         surrogate = log_weights.surrogate(log_weights.normalized, score=0.0)
         return Estimate(log_mean_w(log_weights).detach(), surrogate, "lower")

@@ -146,8 +146,8 @@ class LogWeights:
             log_w: (K, batch).
 
         Example:
-            >>> LogWeights.of(torch.zeros(3, 5)).effective_sample_size
-            tensor([3., 3., 3., 3., 3.])
+            >>> LogWeights.of(torch.zeros(2, 3)).effective_sample_size
+            tensor([2., 2., 2.])
         """
         return cls(log_w)
 
@@ -298,8 +298,13 @@ class LogWeights:
             kl = kl + to_particles(site_kl, self.num_particles, particle_dim(site_kl.shape, self.num_particles))
         return kl
 
-    def require_detached(self, objective: str) -> None:
-        """Raise if gradients are wanted and a latent carries one: the path would be followed beside the score."""
+    def require_detached(self, objective: object) -> None:
+        """Raise if gradients are wanted and a latent carries one: the path would be followed beside the score.
+
+        Args:
+            objective: The objective, or its name, for the message.
+        """
+        objective = objective if isinstance(objective, str) else type(objective).__name__
         if not torch.is_grad_enabled():
             return
         self._require_draws(objective)
@@ -317,8 +322,13 @@ class LogWeights:
                 "EnumeratedELBO, or sample them without latents='enumerated'"
             )
 
-    def require_pathwise(self, objective: str) -> None:
-        """Raise if gradients are wanted and a latent carries none: its score would silently be missing."""
+    def require_pathwise(self, objective: object) -> None:
+        """Raise if gradients are wanted and a latent carries none: its score would silently be missing.
+
+        Args:
+            objective: The objective, or its name, for the message.
+        """
+        objective = objective if isinstance(objective, str) else type(objective).__name__
         if not torch.is_grad_enabled():
             return
         self._require_draws(objective)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ppl_vae import closed_form
 from ppl_vae._distributions import unwrapped
 from ppl_vae._validation import check_positive_int, is_real
-from ppl_vae.objectives.estimate import Estimate
+from ppl_vae.objectives.estimate import Estimate, owner
 from ppl_vae.objectives.log_weights import LogWeights
 
 
@@ -51,11 +51,11 @@ class ELBO:
     num_particles: int = 1
 
     def __post_init__(self) -> None:
-        check_positive_int(self.num_particles, "objective ELBO: num_particles")
+        check_positive_int(self.num_particles, f"{owner(self)}: num_particles")
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate of the ELBO of each datum."""
-        log_weights.require_pathwise("ELBO")
+        log_weights.require_pathwise(self)
         elbo = log_weights.log_w.mean(0)
         return Estimate(elbo.detach(), elbo, "lower")
 
@@ -92,7 +92,7 @@ class STL:
     num_particles: int = 1
 
     def __post_init__(self) -> None:
-        check_positive_int(self.num_particles, "objective STL: num_particles")
+        check_positive_int(self.num_particles, f"{owner(self)}: num_particles")
 
     @property
     def reference(self) -> ELBO:
@@ -101,7 +101,7 @@ class STL:
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate of the ELBO of each datum."""
-        log_weights.require_pathwise("STL")
+        log_weights.require_pathwise(self)
         mean = torch.full_like(log_weights.log_lik, 1 / log_weights.num_particles)
         return Estimate(log_weights.log_w.detach().mean(0), log_weights.surrogate(mean, score=0.0), "lower")
 
@@ -140,7 +140,7 @@ class MeanFieldELBO:
     num_particles: int = 1
 
     def __post_init__(self) -> None:
-        check_positive_int(self.num_particles, "objective MeanFieldELBO: num_particles")
+        check_positive_int(self.num_particles, f"{owner(self)}: num_particles")
 
     @property
     def reference(self) -> ELBO:
@@ -149,7 +149,7 @@ class MeanFieldELBO:
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate of the ELBO of each datum."""
-        log_weights.require_pathwise("MeanFieldELBO")
+        log_weights.require_pathwise(self)
         kl = log_weights.analytic_kl().mean(0)
         elbo = log_weights.log_lik.mean(0) - kl
         return Estimate(elbo.detach(), elbo, "lower", kl.detach())
@@ -196,11 +196,9 @@ class ArticleELBO:
     normalize: bool = False
 
     def __post_init__(self) -> None:
-        check_positive_int(self.num_particles, "objective ArticleELBO: num_particles")
+        check_positive_int(self.num_particles, f"{owner(self)}: num_particles")
         if not is_real(self.eps) or not 0 <= self.eps < 1:
-            raise ValueError(
-                f"objective ArticleELBO: eps is {self.eps!r}; expected a number in [0, 1), the article's 1e-8"
-            )
+            raise ValueError(f"{owner(self)}: eps is {self.eps!r}; expected a number in [0, 1), the article's 1e-8")
 
     @property
     def reference(self) -> ELBO:
@@ -229,7 +227,7 @@ class ArticleELBO:
     def _parts(self, log_weights: LogWeights) -> tuple[_Unwrapped, _Unwrapped, Tensor]:
         if len(log_weights.posterior) != 1 or len(log_weights.observed) != 1:
             raise ValueError(
-                f"objective ArticleELBO needs one latent and one observed site; the program has "
+                f"{owner(self)} needs one latent and one observed site; the program has "
                 f"{list(log_weights.posterior)} and {list(log_weights.observed)}; use MeanFieldELBO"
             )
         (name,) = log_weights.posterior
@@ -237,15 +235,15 @@ class ArticleELBO:
         q, p_z, p_x = (_Unwrapped.of(d) for d in (log_weights.posterior[name], log_weights.prior[name], likelihood))
         if not isinstance(q.base, dist.Normal) or not isinstance(p_z.base, dist.Normal):
             raise ValueError(
-                "objective ArticleELBO needs a diagonal normal posterior and a standard normal prior; it was given "
+                f"{owner(self)} needs a diagonal normal posterior and a standard normal prior; it was given "
                 f"{type(q.base).__name__} and {type(p_z.base).__name__}; use ELBO"
             )
         # the values are looked at under validation alone (training validates its first batch): a GPU would wait here
         if is_validation_enabled() and not (torch.all(p_z.base.loc == 0) and torch.all(p_z.base.scale == 1)):
-            raise ValueError("objective ArticleELBO needs a standard normal prior, N(0, I); use MeanFieldELBO")
+            raise ValueError(f"{owner(self)} needs a standard normal prior, N(0, I); use MeanFieldELBO")
         if not isinstance(p_x.base, (dist.Bernoulli, dist.Normal)):
             raise ValueError(
-                f"objective ArticleELBO knows Bernoulli and Normal likelihoods, not {type(p_x.base).__name__}; use ELBO"
+                f"{owner(self)} knows Bernoulli and Normal likelihoods, not {type(p_x.base).__name__}; use ELBO"
             )
         return q, p_x, x
 

@@ -15,7 +15,7 @@ from ppl_vae._validation import check_positive, check_positive_int
 from ppl_vae.distributions.binary_vector import BinaryVector
 from ppl_vae.distributions.one_hot import OneHotVector
 from ppl_vae.objectives.enumeration import EnumeratedELBO
-from ppl_vae.objectives.estimate import Estimate
+from ppl_vae.objectives.estimate import Estimate, owner
 from ppl_vae.objectives.log_weights import LogWeights
 
 
@@ -56,8 +56,8 @@ class GumbelSoftmaxELBO:
     temperature: float = 0.5
 
     def __post_init__(self) -> None:
-        check_positive_int(self.num_particles, "objective GumbelSoftmaxELBO: num_particles")
-        check_positive(self.temperature, "objective GumbelSoftmaxELBO: temperature")
+        check_positive_int(self.num_particles, f"{owner(self)}: num_particles")
+        check_positive(self.temperature, f"{owner(self)}: temperature")
 
     @property
     def reference(self) -> EnumeratedELBO:

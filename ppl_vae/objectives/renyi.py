@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ppl_vae._validation import check_positive_int, is_real
-from ppl_vae.objectives.estimate import Estimate
+from ppl_vae.objectives.estimate import Estimate, owner
 from ppl_vae.objectives.log_weights import LogWeights
 
 _NEARLY_ELBO = 1e-3  # below this distance of alpha from one a logarithm of a sum loses its digits
@@ -47,15 +47,15 @@ class Renyi:
     alpha: float = 0.5
 
     def __post_init__(self) -> None:
-        check_positive_int(self.num_particles, "objective Renyi: num_particles")
+        check_positive_int(self.num_particles, f"{owner(self)}: num_particles")
         if not is_real(self.alpha) or not math.isfinite(self.alpha):
             raise ValueError(
-                f"objective Renyi: alpha is {self.alpha!r}; expected a finite number (for minus infinity use VRMax)"
+                f"{owner(self)}: alpha is {self.alpha!r}; expected a finite number (for minus infinity use VRMax)"
             )
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
-        log_weights.require_pathwise("Renyi")
+        log_weights.require_pathwise(self)
         log_w = log_weights.log_w
         if self.alpha == 1:
             bound = log_w.mean(0)
@@ -95,10 +95,10 @@ class VRMax:
     num_particles: int = 8
 
     def __post_init__(self) -> None:
-        check_positive_int(self.num_particles, "objective VRMax: num_particles")
+        check_positive_int(self.num_particles, f"{owner(self)}: num_particles")
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
-        log_weights.require_pathwise("VRMax")
+        log_weights.require_pathwise(self)
         value = log_weights.log_w.max(0).values
         return Estimate(value.detach(), value, "lower" if log_weights.num_particles == 1 else "neither")

@@ -19,7 +19,7 @@ from torch import Tensor
 from ppl_vae._validation import check_choice, check_positive_int
 from ppl_vae.objectives.baselines import LearnedBaseline, MovingAverage, leave_one_out
 from ppl_vae.objectives.enumeration import EnumeratedELBO
-from ppl_vae.objectives.estimate import Estimate
+from ppl_vae.objectives.estimate import Estimate, owner
 from ppl_vae.objectives.importance import log_mean_w
 from ppl_vae.objectives.log_weights import LogWeights
 
@@ -66,11 +66,11 @@ class REINFORCE:
     latents = "detached"
 
     def __init__(self, num_particles: int = 1, baseline: Baseline = "none") -> None:
-        self.num_particles = check_positive_int(num_particles, "objective REINFORCE: num_particles")
-        check_choice(baseline, get_args(Baseline), "objective REINFORCE: baseline")
+        self.num_particles = check_positive_int(num_particles, f"{owner(self)}: num_particles")
+        check_choice(baseline, get_args(Baseline), f"{owner(self)}: baseline")
         if baseline == "leave_one_out" and num_particles == 1:
             raise ValueError(
-                "objective REINFORCE: baseline leave_one_out needs at least 2 particles, and num_particles is 1; raise "
+                f"{owner(self)}: baseline leave_one_out needs at least 2 particles, and num_particles is 1; raise "
                 "it, or choose another baseline"
             )
         self.baseline = baseline
@@ -87,7 +87,7 @@ class REINFORCE:
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
-        log_weights.require_detached("REINFORCE")
+        log_weights.require_detached(self)
         signal = log_weights.log_w.detach()
         value = signal.mean(0)
         fit = torch.zeros_like(value)
@@ -134,15 +134,15 @@ class VIMCO:
     latents: ClassVar[str] = "detached"
 
     def __post_init__(self) -> None:
-        if check_positive_int(self.num_particles, "objective VIMCO: num_particles") == 1:
+        if check_positive_int(self.num_particles, f"{owner(self)}: num_particles") == 1:
             raise ValueError(
-                "objective VIMCO: num_particles is 1, and each particle is compared with the others; expected at least "
+                f"{owner(self)}: num_particles is 1, and each particle is compared with the others; expected at least "
                 "2, or use REINFORCE"
             )
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
-        log_weights.require_detached("VIMCO")
+        log_weights.require_detached(self)
         bound = log_mean_w(log_weights).detach()
         weights = log_weights.normalized
         signal = bound - without_each(log_weights.log_w.detach())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae._validation import check_positive_int, is_real
-from ppl_vae.objectives.estimate import Estimate
+from ppl_vae.objectives.estimate import Estimate, owner
 from ppl_vae.objectives.log_weights import LogWeights
 
 
@@ -59,13 +59,13 @@ class TVO:
     pathwise: bool = False
 
     def __post_init__(self) -> None:
-        if check_positive_int(self.num_particles, "objective TVO: num_particles") == 1 and not self.pathwise:
+        if check_positive_int(self.num_particles, f"{owner(self)}: num_particles") == 1 and not self.pathwise:
             raise ValueError(
-                "objective TVO: num_particles is 1, which has no covariance; expected at least 2, or pathwise=True"
+                f"{owner(self)}: num_particles is 1, which has no covariance; expected at least 2, or pathwise=True"
             )
-        check_positive_int(self.partitions, "objective TVO: partitions")
+        check_positive_int(self.partitions, f"{owner(self)}: partitions")
         if not is_real(self.first) or not 0 < self.first < 1:
-            raise ValueError(f"objective TVO: first is {self.first!r}; expected a beta between 0 and 1, such as 0.1")
+            raise ValueError(f"{owner(self)}: first is {self.first!r}; expected a beta between 0 and 1, such as 0.1")
 
     @property
     def latents(self) -> str:
@@ -83,10 +83,10 @@ class TVO:
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
         if self.pathwise:
-            log_weights.require_pathwise("TVO")
+            log_weights.require_pathwise(self)
             value = self._terms(log_weights.log_w)[0]
             return Estimate(value.detach(), value, "lower")
-        log_weights.require_detached("TVO")
+        log_weights.require_detached(self)
         value, model, score = self._terms(log_weights.log_w.detach())
         return Estimate(value, log_weights.surrogate(model, score=score), "lower")
 

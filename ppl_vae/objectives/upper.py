@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 
 from ppl_vae._validation import check_positive, check_positive_int
-from ppl_vae.objectives.estimate import Estimate
+from ppl_vae.objectives.estimate import Estimate, owner
 from ppl_vae.objectives.log_weights import LogWeights
 
 
@@ -54,13 +54,13 @@ class CUBO:
     latents: ClassVar[str] = "detached"
 
     def __post_init__(self) -> None:
-        check_positive_int(self.num_particles, "objective CUBO: num_particles")
-        if check_positive(self.n, "objective CUBO: n") <= 1:
-            raise ValueError(f"objective CUBO: n is {self.n}; expected a number above 1 (at 1 the bound is log p(x))")
+        check_positive_int(self.num_particles, f"{owner(self)}: num_particles")
+        if check_positive(self.n, f"{owner(self)}: n") <= 1:
+            raise ValueError(f"{owner(self)}: n is {self.n}; expected a number above 1 (at 1 the bound is log p(x))")
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
-        log_weights.require_detached("CUBO")
+        log_weights.require_detached(self)
         powers = self.n * log_weights.log_w.detach()
         value = (powers.logsumexp(0) - math.log(log_weights.num_particles)) / self.n
         score = (self.n - 1) / self.n * powers.softmax(0)
@@ -95,11 +95,11 @@ class EUBO:
     latents: ClassVar[str] = "detached"
 
     def __post_init__(self) -> None:
-        check_positive_int(self.num_particles, "objective EUBO: num_particles")
+        check_positive_int(self.num_particles, f"{owner(self)}: num_particles")
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
-        log_weights.require_detached("EUBO")
+        log_weights.require_detached(self)
         weights = log_weights.normalized
         value = torch.where(weights > 0, weights * log_weights.log_w.detach(), 0.0).sum(0)  # a weight may be zero
         return Estimate(value, log_weights.surrogate(None, score=weights), "upper")

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 
 from ppl_vae._validation import check_choice, check_positive_int
-from ppl_vae.objectives.estimate import Estimate
+from ppl_vae.objectives.estimate import Estimate, owner
 from ppl_vae.objectives.importance import log_mean_w
 from ppl_vae.objectives.log_weights import LogWeights
 
@@ -52,22 +52,22 @@ class RWS:
     latents: ClassVar[str] = "detached"
 
     def __post_init__(self) -> None:
-        check_choice(self.guide, get_args(Phase), "objective RWS: guide")
-        if check_positive_int(self.num_particles, "objective RWS: num_particles") == 1 and self.guide != "sleep":
+        check_choice(self.guide, get_args(Phase), f"{owner(self)}: guide")
+        if check_positive_int(self.num_particles, f"{owner(self)}: num_particles") == 1 and self.guide != "sleep":
             raise ValueError(
-                "objective RWS: num_particles is 1, whose one weight says nothing of where q should go; expected at "
+                f"{owner(self)}: num_particles is 1, whose one weight says nothing of where q should go; expected at "
                 "least 2, or guide='sleep'"
             )
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
-        log_weights.require_detached("RWS")
+        log_weights.require_detached(self)
         weights = log_weights.normalized
         share = {"wake": 1.0, "sleep": 0.0, "both": 0.5}[self.guide]
         surrogate = log_weights.surrogate(weights, score=share * weights)
         if self.guide != "wake" and torch.is_grad_enabled():
             if log_weights.again is None:
-                raise ValueError("objective RWS: the sleep phase runs the program, and was given log-weights alone")
+                raise ValueError(f"{owner(self)}: the sleep phase runs the program, and was given log-weights alone")
             surrogate = surrogate + (1 - share) * log_weights.again.dream()
         return Estimate(log_mean_w(log_weights).detach(), surrogate, "lower")
 
@@ -100,9 +100,9 @@ class RWSDReG:
     num_particles: int = 8
 
     def __post_init__(self) -> None:
-        if check_positive_int(self.num_particles, "objective RWSDReG: num_particles") == 1:
+        if check_positive_int(self.num_particles, f"{owner(self)}: num_particles") == 1:
             raise ValueError(
-                "objective RWSDReG: num_particles is 1, for which q's gradient is zero; expected at least 2, or use STL"
+                f"{owner(self)}: num_particles is 1, for which q's gradient is zero; expected at least 2, or use STL"
             )
 
     @property
@@ -112,7 +112,7 @@ class RWSDReG:
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
-        log_weights.require_pathwise("RWSDReG")
+        log_weights.require_pathwise(self)
         weights = log_weights.normalized
         surrogate = log_weights.surrogate(weights, path=1 - weights, score=0.0)
         return Estimate(log_mean_w(log_weights).detach(), surrogate, "lower")
