@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions import constraints
 from torch import Tensor
 from torch.nn.functional import normalize
+
+from ppl_vae.distributions._expanding import Expanding
 
 _NODES = 80  # of the Gauss-Legendre rule: 1e-11 of the value for all densities here
 _WIDTHS = 16  # on either side of the mode, in standard deviations: what lies beyond is under e^-30
 
 
-class Axial(TorchDistribution):
+class Axial(Expanding):
     r"""A density :math:`q(z) \propto \exp(\kappa\, h(\theta))` in the angle :math:`\theta` between z and a direction.
 
     The angle's own density is :math:`g(\theta) \propto \exp(\kappa\, h(\theta)) \sin^{d-2}\theta` on :math:`[0, \pi]`;
@@ -51,17 +53,6 @@ class Axial(TorchDistribution):
         self.loc = loc.expand(*batch_shape, self.dim)
         self.concentration = concentration.expand(batch_shape)
         super().__init__(batch_shape, torch.Size((self.dim,)), validate_args=validate_args)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        """Return the distribution with another batch shape."""
-        new = self._get_checked_instance(type(self), _instance)
-        batch_shape = torch.Size(batch_shape)
-        new.dim = self.dim
-        new.loc = self.loc.expand(*batch_shape, self.dim)
-        new.concentration = self.concentration.expand(batch_shape)
-        super(Axial, new).__init__(batch_shape, self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
 
     @property
     def mode(self) -> Tensor:

@@ -5,19 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions.kl import register_kl
 from torch.distributions.utils import logits_to_probs
 from torch.nn.functional import softplus
 
 from ppl_vae._numbers import finite, impossible
+from ppl_vae.distributions._expanding import Expanding
 from ppl_vae.distributions.relaxed import logistic_noise
 
 MAX_STATES = 2**20  # that a distribution offers to list: as 20 bits, 84 MB in float32
 
 
-class BinaryVector(TorchDistribution):
+class BinaryVector(Expanding):
     r"""d independent bits as one event.
 
     .. math::
@@ -52,16 +53,6 @@ class BinaryVector(TorchDistribution):
         self.logits = logits
         self.temperature = temperature
         super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=validate_args)
-
-    def expand(self, batch_shape: Any, _instance: BinaryVector | None = None) -> BinaryVector:
-        """Return the distribution with another batch shape."""
-        new = self._get_checked_instance(BinaryVector, _instance)
-        batch_shape = torch.Size(batch_shape)
-        new.logits = self.logits.expand(batch_shape + self.event_shape)
-        new.temperature = self.temperature
-        super(BinaryVector, new).__init__(batch_shape, self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]

@@ -7,12 +7,13 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions import TorchDistribution, constraints
-from torch import Size, Tensor
+from pyro.distributions import constraints
+from torch import Tensor
 from torch.distributions.utils import broadcast_all
 from torch.nn.functional import logsigmoid
 
 from ppl_vae._validation import is_real
+from ppl_vae.distributions._expanding import Expanding
 from ppl_vae.distributions._last_draw import LastDraw
 
 _NODES = 121  # of the trapezoid rule for moments, over 9 standard deviations to either side
@@ -42,7 +43,7 @@ class BoxUniform(dist.Uniform):
         return torch.where(inside, log_density, torch.full_like(log_density, -math.inf))
 
 
-class SquashedNormal(TorchDistribution):
+class SquashedNormal(Expanding):
     r"""A normal variable squashed into an interval by the logistic function.
 
     .. math::
@@ -76,6 +77,7 @@ class SquashedNormal(TorchDistribution):
         "high": constraints.real,
     }
     has_rsample = True
+    _last: LastDraw | None = None  # with its t, which z has lost digits of
 
     def __init__(
         self,
@@ -86,23 +88,12 @@ class SquashedNormal(TorchDistribution):
         validate_args: bool | None = None,
     ) -> None:
         self.loc, self.scale, self.low, self.high = broadcast_all(loc, scale, low, high)
-        self._last: LastDraw | None = None  # with its t, which z has lost digits of
         super().__init__(self.loc.shape, validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def support(self) -> Any:
         """The closed interval."""
         return constraints.interval(self.low, self.high)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> SquashedNormal:
-        """Return it with another batch shape."""
-        new = self._get_checked_instance(SquashedNormal, _instance)
-        for name in self.arg_constraints:
-            setattr(new, name, getattr(self, name).expand(batch_shape))
-        new._last = None
-        super(SquashedNormal, new).__init__(Size(batch_shape), validate_args=False)
-        new._validate_args = self._validate_args
-        return new
 
     @property
     def mean(self) -> Tensor:

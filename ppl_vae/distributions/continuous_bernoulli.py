@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions import constraints
 from torch import Tensor
+
+from ppl_vae.distributions._expanding import Expanding
 
 # Bernoulli numbers B_2k / (2k)!, k = 1..10: the mean is 1/2 + sum_k of these times logit^(2k - 1)
 _SERIES = (
@@ -25,7 +27,7 @@ _SMALL = 1.0  # |logit| below which the series is used: ten terms leave 1e-17 of
 _NARROW = 0.03  # |logit| below which a quantile is: eight terms leave 1e-16, where the quotient's gradient loses 1/30
 
 
-class ContinuousBernoulli(TorchDistribution):
+class ContinuousBernoulli(Expanding):
     r"""The continuous Bernoulli distribution on [0, 1], from logits.
 
     .. math::
@@ -61,14 +63,6 @@ class ContinuousBernoulli(TorchDistribution):
     def __init__(self, logits: Tensor, *, validate_args: bool | None = None) -> None:
         self.logits = logits
         super().__init__(logits.shape, validate_args=validate_args)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> ContinuousBernoulli:
-        """Return the same distribution for a larger batch."""
-        new = self._get_checked_instance(ContinuousBernoulli, _instance)
-        new.logits = self.logits.expand(batch_shape)
-        super(ContinuousBernoulli, new).__init__(torch.Size(batch_shape), validate_args=False)
-        new._validate_args = self._validate_args
-        return new
 
     @property
     def mean(self) -> Tensor:

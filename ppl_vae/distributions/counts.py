@@ -2,20 +2,21 @@ r"""Distributions of counts, from the logarithms of their parameters."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
-from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions.utils import broadcast_all
 from torch.nn.functional import logsigmoid
 
+from ppl_vae.distributions._expanding import Expanding
 from ppl_vae.distributions._saddle import HALF_LOG_2PI, log_ratio, stirling_remainder
 
 _LOG_DISPERSIONS = 60.0  # beyond e^60 it is a Poisson distribution to the last digit
 
 
-class _Counts(TorchDistribution):
+class _Counts(Expanding):
     """What the distributions of this file share: parameters that broadcast, counts for support."""
 
     support: ClassVar[Any] = constraints.nonnegative_integer
@@ -25,16 +26,6 @@ class _Counts(TorchDistribution):
         for name, parameter in zip(self.arg_constraints, broadcast_all(*parameters), strict=True):
             setattr(self, name, parameter)
         super().__init__(getattr(self, next(iter(self.arg_constraints))).shape, validate_args=validate_args)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
-        """Return the distribution with its batch shape expanded."""
-        new = type(self).__new__(type(self)) if _instance is None else _instance
-        batch_shape = torch.Size(batch_shape)
-        for name in self.arg_constraints:
-            setattr(new, name, getattr(self, name).expand(batch_shape))
-        TorchDistribution.__init__(new, batch_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log probability of each count."""

@@ -95,17 +95,6 @@ class DiscretizedLogistic(GridDistribution):
         self.loc, self.log_scale = broadcast_all(loc, log_scale)
         super().__init__(self.loc.shape, validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> DiscretizedLogistic:
-        """Return the distribution with its batch shape expanded."""
-        new = self._get_checked_instance(DiscretizedLogistic, _instance)
-        batch_shape = torch.Size(batch_shape)
-        new.bins = self.bins
-        new._log_scale = self._log_scale
-        new.loc, new.log_scale = self.loc.expand(batch_shape), self.log_scale.expand(batch_shape)
-        super(DiscretizedLogistic, new).__init__(batch_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
-
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log mass of each value."""
         if self._validate_args:
@@ -157,17 +146,6 @@ class DiscretizedLogisticMixture(GridDistribution):
         self.bins = bins
         self.logits, self.loc, self.log_scale = broadcast_all(logits, loc, log_scale)
         super().__init__(self.loc.shape[:-1], validate_args=validate_args)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> DiscretizedLogisticMixture:
-        """Return the distribution with its batch shape expanded."""
-        new = self._get_checked_instance(DiscretizedLogisticMixture, _instance)
-        batch_shape = torch.Size(batch_shape)
-        new.bins = self.bins
-        for name in self.arg_constraints:
-            setattr(new, name, getattr(self, name).expand(*batch_shape, -1))
-        super(DiscretizedLogisticMixture, new).__init__(batch_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log mass of each value."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions import constraints
 from torch import Tensor
 
 from ppl_vae._validation import check_positive_int
+from ppl_vae.distributions._expanding import Expanding
 
 _ELEMENTS = 2**24  # of one chunk of levels in a sum over them, 64 MiB in float32
 
@@ -58,7 +59,7 @@ class Grid(constraints.Constraint):
         return hash((Grid, self.bins))
 
 
-class GridDistribution(TorchDistribution):
+class GridDistribution(Expanding):
     r"""A distribution of :math:`x = k / (\text{bins} - 1)` whose level k has tail probabilities in closed form.
 
     Mean and variance are sums over the levels,

@@ -44,16 +44,6 @@ class GridBinomial(TorchDistribution):
         """The grid of total + 1 levels."""
         return Grid(self.total + 1)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> GridBinomial:
-        """Return the distribution with its batch shape expanded."""
-        new = self._get_checked_instance(GridBinomial, _instance)
-        batch_shape = torch.Size(batch_shape)
-        new.logits = self.logits.expand(batch_shape)
-        new.total = self.total
-        super(GridBinomial, new).__init__(batch_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
-
     @property
     def mean(self) -> Tensor:
         """The probability of a success."""

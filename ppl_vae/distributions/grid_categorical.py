@@ -39,16 +39,6 @@ class GridCategorical(TorchDistribution):
         """The grid."""
         return Grid(self.bins)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> GridCategorical:
-        """Return the distribution with its batch shape expanded."""
-        new = self._get_checked_instance(GridCategorical, _instance)
-        batch_shape = torch.Size(batch_shape)
-        new.logits = self.logits.expand(*batch_shape, -1)
-        new.bins = self.bins
-        super(GridCategorical, new).__init__(batch_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
-
     @property
     def mean(self) -> Tensor:
         """The mean."""

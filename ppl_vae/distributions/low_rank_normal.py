@@ -6,15 +6,16 @@ import math
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution, constraints
-from torch import Size, Tensor
+from pyro.distributions import constraints
+from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal, register_kl
 
 from ppl_vae._numbers import wide
+from ppl_vae.distributions._expanding import Expanding
 from ppl_vae.distributions._last_draw import LastDraw
 
 
-class LowRankNormal(TorchDistribution):
+class LowRankNormal(Expanding):
     r"""A normal with covariance :math:`W W^\top + \mathrm{diag}(s^2)`, W of shape (d, r).
 
     .. math::
@@ -56,21 +57,13 @@ class LowRankNormal(TorchDistribution):
     }
     support = constraints.real_vector
     has_rsample = True
+    _last: LastDraw | None = None
+    broadcasts = True
 
     def __init__(self, loc: Tensor, factor: Tensor, scale: Tensor, validate_args: bool | None = None) -> None:
         self.loc, self.factor, self.scale = loc, factor, scale
-        self._last: LastDraw | None = None
         batch_shape = torch.broadcast_shapes(loc.shape[:-1], factor.shape[:-2], scale.shape[:-1])
         super().__init__(batch_shape, loc.shape[-1:], validate_args=validate_args)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> LowRankNormal:
-        """Return it with another batch shape; the parameters stay as they are and are broadcast."""
-        new = self._get_checked_instance(LowRankNormal, _instance)
-        new.loc, new.factor, new.scale = self.loc, self.factor, self.scale
-        new._last = None
-        super(LowRankNormal, new).__init__(Size(batch_shape), self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
 
     @property
     def mean(self) -> Tensor:

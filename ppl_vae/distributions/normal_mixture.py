@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions import constraints
 from torch import Size, Tensor
+
+from ppl_vae.distributions._expanding import Expanding
 
 _LOG_2PI = 1.8378770664093453
 _LARGEST = 40.0  # of the logarithm of a velocity, so that products with other gradients are finite in float32
 
 
-class NormalMixture(TorchDistribution):
+class NormalMixture(Expanding):
     r"""A mixture of normals with diagonal covariances, with pathwise gradients for every parameter.
 
     .. math::
@@ -60,6 +62,7 @@ class NormalMixture(TorchDistribution):
     }
     support = constraints.real_vector
     has_rsample = True
+    broadcasts = True
 
     def __init__(self, logits: Tensor, loc: Tensor, scale: Tensor, validate_args: bool | None = None) -> None:
         self.logits = logits.log_softmax(-1)
@@ -67,14 +70,6 @@ class NormalMixture(TorchDistribution):
         self.scale = scale
         batch_shape = torch.broadcast_shapes(logits.shape[:-1], loc.shape[:-2], scale.shape[:-2])
         super().__init__(batch_shape, loc.shape[-1:], validate_args=validate_args)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> NormalMixture:
-        """Return it with another batch shape; the parameters stay as they are and are broadcast."""
-        new = self._get_checked_instance(NormalMixture, _instance)
-        new.logits, new.loc, new.scale = self.logits, self.loc, self.scale
-        super(NormalMixture, new).__init__(Size(batch_shape), self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
 
     @property
     def mean(self) -> Tensor:

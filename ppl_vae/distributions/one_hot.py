@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions.kl import register_kl
 from torch.nn.functional import one_hot
 
 from ppl_vae._numbers import finite, impossible
 from ppl_vae._validation import check_positive_int
+from ppl_vae.distributions._expanding import Expanding
 from ppl_vae.distributions.binary_vector import MAX_STATES
 from ppl_vae.distributions.relaxed import gumbel_noise
 
@@ -35,7 +36,7 @@ class _OneHotBlocks(constraints.Constraint):
         return f"one-hot blocks of {self.num_classes}"
 
 
-class OneHotVector(TorchDistribution):
+class OneHotVector(Expanding):
     r"""V independent categorical variables of C classes, as one vector of V one-hot blocks.
 
     .. math::
@@ -72,17 +73,6 @@ class OneHotVector(TorchDistribution):
         self.temperature = temperature
         event_shape = torch.Size((self.num_variables * self.num_classes,))
         super().__init__(logits.shape[:-2], event_shape, validate_args=validate_args)
-
-    def expand(self, batch_shape: Any, _instance: OneHotVector | None = None) -> OneHotVector:
-        """Return the distribution with another batch shape."""
-        new = self._get_checked_instance(OneHotVector, _instance)
-        batch_shape = torch.Size(batch_shape)
-        new.num_variables, new.num_classes = self.num_variables, self.num_classes
-        new.logits = self.logits.expand(*batch_shape, self.num_variables, self.num_classes)
-        new.temperature = self.temperature
-        super(OneHotVector, new).__init__(batch_shape, self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
 
     @constraints.dependent_property(is_discrete=True, event_dim=1)
     def support(self) -> Any:

@@ -6,11 +6,12 @@ import math
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions import constraints
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ppl_vae._numbers import finite
+from ppl_vae.distributions._expanding import Expanding
 
 LARGEST_LOGIT = 12.0  # of a relaxed bit: 1 - 6e-6, which float32 still tells from its neighbours to 1 %
 _FLAT = 40.0  # beyond its limits: the logistic tail is exponential to e^-40
@@ -33,7 +34,7 @@ def _positive(values: Tensor) -> Tensor:
     return values.clamp(min=torch.finfo(values.dtype).tiny)
 
 
-class RelaxedBits(TorchDistribution):
+class RelaxedBits(Expanding):
     r"""d independent relaxed bits: the binary Concrete distribution, its logits held to [-12, 12].
 
     .. math::
@@ -70,16 +71,6 @@ class RelaxedBits(TorchDistribution):
         self.logits = logits
         self.temperature = temperature
         super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=validate_args)
-
-    def expand(self, batch_shape: Any, _instance: RelaxedBits | None = None) -> RelaxedBits:
-        """Return the distribution with another batch shape."""
-        new = self._get_checked_instance(RelaxedBits, _instance)
-        batch_shape = torch.Size(batch_shape)
-        new.logits = self.logits.expand(batch_shape + self.event_shape)
-        new.temperature = self.temperature
-        super(RelaxedBits, new).__init__(batch_shape, self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 - torch's own signature
         """Draw by the inverse of the truncated logistic's distribution function, in logarithms throughout."""
@@ -132,7 +123,7 @@ class _SimplexBlocks(constraints.Constraint):
         return f"simplex blocks of {self.num_classes}"
 
 
-class RelaxedOneHotVector(TorchDistribution):
+class RelaxedOneHotVector(Expanding):
     r"""V independent relaxed categorical variables of C classes, as one vector of V points of the simplex.
 
     .. math::
@@ -178,17 +169,6 @@ class RelaxedOneHotVector(TorchDistribution):
         self.temperature = temperature
         event_shape = torch.Size((self.num_variables * self.num_classes,))
         super().__init__(logits.shape[:-2], event_shape, validate_args=validate_args)
-
-    def expand(self, batch_shape: Any, _instance: RelaxedOneHotVector | None = None) -> RelaxedOneHotVector:
-        """Return the distribution with another batch shape."""
-        new = self._get_checked_instance(RelaxedOneHotVector, _instance)
-        batch_shape = torch.Size(batch_shape)
-        new.num_variables, new.num_classes = self.num_variables, self.num_classes
-        new.logits = self.logits.expand(*batch_shape, self.num_variables, self.num_classes)
-        new.temperature = self.temperature
-        super(RelaxedOneHotVector, new).__init__(batch_shape, self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
 
     @constraints.dependent_property(is_discrete=False, event_dim=1)
     def support(self) -> Any:

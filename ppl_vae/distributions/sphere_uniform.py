@@ -6,9 +6,11 @@ import math
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions import constraints
 from torch import Tensor
 from torch.nn.functional import normalize
+
+from ppl_vae.distributions._expanding import Expanding
 
 
 def log_area(dim: int) -> float:
@@ -21,7 +23,7 @@ def log_area(dim: int) -> float:
     return math.log(2) + 0.5 * dim * math.log(math.pi) - math.lgamma(0.5 * dim)
 
 
-class SphereUniform(TorchDistribution):
+class SphereUniform(Expanding):
     r"""The uniform distribution on :math:`S^{d-1} \subset \mathbb R^d`.
 
     .. math::
@@ -38,21 +40,12 @@ class SphereUniform(TorchDistribution):
         True
     """
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - the base class declares a mutable mapping
     support = constraints.sphere
     has_rsample = True
 
     def __init__(self, dim: int, like: Tensor, validate_args: bool | None = None) -> None:
         self._like = like.detach()
         super().__init__(torch.Size(()), torch.Size((dim,)), validate_args=validate_args)
-
-    def expand(self, batch_shape: Any, _instance: SphereUniform | None = None) -> SphereUniform:
-        """Return the distribution with another batch shape."""
-        new = self._get_checked_instance(SphereUniform, _instance)
-        new._like = self._like
-        super(SphereUniform, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
 
     @property
     def mean(self) -> Tensor:

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions import constraints
 from torch import Tensor
 
 from ppl_vae._validation import check_positive_int
+from ppl_vae.distributions._expanding import Expanding
 
 
-class TwoBlocks(TorchDistribution):
+class TwoBlocks(Expanding):
     r"""Two real blocks :math:`z = (z_1, z_2)`, one drawn from a distribution of its own, the other given it.
 
     .. math::
@@ -36,7 +37,6 @@ class TwoBlocks(TorchDistribution):
         tensor(-2.3379)
     """
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - the base class declares a mutable mapping
     support = constraints.real_vector
     has_rsample = True
 
@@ -56,13 +56,10 @@ class TwoBlocks(TorchDistribution):
         event_shape = torch.Size((self._root_dim + other_dim,))
         super().__init__(root.batch_shape, event_shape, validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: TwoBlocks | None = None) -> TwoBlocks:
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Return the distribution with another batch shape."""
-        new = self._get_checked_instance(TwoBlocks, _instance)
+        new = super().expand(batch_shape, _instance)
         new.root = self.root.expand(torch.Size(batch_shape))
-        new.given, new.root_first, new._root_dim = self.given, self.root_first, self._root_dim
-        super(TwoBlocks, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
         return new
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 - torch's own signature
