@@ -171,7 +171,7 @@ def ask_about_terms(findings: Findings, program: Program, args: tuple[Any, ...])
                 log_weights = sample_log_weights(*program, *args, num_particles=_REPEATS)
         except NotPerDatumError as error:
             raise Unanswered(str(error)) from error
-        wrong, alarm = strange(log_weights)
+        wrong, alarm = strange(log_weights, digits=False)
         if sentence := wrong or alarm:
             findings.wrong("program", "terms", sentence, "score a draw by the density that it was drawn from")
             return

@@ -107,7 +107,7 @@ def impossible(
 
 
 @torch.no_grad()
-def strange(log_weights: LogWeights) -> tuple[str | None, str | None]:
+def strange(log_weights: LogWeights, *, digits: bool = True) -> tuple[str | None, str | None]:
     """Return what is impossible about some log-weights, and what is an alarm.
 
     Alarms are a sampled KL far from the analytic one, and a draw whose density, scored from what it was made of, is
@@ -115,6 +115,7 @@ def strange(log_weights: LogWeights) -> tuple[str | None, str | None]:
 
     Args:
         log_weights: Of K particles, the more the better.
+        digits: Whether digits that z has lost are an alarm: before training an encoder of raw columns loses them.
     """
     limits = limits_of(log_weights)
     kl, size = log_weights.kl.double(), log_weights.log_lik.shape[1]
@@ -125,12 +126,12 @@ def strange(log_weights: LogWeights) -> tuple[str | None, str | None]:
     )
     if worst is not None:
         return worst, None
-    return None, _far_from_analytic(log_weights, kl) or _lost_digits(log_weights)
+    return None, _far_from_analytic(log_weights, kl) or (_lost_digits(log_weights) if digits else None)
 
 
 @torch.no_grad()
 def alarm_of(q: Any, p: Any, num_draws: int = 32) -> str | None:
-    """Return the alarm of `strange` for one posterior and its prior, without any data being decoded.
+    """Return the alarm of `strange` for one posterior and its prior, lost digits apart, without decoding any data.
 
     Args:
         q: q(z|x), batch shape (n,).
@@ -140,7 +141,7 @@ def alarm_of(q: Any, p: Any, num_draws: int = 32) -> str | None:
     z = q.sample((num_draws,))
     log_q, log_p = q.log_prob(z), p.log_prob(z)
     weights = LogWeights(torch.zeros_like(log_q), {"z": log_p}, {"z": log_q}, {"z": z}, {"z": p}, {"z": q}, {})
-    return strange(weights)[1]
+    return strange(weights, digits=False)[1]
 
 
 def _lost_digits(log_weights: LogWeights) -> str | None:
