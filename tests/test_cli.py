@@ -343,8 +343,9 @@ def test_the_environment_can_ask_for_the_traceback(capsys, monkeypatch):
     assert error.splitlines()[-1].startswith("ppl-vae: error: --epoch")
 
 
-def test_as_a_program_bad_input_exits_with_2(tmp_path):
-    command = [sys.executable, "-m", "ppl_vae.cli", "train", "--objective", "ELBOW"]
+@pytest.mark.parametrize("module", ["ppl_vae", "ppl_vae.cli"])
+def test_as_a_program_bad_input_exits_with_2(module):
+    command = [sys.executable, "-m", module, "train", "--objective", "ELBOW"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 2
     assert result.stderr.startswith("ppl-vae: error: --objective is 'ELBOW'; expected one of ELBO")

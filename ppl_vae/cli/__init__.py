@@ -83,7 +83,3 @@ options:
   --help     show this and end
   --version  show the version and end
 """
-
-
-if __name__ == "__main__":
-    sys.exit(main())
