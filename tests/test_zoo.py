@@ -30,6 +30,12 @@ from ppl_vae.objectives import as_loss, sample_log_weights
 from ppl_vae.objectives.losses import BatchLoss, evaluate_objective
 
 every_program = pytest.mark.parametrize("program", zoo.programs(), ids=zoo.names)
+# what does not depend on an entry's arguments: a program of each family, and the rest before a release
+every_family = pytest.mark.parametrize(
+    "program",
+    [*zoo.families(), *(pytest.param(program, marks=pytest.mark.slow) for program in zoo.programs())],
+    ids=zoo.names,
+)
 every_network = pytest.mark.parametrize("network", zoo.NETWORKS, ids=zoo.names)
 every_objective = pytest.mark.parametrize(
     ("objective", "num_particles"),
@@ -313,7 +319,7 @@ def move(vae: VAE, x: Tensor) -> None:
     svi.step(x)
 
 
-@every_program
+@every_family
 def test_save_and_load(program: zoo.Program) -> None:
     vae = program.vae()
     x, z = data_for(program), latents(vae, BATCH)
@@ -334,7 +340,7 @@ def pickled(vae: VAE) -> VAE:
     return pickle.loads(pickle.dumps(copy.deepcopy(vae)))
 
 
-@every_program
+@every_family
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled])
 def test_copies_are_independent(program: zoo.Program, duplicate: Callable[[VAE], VAE]) -> None:
     vae = program.vae()
@@ -349,7 +355,7 @@ def test_copies_are_independent(program: zoo.Program, duplicate: Callable[[VAE],
     assert all(same(log_probs(vae, x, z), expected))
 
 
-@every_program
+@every_family
 def test_a_new_vae_can_be_pickled(program: zoo.Program) -> None:
     vae = program.vae()
     x, z = data_for(program), latents(vae, BATCH)
@@ -371,7 +377,7 @@ def assert_trains_on(vae: VAE, x: Tensor, objective: Any, part: str = "") -> Non
         assert (image.dtype, image.device) == (x.dtype, x.device)
 
 
-@every_program
+@every_family
 def test_moves_to_float64(program: zoo.Program) -> None:
     vae = program.vae()
     move(vae, data_for(program))
@@ -631,12 +637,8 @@ def test_all_combinations_train(combination: tuple[Any, ...], digits: Tensor) ->
     train(combination, digits)
 
 
-def one_of_each_family(entries: list[Any]) -> list[Any]:
-    return list({zoo.family(entry): entry for entry in reversed(entries)}.values())
-
-
-@pytest.mark.parametrize("prior", one_of_each_family(zoo.PRIORS), ids=zoo.names)
-@pytest.mark.parametrize("posterior", one_of_each_family(zoo.POSTERIORS), ids=zoo.names)
+@pytest.mark.parametrize("prior", zoo.one_of_each_family(zoo.PRIORS), ids=zoo.names)
+@pytest.mark.parametrize("posterior", zoo.one_of_each_family(zoo.POSTERIORS), ids=zoo.names)
 def test_a_posterior_of_another_space_is_refused(prior: zoo.Prior, posterior: zoo.Posterior) -> None:
     if zoo.goes_together(prior, posterior):
         return

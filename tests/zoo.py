@@ -571,6 +571,23 @@ def programs() -> list[Program]:
     return found
 
 
+def one_of_each_family(entries: Sequence[Any]) -> list[Any]:
+    """Return the first entry of each family."""
+    return list({family(entry): entry for entry in reversed(entries)}.values())[::-1]
+
+
+def families() -> list[Program]:
+    """Few programs in which every family of pieces and of networks occurs."""
+    both = [(prior, goes_with(prior, POSTERIORS)) for prior in one_of_each_family(PRIORS)]
+    met = {family(posterior) for _, posterior in both}
+    others = [posterior for posterior in one_of_each_family(POSTERIORS) if family(posterior) not in met]
+    both += [(goes_with(posterior, PRIORS), posterior) for posterior in others]
+    likelihoods_, networks_ = one_of_each_family(LIKELIHOODS), one_of_each_family(NETWORKS)
+    turns = range(max(len(both), len(likelihoods_), len(networks_)))
+    cycles = zip(turns, itertools.cycle(both), itertools.cycle(likelihoods_), itertools.cycle(networks_), strict=False)
+    return [Program(prior, likelihood, posterior, network) for _, (prior, posterior), likelihood, network in cycles]
+
+
 @functools.cache
 def pieces() -> list[tuple[Prior, Likelihood, Posterior]]:
     """All combinations of pieces that can be trained on thresholded pictures."""
