@@ -61,5 +61,5 @@ def test_table_imputation(capsys):
 
 def test_every_example_is_tested():
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
-    tested |= {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}  # in its own file
+    tested |= {path.stem.removeprefix("test_") for path in Path(__file__).parent.rglob("test_*.py")}  # in its own file
     assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested

@@ -14,7 +14,7 @@ import matplotlib.image
 import pytest
 import torch
 
-PATH = Path(__file__).resolve().parent.parent / "examples" / "tighter_bounds.py"
+PATH = Path(__file__).resolve().parents[2] / "examples" / "tighter_bounds.py"
 PARTICLES = (1, 4, 12, 36)
 
 

@@ -21,7 +21,7 @@ from ppl_vae.comparison.statistics.zero_bias import effective_number, zero_bias_
 from ppl_vae.data import Split
 from ppl_vae.objectives import LogWeights
 
-PATH = Path(__file__).resolve().parent.parent / "benchmarks" / "levels.py"
+PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "levels.py"
 
 
 @pytest.fixture(scope="module")
