@@ -19,9 +19,8 @@ import torch
 from PIL import Image
 
 from ppl_vae import cli, data, load_run
-from ppl_vae.cli import words, writing
+from ppl_vae.cli import opening, words, writing
 from ppl_vae.evaluation.paths import interpolate, path
-from ppl_vae.cli import opening
 from ppl_vae.training import checkpoints
 
 SHORT = ["--epochs", "2", "--likelihood.network.hidden", "[8]", "--posterior.network.hidden", "[8]"]
