@@ -1,4 +1,4 @@
-"""The kinds that a table's columns may have, as they are written: ``"real"``, ``"categorical:3"``."""
+"""The kinds of table columns, written as ``"real"`` or ``"categorical:3"``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VALUES = {
 
 
 def split_kind(kind: object, owner: str) -> tuple[str, int]:
-    """Return the name of a kind and its number of categories (0 but for ``"categorical:C"``)."""
+    """Return the name of a kind and its number of categories (0 except for ``"categorical:C"``)."""
     name, _, number = str(kind).partition(":")
     if name == "categorical" and number.isdecimal() and int(number) >= 2:
         return name, int(number)
@@ -32,7 +32,7 @@ def split_kind(kind: object, owner: str) -> tuple[str, int]:
 
 
 def split_kinds(columns: Sequence[str], owner: str) -> list[tuple[str, int]]:
-    """Return `split_kind` of each column."""
+    """Return the name and the number of categories of each column."""
     if isinstance(columns, str) or not isinstance(columns, Sequence) or not columns:
         raise ValueError(f"{owner} is {columns!r}; expected a list of kinds, one for each column, such as ['real']")
     return [split_kind(kind, f"{owner}[{i}]") for i, kind in enumerate(columns)]

@@ -1,4 +1,4 @@
-"""What is asked of distributions of any kind: what lies inside, where it lives, which point stands for it."""
+"""Functions of any distribution: its family, its base measure, its centre, and a check of prior against posterior."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.distributions import Independent
 
 from ppl_vae._scopes import untouched_random_state
 
-_DRAWS = 256  # for what has no closed form
+_DRAWS = 256  # where there is no closed form
 
 
 def unwrapped(distribution: Any) -> Any:
@@ -27,7 +27,7 @@ def describe(distribution: Any) -> str:
 
 
 def measure(distribution: Any) -> str:
-    """Return with respect to what a distribution has its density: points, a sphere, a simplex or the whole space."""
+    """Return the set that carries the density of a distribution: points, a sphere, a simplex or a region of space."""
     support = innermost(distribution.support)
     if support.is_discrete:
         return "a discrete set"
@@ -45,13 +45,13 @@ def innermost(support: Any) -> Any:
 
 
 def centre(distribution: Any) -> Tensor:
-    """Return one point of the support that stands for a distribution, of its batch and event shape.
+    """Return one representative point of a distribution, of its batch and event shape.
 
-    The mean; on a sphere or a discrete set, where the mean is no point of it, the mode. Where there is no closed form
-    the mean of 256 draws, always the same ones.
+    The point is the mean. On a sphere or a discrete set, where the mean lies outside the support, it is the mode.
+    Without a closed form it is the mean of 256 draws, which are the same in every call.
     """
     try:
-        flat = measure(distribution) in ("a region of space", "the simplex")  # where a mean of points is a point
+        flat = measure(distribution) in ("a region of space", "the simplex")  # where means of points lie in the support
         return distribution.mean if flat else distribution.mode
     except NotImplementedError:
         with untouched_random_state():
@@ -63,8 +63,8 @@ def check_same_space(p_z: Any, q_z: Any) -> None:
     """Refuse a posterior that puts mass where the prior has none.
 
     Raises:
-        ValueError: If the two have their densities with respect to different measures, or draws of q(z|x) lie outside
-            the support of p(z).
+        ValueError: If a distribution has no support, if the densities refer to different measures, or if draws of
+            q(z|x) lie outside the support of p(z).
     """
     for role, distribution in (("prior", p_z), ("posterior", q_z)):
         if getattr(distribution, "support", None) is None:

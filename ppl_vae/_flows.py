@@ -1,8 +1,8 @@
-r"""Layers of normalising flows: Pyro's transforms, with a network of their own and without their cache.
+r"""Layers of normalising flows: Pyro's transforms, each with its own network and without a cache.
 
-A Pyro transform remembers its last input and output. Kept for longer than one pass, that memory is stale once the
-parameters are updated, cannot be copied or pickled, and keeps its graph alive. So a layer keeps the network alone, and
-makes the transform for one pass.
+A Pyro transform caches its last input and output. Beyond one pass the cache is stale once the parameters are updated,
+it cannot be copied or pickled, and it keeps its graph alive. So a layer keeps only the network, and makes a new
+transform for every pass.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from torch.nn.functional import logsigmoid, softplus
 
 from ppl_vae._validation import check_positive_int
 
-# RealNVP's soft bound on a log-scale, 3 tanh(r / 3): a factor of at most e^3 a layer, so that 8 layers keep a z of 50
-# and its square in the range of float32; IAF's gate is bounded likewise, or its inverse would overflow far out
+# RealNVP's soft bound on a log-scale, 3 tanh(r / 3): a factor of at most e^3 per layer, so that 8 layers keep a z of 50
+# and its square in the range of float32. IAF's gate has the same bound; its inverse would otherwise overflow far out.
 LOG_SCALE_BOUND = 3.0
 # IAF's gate sigmoid(r + 2): the bias keeps the gate of a new flow open
 GATE_BIAS = 2.0
-# half the side of the box in which a spline bends; outside it is the identity
+# half the side of the box in which the spline acts; outside the box it is the identity
 BOX = 5.0
-# of the last layer's weights: a new flow is near the identity, and yet a gradient reaches every parameter
+# the factor on the last layer's weights: a new flow is near the identity, yet a gradient reaches every parameter
 _START = 0.1
 
 
 class Layer(nn.Module):
-    """A bijection of vectors that may depend on a context."""
+    """A bijection of vectors, possibly dependent on a context."""
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map (*batch, d) to (*batch, d), and return the log-determinant, (*batch,)."""
@@ -47,7 +47,7 @@ class Layer(nn.Module):
 
 
 class Chain(nn.ModuleList):
-    """Layers one after the other."""
+    """A sequence of layers."""
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map (*batch, d) through all layers, and return the log-determinant, (*batch,)."""
@@ -59,14 +59,15 @@ class Chain(nn.ModuleList):
 
 
 class AffineAutoregressive(Layer):
-    r""":math:`y_i = s_i(x_{<i}) x_i + m_i(x_{<i})` by one masked network; its inverse takes d passes.
+    r"""The layer :math:`y_i = s_i(x_{<i}) x_i + m_i(x_{<i})` with one masked network; its inverse takes d passes.
 
     Args:
         dim: d.
         hidden: Widths of the masked network, each at least d.
         reverse: Whether the order of dimensions is reversed.
-        gated: The scale is a gate as in IAF, :math:`s = \mathrm{sigmoid}(3 \tanh(r / 3) + 2), y = s x + (1 - s) m`;
-            else as in RealNVP, :math:`\log s = 3 \tanh(r / 3)`.
+        gated: Whether the scale is a gate as in IAF,
+            :math:`s = \mathrm{sigmoid}(3 \tanh(r / 3) + 2), y = s x + (1 - s) m`. Otherwise it is that of RealNVP,
+            :math:`\log s = 3 \tanh(r / 3)`.
         context_dim: Width of the context; 0 for none.
     """
 
@@ -86,7 +87,7 @@ class AffineAutoregressive(Layer):
 
     def _transform(self, context: Tensor | None) -> Any:
         function: Any = functools.partial(self._shift_and_log_scale, context=context)
-        function.permutation = self.order  # numbers, not a tensor: so that the inverse can be captured too
+        function.permutation = self.order  # a list and not a tensor, so that a graph can also capture the inverse
         return T.AffineAutoregressive(function, log_scale_min_clip=-math.inf, log_scale_max_clip=math.inf)
 
     def _shift_and_log_scale(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -98,13 +99,15 @@ class AffineAutoregressive(Layer):
 
 
 class SplineAutoregressive(Layer):
-    r""":math:`y_i = \rho(x_i; \theta_i(x_{<i}))`, a spline in a box, by one masked network; its inverse takes d passes.
+    r"""The layer :math:`y_i = \rho(x_i; \theta_i(x_{<i}))` with one masked network; its inverse takes d passes.
+
+    Here :math:`\rho` is a spline in a box.
 
     Args:
         dim: d.
         hidden: Widths of the masked network, each at least d.
         reverse: Whether the order of dimensions is reversed.
-        num_bins: How many pieces the spline has.
+        num_bins: The number of pieces of the spline.
     """
 
     def __init__(self, dim: int, hidden: Sequence[int], reverse: bool, num_bins: int) -> None:
@@ -119,7 +122,7 @@ class SplineAutoregressive(Layer):
         return y, log_det.sum(-1)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Undo `forward`, in d passes: after the i-th, i dimensions are right."""
+        """Undo `forward`, in d passes: pass i makes the i-th dimension correct."""
         x, log_det = y, y
         for _ in range(y.shape[-1]):
             x, log_det = spline(y, self._spline(x, context), inverse=True)
@@ -130,16 +133,16 @@ class SplineAutoregressive(Layer):
 
 
 class Coupling(Layer):
-    r"""The dimensions in another order, of which the first d // 2 stay and tell how the others are mapped.
+    r"""A coupling layer: after a permutation, the first d // 2 dimensions stay and determine the map of the others.
 
-    Every second layer reverses the order that it is given, so that the others have their turn; those between have a
-    random one, drawn when the layer is made and kept in its state.
+    Every second layer reverses the order of its input, so that the other dimensions change, too. The layers between
+    have a random order, drawn at construction and kept in the layer's state.
 
     Args:
         dim: d, at least 2.
         hidden: Widths of the network.
-        reverse: Whether the order is reversed, instead of random.
-        num_bins: How many pieces the spline has by which they are mapped; None for an affine map,
+        reverse: Whether the order is reversed instead of random.
+        num_bins: The number of pieces of the spline that maps the other dimensions; None for an affine map with
             :math:`\log s = 3 \tanh(r / 3)` as in RealNVP.
         context_dim: Width of the context; 0 for none.
     """
@@ -198,7 +201,7 @@ class Coupling(Layer):
 
 
 class Planar(Layer):
-    r""":math:`y = x + \hat u \tanh(w^\top x + b)` with u, w and b linear in a context; there is no inverse.
+    r"""The layer :math:`y = x + \hat u \tanh(w^\top x + b)` with u, w and b linear in a context; it has no inverse.
 
     Args:
         dim: d.
@@ -212,7 +215,7 @@ class Planar(Layer):
         start_small(self.network)
         with torch.no_grad():
             w = nn.functional.normalize(torch.randn(dim), dim=0)
-            # Pyro makes w u-hat = softplus(w u) - 1: zero, with u-hat itself, where w u = log(e - 1)
+            # Pyro sets w u-hat = softplus(w u) - 1; it and u-hat are zero where w u = log(e - 1)
             self.network.bias[1:].copy_(torch.cat([math.log(math.e - 1) * w, w]))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -221,24 +224,24 @@ class Planar(Layer):
 
 
 def apply(transform: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what one of Pyro's transforms makes of x, and the log-determinant."""
+    """Return the output of a Pyro transform for x, and the log-determinant."""
     y = transform(x)
     return y, transform.log_abs_det_jacobian(x, y)
 
 
 def undo(transform: Any, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what one of Pyro's transforms has made y from, and the log-determinant of its inverse."""
-    x = transform._inv_call(y)  # as `transform.inv(y)`, which would tie a knot that keeps the graph alive
+    """Return the input of a Pyro transform for the output y, and the log-determinant of the inverse."""
+    x = transform._inv_call(y)  # not `transform.inv(y)`, whose reference cycle keeps the graph alive
     return x, -transform.log_abs_det_jacobian(x, y)
 
 
 def spline_sizes(num_bins: int) -> list[int]:
-    """Return how many widths, heights, inner derivatives and lambdas a linear rational spline has."""
+    """Return the numbers of widths, heights, inner derivatives and lambdas of a linear rational spline."""
     return [num_bins, num_bins, num_bins - 1, num_bins]
 
 
 def spline_parameters(widths: Tensor, heights: Tensor, derivatives: Tensor, lambdas: Tensor) -> tuple[Tensor, ...]:
-    """Return a spline's parameters from a network's outputs; zeros give the identity."""
+    """Return the parameters of a spline from the outputs of a network; zero outputs give the identity."""
     one = math.log(math.e - 1)  # softplus(one) = 1
     return widths.softmax(-1), heights.softmax(-1), softplus(derivatives + one), lambdas.sigmoid()
 
@@ -246,8 +249,8 @@ def spline_parameters(widths: Tensor, heights: Tensor, derivatives: Tensor, lamb
 def spline(x: Tensor, parameters: tuple[Tensor, ...], inverse: bool = False) -> tuple[Tensor, Tensor]:
     """Map each x by Pyro's linear rational spline, or its inverse, and return the logarithms of the derivatives.
 
-    Outside the box it is the identity. Pyro computes the spline there too, and a zero in a denominator, far from where
-    it means anything, would make the gradient NaN.
+    Outside the box the map is the identity. Pyro also computes the spline there, where it has no meaning; a zero in a
+    denominator would make the gradient NaN. So x is clamped to the box first.
     """
     boxed = x.clamp(-BOX, BOX)
     transform = ConditionedSpline(parameters, bound=BOX, order="linear")
@@ -264,13 +267,13 @@ def spline(x: Tensor, parameters: tuple[Tensor, ...], inverse: bool = False) -> 
 def masked_network(
     dim: int, hidden: Sequence[int], order: Sequence[int], param_dims: list[int], context_dim: int
 ) -> ConditionalAutoRegressiveNN:
-    """Return Pyro's masked network, near zero at its start."""
+    """Return Pyro's masked network, whose output is initially near zero."""
     make: Callable[..., ConditionalAutoRegressiveNN] = (
         functools.partial(ConditionalAutoRegressiveNN, dim, context_dim)
         if context_dim
         else functools.partial(AutoRegressiveNN, dim)
     )
-    with warnings.catch_warnings():  # of a single dimension, for which the masks leave the constants and the context
+    with warnings.catch_warnings():  # a single dimension: its masks leave only the constants and the context
         warnings.simplefilter("ignore")
         network = make(list(hidden), param_dims=param_dims, permutation=torch.tensor(order), nonlinearity=nn.ELU())
     start_small(network.layers[-1])
@@ -278,25 +281,25 @@ def masked_network(
 
 
 def masked_parameters(network: ConditionalAutoRegressiveNN, x: Tensor, context: Tensor | None) -> Any:
-    """Return the parameters that a masked network gives for x."""
-    x = x.to(cast(nn.Linear, network.layers[0]).weight.dtype)  # Pyro's inverse starts from zeros of the default type
+    """Return the output of a masked network for x."""
+    x = x.to(cast(nn.Linear, network.layers[0]).weight.dtype)  # Pyro's inverse starts from zeros of the default dtype
     return cast(Any, network)(x) if context is None else network(x, context=context)
 
 
 @torch.no_grad()
 def start_small(layer: Any) -> None:
-    """Let a network's last layer start near zero."""
+    """Scale down the weights of a network's last layer and zero its bias, so that its output is near zero."""
     layer.weight.mul_(_START)
     layer.bias.zero_()
 
 
 def soft_bound(raw: Tensor) -> Tensor:
-    """Return a log-scale within `LOG_SCALE_BOUND`."""
+    """Return a log-scale between -`LOG_SCALE_BOUND` and `LOG_SCALE_BOUND`."""
     return LOG_SCALE_BOUND * (raw / LOG_SCALE_BOUND).tanh()
 
 
 def check_layers(num_transforms: object, hidden: object, owner: str) -> list[int]:
-    """Return the widths of a flow's networks, or raise for a number of transforms or for widths that make no flow."""
+    """Return the widths of a flow's networks, or raise if the number of transforms or the widths are invalid."""
     check_positive_int(num_transforms, f"{owner}: num_transforms")
     if not isinstance(hidden, Sequence) or isinstance(hidden, str) or not hidden:
         raise ValueError(f"{owner}: hidden is {hidden!r}; expected a list of at least one width such as [128]")
@@ -304,7 +307,7 @@ def check_layers(num_transforms: object, hidden: object, owner: str) -> list[int
 
 
 def check_masked(dim: int, hidden: Sequence[int], owner: str) -> None:
-    """Raise if a masked network would have a layer narrower than z, through which not every dimension passes."""
+    """Raise if a masked network has a layer narrower than z, which not every dimension can pass."""
     for i, width in enumerate(hidden):
         if width < dim:
             raise ValueError(
@@ -314,7 +317,7 @@ def check_masked(dim: int, hidden: Sequence[int], owner: str) -> None:
 
 
 def check_coupling(dim: int, owner: str) -> None:
-    """Raise for a z that cannot be split in two."""
+    """Raise if z cannot be split in two."""
     if dim < 2:
         raise ValueError(
             f"{owner}: latent_dim is {dim}; expected at least 2, since one part of z tells how the other is mapped"
@@ -322,9 +325,9 @@ def check_coupling(dim: int, owner: str) -> None:
 
 
 def check_bins(num_bins: object, owner: str) -> int:
-    """Return how many pieces a spline has, or raise."""
+    """Return the number of pieces of a spline, or raise if it is invalid."""
     number = check_positive_int(num_bins, f"{owner}: num_bins")
-    if not 2 <= number <= 500:  # Pyro keeps each above a thousandth of the box
+    if not 2 <= number <= 500:  # Pyro makes each at least a thousandth of the box
         raise ValueError(f"{owner}: num_bins is {number}; expected 2 to 500")
     return number
 

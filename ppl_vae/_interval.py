@@ -1,4 +1,4 @@
-"""A figure with its confidence interval, and how it is written; apart from `ppl_vae.evaluation`, which loads torch."""
+"""A figure with its confidence interval, and its text form; not in `ppl_vae.evaluation`, which loads torch."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with its confidence interval; written as ``-136.82 [-137.9, -135.7]``.
+    """A figure with its confidence interval, written as ``-136.82 [-137.9, -135.7]``.
 
-    Both ends carry two digits of the half-width and the figure one more; a format (``f"{interval:.3f}"``) sets
-    the same for all three.
+    The text shows both ends to two significant digits of the half-width, and the figure to one digit more. A format
+    (``f"{interval:.3f}"``) applies to all three numbers.
 
     Attributes:
-        value: The figure, from the data as they are.
+        value: The figure, computed from the data without resampling.
         low: The lower end.
         high: The upper end.
-        level: The share of such intervals that hold the true figure.
+        level: The confidence level: the share of such intervals that contain the true figure.
 
     Example:
         >>> str(Interval(-136.82, -137.9, -135.7)), f"{Interval(0.25, 0.2, 0.3125):.2f}"

@@ -1,4 +1,4 @@
-"""What follows the gradients: one torch optimiser over all parameters, or an optimiser object of Pyro's."""
+"""The optimiser of an SVI: one torch optimiser over all parameters, or an optimiser object of Pyro."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
 
 
 class TorchOptimizer:
-    """One torch optimiser over all parameters, in its fused form where there is one."""
+    """One torch optimiser over all parameters, in its fused form where it has one."""
 
     def __init__(self, factory: OptimizerFactory) -> None:
         self._factory = factory
         self.optimizer: Optimizer | None = None
 
     def follow(self, parameters: Sequence[Tensor]) -> Optimizer:
-        """Make the optimiser for these parameters, or add to it what is new."""
+        """Make the optimiser for these parameters, or add new parameters to it."""
         if self.optimizer is None:
             self.optimizer = _fused(self._factory, list(parameters))
             return self.optimizer
@@ -38,12 +38,12 @@ class TorchOptimizer:
 
 
 class PyroOptimizer:
-    """A `pyro.optim` object as it is: its state, its settings for each parameter, its clipping and schedules.
+    """A `pyro.optim` object with all that it has in Pyro: state, settings per parameter, clipping and schedules.
 
-    Pyro keeps a torch optimiser for every parameter, and takes their steps one after another. Where all have the same
-    settings and nothing is clipped or scheduled, one torch optimiser over all parameters takes them here in one pass:
-    it works on the state and the settings of Pyro's own, so that `get_state`, `set_state`, a second SVI with the same
-    object, and settings that are changed in either place mean what they do in Pyro.
+    Pyro keeps a torch optimiser for every parameter, and their steps run one after another. If all have the same
+    settings and nothing is clipped or scheduled, this class takes the steps in one pass, with one joint torch optimiser
+    over all parameters. The joint optimiser shares the state and the settings of Pyro's optimisers. So `get_state`,
+    `set_state`, a second SVI with the same object, and changes of settings in either place act as in Pyro.
 
     Attributes:
         optimizer: The optimiser over all parameters; None where Pyro's object takes the steps itself.
@@ -56,7 +56,7 @@ class PyroOptimizer:
         self._settings: dict[str, Any] = {}
 
     def follow(self, parameters: Sequence[Tensor]) -> Optimizer | None:
-        """Bring the optimiser over all parameters in line with Pyro's object."""
+        """Synchronise the joint optimiser with Pyro's object; return None if Pyro's object must take the step."""
         optim = self.optim
         if not isinstance(optim.pt_optim_args, dict) or optim.pt_clip_args or isinstance(optim, PyroLRScheduler):
             self.optimizer = None
@@ -81,7 +81,7 @@ class PyroOptimizer:
         if len(joined) != len(self._joined) or any(a is not b for a, b in zip(joined, self._joined, strict=True)):
             joint["params"] = list(parameters)
             for parameter, single in zip(parameters, own, strict=True):
-                self.optimizer.state[parameter] = single.state[parameter]  # the very dictionary, which both write
+                self.optimizer.state[parameter] = single.state[parameter]  # one dictionary, which both optimisers write
             self._joined = joined
         return self.optimizer
 
@@ -91,7 +91,7 @@ class PyroOptimizer:
         optimizer = self.follow(parameters) if parameters else None
         if optimizer is not None:
             optimizer.step()
-            self._take_over(parameters)  # an optimiser may change its settings in a step
+            self._take_over(parameters)  # an optimiser may change its settings during a step
         else:
             self.optim(parameters)
 
@@ -99,7 +99,7 @@ class PyroOptimizer:
         return functools.partial(self.optim.pt_optim_constructor, **self.optim.pt_optim_args)
 
     def _make(self, parameter: Tensor) -> None:
-        """Do what Pyro's object does at a parameter's first step."""
+        """Make Pyro's optimiser for a parameter, as Pyro does at the first step of the parameter."""
         optim = self.optim
         own = optim.optim_objs[parameter] = _fused(self._factory(), [parameter])
         optim.grad_clip[parameter] = None
@@ -108,7 +108,7 @@ class PyroOptimizer:
             own.load_state_dict(state)
 
     def _take_over(self, parameters: Sequence[Tensor]) -> None:
-        """Hand settings that were changed, and a state that was loaded, from the joint optimiser on to Pyro's."""
+        """Copy changed settings and a newly loaded state from the joint optimiser to Pyro's optimisers."""
         assert self.optimizer is not None
         settings = _settings(self.optimizer.param_groups[0])
         if settings != self._settings:
@@ -122,7 +122,7 @@ class PyroOptimizer:
 
 
 def as_optimizer(optim: object) -> TorchOptimizer | PyroOptimizer:
-    """Return what takes the steps of an SVI.
+    """Return the optimiser of an SVI from the argument `optim`.
 
     Raises:
         TypeError: If `optim` is neither a function from parameters to a torch optimiser nor a `pyro.optim` object.
@@ -142,7 +142,7 @@ def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fused(factory: OptimizerFactory, parameters: list[Tensor]) -> Optimizer:
-    """Make the optimiser, in its fused form where the class has one and the device takes it."""
+    """Make the optimiser, in its fused form where the class has one and the device supports it."""
     optimizer_class = factory.func if isinstance(factory, functools.partial) else factory
     given = factory.keywords if isinstance(factory, functools.partial) else {}
     chosen = {"fused", "foreach", "differentiable"} & given.keys()

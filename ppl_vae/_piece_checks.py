@@ -1,4 +1,4 @@
-"""What `VAE` asks of its pieces and its data when it is put together."""
+"""The checks that `VAE` makes of its pieces and its data at construction."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def y_shape_of(data: Dataset | Shape) -> Shape | None:
 
 
 def takes_y(piece: object) -> bool:
-    """Whether a piece can be given a condition: its signature has a parameter y."""
+    """Whether a piece takes a condition: whether its signature has a parameter y."""
     function = piece.forward if isinstance(piece, nn.Module) else piece
     try:
         return "y" in inspect.signature(cast(Callable[..., Any], function)).parameters
-    except (TypeError, ValueError):  # no signature to be read
+    except (TypeError, ValueError):  # it has no readable signature
         return False
 
 
@@ -57,7 +57,7 @@ def bind_piece(piece: object, binding: Binding) -> None:
 
 def outside_support(likelihood: object, support: object, x: Tensor) -> str:
     name = getattr(likelihood, "__name__", type(likelihood).__name__)
-    if hasattr(support, "explain"):  # which column of a table it is
+    if hasattr(support, "explain"):  # names the column of a table
         return f"the data hold {support.explain(x)}, outside the support of {name}"
     if x.isnan().any():
         return (
@@ -93,7 +93,7 @@ def check_distribution(role: str, result: object, batch_shape: Shape, event_shap
 
 
 def leaves(tensor: Tensor) -> Iterator[Tensor]:
-    """Yield the leaf tensors that require a gradient and that `tensor` was computed from."""
+    """Yield the leaf tensors with ``requires_grad`` from which `tensor` was computed."""
     seen, stack = set(), [tensor.grad_fn]
     while stack:
         node = stack.pop()
@@ -106,14 +106,14 @@ def leaves(tensor: Tensor) -> Iterator[Tensor]:
 
 
 class GivenPiece(nn.Module):
-    """A piece of a conditional model at one condition, as a piece of a model without."""
+    """A piece of a conditional model at one fixed condition, as a piece of an unconditional model."""
 
     y: Tensor
 
     def __init__(self, piece: Any, y: Tensor, event_dim: int) -> None:
         super().__init__()
         self.piece = piece
-        self.event_dim = event_dim  # of its input
+        self.event_dim = event_dim  # of the input of the piece
         self.register_buffer("y", y, persistent=False)
         if hasattr(piece, "allow_grey"):
             self.allow_grey = piece.allow_grey

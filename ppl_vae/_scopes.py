@@ -1,4 +1,4 @@
-"""Scopes that leave things as they were: the random state, the modes of modules."""
+"""Context managers that restore the random state or the modes of modules."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def untouched_random_state() -> Iterator[None]:
-    """Leave torch's random state as it was, on the CPU and on every GPU if one is in use."""
+    """Restore torch's random state on exit, on the CPU and, if CUDA is in use, on every GPU."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=devices):
         yield
@@ -19,7 +19,7 @@ def untouched_random_state() -> Iterator[None]:
 
 @contextmanager
 def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
-    """Put modules into evaluation mode, each submodule back into its own mode afterwards."""
+    """Put modules into evaluation mode, and on exit restore the mode of each submodule."""
     modes = [(m, m.training) for module in modules for m in module.modules()]
     for module in modules:
         module.eval()

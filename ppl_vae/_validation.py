@@ -1,4 +1,4 @@
-"""Checks of arguments that several modules make, each with one sentence that names the argument and the fix."""
+"""Argument checks shared by several modules; each error is one sentence with the argument and the fix."""
 
 from __future__ import annotations
 
@@ -10,45 +10,45 @@ from typing import TypeGuard
 
 
 def is_integer(value: object) -> TypeGuard[int]:
-    """Whether a value is a whole number, Python's or NumPy's, and no truth value."""
+    """Whether a value is an integer of Python or NumPy, and not a bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_real(value: object) -> TypeGuard[float]:
-    """Whether a value is a real number, Python's or NumPy's, and no truth value."""
+    """Whether a value is a real number of Python or NumPy, and not a bool."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_positive_int(value: object, name: str) -> int:
-    """Return `value` as an integer if it is one of at least one."""
+    """Return `value` as an int, or raise if it is not a positive integer."""
     if not is_integer(value) or value < 1:
         raise ValueError(f"{name} is {value!r}; expected a positive integer")
     return int(value)
 
 
 def check_positive(value: object, name: str) -> float:
-    """Return `value` if it is a finite number above zero."""
+    """Return `value` as a float, or raise if it is not a finite number above zero."""
     if not is_real(value) or not 0 < value < math.inf:
         raise ValueError(f"{name} is {value!r}; expected a finite number above zero")
     return float(value)
 
 
 def check_not_negative(value: object, name: str) -> float:
-    """Return `value` if it is a finite number that is not below zero."""
+    """Return `value` as a float, or raise if it is not a finite number from zero."""
     if not is_real(value) or not 0 <= value < math.inf:
         raise ValueError(f"{name} is {value!r}; expected a finite number from 0")
     return float(value)
 
 
 def check_choice(value: object, choices: Iterable[str], name: str) -> None:
-    """Raise if `value` is none of the choices, naming the nearest one."""
+    """Raise if `value` is none of the choices, and suggest the nearest one."""
     choices = list(choices)
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}{did_you_mean(value, choices)}")
 
 
 def did_you_mean(value: object, choices: Iterable[str]) -> str:
-    """Return `` (did you mean ...?)`` for the nearest choice, else the empty string."""
+    """Return `` (did you mean ...?)`` with the nearest choice, or an empty string if none is near."""
     near = difflib.get_close_matches(str(value).lower(), {c.lower(): c for c in choices}, n=1)
     original = {c.lower(): c for c in choices}
     return f" (did you mean {original[near[0]]}?)" if near else ""

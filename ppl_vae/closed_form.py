@@ -1,12 +1,12 @@
 r"""The article's formulas, each with its derivation, as plain functions of tensors (no Pyro).
 
-The program of this package needs none of them: Pyro scores the same quantities from the distributions.
-They are here to be read, and to hold the program against. All values are nats per datum.
+The Pyro programs of this package do not need them: Pyro computes the same quantities from the distributions. They are
+here for reading and for comparison with the programs. All values are nats per datum, except :func:`squared_error`.
 
-**The evidence lower bound, first way: the KL divergence between two joints.** Both halves of a variational
-autoencoder are joint densities over data and latent: the model :math:`p(x, z) = p(z)\, p(x \mid z)`, and,
-with the data's own distribution :math:`q(x)`, the inference side :math:`q(x, z) = q(x)\, q(z \mid x)`. Ask
-that they agree:
+**First derivation of the evidence lower bound: the KL divergence between two joint densities.** Both halves of a
+variational autoencoder are joint densities over data and latent. One is the model
+:math:`p(x, z) = p(z)\, p(x \mid z)`. The other is the inference side :math:`q(x, z) = q(x)\, q(z \mid x)`, with
+:math:`q(x)` the distribution of the data. The KL divergence measures how far they differ:
 
 .. math::
     \operatorname{KL}\bigl(q(x, z) \,\|\, p(x, z)\bigr)
@@ -17,10 +17,10 @@ that they agree:
     \mathcal{L}(x) = \underbrace{\mathbb{E}_{q(z \mid x)}\bigl[\log p(x \mid z)\bigr]}_{\text{log-likelihood}}
     - \underbrace{\operatorname{KL}\bigl(q(z \mid x) \,\|\, p(z)\bigr)}_{\text{KL}} .
 
-The entropy of the data does not depend on either network, so bringing the joints together is maximising
-:math:`\mathcal{L}`, the ELBO, averaged over the data. This way never mentions the intractable :math:`p(x)`.
+The entropy of the data depends on neither network. So to minimise this KL is to maximise :math:`\mathcal{L}`, the
+ELBO, averaged over the data. This derivation does not use the intractable :math:`p(x)`.
 
-**Second way: the evidence, split.** For one datum, and any :math:`q(z \mid x)`, write
+**Second derivation: a decomposition of the evidence.** For one datum and any :math:`q(z \mid x)`, write
 :math:`p(x) = p(x, z) / p(z \mid x)` and take the expectation under :math:`q(z \mid x)`:
 
 .. math::
@@ -29,14 +29,15 @@ The entropy of the data does not depend on either network, so bringing the joint
     + \mathbb{E}_{q(z \mid x)}\Bigl[\log \frac{q(z \mid x)}{p(z \mid x)}\Bigr]
     = \mathcal{L}(x) + \operatorname{KL}\bigl(q(z \mid x) \,\|\, p(z \mid x)\bigr) \ge \mathcal{L}(x) .
 
-This way says what the bound loses: exactly how far :math:`q` is from the true posterior. The two meet in
+This derivation gives the gap of the bound: the KL from :math:`q` to the true posterior. The identity that connects the
+two derivations is
 :math:`\operatorname{KL}(q(x, z) \| p(x, z)) = \operatorname{KL}(q(x) \| p(x))
 + \mathbb{E}_{q(x)}[\operatorname{KL}(q(z \mid x) \| p(z \mid x))]`.
 
-**What is left to compute.** With :math:`q(z \mid x) = \mathcal{N}(\mu, \operatorname{diag} \sigma^2)` and
-:math:`p(z) = \mathcal{N}(0, I)` the KL has a closed form (:func:`kl_std`, :func:`kl_log_var`). The
-log-likelihood is minus the cross-entropy for a Bernoulli (:func:`cross_entropy_from_logits`), and the squared
-error with a factor and a constant for a Normal of fixed variance (:func:`normal_log_likelihood`).
+**The terms to compute.** With :math:`q(z \mid x) = \mathcal{N}(\mu, \operatorname{diag} \sigma^2)` and
+:math:`p(z) = \mathcal{N}(0, I)` the KL has a closed form (:func:`kl_std`, :func:`kl_log_var`). The log-likelihood of a
+Bernoulli is minus the cross-entropy (:func:`cross_entropy_from_logits`). The log-likelihood of a Normal with fixed
+variance is the squared error with a factor and a constant (:func:`normal_log_likelihood`).
 
 Reference:
     Diederik P. Kingma and Max Welling, *Auto-Encoding Variational Bayes*, 2013 (the KL is its appendix B),
@@ -73,7 +74,7 @@ __all__ = [
 
 
 def kl_std(mean: Tensor, std: Tensor, eps: float = 0.0, event_dim: int = 1) -> Tensor:
-    r"""KL divergence from N(mean, diag std^2) to the standard normal, from a standard deviation.
+    r"""Return the KL divergence from N(mean, diag std^2) to the standard normal, from a standard deviation.
 
     .. math::
         \operatorname{KL} = \tfrac12 \sum_{i} \bigl(\mu_i^2 + \sigma_i^2 - 1 - \log \sigma_i^2\bigr)
@@ -90,19 +91,20 @@ def kl_std(mean: Tensor, std: Tensor, eps: float = 0.0, event_dim: int = 1) -> T
     and the difference of the two is the summand. Its gradients are :math:`\partial_\mu = \mu` and
     :math:`\partial_\sigma = \sigma - 1/\sigma`.
 
-    In the article ``std`` is the raw output of a network and may be negative. Here that is harmless, since
-    only its square enters, and so it is in ``z = mean + std * noise``, since the noise is symmetric; but
-    ``Normal(mean, std)`` is not defined, and a density computed from it is NaN. The article also takes
-    :math:`\log(\epsilon + \sigma^2)`: with ``eps > 0`` the value is too small by
-    :math:`\tfrac12 \log(1 + \epsilon / \sigma^2)` per coordinate, may fall below zero (by at most ``eps / 2``
-    per coordinate), and its barrier against :math:`\sigma \to 0` is finite (9.2 nats at ``eps=1e-8``) with a
-    gradient that vanishes there. The exact KL is infinite at :math:`\sigma = 0`.
+    In the article ``std`` is the raw output of a network and may be negative. That is harmless here, because only its
+    square enters. It is also harmless in ``z = mean + std * noise``, because the noise is symmetric. But
+    ``Normal(mean, std)`` is then undefined, and its density is NaN.
+
+    The article also takes :math:`\log(\epsilon + \sigma^2)`. With ``eps > 0`` the value is too small by
+    :math:`\tfrac12 \log(1 + \epsilon / \sigma^2)` per coordinate, and may fall below zero (by at most ``eps / 2`` per
+    coordinate). Its barrier against :math:`\sigma \to 0` is finite (9.2 nats at ``eps=1e-8``), and the gradient of the
+    barrier vanishes there. The exact KL is infinite at :math:`\sigma = 0`.
 
     Args:
         mean: Means of q, of shape ``(..., latent)``.
         std: Standard deviations of either sign; broadcasts with ``mean``.
         eps: Added to the variance inside the logarithm, as in the article; 0 is exact.
-        event_dim: How many rightmost dimensions make one latent, and are summed over.
+        event_dim: The number of rightmost dimensions of one latent, to sum over.
 
     Returns:
         Nats per datum, of the broadcast shape without its last ``event_dim`` dimensions.
@@ -123,32 +125,32 @@ def kl_std(mean: Tensor, std: Tensor, eps: float = 0.0, event_dim: int = 1) -> T
     """
     _check_eps("kl_std", eps)
     _check_shapes("kl_std", event_dim, mean=mean, std=std)
-    # eps = 0: 2 log|std|, since the square of a small std underflows before its logarithm does
+    # with eps = 0, 2 log|std|: the square of a small std underflows
     log_variance = torch.log(eps + std.square()) if eps > 0 else 2 * torch.log(std.abs())
     return _sum_rightmost(0.5 * (mean.square() + std.square() - 1 - log_variance), event_dim)
 
 
 def kl_log_var(mean: Tensor, log_var: Tensor, event_dim: int = 1) -> Tensor:
-    r"""KL divergence from N(mean, diag exp(log_var)) to the standard normal, from a log-variance.
+    r"""Return the KL divergence from N(mean, diag exp(log_var)) to the standard normal, from a log-variance.
 
     .. math::
         \operatorname{KL} = \tfrac12 \sum_{i} \bigl(\mu_i^2 + e^{\ell_i} - 1 - \ell_i\bigr),
         \qquad \ell_i = \log \sigma_i^2
 
     *Derivation.* Put :math:`\sigma^2 = e^{\ell}` into :func:`kl_std`. Its gradients are
-    :math:`\partial_\mu = \mu` and :math:`\partial_\ell = \tfrac12 (e^{\ell} - 1)`, which stays above -1/2 as
-    :math:`\sigma \to 0`, where :math:`\sigma - 1/\sigma` explodes, but grows exponentially in :math:`\ell`.
+    :math:`\partial_\mu = \mu` and :math:`\partial_\ell = \tfrac12 (e^{\ell} - 1)`. The latter stays above -1/2 as
+    :math:`\sigma \to 0`, where the :math:`\sigma - 1/\sigma` of :func:`kl_std` explodes, but it grows exponentially in
+    :math:`\ell`.
 
-    The standard deviation that belongs to this KL is :math:`e^{\ell / 2}`. The article's commented
-    alternative samples ``mean + exp(log_var) * 0.5 * noise``; it should be
-    ``mean + exp(0.5 * log_var) * noise``. As written, the standard deviation sampled is
-    :math:`\sigma^2 / 2`, which is not the one charged for here (they agree at :math:`\sigma = 2` alone), and
-    the sum of the two terms is no longer a bound on log p(x).
+    The standard deviation of this KL is :math:`e^{\ell / 2}`. The article's commented alternative samples ``mean +
+    exp(log_var) * 0.5 * noise``; it should be ``mean + exp(0.5 * log_var) * noise``. The article's line samples with
+    the standard deviation :math:`\sigma^2 / 2`, for which this KL does not charge (the two agree only at
+    :math:`\sigma = 2`). The sum of the two terms is then no bound on log p(x).
 
     Args:
         mean: Means of q, of shape ``(..., latent)``.
         log_var: Logarithms of the variances; broadcasts with ``mean``.
-        event_dim: How many rightmost dimensions make one latent, and are summed over.
+        event_dim: The number of rightmost dimensions of one latent, to sum over.
 
     Returns:
         Nats per datum, of the broadcast shape without its last ``event_dim`` dimensions.
@@ -170,33 +172,34 @@ def kl_log_var(mean: Tensor, log_var: Tensor, event_dim: int = 1) -> Tensor:
 
 
 def cross_entropy(x: Tensor, probs: Tensor, eps: float = 1e-8, event_dim: int = 1) -> Tensor:
-    r"""The article's cross-entropy of data and probabilities: minus a Bernoulli's log-likelihood, clamped.
+    r"""Return the article's cross-entropy of data and probabilities: minus the Bernoulli log-likelihood, clamped.
 
     .. math::
         -\sum_{i} \bigl(x_i \log(\epsilon + p_i) + (1 - x_i) \log(\epsilon + 1 - p_i)\bigr)
 
     *Derivation.* A Bernoulli pixel has :math:`p(x_i \mid z) = p_i^{x_i} (1 - p_i)^{1 - x_i}` for
-    :math:`x_i \in \{0, 1\}`; the pixels are independent given :math:`z`; take minus the logarithm of the
-    product, at :math:`\epsilon = 0`.
+    :math:`x_i \in \{0, 1\}`, and the pixels are independent given :math:`z`. Take minus the logarithm of the product,
+    at :math:`\epsilon = 0`.
 
-    Wrong in two ways, so keep it for comparison and train on :func:`cross_entropy_from_logits`:
+    This form is wrong in two ways, so keep it for comparison and train on :func:`cross_entropy_from_logits`:
 
-    - *It saturates.* In float32 a sigmoid is exactly 1 from a logit of 17 on. A pixel that is 0 there should
-      cost as many nats as the logit; this costs :math:`-\log 10^{-8} = 18.42` however large the logit is, and
-      the gradient with respect to the logit is zero, where it should be 1: the worst pixels stop learning. A
-      pixel that is 1 meets the same cap, there by ``eps`` alone, as the logit falls below -18.
-    - *Grey pixels have no likelihood.* With :math:`0 < x_i < 1` the formula is a finite number and not the
-      log of any density over [0, 1] (it lacks the normaliser that makes a continuous Bernoulli). Losses on
-      grey images are comparable with each other, not with a log-likelihood.
+    - *It saturates.* In float32 a sigmoid is exactly 1 from a logit of 17 on. A pixel that is 0 should then cost as
+    many
+      nats as the logit. This form costs :math:`-\log 10^{-8} = 18.42` for every such logit, and its gradient with
+      respect to the logit is zero instead of 1: the worst pixels stop learning. A pixel that is 1 reaches the same cap
+      as the logit falls below -18; there only ``eps`` causes it.
+    - *Grey pixels have no likelihood.* With :math:`0 < x_i < 1` the formula is a finite number, but not the log of any
+      density over [0, 1]: it lacks the normaliser of a continuous Bernoulli. Losses on grey images are comparable with
+      each other, not with a log-likelihood.
 
-    With ``eps=0`` it is exact, also at probabilities of exactly 0 and 1: :math:`0 \log 0 = 0`, an impossible
-    pixel costs infinity, and the gradients of what is possible are finite.
+    With ``eps=0`` it is exact, also at probabilities of exactly 0 and 1: :math:`0 \log 0 = 0`, an impossible pixel
+    costs infinity, and the gradients of possible pixels are finite.
 
     Args:
         x: Data, 0 or 1 (bool and integers are taken too), of shape ``(..., event)``.
         probs: Probabilities in [0, 1]; broadcasts with ``x``.
         eps: Added inside both logarithms, as in the article; 0 is exact.
-        event_dim: How many rightmost dimensions make one datum, and are summed over.
+        event_dim: The number of rightmost dimensions of one datum, to sum over.
 
     Returns:
         Nats per datum, of the broadcast shape without its last ``event_dim`` dimensions. The log-likelihood
@@ -225,7 +228,7 @@ def cross_entropy(x: Tensor, probs: Tensor, eps: float = 1e-8, event_dim: int = 
 
 
 def cross_entropy_from_logits(x: Tensor, logits: Tensor, event_dim: int = 1) -> Tensor:
-    r"""Exact cross-entropy of data and logits: minus the log-likelihood of a Bernoulli.
+    r"""Return the exact cross-entropy of data and logits: minus the log-likelihood of a Bernoulli.
 
     .. math::
         -\sum_{i} \bigl(x_i \log p_i + (1 - x_i) \log(1 - p_i)\bigr)
@@ -234,16 +237,16 @@ def cross_entropy_from_logits(x: Tensor, logits: Tensor, event_dim: int = 1) -> 
 
     *Derivation.* :math:`\log p = l - \operatorname{softplus}(l)` and
     :math:`\log(1 - p) = -\operatorname{softplus}(l)`, where
-    :math:`\operatorname{softplus}(l) = \log(1 + e^l)`; put them into :func:`cross_entropy`. The gradient is
-    :math:`\partial_{l_i} = p_i - x_i`: it never vanishes on a wrong pixel, where the article's form has none
+    :math:`\operatorname{softplus}(l) = \log(1 + e^l)`. Put them into :func:`cross_entropy`. The gradient is
+    :math:`\partial_{l_i} = p_i - x_i`. It never vanishes on a wrong pixel, whereas that of the article's form is zero
     from logit 17 on.
 
-    For grey pixels it is no likelihood either: see :func:`cross_entropy`.
+    It is no likelihood of grey pixels either; see :func:`cross_entropy`.
 
     Args:
         x: Data, 0 or 1 (bool and integers are taken too), of shape ``(..., event)``.
         logits: Finite log-odds, log p - log(1 - p); broadcasts with ``x``.
-        event_dim: How many rightmost dimensions make one datum, and are summed over.
+        event_dim: The number of rightmost dimensions of one datum, to sum over.
 
     Returns:
         Nats per datum, of the broadcast shape without its last ``event_dim`` dimensions. The log-likelihood
@@ -263,26 +266,26 @@ def cross_entropy_from_logits(x: Tensor, logits: Tensor, event_dim: int = 1) -> 
     """
     _check_shapes("cross_entropy_from_logits", event_dim, x=x, logits=logits)
     x = _as_float(x, logits)
-    # not softplus(l) - x l: torch's softplus drops exp(-l) above 20, and the difference cancels
+    # not softplus(l) - x l, which loses digits: torch's softplus drops exp(-l) above 20, and the difference cancels
     summand = x * F.logsigmoid(logits) + (1 - x) * F.logsigmoid(-logits)
     return _sum_rightmost(-summand, event_dim)
 
 
 def squared_error(x: Tensor, mean: Tensor, event_dim: int = 1) -> Tensor:
-    r"""The article's squared error: a Normal's log-likelihood without its factor and its constant.
+    r"""Return the article's squared error: the log-likelihood of a Normal without its factor and its constant.
 
     .. math::
         \lVert x - \mu \rVert^2 = \sum_{i} (x_i - \mu_i)^2
 
-    Not in nats, and so not to be added to a KL, nor compared with any likelihood or across scales. Adding it
-    to the KL as the article does is maximising the ELBO of a Normal with :math:`2 \sigma^2 = 1`, up to a
-    constant: a choice of :math:`\sigma = 0.71` made without saying so, for pixels that live in [0, 1]. See
-    :func:`normal_log_likelihood` for the derivation and for what is missing.
+    It is not in nats: do not add it to a KL, and do not compare it with a likelihood or across scales. The article's
+    sum with the KL maximises, up to a constant, the ELBO of a Normal with :math:`2 \sigma^2 = 1`. That is an unstated
+    choice of :math:`\sigma = 0.71` for pixels in [0, 1]. See :func:`normal_log_likelihood` for the derivation and the
+    missing terms.
 
     Args:
         x: Data, of shape ``(..., event)``.
         mean: Predicted means; broadcasts with ``x``.
-        event_dim: How many rightmost dimensions make one datum, and are summed over.
+        event_dim: The number of rightmost dimensions of one datum, to sum over.
 
     Returns:
         Squared units of ``x`` per datum, of the broadcast shape without its last ``event_dim`` dimensions.
@@ -305,30 +308,30 @@ def squared_error(x: Tensor, mean: Tensor, event_dim: int = 1) -> Tensor:
 def normal_log_likelihood(
     x: Tensor, mean: Tensor, scale: float | Tensor, event_dim: int = 1, check_scale: bool = True
 ) -> Tensor:
-    r"""Log-likelihood of independent normals: the squared error with its factor and its constant restored.
+    r"""Return the log-likelihood of independent normals: the squared error with its factor and its constant.
 
     .. math::
         \log \mathcal{N}(x;\, \mu,\, \sigma^2 I)
         = -\frac{\lVert x - \mu \rVert^2}{2 \sigma^2} - \frac{D}{2} \log(2 \pi \sigma^2)
 
     *Derivation.* One coordinate has the density
-    :math:`(2 \pi \sigma^2)^{-1/2} \exp\bigl(-(x_i - \mu_i)^2 / 2\sigma^2\bigr)`; take the logarithm of the
-    product over the :math:`D` coordinates. With a fixed :math:`\sigma` only the first term has a gradient,
-    which is how :func:`squared_error` comes about; but :math:`\sigma^2` sets how much the KL weighs against
-    reconstruction (it plays the part of a beta-VAE's weight), and without the constant the value is not
-    comparable with any other likelihood, nor between two values of :math:`\sigma`.
+    :math:`(2 \pi \sigma^2)^{-1/2} \exp\bigl(-(x_i - \mu_i)^2 / 2\sigma^2\bigr)`. Take the logarithm of the product over
+    the :math:`D` coordinates. With a fixed :math:`\sigma` only the first term has a gradient, which leads to
+    :func:`squared_error`. But :math:`\sigma^2` sets the weight of the KL against reconstruction, like the weight of a
+    beta-VAE. And without the constant the value is not comparable with any other likelihood, nor between two values of
+    :math:`\sigma`.
 
-    A log-density, so it may be positive, and it changes with the units of ``x``. Where ``scale`` is learnt
-    per coordinate it grows without bound on pixels that are constant in the data: keep a floor under it.
+    The value is a log-density, so it may be positive, and it changes with the units of ``x``. If ``scale`` is learnt
+    per coordinate, the value grows without bound on pixels that are constant in the data: keep ``scale`` above a floor.
 
     Args:
         x: Data, of shape ``(..., event)``.
         mean: Predicted means; broadcasts with ``x``.
         scale: Standard deviation, positive, in units of ``x``; a number, or a tensor that broadcasts with
             ``x``.
-        event_dim: How many rightmost dimensions make one datum, and are summed over.
-        check_scale: Whether to look at the sign of a tensor's values, which waits for a GPU; not inside a
-            compiled graph.
+        event_dim: The number of rightmost dimensions of one datum, to sum over.
+        check_scale: Whether to check the sign of a tensor's values, which waits for a GPU. A compiled graph skips the
+            check.
 
     Returns:
         Nats per datum, of the broadcast shape without its last ``event_dim`` dimensions.
@@ -351,7 +354,7 @@ def normal_log_likelihood(
     tensors = {"x": x, "mean": mean}
     if isinstance(scale, Tensor):
         tensors["scale"] = scale
-        # a value cannot be looked at while a graph is being captured
+        # capture of a graph cannot read a value
         if check_scale and not torch.compiler.is_compiling() and not bool((scale > 0).all()):
             raise ValueError(
                 "normal_log_likelihood: scale holds values that are not positive; pass exp or softplus of it"
@@ -362,22 +365,22 @@ def normal_log_likelihood(
             raise ValueError(f"normal_log_likelihood: scale is {scale}; expected a positive finite number")
         log_scale = math.log(scale)
     _check_shapes("normal_log_likelihood", event_dim, **tensors)
-    residual = (_as_float(x, mean) - mean) / scale  # scaled before it is squared: scale^2 underflows first
+    residual = (_as_float(x, mean) - mean) / scale  # divide, then square: scale^2 underflows first
     return _sum_rightmost(-0.5 * residual.square() - log_scale - 0.5 * math.log(2 * math.pi), event_dim)
 
 
 def _x_log_y(x: Tensor, y: Tensor) -> Tensor:
-    """The product x log y with 0 log 0 = 0, and with gradient 0 there, where torch.xlogy's is NaN."""
+    """Return x log y with 0 log 0 = 0 and gradient 0 there, where the gradient of torch.xlogy is NaN."""
     return x * torch.log(torch.where((x == 0) & (y == 0), 1.0, y))
 
 
 def _as_float(x: Tensor, like: Tensor) -> Tensor:
-    """Binarised data may be bool, of which torch takes no difference."""
+    """Return data as floats: binarised data may be bool, which torch cannot subtract."""
     return x if x.is_floating_point() else x.to(like.dtype)
 
 
 def _sum_rightmost(value: Tensor, event_dim: int) -> Tensor:
-    """The sum over the last ``event_dim`` dimensions (an empty tuple would sum over all of them)."""
+    """Return the sum over the last ``event_dim`` dimensions; for 0 no sum, since torch sums an empty tuple over all."""
     return value.sum(tuple(range(-event_dim, 0))) if event_dim > 0 else value
 
 

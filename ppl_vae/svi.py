@@ -1,8 +1,8 @@
-"""Stochastic variational inference: one step of optimisation of a Pyro program, with one optimiser over all parameters.
+"""Stochastic variational inference: optimisation steps of a Pyro program, with one optimiser over all parameters.
 
-`pyro.optim` makes an optimiser for every tensor, `pyro.infer.SVI` validates at every step and waits for the loss; both
-cost more than the effect handlers. Here the parameters are collected from the program as it runs, and one torch
-optimiser (fused, where it can be) updates them in one pass.
+`pyro.optim` makes an optimiser for every tensor. `pyro.infer.SVI` validates at every step and waits for the loss. Both
+cost more than the effect handlers. Here `SVI` collects the parameters from the program as it runs, and one torch
+optimiser (fused, where possible) updates them in one pass.
 """
 
 from __future__ import annotations
@@ -31,70 +31,71 @@ Compile = Literal["off", "graph", "full"]
 
 logger = logging.getLogger(__name__)
 
-ALONE = threading.RLock()  # Pyro's handlers and its store are the process's: one program runs at a time
+ALONE = threading.RLock()  # Pyro's handlers and its store are global to the process: one program runs at a time
 
-_MOST_GRAPHS = 8  # that one SVI makes
-_MOST_MISSES = 8  # steps in a row that no graph fits, after which a warning says why
-_MOST_SIGHTS = 256  # of shapes and values that were met once and have no graph
-# how many uses lie between two comparisons with the program, which cost about three captured steps on a CPU and twelve
-# on a GPU: some 2% of the time (benchmarks/guards.py)
+_MOST_GRAPHS = 8  # per SVI
+_MOST_MISSES = 8  # steps in a row that no graph fits, before a warning says why
+_MOST_SIGHTS = 256  # sets of shapes and values that are remembered after they were met once
+# uses of a graph between two comparisons with the program. A comparison costs about three captured steps on a CPU and
+# twelve on a GPU: some 2% of the time (benchmarks/guards.py)
 _INTERVAL = {"cpu": 100, "cuda": 1000}
-_AGAIN = 100  # steps after which a hook or the like that hindered a graph is looked for again
+_AGAIN = 100  # eager steps after a temporary obstacle (a hook, for example), before the next attempt to capture
 _AS_WRITTEN = "training eagerly, since the step cannot be captured: "
-_EARLY = 10  # the use after which the first of these comparisons comes
+_EARLY = 10  # uses of a graph before the first of these comparisons
 
 
 class SVI:
-    r"""Pyro's SVI with one torch optimiser: maximises an objective over the parameters of a model and a guide.
+    r"""Pyro's SVI with one torch optimiser, which maximises an objective over the parameters of a model and a guide.
 
-    **A captured step is the program, or it says so.** The first step runs as it is written, under whatever validation
-    Pyro has switched on. From the second on a step runs as one graph without any Pyro code (`ppl_vae.capture`), for
-    each set of shapes that is met twice. A graph is used only while all that the program was seen to depend on is what
-    it was: `requires_grad` and hooks, modes and make-up of modules, globals, attributes, closures and defaults of every
-    function that ran, torch's switches. It is held against the program before its first use, on the first other data,
-    after 10 uses and then every 100 (on a GPU 1,000), and a difference is logged and the step taken as written; then it
-    is captured anew. A number that changes between two steps becomes an input of the graph where the program allows it.
+    **A captured step computes what the program computes, or a warning reports the difference.** The first step runs
+    eagerly, through Pyro, under whatever validation Pyro has switched on. Later steps run as captured graphs without
+    any Pyro code (`ppl_vae.capture`): each set of shapes that is met twice gets a graph. A graph is used only while
+    everything that the program was seen to depend on is unchanged: `requires_grad` and hooks, modes and parts of
+    modules, globals, attributes, closures and defaults of every function that ran, torch's switches. `SVI` compares the
+    graph with the program before its first use, on the first other data, after 10 uses and then every 100 (on a GPU
+    1,000). If they differ, it logs the difference, takes this step eagerly, and captures the program anew. A number
+    that changes between two steps becomes an input of the graph where the program allows it.
 
-    What cannot be captured goes on as it is written, and one warning of the logger ``ppl_vae.svi`` says why and what to
-    do; `why_eager` and ``repr(svi)`` say it too. That holds for a branch on a value and ``.item()``, for hooks, for a
-    program that draws from Python's or NumPy's random numbers or computes with a Python value that it changes itself,
-    and beyond eight graphs. Side effects of the program (printing, counting) happen in the steps that are run as
-    written; a value that the program only counts is named in one warning.
+    A step that cannot be captured runs eagerly. One warning of the logger ``ppl_vae.svi`` says why and what to do;
+    `why_eager` and ``repr(svi)`` say it too. The reasons are a branch on a value and ``.item()``, hooks, draws from
+    Python's or NumPy's random numbers, computation with a Python value that the program changes itself, and more than
+    eight graphs. Side effects of the program (printing, counting) happen only in eager steps. One warning names a value
+    that the program only counts.
 
-    Slow where shapes or whole numbers differ at nearly every step: pad to a few shapes, pass tensors.
+    Training is slow where shapes or whole numbers differ at nearly every step: pad to a few shapes, pass tensors.
 
-    `step` has Pyro's meaning, gradient and value of the *sum* over data, and returns a float, for which it waits; it
-    adds to gradients that are there, and leaves none. `update` follows the gradient of the *mean* per datum, so that
-    the learning rate does not depend on the size of the batch, returns tensors without waiting, and leaves its
-    gradients in ``.grad``.
+    `step` has Pyro's meaning: it takes the gradient and the value of the *sum* over data. It returns a float, for which
+    it waits. It adds to gradients that are already in ``.grad``, and leaves none there. `update` follows the gradient
+    of the *mean* per datum, so that the learning rate does not depend on the size of the batch. It returns tensors
+    without waiting, and leaves its gradients in ``.grad``.
 
     Parameters are found when the program first runs: those of modules registered with `pyro.module` or in a
     `PyroModule`, and those of `pyro.param`, in their unconstrained form. A parameter that first appears in a later step
-    joins then. What else requires a gradient, an argument or a tensor that the program holds, has it added to its
-    ``.grad``, as in Pyro.
+    joins in that step. Other tensors that require a gradient (an argument, or a tensor that the program holds) have it
+    added to their ``.grad``, as in Pyro.
 
     Steps of different threads wait for each other, since Pyro's handlers are global.
 
     Args:
         model: p(x, z), a Pyro program.
         guide: q(z|x), a Pyro program of the same arguments.
-        optim: Makes the optimiser from the parameters, e.g. ``functools.partial(torch.optim.Adam, lr=1e-3)``; a torch
-            optimiser class that has a fused form gets it. Or an object of `pyro.optim`, whose state and settings are
-            used and changed as in Pyro.
+        optim: A function that makes the optimiser from the parameters, such as
+            ``functools.partial(torch.optim.Adam, lr=1e-3)``; a torch optimiser class that has a fused form gets it. Or
+            an object of `pyro.optim`, whose state and settings are used and changed as in Pyro.
         loss: An objective of `ppl_vae.objectives`, a Pyro ELBO object (whose attributes are read at every step), a
             function of log-weights, or a function ``loss(model, guide, *args, **kwargs)``.
-        clip_norm: Scale gradients down to this global L2 norm where they exceed it (that of the mean per datum under
-            `update`, of the sum under `step`).
-        compile: ``"graph"`` captures; ``"full"`` also compiles the graph by Inductor, which takes a C++ compiler and 15
-            seconds to a minute, and changes roundings; ``"off"`` does neither.
+        clip_norm: Scale gradients down to this global L2 norm where they exceed it (the gradient of the mean per datum
+            under `update`, of the sum under `step`).
+        compile: ``"graph"`` captures steps. ``"full"`` also compiles the graph by Inductor, which needs a C++ compiler,
+            takes 15 seconds to a minute, and changes roundings. ``"off"`` does neither.
 
     Attributes:
-        optimizer: The torch optimiser, from the first step on; None while an object of Pyro's takes the steps itself
-            (one with a schedule, clipping, or other settings for each parameter).
-        why_eager: Why the last step ran as it is written, or None.
+        optimizer: The torch optimiser, from the first step on. None while a `pyro.optim` object takes the steps itself
+            (an object with a schedule, clipping, or other settings for each parameter).
+        why_eager: Why the last step ran eagerly, or None.
 
     Raises:
-        TypeError: If `optim` or `loss` is of another kind.
+        TypeError: If `optim` or `loss` is of no kind named above.
 
     Example:
         >>> import functools
@@ -130,19 +131,19 @@ class SVI:
         self._parameters = _ParameterCollector()
         self._followed: set[int] = set()  # the parameters that have had a gradient
         self._stepped = False
-        self._updated = False  # whether what is in `.grad` is an `update`'s
-        self._refused: dict[Any, str] = {}  # why steps of a key are not captured any more
-        self._wait = 0  # steps to go as they are written, before what hindered a graph is looked for again
+        self._updated = False  # whether the gradients in `.grad` come from an `update`
+        self._refused: dict[Any, str] = {}  # for each key that is not captured any more, the reason
+        self._wait = 0  # eager steps before the next attempt to capture
         self._graphs: dict[Any, list[CapturedStep]] = {}
         self._made = 0
         self._misses = 0
         self._sights: dict[Any, tuple[float, ...]] = {}
-        self._fixed: set[Any] = set()  # numbers that the program does not take as tensors
-        self._stretch: set[int] | None = None  # the graphs whose guards were checked in the stretch under way
+        self._fixed: set[Any] = set()  # numbers that the program does not accept as tensors
+        self._stretch: set[int] | None = None  # the graphs whose guards were checked since `begin_stretch`
         self._warned: set[str] = set()
 
     def __repr__(self) -> str:
-        """Whether steps are captured, or why not."""
+        """Say whether steps are captured, or why not."""
         count = sum(map(len, self._graphs.values()))
         graphs = f"captured in {count} graph{'s' * (count > 1)}" if count else ""
         if self.why_eager is not None:
@@ -150,7 +151,7 @@ class SVI:
         return f"SVI({graphs or 'not captured yet'})"
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy takes along: not the graphs, which know this program's tensors."""
+        """Return the attributes that a copy gets: no graphs, since these hold this program's tensors."""
         return vars(self) | {"_graphs": {}, "_sights": {}, "_refused": {}, "_followed": set(), "_made": 0}
 
     @property
@@ -160,7 +161,7 @@ class SVI:
 
     @property
     def parameters(self) -> dict[str, Tensor]:
-        """The unconstrained parameters by Pyro's name, as found so far."""
+        """The unconstrained parameters found so far, by Pyro's name."""
         return self._parameters.leaves
 
     def step(self, *args: Any, **kwargs: Any) -> float:
@@ -168,12 +169,12 @@ class SVI:
         return self._take(False, args, kwargs).loss.item()
 
     def update(self, *args: Any, **kwargs: Any) -> BatchLoss:
-        """Take one step on the mean per datum, and return what was seen, without waiting for it."""
+        """Take one step on the mean per datum, and return its loss and terms without waiting for them."""
         return self._take(True, args, kwargs)
 
     @torch.no_grad()
     def evaluate(self, *args: Any, **kwargs: Any) -> BatchLoss:
-        """Evaluate the objective without a gradient; modules keep their mode, so put batch norm into ``.eval()``."""
+        """Evaluate the objective without a gradient. Modules keep their mode, so put batch norm into ``.eval()``."""
         with ALONE:
             return self.loss((self.model, self.guide), *args, **kwargs)
 
@@ -182,9 +183,9 @@ class SVI:
         return self.evaluate(*args, **kwargs).loss.item()
 
     def backward(self, *args: Any, mean: bool = False, **kwargs: Any) -> BatchLoss:
-        """Evaluate the objective and leave its gradients in ``.grad``: of the sum over data, or of the mean.
+        """Evaluate the objective and leave the gradient of its sum over data, or of its mean, in ``.grad``.
 
-        A `step` that follows adds to them.
+        A `step` that follows adds to these gradients.
         """
         for parameter in self.parameters.values():
             parameter.grad = None
@@ -208,9 +209,9 @@ class SVI:
         return result._replace(surrogate=result.surrogate.detach())
 
     def _fill(self, touched: Set[int]) -> None:
-        """Give a parameter that the step has met, and that had a gradient before, zeros where it has none now.
+        """Give a zero gradient to each parameter that has none now, had one before, and was met by the step.
 
-        So does Pyro, and an optimiser with momentum goes on moving it.
+        Pyro does so too, and an optimiser with momentum goes on moving such a parameter.
         """
         for parameter in self.parameters.values():
             if parameter.grad is not None:
@@ -219,7 +220,7 @@ class SVI:
                 parameter.grad = torch.zeros_like(parameter)
 
     def apply(self) -> None:
-        """Let the optimiser follow the gradients in ``.grad``, clipped if asked for."""
+        """Let the optimiser follow the gradients in ``.grad``, clipped to `clip_norm` if it is set."""
         if not self.parameters:
             return
         if self.clip_norm is not None:
@@ -227,7 +228,7 @@ class SVI:
         self._optimizer.step(list(self.parameters.values()))
 
     def prepare(self) -> Optimizer | None:
-        """Make the optimiser for the parameters found so far, or add to it what has appeared since.
+        """Make the optimiser for the parameters found so far, or add the parameters that have appeared since.
 
         Raises:
             ValueError: If the program has registered no parameter.
@@ -238,20 +239,21 @@ class SVI:
         return self._optimizer.follow(list(self.parameters.values()))
 
     def begin_stretch(self) -> None:
-        """Promise that from here to the next call nothing changes the program between two steps.
+        """Promise that nothing changes the program between two steps, from here to the next call of this method.
 
-        What graphs depend on is then looked at once in the stretch, and shapes are captured at first sight. `fit` calls
-        it after whatever it lets run.
+        In this stretch the guards of a graph are checked once, and new shapes are captured when they are first met.
+        `fit` begins a new stretch whenever it calls a callback or `stop`.
         """
         self._stretch = set()
 
     # a step --------------------------------------------------------------------------------------------------------
 
     def _take(self, mean: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BatchLoss:
-        """Take a step: by its graph where there is one, else as it is written."""
+        """Take a step by its graph where there is one, else eagerly."""
         with ALONE:
             result = None
-            # as in Pyro a step adds to what the user has put into `.grad`, and leaves nothing; `update` leaves its own
+            # as in Pyro, a step adds to gradients that the user has put into `.grad`, and leaves none; `update` leaves
+            # its own
             given = not mean and not self._updated
             added = [(p, p.grad) for p in self.parameters.values() if p.grad is not None] if given else []
             if self.compile != "off":
@@ -276,7 +278,7 @@ class SVI:
     def _by_graph(self, mean: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BatchLoss | None:
         """Evaluate the objective by its graph, captured if need be, and leave the gradients in ``.grad``.
 
-        Returns None where this step is to run as it is written.
+        Return None where this step must run eagerly.
         """
         if self._wait:
             self._wait -= 1
@@ -319,7 +321,7 @@ class SVI:
         return True
 
     def _is_due(self, graph: CapturedStep, given: Signature) -> bool:
-        """Whether the graph is to be held against the program at this use."""
+        """Whether to compare the graph with the program at this use."""
         if graph.is_other(given.tensors, given.numbers):
             return True
         interval = _INTERVAL.get(self._device.type, 100) if graph.checks > 1 else _EARLY
@@ -330,14 +332,14 @@ class SVI:
         return next(iter(self.parameters.values())).device
 
     def _differs(self, key: Any, graph: CapturedStep, difference: str) -> None:
-        """Drop a graph that is not what the program is any more."""
+        """Drop a graph that no longer computes what the program computes."""
         self._graphs[key].remove(graph)
         self.why_eager = f"after {graph.uses} steps {difference}: the program depends on what no guard sees"
         again = "it is captured anew" if self._made < _MOST_GRAPHS else "it runs as it is written from here"
         logger.warning("%s; this step was taken as the program is written, and %s", self.why_eager, again)
 
     def _leave(self, step: Step, graph: CapturedStep, given: Signature) -> None:
-        """Leave gradients where the optimiser, and whoever asked for them, look."""
+        """Put the gradients into ``.grad`` of the parameters and of the other tensors that require one."""
         if len(graph.leaves) != len(self.parameters):
             for parameter in self.parameters.values():
                 parameter.grad = None
@@ -352,7 +354,7 @@ class SVI:
     # making a graph --------------------------------------------------------------------------------------------------
 
     def _make(self, key: Any, graphs: Sequence[CapturedStep], mean: bool, given: Signature) -> CapturedStep | None:
-        """Capture the step; None where it is to run as it is written, as whatever is met for the first time."""
+        """Capture the step, or return None where it must run eagerly, as most shapes and values do when first met."""
         changes = list(graphs[-1].guards.changes()) if graphs else []
         lift = self._numbers_to_lift(key, graphs, given.numbers)
         labels = set(graphs[-1].guards.lifted_labels) - self._fixed if graphs else set()
@@ -377,7 +379,7 @@ class SVI:
         try:
             graph = self._capture(mean, given, lift, labels if rest else labels | floats)
         except NotNowError:
-            self._made -= 1  # to look again costs little
+            self._made -= 1  # another attempt costs little
             raise
         except (CaptureError, OverflowError, ValueError) as error:
             if not (lift or labels or floats):
@@ -393,13 +395,13 @@ class SVI:
         return graph
 
     def _numbers_to_lift(self, key: Any, graphs: Sequence[CapturedStep], numbers: tuple[float, ...]) -> set[int]:
-        """The places of those numbers among the arguments that have changed, and so become inputs of the graph."""
+        """Return the places of the number arguments that have changed: they become inputs of the graph."""
         known = [graph.constants for graph in graphs] + [self._sights.get(key, numbers)]
         changed = {i for constants in known for i, c in enumerate(constants) if c != numbers[i]}
         return {i for i in changed if (key, i) not in self._fixed}
 
     def _miss(self, changes: list[Change], known: bool, full: bool = False) -> None:
-        """Count a step that no graph fits, and say so where there are many."""
+        """Count a step that no graph fits, and warn where there are many in a row or no more graphs are made."""
         self._misses += 1
         what = str(changes[0]) if changes else "numbers change" if known else "shapes are new"
         if full:
@@ -441,7 +443,7 @@ class SVI:
                 lift=lift,
                 lift_values=labels,
             )
-            if len(self.parameters) != len(known):  # one has appeared: it joins in a step as it is written
+            if len(self.parameters) != len(known):  # a parameter has appeared: it joins in an eager step
                 return None
             graph.touched = frozenset(self._parameters.touched)
         finally:
@@ -460,17 +462,17 @@ class SVI:
             logger.warning("%s", message)
 
 
-_REPLACED = "__baseline_avg_downstream_cost_"  # what TraceGraph_ELBO keeps in the store: no parameter, but an average
+_REPLACED = "__baseline_avg_downstream_cost_"  # TraceGraph_ELBO keeps averages in the store, which are no parameters
 
 
 class _ParameterCollector(Messenger):
-    """Notes the unconstrained leaf of every parameter that a program touches."""
+    """A handler that collects the unconstrained leaf of every parameter that a program touches."""
 
     def __init__(self) -> None:
         super().__init__()
         self.leaves: dict[str, Tensor] = {}
-        self.touched: set[int] = set()  # the leaves that the run under way has met
-        self.settled = False  # from the first step on leaves must stay the same tensors
+        self.touched: set[int] = set()  # the identities of the leaves that the current run has met
+        self.settled = False  # True from the first step on: a leaf must then stay the same tensor
 
     def _pyro_post_param(self, msg: Any) -> None:
         name, leaf = msg["name"], msg["value"].unconstrained()
@@ -482,7 +484,7 @@ class _ParameterCollector(Messenger):
             # a PyroModule inside a module registers its parameters a second time, under names of its own
             if not any(other is leaf for other in self.leaves.values()):
                 self.leaves[name] = leaf
-                leaf.grad = None  # what another SVI has left there
+                leaf.grad = None  # another SVI may have left a gradient there
         else:
             raise RuntimeError(
                 f"parameter {name!r} is another tensor than in the steps before: the parameter store was cleared or "

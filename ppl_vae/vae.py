@@ -1,7 +1,8 @@
 r"""The variational autoencoder as a probabilistic program.
 
-`VAE` puts a prior p(z), a likelihood p(x|z) and a posterior q(z|x) together into a Pyro model and guide. Everything
-that trains or evaluates takes any ``(model, guide)`` pair; the class is a convenience around those two functions.
+`VAE` joins a prior p(z), a likelihood p(x|z) and a posterior q(z|x) into a Pyro model and guide. The class is a
+convenience around these two functions: the objectives, training and `log_evidence` take any ``(model, guide)`` pair.
+`evaluate` and exact evidence need a `VAE`.
 """
 
 from __future__ import annotations
@@ -51,26 +52,26 @@ class VAE(nn.Module):
         \log p(x) = \underbrace{\mathbb E_{q(z|x)}[\log p(x, z) - \log q(z|x)]}_{\text{ELBO}}
         + \mathrm{KL}(q(z|x) \,\|\, p(z|x)).
 
-    The pieces are callables that return Pyro distributions. Those with a method ``bind(binding)`` get their sizes
-    from the data; all are tried once on two zeros, so that a piece that cannot work is refused before the first
-    step. A piece with parameters must be an ``nn.Module`` (or use ``pyro.param``), or nothing would train it.
+    The pieces are callables that return Pyro distributions. A piece with a method ``bind(binding)`` takes its sizes
+    from the data. `VAE` calls every piece once on two zeros and refuses a piece that fails, before the first training
+    step. A piece with parameters must be an ``nn.Module`` or use ``pyro.param``; otherwise nothing would train it.
 
-    In a conditional model, p(z|y) p(x|z, y) and q(z|x, y), each piece whose signature has a parameter ``y`` is given
-    the condition as well, (batch, k); the others do without. The data set's second column is the condition, and
-    `y_shape` says so where there is no data set. Labels (int64, (batch,)) may be given in place of one-hot rows.
+    A conditional model is p(z|y) p(x|z, y) with q(z|x, y). Each piece whose signature has a parameter ``y`` also
+    receives the condition, (batch, k); the other pieces do not. The condition is the second column of the data set;
+    without a data set, `y_shape` gives its shape. Labels (int64, (batch,)) may replace one-hot rows.
 
     Args:
         data: The data set (sizes follow from it), or the shape of one datum.
-        prior: ``prior()`` -> p(z), batch shape (), event shape (latent,). One with an attribute ``visible_dim`` shows
-            the likelihood the first so many dimensions of z alone.
+        prior: ``prior()`` -> p(z), batch shape (), event shape (latent,). If it has an attribute ``visible_dim``, the
+            likelihood sees only the first ``visible_dim`` dimensions of z.
         likelihood: ``likelihood(z)`` -> p(x|z), batch shape ``z.shape[:-1]``, event shape of one datum.
         posterior: ``posterior(x)`` -> q(z|x), batch shape (batch,), event shape (latent,).
         y_shape: Shape ``(k,)`` of the condition of one datum; None for that of the data set's second column.
 
     Raises:
         TypeError: If a piece does not return a Pyro distribution.
-        ValueError: If its shapes do not fit, its parameters are out of sight, q(z|x) puts mass where p(z) has none, or
-            there is a condition that no piece takes.
+        ValueError: If the shapes of a piece do not fit, if the VAE cannot see its parameters, if q(z|x) puts mass where
+            p(z) has none, or if no piece takes the condition.
 
     Reference:
         Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114
@@ -110,26 +111,26 @@ class VAE(nn.Module):
 
     @property
     def name(self) -> str:
-        """The name under which Pyro keeps the parameters: unique in the process, a copy gets its own."""
+        """The name under which Pyro keeps the parameters: unique in the process; a copy has its own name."""
         if self not in _names:
             _names[self] = f"vae_{next(_counter)}"
         return _names[self]
 
     def p_z(self, y: Tensor | None = None) -> Any:
-        """Return p(z), batch shape (); in a conditional model p(z|y), batch shape (batch,) or ()."""
+        """Return p(z), batch shape (), or in a conditional model p(z|y), batch shape (batch,) or ()."""
         return self.prior(*self._condition("prior", y))
 
     def p_x(self, z: Tensor, y: Tensor | None = None) -> Any:
-        """Return p(x|z), in a conditional model p(x|z, y), batch shape ``z.shape[:-1]``."""
+        """Return p(x|z), or in a conditional model p(x|z, y), batch shape ``z.shape[:-1]``."""
         visible = z if self._visible_dim is None else z[..., : self._visible_dim]
         return self.likelihood(visible, *self._condition("likelihood", y))
 
     def q_z(self, x: Tensor, y: Tensor | None = None) -> Any:
-        """Return q(z|x), in a conditional model q(z|x, y), batch shape (batch,)."""
+        """Return q(z|x), or in a conditional model q(z|x, y), batch shape (batch,)."""
         return self.posterior(x, *self._condition("posterior", y))
 
     def model(self, x: Tensor | None = None, y: Tensor | None = None, *, size: int | None = None) -> Tensor:
-        """Run p(x, z): score `x`, or sample `size` data where there is no `x` (as many as `y` has, by default)."""
+        """Run p(x, z): score `x`, or without `x` sample `size` data (by default one for each row of `y`)."""
         self._register()
         prior = self.p_z(y)  # outside the plate: its parameters are not per datum
         with pyro.plate("data", self._size(y if x is None else x, size), dim=-1):
@@ -144,7 +145,10 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return the `centre` of q(z|x), shape (batch, latent), in evaluation mode: its mean where that is a latent."""
+        """Return the centre of q(z|x), shape (batch, latent), in evaluation mode.
+
+        The centre is the mean of q(z|x) where the mean lies in the support, and the mode on a sphere or discrete set.
+        """
         with evaluation_mode(self):
             return centre(self.q_z(x, y))
 
@@ -155,7 +159,7 @@ class VAE(nn.Module):
             return self.p_x(z, y).mean
 
     def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return the mean of p(x|z) at the centre of q(z|x), shape (batch, *x_shape): no noise is drawn."""
+        """Return the mean of p(x|z) at the centre of q(z|x), shape (batch, *x_shape), without drawing noise."""
         return self.decode(self.encode(x, y), y)
 
     @torch.no_grad()
@@ -163,9 +167,9 @@ class VAE(nn.Module):
         """Return data from the model, shape (size, *x_shape).
 
         Args:
-            size: How many; as many as `y` has, where there is a condition.
+            size: The number of data; a condition `y` replaces it by the number of its rows.
             y: The condition, (size, k), or labels (size,).
-            mean: Return the mean of p(x|z) at z ~ p(z), as is usual for pictures; else draw x ~ p(x|z) as well.
+            mean: Return the mean of p(x|z) at z ~ p(z), as is usual for pictures; otherwise also draw x ~ p(x|z).
         """
         with evaluation_mode(self):
             p_z = self.p_z(y)
@@ -174,19 +178,19 @@ class VAE(nn.Module):
             return p_x.mean if mean else p_x.sample()
 
     def score(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return log p(x) of each datum, (batch,), float64, in nats: exact where it can be, else an estimate.
+        """Return log p(x) of each datum, (batch,), float64, in nats: exact where possible, otherwise an estimate.
 
-        In a conditional model log p(x|y). `ppl_vae.evidence.log_evidence` says which it is, with its error.
+        A conditional model returns log p(x|y). `ppl_vae.evidence.log_evidence` also returns the method and its error.
         """
-        from ppl_vae.evidence.log_evidence import log_evidence  # evaluation is built on this module
+        from ppl_vae.evidence.log_evidence import log_evidence  # here: evidence is a layer above this module
 
         return log_evidence(self, x, y).log_evidence
 
     def given(self, y: Tensor | int) -> VAE:
-        """Return the model of the data of one condition, p(z|y) p(x|z, y) with q(z|x, y), as a VAE of its own.
+        """Return the model at one fixed condition, p(z|y) p(x|z, y) with q(z|x, y), as an unconditional VAE.
 
-        Whatever takes a VAE takes it: exact evidence, pictures, imputation. It shares this one's modules, so that
-        training either moves both.
+        Every function of a VAE accepts the result: exact evidence, pictures, imputation. The two VAEs share their
+        modules, so training either one changes both.
 
         Args:
             y: One condition, (k,), or a label.
@@ -224,18 +228,18 @@ class VAE(nn.Module):
         return given
 
     def check_support(self, data: Dataset) -> str | None:
-        """Hold training and validation data against the support of the likelihood.
+        """Check that the training and validation data lie in the support of the likelihood.
 
         Returns:
-            The caveat that every figure must carry where data outside the support are accepted on request, or where
-            data that are all 0 or 1 are given a density; else None.
+            A caveat that every figure must carry, or None. There is a caveat if the user accepts data outside the
+            support, and if the likelihood is a density and all data are 0 or 1.
 
         Raises:
             ValueError: If data lie outside the support.
         """
         like = next(self.parameters(), torch.empty(0))
         with torch.no_grad(), evaluation_mode(self), untouched_random_state():
-            caveat, values = None, [False, False, False]  # 0, 1 and others that were seen
+            caveat, values = None, [False, False, False]  # whether the data hold 0, 1, other values
             z = torch.zeros(1, *self.latent_shape, device=like.device, dtype=like.dtype)
             y = None if self.y_shape is None else torch.zeros(1, *self.y_shape, device=z.device, dtype=z.dtype)
             p_x = self.p_x(z, y)
@@ -244,7 +248,7 @@ class VAE(nn.Module):
                 return None
             for split in (data.train, data.validation):
                 if innermost(support) is torch.distributions.constraints.real and not isinstance(split.x, Tensor):
-                    continue  # read from disk, where loading has looked for NaN already
+                    continue  # read from disk: loading has searched for NaN already
                 for x, *_ in split.batches(min(4096, len(split)), device=like.device) if len(split) else ():
                     zero, one = x == 0, x == 1
                     values = [
@@ -262,15 +266,15 @@ class VAE(nn.Module):
         return caveat
 
     def _check_missing(self, x: Tensor, y: Tensor | None) -> None:
-        """Refuse data with missing values, NaN, that the likelihood takes and the encoder does not."""
+        """Refuse data with missing values (NaN) that the likelihood accepts and the encoder does not."""
         rows = x[x.flatten(1).isnan().any(1)][:1]
         if not len(rows):
             return
-        with pyro.validation_enabled(False):  # which would say of a parameter that it is NaN
+        with pyro.validation_enabled(False):  # validation would blame a NaN parameter, not the data
             try:
                 q_z = self.q_z(rows, y)
                 finite = bool(q_z.log_prob(q_z.sample()).isfinite().all())
-            except (RuntimeError, ValueError):  # torch draws from no normal whose scale is NaN
+            except (RuntimeError, ValueError):  # torch refuses to sample a normal with a NaN scale
                 finite = False
         if not finite:
             raise ValueError(
@@ -279,16 +283,17 @@ class VAE(nn.Module):
             )
 
     def _register(self) -> None:
-        """Do what `pyro.module` does, and refuse where Pyro would train another tensor in a parameter's place.
+        """Register the parameters as `pyro.module` does, and refuse a parameter that Pyro would not train.
 
-        Pyro keeps the first tensor that it was given under a name, and a contiguous copy of one that is not.
+        Pyro's store keeps the first tensor that is registered under a name. Of a tensor that is not contiguous it
+        keeps a contiguous copy. In both cases Pyro can hold, and train, another tensor than the parameter.
         """
         for name, parameter in self.named_parameters():
             if not parameter.requires_grad:
                 continue
             trained = pyro.param(param_with_module_name(self.name, name), parameter)
             if trained is parameter or not isinstance(parameter, nn.Parameter) or torch.compiler.is_compiling():
-                continue  # functional calls and captured graphs put stand-ins in the parameters' place
+                continue  # functional calls and captured graphs replace parameters by stand-ins
             fix = (
                 "call pyro.clear_param_store() after replacing parameters, and start the optimiser afresh"
                 if parameter.is_contiguous()
@@ -309,7 +314,7 @@ class VAE(nn.Module):
         return {"prior": self.prior, "likelihood": self.likelihood, "posterior": self.posterior}
 
     def _condition(self, role: str, y: Tensor | None) -> tuple[Tensor, ...]:
-        """What a piece is given of the condition: nothing if it does not take one."""
+        """Return the condition as the extra arguments of a piece; none if the piece takes no condition."""
         if self.y_shape is None:
             if y is not None:
                 raise ValueError("VAE was given a condition y, and none of its pieces was put together for one")
@@ -329,12 +334,13 @@ class VAE(nn.Module):
                 f"VAE was given labels from {int(labels.min())} to {int(labels.max())}; expected 0 to {k - 1}, or "
                 f"conditions of shape (batch, {k})"
             )
-        return labels[:, None] == torch.arange(k, device=labels.device)  # torch's one_hot cannot be captured
+        return labels[:, None] == torch.arange(k, device=labels.device)  # a graph cannot capture torch's one_hot
 
     def _bind(self, data: Dataset | None) -> Shape:
-        """Size the pieces and try each on two zeros; return the prior's event shape.
+        """Give the pieces their sizes, call each on two zeros, and return the prior's event shape.
 
-        A prior that is sized from the data or the posterior cannot be asked before: it states its ``latent_dim``.
+        A prior with a method ``bind`` cannot be called before it is bound, so its event shape comes from its
+        ``latent_dim`` if it has one.
         """
         for role, piece in self._pieces().items():
             if isinstance(piece, type) or not callable(piece):
@@ -378,7 +384,7 @@ class VAE(nn.Module):
         return shape
 
     def _try(self, role: str, piece: Piece, *arguments: Tensor, event_shape: Shape | None = None) -> Any:
-        """Call a piece once, in evaluation mode and without moving the random state, and check what it returns."""
+        """Call a piece once, in evaluation mode and without changing the random state, and check its result."""
         before = list(self.parameters())
         with untouched_random_state(), evaluation_mode(self), torch.enable_grad():
             with poutine.trace(param_only=True) as tracer:

@@ -1,19 +1,19 @@
-"""A step of a Pyro program as one graph: guide, model, objective and gradient, with no Pyro code left in it.
+"""A step of a Pyro program as one graph: guide, model, objective and gradient, without any Pyro code.
 
-`make_fx` runs the step on real tensors and records every ATen operation, those of the backward pass among them.
-Parameters and buffers stay the tensors that they are, so that an optimiser's update is seen by the next step; random
-draws stay operations on torch's generator, so that a captured step draws the noise that the program would.
+`make_fx` runs the step on real tensors and records every ATen operation, including those of the backward pass.
+Parameters and buffers stay the same tensors, so that the next step sees an optimiser's update. Random draws stay
+operations on torch's generator, so that a captured step draws the same noise as the program.
 
-What Python decided while it ran (a branch, a float in a closure, a module's mode) is frozen into the graph, so that a
-graph is used only while all that it depends on is what it was:
+The graph freezes what Python decided during this run (a branch, a float in a closure, a module's mode). A graph is
+therefore used only while everything that it depends on is unchanged:
 
-- `signature`: the arguments and torch's switches, which make the key of a graph.
-- `entered`, `places`, `reach`, `guards`: the Python values that the functions which ran can read, found from what ran;
-  checked before a step, by identity and at the cost of calls into C.
-- `eager`, `comparing`, `step`: the graph, held against the program as it is written before its first use, on the first
-  other data, and every so often after that: what no guard sees is found there.
-- `tracing`: what makes Pyro traceable. `state`: what a step writes, put back after a trial. `simplify`: the graph made
-  shorter. `replay`: the graph on a GPU.
+- `signature`: the arguments and torch's switches. They form the key of a graph.
+- `entered`, `places`, `reach`, `guards`: the Python values that a step can read, found from the functions that ran.
+  They are checked before a step, by identity, at the cost of a few calls into C.
+- `eager`, `comparing`, `step`: the graph, compared with the eager step before its first use, on the first other data,
+  and at intervals after that. The comparison finds changes that no guard sees.
+- `tracing` makes Pyro traceable. `state` notes what a step writes, and puts it back after a trial. `simplify` makes the
+  graph shorter. `replay` runs the graph on a GPU.
 """
 
 from ppl_vae.capture.eager import Step, eager_step

@@ -1,4 +1,4 @@
-"""Whether two steps are the same, up to the rounding that their way of computing has."""
+"""The comparison of two steps, up to the rounding errors of the ways in which they are computed."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 from ppl_vae.capture.eager import Step
 from ppl_vae.objectives.losses import BatchLoss
 
-# relative differences that are roundings: of a sum in float32 where Pyro adds in float64; of a compiler or a GPU, which
-# add up a gradient over thousands of rows in another order (the terms cancel: 1e-5 was seen for K = 50); of 16 bits
+# relative differences that rounding explains: a sum in float32 where Pyro adds in float64; a compiler or a GPU, which
+# add up a gradient over thousands of rows in another order (the terms cancel: 1e-5 was seen for K = 50); 16 bits
 _TRACED, _COMPILED, _HALF = 1e-5, 1e-4, 2e-2
 
 
 class Comparison:
-    """What may differ between a graph's step and the program's.
+    """The tolerances within which a graph's step and the program's step count as equal.
 
     Args:
-        expected: The program's step when the graph was made: a gradient that has become small is still a difference of
-            terms of its old size.
+        expected: The program's step when the graph was made. It sets the scale of each gradient, since a gradient that
+            has become small is still a difference of terms of its old size.
         leaves: The parameters.
         names: Their names.
         full: Whether the graph is compiled.
@@ -40,7 +40,7 @@ class Comparison:
     def difference(
         self, ours: Step, our_writes: Iterable[Tensor], theirs: Step, their_writes: Iterable[Tensor]
     ) -> str | None:
-        """Say where two steps differ, or what they have written; None where they are the same."""
+        """Say where two steps, or the tensors that they have written, differ; return None where they agree."""
         for a, b in zip(our_writes, their_writes, strict=True):
             if not _close(a, b, self._tolerance):
                 return "the graph leaves a buffer or a tensor that the program writes to other than the program does"
@@ -63,7 +63,7 @@ class Comparison:
         return f"parameter {i}" if i < len(self._leaves) else "an argument, or a tensor that the program holds,"
 
     def _close_losses(self, ours: BatchLoss, theirs: BatchLoss) -> bool:
-        """Equal up to the rounding of the terms that are added up: about a nat per datum where they are not known."""
+        """Whether two losses agree up to the rounding of their terms, taken as a nat per datum if they are unknown."""
         scale = float(theirs.weight)
         if theirs.log_likelihood is not None and theirs.kl is not None:
             scale = max(scale, float(theirs.log_likelihood.abs() + theirs.kl.abs()))
@@ -71,7 +71,7 @@ class Comparison:
 
 
 def _close(a: Tensor, b: Tensor, tolerance: float = _TRACED, scale: float = 0.0) -> bool:
-    """Equal within a share of the norm, or of a scale, NaN and infinities in place; whole numbers are to be equal."""
+    """Whether a differs from b by a small share of b's norm or a scale; integers, NaN and infinities must match."""
     if a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b):
         return True
     if not (a.is_floating_point() or a.is_complex()):
@@ -82,7 +82,7 @@ def _close(a: Tensor, b: Tensor, tolerance: float = _TRACED, scale: float = 0.0)
     if a.dtype != b.dtype:
         a, b = a.cpu().double(), b.cpu().double()
     difference = _norm(a - b)
-    if not math.isfinite(difference):  # the same infinities and NaN may be the program's own
+    if not math.isfinite(difference):  # the program itself may give infinities and NaN
         finite = b.isfinite()
         if not torch.equal(finite, a.isfinite()) or not torch.allclose(a[~finite], b[~finite], equal_nan=True):
             return False

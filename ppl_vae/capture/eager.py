@@ -1,4 +1,4 @@
-"""A step as it is written: its loss, and its gradients by whatever requires one."""
+"""The eager step: the loss of a program run through Pyro, and the gradient for every tensor that requires one."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ Other = tuple[Tensor | int, Tensor]
 
 
 class Step(NamedTuple):
-    """What a step computes.
+    """The results of a step.
 
     Attributes:
         loss: The loss and its terms.
-        gradients: Of each parameter; None where the loss does not depend on it, or it is frozen.
-        others: What else requires a gradient, the tensor itself or the place of an input, and its gradient.
+        gradients: The gradient of each parameter; None where the loss does not depend on it, or it is frozen.
+        others: For every other tensor that requires a gradient, the tensor itself or its place among the inputs, and
+            its gradient.
     """
 
     loss: BatchLoss
@@ -29,7 +30,7 @@ class Step(NamedTuple):
 
 
 def eager_step(run: Callable[..., BatchLoss], leaves: list[Tensor], inputs: Sequence[Any], mean: bool) -> Step:
-    """Run a step as it is written, and return its gradients instead of leaving them in ``.grad``."""
+    """Run a step eagerly, through Pyro, and return its gradients instead of leaving them in ``.grad``."""
     with torch.enable_grad():
         with backward_noted() as noted:
             loss = run(*inputs)
@@ -53,7 +54,7 @@ def eager_step(run: Callable[..., BatchLoss], leaves: list[Tensor], inputs: Sequ
 
 
 def _leaves_of(target: Tensor) -> list[Tensor]:
-    """The leaves that a tensor's gradient flows to."""
+    """Return the leaves that a tensor's gradient flows to."""
     seen, todo, leaves = set(), [target.grad_fn], []
     while todo:
         node = todo.pop()
@@ -68,14 +69,14 @@ def _leaves_of(target: Tensor) -> list[Tensor]:
 
 
 def placed(step: Step, inputs: Sequence[Tensor]) -> Step:
-    """The step with inputs named by their places."""
+    """Return the step with the inputs among its `others` replaced by their places."""
     places = {id(t): i for i, t in reversed(list(enumerate(inputs)))}
     others: list[Other] = [(places.get(id(other), other), gradient) for other, gradient in step.others]
     return step._replace(others=others)
 
 
 def own(tensors: Sequence[Tensor], clone: bool = False) -> list[Tensor]:
-    """Tensors of our own on the same data, so that no closure holds them; one for each that is given."""
+    """Return a new tensor for each, on the same data (copied if `clone`), so that no closure holds the new ones."""
     copies: dict[int, Tensor] = {}
     for tensor in tensors:
         if id(tensor) not in copies:

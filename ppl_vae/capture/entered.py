@@ -1,4 +1,4 @@
-"""Which Python functions a run enters, noted by Python's own profiling hook."""
+"""The Python functions that a run enters, noted by Python's own profiling hook."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ from typing import Any
 from torch import Tensor
 
 _NAME = re.compile(r"[^\W\d]\w*")
-# what reads attributes by a name that stands in no code
+# these read attributes by names that may stand in no code
 _DYNAMIC = {"getattr", "hasattr", "vars", "__dict__", "attrgetter", "methodcaller", "eval", "exec", "globals", "dir"}
-_MAY_READ = ("pyro.", "ppl_vae.", "torch.fx.", "torch._subclasses.", "torch.utils.")  # and decide nothing by it
+# packages that read whole tensors and decide nothing by it
+_MAY_READ = ("pyro.", "ppl_vae.", "torch.fx.", "torch._subclasses.", "torch.utils.")
 _READS = ("tolist", "numpy", "__array__", "data_ptr", "__dlpack__")
 LIBRARIES = frozenset(
     ("torch", "pyro", "numpy", "scipy", "opt_einsum", "ppl_vae", *sys.stdlib_module_names)
-    # and what torch imports when it first needs it, which may be while a program is watched
+    # torch imports these when it first needs them, which may be while a program is watched
     + ("functorch", "torchgen", "sympy", "mpmath", "networkx", "jinja2", "markupsafe", "triton", "optree")
     + ("typing_extensions", "filelock", "fsspec", "packaging", "setuptools")
 )
 
 
 class Entered:
-    """The functions that run while it is entered, in this thread, and the names that their code uses.
+    """A context that notes the functions that run in it, in this thread, and the names that their code uses.
 
-    Nothing of the program is called or evaluated. It notes nothing while another profiler has the hook (`busy`).
+    It calls and evaluates nothing of the program. It takes the profiling hook, so do not enter it while another
+    profiler has the hook (`busy`).
 
     Attributes:
         codes: The code of each function that ran, with its globals and its first argument.
         also: Names that may be read besides those in the code.
-        read: Tensors whose content was handed to Python or NumPy as a whole (``tolist``, ``numpy``).
+        read: Tensors that Python or NumPy read as a whole (``tolist``, ``numpy``).
 
     Example:
         >>> def double(x):
@@ -77,29 +79,29 @@ class Entered:
             self.codes[code] = frame.f_globals, first
 
     def let_go(self) -> None:
-        """Hold arguments no longer."""
+        """Release the arguments and tensors noted."""
         self.read.clear()
         self.codes = {code: (home, None) for code, (home, _) in self.codes.items()}
 
     @property
     def users(self) -> dict[types.CodeType, tuple[dict[str, Any], Any]]:
-        """Those of `codes` that belong to no library."""
+        """The entries of `codes` that belong to no library."""
         return {code: seen for code, seen in self.codes.items() if not is_library(seen[0].get("__name__"))}
 
     def names(self) -> frozenset[str] | None:
-        """Every name that what ran could read; None where a function of the user's reads by names made at run time."""
+        """Return every name that the functions could read; None where the user's code may make names at run time."""
         names: set[str] = set()
         for code in self.codes:
             names.update(code.co_names)
         names |= self.also
-        for code in self.users:  # in text and in patterns
+        for code in self.users:  # names may stand in text and in patterns
             names.update(name for text in _texts(code.co_consts) for name in _NAME.findall(text))
         dynamic = any(_DYNAMIC.intersection(code.co_names) or _matches(code) for code in self.users)
         asdict = any(seen[0].get("__name__") == "dataclasses" for seen in self.codes.values())
         return None if dynamic or asdict else frozenset(names)
 
     def functions(self, known: Iterable[types.FunctionType] = ()) -> list[types.FunctionType]:
-        """The function objects behind `users`: through the class of the first argument, globals, else the collector."""
+        """Return the functions behind `users`, found by the first argument's class, globals, or garbage collector."""
         missing = self.users
         found = [f for f in known if f.__code__ in missing]
         for function in found:
@@ -131,7 +133,7 @@ def is_library(module: object) -> bool:
 
 
 def _matches(code: types.CodeType) -> bool:
-    """Whether a pattern takes attributes by their position, whose names the class has."""
+    """Whether a pattern matches attributes by position: only the class has their names."""
     return any(instruction.opname == "MATCH_CLASS" for instruction in dis.get_instructions(code))
 
 

@@ -1,4 +1,4 @@
-"""The Python values that a captured graph was made under: what they were, and whether they still are."""
+"""The Python values that a captured graph depends on, and the check that they are unchanged."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ _OF_TENSORS = operator.attrgetter(
 
 @dataclass(frozen=True)
 class Change:
-    """One value that is no longer what it was.
+    """One value that has changed.
 
     Attributes:
-        label: What holds it.
-        before: What it was.
-        now: What it is.
-        place: Where the guards hold it: the source and the place in it; None where a container grew or shrank.
+        label: The holder of the value, in words.
+        before: The old value.
+        now: The new value.
+        place: The index of the source in the guards (negative for an empty container, hooks and tensors) and the place
+            in it (-1 where a container grew or shrank); None for any other value.
     """
 
     label: str
@@ -46,27 +47,29 @@ class Change:
 
     @property
     def token(self) -> Any:
-        """What the change is to, as a key: the value where it is plain, a tensor's shape, else the object."""
+        """The label and the new value as a key: a plain value itself, a tensor's shape and type, else the object."""
         return self.label, _token(self.now)
 
 
 class Guards:
-    """The Python values that some functions depend on, and what they were.
+    """The Python values that some functions depend on, with a check that they are unchanged.
 
-    Guarded are plain numbers and text, and by identity whatever else is within reach: globals, closures, defaults,
-    attributes of objects, of classes and modules, items of containers, the content of arrays; of tensors whether they
-    require a gradient and have hooks. Nothing of the program's runs: no property is evaluated. A check costs a few
-    calls into C. Out of sight is what a program takes from elsewhere (a file, a clock, an iterator's place) and all
-    but a sample of a container or array of more than 1,024 elements.
+    Guards cover everything within reach: globals, closures, defaults, attributes of objects, of classes and modules,
+    items of containers, the content of arrays. They compare plain numbers and text by value, and everything else by
+    identity. Of tensors they check shape, dtype and device, whether they require a gradient, and whether they have
+    hooks. No code of the program runs: no property is evaluated. A check costs a few calls into C. Guards do not see
+    what a program takes from elsewhere (a file, a clock, an iterator's place). Of a container or array of more than
+    1,024 elements they see only a sample.
 
     Args:
         *roots: Functions, modules and objects to start from.
-        entered: The functions that a run entered. Only what they name is guarded then; without, all within reach is.
+        entered: The functions that a run entered. Guards then cover only what these functions name; without it, they
+            cover everything within reach.
         parameters: Parameters in Pyro's store, which must stay the same tensors.
 
     Attributes:
-        reach: All that was met.
-        forgotten: What is guarded no more, in words.
+        reach: Everything that was met.
+        forgotten: The values that are no longer guarded, in words.
         lifted_labels: The labels of the numbers that are inputs of the graph.
 
     Example:
@@ -86,7 +89,7 @@ class Guards:
         self._given = roots, entered, parameters
         self._meet()
         self.forgotten: list[str] = []
-        self._numbers: list[tuple[Tensor, float | int | bool]] = []  # what the program read out of tensors
+        self._numbers: list[tuple[Tensor, float | int | bool]] = []  # numbers that the program read out of tensors
         self._ignored: set[tuple[int, Any]] = set()  # places that the program changes itself
         self._lifted: list[tuple[int, int]] = []
         self.lifted_labels: set[str] = set()
@@ -95,13 +98,13 @@ class Guards:
         self._contents = [None if s.keep is None else s.keep(s.home) for s in self._sources]
 
     def _meet(self) -> None:
-        """Find what is within reach."""
+        """Find everything within reach."""
         roots, entered, parameters = self._given
         self.reach = Reach(entered)
         self.reach.visit(*roots)
         if entered is not None:
             self.reach.visit_entered()
-            if self.reach.read_later:  # which no code names: once more, with these
+            if self.reach.read_later:  # names that stand in no code: visit again, with these
                 entered.also |= self.reach.read_later
                 self.reach = Reach(entered).visit(*roots).visit_entered()
             entered.let_go()
@@ -117,32 +120,32 @@ class Guards:
         self._objects = [value for value, _ in self.reach.kinds]
         self._kinds = [kind for _, kind in self.reach.kinds]
 
-    # holding them against what is now --------------------------------------------------------------------------
+    # comparing them with the present values --------------------------------------------------------------------
 
     def hold(self) -> bool:
-        """Whether every value is what it was."""
+        """Whether every value is unchanged."""
         return self._untouched() or not self.changes()
 
     def changed(self) -> str | None:
-        """Name the first value that is no longer what it was, with both; None while all hold."""
+        """Describe the first changed value, by its old and new value; return None while all are unchanged."""
         changes = self.changes()
         return str(changes[0]) if changes else None
 
     def changes(self) -> list[Change]:
-        """Each value that is no longer what it was. Values that are equal to what they were are taken as kept."""
+        """Return each value that has changed. A new object that equals the old one counts as unchanged."""
         try:
             found = list(self._changes())
-        except Exception as error:  # the code of an object that minds being compared
+        except Exception as error:  # an object's own code may refuse a comparison
             return [Change(f"what cannot be looked at ({error})", MISSING, MISSING)]
         changes = [c for c in found if c.before is MISSING or not _alike(c.before, c.now)]
         if found and not changes and not self._move():
             return found
         if not changes:
-            self._keep()  # equal values in other objects: the quick check compares identities
+            self._keep()  # the values are equal but new objects, and the quick check compares identities
         return changes
 
     def _move(self) -> bool:
-        """Look at other containers of the same content from here on; return whether all is as it was there."""
+        """Guard the new containers, of the same content, from here on; return whether they have the same places."""
         before, lengths = self.reach, [len(values) for values in self._values]
         labels = [(source.label, source.names) for source in self._sources]
         self._meet()
@@ -154,7 +157,7 @@ class Guards:
         return False
 
     def _keep(self) -> None:
-        """Note what is now."""
+        """Note the present values."""
         self._values = [_read(source) for source in self._sources]
         moving = {place[0] for place in (*self._ignored, *self._lifted)}
         self._slow = [i for i in range(len(self._sources)) if i in moving]
@@ -169,7 +172,7 @@ class Guards:
         self._flags = list(map(_OF_TENSORS, self._tensors))
 
     def _untouched(self) -> bool:
-        """Whether every place holds the very objects that it held; quick, and stricter than need be."""
+        """Whether every place holds the very same objects; quick, and stricter than necessary."""
         try:
             now = [read(home) for read, home in self._reads]
             return (
@@ -182,7 +185,7 @@ class Guards:
                 and all(_number(tensor) == number for tensor, number in self._numbers)
                 and not any(True for i in self._slow for _ in self._changes_of(i))
             )
-        except Exception:  # a key, an attribute that is gone
+        except Exception:  # a key or an attribute is gone
             return False
 
     def _changes_of(self, i: int) -> Iterator[Change]:
@@ -229,29 +232,29 @@ class Guards:
                 yield Change(f"a number read out of a tensor of shape {tuple(tensor.shape)}", (number,), (value,))
 
     def _added(self, source: Source, known: frozenset[str]) -> list[str]:
-        """The names that a namespace was given since, and that what ran could read."""
+        """Return the names that were added to a namespace and that the functions that ran could read."""
         added = source.home.keys() - known
         watched = self.reach.names if source.watch is None else source.watch
         return list(added if watched is None else added & watched)
 
     def buffers(self) -> list[Tensor]:
-        """The buffers of the modules reached."""
+        """Return the buffers of the modules reached."""
         return buffers_of(self.reach.modules)
 
     # what the program changes itself -----------------------------------------------------------------------------
 
     def forget(self, changes: Collection[Change]) -> None:
-        """Guard what has changed no more, and note it in `forgotten`."""
+        """Stop guarding these changed values, and note them in `forgotten`."""
         self._ignored |= {change.place for change in changes if change.place is not None}
         quiet = {i for i, source in enumerate(self._sources) if source.quiet}
         self.forgotten += [str(c) for c in changes if c.place is None or c.place[0] not in quiet]
 
     def can_advance(self, changes: Collection[Change]) -> bool:
-        """Whether there is a counter among what the program changes itself."""
+        """Whether there is a counter among these values, which the program changes itself."""
         return any(self._counter(change) for change in changes)
 
     def advance(self, changes: Collection[Change], by: int) -> None:
-        """Put the counters ahead, of what the program changes itself."""
+        """Advance the counters among these values, which the program changes itself."""
         for change in changes:
             if by and self._counter(change):
                 assert change.place is not None
@@ -266,10 +269,10 @@ class Guards:
         return self._sources[change.place[0]].write is not None and type(change.now) in (int, float)
 
     def put_back(self, homes: Set[int] | None = None) -> None:
-        """Write back what has changed: what a trial run of the program did to Python values did not happen.
+        """Write back what has changed, to undo what a trial run of the program did to Python values.
 
         Args:
-            homes: The identities of what may have been changed by it; None for all.
+            homes: The identities of the objects that the run may have changed; None for all.
         """
         for i, (source, kept) in enumerate(zip(self._sources, self._first, strict=True)):
             if homes is not None and source.identity not in homes:
@@ -299,7 +302,7 @@ class Guards:
     # numbers that become inputs of the graph ----------------------------------------------------------------------
 
     def can_lift(self, change: Change) -> bool:
-        """Whether what has changed is a number, which a tensor could stand for, or a tensor replaced by one like it."""
+        """Whether a tensor can stand for the changed value: a number, or a tensor replaced by one of its kind."""
         if change.place is None or change.place[0] < 0 or type(change.place[1]) is not int or change.place[1] < 0:
             return False
         if self._sources[change.place[0]].write is None:
@@ -307,7 +310,7 @@ class Guards:
         return _stands_for(change.before, change.now)
 
     def lift(self, labels: Collection[str]) -> None:
-        """Let the numbers of these labels change: they are inputs of the graph."""
+        """Let the numbers of these labels change: they become inputs of the graph."""
         for i, source in enumerate(self._sources):
             if source.write is not None:
                 for j, value in enumerate(self._values[i]):
@@ -317,12 +320,12 @@ class Guards:
         self._keep()
 
     def lifted(self) -> list[float | Tensor]:
-        """The numbers and tensors that are inputs, as they are now."""
+        """Return the present values of the numbers and tensors that are inputs."""
         return [tuple(self._sources[i].read(self._sources[i].home))[j] for i, j in self._lifted]
 
     @contextmanager
     def replaced(self, tensors: Collection[Tensor]) -> Iterator[None]:
-        """Put tensors in the place of the numbers that are inputs."""
+        """Put tensors in the places of the numbers that are inputs."""
         before = self.lifted()
         try:
             self._write_lifted(tensors)
@@ -337,12 +340,12 @@ class Guards:
             source.write(source.home, j, value)
 
     def guard_numbers(self, numbers: Collection[tuple[Tensor, float | int | bool]]) -> None:
-        """Guard numbers that the program has read out of tensors which no graph computes."""
+        """Guard numbers that the program has read out of tensors, where no graph computes these tensors."""
         self._numbers += numbers
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two values are one: the same object, or plain values of one type and equal to the bit."""
+    """Whether two values are the same object, or plain values of one type that are equal to the bit."""
     if a is b:
         return True
     if type(a) is not type(b):
@@ -355,7 +358,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def _stands_for(before: Any, now: Any) -> bool:
-    """Whether one input of a graph can be the one value and the other."""
+    """Whether one input of a graph can stand for both values."""
     if type(now) is Tensor and type(before) is Tensor:
         return _kind(before) == _kind(now) and not now.requires_grad
     return type(now) in (float, int) and type(before) in (float, int)
@@ -367,7 +370,7 @@ def _kind(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _alike(a: Any, b: Any) -> bool:
-    """Whether two values are the same, or containers of the same."""
+    """Whether two values are the same, or containers of the same values."""
     if same(a, b):
         return True
     if type(a) is not type(b) or not isinstance(a, (dict, list, tuple, np.ndarray)):
@@ -409,7 +412,7 @@ def _grown(source: Source, now: tuple[Any, ...], kept: tuple[Any, ...], place: i
 
 
 def _number(tensor: Tensor) -> Any:
-    """What a small tensor on the CPU holds; of others whether they were written to: a GPU is not waited for."""
+    """Return the content of a small tensor on the CPU, else the count of writes: this does not wait for a GPU."""
     if tensor.device.type != "cpu" or tensor.numel() > LARGE:
         return tensor._version
     return tensor.item() if tensor.numel() == 1 else tensor.tolist()
@@ -424,5 +427,5 @@ def _show(value: object) -> str:
 
 
 def number_of(tensor: Tensor) -> tuple[Tensor, Any]:
-    """What `Guards.guard_numbers` takes."""
+    """Return a tensor and its number, as `Guards.guard_numbers` takes them."""
     return tensor, _number(tensor)

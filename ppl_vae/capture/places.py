@@ -1,4 +1,4 @@
-"""Places that hold Python values: how they are read, at the cost of a call into C, and how they are written back."""
+"""Places that hold Python values, with functions that read them, at the cost of a call into C, and write them back."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ import numpy as np
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 MISSING = object()
-LARGE = 1024  # elements of a container or an array, above which a sample of them is looked at
+LARGE = 1024  # elements of a container or an array; of a larger one only a sample is looked at
 
 
 @dataclass
 class Source:
-    """One place that holds values: how they are read, at the cost of a call into C, and how they are written back.
+    """One place that holds values, with functions that read them, at the cost of a call into C, and write them back.
 
     Attributes:
-        label: What holds them, in words.
+        label: The holder of the values, in words.
         read: Returns the values, as something with a length.
-        home: What `read` is given.
-        names: For each value what is added to the label.
-        write: Writes one value back, ``write(home, place, value)``; None where that cannot be.
-        keep: Copies the whole content of a container, which `put_back` takes.
+        home: The argument of `read`.
+        names: For each value, its suffix to the label.
+        write: Writes one value back, ``write(home, place, value)``; None where that is impossible.
+        keep: Copies the whole content of a container, for `put_back`.
         put_back: Gives a container its content back.
-        grows: Whether names that the namespace is given later may matter.
-        quiet: Whether it is a library's own, whose bookkeeping is no side effect of the user's.
-        owner: The class whose namespace it is.
-        watch: Which names may matter later; None for all that what ran could read.
+        grows: Whether names that are added to the namespace later may matter.
+        quiet: Whether the place belongs to a library, whose bookkeeping is no side effect of the user's program.
+        owner: The class whose namespace it is, if it is one.
+        watch: The names that may matter later; None for all names that the functions that ran could read.
     """
 
     label: str
@@ -48,7 +48,7 @@ class Source:
 
     @property
     def identity(self) -> int:
-        """Which object it is a place of."""
+        """The identity of the object that the place belongs to."""
         return id(self.home if self.owner is None else self.owner)
 
 
@@ -71,12 +71,12 @@ def read_proxy(value: types.MappingProxyType) -> tuple[Any, ...]:
 
 
 def read_sample(step: int, value: list) -> tuple[Any, ...]:
-    """Read the length and every so-manieth item of a large list."""
+    """Read the length of a large list, and one item in every `step`."""
     return (list.__len__(value), *list.__getitem__(value, slice(None, None, step)))
 
 
 def read_array(array: np.ndarray) -> tuple[Any, ...]:
-    """What an array holds; of a large one a sample of its elements."""
+    """Read the content of an array; of a large one, a sample of its elements."""
     if array.dtype.hasobject:
         items = array.ravel()[:LARGE].tolist()
         return array.shape, array.dtype, repr([(type(i), i if isinstance(i, PLAIN) else id(i)) for i in items]).encode()
@@ -85,12 +85,12 @@ def read_array(array: np.ndarray) -> tuple[Any, ...]:
 
 
 def read_few(array: np.ndarray) -> tuple[Any, ...]:
-    """A few elements, where there are many arrays."""
+    """Read a few elements of an array, where there are many arrays."""
     return array.shape, array.dtype, array.flat[:: max(1, array.size // 16)].tobytes()
 
 
 def buffer_of(value: Any) -> memoryview | None:
-    """Return an object's memory, if it shows it."""
+    """Return an object's memory, or None if it has no buffer interface."""
     try:
         return memoryview(value)
     except (TypeError, BufferError, ValueError):
@@ -98,13 +98,13 @@ def buffer_of(value: Any) -> memoryview | None:
 
 
 def read_buffer(value: Any) -> tuple[bytes]:
-    """Read bytes of an object that shows its memory; of a large one a sample."""
+    """Read the bytes of an object with a buffer interface; of a large one, a sample."""
     view = memoryview(value).cast("B")
     return (bytes(view[:: max(1, view.nbytes // LARGE)]),)
 
 
 def read_cell(cell: types.CellType) -> tuple[Any]:
-    """Read what a closure holds."""
+    """Read the value in a closure's cell."""
     try:
         return (cell.cell_contents,)
     except ValueError:  # empty
@@ -130,7 +130,7 @@ def write_slot(slot: Any, owner: Any, _: int, value: Any) -> None:
 
 
 def write_cell(cell: types.CellType, _: int, value: Any) -> None:
-    """Write what a closure holds."""
+    """Write the value in a closure's cell."""
     cell.cell_contents = value
 
 

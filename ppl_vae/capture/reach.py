@@ -1,4 +1,4 @@
-"""What a program holds, found without running it: no property is evaluated, no method of its objects is called."""
+"""The values that a program holds, found without running it: no property is evaluated, no method is called."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ from ppl_vae.capture.places import (
     write_value,
 )
 
-MOST = 20_000  # values that are noted; what lies beyond is out of sight
-_MOST_OF_ARRAYS = 2**16  # elements of arrays that are looked at in a step; of further arrays a few each
-_KEPT = 2**16  # elements of an array that is put back if a trial run of the program changes it
+MOST = 20_000  # values that are noted; no further values are seen
+_MOST_OF_ARRAYS = 2**16  # array elements that are looked at in a step, and a few elements of each further array
+_KEPT = 2**16  # elements of the largest array that is put back if a trial run of the program changes it
 _GENERATORS = (np.random.Generator, np.random.RandomState, np.random.BitGenerator, random.Random, torch.Generator)
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-# objects of Python's own whose attributes are the user's
+# Python's own classes of objects whose attributes are the user's
 _HOLDERS: tuple[type, ...] = (argparse.Namespace, types.SimpleNamespace, threading.local, type(os.environ))
 _HOLDERS += (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
 _HOLDERS += (collections.UserDict, collections.UserList, collections.ChainMap)
@@ -64,18 +64,18 @@ _HOLDERS += (collections.UserDict, collections.UserList, collections.ChainMap)
 class Reach:
     """Everything within reach of some objects.
 
-    Followed are closures, defaults and the globals that a function's code names, attributes, slots, items. With
-    `entered` only those functions are followed that ran, and only those attributes that their code names: what no
-    running function names, none can read. Without, all are.
+    The search follows closures, defaults, the globals that a function's code names, attributes, slots and items. With
+    `entered` it follows only the functions that ran, and only the attributes that their code names: these functions
+    can read no others. Without `entered` it follows all functions and attributes.
 
     Attributes:
         sources: The places that hold values.
         modules: The torch modules met.
         tensors: The tensors met.
-        generators: Random generators of the program's own.
-        empty: Containers that hold nothing, with a label.
-        hooks: What modules keep their hooks in, with the name of the module's class, and the module.
-        opaque: What could not be looked at, in words.
+        generators: The program's own random generators.
+        empty: Empty containers, each with a label.
+        hooks: The dictionaries in which modules keep hooks, each with the name of the module's class, and the module.
+        opaque: The objects that could not be looked at, in words.
         kinds: The objects met, with their classes.
         read_later: Names of attributes that an `operator.attrgetter` reads.
     """
@@ -103,22 +103,22 @@ class Reach:
 
     @property
     def is_full(self) -> bool:
-        """Whether there is more than is noted."""
+        """Whether there are more values than are noted."""
         return self._count > MOST
 
     def let_go(self) -> None:
-        """Hold what was met no longer, but for the places themselves."""
+        """Release the objects met, except for the places themselves."""
         self._seen.clear()
 
     def visit(self, *roots: object, label: str = "the program") -> Reach:
-        """Follow some objects."""
+        """Follow some objects and everything within their reach."""
         self._todo += [(root, label) for root in roots]
         self._todo.reverse()
         while self._todo:
             value, name = self._todo.pop()
             before = len(self._todo)
             self._visit(value, name)
-            self._todo[before:] = self._todo[before:][::-1]  # depth first, in the order in which things stand
+            self._todo[before:] = self._todo[before:][::-1]  # depth first, in the order of the items
         return self
 
     def visit_entered(self) -> Reach:
@@ -126,7 +126,7 @@ class Reach:
         assert self.entered is not None
         functions = [f for f in self._seen.values() if type(f) is types.FunctionType]
         self.visit(*self.entered.functions(functions))
-        for code, (home, _) in self._users.items():  # whose function is gone: made, called and dropped while it ran
+        for code, (home, _) in self._users.items():  # of functions that are gone: made, called and dropped in the run
             if code not in self._codes:
                 self._codes.add(code)
                 self._visit_globals(code, home)
@@ -135,7 +135,7 @@ class Reach:
     # one object -------------------------------------------------------------------------------------------------
 
     def _visit(self, value: Any, label: str) -> None:
-        kind = type(value)  # `isinstance` would ask the object for its class, which may be the user's code
+        kind = type(value)  # `isinstance` would ask the object for its class, which may run the user's code
         if issubclass(kind, PLAIN) or value is MISSING or id(value) in self._seen or self.is_full:
             return
         self._seen[id(value)] = value
@@ -160,7 +160,7 @@ class Reach:
         elif kind is weakref.ref or kind is weakref.KeyedRef:
             self._todo.append((value(), label))
         elif kind is functools._lru_cache_wrapper:
-            if type(value.__wrapped__) is types.FunctionType:  # which ran before
+            if type(value.__wrapped__) is types.FunctionType:  # it may have run before, and be cached
                 self._users[value.__wrapped__.__code__] = (value.__wrapped__.__globals__, None)
             self._todo.append((value.__wrapped__, label))
         elif kind is operator.attrgetter:
@@ -270,7 +270,7 @@ class Reach:
                 self._visit_module(module, names, name)
 
     def _visit_module(self, module: types.ModuleType, names: Set[str], label: str) -> None:
-        """What a function reads of an imported module: by the names in its code."""
+        """Follow the entries of an imported module that the code of a function names."""
         if id(module) in self._seen and not is_library(module.__name__) and names is self.names:
             return
         self._seen[id(module)] = module
@@ -287,7 +287,7 @@ class Reach:
     def _visit_class(self, kind: type) -> None:
         for base in kind.__mro__:
             if is_library(base.__module__):
-                if issubclass(base, nn.Module):  # a layer of torch's whose `forward` is replaced
+                if issubclass(base, nn.Module):  # the `forward` of a torch layer may be replaced
                     self._visit_entries(vars(base), {"forward"}, f"{base.__name__}.", follow=False)
                 continue
             own = {k for k in vars(base) if not (k.startswith("__") and k.endswith("__")) or k == "__call__"}
@@ -312,7 +312,7 @@ class Reach:
             names = {k for k in content if not ("_hooks" in k or k == "_pyro_context")}
             kept = {"training", "_parameters", "_buffers", "_modules", "_pyro_params", "_pyro_samples"} & names
             wanted = names if self.names is None else (names & self.names) | kept
-        elif self.names is None or kind in (argparse.Namespace, types.SimpleNamespace):  # which compare all they hold
+        elif self.names is None or kind in (argparse.Namespace, types.SimpleNamespace):  # they compare all attributes
             wanted = set(content)
         else:
             wanted = set(content) & self.names
@@ -340,14 +340,14 @@ class Reach:
         owner: type | None = None,
         watch: frozenset[str] | None = None,
     ) -> None:
-        """Some entries of a namespace, in its order where it is an object's."""
+        """Follow some entries of a namespace; those of an object in its own order."""
         keys = (
             tuple(k for k in home if k in names)
             if quiet or (grows and owner is watch is None)
             else tuple(sorted(names & home.keys()))
         )
         if keys:
-            twice = keys if len(keys) > 1 else 2 * keys  # of one key alone `itemgetter` gives no tuple
+            twice = keys if len(keys) > 1 else 2 * keys  # with a single key `itemgetter` returns no tuple
             read, write = operator.itemgetter(*twice), None
             if owner is not None:
                 write = functools.partial(write_attribute, owner, twice)
@@ -365,7 +365,7 @@ class Reach:
 
 
 def modules_of(*roots: object) -> list[nn.Module]:
-    """Return the modules within reach of some objects, without those that are parts of another."""
+    """Return the modules within reach of some objects, without modules that are parts of another one."""
     modules = Reach().visit(*roots).modules
     parts = {id(part) for module in modules for part in module.modules() if part is not module}
     return [module for module in modules if id(module) not in parts]

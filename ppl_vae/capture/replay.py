@@ -1,4 +1,4 @@
-"""A step's graph on a GPU, launched as a whole: hundreds of small kernels for the price of one call."""
+"""The launch of a step's graph on a GPU as a whole: hundreds of small kernels for the price of one call."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch import Tensor
 class CudaReplay:
     """A function of tensors as one CUDA graph, for inputs of the shapes that it was made with.
 
-    Inputs are copied into memory of the graph's own, and outputs lie in memory that the next call writes over: use or
-    copy them before. Random numbers come from torch's generator, as many as the function itself would draw.
+    A call copies the inputs into memory of the graph's own. The outputs lie in memory that the next call overwrites:
+    use or copy them before. Random numbers come from torch's generator, as many as the function itself would draw.
 
-    A recorded kernel knows addresses, not tensors. So the replay owns whatever an address was recorded of, for as long
-    as it lives: the function (whose constants its kernels read), the storage of every tensor in `state`, the inputs,
-    the generator. It still reads the *old* storage of a tensor that was given another one (``p.data = ...``): ask
+    A recorded kernel knows addresses, not tensors. The replay therefore keeps alive everything whose address was
+    recorded: the function (its kernels read its constants), the storage of every tensor in `state`, the inputs, the
+    generator. If a tensor is given another storage (``p.data = ...``), the replay still reads the *old* one: ask
     `moved` before a call.
 
     Args:
         function: Launches the same kernels on every call, and waits for none.
-        tensors: Inputs to record it with. It runs three times on them first, as CUDA graphs demand, so that what it
-            writes into (buffers, the random state) should be put back by the caller.
-        state: What it reads or writes beside its inputs: parameters, buffers, constants.
+        tensors: Inputs to record it with. The function first runs three times on them, as CUDA graphs demand. The
+            caller should put back what it writes into (buffers, the random state).
+        state: What the function reads or writes besides its inputs: parameters, buffers, constants.
 
     Raises:
         RuntimeError: If the function waits for the GPU, or uses memory in a way that cannot be recorded.
@@ -66,8 +66,8 @@ class CudaReplay:
             with torch.cuda.graph(self._graph), torch.no_grad():
                 self._outputs = tuple(function(*self._inputs))
         except RuntimeError:
-            # torch leaves its generator recording: every later draw would fail. One like it takes its place, which
-            # the graphs recorded before do not know
+            # torch leaves its generator in the recording state, where every later draw would fail. A clone takes its
+            # place; graphs recorded before do not know the clone
             for generator in torch.cuda.default_generators:
                 generator.graphsafe_set_state(generator.clone_state())
             CudaReplay._generators += 1
@@ -75,7 +75,7 @@ class CudaReplay:
         self._made_with = CudaReplay._generators
 
     def moved(self) -> bool:
-        """Whether a tensor of the state lies elsewhere than when it was recorded, or torch has another generator."""
+        """Whether a tensor of the state has moved since the recording, or torch has another generator."""
         moved = list(map(Tensor.data_ptr, self._state)) != self._addresses
         return moved or self._made_with != CudaReplay._generators
 
@@ -90,10 +90,10 @@ class CudaReplay:
 
 @contextmanager
 def _waiting_refused() -> Iterator[None]:
-    """Raise where an operation waits for the GPU, which cannot be recorded: to try leaves torch's generator broken."""
+    """Raise where an operation waits for the GPU: to record such a wait fails and leaves torch's generator broken."""
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it does not find all
+        warnings.simplefilter("ignore")  # torch warns that this mode does not find every wait
         torch.cuda.set_sync_debug_mode("error")
     try:
         yield

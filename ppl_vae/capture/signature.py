@@ -1,4 +1,4 @@
-"""What a step is given and what it runs under: the key of its graph."""
+"""The key of a step's graph: the step's arguments, and the switches of torch that it runs under."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from ppl_vae.capture.entered import Entered
 from ppl_vae.capture.places import PLAIN
 from ppl_vae.capture.tracing import CaptureError
 
-_VALUES = (*PLAIN, np.bool_, torch.dtype, torch.device, enum.Enum, range)  # that a key can hold
+_VALUES = (*PLAIN, np.bool_, torch.dtype, torch.device, enum.Enum, range)  # types of values that a key can hold
 _STRIDED = operator.attrgetter("shape", "dtype", "device", "requires_grad")
 
 
 class Signature(NamedTuple):
-    """A step's arguments, split into what a graph is made for and what it is given.
+    """A step's arguments, split into the key of a graph and the inputs of that graph.
 
     Attributes:
-        key: Structure, shapes, strides, types and devices; which tensors are one; plain values but numbers.
+        key: Structure, shapes, strides, types and devices; which tensors are the same; plain values except numbers.
         tensors: The tensors, in order.
         numbers: The integers and floats, in order.
-        rebuild: From tensors and numbers (or tensors in their place) back to (args, kwargs).
+        rebuild: Turns tensors and numbers (or tensors in place of numbers) back into (args, kwargs).
     """
 
     key: tuple[Any, ...]
@@ -41,7 +41,7 @@ class Signature(NamedTuple):
 
 
 def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
-    """Split a step's arguments.
+    """Split a step's arguments into the key of a graph and its inputs.
 
     Raises:
         CaptureError: If an argument is neither a tensor nor a plain value.
@@ -66,7 +66,7 @@ def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
         else:
             raise CaptureError(f"an argument is a {type(leaf).__name__}; expected tensors and plain Python values")
 
-    for place in places:  # a graph keeps what rebuilds the arguments, and should keep no batch alive
+    for place in places:  # a graph keeps `rebuild`, which should keep no batch alive
         tensors.append(leaves[place])
         leaves[place] = None
 
@@ -80,14 +80,14 @@ def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
 
 
 def _kind(tensor: Tensor) -> tuple[Any, ...]:
-    """What a graph is made for: another layout in memory takes other operations."""
+    """Return a tensor's part of the key, with its strides: another memory layout takes other operations."""
     if tensor.layout is not torch.strided or tensor.is_nested:
         raise CaptureError("an argument is a sparse or nested tensor")
     return tensor.stride(), *_STRIDED(tensor)
 
 
 def environment() -> tuple[Any, ...]:
-    """The switches of torch's that decide which operations a step takes."""
+    """Return the switches of torch that decide which operations a step takes."""
     return (
         torch.get_default_dtype(),
         torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
@@ -101,8 +101,8 @@ def environment() -> tuple[Any, ...]:
 
 
 def unusual(tensors: list[Tensor]) -> str | None:
-    """Why this step alone runs as it is written, if it does."""
-    if _PYRO_STACK:  # it changes what the program is
+    """Say why this one step runs eagerly, or return None if it need not."""
+    if _PYRO_STACK:  # a handler changes the program
         return "an effect handler of Pyro's is around the step"
     if not torch.is_grad_enabled():
         return "gradients are switched off"
@@ -121,5 +121,5 @@ def unusual(tensors: list[Tensor]) -> str | None:
 
 
 def can_watch() -> bool:
-    """Whether what a step enters can be noted now, as making a graph takes."""
+    """Whether the functions that a step enters can be noted now, which making a graph requires."""
     return not Entered.busy()

@@ -1,7 +1,7 @@
-"""A captured graph without what changes no value: views of the same view, sums of one number, constants computed anew.
+"""The removal of needless operations from a captured graph: views of the same view, sums of one number, constants.
 
-An effect handler and a distribution leave such operations behind by the dozen; without a compiler each costs its call.
-Every rule keeps the bits (but for the sign of a zero): the same operations run on the same numbers in the same order.
+Effect handlers and distributions leave dozens of such operations behind, and without a compiler each costs a call.
+Every rule keeps the bits (except the sign of a zero): the same operations run on the same numbers in the same order.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ from torch.utils import _pytree
 _ATEN = torch.ops.aten
 _CREATE = {"full", "ones", "zeros", "ones_like", "zeros_like", "full_like", "arange", "scalar_tensor", "eye"}
 _WRITES_UNSAID = ("batch_norm", "instance_norm")  # operations whose schema hides that they write into their buffers
-_MOST_LIFTED = 1024  # elements of what Python made a tensor of, which guards look at whole
+_MOST_LIFTED = 1024  # elements of a tensor made from Python values: up to here guards look at all of them
 _MOST_FOLDED = 2**16  # elements of a constant that is kept; a larger one is computed anew each time
 
 
 def simplify(graph: fx.GraphModule, *tensors: Tensor) -> fx.GraphModule:
     """Return a shorter graph of the same values, on the same parameters.
 
-    Done are: one node for equal operations on equal arguments and for equal views of one storage; no multiplication
-    by one, addition of zeros, sum or mean over one element; constants computed once; nothing computed that is not
-    used. Random draws, operations that write into a tensor, and whatever shares memory with such a tensor stay.
+    Equal operations on equal arguments become one node, and so do equal views of one storage. Multiplications by one,
+    additions of zeros, and sums or means over one element are removed. Constants are computed once, and unused values
+    not at all. Random draws, operations that write into a tensor, and everything that shares memory with such a tensor
+    stay.
 
     Args:
-        graph: What `make_fx` made, of ATen operations.
-        *tensors: Its inputs, for their shapes.
+        graph: The graph of ATen operations that `make_fx` made.
+        *tensors: Its inputs, which give the shapes.
 
     Example:
         >>> from torch.fx.experimental.proxy_tensor import make_fx
@@ -51,7 +52,7 @@ def simplify(graph: fx.GraphModule, *tensors: Tensor) -> fx.GraphModule:
 
 
 class _Fakes(fx.Interpreter):
-    """Shapes, strides and storages of every value in a graph, without computing any."""
+    """The shape, strides and storage of every value in a graph, found without computing any."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph, garbage_collect_values=False)
@@ -68,7 +69,7 @@ class _Fakes(fx.Interpreter):
 
 
 class _Simplifier:
-    """One pass over the nodes, each seen after what it is computed from."""
+    """One pass over the nodes, each after the nodes that it is computed from."""
 
     def __init__(self, graph: fx.GraphModule, fakes: _Fakes) -> None:
         self.graph = graph
@@ -81,8 +82,8 @@ class _Simplifier:
             for value in self._arguments(node)
             for storage in _storages(value)
         }
-        self.known: dict[Any, fx.Node] = {}  # what is computed already, by what it is
-        self.moved: set[fx.Node] = set()  # nodes that stand for others in another storage, and what is computed of them
+        self.known: dict[Any, fx.Node] = {}  # the node that computes each expression or view already
+        self.moved: set[fx.Node] = set()  # nodes that replace others in another storage, and nodes computed from them
         self.constants: dict[fx.Node, Tensor] = {}
         tensors = [t for value in self.fakes.values() for t in _pytree.tree_leaves(value) if isinstance(t, Tensor)]
         self.on_gpu = any(t.is_cuda for t in tensors)
@@ -103,7 +104,7 @@ class _Simplifier:
         self._insert_constants()
 
     def _look_again(self, node: fx.Node) -> None:
-        """Find a node's storage anew where that of an argument is another one now."""
+        """Find a node's storage again where an argument has another storage now."""
         if any(argument in self.moved for argument in node.all_input_nodes):
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: self.fakes[n])
             with self.mode:
@@ -135,13 +136,13 @@ class _Simplifier:
                 node.replace_all_uses_with(first)
 
     def _expression(self, node: fx.Node) -> Any:
-        """The operation and its arguments."""
+        """Return the operation and its arguments as a key."""
         flat, structure = _pytree.tree_flatten((node.args, node.kwargs))
         key = tuple(a if isinstance(a, fx.Node) else (type(a).__name__, repr(a)) for a in flat)
         return node.target, key, repr(structure)
 
     def _simpler(self, node: fx.Node) -> fx.Node | None:
-        """An earlier node with the same value, or a view in place of an operation over one element."""
+        """Return an earlier node with the same value, or a view that replaces an operation over one element."""
         value = self.fakes[node]
         args: Any = node.args
         if not isinstance(value, Tensor) or not args:
@@ -179,7 +180,7 @@ class _Simplifier:
         return isinstance(given, Tensor) and given.dtype == value.dtype and given.numel() == value.numel() > 0
 
     def _reshaped(self, node: fx.Node, operand: fx.Node) -> fx.Node | None:
-        """The operand in the shape of a node, as a view where its layout allows."""
+        """Return a view of the operand in the shape of a node, or None where its layout allows none."""
         value, given = self.fakes[node], self.fakes[operand]
         try:
             view = given.view(value.shape)
@@ -204,7 +205,7 @@ class _Simplifier:
         name = _name(node)
         if not isinstance(value, Tensor) or (name not in _CREATE and not inputs):
             return
-        if name in ("ones_like", "zeros_like", "full_like"):  # of its input's shape alone
+        if name in ("ones_like", "zeros_like", "full_like"):  # they depend on the shape of their input alone
             given = self.fakes[inputs[0]]
             known = {
                 inputs[0]: torch.empty_strided(given.shape, given.stride(), dtype=given.dtype, device=given.device)
@@ -212,7 +213,7 @@ class _Simplifier:
         elif self.on_gpu and name == "lift_fresh_copy" and value.numel() <= _MOST_LIFTED and inputs[0].op == "get_attr":
             known = {
                 inputs[0]: getattr(self.graph, str(inputs[0].target))
-            }  # a number that Python gave: on the GPU once
+            }  # a number from Python, copied to the GPU once
         elif all(i in self.constants for i in inputs):
             known = self.constants
         else:
@@ -223,13 +224,13 @@ class _Simplifier:
             self.constants[node] = constant
 
     def _insert_constants(self) -> None:
-        """Put constants in the place of the nodes that computed them, where another node uses them."""
+        """Replace the nodes that compute constants by these constants, where another node uses them."""
         outputs = {node for n in self.graph.graph.nodes if n.op == "output" for node in n.all_input_nodes}
         for node, constant in self.constants.items():
             if node in outputs or all(user in self.constants for user in node.users):
-                continue  # what is returned must be the caller's own
+                continue  # the caller must own what is returned
             if (constant == constant.flatten()[:1]).all() and constant.numel() > 1:
-                constant = constant.flatten()[0].clone().expand(constant.shape)  # read from one place
+                constant = constant.flatten()[0].clone().expand(constant.shape)  # one element of memory
             elif constant.numel() > _MOST_FOLDED:
                 continue
             name = f"_folded_{node.name}"
@@ -242,13 +243,13 @@ class _Simplifier:
 
 
 def _is_pure(node: fx.Node) -> bool:
-    """Whether an operation is one of ATen's, writes into nothing and draws nothing."""
+    """Whether a node is an ATen operation that writes into nothing and draws nothing."""
     op = node.target
     return (
         isinstance(op, torch._ops.OpOverload)
         and op.namespace in ("aten", "prims")
         and torch.Tag.nondeterministic_seeded not in op.tags
-        and bool(op._schema.returns)  # what returns nothing checks something, and raises
+        and bool(op._schema.returns)  # an operation that returns nothing is a check, and may raise
         and not _writes(node)
         and not op.__name__.startswith(("empty", "new_empty", "rand", "as_strided"))
     )
@@ -273,7 +274,7 @@ def _is_empty(node: fx.Node) -> bool:
 
 
 def _name(node: fx.Node) -> str:
-    """The operation's name without its overload."""
+    """Return the operation's name without its overload."""
     return getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
 
 
@@ -282,6 +283,6 @@ def _storages(value: Any) -> set[int]:
 
 
 def _geometry(value: Tensor) -> Any:
-    """Storage, place and shape: two tensors that agree in it are the same."""
+    """Return storage, place, shape and type as a key: two tensors with the same key are the same."""
     place = value.untyped_storage()._cdata, value.storage_offset(), tuple(value.shape), value.stride()
     return *place, value.dtype, value.is_conj(), value.is_neg()

@@ -1,4 +1,4 @@
-"""What a step reads and writes beside its inputs: tensors, random states, Pyro's store; noted, and put back."""
+"""The state that a step uses besides its inputs (tensors, random states, Pyro's store), noted and put back."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 WRITES_UNSAID = ("batch_norm", "instance_norm")  # operations whose schema hides that they write into their buffers
-# operations that take nothing but the shape of their argument
+# operations that use only the shape of their argument
 _OF_SHAPES = ("new_ones", "new_zeros", "new_full", "ones_like", "zeros_like", "full_like")
-# code that computes with results of shapes that hang on values, and never with the shapes; the pass backward is ours
+# code whose results may have shapes that depend on values: it never computes with these shapes. The second entry is for
+# the backward pass, which this package runs
 _OF_ANY_SHAPE = ("pyro.distributions.transforms.spline", "ppl_vae.capture.")
 
 
 class Written(TorchDispatchMode):
-    """Notes which tensors from before it began are written to, and which are read as Python numbers.
+    """A mode that notes which older tensors are written to, and which tensors are read as Python numbers.
 
     Attributes:
         before: A tensor on each storage that was written to, with a copy from before the first write.
-        numbers: Tensors of which Python was told a number or a truth.
+        numbers: Tensors from which Python read a number or a truth value.
 
     Raises:
-        RuntimeError: At an operation whose result has a shape that hangs on values.
+        RuntimeError: At an operation whose result has a shape that depends on values.
     """
 
     def __init__(self) -> None:
@@ -40,10 +41,10 @@ class Written(TorchDispatchMode):
         self.before: dict[int, tuple[Tensor, Tensor]] = {}
         self.numbers: list[Tensor] = []
         self._made: dict[int, StorageWeakRef] = {}
-        self._constant: set[int] = set()  # storages that hang on no values from before
+        self._constant: set[int] = set()  # storages that depend on no older values
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one operation."""
+        """Run one operation, and note what it writes and what Python reads."""
         for tensor in _written(func, args, kwargs or {}):
             storage = tensor.untyped_storage()
             if storage._cdata not in self._made and storage._cdata not in self.before:
@@ -68,32 +69,32 @@ class Written(TorchDispatchMode):
         for tensor in _tensors(result):
             storage = tensor.untyped_storage()
             if storage._cdata not in given:
-                self._made[storage._cdata] = StorageWeakRef(storage)  # keeps the address from being another's
+                self._made[storage._cdata] = StorageWeakRef(storage)  # keeps the address from being reused
                 if constant:
                     self._constant.add(storage._cdata)
         return result
 
     def is_old(self, tensor: Tensor) -> bool:
-        """Whether a tensor is from before it began."""
+        """Whether a tensor existed before the mode began."""
         return tensor.untyped_storage()._cdata not in self._made
 
     def touches(self, tensors: Iterable[Tensor]) -> bool:
-        """Whether one of these was written to."""
+        """Whether one of these tensors was written to."""
         return any(t.untyped_storage()._cdata in self.before for t in tensors if t.layout is torch.strided)
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """Make what was written to as it was."""
+        """Restore the tensors that were written to."""
         for whole, before in self.before.values():
             whole.copy_(before)
 
     def tensors(self) -> list[Tensor]:
-        """What was written to, each storage as one tensor."""
+        """Return the tensors that were written to, each storage as one tensor."""
         return [whole for whole, _ in self.before.values()]
 
 
 def _by_values(func: Any, args: Any) -> bool:
-    """Whether a shape hangs on values: an index does where it is a mask."""
+    """Whether a shape depends on values. That of an indexed tensor does where the index is a mask."""
     if func.__name__.startswith("index.") and not any(t.dtype in (torch.bool, torch.uint8) for t in _tensors(args[1:])):
         return False
     frame: Any = sys._getframe(2)
@@ -119,7 +120,7 @@ def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
 
 
 class PythonRandom:
-    """The states of Python's and NumPy's random generators, global ones and a program's own."""
+    """The states of the global random generators of Python and NumPy, and of a program's own generators."""
 
     def __init__(self, own: Iterable[Any] = ()) -> None:
         self._own = list(own)
@@ -143,7 +144,7 @@ class PythonRandom:
         return states
 
     def put_back(self) -> str | None:
-        """Put the states back, and name the first that had moved."""
+        """Put the states back, and name the first generator that had moved."""
         moved = None
         for (name, before, write), (_, now, _) in zip(self._states, self._read(), strict=True):
             if _bytes(before) != _bytes(now):
@@ -161,7 +162,7 @@ def _bytes(state: Any) -> bytes:
 
 
 class Snapshot:
-    """Tensors, torch's random state and Pyro's store as they are now.
+    """A copy of some tensors, torch's random state and Pyro's store.
 
     Attributes:
         random: The state of torch's generator on the CPU.
@@ -177,7 +178,7 @@ class Snapshot:
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """Make everything as it was."""
+        """Restore everything."""
         for tensor, copy in zip(self._tensors, self._copies, strict=True):
             tensor.detach().copy_(copy)
         torch.set_rng_state(self.random)
@@ -189,7 +190,7 @@ class Snapshot:
                 now.update(before)
 
     def replaced(self) -> str | None:
-        """Name a parameter of Pyro's store that is another tensor now."""
+        """Name a parameter of Pyro's store that is another tensor now, or return None."""
         now, before = _homes()[0], self._store[0]
         return next((name for name in before if now.get(name) is not before[name]), None)
 
@@ -205,7 +206,7 @@ def _store() -> list[dict]:
 
 @contextmanager
 def untouched(tensors: Iterable[Tensor] = ()) -> Iterator[None]:
-    """Leave torch's random state, Pyro's store and some tensors as they were, with Pyro's validation off meanwhile."""
+    """Restore torch's random state, Pyro's store and some tensors afterwards; Pyro's validation is off meanwhile."""
     before = Snapshot(tensors)
     try:
         with pyro.validation_enabled(False):

@@ -1,4 +1,4 @@
-"""One step as a graph: traced, held against the program as it is written, run, and held against it again."""
+"""One step as a graph: traced, compared with the eager step, run, and compared again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ppl_vae.objectives.losses import BatchLoss
 
 logger = logging.getLogger(__name__)
 
-# by how much counters that a program keeps itself are put ahead, to see whether it computes with them
+# the program's own counters are advanced by these numbers, to see whether the program computes with them
 _AHEAD = (1, 2, 3, 4, 7, 50, 997, 100_003, 10_000_019)
 
 _READS_NUMBERS = "it reads numbers out of a tensor (.numpy(), .tolist()); compute with tensors"
@@ -37,15 +37,15 @@ Graph = Callable[..., tuple[Tensor, ...]]
 class CapturedStep:
     """One step as a graph, for one set of shapes and Python values.
 
-    State in, state out: what the graph reads and writes beside its inputs is in `state` (parameters, buffers, tensors
-    that the program holds) and torch's generator; what it writes is in `written`.
+    Besides its inputs, the graph reads and writes only the tensors in `state` (parameters, buffers, tensors that the
+    program holds) and torch's generator. The tensors that it writes are in `written`.
 
-    A program is run once as it is written, watched, to find what it depends on and writes to; then traced; and the
-    graph is held against that run. Nothing of it is left behind: tensors, random states, Pyro's store and Python values
-    within reach are put back.
+    The program first runs once eagerly, through Pyro, and is watched to find what it depends on and writes to. Then it
+    is traced, and the graph is compared with the first run. These runs leave nothing behind: tensors, random states,
+    Pyro's store and Python values within reach are put back.
 
     Args:
-        run: Runs the step as it is written on tensors and numbers, and returns the loss.
+        run: Runs the step eagerly on tensors and numbers, and returns the loss.
         leaves: The parameters to differentiate by.
         tensors: The tensor arguments.
         roots: Model, guide and loss, for the guards.
@@ -53,22 +53,22 @@ class CapturedStep:
         mean: Differentiate the mean per datum instead of the sum.
         full: Compile the graph with Inductor.
         numbers: The numbers among the arguments.
-        lift: The places in `numbers` of those that become inputs of the graph.
+        lift: The places in `numbers` of the numbers that become inputs of the graph.
         lift_values: The labels of Python values that become inputs too.
 
     Attributes:
         leaves: The parameters.
-        guards: What the graph depends on besides.
-        constants: The numbers among the arguments that the graph is made for; None for those that are inputs.
+        guards: The Python values that the graph depends on.
+        constants: The numbers among the arguments that the graph is made for; None for numbers that are inputs.
         state: See above.
         written: See above; each tensor covers a whole storage.
-        uses: How often the graph was used; `unchecked`, since it was last held against the program; `checks`, how
-            often it was.
-        disturbed: Whether code of the user's may have run since.
+        uses: How often the graph was used; `unchecked` counts the uses since the last comparison with the program, and
+            `checks` counts these comparisons.
+        disturbed: Whether the user's code may have run since the last comparison.
         touched: The identities of the parameters that the step meets, whether or not the loss depends on them.
 
     Raises:
-        CaptureError: If the step cannot be captured, or the graph does not do what the program does.
+        CaptureError: If the step cannot be captured, or the graph does not compute what the program computes.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class CapturedStep:
         else:
             try:
                 short = simplify(graph, *map(_apart, inputs))
-            except Exception as error:  # an operation that tells no shapes (a user's own kernel), or a wrong rule
+            except Exception as error:  # an operation that gives no shapes (a user's own kernel), or a wrong rule
                 logger.debug("the captured graph is used as it was traced: %s", error)
                 short = graph
             try:
@@ -135,7 +135,7 @@ class CapturedStep:
 
     @property
     def graph(self) -> Graph:
-        """What is run: an `fx.GraphModule` unless it is compiled, or replayed on a GPU."""
+        """The function that runs: an `fx.GraphModule` unless it is compiled, or replayed on a GPU."""
         return self._graph
 
     @property
@@ -144,14 +144,14 @@ class CapturedStep:
         return not all(self._has_gradient)
 
     def inputs(self, tensors: Sequence[Tensor], numbers: Sequence[float] = ()) -> list[Tensor]:
-        """What the graph is run on: tensors, and the numbers that are inputs as tensors."""
+        """Return the inputs of the graph: the tensors, and the numbers that are inputs, as tensors."""
         if not self._numbers:
             return list(tensors)
         values = [*(numbers[i] for i in self._lift), *self.guards.lifted()]
         return [*tensors, *(number(value) for number, value in zip(self._numbers, values, strict=True))]
 
     def fits(self, numbers: Sequence[float]) -> bool:
-        """Whether the graph is made for these numbers, and for every Python value as it is."""
+        """Whether the graph is made for these numbers, and for the present Python values."""
         return self.takes(numbers) and not self.moved() and self.guards.hold()
 
     def takes(self, numbers: Sequence[float]) -> bool:
@@ -159,7 +159,7 @@ class CapturedStep:
         return all(c is None or repr(c) == repr(n) for c, n in zip(self.constants, numbers, strict=True))
 
     def moved(self) -> bool:
-        """Whether a tensor lies elsewhere than a CUDA graph has it."""
+        """Whether a tensor has moved since a CUDA graph recorded its address."""
         return self._replay is not None and self._replay.moved()
 
     def overlaps(self, tensors: Sequence[Tensor]) -> bool:
@@ -182,7 +182,7 @@ class CapturedStep:
         return Step(BatchLoss(loss, surrogate, weight, log_likelihood, kl), gradients, others)
 
     def run(self, tensors: list[Tensor], numbers: Sequence[float]) -> tuple[Step, str | None]:
-        """Take the step by the graph; by the program, with what differs, where the graph fails."""
+        """Take the step by the graph. Where the graph fails, take it eagerly, and say so."""
         if not self._may_fail:
             return self(*self.inputs(tensors, numbers)), None
         before = Snapshot(self.written)
@@ -196,14 +196,14 @@ class CapturedStep:
         with pyro.validation_enabled(False):
             return placed(eager_step(self._run, self.leaves, [*tensors, *numbers], self._mean), tensors)
 
-    # holding it against the program ----------------------------------------------------------------------------------
+    # comparing it with the program -----------------------------------------------------------------------------------
 
     def is_other(self, tensors: Sequence[Tensor], numbers: Sequence[float]) -> bool:
-        """Whether an input is another than it was in every check so far: what was frozen of it shows now."""
+        """Whether an input differs, for the first time, from its value in all checks: a frozen value would show now."""
         return bool(self._same_so_far) and bool(self._other(tensors, numbers))
 
     def _other(self, tensors: Sequence[Tensor], numbers: Sequence[float]) -> set[int]:
-        """Which inputs are other than in every check so far."""
+        """Return the places of the inputs that differ, for the first time, from their value in all checks."""
         now = [_data(value) for value in (*tensors, *numbers, *self.guards.lifted())]
         # a tensor has one weak reference, and `==` would compare what it refers to
         pairs = list(zip(now, self._checked_on, strict=True))
@@ -212,9 +212,10 @@ class CapturedStep:
         }
 
     def checked(self, tensors: list[Tensor], numbers: Sequence[float]) -> tuple[Step, str | None]:
-        """Take the step by graph and program on the same noise; return one of them, and how they differ, if so.
+        """Take the step by graph and program on the same noise; return one of the two, and how they differ if they do.
 
-        Where they agree it is the graph's, and the state is what the graph left; else all is the program's.
+        Where they agree, the step is the graph's, and the state is as the graph left it. Otherwise the step and the
+        state are the program's.
         """
         self.unchecked, self.disturbed = 0, False
         self.checks += 1
@@ -224,7 +225,7 @@ class CapturedStep:
             ours = self(*self.inputs(tensors, numbers))
             after = Snapshot(self.written)
             copies = [t.clone() for t in self.written]
-        except RuntimeError as error:  # if it is no fault of the graph's, the program has it too
+        except RuntimeError as error:  # if the graph is not at fault, the program raises too
             failed = f"the graph fails ({str(error).strip().splitlines()[0]})"
         before.put_back()
         theirs = self._as_written(tensors, numbers)
@@ -249,9 +250,9 @@ class CapturedStep:
         roots: Sequence[object],
         parameters: Mapping[str, Tensor] | None,
     ) -> None:
-        """Run the step as it is written, find what it depends on and writes to, and put all back."""
+        """Run the step eagerly, find what it depends on and writes to, and put everything back."""
         within_reach = Guards(*roots, parameters=parameters)
-        known = {id(leaf) for leaf in self.leaves}  # before a trial run: what it runs cannot be taken back
+        known = {id(leaf) for leaf in self.leaves}  # before a trial run: what a hook does cannot be undone
         trained = [m for m in within_reach.reach.modules if any(id(p) in known for p in m.parameters())]
         _refuse_hooks({id(part) for module in trained for part in module.modules()}, within_reach)
         buffers = [(buffer, buffer._version) for buffer in within_reach.buffers()]
@@ -292,7 +293,7 @@ class CapturedStep:
         self.guards.guard_numbers(list({id(t): number_of(t) for t in read}.values()))
 
     def _trace_twice(self, inputs: list[Tensor]) -> fx.GraphModule:
-        """The graph; traced again if the program changes Python values, to see whether it computes with them."""
+        """Trace the graph. If the program changes Python values, trace again, to see whether it computes with them."""
         try:
             graph = self._trace(inputs)
             changes = list(self.guards.changes())
@@ -318,11 +319,11 @@ class CapturedStep:
         with explained(), untouched(self.written), traceable_pyro(), self.guards.replaced(numbers), entered:
             graph = make_fx(self._joint)(*clones)
         if any(t.untyped_storage()._cdata == n.untyped_storage()._cdata for t in entered.read for n in clones):
-            raise CaptureError(_READS_NUMBERS)  # which were Python's when the program was watched, and are tensors here
+            raise CaptureError(_READS_NUMBERS)  # the watched run had Python numbers where these tensors are
         return graph
 
     def _joint(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The step as a function of tensors, to be traced."""
+        """Compute the step as a function of tensors, to be traced."""
         arguments = tensors[: len(tensors) - len(self.guards.lifted())]
         count = len(arguments) - len(self._lift)
         step = eager_step(self._run, self.leaves, [*arguments[:count], *self._arranged(arguments[count:])], self._mean)
@@ -341,12 +342,12 @@ class CapturedStep:
         return tuple(outputs)
 
     def _take(self, graph: Graph, module: fx.GraphModule, inputs: list[Tensor]) -> None:
-        """Use this graph, if it does what the program does."""
+        """Use this graph, if it computes what the program computes."""
         self.state = [*self.leaves, *self.guards.buffers(), *_tensors_of(module)]
         self._may_fail = any(map(_checks, module.graph.nodes))
         difference = None
         for run in self._ways(graph, inputs):
-            with explained():  # a compiler that is missing shows in the first run
+            with explained():  # a missing compiler shows in the first run
                 self._graph: Graph = run
                 self._borrowed: list[int] = []
                 with untouched(self.written):
@@ -362,7 +363,7 @@ class CapturedStep:
         raise CaptureError(f"{difference}: it depends on what a graph cannot follow")
 
     def _ways(self, graph: Graph, inputs: list[Tensor]) -> Iterator[Graph]:
-        """On a GPU as one CUDA graph where that can be; kernel by kernel."""
+        """Yield the ways to run the graph: on a GPU as one CUDA graph where possible, then kernel by kernel."""
         self._replay: CudaReplay | None = None
         if all(t.is_cuda for t in [*inputs, *self.leaves]):
             with explained():
@@ -373,7 +374,7 @@ class CapturedStep:
         yield graph
 
     def _replayed(self, graph: Graph, inputs: list[Tensor]) -> Graph | None:
-        """The graph as one CUDA graph, None where that cannot be."""
+        """Return the graph as one CUDA graph, or None where that is impossible."""
         on_cpu = [t for t in self.state if not t.is_cuda]
         if any(t.numel() > 1 for t in on_cpu):
             return None
@@ -383,9 +384,9 @@ class CapturedStep:
         except RuntimeError as error:
             logger.debug("the captured graph is launched kernel by kernel: %s", error)
             return None
-        self.guards.guard_numbers([number_of(t) for t in on_cpu if t.numel()])  # recorded as they are now
+        self.guards.guard_numbers([number_of(t) for t in on_cpu if t.numel()])  # the recording has their present values
         self._replay = replay
-        # the optimiser uses the gradients before the next call, but what was seen may be kept for longer
+        # the optimiser uses the gradients before the next call, but the caller may keep the other outputs for longer
         first = sum(self._has_gradient)
 
         def run(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -395,7 +396,7 @@ class CapturedStep:
         return run
 
     def _find_borrowed(self, step: Step, inputs: list[Tensor]) -> list[int]:
-        """Which gradients are not memory of their own, laid out as their parameter, as optimisers take for granted."""
+        """Find gradients that share memory or are not laid out as their parameter; optimisers expect neither."""
         places = [None if g is None else g.untyped_storage().data_ptr() for g in step.gradients]
         others = {t.untyped_storage().data_ptr() for t in [*inputs, *self.state] if t.layout is torch.strided}
         return [
@@ -406,7 +407,7 @@ class CapturedStep:
 
 
 class _Number:
-    """A Python number as a 0-dimensional tensor, as exact as the parameters and where they are; a tensor as it is."""
+    """A Python number as a 0-dimensional tensor, as exact as the parameters and on their device; a tensor unchanged."""
 
     def __init__(self, leaves: Sequence[Tensor]) -> None:
         floats = [leaf.dtype for leaf in leaves if leaf.dtype.is_floating_point]
@@ -430,7 +431,7 @@ class _Number:
 
 
 def _arranger(numbers: Sequence[float], lift: Collection[int]) -> Callable[[Sequence[Tensor]], list[Any]]:
-    """From the numbers that are inputs to all numbers in order, the others as they are."""
+    """Return a function from the numbers that are inputs to all numbers in order, with the others unchanged."""
 
     def arranged(lifted: Sequence[Tensor]) -> list[Any]:
         given = iter(lifted)
@@ -440,14 +441,14 @@ def _arranger(numbers: Sequence[float], lift: Collection[int]) -> Callable[[Sequ
 
 
 def _apart(tensor: Tensor) -> Tensor:
-    """A tensor of the same layout on memory of its own."""
+    """Return a tensor of the same layout on memory of its own."""
     if tensor.layout is not torch.strided:
         return tensor.clone()
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
 
 
 def _data(value: Tensor | float) -> tuple[Any, float]:
-    """Which data an argument is, without keeping it alive."""
+    """Identify the data of an argument, without keeping it alive."""
     return (weakref.ref(value), value._version) if isinstance(value, Tensor) else (None, value)
 
 
@@ -462,14 +463,14 @@ def _refuse(guards: Guards) -> None:
 
 
 def _refuse_hooks(modules: Set[int], guards: Guards) -> None:
-    """Refuse hooks of these modules, and of all."""
+    """Refuse hooks of these modules, and hooks for all modules."""
     for name, hooks, owner in guards.reach.hooks:
         if hooks and (owner is None or id(owner) in modules):
             raise NotNowError(f"a {name} has a hook, whose Python code runs at every step; remove the hook to capture")
 
 
 def _tensors_of(graph: fx.GraphModule) -> list[Tensor]:
-    """The tensors that a graph holds."""
+    """Return the tensors that a graph holds."""
     held = [_attribute(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"]
     return list({id(t): t for t in held if isinstance(t, Tensor)}.values())
 

@@ -1,4 +1,4 @@
-"""Pyro under tracing: what its code reads out of tensors, and a graph cannot, put into operations."""
+"""Pyro under tracing: operations replace code that reads values out of tensors, which a graph cannot do."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _OWN = str(Path(__file__).parent.parent)
 
 
 class CaptureError(RuntimeError):
-    """A step that cannot be captured, and why, in one sentence."""
+    """A step that cannot be captured, with the reason in one sentence."""
 
 
 class NotNowError(CaptureError):
-    """A step that cannot be captured as the program is made up now, and may be later: it has a hook, say."""
+    """A step that cannot be captured now but may be later: the program has a hook, for example."""
 
 
 class _Namespace:
@@ -43,9 +43,10 @@ class _Namespace:
 def traceable_pyro() -> Iterator[None]:
     """Run Pyro's objectives so that they wait for no number, and its distributions without validation.
 
-    A graph cannot wait for a value. Pyro's objectives add up their loss as a float (kept a tensor here) and warn of
-    NaN (left out). `TraceEnum_ELBO` leaves terms of probability zero out where there are any: here they are always
-    replaced by zeros, which is the same sum. A distribution that was made under validation checks what it scores.
+    A graph cannot wait for a value. Pyro's objectives add up their loss as a float; here it stays a tensor. They warn
+    of NaN; here they do not. `TraceEnum_ELBO` leaves out terms of probability zero where there are any; here zeros
+    always replace these terms, which gives the same sum. A distribution that was made under validation checks the
+    values that it scores; here it does not.
     """
     item, select = Tensor.item, Tensor.masked_select
 
@@ -73,13 +74,13 @@ def traceable_pyro() -> Iterator[None]:
 
 
 def _called_by(module: str) -> bool:
-    """Whether the caller of the function that asks belongs to a module."""
+    """Whether the caller's caller belongs to a module whose name starts so."""
     return str(sys._getframe(2).f_globals.get("__name__")).startswith(module)
 
 
 @contextmanager
 def backward_noted() -> Iterator[list[Tensor]]:
-    """Note what this thread would differentiate instead of differentiating it."""
+    """Note the tensors that this thread would differentiate, instead of differentiating them."""
     noted: list[Tensor] = []
     backward, thread = torch.autograd.backward, threading.get_ident()
 
@@ -94,7 +95,7 @@ def backward_noted() -> Iterator[list[Tensor]]:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Raise whatever goes wrong as a `CaptureError` that says where, in the user's code or Pyro's, and what to do."""
+    """Raise any error as a `CaptureError` that says where it arose, in the user's code or Pyro's, and what to do."""
     try:
         yield
     except CaptureError:
@@ -114,7 +115,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _where(error: BaseException) -> str:
-    """Where an error arose: the innermost frame of Pyro's, if it is within the user's, and of the user's own code."""
+    """Say where an error arose: the innermost frame of the user's code, and of Pyro's if that code called it."""
     frames = traceback.extract_tb(error.__traceback__)
     mine = [i for i, f in enumerate(frames) if not _is_installed(f.filename)]
     pyros = [i for i, f in enumerate(frames) if "/pyro/" in f.filename.replace("\\", "/")]

@@ -1,4 +1,4 @@
-r"""Questions about a piece without the others that a VAE is made of."""
+r"""Questions about a piece without the other pieces of a VAE."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _LATENT = 2
 
 
 def one_hot(y: Tensor) -> Tensor:
-    """Return conditions (n, k); of labels (n,) as many as occur."""
+    """Return conditions (n, k); labels (n,) become one-hot, with k the largest label plus one."""
     return y if y.dim() > 1 else torch.nn.functional.one_hot(y.long()).to(torch.get_default_dtype())
 
 
 class _Alone(nn.Module):
-    """A piece by itself, called as in a VAE: with the condition, if it takes one."""
+    """A single piece, called as in a VAE: with the condition y if the piece takes one."""
 
     def __init__(self, piece: Any) -> None:
         super().__init__()
@@ -42,17 +42,17 @@ class _Alone(nn.Module):
 def check_alone(
     findings: Findings, pieces: dict[str, Any], x: Tensor | None, y: Tensor | None, z: Tensor | None
 ) -> None:
-    """Ask about pieces without the others.
+    """Ask about pieces one by one, each without the others.
 
     Args:
-        findings: Where the answers go.
-        pieces: By role.
+        findings: Collects the answers.
+        pieces: The pieces, by role.
         x: Data, or None.
         y: The condition, (n, k) or labels (n,), or None.
-        z: Latents for a likelihood; by default standard normal ones of two dimensions.
+        z: Latents for a likelihood; by default draws from a standard normal of two dimensions.
 
     Raises:
-        ValueError: If there are no data for a piece that needs them.
+        ValueError: If a piece needs data and there are none.
     """
     if "posterior" in pieces and x is None:
         raise ValueError("check was given a posterior and no data; give check(data=x, posterior=...) what it reads")
@@ -82,7 +82,7 @@ def check_alone(
 
 
 def _one_dimensional(findings: Findings, holder: Pieces, role: str, batch: Batch) -> None:
-    """Prior and posterior have vectors for events."""
+    """Check that the events of a prior or posterior are vectors."""
     given = holder.distribution(role, batch)
     if len(given.event_shape) != 1:
         findings.wrong(

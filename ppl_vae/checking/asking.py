@@ -1,4 +1,4 @@
-"""How questions are asked: each by itself, so that what one of them raises is a finding, and not the end of all."""
+"""The questions of a check, asked one by one: an exception in one becomes a finding, and the check goes on."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from contextlib import contextmanager
 from ppl_vae.checking import places
 from ppl_vae.checking.report import Finding
 
-_FIRST = ("runs", "shapes", "draws", "finite")  # without these right, numbers mean nothing
+_FIRST = ("runs", "shapes", "draws", "finite")  # while one of these is wrong, numbers mean nothing
 
 
 class Unanswered(Exception):  # noqa: N818 - the reason why a question has no answer, not a fault
-    """A question that cannot be answered of this piece, and why."""
+    """The reason why a question has no answer for a piece."""
 
 
 def reason(error: NotImplementedError | KeyError) -> str:
-    """What an error says of why something cannot be answered."""
+    """Return why a question has no answer: the message of a `NotImplementedError`, else the repr of the error."""
     return str(error) if isinstance(error, NotImplementedError) and str(error) else repr(error)
 
 
 class Findings:
-    """What has been found so far."""
+    """The findings so far."""
 
     def __init__(self) -> None:
         self.found: list[Finding] = []
@@ -31,7 +31,7 @@ class Findings:
         self.found.append(Finding(part, name, "ok", sentence))
 
     def wrong(self, part: str, name: str, sentence: str, fix: str = "", place: str = "") -> None:
-        """Note that something is wrong, once for a part and a name."""
+        """Note what is wrong. The first fault of a part and name counts, and replaces their other findings."""
         if not any((f.part, f.name, f.status) == (part, name, "wrong") for f in self.found):
             self.found = [f for f in self.found if (f.part, f.name) != (part, name)]
             self.found.append(Finding(part, name, "wrong", sentence, fix, place))
@@ -41,19 +41,19 @@ class Findings:
         self.found.append(Finding(part, name, "not checked", " ".join(why.split())))
 
     def is_wrong(self, *parts: str, names: tuple[str, ...] = ()) -> str:
-        """The first finding that says one of these parts is wrong (in one of these names): what to mend first."""
+        """Return what to mend first: "part: name" of the first wrong finding about these parts (and names), else ""."""
         for f in self.found:
             if f.status == "wrong" and f.part in parts and (not names or f.name in names):
                 return f"{f.part}: {f.name}"
         return ""
 
     def spoils_numbers(self, *parts: str) -> str:
-        """The first finding about these parts with which no number of the program means anything."""
+        """Return the first wrong finding about these parts that makes numbers meaningless, as any but float64 does."""
         wrong = {f.name for f in self.found if f.status == "wrong" and f.part in parts}
         return self.is_wrong(*parts, names=tuple(wrong - {"float64"})) if wrong - {"float64"} else ""
 
     def ask(self, part: str, name: str, question: Callable[[], None], place: str = "") -> None:
-        """Ask; what the user's code raises is a finding."""
+        """Ask a question; an exception in the user's code becomes a finding."""
         if first := self.is_wrong(part, names=_FIRST):
             if not any((f.part, f.name) == (part, "the rest") for f in self.found):
                 self.skipped(part, "the rest", f"mend {first!r} first")

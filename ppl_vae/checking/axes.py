@@ -1,7 +1,7 @@
-r"""One coordinate of a random vector: which values it can take, found by asking the support.
+r"""The values that one coordinate of a random vector can take, found through the support.
 
-A distribution of any kind answers ``support.check``; asked along one coordinate, that tells a line from an interval and
-both from a list of values, and needs no knowledge of the family.
+Every distribution answers ``support.check``. The answers along one coordinate distinguish a line, an interval and a
+list of values, without knowledge of the family.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class Axis:
     """The values of one coordinate.
 
     Attributes:
-        states: All values, ascending, if they can be listed.
+        states: All values, ascending; None if they cannot be listed.
         low: The least value, -inf if there is none.
-        high: The largest value.
-        edges: Those ends that are themselves in the support.
+        high: The largest value, inf if there is none.
+        edges: The ends that lie in the support themselves.
     """
 
     states: Tensor | None = None
@@ -35,14 +35,17 @@ class Axis:
     edges: tuple[float, ...] = ()
 
     def nodes(self, count: int, centre: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
-        """Points and weights of the trapezoid rule in a variable that spreads them, (count, *centre.shape)."""
+        """Return the points and weights of the trapezoid rule in a transformed variable, each (count, *centre.shape).
+
+        Listed values are the points themselves, with weight 1.
+        """
         if self.states is not None:
             states = self.states.reshape(-1, *[1] * centre.dim()).expand(-1, *centre.shape)
             return states, torch.ones_like(states)
         t = torch.linspace(-1, 1, count, dtype=torch.float64).reshape(-1, *[1] * centre.dim())
         step = 2.0 / (count - 1)
         if self.low > -torch.inf and self.high < torch.inf:
-            # tanh-sinh: points crowd at both ends, where a Beta may be infinite
+            # tanh-sinh: points crowd at both ends, where the density of a Beta may be infinite
             s = 0.5 * torch.pi * (3.2 * t).sinh()
             half = 0.5 * (self.high - self.low)
             points = torch.where(
@@ -63,11 +66,11 @@ class Axis:
 
 
 def find_axis(inside: Inside, values: Tensor) -> Axis | None:
-    """Return the axis that these values of a coordinate lie on, or None if it can be moved neither freely nor in steps.
+    """Return the axis of a coordinate, or None if the coordinate moves neither freely nor along a known list of values.
 
     Args:
-        inside: Whether values of this coordinate lie in the support, the others as they are.
-        values: Some values of it, float64, (n,).
+        inside: Whether values of this coordinate lie in the support while the other coordinates stay fixed.
+        values: Some values of the coordinate, float64, (n,).
     """
     middle = values.median()
     near = torch.stack([middle + 1.37e-3, middle - 1.37e-3])
@@ -80,7 +83,7 @@ def find_axis(inside: Inside, values: Tensor) -> Axis | None:
 
 
 def _listed(inside: Inside, values: Tensor) -> Axis | None:
-    """One of the usual lists of values: whole numbers, 8-bit grey levels in their scalings, or those that were seen."""
+    """Match values to a usual list: whole numbers, or 8-bit grey levels in their scalings; None without a match."""
     bits = torch.arange(256, dtype=torch.float64)
     seen = values.unique()
     whole = torch.arange(-_MOST_STATES // 2, _MOST_STATES, dtype=torch.float64)
@@ -92,7 +95,7 @@ def _listed(inside: Inside, values: Tensor) -> Axis | None:
 
 
 def _edge(inside: Inside, start: float, sign: float) -> tuple[float, bool]:
-    """How far a coordinate can go in one direction, and whether the end belongs to it."""
+    """Return how far a coordinate can go in one direction, and whether the support contains that end."""
     steps = sign * 10.0 ** torch.arange(-6, 9, dtype=torch.float64)
     ok = inside(start + steps)
     if ok.all():

@@ -1,4 +1,4 @@
-r"""`check`: all questions, asked of a piece, a VAE or any Pyro program."""
+r"""`check`: all questions about a piece, a VAE or any Pyro program."""
 
 from __future__ import annotations
 
@@ -41,34 +41,46 @@ def check(
     only: str | None = None,
     seed: int = 0,
 ) -> Report:
-    r"""Run a piece, or a whole program, on a batch of real data, and say in words what is right and what is wrong.
+    r"""Run a piece, or a whole program, on a batch of real data, and report what is right and what is wrong.
 
-    Of each density: its shapes; whether its draws lie in its support; whether they follow its ``log_prob`` (along
-    single coordinates, where the density alone says what fraction of the mass lies below a draw); whether its mass is 1
-    (by quadrature or a sum for one or two coordinates, for independent ones, and for few states; by importance sampling
-    otherwise); whether it is finite at the data and as its parameters grow; whether particles side by side are the same
-    as one by one; whether it works in float64. Of a program: whether data and draws of q(z|x) lie where they may, the
-    sampled KL is one that densities give (not below 0, and near the analytic one), the gradient reaches every
-    parameter, the ELBO and the objective lie below log p(x), and a step can be captured.
+    The questions about each density are:
 
-    It looks at a batch of 64 data and, of each density, at three: what goes wrong elsewhere, or by less than 5.5
-    standard errors of 4,000 draws (a scale that is off by less than about 5%), is not seen; nor are weights between
-    modes that lie far apart in more than two dimensions. What could not be found out says why. Takes seconds; a piece
-    whose density is slow (an autoregressive flow in its slow direction) minutes. Parameters and the random state are
-    left as they were.
+    - What are its shapes?
+    - Do its draws lie in its support?
+    - Do its draws follow its ``log_prob``? This is tested along single coordinates, where the density alone gives the
+      fraction of the mass below a draw.
+    - Is its mass 1? The mass is found by quadrature or a sum for one or two coordinates, for independent coordinates
+      and for few states, and by importance sampling otherwise.
+    - Is it finite at the data, and as its parameters grow?
+    - Do particles side by side give the same numbers as one by one?
+    - Does it work in float64?
+
+    The questions about a program are:
+
+    - Do the data and the draws of q(z|x) lie in their supports?
+    - Is the sampled KL possible: not below 0, and near the analytic KL?
+    - Does the gradient reach every parameter?
+    - Do the ELBO and the objective lie below log p(x)?
+    - Can a training step be captured as one graph?
+
+    The check looks at one batch, 64 data of a data set, and evaluates each density at three of them. It does not see
+    faults elsewhere, faults smaller than 5.5 standard errors of 4,000 draws (a scale that is off by less than about
+    5%), or wrong weights of modes that lie far apart in more than two dimensions. A question without an answer says
+    why. The check takes seconds, or minutes for a piece whose density is slow (an autoregressive flow in its slow
+    direction). It leaves the parameters and the random state unchanged.
 
     Args:
-        program: A `VAE`, or a ``(model, guide)`` pair of Pyro functions of the data. Without it the pieces are given by
-            themselves: all three (what `VAE` refuses about them is a finding), or one alone.
-        data: A data set, of which the first 64 training data are taken, or x itself, (n, *x_shape).
+        program: A `VAE`, or a ``(model, guide)`` pair of Pyro functions of the data. Without a program, give the
+            pieces: all three (what `VAE` refuses about them is a finding), or one alone.
+        data: A data set, whose first 64 training data are used, or x itself, (n, *x_shape).
         prior: A prior.
-        likelihood: A likelihood; alone it needs `z` or is given standard normal latents of two dimensions.
+        likelihood: A likelihood; alone it is called with `z`, by default standard normal latents of two dimensions.
         posterior: A posterior; alone it needs `data`.
         y: The condition of a conditional model, (n, k) or labels (n,); by default the data set's second column.
         z: Latents for a likelihood alone, (n, latent).
-        objective: What it is to be trained with; by default the ELBO.
+        objective: The objective that the program is to be trained with; by default the ELBO.
         only: Ask about this piece alone: prior, likelihood or posterior.
-        seed: Of whatever is drawn.
+        seed: The seed of all draws.
 
     Raises:
         TypeError: If there is nothing to check.
@@ -131,7 +143,7 @@ def _batch_of(data: Any, y: Tensor | None) -> tuple[Tensor | None, Tensor | None
 
 
 def _check_batch(program: Any, x: Tensor | None, y: Tensor | None) -> None:
-    """Refuse data that cannot be those of a VAE."""
+    """Refuse data without a datum, and data or conditions that do not fit each other or the VAE."""
     if x is not None and not len(x):
         raise ValueError("check was given no data; expected at least one datum")
     if x is not None and y is not None and len(x) != len(y):
@@ -158,7 +170,7 @@ def _check_batch(program: Any, x: Tensor | None, y: Tensor | None) -> None:
 def _put_together(
     findings: Findings, pieces: dict[str, Any], data: Any, x: Tensor | None, y: Tensor | None
 ) -> VAE | None:
-    """The VAE of three pieces; what it refuses is a finding."""
+    """Return the VAE of three pieces; a refusal by `VAE` becomes a finding, and the result is None."""
     if x is None:
         raise ValueError(
             "check was given three pieces and no data; give check(data=..., prior=..., ...) what they are for"
@@ -186,7 +198,7 @@ def _put_together(
 def _roles_in(message: str) -> list[str]:
     found = re.match(r"(?:the )?(prior|likelihood|posterior)\b", message)
     if found and "the posterior" in message and message.startswith("the prior"):
-        return ["posterior"]  # two that do not go together: the posterior is the one to choose
+        return ["posterior"]  # the two do not go together: the posterior is the one to change
     return [found[1]] if found else []
 
 
@@ -237,7 +249,7 @@ def _check_vae(findings: Findings, vae: VAE, x: Tensor, y: Tensor | None, object
 
 
 def _latents(findings: Findings, vae: VAE, x: Tensor, y: Tensor | None) -> Tensor | None:
-    """Draws of p(z), one for each datum."""
+    """Draw one z from p(z) for each datum; a failure becomes a finding, and the result is None."""
     try:
         with torch.no_grad():
             p_z = vae.p_z(y)

@@ -1,4 +1,4 @@
-r"""A distribution as a table of numbers: draws and log-densities of flattened events, and the structure they show."""
+r"""Draws and log-densities of a distribution over flattened events, and the structure that they show."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ppl_vae._distributions import innermost, measure
 from ppl_vae.checking.axes import Axis, find_axis
 
 _AT_ONCE = 4_000_000  # numbers handed to log_prob at a time
-_MOST_COLUMNS = 512  # of a support that is no product, tried one by one
+_MOST_COLUMNS = 512  # at most, to be tried one by one where the support is no product
 
 
 class Density:
     """A batch of distributions over vectors of D numbers.
 
     Args:
-        distribution: Of batch shape () or (B,).
+        distribution: The distribution, of batch shape () or (B,).
         num_draws: How many draws to look at.
 
     Attributes:
-        draws: (n, B, D), in the distribution's own type.
+        draws: The draws, (n, B, D), in the distribution's own dtype.
         shape: The shape of one event.
         coupled: Whether some coordinate cannot move without the others: on a sphere, or one-hot vectors.
     """
@@ -46,11 +46,11 @@ class Density:
 
     @cached_property
     def independent(self) -> bool:
-        """Whether its density is a product over the coordinates, by its class or by its values."""
+        """Whether the density is a product over the coordinates, as its class says or its values show."""
         return not self.coupled and (self._base is not None or self._is_additive())
 
     def sample(self, count: int) -> Tensor:
-        """Draws, (count, B, D): half of them by rsample, where there is one, as a program draws, half by sample."""
+        """Draw (count, B, D): half by rsample, as programs draw, and half by sample; without rsample all by sample."""
         d = self.distribution
         ways = [(d.rsample, count - count // 2), (d.sample, count // 2)] if d.has_rsample else [(d.sample, count)]
         drawn = [draw((n,)).detach() for draw, n in ways if n]
@@ -58,41 +58,42 @@ class Density:
 
     @torch.no_grad()
     def log_prob(self, points: Tensor) -> Tensor:
-        """Log-densities of points (m, B, D), (m, B), float64; -inf outside of the support."""
+        """Return the log-densities (m, B) of points (m, B, D), float64; -inf outside the support."""
         rows = max(1, _AT_ONCE // max(1, self.size * self.dim))
         return torch.cat([self._log_prob(part) for part in points.split(rows)])
 
     def _log_prob(self, points: Tensor) -> Tensor:
         events = points.to(self.draws.dtype).reshape(len(points), *self.batch, *self.shape)
         inside = self.distribution.support.check(events)
-        if not inside.all():  # validation refuses these; a draw stands in for them
+        if not inside.all():  # validation refuses points outside; a draw replaces them
             spare = self.draws[0].reshape(*self.batch, *self.shape).expand_as(events)
             events = torch.where(inside.reshape(*inside.shape, *[1] * len(self.shape)), events, spare)
         log_p = torch.where(inside, self.distribution.log_prob(events).double(), -torch.inf)
         return log_p.reshape(len(points), self.size)
 
     def axis(self, coordinate: int) -> Axis | None:
-        """The values that a coordinate can take, None where that cannot be told."""
+        """Return the values that a coordinate can take, or None where they are unknown."""
         return None if self.coupled else self._axis(coordinate)
 
     def _axis(self, coordinate: int) -> Axis | None:
         return find_axis(self._inside(coordinate), self.draws[:500, :, coordinate].double().flatten())
 
     def _moves_freely(self) -> bool:
-        """Whether each coordinate can take several values beside the same others: columns of a table."""
+        """Return whether each coordinate can change while the others stay fixed, as columns of a table can."""
         if self.measure not in ("a discrete set", "a region of space") or self.dim > _MOST_COLUMNS:
             return False
         return all(self._axis(i) is not None for i in range(self.dim))
 
     def along(self, coordinate: int, points: Tensor, others: Tensor | None = None) -> Tensor:
-        """Log-densities with one coordinate moved, up to a constant for each event.
+        """Return log-densities while one coordinate moves, up to a constant for each event.
 
-        For the elementwise base of `Independent` distributions that of the coordinate alone, constant included.
+        For an `Independent` distribution with an elementwise base, the result is the log-density of the coordinate
+        alone, constant included.
 
         Args:
-            coordinate: Which.
-            points: Its values, (m, B).
-            others: The event that it is moved in, (B, D); the first draw by default.
+            coordinate: The index of the coordinate.
+            points: The values of the coordinate, (m, B).
+            others: The event in which the coordinate moves, (B, D); by default the first draw.
         """
         if self._base is not None:
             return self._elementwise_log_prob(coordinate, points)
@@ -131,7 +132,7 @@ class Density:
         return check
 
     def _is_additive(self) -> bool:
-        """Whether log-densities stay the same in sum when two draws swap some of their coordinates."""
+        """Return whether the log-densities of two draws keep their sum when the draws swap some coordinates."""
         if self.dim == 1:
             return True
         n = min(len(self.draws) // 2, 16)
@@ -150,7 +151,7 @@ class Density:
 
 
 def _elementwise(distribution: Any) -> Any:
-    """The base of an `Independent` distribution whose every number has a density of its own, else None."""
+    """Return the base of an `Independent` distribution if every number has a density of its own, else None."""
     base, count = distribution, 0
     while type(base).log_prob is Independent.log_prob and isinstance(base, Independent):
         count += base.reinterpreted_batch_ndims

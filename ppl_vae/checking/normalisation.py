@@ -1,7 +1,8 @@
-r"""Whether a density has total mass one.
+r"""The total mass of a density, which should be one.
 
-Exactly where that can be: a sum over listed values; quadrature of one coordinate, of each where the density is their
-product, or of two together. Else by importance sampling, whose own error says whether it can be trusted.
+The mass is exact where possible: a sum over listed values, or quadrature over one coordinate, over each coordinate of a
+product density, or over two coordinates together. Otherwise it is estimated by importance sampling, whose own error
+says whether the estimate can be trusted.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ppl_vae.checking.density import Density
 from ppl_vae.evidence.pareto import k_threshold, pareto_k
 
 _NODES = 1201
-_PLANES = (241, 481, 961)  # nodes a side of a plane
+_PLANES = (241, 481, 961)  # nodes per side of a grid in the plane
 _WORK = 300_000_000  # numbers to score at most
 _TOLERANCE = 5e-3  # of the mass of one coordinate: a kink between nodes costs 1e-4
 _MOST_STATES = 65_536
@@ -27,9 +28,10 @@ class Mass(NamedTuple):
     """A total mass.
 
     Attributes:
-        log_mass: Of the worst distribution of the batch, nats.
-        error: Its standard error, or what quadrature may be wrong by.
-        how: In words.
+        log_mass: The log-mass of the worst distribution of the batch, nats.
+        error: The tolerance on `log_mass`, nats: what quadrature may be wrong by, or 0.01 plus five standard errors of
+            sampling.
+        how: The method, in words.
     """
 
     log_mass: float
@@ -38,12 +40,12 @@ class Mass(NamedTuple):
 
     @property
     def is_one(self) -> bool:
-        """Whether it is one within its error."""
+        """Whether the mass is one within its error."""
         return abs(self.log_mass) <= self.error
 
 
 def total_mass(density: Density) -> Mass | str:
-    """Return the mass of the worst distribution of a batch, or why it cannot be told."""
+    """Return the mass of the worst distribution of a batch, or the reason why it is unknown."""
     if density.measure == "a discrete set" and not density.independent:
         return _enumerated(density)
     if density.measure == "the unit sphere":
@@ -59,12 +61,12 @@ def total_mass(density: Density) -> Mass | str:
 
 
 class Segment(NamedTuple):
-    """The line on which two coordinates exchange what they have, by their log-ratio.
+    """The line on which two coordinates change and their sum does not, parametrised by their log-ratio.
 
     Attributes:
-        ratio: Log-ratios, (m, n, B).
-        log_mass: The log-mass at each, (m, n, B), for one draw with its sum of the two as length.
-        own: Those of the draws, (n, B).
+        ratio: Log-ratios of the two coordinates, (m, n, B).
+        log_mass: The log-mass at each ratio, (m, n, B); the line of a draw is as long as the sum of its coordinates.
+        own: The log-ratios of the draws, (n, B).
     """
 
     ratio: Tensor
@@ -73,7 +75,7 @@ class Segment(NamedTuple):
 
 
 def on_segment(density: Density, i: int, j: int, count: int = 20) -> Segment | None:
-    """Let two coordinates of draws exchange what they have, or return None where they cannot, both staying positive."""
+    """Move two coordinates of draws, positive and at a fixed sum; return None where the support does not allow it."""
     draws = density.draws[:count].double()
     if not (draws >= 0).all():
         return None
@@ -96,7 +98,7 @@ def on_segment(density: Density, i: int, j: int, count: int = 20) -> Segment | N
 
 
 def spread(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Median and width of draws (n, ...), the width that of a normal of the same quartiles."""
+    """Return the median and width of draws (n, ...); the width is the scale of a normal with the same quartiles."""
     values = values.double()
     low, centre, high = values.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64), dim=0)
     width = (high - low) / 1.35
@@ -105,7 +107,7 @@ def spread(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _of_product(density: Density) -> Mass | str:
-    """The masses of single coordinates, or of all of them together where only those have a meaning."""
+    """Return the worst mass of a single coordinate, or the mass of all together if single ones are not normalised."""
     coordinates = range(density.dim)
     if density.has_marginals:
         coordinates = sorted({round(i) for i in torch.linspace(0, density.dim - 1, 12).tolist()})  # type: ignore[assignment]
@@ -138,7 +140,7 @@ def _of_product(density: Density) -> Mass | str:
 
 
 def _beyond(points: Tensor, log_p: Tensor, end: float) -> float:
-    """The mass between a finite end and the number next to it, as of a power of the distance; 0 at infinity.
+    """Return the mass between a finite end and the nearest node, from a power law in the distance; 0 at infinity.
 
     A beta variable of concentration 0.1 has 3% of its mass closer to 1 than any number in float64.
     """
@@ -215,7 +217,7 @@ def _enumerated(density: Density) -> Mass | str:
 
 
 def _on_sphere(density: Density) -> Mass | str:
-    """The circle by the trapezoid rule, else by points spread evenly."""
+    """Integrate over a circle by the trapezoid rule, and over other spheres by uniformly distributed points."""
     if density.dim == 2:
         angle = torch.linspace(0, 2 * math.pi, 20_001, dtype=torch.float64)[:-1]
         points = torch.stack([angle.cos(), angle.sin()], -1)[:, None].expand(-1, density.size, -1)
@@ -227,7 +229,7 @@ def _on_sphere(density: Density) -> Mass | str:
 
 
 def _sampled(density: Density) -> Mass | str:
-    """Importance sampling both ways around a normal fitted to draws, whichever of the two knows its answer better."""
+    """Estimate the mass with draws of a fitted normal and with draws of the density; keep the more certain estimate."""
     draws = density.draws.double()
     n, _, d = draws.shape
     if n < 20 * d:

@@ -17,7 +17,7 @@ from ppl_vae.checking.questions import Asked, ask_about_data, ask_about_edges, a
 
 Call = Callable[..., Any]
 
-FEW = 3  # data, for what is asked of every distribution by itself
+FEW = 3  # data at which each distribution is asked about by itself
 _PARTICLES = 3
 _ROUNDING, _ROUNDING_64 = 1e-4, 1e-7  # of log-densities, in float32 and in float64
 _SYMBOLS = {"prior": "p(z)", "likelihood": "p(x|z)", "posterior": "q(z|x)"}
@@ -25,11 +25,11 @@ _SYMBOLS = {"prior": "p(z)", "likelihood": "p(x|z)", "posterior": "q(z|x)"}
 
 @dataclass(frozen=True)
 class Batch:
-    """What the pieces are called with.
+    """The arguments of the pieces.
 
     Attributes:
-        x: Data, (n, *x_shape), or None where a prior or likelihood is asked alone.
-        z: Latents, (n, latent); None until there is a prior or posterior to draw them from.
+        x: Data, (n, *x_shape), or None where a prior or likelihood is asked about alone.
+        z: Latents, (n, latent); None where the prior cannot draw them.
         y: The condition, (n, k), or None.
     """
 
@@ -38,22 +38,22 @@ class Batch:
     y: Tensor | None = None
 
     def few(self) -> Batch:
-        """The first few."""
+        """Return the first few data."""
         return Batch(*(None if t is None else t[:FEW] for t in (self.x, self.z, self.y)))
 
     def to(self, dtype: torch.dtype) -> Batch:
-        """The same in another type; whole numbers stay."""
+        """Return the batch in another floating-point type; integers stay integers."""
         return Batch(*(t if t is None or not t.is_floating_point() else t.to(dtype) for t in (self.x, self.z, self.y)))
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """The pieces that are asked about: how to call them, and what they are.
+    """The pieces that are asked about, and how to call them.
 
     Attributes:
-        calls: By role: ``prior(y)``, ``likelihood(z, y)``, ``posterior(x, y)``.
-        pieces: By role.
-        module: What holds their parameters, if anything does.
+        calls: The calls, by role: ``prior(y)``, ``likelihood(z, y)``, ``posterior(x, y)``.
+        pieces: The pieces themselves, by role.
+        module: The module that holds their parameters, or None.
     """
 
     calls: dict[str, Call]
@@ -61,21 +61,21 @@ class Pieces:
     module: nn.Module | None
 
     def distribution(self, role: str, batch: Batch) -> Any:
-        """What a piece returns for a batch."""
+        """Return the distribution of a piece for a batch."""
         if role == "prior":
             return self.calls[role](batch.y)
         return self.calls[role](batch.z if role == "likelihood" else batch.x, batch.y)
 
 
 def ask_about_piece(findings: Findings, pieces: Pieces, role: str, batch: Batch, shape: tuple[int, ...] | None) -> None:
-    """Ask all that can be asked of one piece alone.
+    """Ask all questions about one piece alone.
 
     Args:
-        findings: Where the answers go.
+        findings: Collects the answers.
         pieces: The pieces.
-        role: Which.
-        batch: What to call it with.
-        shape: The event shape that it must have; any for None.
+        role: The role of the piece to ask about.
+        batch: The arguments to call it with.
+        shape: The event shape that it must have; None allows any.
     """
     piece, few = pieces.pieces[role], batch.few()
     place = places.of_call(piece)
@@ -193,9 +193,9 @@ def _at_corners(findings: Findings, pieces: Pieces, batch: Batch) -> None:
 
 
 def _batches(findings: Findings, pieces: Pieces, role: str, batch: Batch) -> None:
-    """Particles side by side are particles one by one, and a datum does not feel the others of its batch."""
+    """Check that particles side by side equal particles one by one, and that the data of a batch do not interact."""
     few, symbol, tolerance = batch.few(), _SYMBOLS[role], _ROUNDING
-    if _in_float64(pieces, role, few) is not None:  # in float32 an ill-conditioned one rounds by more than a fault
+    if _in_float64(pieces, role, few) is not None:  # in float32 rounding can exceed a fault
         pieces, few, tolerance = _doubled(pieces, role), few.to(torch.float64), _ROUNDING_64
     call = pieces.calls[role]
     with torch.no_grad():
@@ -271,7 +271,7 @@ def _float64(findings: Findings, pieces: Pieces, role: str, few: Batch) -> None:
 
 
 def _doubled(pieces: Pieces, role: str) -> Pieces:
-    """A copy in float64."""
+    """Return a copy of a piece in float64."""
     try:
         module, call = copy.deepcopy((pieces.module, pieces.calls[role]))
     except Exception as error:
@@ -282,7 +282,7 @@ def _doubled(pieces: Pieces, role: str) -> Pieces:
 
 
 def _in_float64(pieces: Pieces, role: str, few: Batch) -> Any:
-    """The distribution of a copy in float64, where masses at an edge are not lost to rounding; None if it has none."""
+    """Return the distribution of a float64 copy, where rounding loses no mass at an edge; None if there is none."""
     try:
         p = _doubled(pieces, role).distribution(role, few.to(torch.float64))
         value = p.sample()
@@ -293,7 +293,7 @@ def _in_float64(pieces: Pieces, role: str, few: Batch) -> Any:
 
 
 def ask_about_space(findings: Findings, prior: Any, posterior: Any, piece: Any) -> None:
-    """Ask whether q(z|x) lives where p(z) does."""
+    """Ask whether q(z|x) is a density on the space of p(z), with its draws in the support of p(z)."""
 
     def space() -> None:
         try:

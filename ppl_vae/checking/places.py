@@ -1,4 +1,4 @@
-"""Where the line is that a finding is about: in the user's own class or function, where there is one."""
+"""The source line that a finding is about: in the user's own class or function, where there is one."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _HIDDEN = (".detach()", ".data", "no_grad", ".item()", ".numpy()", "torch.tensor
 
 
 def of_call(piece: Any) -> str:
-    """The line with which a piece returns its distribution."""
+    """Return the line where a piece returns its distribution."""
     return _line(_call_of(piece), lambda node: isinstance(node, ast.Return))
 
 
 def of_method(distribution: Any, names: tuple[str, ...], piece: Any) -> str:
-    """The line with which a user's own distribution answers a method; that of the piece where it has none of its own.
+    """Return the line of a method of the user's own distribution; without such a method, the line of the piece.
 
     Args:
         distribution: The distribution.
-        names: Methods by preference: the first that a class outside of the libraries defines.
-        piece: What returned it.
+        names: Methods in order of preference; the first that a class outside the libraries defines is used.
+        piece: The piece that returned the distribution.
     """
     for inner in _layers(distribution):
         for name in names:
@@ -44,7 +44,7 @@ def of_method(distribution: Any, names: tuple[str, ...], piece: Any) -> str:
 
 
 def of_cut(piece: Any) -> str:
-    """The line of a piece that cuts the path of the gradient, ``.detach()`` or the like, else that of its result."""
+    """Return the line of a piece that cuts the gradient, by ``.detach()`` or the like, else the line of its result."""
     modules = list(piece.modules()) if isinstance(piece, nn.Module) else [piece]
     for part in modules:
         call = _call_of(part)
@@ -57,7 +57,7 @@ def of_cut(piece: Any) -> str:
 
 
 def of_parameter(module: nn.Module, name: str) -> str:
-    """The line that makes a parameter of a module, by its dotted name; that of the module's result where unknown."""
+    """Return the line that makes a parameter of a module, found by its dotted name; "" where it is unknown."""
     *path, leaf = name.split(".")
     owners: list[tuple[Any, str]] = []
     owner: Any = module
@@ -76,7 +76,7 @@ def of_parameter(module: nn.Module, name: str) -> str:
 
 
 def of_error(error: BaseException) -> str:
-    """The deepest line outside of the libraries that an error passed through, if there is one."""
+    """Return the deepest line outside the libraries that an error passed through, or "" if there is none."""
     found = ""
     for frame, number in traceback.walk_tb(error.__traceback__):
         module = frame.f_globals.get("__name__", "").partition(".")[0]
@@ -88,7 +88,7 @@ def of_error(error: BaseException) -> str:
 
 
 def name_of(piece: Any) -> str:
-    """What a piece is called: its class, or the function's name."""
+    """Return the name of a piece: that of its class or function."""
     if isinstance(piece, GivenPiece):
         return name_of(piece.piece)
     return getattr(piece, "__name__", type(piece).__name__)
@@ -123,8 +123,8 @@ def _source(function: Any) -> list[tuple[int, str]]:
 
 
 def _line(function: Any, wanted: Callable[[ast.AST], bool]) -> str:
-    """The last statement of a kind in a user's function; its first line where there is none."""
-    source = _source(function) if _is_users(function) else []  # nobody is to mend a library for the data at hand
+    """Return the last statement of a kind in a user's function, or the function's first line if there is none."""
+    source = _source(function) if _is_users(function) else []  # users are not asked to mend a library
     if not source:
         return ""
     number = source[0][0]
@@ -144,7 +144,7 @@ def _say(function: Any, number: int, line: str) -> str:
 
 
 def _short(file: str) -> str:
-    """A path as seen from here, if it lies below."""
+    """Return a path relative to the working directory if it lies below it."""
     path = Path(file)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 

@@ -31,18 +31,18 @@ _JITTER = 0.02
 _STEPS = 3
 _REPEATS = 20
 _PARTICLES = 200
-_OF_BOUND = 6  # data
+_OF_BOUND = 6  # data at which the bound is held against log p(x)
 _ROUNDING = 1e-4  # of |log p(x)|, in float32
 
 
 def default_objective(posteriors: list[Any]) -> Any:
-    """The ELBO; Pyro's, with the score term, where a latent is not reparameterised."""
+    """Return the ELBO; where a latent is not reparameterised, Pyro's, which has the score-function term."""
     return objectives.ELBO(2) if all(q.has_rsample for q in posteriors) else Trace_ELBO(2)
 
 
 @contextmanager
 def store_as_it_was() -> Iterator[None]:
-    """Leave no parameter behind in Pyro's store."""
+    """Remove the parameters that a block adds to Pyro's store."""
     store = pyro.get_param_store()
     before = set(store.keys())
     try:
@@ -53,7 +53,7 @@ def store_as_it_was() -> Iterator[None]:
 
 
 def ask_about_objective(findings: Findings, program: Program, objective: Any, args: tuple[Any, ...]) -> bool:
-    """Ask whether the objective can be evaluated, and latents are reparameterised where it needs that."""
+    """Ask whether the objective can be evaluated, and whether latents are reparameterised where it needs that."""
 
     def works() -> None:
         try:
@@ -79,19 +79,21 @@ def ask_about_objective(findings: Findings, program: Program, objective: Any, ar
 def ask_about_gradients(
     findings: Findings, program: Program, objective: Any, args: tuple[Any, ...], pieces: Any
 ) -> None:
-    """Ask whether every parameter is trained: its gradient is there, finite, and not zero wherever one stands.
+    """Ask whether every parameter is trained: whether its gradient exists, is finite and is not zero.
+
+    A gradient counts as zero only if it is zero both at the given parameters and at parameters moved a little.
 
     Args:
-        findings: Where the answers go.
+        findings: Collects the answers.
         program: Model and guide.
         objective: The objective.
-        args: The arguments of both.
+        args: The arguments of model and guide.
         pieces: The module that holds the parameters (its children named as the pieces), or None.
     """
 
     def gradients() -> None:
         silent: set[str] | None = None
-        for jitter in (0.0, _JITTER):  # a layer that starts at zero hides those before it
+        for jitter in (0.0, _JITTER):  # a layer that starts at zero hides the layers before it
             with _moved(pieces, jitter):
                 svi = SVI(*program, functools.partial(torch.optim.Adam, lr=1e-3), objective, compile="off")
                 svi.backward(*args, mean=True)
@@ -124,7 +126,7 @@ def _gradients(svi: SVI, module: nn.Module | None) -> dict[str, Tensor | None]:
 
 @contextmanager
 def _moved(module: nn.Module | None, size: float) -> Iterator[None]:
-    """Move all parameters a little, and back."""
+    """Move all parameters a little within a block, and move them back afterwards."""
     kept = [(p, p.detach().clone()) for p in ([] if module is None else module.parameters())]
     try:
         with torch.no_grad():
@@ -161,7 +163,7 @@ def _say_parameter(findings: Findings, module: nn.Module | None, name: str, what
 
 
 def ask_about_terms(findings: Findings, program: Program, args: tuple[Any, ...]) -> None:
-    """Ask whether log p(x|z) and the sampled KL are numbers that a model gives, and the KL is the analytic one."""
+    """Ask whether a model can give these log p(x|z) and sampled KL, and whether the KL is near the analytic one."""
 
     def terms() -> None:
         if first := findings.spoils_numbers("prior", "likelihood", "posterior"):
@@ -182,7 +184,7 @@ def ask_about_terms(findings: Findings, program: Program, args: tuple[Any, ...])
 
 
 def ask_about_bound(findings: Findings, program: VAE | Program, objective: Any, args: tuple[Any, ...]) -> None:
-    """Ask whether the ELBO, and an objective that says it is a lower bound, lie below log p(x)."""
+    """Ask whether the ELBO lies below log p(x), and the objective too if it claims to be a lower bound."""
 
     def bound() -> None:
         if first := findings.spoils_numbers("prior", "likelihood", "posterior", "objective"):
@@ -221,7 +223,7 @@ def ask_about_bound(findings: Findings, program: VAE | Program, objective: Any, 
 
 
 def _few(args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """A few data, all of one condition where there are any: the evidence of each condition is found by itself."""
+    """Return a few data, all of one condition if there are conditions: each condition has an evidence of its own."""
     if len(args) == 2:
         same = (args[1] == args[1][:1]).flatten(1).all(1) if args[1].dim() > 1 else args[1] == args[1][0]
         args = tuple(a[same] for a in args)
@@ -229,7 +231,7 @@ def _few(args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _evidence(program: VAE | Program, args: tuple[Any, ...]) -> Evidence:
-    """Exact where that is possible, else importance sampling from q, whose mean lies above the ELBO whatever q is."""
+    """Return exact evidence if possible, else importance sampling from q, whose mean lies above the ELBO for any q."""
     if isinstance(program, VAE):
         try:
             return log_evidence(program, *args, method="exact", tolerance=1e-2)
@@ -241,7 +243,7 @@ def _evidence(program: VAE | Program, args: tuple[Any, ...]) -> Evidence:
 
 
 def _values(objective: Any, pair: Program, args: tuple[Any, ...]) -> Tensor | None:
-    """Repeated values per datum of an objective that says it is a lower bound; None for any other."""
+    """Return repeated values per datum of an objective that claims to be a lower bound; None for any other."""
     loss = as_loss(objective)
     if not isinstance(objective, PyroELBO):
         weights = sample_log_weights(*pair, *args, num_particles=getattr(objective, "num_particles", 1))
@@ -255,7 +257,7 @@ def _values(objective: Any, pair: Program, args: tuple[Any, ...]) -> Tensor | No
 
 
 def ask_about_capture(findings: Findings, vae: VAE, objective: Any, args: tuple[Any, ...]) -> None:
-    """Ask whether a training step can be captured as one graph, and then gives the same numbers."""
+    """Ask whether a training step can be captured as one graph, and whether it then equals the eager step."""
 
     def captured() -> None:
         if first := findings.spoils_numbers("prior", "likelihood", "posterior", "objective", "program"):

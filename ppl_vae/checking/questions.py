@@ -1,4 +1,4 @@
-r"""Questions about one distribution that a piece returns: support, finite, samples agree, normalised."""
+r"""Questions about one distribution that a piece returns: its support, finiteness, samples and total mass."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from ppl_vae.checking.normalisation import Mass, total_mass
 from ppl_vae.checking.sampling import Deviation, deviation
 
 _DRAWS = 4000
-_DRAWN_NUMBERS = 20_000_000  # at most: of large data fewer draws
-_SATURATION = 60.0  # nats of one number: exp overflows float32 at 88, log(sigmoid) gives out at 17
-_SATURATION_MEAN = 25.0  # the same, averaged over numbers of which only the sum is known
+_DRAWN_NUMBERS = 20_000_000  # at most: large data get fewer draws
+_SATURATION = 60.0  # nats of one number: exp overflows float32 at 88, log(sigmoid) fails at 17
+_SATURATION_MEAN = 25.0  # the same as a mean over numbers, where only their sum is known
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A distribution, what it is called and who returned it.
+    """A distribution that is asked about, with its name and the piece that returned it.
 
     Attributes:
         part: prior, likelihood, posterior or a site.
-        symbol: ``"p(x|z)"``.
-        piece: What returned it.
-        distribution: For a few data.
+        symbol: The symbol of the distribution, ``"p(x|z)"``.
+        piece: The piece that returned it.
+        distribution: The distribution for a few data.
     """
 
     part: str
@@ -39,7 +39,7 @@ class Asked:
 
     @property
     def family(self) -> str:
-        """What kind of distribution it is."""
+        """The family of the distribution."""
         return describe(self.distribution)
 
     @property
@@ -49,14 +49,14 @@ class Asked:
 
 
 def ask_of_density(findings: Findings, asked: Asked) -> None:
-    """Ask whether draws lie in the support and have finite log-densities, follow the density, and whether it is one."""
+    """Ask whether draws lie in the support, with finite log p, and follow the density, and whether its mass is one."""
     made: list[Density] = []
 
     def finite() -> None:
         density = _density(asked)
         try:
             _finite_draws(findings, asked, density)
-        except (NotImplementedError, KeyError) as error:  # neither of the other two can be asked without scores
+        except (NotImplementedError, KeyError) as error:  # the other two questions need scores
             findings.skipped(asked.part, "draws", reason(error))
             for name in ("sampling", "normalised"):
                 findings.skipped(asked.part, name, "it cannot score a given value: see draws")
@@ -194,10 +194,10 @@ def _on_two_points(distribution: Any) -> bool:
 
 
 def ask_about_edges(findings: Findings, asked: Asked, p_x: Any, z: Tensor, x: Tensor) -> None:
-    """Ask whether log p stays finite as parameters grow and at the ends of the support, and so does its gradient.
+    """Ask whether log p and its gradient are finite at the data, on edges of the support too, and as parameters grow.
 
-    Latents are stretched until log p is no longer finite. Where that comes suddenly, while no number of x is improbable
-    yet, the density saturates; numbers that overflow do so at log-densities far below.
+    The latents are stretched until log p or its gradient is no longer finite. If that happens suddenly, while no number
+    of x is improbable yet, the density saturates. Plain overflow comes only at far lower log-densities.
     """
 
     def edges() -> None:
@@ -238,7 +238,7 @@ def ask_about_edges(findings: Findings, asked: Asked, p_x: Any, z: Tensor, x: Te
 
 
 def _stretch(p_x: Any, z: Tensor, x: Tensor) -> tuple[float, float | None, str | None]:
-    """How far latents can be stretched; at the end the level of log p, and what failed, if it saturates."""
+    """Return how far latents can be stretched; if the density saturates, also the level of log p and what failed."""
     scales = [2.0**i for i in range(13)]
     last = 1.0
     for scale in scales:
@@ -257,7 +257,7 @@ def _stretch(p_x: Any, z: Tensor, x: Tensor) -> tuple[float, float | None, str |
 
 
 def _failure(p_x: Any, z: Tensor, x: Tensor) -> str | None:
-    """What is not finite at these latents: data, draws of the piece's own, or the gradient at the data."""
+    """Return what is not finite at these latents: log p of the data or of own draws, or the gradient at the data."""
     leaf = z.detach().clone().requires_grad_()
     try:
         p = p_x(leaf)
@@ -279,7 +279,7 @@ def _failure(p_x: Any, z: Tensor, x: Tensor) -> str | None:
 
 @torch.no_grad()
 def _level(p_x: Any, z: Tensor, x: Tensor) -> tuple[float, float]:
-    """The largest -log p of a number of x, and the limit above which numbers overflow of themselves."""
+    """Return the largest |log p| of a number of x, and the limit above which overflow is no fault of the density."""
     p = p_x(z)
     base = unwrapped(p)
     if not base.event_shape and base.batch_shape == p.batch_shape + p.event_shape:

@@ -1,4 +1,4 @@
-"""What a check has found."""
+"""The findings of a check."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Finding:
     """The answer to one question.
 
     Attributes:
-        part: What was asked about: prior, likelihood, posterior, program or objective; or a site of a Pyro program.
+        part: The subject of the question: prior, likelihood, posterior, program, objective or a site of a Pyro program.
         name: The question in a word or two: ``"normalised"``.
         status: ``"ok"``, ``"wrong"`` or ``"not checked"``.
-        sentence: The answer, with its numbers; why not, where it was not checked.
+        sentence: The answer, with its numbers; or why there was no check.
         fix: What to change, where something is wrong.
-        place: The line to change, ``mine.py:12, Mine.forward: return ...``, where its source can be read.
+        place: The line to change, ``mine.py:12, Mine.forward: return ...``, if its source can be read.
 
     Example:
         >>> print(Finding("prior", "shapes", "ok", "batch (), event (2,)"))
@@ -49,7 +49,7 @@ class Report:
     """All findings of a check; true if nothing is wrong.
 
     Attributes:
-        title: What was checked, on what.
+        title: What was checked, and on which data.
         findings: In the order in which the questions were asked.
 
     Example:
@@ -72,7 +72,7 @@ class Report:
 
     @property
     def wrong(self) -> tuple[Finding, ...]:
-        """Those that say something is wrong."""
+        """The findings that say that something is wrong."""
         return tuple(finding for finding in self.findings if finding.status == "wrong")
 
     def __str__(self) -> str:

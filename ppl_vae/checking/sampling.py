@@ -1,9 +1,10 @@
-r"""Whether draws follow the density.
+r"""A test of whether draws follow the density.
 
-Along any one coordinate of a draw, all others kept, the density alone says what fraction u of the mass lies below the
-draw's own value; where the draws are those of the density, u is uniform on [0, 1], whatever the family, its dimension
-or its normaliser (the conditional form of the probability integral transform). On a sphere great circles through the
-draw are the lines. Mean and spread of u are held against 1/2 and 1/3 in standard errors.
+Take a line through a draw, along which one coordinate moves and all others stay fixed. The density alone gives the
+fraction u of the line's mass that lies below the draw. If the draws come from the density, u is uniform on [0, 1],
+whatever the family, its dimension or its normaliser: this is the conditional form of the probability integral
+transform. On a sphere the lines are great circles through the draw. The test compares the mean of u with 1/2 and the
+mean of (2u - 1)^2 with 1/3, in standard errors.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from ppl_vae.checking.axes import Axis
 from ppl_vae.checking.density import Density
 from ppl_vae.checking.normalisation import on_segment, spread
 
-_NODES = 1201  # of a line that all draws share
-_FEW = 401  # of a line for each draw
+_NODES = 1201  # on a line that all draws share
+_FEW = 401  # on the line of a single draw
 _LINES = 300  # draws with a line of their own
 _LIMIT = 5.5  # standard errors: a false alarm in 13 million questions
 _COORDINATES = 8
-_RESOLVED = 8.0  # nodes that must share the mass of a line; a normal one of 2 nodes a deviation has 8
-_NARROWER = 14  # tries, each of a fifth of the width: to 1e-9 of it
+_RESOLVED = 8.0  # nodes that must share the mass of a line; a normal with 2 nodes per deviation has 8
+_NARROWER = 14  # tries, each with a fifth of the width: down to 1e-9 of it
 
 
 class Deviation(NamedTuple):
-    """How far draws are from the density.
+    """The deviation of draws from the density.
 
     Attributes:
         errors: The largest deviation, in standard errors.
-        what: In words: where, and which way.
+        what: Where the draws deviate and in which direction, in words.
     """
 
     errors: float
@@ -41,12 +42,12 @@ class Deviation(NamedTuple):
 
     @property
     def agrees(self) -> bool:
-        """Whether it is within chance."""
+        """Whether chance explains the deviation."""
         return self.errors <= _LIMIT
 
 
 def deviation(density: Density) -> Deviation | str:
-    """Return the largest deviation of draws from the density, or why it cannot be told."""
+    """Return the largest deviation of draws from the density, or the reason why it is unknown."""
     if density.coupled and density.measure == "a discrete set":
         return _frequencies(density)
     if density.measure == "the unit sphere":
@@ -95,7 +96,7 @@ def _from_own_lines(density: Density, i: int, axis: Axis) -> Tensor:
             events[..., i] = points
             log_p = density.log_prob(events.reshape(-1, density.size, density.dim)).reshape(points.shape)
             mass = _masses(log_p, weights)
-            # where coordinates hang together a line is narrower than all draws side by side, and may fall between nodes
+            # if coordinates depend on each other, a line is narrower than all draws together and may fall between nodes
             coarse = _nodes_used(mass) < _RESOLVED
             if not free or not coarse.any():
                 break
@@ -107,7 +108,7 @@ def _from_own_lines(density: Density, i: int, axis: Axis) -> Tensor:
 
 
 def _nodes_used(mass: Tensor) -> Tensor:
-    """How many nodes share the mass: the exponential of its entropy."""
+    """Return how many nodes share the mass: the exponential of its entropy."""
     share = mass / mass.sum(0)
     return torch.special.entr(share).sum(0).exp()
 
@@ -118,7 +119,7 @@ def _masses(log_p: Tensor, weights: Tensor) -> Tensor:
 
 
 def _below(points: Tensor, mass: Tensor, draws: Tensor, *, listed: bool) -> Tensor:
-    """The fraction of the mass below each draw; within a listed value or a cell an even share of it."""
+    """Return the fraction of the mass below each draw; mass at a listed value or within a cell is spread evenly."""
     total = mass.sum(0)
     cumulative = mass.cumsum(0)
     flat = draws.shape[0]
@@ -129,7 +130,7 @@ def _below(points: Tensor, mass: Tensor, draws: Tensor, *, listed: bool) -> Tens
         low = moved[1].gather(-1, index) - moved[2].gather(-1, index)
         u = low + torch.rand(at.shape, dtype=torch.float64) * moved[2].gather(-1, index)
     else:
-        # the trapezoid's mass between two nodes is half that of each
+        # the trapezoid rule puts half the mass of each node between the two
         index = torch.searchsorted(moved[0], at).clamp(1, points.shape[0] - 1)
         left, right = moved[0].gather(-1, index - 1), moved[0].gather(-1, index)
         share = ((at - left) / (right - left).clamp(min=1e-300)).clamp(0, 1)
@@ -141,7 +142,7 @@ def _below(points: Tensor, mass: Tensor, draws: Tensor, *, listed: bool) -> Tens
 
 
 def _uniformity(u: Tensor, where: str) -> Deviation:
-    """Hold u (n, B), uniform if draws and density agree, against its first two moments."""
+    """Compare the first two moments of u (n, B) with those of a uniform, which u is if draws and density agree."""
     n = len(u)
     centred = 2 * u - 1
     shift = centred.mean(0) * math.sqrt(3 * n)
@@ -158,7 +159,7 @@ def _uniformity(u: Tensor, where: str) -> Deviation:
 
 
 def _frequencies(density: Density) -> Deviation | str:
-    """How often each of a few listed states is drawn, against its probability."""
+    """Compare how often each of a few listed states is drawn with its probability."""
     try:
         states = density.distribution.enumerate_support(expand=False)
     except NotImplementedError:
@@ -177,13 +178,13 @@ def _frequencies(density: Density) -> Deviation | str:
 
 
 def _on_circles(density: Density) -> Tensor:
-    """The fraction of the mass on a random great circle through each draw that lies before it, (n, B)."""
+    """Return the fraction of mass that lies before each draw on a random great circle through the draw, (n, B)."""
     x = density.draws[:_LINES].double()
     x = torch.nn.functional.normalize(x, dim=-1)
     v = torch.randn_like(x)
     v = torch.nn.functional.normalize(v - (v * x).sum(-1, keepdim=True) * x, dim=-1)
     pole = torch.nn.functional.normalize(density.draws.double().mean((0, 1)) + 1e-3 * torch.randn(density.dim), dim=0)
-    start = torch.atan2(v @ pole, x @ pole)  # where the circle is nearest to the pole: the same from all of its points
+    start = torch.atan2(v @ pole, x @ pole)  # the point nearest to the pole: the same for all draws on a circle
     angle = torch.linspace(0, 2 * math.pi, 2 * _FEW, dtype=torch.float64)[:, None, None] + start + math.pi
     points = angle.cos()[..., None] * x + angle.sin()[..., None] * v  # (m, n, B, D)
     log_p = density.log_prob(points.reshape(-1, density.size, density.dim)).reshape(angle.shape)

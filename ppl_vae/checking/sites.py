@@ -17,7 +17,7 @@ from ppl_vae.objectives.traces import PARTICLES
 
 
 def check_pair(findings: Findings, program: Program, args: tuple[Tensor, ...], objective: Any) -> None:
-    """Ask of every site of a model and a guide, and of the two together."""
+    """Ask about every site of a model and a guide, and about the two together."""
     model, guide = program
     few = tuple(a[:FEW] for a in args)
     traces: list[Any] = []

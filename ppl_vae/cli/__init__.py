@@ -1,8 +1,8 @@
 """The command line: ``ppl-vae COMMAND``, for the commands in `COMMANDS`.
 
-Nothing heavy is imported before a command runs, so that ``ppl-vae --help`` answers at once. What the user got wrong is
-one line on stderr and exit code 2 (``PPL_VAE_DEBUG=1`` shows where it was found); a run that diverged exits with 1, one
-that was interrupted with 130.
+Nothing heavy is imported before a command runs, so ``ppl-vae --help`` answers at once. A user's error gives one line on
+stderr and exit code 2; ``PPL_VAE_DEBUG=1`` adds the traceback. A run that diverges exits with 1, and an interrupted run
+with 130.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ppl_vae import __version__
 from ppl_vae._validation import did_you_mean
 from ppl_vae.cli.errors import BadInput, bad_input, complain
 
-COMMANDS = {  # each a module of ppl_vae.cli with run(argv) -> exit code, imported when it is asked for
+COMMANDS = {  # each a module of ppl_vae.cli with run(argv) -> exit code, imported when it runs
     "train": "train a VAE, and write figures, pictures and a checkpoint to runs/<name>",
     "evaluate": "log p(x), the ELBO, the gap between them, and the latent code: a table, JSON and pictures",
     "compare": "estimators side by side: bias, variance, signal-to-noise, cost, or a training race; with pictures",
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exception(error.__cause__)
         complain(error.__cause__)
         return 2
-    except BrokenPipeError:  # whoever reads has seen enough: ppl-vae show runs/* | head
+    except BrokenPipeError:  # the reader has closed the pipe: ppl-vae show runs/* | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""``ppl-vae check``: whether pieces, or a whole program, are what they claim to be, on a batch of real data."""
+"""``ppl-vae check``: checks that pieces, or a whole program, are what they claim to be, on a batch of real data."""
 
 from __future__ import annotations
 

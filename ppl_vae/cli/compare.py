@@ -76,22 +76,22 @@ def fixed(
     seed: int = 0,
     out: str | None = None,
 ) -> list[str]:
-    """Compare estimators at the parameters as they are.
+    """Compare estimators at fixed parameters.
 
     Args:
         field: The model and its data.
-        objectives: What to compare, a list of names, with arguments in brackets, and of import paths of your own
-            classes or functions of log-weights: '[ELBO, "MIWAE(groups=4)", mymodule.my_bound]'. By default ELBO,
+        objectives: The estimators to compare: a list of names, with arguments in brackets, and of import paths to your
+            own classes or functions of log-weights, '[ELBO, "MIWAE(groups=4)", mymodule.my_bound]'. By default ELBO,
             MeanFieldELBO (where KL has a closed form), STL, IWAE, DReG, MIWAE, PIWAE and CIWAE; for discrete latents
             REINFORCE with its baselines, VIMCO, RWS, GumbelSoftmaxELBO, and EnumeratedELBO where there are few states.
-        particles: The K, one or a list; by default [1, 8, 64].
-        replicates: How many gradients each figure is from.
-        size: How many data there are in the batch; the first so many.
-        split: Of train, validation or test; by default test (or what there is).
-        reference: Whose expected gradient each is held against: own for the one that the estimator claims to have (that
-            of IWAE for DReG), an objective for all, or none.
-        minibatch: Whether to tell the noise of the choice of data as well.
-        seed: Of all noise; of a model at initialisation its parameters too.
+        particles: K, one number or a list; by default [1, 8, 64].
+        replicates: How many gradients each figure is computed from.
+        size: How many data the batch has: the first ones of the split.
+        split: train, validation or test; by default test (or another one if test has no rows).
+        reference: The expected gradient that each estimator is compared with: own for the gradient that the estimator
+            claims to have (that of IWAE for DReG), one objective for all estimators, or none.
+        minibatch: Whether to report the noise of the choice of data as well.
+        seed: The seed of all noise, and of the parameters of a model at initialisation.
         out: The folder to write to; by default comparison in the run's folder, else runs/compare-NAME, or the first of
             compare-NAME-2, ... that is free.
     """
@@ -101,7 +101,7 @@ def fixed(
     several = [1, 8, 64] if particles is None else particles
     if asked is not None:
         torch.manual_seed(seed)
-        comparison.contenders(asked, several)  # a name that is wrong is told before anything is loaded
+        comparison.contenders(asked, several)  # refuses a wrong name before anything is loaded
     rows = field.rows(split)
     tell = teller()
     found = comparison.compare(
@@ -170,7 +170,7 @@ def _compare(argv: Sequence[str]) -> list[str]:
 
 
 def _check_names(options: Mapping[str, str], schema: Arguments, train: bool, of_a_run: bool) -> None:
-    """Refuse what means nothing here, and say where it does."""
+    """Refuse options that mean nothing here, and say where they mean something."""
     other = arguments_of(fixed if train else race, "", _SKIP)
     pieces = ("data",) if of_a_run else (*PIECES, *(TRAINING if train else ()))
     for name in options:
@@ -201,7 +201,7 @@ def _help() -> str:
 
 
 class _Help(Formatter):
-    """Says types and defaults as they are written on a command line."""
+    """A formatter that writes types and defaults as a command line does."""
 
     def _expand_help(self, action: Action) -> str:
         text = super()._expand_help(action)

@@ -33,15 +33,15 @@ def encode(
     out: str | None = None,
     overwrite: bool = False,
 ) -> list[str]:
-    """Write the means of q(z|x) of data, its standard deviations, and the data's labels, a row a datum.
+    """Write the mean and standard deviation of q(z|x) and the label of each datum, one row per datum.
 
-    Standard deviations are left out where q(z|x) does not know them (a flow), labels where the data have none.
+    Standard deviations are left out if q(z|x) does not have them (a flow), and labels if the data have none.
 
     Args:
         run: The run.
         data_options: The data.
         split: train, validation, test, or all in the order of the source; by default all rows of a file or folder
-            given with --data, else test (or what there is, where there are none).
+            given with --data, else test (or another split if test has no rows).
         out: The file: .npz for the arrays mean and std of shape (n, latent) and labels of shape (n,), .csv for the
             columns mean_1, ..., std_1, ..., label. By default encode.npz in the run's folder, or the first of
             encode-2.npz, ... that is free. A file is never replaced unasked.
@@ -59,7 +59,7 @@ def encode(
 
 @torch.no_grad()
 def _moments(vae: VAE, rows: Rows) -> tuple[Tensor, Tensor | None]:
-    """Means and standard deviations of q(z|x), (n, latent), the latter None where it does not know them."""
+    """Return the means and standard deviations of q(z|x), (n, latent); the latter is None if q does not have them."""
     means, stds = [], []
     for batch in rows.batches():
         q = vae.q_z(*batch)

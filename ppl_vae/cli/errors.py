@@ -1,4 +1,4 @@
-"""What the user got wrong: told apart from faults of the program, and said in one line."""
+"""Errors of the user, distinguished from faults of the program and reported in one line."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-BAD_INPUT = (ValueError, TypeError, OSError, NotImplementedError)  # the last: no closed form for what was put together
+BAD_INPUT = (ValueError, TypeError, OSError, NotImplementedError)  # the last: no closed form for these pieces
 
 
 class BadInput(Exception):  # noqa: N818 - what the user gave, not a fault of the program
-    """Carries the error that a user's input led to, to `ppl_vae.cli.main`."""
+    """The exception that carries an error in the user's input to `ppl_vae.cli.main`."""
 
 
 @contextmanager
 def bad_input() -> Iterator[None]:
-    """Take what reading, loading and building raise for a fault in what the user gave."""
+    """Turn the errors of reading, loading and building into `BadInput`."""
     try:
         yield
     except BAD_INPUT as error:

@@ -1,4 +1,4 @@
-"""What both ways of ``ppl-vae compare`` share: which estimators take part, where files go, how they are written."""
+"""The common part of both modes of ``ppl-vae compare``: default estimators, the output folder, the files."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ DISCRETE = (
     "GumbelSoftmaxELBO",
     "EnumeratedELBO",
 )
-RACING = ("ELBO", "STL", "IWAE", "DReG")  # a race takes minutes to hours for each
+RACING = ("ELBO", "STL", "IWAE", "DReG")  # a race takes minutes to hours for each estimator
 RACING_DISCRETE = ("REINFORCE(baseline=leave_one_out)", "VIMCO", "RWS", "GumbelSoftmaxELBO")
 
-_IF_DEFINED: Mapping[str, Any] = {  # by default where the program has what they need
+_IF_DEFINED: Mapping[str, Any] = {  # defaults only where the program has what they need
     "MeanFieldELBO": objectives.MeanFieldELBO,
     "GumbelSoftmaxELBO": objectives.GumbelSoftmaxELBO,
     "EnumeratedELBO": objectives.EnumeratedELBO,
 }
-_FEW_STATES = 256  # that are enumerated unasked
+_FEW_STATES = 256  # at most, for enumeration by default
 
 
 def read_objectives(text: str) -> list[Any]:
     """Return the objectives of ``--objectives``: ``'[ELBO, "MIWAE(groups=4)", {mine: mymodule.bound}]'``, or one name.
 
-    Commas inside brackets belong to an objective, with quotes around it or without.
+    Commas inside brackets belong to an objective, whether or not it has quotes around it.
 
     Raises:
-        ValueError: If it is no such list.
+        ValueError: If the text is no such list.
 
     Example:
         >>> read_objectives("[ELBO, RWS(guide=wake, num_particles=8), {mine: my.bound}]")
@@ -84,12 +84,12 @@ _EXPECTED = "expected a list of names or import paths, '[ELBO, \"MIWAE(groups=4)
 
 @torch.no_grad()
 def defaults_for(vae: VAE, columns: tuple[Tensor, ...], *, racing: bool = False) -> list[str]:
-    """Return the estimators that are compared where none are named: by whether latents are reparameterised.
+    """Return the estimators to compare by default, which depend on whether the latents are reparameterised.
 
     Args:
         vae: The program.
         columns: A batch of two or more data.
-        racing: For training, where each takes its time.
+        racing: Whether they are for a race, where each takes long to train.
     """
     with untouched_random_state():
         trace = prune_subsample_sites(poutine.trace(vae.guide).get_trace(*columns))
@@ -113,10 +113,10 @@ def _is_defined(name: str, vae: VAE, columns: tuple[Tensor, ...], latents: list[
 
 
 def check_folder(folder: Path) -> Path:
-    """Return the folder to write to, once it is clear that this can be done.
+    """Return the folder to write to, after a check that it can be written to.
 
     Raises:
-        OSError: If it is a file, or cannot be made or written to.
+        OSError: If the folder is a file, or cannot be made or written to.
     """
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"--out {folder} is a file; expected a folder")
@@ -132,15 +132,15 @@ def check_folder(folder: Path) -> Path:
 def write(
     folder: Path, stem: str, content: Mapping[str, Any], table: str, text: str, pictures: Mapping[str, Any]
 ) -> list[str]:
-    """Write the figures, the words and then the pictures; return the lines that say so.
+    """Write the figures, the text and then the pictures; return the lines that name the files.
 
     Args:
-        folder: Where.
-        stem: ``"comparison"`` or ``"race"``.
-        content: For JSON.
-        table: CSV.
-        text: What is printed.
-        pictures: By name, a function that draws it; what it cannot draw it refuses by a `ValueError`.
+        folder: The folder to write to.
+        stem: The name of the figures' files, ``"comparison"`` or ``"race"``.
+        content: The content of the JSON file.
+        table: The content of the CSV file.
+        text: The text that is also printed.
+        pictures: Functions that draw the pictures, by name. A function with nothing to draw raises a `ValueError`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{stem}.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -157,12 +157,12 @@ def write(
 def _drawn(draw: Callable[[], Figure]) -> Figure | None:
     try:
         return draw()
-    except ValueError:  # nothing to show: all failed, as table and summary say
+    except ValueError:  # nothing to show: all estimators failed, as table and summary say
         return None
 
 
 def bullets(sentences: list[str]) -> list[str]:
-    """Sentences as a list, in lines of at most 120 characters."""
+    """Return sentences as a bulleted list, in lines of at most 120 characters."""
     return [
         line
         for sentence in sentences

@@ -1,4 +1,4 @@
-"""``ppl-vae evaluate``: what a run's model is worth, and how far its bound is from log p(x)."""
+"""``ppl-vae evaluate``: the quality of a run's model, and the distance of its bound from log p(x)."""
 
 from __future__ import annotations
 
@@ -44,25 +44,26 @@ def evaluate(
     seed: int = 0,
     out: str | None = None,
 ) -> list[str]:
-    """Print log p(x), the ELBO, the gap between them and where it comes from, and measures of the latent code.
+    """Print log p(x), the ELBO, the gap between them and its sources, and measures of the latent code.
 
-    Nats per datum, with 95% bootstrap intervals over data. The evidence is exact for latents of up to three dimensions
-    (quadrature), discrete ones (enumeration) and linear-Gaussian models; else importance sampling from a proposal that
-    looks for modes that q(z|x) misses. Writes evaluation.json, per_datum.npz and pictures; an earlier evaluation in the
-    same place is replaced.
+    Figures are in nats per datum, with 95% bootstrap intervals over data. The evidence is exact for latents of up to
+    three dimensions (quadrature), for discrete latents (enumeration) and for linear-Gaussian models. Otherwise it is
+    estimated by importance sampling from a proposal that looks for modes that q(z|x) misses. The command writes
+    evaluation.json, per_datum.npz and pictures, and replaces an earlier evaluation in the same place.
 
     Args:
         run: The run.
         data_options: The data.
-        evidence: How to find log p(x); auto is the best that applies, posterior importance sampling from q(z|x).
+        evidence: How to find log p(x): auto is the best method that applies, posterior is importance sampling from
+            q(z|x).
         particles: K of importance sampling, several for estimates side by side; by default [100, 1000, 5000].
-        split: train, validation, test, or all; by default test (or what there is).
-        size: Only the first so many data; all by default.
-        gaps: Take the gap apart for the first so many; 0 for none.
-        importance: Beside an exact answer, importance sampling from q(z|x) for the first so many; 0 for none.
-        imputation: Impute half of the values of the first so many; 0 for none.
-        bins: Levels of dequantised data, for bits per dimension; known of data dequantised here (--data.dequantize).
-        seed: Of all draws.
+        split: train, validation, test, or all; by default test (or another split if test has no rows).
+        size: Evaluate only the first so many data; all by default.
+        gaps: Split the gap into its parts for the first so many data; 0 for none.
+        importance: Beside exact evidence, also sample from q(z|x) for the first so many data; 0 for none.
+        imputation: Impute half of the values of the first so many data; 0 for none.
+        bins: Levels of dequantised data, for bits per dimension; known for data dequantised here (--data.dequantize).
+        seed: The seed of all draws.
         out: The folder to write to; evaluation in the run's folder by default.
     """
     check_seed(seed)
@@ -110,7 +111,7 @@ def _folder(run: OpenRun, out: str | None) -> Path:
 
 
 def _labelled(run: OpenRun, data_options: DataOptions, rows: Rows, split: SplitName | None) -> data.Split | None:
-    """The training data with their labels, to find neighbours among; None where these are evaluated themselves."""
+    """Return the training data with labels, to find neighbours among; None if they are evaluated or have no labels."""
     if rows.labels is None or rows.whole or split == "train":
         return None
     train = data_options.open(run, "train")

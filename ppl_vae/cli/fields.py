@@ -1,4 +1,4 @@
-"""What ``ppl-vae compare`` compares on: a run's model, or one at initialisation, and its data."""
+"""The model and data of ``ppl-vae compare``: those of a run, or a model at initialisation and its data."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Field:
     """A model with the data to compare estimators on.
 
     Attributes:
-        name: What it is, for people.
+        name: A description for people.
         vae: The model.
-        rows: The data of a split, by default test or what there is.
-        folder: Where files go unless something else is said.
-        caveat: What everything made from it must say; None for nothing.
+        rows: The data of a split, by default test (or another split if test has no rows).
+        folder: The default folder for files.
+        caveat: The caveat that all output must state, or None.
     """
 
     name: str
@@ -35,15 +35,15 @@ class Field:
     caveat: str | None = None
 
     def batch(self, rows: Rows, size: int) -> tuple[Tensor, ...]:
-        """The first so many rows, as arguments of the model."""
+        """Return the first `size` rows, as arguments of the model."""
         return rows.head(check_positive_int(size, "--size"))
 
 
 def of_run(word: str, options: dict[str, str]) -> Field:
-    """A run that training has left.
+    """Return the field of a trained run.
 
     Args:
-        word: Its path or name.
+        word: The path or name of the run.
         options: ``--data`` and its arguments; without them the run's own data.
     """
     opened = OpenRun.at(word)
@@ -53,7 +53,7 @@ def of_run(word: str, options: dict[str, str]) -> Field:
 
 
 def of_config(settings: Config) -> Field:
-    """A model at initialisation, put together as ``ppl-vae train`` would."""
+    """Return the field of a model at initialisation, built as ``ppl-vae train`` builds it."""
     dataset = settings.build_dataset()
     vae = settings.build_vae(dataset)
     caveat = vae.check_support(dataset)
@@ -64,10 +64,10 @@ def of_config(settings: Config) -> Field:
 
 
 def rows_of(dataset: Dataset, split: SplitName | None) -> Rows:
-    """The rows of a split, by default test or what there is.
+    """Return the rows of a split, by default test (or another split if test has no rows).
 
     Raises:
-        ValueError: If it has none.
+        ValueError: If the split has no rows.
     """
     there = [name for name in ("test", "validation", "train") if len(getattr(dataset, name))]
     name = there[0] if split is None else split

@@ -1,4 +1,4 @@
-"""What ``ppl-vae train --help`` and ``--likelihood.help Bernoulli`` say, from signatures and docstrings."""
+"""The texts of ``ppl-vae train --help`` and ``--likelihood.help Bernoulli``, from signatures and docstrings."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ choice. Likewise --posterior.help, --objective.help, --optimizer.help and --sche
 
 
 def wanted(argv: Sequence[str]) -> bool:
-    """Whether a command line asks for help."""
+    """Return whether a command line asks for help."""
     return any(word in ("-h", "--help") or word.partition("=")[0].endswith(".help") for word in argv)
 
 
 def text(argv: Sequence[str]) -> str:
-    """Return the help that a command line asks for; defaults are those of the rest of the command line.
+    """Return the help that a command line asks for; the rest of the command line sets the defaults.
 
     Raises:
-        ValueError: If it asks for the help of something unknown.
+        ValueError: If it asks for help on something unknown.
     """
     for i, word in enumerate(argv):
         option, _, name = word.partition("=")
@@ -49,7 +49,7 @@ def text(argv: Sequence[str]) -> str:
 
 
 def _piece(path: str, name: str) -> str:
-    """The arguments of one class, or the list of classes."""
+    """Return the help on one class, or the list of classes."""
     kind = KINDS.get(path) or (NETWORK if path.rpartition(".")[0] in KINDS else None)
     if kind is None:
         raise ValueError(f"--{path}.help is unknown; expected one of {', '.join(f'--{k}.help' for k in KINDS)}")
@@ -91,7 +91,7 @@ def _everything(config: Config) -> str:
 
 
 def _describe(parser: ArgumentParser, kind: Kind, path: str, node: Tree | None) -> None:
-    """A piece's option, its arguments and those of its networks, one group each."""
+    """Add a piece's option and arguments and those of its networks to the parser, one group each."""
     name = None if node is None else node["class"]
     group = parser.add_argument_group(path if name is None else f"{path}: {name}")
     group.add_argument(f"--{path}", metavar="CLASS", default=name, help=_choices(kind))
@@ -117,7 +117,7 @@ def _summary(target: Target) -> str:
 
 
 def _leaves(tree: Tree, prefix: str = "") -> list[tuple[str, Any]]:
-    """Every value by its dotted name; a class stands at the name of its piece."""
+    """Return every value with its dotted name; a class has the name of its piece."""
     leaves: list[tuple[str, Any]] = []
     for name, value in tree.items():
         if isinstance(value, dict):
@@ -128,13 +128,13 @@ def _leaves(tree: Tree, prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _description(target: Target) -> str:
-    """A docstring without its arguments, which are listed below it, and without what only Sphinx can show."""
+    """Return a docstring without its arguments, which the help lists below, and without what only Sphinx can show."""
     text = (inspect.getdoc(target) or "").partition("\nArgs:")[0]
     return re.sub(r"^\.\. .*\n?(?:[ \t]+.*\n?|\n)*", "", text, flags=re.MULTILINE).strip()
 
 
 class Formatter(DefaultHelpFormatter):
-    """Keeps the paragraphs of docstrings, and leaves out what jsonargparse says of tensors as arguments."""
+    """A formatter that keeps paragraphs of docstrings, and omits what jsonargparse says about tensors as arguments."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text
@@ -148,7 +148,7 @@ class Formatter(DefaultHelpFormatter):
 
     def _get_help_string(self, action: Action) -> str:
         facts = super()._get_help_string(action).removeprefix(action.help or "")
-        text = re.sub(r"\s*\(default: (?:[^()]|\([^()]*\))*\)", "", action.help or "")  # the facts have it too
+        text = re.sub(r"\s*\(default: (?:[^()]|\([^()]*\))*\)", "", action.help or "")  # the facts state it too
         return self._shorten(text) + facts
 
     def _expand_help(self, action: Action) -> str:
@@ -160,7 +160,7 @@ class Formatter(DefaultHelpFormatter):
 
 
 class _Brief(Formatter):
-    """Of each argument the first sentence."""
+    """A formatter that shows the first sentence of each argument."""
 
     def _shorten(self, text: str) -> str:
         return re.split(r"\. (?=[A-Z`])", text)[0].rstrip(".") + "."
@@ -169,7 +169,7 @@ class _Brief(Formatter):
 def make_parser(
     usage: str, description: str, epilog: str = "", formatter: type[DefaultHelpFormatter] = Formatter
 ) -> ArgumentParser:
-    """A parser that explains options, and takes no abbreviation of one."""
+    """Return a parser that explains options and accepts no abbreviations."""
     return ArgumentParser(
         usage=usage,
         description=description,

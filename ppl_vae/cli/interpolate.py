@@ -1,4 +1,4 @@
-"""``ppl-vae interpolate``: the way between data through the latent space of a run's model."""
+"""``ppl-vae interpolate``: paths between data through the latent space of a run's model."""
 
 from __future__ import annotations
 
@@ -41,27 +41,27 @@ def interpolate(
     out: str | None = None,
     overwrite: bool = False,
 ) -> list[str]:
-    """Decode the way between pairs of data, from the mean of q(z|x) of one to that of the other; a row a pair.
+    """Decode the path between pairs of data, from the mean of q(z|x) of one to that of the other; one row per pair.
 
-    The picture has the data at both ends, beside their reconstructions. Without --from and --to the pairs are spread
-    evenly over the data, so that they are the same each time.
+    The picture shows the data at both ends, beside their reconstructions. Without --from and --to the pairs are spread
+    evenly over the data, so they are the same each time.
 
     Args:
         run: The run.
         data_options: The data.
         from_: Row of the split to start from, counted from 0; together with --to.
         to: Row of the split to go to, counted from 0.
-        z: Latents to pass through instead of data: a list of at least two points, '[[-2, 0], [2, 0]]'; a row of the
-            picture for each stretch.
-        pairs: How many pairs, where neither --from and --to nor --z says which.
-        steps: Points on each way, both ends included.
-        spherical: true to take the great circle, with the length going evenly from one to the other, instead of the
-            straight line.
-        label: Of a conditional model, the label under which all of it happens.
+        z: Latents to pass through instead of data: a list of at least two points, '[[-2, 0], [2, 0]]'. The
+            picture has one row for each stretch between two points.
+        pairs: How many pairs, if neither --from and --to nor --z sets them.
+        steps: Points on each path, both ends included.
+        spherical: true to take the great circle instead of the straight line; the length of z then changes evenly from
+            one end to the other.
+        label: For a conditional model, the label to encode and decode under.
         split: train, validation, test, or all in the order of the source; by default all rows of a file or folder
-            given with --data, else test (or what there is, where there are none).
+            given with --data, else test (or another split if test has no rows).
         out: The file: .png for a picture; .npz for z of shape (pairs, steps, latent), x of shape (pairs, steps, ...)
-            and, of data, rows of shape (pairs, 2). By default interpolate.png in the run's folder (interpolate.npz
+            and, between data, rows of shape (pairs, 2). By default interpolate.png in the run's folder (interpolate.npz
             where the data are no images), or the first of interpolate-2, ... that is free. A file is never replaced
             unasked.
         overwrite: true to replace a file that is there.
@@ -99,7 +99,7 @@ def _points(z: list[list[float]], latent_shape: tuple[int, ...]) -> Tensor:
 
 
 def _pairs(rows: Rows, start: int | None, end: int | None, count: int) -> list[tuple[int, int]]:
-    """Rows to go from and to."""
+    """Return pairs of rows to go from and to."""
     if (start is None) != (end is None):
         raise ValueError("only one of --from and --to was given; expected both, or neither for pairs all over the data")
     if start is not None and end is not None:

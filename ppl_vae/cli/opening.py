@@ -1,4 +1,4 @@
-"""What a command starts from: a run's model, and data to use it on."""
+"""The input of a command: a run's model, and the data to use it on."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from ppl_vae.vae import VAE
 SplitName = Literal["train", "validation", "test", "all"]
 
 BATCH = 1000
-OF_ONE_SET = ("validation", "test", "seed")  # how the run's set was cut: sizes that mean nothing in another
-PLACES = ("root", "max_in_memory_gib")  # options that change where data are, and not what they are
+OF_ONE_SET = ("validation", "test", "seed")  # the split of the run's data set, which means nothing in another set
+PLACES = ("root", "max_in_memory_gib")  # options that say where the data are, and not which data they are
 
 
 @dataclass(frozen=True)
 class OpenRun:
-    """A run that training has left.
+    """A trained run on disk.
 
     Attributes:
-        folder: Where it lies.
-        checkpoint: Its folder, or the checkpoint in it that was named.
-        config: Its configuration.
-        facts: Its run.json.
+        folder: The folder of the run.
+        checkpoint: The folder, or the checkpoint in it that was named.
+        config: The configuration of the run.
+        facts: The content of run.json.
     """
 
     folder: Path
@@ -47,10 +47,10 @@ class OpenRun:
 
     @classmethod
     def at(cls, word: str) -> OpenRun:
-        """Read the run of this path or name; its model is loaded when it is asked for.
+        """Read the run of this path or name; its model is loaded at its first use.
 
         Raises:
-            FileNotFoundError: If there is none.
+            FileNotFoundError: If there is no such run, or it has no config.yaml.
             ValueError: If its configuration cannot be read.
         """
         checkpoint = find_run(word)
@@ -70,7 +70,7 @@ class OpenRun:
 
     @property
     def caveat(self) -> str | None:
-        """What every picture made from it must say."""
+        """The caveat that every picture made from the run must state, or None."""
         return self.facts.get("caveat")
 
     @property
@@ -79,10 +79,10 @@ class OpenRun:
         return tuple(self.facts["data"]["x_shape"])
 
     def under(self, label: int | None) -> VAE:
-        """Return the model, of a conditional one that of one label.
+        """Return the model, or a conditional model at one label.
 
         Raises:
-            ValueError: If there are no labels to choose from, or none was chosen.
+            ValueError: If a model without labels is given one, or a conditional model is given none that it has.
         """
         if self.vae.y_shape is None:
             if label is not None:
@@ -96,27 +96,27 @@ class OpenRun:
 
     @property
     def draws_images(self) -> bool:
-        """Whether its data can be drawn."""
+        """Whether the run's data can be drawn as images."""
         return len(self.x_shape) == 2 or (len(self.x_shape) == 3 and self.x_shape[0] in CHANNELS)
 
 
 @dataclass(frozen=True)
 class DataOptions:
-    """The options ``--data`` and ``--data.ARGUMENT`` of a command line; none for the run's own data."""
+    """The options ``--data`` and ``--data.ARGUMENT`` of a command line; without any, the run's own data."""
 
     given: dict[str, str]
 
     def open(self, run: OpenRun, split: SplitName | None) -> Rows:
-        """Load the data, and check that they are such as the run's model takes.
+        """Load the data, and check that they fit the run's model.
 
         Args:
-            run: The run, whose configuration holds for what is not given.
-            split: Which part; by default all rows of a file or folder that is given, else the test data (or what
-                there is in their place).
+            run: The run, whose configuration sets the options that are not given.
+            split: The split; by default all rows of a file or folder that is given, else test (or another split if
+                test has no rows).
 
         Raises:
-            ValueError: If an option does not fit, the data are of another shape, outside the support of the
-                likelihood, or have no such part.
+            ValueError: If an option does not fit, or the data have another shape, lie outside the support of the
+                likelihood, or have no such split.
             OSError: If the data cannot be read.
         """
         own = run.config.values["data"]
@@ -127,7 +127,7 @@ class DataOptions:
             defaults = arguments_of(data.load, "data").complete({"name": values["name"]})
             values |= {name: defaults[name] for name in OF_ONE_SET if name not in given}
             if own["binarize"] is None and "binarize" not in given and own["name"] == "digits":
-                values["binarize"] = "threshold"  # what null means for digits alone; a model takes what it was given
+                values["binarize"] = "threshold"  # null means threshold for digits alone; keep what the model was given
         if split is None and other and _is_file(values["name"]):
             split = "all"
         schema = arguments_of(data.load, "data")
@@ -156,8 +156,8 @@ class Rows:
     """The rows that a command works on.
 
     Attributes:
-        name: What they are called: ``mnist, test``.
-        parts: Where they lie, one after the other.
+        name: The name of the rows, ``mnist, test``.
+        parts: The splits that hold the rows, one after the other.
         whole: Whether they are all rows of their source, training data included.
     """
 
@@ -170,29 +170,29 @@ class Rows:
 
     @property
     def labels(self) -> Tensor | None:
-        """Their labels, (n,), or None where some have none."""
+        """The labels, (n,), or None if some rows have none."""
         labels = [part.labels for part in self.parts if part.labels is not None]
         return torch.cat(labels) if len(labels) == len(self.parts) else None
 
     @property
     def bins(self) -> int | None:
-        """The levels of pixels that were dequantised, None for other data."""
+        """The number of levels of dequantised pixels; None for other data."""
         return self.parts[0].bins
 
     def batches(self) -> Iterator[tuple[Tensor, ...]]:
-        """All rows in order, batch by batch: (x,), or (x, y) for a conditional model."""
+        """Yield all rows in order, batch by batch: (x,), or (x, y) for a conditional model."""
         for part in self.parts:
             yield from part.batches(min(BATCH, len(part)))
 
     def columns(self) -> tuple[Tensor, ...]:
-        """All rows in memory, in the columns of `batches`."""
+        """Return all rows in memory, in the columns of `batches`."""
         return tuple(torch.cat(column) for column in zip(*self.batches(), strict=True))
 
     def at(self, index: Sequence[int]) -> tuple[Tensor, ...]:
-        """The rows of these numbers, in the columns of `batches`, each of shape (len(index), ...).
+        """Return the rows with these numbers, in the columns of `batches`, each of shape (len(index), ...).
 
         Raises:
-            ValueError: If there is no row of a number.
+            ValueError: If a row does not exist.
         """
         found: dict[int, tuple[Tensor, ...]] = {}
         wanted, start = torch.tensor(index), 0
@@ -208,16 +208,16 @@ class Rows:
         return tuple(torch.stack(column) for column in zip(*(found[i] for i in index), strict=True))
 
     def head(self, size: int) -> tuple[Tensor, ...]:
-        """The first rows, as many as asked for if there are, as `at` gives them."""
+        """Return the first `size` rows, or all if there are fewer, as `at` returns them."""
         return self.at(range(min(size, len(self))))
 
 
 def _whole(values: dict[str, Any]) -> data.Dataset:
-    """All rows of a set in its own order: as training data, and test data where it brings some."""
+    """Load all rows of a set in its own order: as training data, and as test data where the set has its own."""
     schema = arguments_of(data.load, "data")
     try:
         return data.load(**schema.objects(values | {"validation": 0, "test": 0}))
-    except ValueError:  # one with test data of its own takes no `test`; any other fault comes up again here
+    except ValueError:  # a set with its own test data takes no `test`; any other error is raised again here
         return data.load(**schema.objects(values | {"validation": 0, "test": None}))
 
 
@@ -233,12 +233,12 @@ def _rows(dataset: data.Dataset, split: SplitName | None) -> Rows:
 
 
 def _key(name: str) -> str:
-    """A built-in set's name as `ppl_vae.data.load` compares it."""
+    """Return the name of a built-in set as `ppl_vae.data.load` compares it."""
     return re.sub(r"[-_\s]", "", name.lower())
 
 
 def _is_file(name: str) -> bool:
-    """Whether a name is that of the user's own file or folder, and not of a built-in set."""
+    """Return whether a name means the user's own file or folder, and no built-in set."""
     built_in = {_key(known) for known in data.names()}
     return _key(name) not in built_in and not _key(name).startswith("emnist") and Path(name).expanduser().exists()
 

@@ -1,4 +1,4 @@
-"""The options of a command on a run: read, checked and explained from the signature of the function behind it."""
+"""The options of a command on a run: read, checked and explained through the signature of its function."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ SKIP = frozenset({"run", "data_options"})
 
 
 def execute(command: Command, argv: Sequence[str], example: str) -> int:
-    """Run a command on a run's folder, and print what it says.
+    """Run a command on a run's folder, and print its lines.
 
     Args:
-        command: ``command(run, *, [data_options,] ...)``, typed and documented; its options are its other parameters.
-            One that is named by a keyword of Python has an underscore after it.
+        command: ``command(run, *, [data_options,] ...)``, typed and documented; the other parameters are its options.
+            An option named like a keyword of Python is a parameter with an underscore after it.
         argv: The words after the command.
         example: Command lines for the help, and what they do.
 
@@ -79,7 +79,7 @@ def _help(command: Command, example: str) -> str:
 
 
 class _Help(Formatter):
-    """Says types and defaults as they are written on a command line; those of the data are the run's."""
+    """A formatter that writes types and defaults as a command line does; the run sets the defaults of the data."""
 
     def _expand_help(self, action: Action) -> str:
         text = super()._expand_help(action)
@@ -91,6 +91,6 @@ class _Help(Formatter):
 
 
 def check_seed(seed: int) -> None:
-    """Refuse a seed that torch would take for another."""
+    """Refuse a seed that torch would map to another seed."""
     if not 0 <= seed < 2**63:
         raise ValueError(f"--seed is {seed}; expected an integer from 0 to 2**63 - 1")

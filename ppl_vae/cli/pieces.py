@@ -75,7 +75,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _kinds_of(name: str) -> list[Kind]:
-    """The kinds that have a piece of this name: Normal may be a likelihood and a prior."""
+    """Return the kinds that have a piece of this name; one name may be both a likelihood and a prior."""
     found = [kind for kind in LISTED if name in kind.known]
     if not found:
         known = [known for kind in LISTED for known in kind.known]
@@ -88,7 +88,7 @@ def _everything() -> dict[str, list[dict[str, Any]]]:
 
 
 def _describe(kind: Kind, names: list[str]) -> list[dict[str, Any]]:
-    """What is to be said of some pieces of a kind, as plain values."""
+    """Describe some pieces of a kind in plain values."""
     combined = _combinations(kind, names) if kind.name in ("prior", "posterior") else {}
     found = []
     for name in names:
@@ -117,14 +117,14 @@ def _summary(target: Target) -> str:
 
 
 def _signature(target: Target) -> str:
-    """Names and defaults, without annotations."""
+    """Return names and defaults, without annotations."""
     parameters = inspect.signature(target).parameters.values()
     plain = [p.replace(annotation=p.empty) for p in parameters]
     return f"{target.__name__}{inspect.Signature(plain)}"
 
 
 def _small(target: Target) -> Any:
-    """An instance with its own defaults and small networks, or None where it needs arguments of the user's."""
+    """Make an instance with its own defaults and small networks; None if it needs arguments from the user."""
     given: dict[str, Any] = {}
     for name, parameter in inspect.signature(target).parameters.items():
         if "NetworkFactory" in str(parameter.annotation):
@@ -135,12 +135,12 @@ def _small(target: Target) -> Any:
             given[name] = 2 if name == "latent_dim" else 1
     try:
         return target(**given)
-    except Exception:  # arguments that contradict each other until the user has chosen
+    except Exception:  # defaults that contradict each other until the user chooses
         return None
 
 
 def _pair(prior: Target, posterior: Target) -> tuple[Any, Any] | None:
-    """p(z) and q(z|x) of two small instances, or None where one cannot be had."""
+    """Return p(z) and q(z|x) of two small instances, or None if one cannot be made."""
     p, q = _small(prior), _small(posterior)
     if p is None or q is None:
         return None
@@ -163,17 +163,17 @@ def _goes_with(prior: Target, posterior: Target) -> bool:
             if pair is None or tuple(pair[0].event_shape) != tuple(pair[1].event_shape):
                 return False
             check_same_space(*pair)
-            # a simplex or one-hot vectors inside a larger set: densities of other measures
+            # a simplex or one-hot vectors inside a larger set: densities with respect to other measures
             free = [Density(p, 50).axis(0) is not None for p in pair]
             if free[0] != free[1]:
                 return False
-    except Exception:  # whatever says that the two cannot be put together
+    except Exception:  # any error says that the two cannot be combined
         return False
     return True
 
 
 def _combinations(kind: Kind, names: list[str]) -> dict[str, list[str]]:
-    """For each prior the posteriors that go with it, or the other way round."""
+    """Return for each prior the posteriors that go with it, or the other way round."""
     torch.manual_seed(0)
     if kind.name == "prior":
         others = KINDS["posterior"].known
@@ -193,7 +193,7 @@ def _reparameterised(target: Target) -> bool | None:
 
 
 def _data(target: Target) -> str | None:
-    """Which values a likelihood is a density of, in words; None where that depends on arguments it must be given."""
+    """Return in words the values that a likelihood is a density of; None if that depends on required arguments."""
     likelihood = _small(target)
     try:
         with torch.no_grad():
@@ -234,7 +234,7 @@ class _Opaque(DiagonalNormal):
 
 
 def _needs_reparameterised(target: Target) -> bool | None:
-    """Whether an objective refuses a posterior that is not reparameterised; None where it cannot be tried."""
+    """Return whether an objective refuses a posterior that is not reparameterised; None if it cannot be tried."""
     objective = _small(target)
     if objective is None:
         return None
@@ -251,7 +251,7 @@ def _needs_reparameterised(target: Target) -> bool | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Pyro's remarks about programs that nobody will train to ourselves."""
+    """Silence Pyro's messages about programs that nobody will train."""
     before = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:
@@ -297,7 +297,7 @@ def _wrapped(start: str, text: str) -> list[str]:
 
 
 def _detail(kind: Kind, entry: dict[str, Any]) -> str:
-    """One piece: what its docstring says, its arguments, and what it combines with."""
+    """Return the text on one piece: its docstring, its arguments, and what it combines with."""
     path = "likelihood.network" if kind.name == "network" else kind.name
     text = explained.text([f"--{path}.help", entry["name"]])
     note = _note(entry)

@@ -1,4 +1,4 @@
-"""``ppl-vae compare --train true``: estimators from the same start, on the same data, looked at in the same way."""
+"""``ppl-vae compare --train true``: estimators from the same start, on the same data, evaluated in the same way."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ def race(
     compile: Literal["graph", "full", "off"] = "graph",
     out: str | None = None,
 ) -> list[str]:
-    """Train the same model under each estimator, and look at log p(x) on the way.
+    """Train the same model under each estimator, and evaluate log p(x) on the way.
 
     Args:
-        settings: What is trained, and how.
-        objectives: As at fixed parameters; by default ELBO, STL, IWAE and DReG, for discrete latents REINFORCE with the
-            leave-one-out baseline, VIMCO, RWS and GumbelSoftmaxELBO.
-        particles: K; 8 by default, and for several K a list.
-        seeds: How many seeds, from 0, or which. Each means initial parameters, an order of the data, and noise.
-        evaluate_every: Epochs between two looks; a tenth of all epochs by default.
-        evaluation_size: Look at the first so many data.
-        split: Of train, validation or test; by default validation (or what there is).
+        settings: The model and its training.
+        objectives: The estimators, as at fixed parameters; by default ELBO, STL, IWAE and DReG, for discrete latents
+            REINFORCE with the leave-one-out baseline, VIMCO, RWS and GumbelSoftmaxELBO.
+        particles: K, one number or a list; 8 by default.
+        seeds: How many seeds, from 0, or a list of seeds. A seed sets initial parameters, order of the data, and noise.
+        evaluate_every: Epochs between two evaluations; a tenth of all epochs by default.
+        evaluation_size: Evaluate the first so many data.
+        split: train, validation or test; by default validation (or another split if validation has no rows).
         evidence: How to find log p(x); auto is exact for latents of up to two dimensions, few discrete states and
-            linear-Gaussian models, else importance sampling from q(z|x).
+            linear-Gaussian models, and importance sampling from q(z|x) otherwise.
         evidence_particles: K of importance sampling.
-        target: A log p(x), nats per datum, whose first crossing is timed.
-        max_seconds: Stop each run after so long a training.
+        target: A value of log p(x), nats per datum; the race times when each run first crosses it.
+        max_seconds: Stop each run after so many seconds of training.
         compile: How a step runs: graph needs no compiler; full compiles for up to a minute in each run.
         out: The folder to write to; by default runs/compare-NAME, or the first of compare-NAME-2, ... that is free.
     """

@@ -1,4 +1,4 @@
-"""``ppl-vae reconstruct``: data beside what a run's model makes of them."""
+"""``ppl-vae reconstruct``: data beside their reconstructions by a run's model."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def reconstruct(
     out: str | None = None,
     overwrite: bool = False,
 ) -> list[str]:
-    """Put data beside their reconstructions, the mean of p(x|z) at the mean of q(z|x). No noise is drawn.
+    """Put data beside their reconstructions, the mean of p(x|z) at the mean of q(z|x), without noise.
 
-    The error that is printed is the mean L2 norm of x minus its reconstruction, in units of x, over these data.
+    The printed reconstruction error is the mean L2 norm of x minus its reconstruction, in units of x, over these data.
 
     Args:
         run: The run.
         data_options: The data.
         split: train, validation, test, or all in the order of the source; by default all rows of a file or folder
-            given with --data, else test (or what there is, where there are none).
-        size: How many data, the first of the split; all where there are fewer.
+            given with --data, else test (or another split if test has no rows).
+        size: How many data from the start of the split; all if there are fewer.
         out: The file: .png for a picture, .npz for x, reconstruction, z (the means of q(z|x)) and labels. By default
             reconstruct.png in the run's folder (reconstruct.npz where the data are no images), or the first of
             reconstruct-2, ... that is free. A file is never replaced unasked.

@@ -1,4 +1,4 @@
-"""What the files of a run's folder say of it. Imports no torch, and loads no model."""
+"""The record of a run from the files of its folder. Imports no torch, and loads no model."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import yaml
 
 from ppl_vae.configuration._yaml import Loader
 
-NOT_FIGURES = ("stopped", "seconds", "caveat", "best_epoch", "why_eager", "epoch", "step")  # of result.json
+NOT_FIGURES = ("stopped", "seconds", "caveat", "best_epoch", "why_eager", "epoch", "step")  # entries of result.json
 TOLD = ("latent_dim", "activation", "scale", "num_particles", "lr")  # arguments that a piece's short form names
 
 Record = dict[str, Any]
 
 
 def describe(path: Path) -> Record:
-    """What the files of a run's folder say of it, as plain values.
+    """Describe a run in plain values, from the files of its folder.
 
-    A run that is under way, was aborted or diverged is described by what it has left so far.
+    For a run that is under way, was aborted or diverged, the record has what the run has written so far.
 
     Args:
         path: The folder, or a file in it.
@@ -41,7 +41,7 @@ def describe(path: Path) -> Record:
     data = facts.get("data", {})
     binarize = config.get("data", {}).get("binarize")
     if binarize is None and data.get("name") == "digits":
-        binarize = "threshold"  # what null means for this one set
+        binarize = "threshold"  # the meaning of null for this one set
     state = result.get("stopped") or ("diverged" if (folder / "last_good.pt").exists() else "running or aborted")
     return {
         "run": str(folder),
@@ -66,10 +66,10 @@ def describe(path: Path) -> Record:
 
 
 def read_json(path: Path) -> Record:
-    """Return the object of a JSON file, empty where there is no file.
+    """Return the object in a JSON file, or an empty one if there is no file.
 
     Raises:
-        ValueError: If it holds anything else.
+        ValueError: If the file holds anything else.
     """
     if not path.is_file():
         return {}
@@ -83,7 +83,7 @@ def read_json(path: Path) -> Record:
 
 
 def _piece(node: object) -> str | None:
-    """A piece in short: its class and what tells it from others, ``Bernoulli(MLP [150, 300])``."""
+    """Return a piece in short: its class and its distinguishing arguments, ``Bernoulli(MLP(150-300))``."""
     if not isinstance(node, dict):
         return None if node is None else str(node)
     shown = []
@@ -98,7 +98,7 @@ def _piece(node: object) -> str | None:
 
 
 def _evaluation(content: Record) -> dict[str, Record]:
-    """The figures of an evaluation's file: those objects in it, or in its ``figures``, that have a value."""
+    """Return the figures of an evaluation's file: the objects in its ``figures``, else in the file, with a value."""
     figures = content.get("figures", content)
     if not isinstance(figures, dict):
         return {}
@@ -111,7 +111,7 @@ def _evaluation(content: Record) -> dict[str, Record]:
 
 def _yaml(path: Path) -> Record:
     if not path.is_file():
-        return {}  # of a run that was put together in Python
+        return {}  # a run that was made in Python
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -122,7 +122,7 @@ def _yaml(path: Path) -> Record:
 
 
 def _lines(path: Path) -> list[Record]:
-    """The records of a log; a last line that is being written does not count yet."""
+    """Return the records of a log; a last line that is still being written does not count."""
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:

@@ -40,14 +40,14 @@ def sample(
 ) -> list[str]:
     """Draw data from a run's model: z from the prior, x from p(x|z). The same seed gives the same data.
 
-    Means of p(x|z), the default, look smoother than data do; draws (--mean false) are what the model says of data.
+    The means of p(x|z), the default, look smoother than data; draws (--mean false) are data as the model has them.
 
     Args:
         run: The run.
         size: How many data to draw.
         mean: true for the means of p(x|z), false for draws from it.
-        label: Of a conditional model, the label to draw under; by default all in turn, ten of each.
-        seed: Of the draws, an integer from 0.
+        label: For a conditional model, the label to draw under; by default all labels in turn, ten of each.
+        seed: The seed of the draws, an integer from 0.
         out: The file: .png for a picture, .npz for x and z. By default sample.png in the run's folder (sample.npz
             where the data are no images), or the first of sample-2, ... that is free. A file is never replaced unasked.
         overwrite: true to replace a file that is there.

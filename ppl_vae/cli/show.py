@@ -1,4 +1,4 @@
-"""``ppl-vae show``: several runs side by side, from the files in their folders; no model is loaded, nor torch."""
+"""``ppl-vae show``: several runs side by side, from the files in their folders, without a model or torch."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ ppl-vae show digits digits-2 --json        for a program
 """
 MISSING = "-"
 GAP = "  "
-NARROWEST = 26  # letters of a column, below which further runs go under the others
+NARROWEST = 26  # characters of a column at least; runs that do not fit go under the others
 _MADE = {"dequantize": "dequantized", "conditional": "conditional"}
-FIGURES = {  # what they are called, and how they are written
+FIGURES = {  # the title of each, and its number format
     "validation_elbo": ("ELBO, validation", ".2f"),
     "validation_bound": ("bound, validation", ".2f"),
     "validation_kl": ("KL, validation", ".2f"),
@@ -68,7 +68,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _rows(records: Sequence[Record]) -> dict[str, list[str]]:
-    """The lines of the table: a name, and a cell for each run."""
+    """Return the lines of the table: a name, and a cell for each run."""
 
     def cells(value: Any) -> list[str]:
         return [value(record) for record in records]
@@ -97,7 +97,7 @@ def _rows(records: Sequence[Record]) -> dict[str, list[str]]:
 
 
 def _differences(records: Sequence[Record]) -> dict[str, list[str]]:
-    """The options that are set differently in these runs, and that no row above tells."""
+    """Return the options that differ between these runs and that no other row shows."""
     flat = [dict(_leaves(record["config"])) for record in records]
     shared = [name for name in flat[0] if all(name in values for values in flat)]
     told = ("class", "hidden", *TOLD, "epochs", "seed", "compile", "device", "name", "binarize")
@@ -106,7 +106,7 @@ def _differences(records: Sequence[Record]) -> dict[str, list[str]]:
 
 
 def _plain(value: Any) -> str:
-    """A value as the command line takes it."""
+    """Return a value as the command line takes it."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -119,9 +119,9 @@ def _leaves(tree: Record, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _table(records: Sequence[Record], width: int) -> str:
-    """The runs as columns, wrapped and side by side as far as they fit, the rest in further blocks."""
+    """Return the runs as wrapped columns, side by side as far as they fit and the rest in further blocks."""
     rows = {"run": [record["run"] for record in records], **_rows(records)}
-    first = max(map(len, rows))  # letters of the longest name
+    first = max(map(len, rows))  # characters of the longest name
     room = max(NARROWEST, (width - first) // len(records) - len(GAP))
     wrapped = {
         name: [textwrap.wrap(cell, room, break_on_hyphens=False) or [""] for cell in cells]
@@ -175,4 +175,4 @@ def _interval(figure: Record | None) -> str:
 def _number(value: Any, form: str) -> str:
     if isinstance(value, str):
         return value
-    return "not finite" if value is None else f"{value:{form}}"  # which JSON cannot hold
+    return "not finite" if value is None else f"{value:{form}}"  # JSON cannot hold it as a number

@@ -1,4 +1,4 @@
-"""What a command tells while it works: on a terminal's line, or as lines of a log."""
+"""Progress messages of a command: on one line of a terminal, or as lines of a log."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 
 def teller(*, log: bool = False) -> Callable[[str], None]:
-    """Return what shows in a few words what is being done, and nothing when all is.
+    """Return a function that shows a message, or clears the line for an empty one.
 
     Args:
-        log: Whether to write lines where there is no terminal, for what takes long; else it is silent there.
+        log: Whether to write lines where there is no terminal, for long work; if not, the function is silent there.
     """
     if sys.stderr.isatty():
         return _on_terminal

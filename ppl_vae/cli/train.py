@@ -1,4 +1,4 @@
-"""``ppl-vae train``: from a configuration to a run's folder, and what is seen of it on the way."""
+"""``ppl-vae train``: from a configuration to a run's folder, with a display of the progress."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ppl_vae.cli.errors import BAD_INPUT, BadInput, bad_input, complain
 from ppl_vae.configuration import config
 from ppl_vae.training import Progress, Run, checkpoints
 
-LINES = 20  # of progress in a whole run, where there is no terminal for a bar
+LINES = 20  # progress lines of a whole run, where there is no terminal for a bar
 
 
 def run(argv: Sequence[str]) -> int:
@@ -57,7 +57,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _report(run: Run, folder: Any) -> str:
-    """What a run came to, a line each."""
+    """Return the results of a run, one per line."""
     final, lines = run.final, []
     for name, figure in (("validation", "validation_elbo"), ("training data", "elbo")):
         if figure in final:
@@ -75,11 +75,11 @@ def _report(run: Run, folder: Any) -> str:
 
 
 class _CtrlC:
-    """Whether Ctrl-C was pressed: the first ends the run after its step, a second aborts at once."""
+    """Whether Ctrl-C was pressed. The first press ends the run after its step, a second aborts at once."""
 
     def __init__(self) -> None:
         self.pressed = False
-        self._mine = threading.current_thread() is threading.main_thread()  # others may not touch signals
+        self._mine = threading.current_thread() is threading.main_thread()  # other threads may not set signal handlers
 
     def __call__(self) -> bool:
         return self.pressed
@@ -100,7 +100,7 @@ class _CtrlC:
 
 
 class _Display:
-    """A callback of `fit` that knows whether training has begun, and so who is to blame for an error."""
+    """A callback of `fit` that records whether training has begun: an error before that is in the user's input."""
 
     started = False
 
@@ -137,7 +137,7 @@ class _Bar(_Display):
 
 
 class _Lines(_Display):
-    """A line now and then, for a log."""
+    """A line every few epochs, for a log."""
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs

@@ -1,4 +1,4 @@
-"""A command line's words: which runs it names, which options it sets. Light, so that what needs no torch stays fast."""
+"""The words of a command line: runs and options. The module imports no torch, to keep light commands fast."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from ppl_vae._validation import did_you_mean
 
 
 class Words(NamedTuple):
-    """What a command line says.
+    """The words of a command line.
 
     Attributes:
-        runs: What stands without an option, in order.
-        options: ``{"data.root": "/data"}``; of an option given twice the last holds. A flag's value is ``"true"``.
+        runs: The words that belong to no option, in order.
+        options: ``{"data.root": "/data"}``; the last value of a repeated option counts. A flag has the value
+            ``"true"``.
     """
 
     runs: list[str]
@@ -22,12 +23,12 @@ class Words(NamedTuple):
 
 
 def wants_help(argv: Sequence[str]) -> bool:
-    """Whether a command line asks for help."""
+    """Return whether a command line asks for help."""
     return any(word in ("-h", "--help") for word in argv)
 
 
 def split(argv: Sequence[str], flags: Collection[str] = ()) -> Words:
-    """Tell runs from options, which are ``--name VALUE`` or ``--name=VALUE``, in any order.
+    """Split words into runs and options; options are ``--name VALUE`` or ``--name=VALUE``, in any order.
 
     Args:
         argv: The words after the command.
@@ -62,10 +63,12 @@ def split(argv: Sequence[str], flags: Collection[str] = ()) -> Words:
 
 
 def find_run(word: str) -> Path:
-    """Return the folder of a run that was named by its path, by its name under ``runs``, or by a checkpoint in it.
+    """Return the path of a run, named by its folder, by its name under ``runs``, or by a checkpoint in it.
+
+    For a checkpoint the path is that of its file.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If there is no such run.
     """
     candidates = [Path(word), Path("runs") / word]
     found = next((path for path in candidates if path.exists()), None)

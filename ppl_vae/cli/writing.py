@@ -1,4 +1,4 @@
-"""The file that a command writes: where it goes, whole or not at all, and never over another unasked."""
+"""The file that a command writes: its place, and its writing, whole or not at all and over no other unless asked."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from ppl_vae.cli.opening import OpenRun
 
 
 def place(run: OpenRun, out: str | None, overwrite: bool, suffixes: Sequence[str], stem: str) -> Path:
-    """Return the path to write to, once it is clear that this can be done.
+    """Return the path to write to, after a check that it can be written to.
 
     Args:
-        run: The run, in whose folder it lies by default.
-        out: What ``--out`` says; None for `stem` in the run's folder, or the first of stem-2, ... that is free.
-        overwrite: Whether a file that is there may be replaced.
-        suffixes: The formats; the first is the default, or the second for pictures of what cannot be drawn.
+        run: The run; by default the file lies in its folder.
+        out: The value of ``--out``; None for `stem` in the run's folder, or the first of stem-2, ... that is free.
+        overwrite: Whether an existing file may be replaced.
+        suffixes: The formats. The default is the first, or the second if the first is a picture and data are no images.
         stem: The name without its suffix.
 
     Raises:
-        ValueError: If the suffix is another, or a picture of data that are no images is asked for.
-        OSError: If the file is there already, or its folder is not or cannot be written to.
+        ValueError: If the suffix is not among the formats, or a picture of data that are no images is asked for.
+        OSError: If the file exists already, or its folder does not exist or cannot be written to.
     """
     if out is None:
         drawable = suffixes[0] != ".png" or run.draws_images
@@ -53,12 +53,12 @@ def place(run: OpenRun, out: str | None, overwrite: bool, suffixes: Sequence[str
 
 
 def save_picture(path: Path, figure: Figure) -> str:
-    """Write a picture; return the line that says so."""
+    """Write a picture; return the line that names the file."""
     return f"picture: {plots.save(figure, path)}"
 
 
 def save_arrays(path: Path, arrays: dict[str, Tensor | None]) -> str:
-    """Write arrays to an ``.npz`` file, without those that are None; return the line that says so."""
+    """Write arrays to an ``.npz`` file, without those that are None; return the line that names it."""
     there = {name: array.detach().cpu().numpy() for name, array in arrays.items() if array is not None}
     _whole(path, lambda file: np.savez(file, **there))  # type: ignore[arg-type]
     contents = ", ".join(f"{name} {array.shape}" for name, array in there.items())
@@ -66,7 +66,7 @@ def save_arrays(path: Path, arrays: dict[str, Tensor | None]) -> str:
 
 
 def save_table(path: Path, columns: dict[str, Tensor]) -> str:
-    """Write columns of numbers, (n,) each, to a ``.csv`` file, floats to their last digit; return the line."""
+    """Write columns of numbers, (n,) each, to a ``.csv`` file, floats to the last digit; return the line naming it."""
     arrays = {name: column.detach().cpu().numpy() for name, column in columns.items()}
     lists = [[repr(v) for v in a.tolist()] if a.dtype != np.float32 else [str(v) for v in a] for a in arrays.values()]
     lines = [",".join(arrays), *(",".join(row) for row in zip(*lists, strict=True))]

@@ -1,7 +1,8 @@
 """Estimators side by side: at fixed parameters (`compare`) and while training (`race`).
 
-`contenders` says what takes part: objectives by name, import path, class or instance, each at every K. `fixed` holds
-what `compare` does, from one batch to its figures; `races` what `race` does; `statistics` what both test with.
+`contenders` makes the list of estimators: objectives by name, import path, class or instance, each at every K. `fixed`
+holds the parts of `compare`, from one batch to its figures. `races` holds the parts of `race`. `statistics` holds the
+tests and intervals of both.
 """
 
 from ppl_vae.comparison.contenders import Contender, Contenders, Undefined, contenders

@@ -1,4 +1,4 @@
-"""What takes part in a comparison: objectives by name, import path, class or instance, each at every K."""
+"""The estimators of a comparison: objectives by name, import path, class or instance, each at every K."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ppl_vae.objectives.estimate import Estimate, Objective
 from ppl_vae.objectives.log_weights import LogWeights
 from ppl_vae.objectives.losses import as_loss
 
-_UNSAID = ("num_particles", "vectorize_particles", "max_plate_nesting")  # of a name: K stands beside it
+_UNSAID = ("num_particles", "vectorize_particles", "max_plate_nesting")  # left out of names; K is shown beside a name
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Contender:
     """One estimator in a comparison.
 
     Attributes:
-        name: What it is called, without K: ``"MIWAE(groups=4)"``.
+        name: The name, without K: ``"MIWAE(groups=4)"``.
         num_particles: K; 1 for an objective that takes no particles.
-        objective: What `objectives.as_loss` takes.
+        objective: Any objective that `objectives.as_loss` accepts.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Contender:
 
 
 class Undefined(NamedTuple):
-    """An estimator that does not exist at a K, and its own words for why."""
+    """An estimator that does not exist at a K, and the reason that its constructor gives."""
 
     name: str
     num_particles: int
@@ -46,11 +46,11 @@ class Undefined(NamedTuple):
 
 @dataclass(frozen=True)
 class Contenders(Sequence[Contender]):
-    """The estimators of a comparison, a sequence, and what is left out.
+    """The estimators of a comparison, as a sequence, and the estimators that are left out.
 
     Attributes:
-        items: Those that exist, in the order of the objectives, each at its K in turn.
-        undefined: Those whose constructor refuses a K.
+        items: The estimators that exist, in the order of the objectives, each at its K in turn.
+        undefined: The estimators whose constructor refuses a K.
     """
 
     items: tuple[Contender, ...]
@@ -68,7 +68,7 @@ class Contenders(Sequence[Contender]):
 
 @dataclass(frozen=True)
 class FunctionOfLogWeights:
-    """A bare function of log-weights with the K that it is to be given.
+    """A bare function of log-weights, with its number of particles.
 
     Args:
         function: ``function(log_weights)`` -> (batch,) or an `Estimate`.
@@ -79,32 +79,32 @@ class FunctionOfLogWeights:
     num_particles: int = 1
 
     def __call__(self, log_weights: LogWeights) -> Estimate | Any:
-        """Return what the function says of each datum."""
+        """Return the function's estimate for each datum."""
         return self.function(log_weights)
 
     @property
     def max_plate_nesting(self) -> int:
-        """How many plates the function says are nested; 1 if it says nothing."""
+        """The function's attribute ``max_plate_nesting``; 1 if it has none."""
         return getattr(self.function, "max_plate_nesting", 1)
 
     @property
     def latents(self) -> Any:
-        """How the function says that latents are drawn; ``"pathwise"`` if it says nothing."""
+        """The function's attribute ``latents``, how latents are drawn; ``"pathwise"`` if it has none."""
         return getattr(self.function, "latents", "pathwise")
 
     @property
     def __name__(self) -> str:
-        """The function's own, for messages."""
+        """The function's name, for messages."""
         return _name_of(self.function)
 
     @property
     def reference(self) -> object | None:
-        """The objective whose gradient the function says it estimates, if it has such an attribute."""
+        """The function's attribute ``reference``, the objective whose gradient it estimates; None if it has none."""
         return getattr(self.function, "reference", None)
 
 
 class _Entry(NamedTuple):
-    """One objective that was asked for: how to make it at K, or once where it settles K itself."""
+    """One requested objective: how to make it at each K, or once if it fixes K itself."""
 
     name: str
     make: Callable[[int], Any]
@@ -114,26 +114,26 @@ class _Entry(NamedTuple):
 def contenders(objectives: object, particles: int | Iterable[int] = (1, 8, 64)) -> Contenders:
     """Return every objective at every K.
 
-    An objective is given as
+    An objective is
 
     - a string: a short name (``"IWAE"``) or an import path of your own class or function (``"mymodule.my_bound"``),
-      with arguments as YAML if need be: ``"MIWAE(groups=4)"``;
+      with optional arguments as YAML: ``"MIWAE(groups=4)"``;
     - a class or another function of ``num_particles``: ``IWAE``, ``functools.partial(MIWAE, groups=4)``;
     - an object, ``IWAE(num_particles=5)``, which keeps its own K and appears once;
     - a function of log-weights;
-    - one of Pyro's ELBO classes, whose particles are vectorised for K > 1 unless it is told otherwise;
+    - one of Pyro's ELBO classes, with vectorised particles for K > 1 unless ``vectorize_particles`` is given;
     - a mapping from names of your choice to any of these.
 
-    What takes no particles (a sum over all latents) appears once. A K that a constructor refuses by a `ValueError` is
-    left out and noted in `undefined`.
+    An objective that takes no particles (a sum over all latents) appears once. If a constructor refuses a K by a
+    `ValueError`, that K is left out and noted in `undefined`.
 
     Args:
         objectives: One, or several in a list.
-        particles: The K, one or several.
+        particles: One K or several.
 
     Raises:
-        TypeError: If an entry is of no such kind.
-        ValueError: If a name or an argument is unknown, two contenders have the same name, or none is left.
+        TypeError: If an entry is none of these kinds.
+        ValueError: If a name or an argument is unknown, two contenders have the same name and K, or none is left.
 
     Example:
         >>> [(c.name, c.num_particles) for c in contenders(["ELBO", "ArticleELBO(eps=0.0)"], [1, 8])]
@@ -146,12 +146,12 @@ def contenders(objectives: object, particles: int | Iterable[int] = (1, 8, 64)) 
         for k in several[:1] if entry.once else several:
             try:
                 objective = entry.make(k)
-            except (ValueError, AssertionError) as error:  # Pyro asserts
+            except (ValueError, AssertionError) as error:  # Pyro refuses by assertions
                 if entry.once:
                     raise
                 undefined.append(Undefined(entry.name, k, " ".join(str(error).split())))
                 continue
-            as_loss(objective)  # refuses what has no value or no gradient, in its own words
+            as_loss(objective)  # raises for an objective without a value or a gradient
             found.append(Contender(entry.name, getattr(objective, "num_particles", 1), objective))
     seen: set[tuple[str, int]] = set()
     for contender in found:
@@ -169,7 +169,7 @@ def contenders(objectives: object, particles: int | Iterable[int] = (1, 8, 64)) 
 
 
 def check_particles(particles: int | Iterable[int]) -> tuple[int, ...]:
-    """Return the K as a tuple without repetitions."""
+    """Return the numbers of particles as a tuple without repetitions."""
     several = tuple(particles) if isinstance(particles, Iterable) else (particles,)
     if not several:
         raise ValueError("particles is empty; expected at least one positive integer, such as (1, 8, 64)")
@@ -207,7 +207,7 @@ def _entry(entry: Any) -> _Entry:
 
 
 def _from_text(text: str) -> _Entry:
-    """``"MIWAE(groups=4)"``."""
+    """Return the entry of a string such as ``"MIWAE(groups=4)"``."""
     kind = KINDS["objective"]
     match = re.fullmatch(r"\s*([^()\s]+)\s*(?:\((.*)\))?\s*", text, re.DOTALL)
     if match is None:
@@ -227,7 +227,7 @@ def _from_text(text: str) -> _Entry:
 
 
 def _arguments(text: str, whole: str) -> Iterator[tuple[str, str]]:
-    """``"a=1, b=[2, 3]"`` -> ``("a", "1"), ("b", "[2, 3]")``; commas inside brackets belong to a value."""
+    """Split ``"a=1, b=[2, 3]"`` into ``("a", "1"), ("b", "[2, 3]")``; commas inside brackets belong to a value."""
     for part in split_at_commas(text):
         key, equals, value = part.partition("=")
         if not equals or not key.strip().isidentifier():
@@ -236,7 +236,7 @@ def _arguments(text: str, whole: str) -> Iterator[tuple[str, str]]:
 
 
 def split_at_commas(text: str) -> list[str]:
-    """Return the parts between commas that stand outside of brackets and quotes, without empty ones.
+    """Split a text at the commas outside of brackets and quotes, and drop empty parts.
 
     Raises:
         ValueError: If brackets or quotes do not close.
@@ -261,7 +261,7 @@ def split_at_commas(text: str) -> list[str]:
 
 
 def _from_factory(target: type, given: dict[str, Any], factory: Callable[..., Any], name: str | None = None) -> _Entry:
-    """A class, with the arguments that it was given."""
+    """Return the entry of a class with its given arguments."""
     name = _with_arguments(name or target.__name__, given)
     once = "num_particles" in given or not _takes_particles(target)
     vectorizes = issubclass(target, PyroELBO) and "vectorize_particles" not in given
@@ -275,12 +275,12 @@ def _from_factory(target: type, given: dict[str, Any], factory: Callable[..., An
 
 
 def _takes_particles(target: Any) -> bool:
-    """Whether a class or function has a parameter ``num_particles``, or hands one on to a base."""
+    """Return whether a class or function has a parameter ``num_particles``, or passes one on to a base class."""
     owners = [c for c in target.__mro__ if "__init__" in vars(c)] if inspect.isclass(target) else [target]
     for owner in owners:
         try:
             parameters = inspect.signature(owner).parameters
-        except (ValueError, TypeError):  # written in C
+        except (ValueError, TypeError):  # a callable written in C has no signature
             return False
         if "num_particles" in parameters:
             return True
@@ -305,7 +305,7 @@ def _name_of(function: Any) -> str:
 
 
 def _name_of_instance(objective: Any) -> str:
-    """The class's name, with the arguments that are not its defaults, as far as they are plain."""
+    """Return the class name with the plain arguments (numbers, strings, booleans) that differ from the defaults."""
     name = type(objective).__name__
     try:
         parameters = inspect.signature(type(objective)).parameters

@@ -1,1 +1,1 @@
-"""What a run is made of, as text: names and import paths to pieces (`pieces`), command line and YAML (`config`)."""
+"""The configuration of a run: names and import paths of pieces (`pieces`), command line and YAML (`config`)."""

@@ -1,4 +1,4 @@
-"""The dialect of YAML that configurations are read and written in."""
+"""The YAML dialect of configurations."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import yaml
 
 
 class Loader(yaml.SafeLoader):
-    """YAML with the numbers and truth values of its version 1.2: 1e-3 is a number, and off is a word."""
+    """A loader with the numbers and truth values of YAML 1.2: 1e-3 is a number, and off is a word."""
 
 
 class Dumper(yaml.SafeDumper):
-    """Lists on one line, no anchors."""
+    """A dumper that writes lists on one line and no anchors."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

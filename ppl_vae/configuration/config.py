@@ -1,6 +1,6 @@
 """The configuration of a training run: from the command line and YAML to the objects that `fit` takes.
 
-A configuration is a tree, and the command line is its leaves: ``--likelihood.network.hidden '[300]'`` is
+A configuration is a tree, and an option of the command line is a leaf: ``--likelihood.network.hidden '[300]'`` is
 
     likelihood:
       class: Bernoulli          # a short name, or the import path of your own class or function
@@ -8,12 +8,13 @@ A configuration is a tree, and the command line is its leaves: ``--likelihood.ne
         class: MLP
         hidden: [300]           # arguments of the constructor stand beside its name
 
-One rule governs what overrides what: **naming a class starts from that class's own defaults; an argument without a
+One rule decides what overrides what: **naming a class starts from that class's own defaults; an argument without a
 class changes what is there.** So ``--objective RenyiELBO`` never inherits the particles of the objective it replaces.
-A network belongs to the role, and not to the piece that plays it: a piece that takes the place of another keeps its
-networks unless they are named, so that ``--config article --likelihood Normal`` has the article's decoder.
-(The data sets are the arguments of one function, `ppl_vae.data.load`: ``--data MNIST`` keeps its other arguments.) A
-file says what differs from the preset ``digits``, and the command line what differs from the file.
+
+A network belongs to the role and not to the piece. If one piece replaces another, the old networks stay unless new ones
+are named: ``--config article --likelihood Normal`` has the article's decoder. Data options are the arguments of one
+function, `ppl_vae.data.load`, so ``--data MNIST`` keeps the other arguments. A file states what differs from the preset
+``digits``, and the command line states what differs from the file.
 """
 
 from __future__ import annotations
@@ -43,25 +44,25 @@ Tree = dict[str, Any]
 DEFAULT_PRESET = "digits"
 DEFAULT_NETWORK = "MLP"
 PIECES = ("prior", "likelihood", "posterior")
-RESUMED = ("optimizer", "scheduler", "seed")  # what a checkpoint brings with it
+RESUMED = ("optimizer", "scheduler", "seed")  # a checkpoint brings these with it
 NOT_RECORDED = ("config", "out", "resume", "print_config")
 FIT_OBJECTS = frozenset(
     {"program", "data", "objective", "regularizer", "optimizer", "scheduler", "callbacks", "stop", "resume"}
 )
-_AT_HAND = "\0networks"  # of the piece that is replaced; no name that a file could hold
-OPTIONAL = ("regularizer", "scheduler")  # there may be none
+_AT_HAND = "\0networks"  # key of the networks of a replaced piece; no file can hold this name
+OPTIONAL = ("regularizer", "scheduler")  # these may be null
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that makes a training run, explicit: every argument, and what ``auto`` came to.
+    """The complete configuration of a training run: every argument is explicit, and the device is resolved.
 
     Attributes:
-        values: The tree, of plain values.
+        values: The tree of plain values.
         out: The folder to write the run to; not part of the run, and not in `to_yaml`.
-        resume: The checkpoint to continue from; likewise.
-        print_only: Whether the configuration was asked for, and no run.
-        source: What ``--config`` said; likewise.
+        resume: The checkpoint to continue from; not in `to_yaml` either.
+        print_only: Whether to print the configuration and train nothing.
+        source: The value of ``--config``, or the configuration beside `resume`; not in `to_yaml` either.
     """
 
     values: Tree
@@ -72,13 +73,13 @@ class Config:
 
     @property
     def name(self) -> str:
-        """A name for the run: that of the file or preset of ``--config``, or else of the data."""
+        """The name of the run: that of the file or preset of ``--config``, or else that of the data."""
         stem = Path(self.source or "config").stem
         return stem if stem != "config" else Path(self.values["data"]["name"]).resolve().stem or "data"
 
     @classmethod
     def from_yaml(cls, text: str, source: str = "the configuration") -> Config:
-        """Read a configuration; what it leaves out is taken from the preset ``digits``.
+        """Read a configuration; values that it leaves out come from the preset ``digits``.
 
         Raises:
             ValueError: If it is not valid YAML, or names or values do not fit.
@@ -86,7 +87,7 @@ class Config:
         return cls(_resolve(_read_yaml(text, source), {}))
 
     def to_yaml(self) -> str:
-        """Write the configuration; `from_yaml` reads it back to the same, and so does ``--config``."""
+        """Return the configuration as YAML; `from_yaml` and ``--config`` read it back unchanged."""
         return yaml.dump(self.values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)
 
     def build_dataset(self) -> data.Dataset:
@@ -94,7 +95,7 @@ class Config:
         return data.load(**arguments_of(data.load, "data").objects(self.values["data"]))
 
     def build_vae(self, dataset: data.Dataset | Shape) -> VAE:
-        """Put the VAE together; the same seed gives the same initial parameters. Seeds torch's global generator.
+        """Build the VAE; the same seed gives the same initial parameters. Seeds torch's global generator.
 
         Args:
             dataset: The data, or the shape of one datum.
@@ -103,16 +104,16 @@ class Config:
         return VAE(dataset, **{name: self.build(name) for name in PIECES})
 
     def build_fit_arguments(self) -> dict[str, Any]:
-        """Return what `fit` takes besides program and data."""
+        """Return the arguments that `fit` takes besides program and data."""
         schema = arguments_of(training.fit, "", FIT_OBJECTS)
         arguments = schema.objects({name: self.values[name] for name in schema.names})
         return arguments | {name: self.build(name) for name in ("objective", "regularizer", "optimizer", "scheduler")}
 
     def check(self) -> None:
-        """Make every piece, objective, optimiser and scheduler once, so that what they refuse is known before any data.
+        """Make every piece, objective, optimiser and scheduler once, so that refusals come before any data are loaded.
 
         Raises:
-            ValueError: If one refuses its arguments.
+            ValueError: If one of them refuses its arguments.
         """
         training.resolve_device(self.values["device"])
         for name in (*PIECES, "objective", "regularizer"):
@@ -123,23 +124,23 @@ class Config:
             with _naming("scheduler", self.values["scheduler"]["class"]):
                 scheduler = self.build("scheduler")(optimizer)
                 optimizer.step()
-                scheduler.step(*([0.0] if isinstance(scheduler, ReduceLROnPlateau) else []))  # step_size=0 divides here
-                scheduler.state_dict()  # and LambdaLR cannot be saved with a function that is not Python's
+                scheduler.step(*([0.0] if isinstance(scheduler, ReduceLROnPlateau) else []))  # step_size=0 fails here
+                scheduler.state_dict()  # LambdaLR cannot save a function that is not written in Python
         for name in ("optimizer", "scheduler"):
             for argument, value in (self.values[name] or {}).items():
-                if isinstance(value, float) and math.isnan(value):  # which some of torch's let pass
+                if isinstance(value, float) and math.isnan(value):  # some of torch's classes accept it
                     raise ValueError(f"--{name}.{argument} is nan; expected a number")
 
     def build(self, name: str) -> Any:
-        """Make the piece, objective, optimiser or scheduler of this name; None where there is none."""
+        """Make the piece, objective, optimiser or scheduler of this name; None if the configuration has none."""
         return _build(KINDS[name], name, self.values[name])
 
 
 def parse(argv: Sequence[str]) -> Config:
-    """Return the configuration of a command line, every value checked.
+    """Return the configuration of a command line, with every value checked.
 
     Raises:
-        ValueError: If an option, a name or a value does not fit; one line that names it.
+        ValueError: If an option, a name or a value does not fit; the message names it in one line.
         OSError: If the file of ``--config`` cannot be read.
     """
     options = _split(argv)
@@ -157,14 +158,14 @@ def parse(argv: Sequence[str]) -> Config:
 
 
 def presets() -> dict[str, str]:
-    """The presets' texts, by name."""
+    """Return the texts of the presets, by name."""
     folder = importlib.resources.files("ppl_vae") / "presets"
     files = {file.name.removesuffix(".yaml"): file for file in folder.iterdir() if file.name.endswith(".yaml")}
     return {name: files[name].read_text(encoding="utf-8") for name in sorted(files)}
 
 
 def _split(argv: Sequence[str]) -> dict[str, str]:
-    """``--a.b 1 --c=2`` -> ``{"a.b": "1", "c": "2"}``; of an option given twice the last holds."""
+    """Split ``--a.b 1 --c=2`` into ``{"a.b": "1", "c": "2"}``; the last value of a repeated option counts."""
     options, rest = {}, list(argv)
     while rest:
         word = rest.pop(0)
@@ -182,7 +183,7 @@ def _split(argv: Sequence[str]) -> dict[str, str]:
 
 
 def _config_beside(checkpoint: str) -> Path:
-    """The configuration of the run that a checkpoint, or a run's folder, belongs to."""
+    """Return the path of the configuration in a run's folder, or beside a checkpoint."""
     folder = Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint).parent
     if not Path(checkpoint).exists() or not (folder / "config.yaml").exists():
         raise FileNotFoundError(
@@ -217,7 +218,7 @@ def _read_yaml(text: str, source: str) -> Tree:
 
 
 def _overlay(base: Tree, tree: Tree) -> Tree:
-    """`tree` over `base`: what names a class replaces what was there, what names none changes it."""
+    """Lay `tree` over `base`: a node with a class replaces the old node, and a node without one changes it."""
     merged = dict(base)
     for name, node in tree.items():
         before = base.get(name)
@@ -230,7 +231,7 @@ def _overlay(base: Tree, tree: Tree) -> Tree:
 
 
 def _exchanged(before: object, node: Tree | str) -> Tree:
-    """A piece, by name or with arguments, in the place of another, whose networks are kept at hand."""
+    """Put a piece, a name or a node, in the place of another, and keep the networks of the old piece at hand."""
     node = {"class": node} if isinstance(node, str) else node
     old = before if isinstance(before, dict) else {}
     networks = {name: value for name, value in old.items() if isinstance(value, dict) and "class" in value}
@@ -238,7 +239,7 @@ def _exchanged(before: object, node: Tree | str) -> Tree:
 
 
 def _resolve(tree: Tree, given: Mapping[str, str]) -> Tree:
-    """Every value of a configuration, from a file's tree and the options of a command line."""
+    """Return every value of a configuration, from a file's tree and the options of a command line."""
     options = dict(given)
     fit = arguments_of(training.fit, "", FIT_OBJECTS)
     _check_names(["data", *KINDS, *fit.names], tree, options)
@@ -280,15 +281,15 @@ def _resolve_data(node: object, options: dict[str, str]) -> Tree:
 def _resolve_piece(
     kind: Kind, path: str, node: Any, options: dict[str, str], default: str | None = None, optional: bool = True
 ) -> Tree | None:
-    """A piece with every argument, its networks likewise; None for none.
+    """Return a piece with every argument of its own and of its networks, or None for no piece.
 
     Args:
-        kind: What it is.
-        path: Where it stands, ``"likelihood.network"``.
-        node: What the file says of it.
-        options: What the command line says; what is used is taken out.
-        default: The class of a piece of which only arguments are given.
-        optional: Whether there may be none; else it is `default`.
+        kind: The kind of the piece.
+        path: Its path in the configuration, ``"likelihood.network"``.
+        node: Its node in the file.
+        options: The options of the command line; those of the piece are removed.
+        default: The class of a piece for which only arguments are given.
+        optional: Whether there may be no piece; if not, no node means `default`.
     """
     if path in options:
         text = options.pop(path)
@@ -318,14 +319,14 @@ def _resolve_piece(
 
 
 def _take(schema: Arguments, values: Tree, options: dict[str, str]) -> Tree:
-    """The values for a schema, those of the command line last; these are taken out of `options`."""
+    """Return the values for a schema; those of the command line take precedence, and leave `options`."""
     prefix = f"{schema.path}." if schema.path else ""
     mine = [option for option in options if option.startswith(prefix)]
     return values | {option.removeprefix(prefix): options.pop(option) for option in mine}
 
 
 def _build(kind: Kind, path: str, node: Tree | None) -> Any:
-    """The object that a resolved piece describes."""
+    """Make the object that a resolved piece describes."""
     if node is None:
         return None
     values = dict(node)
@@ -342,7 +343,7 @@ def _build(kind: Kind, path: str, node: Tree | None) -> Any:
 
 @contextmanager
 def _naming(path: str, name: str) -> Iterator[None]:
-    """Whatever a constructor raises names the option that led to it, in one line."""
+    """Turn an error of a constructor into one line that names the option behind it."""
     try:
         yield
     except Exception as error:

@@ -1,8 +1,8 @@
-"""What can be chosen in a configuration, by name or by import path, and which arguments it then takes.
+"""The choices of a configuration, by name or by import path, and the arguments of each choice.
 
-A `Kind` (prior, likelihood, ..., scheduler) knows where its short names are looked up. `Arguments` is the schema of one
-chosen class or function, read from its signature by jsonargparse: it never sees any other class, so that no argument of
-a default can leak into what was chosen instead.
+A `Kind` (prior, likelihood, ..., scheduler) maps short names to classes. `Arguments` is the schema of one chosen class
+or function, which jsonargparse reads from its signature. The schema never sees another class, so no argument of a
+default class can leak into the chosen one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Kind:
     """One of the choices that make a run.
 
     Attributes:
-        name: What it is called: ``"prior"``.
+        name: The name of the choice, ``"prior"``.
         known: The classes that have a short name.
         refused: Short names that cannot work, and why.
     """
@@ -63,22 +63,22 @@ class Kind:
         return _import(name, option)
 
     def arguments(self, target: Target, path: str) -> Arguments:
-        """Return the schema of what a configuration may set."""
+        """Return the schema of the arguments that a configuration may set."""
         parameters = list(inspect.signature(target).parameters)
         if self._is_value(target):
             return arguments_of(target, path, frozenset(parameters))
         return arguments_of(target, path, frozenset([*parameters[:1], "last_epoch"] if self._is_partial else []))
 
     def make(self, target: Target, arguments: dict[str, Any]) -> Any:
-        """Return the object: of a class its instance, of a function what its kind makes of it.
+        """Make the object: an instance of a class, or what the kind makes of a function.
 
-        An optimiser or a scheduler becomes a function of what the program gives it (parameters, the optimiser). A
-        function as a network is the factory itself, and as an objective the objective itself; as a prior, likelihood or
-        posterior it is called, and returns the piece.
+        An optimiser becomes a function of the parameters, and a scheduler a function of the optimiser. A function as a
+        network is the factory itself, and a function as an objective is the objective itself. A function as a prior,
+        likelihood or posterior is called, and returns the piece.
         """
         if self._is_partial:
             parameters = inspect.signature(target).parameters
-            # only what differs from the defaults: SVI takes the fused form where nothing was said of it
+            # only what differs from the defaults: SVI chooses the fused form where `fused` is not given
             changed = {n: v for n, v in arguments.items() if n not in parameters or v != parameters[n].default}
             return functools.partial(target, **changed)
         if self._is_value(target):
@@ -100,7 +100,7 @@ class Kind:
 
 
 def _classes(module: ModuleType, wanted: Callable[[type], bool]) -> dict[str, Target]:
-    """The public classes that a module or package defines."""
+    """Return the public classes that a module or package defines, by name."""
     return {
         name: value
         for name, value in vars(module).items()
@@ -112,7 +112,7 @@ def _classes(module: ModuleType, wanted: Callable[[type], bool]) -> dict[str, Ta
 
 
 def _is_piece(cls: type) -> bool:
-    """Whether instances can be called, and it is no protocol."""
+    """Return whether instances of a class can be called and the class is no protocol."""
     return any("__call__" in vars(parent) for parent in cls.__mro__) and not getattr(cls, "_is_protocol", False)
 
 
@@ -200,19 +200,20 @@ def _import(path: str, option: str) -> Target:
 
 
 class Arguments:
-    """The arguments of a class or function, by its signature.
+    """The arguments of a class or function, read from its signature.
 
     Args:
         target: The class or function.
-        path: Where it stands in a configuration, ``"likelihood.network"``, for messages.
-        skip: Parameters that are not for a configuration to set.
+        path: Its path in a configuration, ``"likelihood.network"``, for messages.
+        skip: Parameters that a configuration cannot set.
 
     Attributes:
         names: The parameters that take a value.
-        networks: Those that take a network, and whether they need one: annotated with `NetworkFactory`, or unannotated
-            and called ``network``. They are chosen by class themselves. (Ours all have a default network, written into
-            a configuration as such; what a foreign class does without one is its own affair.)
-        order: Both, as in the signature.
+        networks: The parameters that take a network, and whether they need one. They are annotated with
+            `NetworkFactory`, or unannotated and called ``network``. A network is chosen by class itself. All classes of
+            this library have a default network, which a configuration states; another class decides for itself what it
+            does without one.
+        order: Both kinds of parameters, in the order of the signature.
     """
 
     def __init__(self, target: Target, path: str, skip: frozenset[str] = frozenset()) -> None:
@@ -230,12 +231,12 @@ class Arguments:
         self.names = self.add_to(self._parser)
 
     def add_to(self, parser: Any, nested_key: str | None = None) -> list[str]:
-        """Add them to a parser or a group of one (for its help), and return their names."""
+        """Add the arguments to a parser, or to a group of one for its help, and return their names."""
         add = parser.add_class_arguments if inspect.isclass(self.target) else parser.add_function_arguments
         return add(self.target, nested_key, as_group=False, skip=set(self.skip), fail_untyped=False)
 
     def complete(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return all arguments, checked by type and with their defaults, as plain values that YAML can hold."""
+        """Return all arguments with their defaults, checked by type, as plain values that YAML can hold."""
         parsed = self._parse(values)
         plain = yaml.safe_load(self._parser.dump(parsed)) or {}
         return {name: plain.get(name) for name in self.names}  # jsonargparse writes no nulls
@@ -269,7 +270,7 @@ class Arguments:
         return f"--{self.path}.{name}" if self.path else f"--{name}"
 
     def _explain(self, message: str, values: Mapping[str, Any]) -> str:
-        """Put jsonargparse's message into one sentence: the option, what it is, what was expected."""
+        """Turn jsonargparse's message into one sentence: the option, its value, and what was expected."""
         key = re.search(r'key "([^".]+)', message)
         expected = dict.fromkeys(re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", message, re.MULTILINE))
         kinds = [_type_name(kind) for kind in expected if "import path" not in kind and "Tensor" not in kind]
@@ -280,12 +281,12 @@ class Arguments:
 
 @functools.lru_cache(maxsize=128)
 def arguments_of(target: Target, path: str, skip: frozenset[str] = frozenset()) -> Arguments:
-    """Return the `Arguments`, made once: to read signatures and docstrings takes tens of milliseconds."""
+    """Return the cached `Arguments`: reading signatures and docstrings takes tens of milliseconds."""
     return Arguments(target, path, skip)
 
 
 def _parameters(target: Target) -> dict[str, tuple[inspect.Parameter, str]]:
-    """The parameters of a class or function, and those that its ``**kwargs`` hands to a base; each with its module."""
+    """Return the parameters, and those that ``**kwargs`` passes on to a base class, each with its module."""
     found: dict[str, tuple[inspect.Parameter, str]] = {}
     owners = [c for c in target.__mro__ if "__init__" in vars(c)] if inspect.isclass(target) else [target]
     for owner in owners or [target]:
@@ -317,7 +318,7 @@ _WORDS = {"int": "an integer", "float": "a number", "bool": "true or false", "No
 
 
 def _type_name(text: str) -> str:
-    """``<class 'float'>`` -> ``a number``; ``typing.Literal['a', 'b']`` -> ``one of a, b``."""
+    """Turn ``<class 'float'>`` into ``a number``, and ``typing.Literal['a', 'b']`` into ``one of a, b``."""
     if choices := re.match(r"(?:typing\.)?Literal\[(.*)\]", text):
         return "one of " + choices[1].replace("'", "")
     name = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)

@@ -1,4 +1,4 @@
-"""Data sets: where they come from, how they are split, binarised and handed out in batches."""
+"""Data sets: where they come from, how they are split and binarised, and how they are read in batches."""
 
 from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.loading import from_tensors, load, names

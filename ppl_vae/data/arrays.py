@@ -1,4 +1,4 @@
-"""What counts as data: arrays and tensors of numbers, checked, channels first, float32."""
+"""Arrays and tensors of numbers, checked and laid out as data: channels first, float32."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from ppl_vae.data.rows import Rows
 
 CHANNELS = (1, 3)  # grey, colour
-BLOCK = 2**22  # values looked at in one go, so that a check never doubles the memory
+BLOCK = 2**22  # values checked in one go, so that a check never doubles the memory
 
 
 def numeric(value: Any, what: str) -> np.ndarray:
-    """An array of real numbers in the machine's byte order; `what` names it in the error."""
+    """Return an array of real numbers in the machine's byte order; `what` names it in the error."""
     try:
         array = np.asarray(value)
     except ValueError as error:
@@ -31,7 +31,7 @@ def check_numeric(dtype: np.dtype, what: str) -> None:
 
 
 def single(array: np.ndarray) -> np.ndarray:
-    """The array with its floats as float32, in memory that torch takes: writable, without negative strides."""
+    """Return the array with floats as float32, in memory that torch takes: writable, without negative strides."""
     if array.dtype.kind == "f":
         with np.errstate(over="ignore"):  # an overflow becomes inf, which `value_range` reports
             array = array.astype(np.float32)
@@ -39,7 +39,7 @@ def single(array: np.ndarray) -> np.ndarray:
 
 
 def data_tensor(value: Any, what: str) -> Tensor:
-    """Rows of data, laid out as `lay_out` says; uint8 stays so until `to_float`, all else is float32."""
+    """Return rows of data in the layout of `lay_out`; uint8 stays uint8 until `to_float`, all else becomes float32."""
     if isinstance(value, Tensor):
         if value.is_complex() or value.is_quantized or value.layout != torch.strided:
             raise ValueError(
@@ -53,7 +53,7 @@ def data_tensor(value: Any, what: str) -> Tensor:
 
 
 def lay_out(x: Tensor, what: str) -> Tensor:
-    """A view of shape (n, d) or (n, C, H, W): channels first, with a channel where there was none."""
+    """Return a view of shape (n, d) or (n, C, H, W): channels first, with a channel where there was none."""
     if not 2 <= x.ndim <= 4:
         fix = "; reshape scalars to (n, 1)" if x.ndim == 1 else ""
         raise ValueError(
@@ -69,14 +69,14 @@ def lay_out(x: Tensor, what: str) -> Tensor:
 
 
 def to_float(x: Tensor) -> Tensor:
-    """The same rows as contiguous float32, uint8 scaled to [0, 1]."""
+    """Return the same rows as contiguous float32, with uint8 scaled to [0, 1]."""
     if x.dtype == torch.uint8:
         return x.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     return x.contiguous()
 
 
 def value_range(rows: Rows, what: str) -> tuple[float, float]:
-    """The smallest and largest value, or an error that counts NaN and infinite ones; `what` names them."""
+    """Return the smallest and largest value, or raise an error that counts NaN and infinite values of `what`."""
     shape = tuple(rows.shape)
     low, high, broken, first = float("inf"), float("-inf"), 0, -1
     step = max(1, BLOCK // int(np.prod(shape[1:])))
@@ -98,7 +98,7 @@ def value_range(rows: Rows, what: str) -> tuple[float, float]:
 
 
 def label_tensor(value: Any, rows: int, what: str) -> Tensor:
-    """Labels as int64 of shape (rows,)."""
+    """Return labels as int64 of shape (rows,)."""
     array = numeric(value.detach().cpu() if isinstance(value, Tensor) else value, what)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]

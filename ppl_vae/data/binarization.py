@@ -1,4 +1,4 @@
-"""Grey values in [0, 1] made 0 or 1, row by row, the same whatever the order of the rows."""
+"""Binarisation of grey values in [0, 1], row by row, independent of the order of the rows."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch import Tensor
 
 Binarize = Literal["none", "threshold", "dynamic", "fixed"]
 
-BLOCK = 2**18  # draws made in one go: what stays in the processor's cache
+BLOCK = 2**18  # draws made in one go: as many as stay in the processor's cache
 MASK = 2**64 - 1
-STEP, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # SplitMix64's own
+STEP, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # the constants of SplitMix64
 
 
 @dataclass(frozen=True)
 class Binarization:
-    """A rule for rows whose outcome never changes: a threshold, or one Bernoulli draw fixed by `key`."""
+    """A binarisation that gives a row the same result each time: by a threshold, or by one draw fixed by `key`."""
 
     mode: Literal["threshold", "fixed"]
     threshold: float
     key: int
 
     def __call__(self, x: Tensor, rows: Tensor) -> Tensor:
-        """The rows `x` of shape (n, ...), which are the rows numbered `rows` of their source, as 0. and 1."""
+        """Return the rows `x` as 0. and 1.; `x`, (n, ...), holds the rows of the source with the numbers `rows`."""
         if self.mode == "threshold":
             return (x > self.threshold).to(torch.float32)
         drawn = torch.empty_like(x, dtype=torch.float32)
@@ -39,7 +39,7 @@ class Binarization:
 
 
 def noise_key(seed: int, part: int) -> int:
-    """A 64-bit key out of a seed and the number of the source's part (0: train, 1: test, 2: pictures)."""
+    """Return a 64-bit key from a seed and the number of the source's part (0: train, 1: test, 2: pictures)."""
     key = (seed * 4 + part) & MASK
     for _ in range(2):
         key = (key + STEP) & MASK
@@ -50,11 +50,11 @@ def noise_key(seed: int, part: int) -> int:
 
 
 def uniforms(rows: np.ndarray, size: int, key: int) -> np.ndarray:
-    """float32 draws from U[0, 1) of shape (len(rows), size), each a function of key, row and place alone.
+    """Return float32 draws from U[0, 1) of shape (len(rows), size), each a function of key, row and place alone.
 
-    SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014,
-    https://doi.org/10.1145/2660193.2660195) read at position row * size + place, so that any row can be drawn
-    without those before it, which a `torch.Generator` cannot do.
+    The generator is SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014,
+    https://doi.org/10.1145/2660193.2660195) at position row * size + place. It draws any row without the rows
+    before it, which a `torch.Generator` cannot do.
     """
     place = np.arange(1, size + 1, dtype=np.uint64)
     state = (rows.astype(np.uint64)[:, None] * np.uint64(size) + place) * np.uint64(STEP) + np.uint64(key)

@@ -1,4 +1,4 @@
-"""Labels as conditions: a column of a data set that conditional models are given beside the data."""
+"""Labels as conditions: a column of a data set that conditional models take beside the data."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ppl_vae.data.splits import Split
 
 
 def with_labels(dataset: Dataset) -> Dataset:
-    """A labelled data set whose second column are its labels, one-hot, for a conditional model.
+    """Return a labelled data set with its one-hot labels as second column, for a conditional model.
 
-    Column k stands for the k-th label in ascending order, over all three parts; the labels are numbered anew likewise,
-    from 0, so that they and the column say the same.
+    Entry k of the column stands for the k-th label in ascending order, over all three parts. The labels are renumbered
+    from 0 in the same order, so that they agree with the column.
 
     Args:
-        dataset: labelled in all parts that have rows, with one column.
+        dataset: a data set with one column, and with labels in all parts that have rows.
 
     Returns:
         A new data set that shares the data; the new column is float32, (n, number of labels).
 
     Raises:
-        ValueError: where a part has no labels, or there is a second column already.
+        ValueError: if a part has no labels, or there is a second column already.
 
     Example:
         >>> from ppl_vae import data

@@ -19,14 +19,14 @@ class Dataset:
     """A data set in three parts.
 
     `validation` is empty (length 0) where none was asked for. Under dynamic binarisation `train` holds
-    probabilities and the other two one fixed draw of them, so that figures can be compared across epochs;
-    likewise the noise of dequantised pixels is fresh for each batch of `train` and fixed in the other two.
+    probabilities and the other two parts hold one fixed draw, so that figures can be compared across epochs.
+    The noise of dequantised pixels is fresh for each batch of `train` and fixed in the other two parts.
 
     Args:
-        name: what it is called in tables and files.
-        train: what the parameters are fitted to.
-        validation: what decides when to stop and which setting is kept.
-        test: what the final figures are about.
+        name: the name in tables and files.
+        train: the part that the parameters are fitted to.
+        validation: the part that decides when to stop and which setting is kept.
+        test: the part that the final figures are about.
         binarize: how the values were made 0 or 1: "none", "threshold", "dynamic" or "fixed".
 
     Example:
@@ -48,7 +48,7 @@ class Dataset:
 
     @property
     def bins(self) -> int | None:
-        """The number of levels of dequantised pixels, 256, as bits per dimension want to know; None for other data.
+        """The number of levels of dequantised pixels, 256, for bits per dimension; None for other data.
 
         Example:
             >>> import torch
@@ -83,11 +83,11 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that tell this data, split and binarised like this, from any other.
+        """16 hexadecimal digits that identify this data with its split and binarisation.
 
-        SHA-256 over shapes, dtypes and contents, whatever the device; about a second for MNIST, once. Of
-        data that is not in memory only names, sizes and times of last change are looked at: a copy of the
-        same files counts as another data set, and a change that keeps a file's time and size goes unseen.
+        They come from SHA-256 over shapes, dtypes and contents, whatever the device, which takes about a second
+        for MNIST, once. For data that is not in memory only names, sizes and times of last change count: a copy
+        of the same files counts as another data set, and a change that keeps a file's time and size goes unseen.
 
         Example:
             >>> from ppl_vae import data
@@ -111,7 +111,7 @@ class Dataset:
         return digest.hexdigest()[:16]
 
     def to(self, device: torch.device | str) -> Dataset:
-        """This data set on another device, as `Split.to` says of each part.
+        """Move this data set to another device, each part by `Split.to`.
 
         Args:
             device: "cpu", "cuda", ...

@@ -1,4 +1,4 @@
-"""A user's own arrays: .npy files, mapped into memory where they are large, and .npz archives."""
+"""Arrays from a user's own files: .npy files, memory-mapped if they are large, and .npz archives."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ DATA_TEST, LABELS_TEST = "x_test", "y_test"
 
 
 class MappedArray:
-    """The array of an .npy file, of which a row is read from disk and made float32 when it is asked for."""
+    """The array of an .npy file; rows are read from disk and made float32 when they are used."""
 
     def __init__(self, path: Path, array: np.ndarray) -> None:
         self.path = path
         self.array = array
-        self.is_uint8 = array.dtype == np.uint8  # so that the values are known to be in [0, 1]
+        self.is_uint8 = array.dtype == np.uint8  # values are then known to be in [0, 1]
         self.shape: tuple[int, ...] = (len(array), *data_tensor(array[:1], path.name).shape[1:])
 
     def __len__(self) -> int:
@@ -34,14 +34,14 @@ class MappedArray:
         return to_float(data_tensor(np.asarray(self.array[index.numpy()]), self.path.name))
 
     def identity(self) -> str:
-        """What tells this file from others without reading it."""
+        """Return a string that identifies this file, without reading it."""
         stat = self.path.stat()
         return f"{self.path.name} {stat.st_size} {stat.st_mtime_ns} {self.array.dtype}"
 
 
 def read_arrays(path: Path, max_bytes: float) -> Source:
-    """The arrays of an .npy or .npz file; an .npy of more than `max_bytes` as float32 stays on disk."""
-    with open(path, "rb") as file:  # ours to close: NumPy leaves a broken archive open
+    """Read the arrays of an .npy or .npz file; an .npy of more than `max_bytes` as float32 stays on disk."""
+    with open(path, "rb") as file:  # closed here, since NumPy leaves a broken archive open
         if file.read(2) == b"PK":
             file.seek(0)
             return _from_archive(path, _readable(path, lambda: np.load(file, allow_pickle=False)))

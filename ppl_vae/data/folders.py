@@ -1,4 +1,4 @@
-"""A user's own folder of images: read whole, or decoded batch by batch where it is large."""
+"""Images from a user's own folder: read whole, or decoded batch by batch if the folder is large."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from ppl_vae.data.arrays import to_float
 from ppl_vae.data.sources import Source
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
-GREY = ("1", "L", "LA", "La")  # Pillow's modes; those that begin with I are grey of 16 bits
-MAX_WORKERS = 8  # and no more than there are cores
-WORTH_WORKERS = 2**22  # pixel values; fewer are decoded sooner than a process has started
+GREY = ("1", "L", "LA", "La")  # Pillow's modes; modes that begin with I are 16-bit grey
+MAX_WORKERS = 8  # or the number of cores, if that is lower
+WORTH_WORKERS = 2**22  # pixel values; fewer are decoded before a process has started
 
 
 class ImageFiles:
-    """Images of one size, decoded when they are asked for, as float32 in [0, 1]."""
+    """Images of one size, decoded when they are used, as float32 in [0, 1]."""
 
-    is_uint8 = True  # so that the values are known to be in [0, 1]
+    is_uint8 = True  # values are then known to be in [0, 1]
 
     def __init__(self, folder: Path, names: Sequence[str], shape: tuple[int, int, int]) -> None:
         self.folder = folder
@@ -40,30 +40,30 @@ class ImageFiles:
         return to_float(_pixels(_Decoder(self)[index.tolist()]))
 
     def stream(self, pieces: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The rows of each piece in turn, decoded ahead by worker processes where that pays."""
+        """Yield the rows of each piece in turn, decoded ahead by worker processes where that pays."""
         return map(to_float, self.pixels(pieces))
 
     def pixels(self, pieces: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The rows of each piece in turn, as uint8."""
+        """Yield the rows of each piece in turn, as uint8."""
         wanted = [piece.tolist() for piece in pieces]
         size = sum(len(rows) for rows in wanted) * int(np.prod(self.shape[1:]))
         loader: DataLoader = DataLoader(
             _Decoder(self),
-            batch_size=None,  # an item is a batch already
+            batch_size=None,  # an item is already a batch
             sampler=wanted,
             num_workers=_workers() if size >= WORTH_WORKERS else 0,
-            generator=torch.Generator(),  # else every pass draws a number from the global one
+            generator=torch.Generator(),  # otherwise every pass draws a number from the global one
         )
         return map(_pixels, loader)
 
     def identity(self) -> str:
-        """What tells these files from others without decoding them."""
+        """Return a string that identifies these files, without decoding them."""
         stats = [(name, (self.folder / name).stat()) for name in self.names]
         return " ".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
 
 
 class _Decoder(Dataset):
-    """What a worker runs: row numbers to pixels, or to an error (raised there, it would grow a traceback)."""
+    """The data set of a worker: row numbers to pixels, or to an error (raised there, it would gain a traceback)."""
 
     def __init__(self, files: ImageFiles) -> None:
         self.paths = [files.folder / name for name in files.names]
@@ -80,7 +80,7 @@ class _Decoder(Dataset):
 
 
 def read_folder(folder: Path, max_bytes: float) -> Source:
-    """The images under a folder; decoded batch by batch where they are larger than `max_bytes` as float32."""
+    """Read the images under a folder; decode them batch by batch if they exceed `max_bytes` as float32."""
     names = _image_names(folder)
     if not names:
         raise ValueError(
@@ -102,7 +102,7 @@ def _image_names(folder: Path) -> list[str]:
     names: list[str] = []
     seen: set[str] = set()
     for inside, subfolders, files in os.walk(folder, followlinks=True):
-        if os.path.realpath(inside) in seen:  # a link that leads back
+        if os.path.realpath(inside) in seen:  # a link back to a folder that was visited
             subfolders.clear()
             continue
         seen.add(os.path.realpath(inside))
@@ -124,7 +124,7 @@ def _common_shape(folder: Path, names: Sequence[str]) -> tuple[int, int, int]:
     sizes, grey = [], True
     for name in names:
         try:
-            with Image.open(folder / name) as image:  # reads the header alone
+            with Image.open(folder / name) as image:  # reads only the header
                 sizes.append(image.size)
                 grey = grey and (image.mode in GREY or image.mode.startswith("I"))
         except Exception as error:  # Pillow's plugins raise all kinds
@@ -141,7 +141,7 @@ def _common_shape(folder: Path, names: Sequence[str]) -> tuple[int, int, int]:
 
 def _decode(path: Path, channels: int) -> np.ndarray:
     with Image.open(path) as opened:
-        image = opened.convert("RGBA") if "transparency" in opened.info else opened  # else Pillow warns
+        image = opened.convert("RGBA") if "transparency" in opened.info else opened  # otherwise Pillow warns
         if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255
             pixels = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)[..., None]
         else:
@@ -162,7 +162,7 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 
 def _workers() -> int:
-    if multiprocessing.current_process().daemon:  # which may not have processes of its own
+    if multiprocessing.current_process().daemon:  # a daemon may not start processes
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(MAX_WORKERS, cores)

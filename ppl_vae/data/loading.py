@@ -1,4 +1,4 @@
-"""From a name, a file or arrays to a data set."""
+"""Data sets from a name, a file, a folder or arrays."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from ppl_vae.data.torchvision_sets import EMNIST_SPLITS, KINDS, read_set
 
 
 def names() -> tuple[str, ...]:
-    """The names of the built-in data sets; only digits is always there, the others are read from disk.
+    """Return the names of the built-in data sets; only digits is always there, the others are read from disk.
 
-    EMNIST's six divisions are further names: emnist_letters, emnist_digits and so on (emnist is
+    EMNIST's six divisions have further names: emnist_letters, emnist_digits and so on (emnist is
     emnist_balanced).
 
     Example:
@@ -50,52 +50,53 @@ def load(
     root: str | Path | None = None,
     max_in_memory_gib: float = 4.0,
 ) -> Dataset:
-    """A built-in data set, or a user's own file or folder of images, split, in float32.
+    """Load a built-in data set, or a user's own file or folder of images, and split it; values are float32.
 
     Grey pixels under a Bernoulli are not a likelihood: binarise, or choose a likelihood for grey values.
     Figures of differently binarised data cannot be compared, and "threshold" data is easier to model than
-    "dynamic". A continuous density (Normal, Beta, ...) of 8-bit pixels has no upper bound, being free to
-    narrow around each level: dequantise them.
+    "dynamic". A continuous density (Normal, Beta, ...) of 8-bit pixels has no upper bound, since it can narrow
+    around each level: dequantise the pixels.
 
-    Slow: omniglot decodes 32,460 files each time; a set that is not on disk is downloaded first; arrays of
-    floats that are memory-mapped are read through once, to find bad values before training does; a folder
-    of images opens each file once. A folder larger than the limit is decoded by worker processes, so on
+    Loading can be slow. Omniglot decodes 32,460 files each time. A set that is not on disk is downloaded
+    first. Memory-mapped arrays of floats are read through once, to find bad values before training does. A
+    folder of images opens each file once. Worker processes decode a folder larger than the limit, so on
     platforms that spawn them a script needs `if __name__ == "__main__":`. The limit holds for .npy files
     and folders only: an .npz is always read whole.
 
     Args:
         name: one of `names()` (capitals, `-` and `_` do not matter), or a path: an .npy file; an .npz file
-            with an array x, images or data (or one array alone), and if at hand y, labels or targets,
-            x_test, y_test; a folder of images of one size, whose subfolders are the labels where images
-            lie only in subfolders. In arrays uint8 means images and is divided by 255, (n, H, W) gets a
-            channel, uint8 (n, H, W, 3) becomes channels first, (n, d) and (n, C, H, W) stay; other numbers
-            are taken as they are.
+            with an array x, images or data (or a single array), and optionally y, labels or targets,
+            x_test, y_test; a folder of images of one size. If images lie only in subfolders, the subfolders
+            are the labels. In arrays uint8 means images and is divided by 255, (n, H, W) gets a channel,
+            uint8 (n, H, W, 3) becomes channels first, (n, d) and (n, C, H, W) stay; other numbers are taken
+            as they are.
         binarize: "none"; "threshold": 1 where x > threshold; "fixed": one Bernoulli draw made with the seed;
             "dynamic": a fresh Bernoulli draw for every training batch, one fixed draw for validation and
             test. None is "threshold" for digits and "none" for all others.
         dequantize: add uniform noise to 8-bit pixels (uint8, or floats k / 255): (k + u) / 256 with a fresh
             u in (0, 1) for every training batch and one fixed draw for validation and test. Not together
             with binarize.
-        conditional: give programs the labels as well, one-hot, as a second column, for models p(x|z, y).
-        threshold: from 0 to 1, for "threshold" alone.
-        validation: rows (an integer) or the fraction (a float in [0, 1)) of the training data set apart; 0
-            for none.
-        test: likewise, where the source has no test set of its own; None is 0.1 there.
-        seed: of the split and of fixed draws, an integer from 0. torch's global generator is left alone.
+        conditional: also give programs the one-hot labels, as a second column, for models p(x|z, y).
+        threshold: from 0 to 1, used by "threshold" only.
+        validation: the part of the training data to set apart: rows (an integer) or a fraction (a float in
+            [0, 1)); 0 for none.
+        test: as `validation`, where the source has no test set of its own; None is 0.1 there.
+        seed: the seed of the split and of fixed draws, an integer from 0. torch's global generator is left
+            alone.
         root: folder of torchvision's files in torchvision's layout; None for the environment variable
             PPL_VAE_DATA, else ~/.cache/ppl_vae. Packed (.gz) files of MNIST and its kin are unpacked, in
             place where allowed.
         max_in_memory_gib: size as float32, in GiB, above which rows are read from disk batch by batch.
 
     Returns:
-        The data set; x is float32, in [0, 1] for the built-in ones, and labels are int64.
+        The data set; x is float32, in [0, 1] for the built-in sets, and labels are int64.
 
     Raises:
         ValueError: for an unknown name, an option out of range, or data that is not numeric, empty, of the
-            wrong rank, not finite, not in [0, 1] where it is to be binarised, or no 8-bit pixels where it
-            is to be dequantised.
-        FileNotFoundError: where a path leads nowhere.
-        OSError: where a file cannot be read; ConnectionError, one of its kind, where a download failed.
+            wrong rank, or not finite; for data to binarise that is not in [0, 1]; for data to dequantise that
+            is not 8-bit pixels.
+        FileNotFoundError: if a path leads nowhere.
+        OSError: if a file cannot be read; its subclass ConnectionError if a download failed.
 
     Example:
         >>> from ppl_vae import data
@@ -126,16 +127,16 @@ def from_tensors(
     test: int | float | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """Arrays or tensors as a data set: the data, then whatever else a program takes beside it.
+    """Make a data set of arrays or tensors: the data, then any other columns that a program takes.
 
-    The data is copied. A program that conditions on labels wants them as a column, in the form that it
-    uses (one-hot or int64); `labels` are for pictures and scores only and reach no program.
+    The data is copied. A program that conditions on labels needs them as a column, in the form that it
+    uses (one-hot or int64). `labels` are for pictures and scores only and reach no program.
 
     Args:
         *columns: the data of shape (n, d), (n, C, H, W) or (n, H, W), as `load` takes arrays; then further
-            ones of shape (n, ...), whose floats become float32 while integers and bools stay.
+            columns of shape (n, ...), whose floats become float32 while integers and bools stay.
         labels: integers of shape (n,).
-        name: what the data set is called.
+        name: the name of the data set.
         binarize: as in `load`; None is "none".
         dequantize: as in `load`.
         threshold: as in `load`.
@@ -147,7 +148,7 @@ def from_tensors(
         The data set, on the device of the data.
 
     Raises:
-        ValueError: as in `load`, and where the columns differ in length.
+        ValueError: as in `load`, and if the columns differ in length.
 
     Example:
         >>> import torch

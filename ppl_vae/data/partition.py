@@ -1,4 +1,4 @@
-"""A source cut into its three parts, each binarised or dequantised."""
+"""The division of a source into three parts, each binarised or dequantised."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ppl_vae.data.splits import Split
 
 Rule = Binarization | Dequantization
 
-TRAIN_PART, TEST_PART = 0, 1  # of a source, for the noise of fixed draws
+TRAIN_PART, TEST_PART = 0, 1  # parts of a source, for the noise of fixed draws
 
 
 def check_options(
     binarize: Any, threshold: Any, validation: Any, test: Any, seed: Any, dequantize: Any = False
 ) -> None:
-    """Refuse what cannot be right for any source, before one is read or downloaded."""
+    """Refuse options that are wrong for every source, before one is read or downloaded."""
     modes = get_args(Binarize)
     if binarize is not None and binarize not in modes:
         near = difflib.get_close_matches(str(binarize), modes, 1)
@@ -124,7 +124,7 @@ def _check_values(x: Rows, what: str, binarize: Binarize, dequantize: bool) -> N
 
 
 def _count(value: int | float, rows: int) -> int:
-    """The number of rows that a count or a fraction of them means; a fraction above 0 is at least one."""
+    """Return the number of rows for a count or a fraction of them; a fraction above 0 gives at least one."""
     if is_integer(value):
         return int(value)
     return max(1, round(float(value) * rows)) if value else 0

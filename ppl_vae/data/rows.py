@@ -1,4 +1,4 @@
-"""Rows of data, in memory or read when they are asked for."""
+"""Rows of data, in memory or read when they are used."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 
 
 class Rows(Protocol):
-    """Anything that gives rows by their numbers: a `torch.Tensor` is one.
+    """An object that gives rows by their numbers, such as a `torch.Tensor`.
 
-    A column of a `Split` is one such object. It may also have `stream(pieces)`, which takes all the index
-    tensors of a pass at once and yields the rows of each in turn, so that it can read ahead; without it a
-    batch is read when the batch before it has been used, which leaves an accelerator idle meanwhile.
+    Each column of a `Split` is such an object. It may also have `stream(pieces)`, which takes all the index
+    tensors of a pass at once and yields the rows of each in turn, so that it can read ahead. Without `stream`
+    a batch is read only after the batch before it has been used, and an accelerator idles meanwhile.
 
     Example:
         >>> import torch
@@ -34,28 +34,28 @@ class Rows(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The number of rows, then the shape of one."""
+        """The number of rows, then the shape of one row."""
         ...
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: Tensor, /) -> Tensor:
-        """The rows with the numbers in `index`, int64 of shape (batch,): a tensor of shape (batch, ...)."""
+        """Return the rows with the numbers in `index`, int64 of shape (batch,), as a tensor of shape (batch, ...)."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class LazyRows:
-    """Some rows of a source that is not in memory, binarised and moved as they are read."""
+    """Some rows of a source that is not in memory, binarised and moved to the device as they are read."""
 
     source: Rows
-    chosen: Tensor  # int64 (n,), on the CPU: which rows of the source, in which order
-    binarization: Callable[[Tensor, Tensor], Tensor] | None = None  # a rule, or one that dequantises
+    chosen: Tensor  # int64 (n,), on the CPU: the rows of the source, in order
+    binarization: Callable[[Tensor, Tensor], Tensor] | None = None  # or a dequantisation
     device: torch.device | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The number of rows, then the shape of one."""
+        """The number of rows, then the shape of one row."""
         return (len(self.chosen), *self.source.shape[1:])
 
     def __len__(self) -> int:
@@ -66,13 +66,13 @@ class LazyRows:
         return self._finish(self.source[wanted], wanted)
 
     def stream(self, pieces: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The rows of each piece in turn, read ahead where the source can."""
+        """Yield the rows of each piece in turn, read ahead if the source can."""
         wanted = [self.chosen[piece.cpu()] for piece in pieces]
         for rows, x in zip(wanted, stream(self.source, wanted), strict=True):
             yield self._finish(x, rows)
 
     def identity(self) -> str:
-        """What tells these rows from others without reading them."""
+        """Return a string that identifies these rows, without reading them."""
         chosen = hashlib.sha256(self.chosen.numpy().tobytes()).hexdigest()
         return f"{identity(self.source)} {chosen} {self.binarization}"
 
@@ -83,7 +83,7 @@ class LazyRows:
 
 
 def stream(rows: Rows, pieces: Sequence[Tensor]) -> Iterator[Tensor]:
-    """The rows of each piece (int64 tensors of row numbers) in turn."""
+    """Yield the rows of each piece (an int64 tensor of row numbers) in turn."""
     if isinstance(rows, Tensor):
         for piece in pieces:
             yield rows.index_select(0, piece.to(rows.device))
@@ -95,6 +95,6 @@ def stream(rows: Rows, pieces: Sequence[Tensor]) -> Iterator[Tensor]:
 
 
 def identity(rows: Rows) -> str:
-    """What a source that is not in memory says of itself, for fingerprints."""
+    """Return a string that identifies a source that is not in memory, for fingerprints."""
     described = rows.identity() if hasattr(rows, "identity") else type(rows).__qualname__
     return f"{described} {tuple(rows.shape)}"

@@ -1,4 +1,4 @@
-"""A source: rows of data with what is known about them, before they are split and binarised."""
+"""A source: rows of data with their labels and other columns, before they are split and binarised."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from ppl_vae.data.rows import Rows
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Rows, channels first: a uint8 or float32 tensor, or float32 rows that are read when asked for."""
+    """Rows, channels first: a uint8 or float32 tensor, or float32 rows that are read when they are used."""
 
     name: str
     x: Rows
     labels: Tensor | None = None
-    columns: tuple[Tensor, ...] = ()  # what programs get beside x
+    columns: tuple[Tensor, ...] = ()  # other columns that programs take
     x_test: Tensor | None = None  # None: the test set is split off x
     labels_test: Tensor | None = None
-    binarize: Binarize = "none"  # where the user does not say
-    file: str | None = None  # what it was read from
+    binarize: Binarize = "none"  # the default, if the user does not choose
+    file: str | None = None  # the file that it was read from
 
     @property
     def title(self) -> str:
-        """What errors call it."""
+        """The name of the source in errors."""
         return self.file or self.name
 
 
 def digits() -> Source:
-    """scikit-learn's 1797 hand-written digits, 8 by 8, in 17 levels of grey; part of its installation."""
+    """Return scikit-learn's 1797 hand-written digits, 8 by 8, in 17 levels of grey; they come with its installation."""
     from sklearn.datasets import load_digits  # takes a second
 
     bunch = load_digits()

@@ -1,4 +1,4 @@
-"""One part of a data set, handed out in batches."""
+"""One part of a data set, read in batches."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from ppl_vae.data.rows import LazyRows, Rows, stream
 class Split:
     """One part of a data set: the columns that model and guide are called with, and labels beside them.
 
-    Slow where a column is not in memory and gives no `stream` (see `Rows`), and where the columns are on
-    the CPU while the batches go to an accelerator: `to` moves them once for all. A dynamic split gives
-    other draws each time it is read, so figures on it move even where the model does not.
+    Reading is slow where a column is not in memory and has no `stream` (see `Rows`). It is also slow where the
+    columns are on the CPU while the batches go to an accelerator: `to` moves them once and for all. A dynamic
+    split gives other draws each time it is read, so figures on it move even where the model does not.
 
     Args:
-        columns: what a batch consists of: (x,), or (x, y) for programs that take labels as well. All have
-            as many rows.
+        columns: the columns of a batch: (x,), or (x, y) for programs that take labels as well. All have the
+            same number of rows.
         labels: int64 of shape (n,), for pictures and scores; never passed to a program.
-        dynamic: whether every batch is drawn afresh from column 0, which holds probabilities in [0, 1] of
-            Bernoulli draws, or where `bins` is given pixels k / 255 that are made (k + u) / 256.
-        bins: the number of levels, 256, that uniform noise spread over [0, 1], as bits per dimension want
-            to know; None for other data.
+        dynamic: whether every batch is drawn afresh from column 0. Column 0 holds the probabilities in [0, 1]
+            of Bernoulli draws or, where `bins` is given, pixels k / 255 that are made (k + u) / 256.
+        bins: the number of levels, 256, that uniform noise spread over [0, 1], for bits per dimension; None
+            for other data.
 
     Raises:
-        ValueError: without a column, or where the columns or the labels differ in length.
+        ValueError: if there is no column, or the columns or the labels differ in length.
 
     Example:
         >>> from ppl_vae import data
@@ -65,7 +65,7 @@ class Split:
 
     @property
     def x(self) -> Rows:
-        """Column 0: the data; in a dynamic split what is drawn from: probabilities, or pixels without noise.
+        """Column 0, the data; in a dynamic split the probabilities, or the pixels without noise.
 
         Example:
             >>> from ppl_vae import data
@@ -77,23 +77,23 @@ class Split:
     def batches(
         self, batch_size: int, *, order: Tensor | None = None, device: torch.device | str | None = None
     ) -> Iterator[tuple[Tensor, ...]]:
-        """Batches of rows, the last one smaller where the rows do not divide.
+        """Iterate over batches of rows; the last batch is smaller where the rows do not divide.
 
-        Each batch is gathered by index, which takes microseconds for tensors; a memory-mapped column costs
-        a read from disk, a folder of images their decoding (by worker processes, ahead of use). Nothing is
+        Each batch is gathered by index, which takes microseconds for tensors. A memory-mapped column costs
+        a read from disk, a folder of images the decoding (by worker processes, ahead of use). Nothing is
         shuffled unless `order` says so.
 
         Args:
             batch_size: rows in a batch, from 1 to the number of rows in this split.
-            order: which rows in which order, int64 of shape (m,): a permutation or a subset; None for 0..n-1.
-            device: where the batches go; None leaves them where the columns are.
+            order: the rows and their order, int64 of shape (m,): a permutation or a subset; None for 0..n-1.
+            device: the device of the batches; None leaves them where the columns are.
 
         Returns:
-            An iterator over tuples with one tensor a column, each of shape (batch, ...). In a dynamic split
-            column 0 is drawn from torch's global generator, on the device that the batch is on.
+            An iterator over tuples with one tensor for each column, of shape (batch, ...). In a dynamic split
+            column 0 is drawn from torch's global generator, on the device of the batch.
 
         Raises:
-            ValueError: at once, for a batch size or an order that this split cannot serve.
+            ValueError: at once, for a batch size or an order that does not fit this split.
 
         Example:
             >>> import torch
@@ -118,20 +118,20 @@ class Split:
         return self._gather(pieces, device)
 
     def head(self, n: int) -> Split:
-        """The first `n` rows (all, where there are fewer) as tensors, for pictures.
+        """Return the first `n` rows (all, if there are fewer) as tensors, for pictures.
 
-        A dynamic split is drawn once, from noise of its own: always the same draw, and torch's global
-        generator is left alone, so that looking at pictures does not change a run. Not for training on: no
+        A dynamic split is drawn once, from noise of its own: always the same draw. torch's global generator is
+        left alone, so that looking at pictures does not change a run. Do not train on these rows: they give no
         fresh draws.
 
         Args:
-            n: how many rows, from 0.
+            n: the number of rows, from 0.
 
         Returns:
             A split that is not dynamic.
 
         Raises:
-            ValueError: where `n` is negative or no integer.
+            ValueError: if `n` is negative or not an integer.
 
         Example:
             >>> from ppl_vae import data
@@ -148,9 +148,9 @@ class Split:
         return Split(tuple(columns), labels, bins=self.bins)
 
     def still(self) -> Split:
-        """This split with the same values each time it is read: of a dynamic one a single draw, that of `head`.
+        """Return this split with the same values each time it is read; a dynamic split keeps the draw of `head`.
 
-        Draws are made as rows are read, which for 784 pixels costs some microseconds a row.
+        Draws are made as rows are read, which costs some microseconds a row for 784 pixels.
 
         Example:
             >>> from ppl_vae import data
@@ -163,13 +163,13 @@ class Split:
         return replace(self, columns=(drawn, *self.columns[1:]), dynamic=False)
 
     def to(self, device: torch.device | str) -> Split:
-        """This split on another device: tensors move now, what is not in memory moves batch by batch.
+        """Move this split to another device: tensors move now, columns that are not in memory batch by batch.
 
         Args:
             device: "cpu", "cuda", ...
 
         Returns:
-            A new split; tensors that were there already are shared with this one.
+            A new split; it shares tensors that were on that device already.
 
         Example:
             >>> from ppl_vae import data

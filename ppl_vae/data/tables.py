@@ -1,4 +1,4 @@
-"""Tables whose columns differ in kind, with missing entries."""
+"""Tables with columns of different kinds and missing entries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ppl_vae.data.partition import check_options, divide
 from ppl_vae.data.sources import Source
 from ppl_vae.data.splits import Split
 
-_MOST_CATEGORIES = 100  # of a column of words: more are names or free text
+_MOST_CATEGORIES = 100  # in a column of words; more are names or free text
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -26,8 +26,8 @@ class Table(Dataset):
 
     Args:
         columns: the kind of each column, as `likelihoods.Mixed` takes them.
-        column_names: what each is called; "0", "1", ... where the table has no names.
-        categories: for each column what its codes 0, 1, ... stand for; empty where values are as given.
+        column_names: the name of each column; "0", "1", ... if the table has no names.
+        categories: for each column the values behind its codes 0, 1, ...; empty where values are as given.
     """
 
     columns: tuple[str, ...] = ()
@@ -45,28 +45,28 @@ def from_table(
     test: int | float | None = None,
     seed: int = 0,
 ) -> Table:
-    """A table as a data set: one row a datum, columns of any kind, NaN where an entry is missing.
+    """Make a data set of a table: one row a datum, columns of any kind, NaN where an entry is missing.
 
-    Nothing is scaled and nothing filled: `likelihoods.Mixed` and `networks.TableEncoder` take NaN and raw units; other
-    pieces do not. Values are float32, in which whole numbers above 2^24 lose their last digits.
+    Nothing is scaled or filled: `likelihoods.Mixed` and `networks.TableEncoder` take NaN and raw units; other pieces do
+    not. Values are float32, in which whole numbers above 2^24 lose their last digits.
 
-    Kinds that are not given are guessed, cautiously: truth values, and numbers that are all 0 or 1, are "binary"; words
-    are categories (two or more, coded in sorted order); whole numbers from 0 are "count"; all other numbers are "real".
-    So codes of categories that are numbers, and numbers above zero with a long tail ("positive"), must be named, and
-    so must whole numbers that count nothing, such as years ("real"). The guess looks at all rows, those of the test
-    set as well.
+    Kinds that are not given are guessed, cautiously. Truth values, and numbers that are all 0 or 1, are "binary". Words
+    are categories (two or more, coded in sorted order). Whole numbers from 0 are "count". All other numbers are "real".
+    Three kinds of column must therefore be named: categories coded as numbers, numbers above zero with a long tail
+    ("positive"), and whole numbers that count nothing, such as years ("real"). The guess looks at all rows, including
+    those of the test set.
 
     Args:
         table: (n, columns): an array or tensor of numbers; a structured array; or a mapping of names to columns of n
-            values. Missing are NaN, and None among words.
-        columns: the kind of each column, "real", "positive", "count", "binary", "categorical:C" (codes 0..C-1), or
-            "categorical" (whatever the values are, they are coded in sorted order); or a mapping from some columns'
-            names or numbers to theirs.
+            values. A missing entry is NaN, or None among words.
+        columns: the kind of each column: "real", "positive", "count", "binary", "categorical:C" (codes 0..C-1), or
+            "categorical" (any values, coded in sorted order). A mapping gives the kinds of some columns, by their
+            names or numbers.
         labels: integers of shape (n,), for pictures and scores; no program sees them.
-        name: what the data set is called.
-        validation: rows, or the fraction of them, set apart; as in `load`.
-        test: likewise; None is 0.1.
-        seed: of the split, an integer from 0.
+        name: the name of the data set.
+        validation: rows, or a fraction of them, to set apart; as in `load`.
+        test: as `validation`; None is 0.1.
+        seed: the seed of the split, an integer from 0.
 
     Returns:
         The data set, x of shape (n, columns) with NaN kept; its `columns` are the kinds.
@@ -97,7 +97,7 @@ def from_table(
         values.append(numbers)
     x = torch.from_numpy(np.stack(values, 1).astype(np.float32))
     labels = None if labels is None else label_tensor(labels, len(x), f"the labels of {name}")
-    # the rows are divided by a column without gaps, the table beside it
+    # `divide` refuses NaN in its data, so it gets a column of zeros as data and the table as second column
     source = Source(name, torch.zeros(len(x), 1), labels, (x,))
     divided = divide(source, "none", 0.5, validation, test, int(seed))
     train, held_out, tested = (
@@ -115,7 +115,7 @@ def from_table(
 
 
 def _named_columns(table: Any, name: str) -> dict[str, np.ndarray]:
-    """The columns by name, each of shape (n,)."""
+    """Return the columns by name, each of shape (n,)."""
     if isinstance(table, Tensor):
         table = table.detach().cpu().numpy()
     if isinstance(table, Mapping):
@@ -139,7 +139,7 @@ def _named_columns(table: Any, name: str) -> dict[str, np.ndarray]:
 
 
 def _array(values: Any) -> np.ndarray:
-    """A column; as objects where it holds words, so that None and NaN keep their meaning beside them."""
+    """Return a column, as objects if it holds words or None, so that None and NaN keep their meaning."""
     if isinstance(values, Tensor):
         values = values.detach().cpu().numpy()
     if isinstance(values, np.ma.MaskedArray):
@@ -175,7 +175,7 @@ def _given_kinds(columns: Any, names: list[str], name: str) -> dict[str, str]:
 
 
 def _column(content: np.ndarray, kind: str | None, what: str) -> tuple[np.ndarray, str, tuple[Any, ...]]:
-    """A column as float64, its kind, and what its codes stand for."""
+    """Return a column as float64, its kind, and the values behind its codes."""
     numeric = content.dtype.kind in "fiub" or _all_numbers(content)
     if numeric:
         numbers = np.array([np.nan if v is None else v for v in content], dtype=np.float64)
@@ -204,7 +204,7 @@ def _all_numbers(content: np.ndarray) -> bool:
 
 
 def _guess(numbers: np.ndarray) -> str:
-    """The kind of a column of numbers."""
+    """Guess the kind of a column of numbers."""
     seen = numbers[~np.isnan(numbers)]
     if len(seen) and np.isin(seen, (0, 1)).all():
         return "binary"
@@ -213,7 +213,7 @@ def _guess(numbers: np.ndarray) -> str:
 
 
 def _check(numbers: np.ndarray, kind: str, what: str) -> None:
-    """Refuse values outside a kind, and infinite ones."""
+    """Refuse values outside the kind, and infinite values."""
     name, categories = split_kind(kind, what)
     seen = numbers[~np.isnan(numbers)]
     with np.errstate(over="ignore"):

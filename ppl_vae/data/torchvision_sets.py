@@ -1,4 +1,4 @@
-"""torchvision's data sets: found on disk, unpacked or downloaded, and read as arrays."""
+"""torchvision's data sets, found on disk, unpacked or downloaded, and read as arrays."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ SPLIT_TRAIN, SPLIT_TEST = {"split": "train"}, {"split": "test"}
 
 @dataclass(frozen=True)
 class Kind:
-    """Where torchvision keeps a data set and how it is asked for its two parts."""
+    """Where torchvision keeps a data set, and the arguments that select its two parts."""
 
     cls: str  # its name in torchvision.datasets
     folder: str  # under the root; "." where the files lie in the root itself
-    files: tuple[str, ...]  # in that folder: all that must be there
+    files: tuple[str, ...]  # in that folder; all must be there
     train: Mapping[str, Any] = field(default_factory=lambda: TRAIN)
     test: Mapping[str, Any] = field(default_factory=lambda: TEST)
 
@@ -88,13 +88,13 @@ KINDS: dict[str, Kind] = {
 
 
 def read_set(name: str, root: Path) -> Source:
-    """One of `KINDS`, from the files under `root`, else downloaded to there."""
+    """Read one of `KINDS` from the files under `root`; download missing files to there."""
     kind = KINDS[name]
     with _files_of(name, kind, root) as place:
         x, labels = _read(name, kind, place, root, kind.train)
         x_test, labels_test = _read(name, kind, place, root, kind.test)
     if kind.cls == "Omniglot":
-        labels_test = labels_test + labels.max() + 1  # its test characters are other ones
+        labels_test = labels_test + labels.max() + 1  # its test set has other characters
     return Source(name, x, labels, x_test=x_test, labels_test=labels_test)
 
 
@@ -105,7 +105,7 @@ def _read(name: str, kind: Kind, place: Path, root: Path, part: Mapping[str, Any
         with _silence():
             found = getattr(torchvision.datasets, kind.cls)(place, download=False, **part)
             return _arrays(name, kind, found)
-    except Exception as error:  # torchvision asserts, unpickles and parses: it raises all kinds
+    except Exception as error:  # torchvision asserts, unpickles and parses: any kind may come
         raise OSError(
             f"the files of {name} under {root / kind.folder} cannot be read ({_brief(error)}): remove them "
             "and load again to download fresh ones, or pass root=... of a folder with good ones"
@@ -117,7 +117,7 @@ def _arrays(name: str, kind: Kind, found: Any) -> tuple[Tensor, Tensor]:
         return _ink(found)
     labels = found.labels if hasattr(found, "labels") else found.targets
     if kind.cls == "QMNIST":
-        labels = labels[:, 0]  # beside the class, who wrote it
+        labels = labels[:, 0]  # the class; other entries say who wrote it
     x = data_tensor(found.data, name)
     if kind.cls == "EMNIST":
         x = x.transpose(2, 3)  # stored on its side
@@ -136,7 +136,7 @@ def _ink(found: Any) -> tuple[Tensor, Tensor]:
 
 @contextlib.contextmanager
 def _files_of(name: str, kind: Kind, root: Path) -> Iterator[Path]:
-    """A root with all of the set's files in torchvision's layout: the user's own, or one for the moment."""
+    """Yield a root with all files of the set in torchvision's layout: the user's own, or a temporary one."""
     folder = root / kind.folder
     missing = [file for file in kind.files if not (folder / file).exists()]
     packed = [file for file in missing if (folder / f"{file}.gz").is_file()]
@@ -162,7 +162,7 @@ def _files_of(name: str, kind: Kind, root: Path) -> Iterator[Path]:
 
 
 def _may_write(folder: Path) -> bool:
-    # The mode as well: the superuser may write anywhere, and a folder marked read-only is not to be touched.
+    # the mode counts too: the superuser may write anywhere, but must not touch a folder marked read-only
     return os.access(folder, os.W_OK) and bool(folder.stat().st_mode & 0o222)
 
 
@@ -171,7 +171,7 @@ def _unpack(archive: Path, folder: Path) -> None:
     try:
         with open(handle, "wb") as unpacked, gzip.open(archive) as packed:
             shutil.copyfileobj(packed, unpacked, 2**20)
-        os.chmod(part, 0o644)  # a temporary file is its owner's alone
+        os.chmod(part, 0o644)  # only its owner may read a temporary file
         os.replace(part, folder / archive.stem)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise OSError(f"{archive} is not a whole gzip file ({error}): remove it and load again") from error
@@ -180,7 +180,7 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 
 def _download(name: str, kind: Kind, root: Path) -> None:
-    """Fetch into a folder beside, then move into place: what is interrupted leaves nothing behind."""
+    """Fetch into a temporary folder, then move into place: an interrupted download leaves nothing behind."""
     import torchvision.datasets
 
     made = [folder for folder in (root, *root.parents) if not folder.exists()]
@@ -193,7 +193,7 @@ def _download(name: str, kind: Kind, root: Path) -> None:
                 for part in (kind.train, kind.test):
                     getattr(torchvision.datasets, kind.cls)(Path(scratch), download=True, **part)
             _move(Path(scratch), root)
-    except Exception as error:  # torchvision raises another kind for each of its sets
+    except Exception as error:  # torchvision raises another kind for each set
         for folder in made:
             with contextlib.suppress(OSError):  # not empty: another process is at work there
                 folder.rmdir()
@@ -215,7 +215,7 @@ def _move(scratch: Path, root: Path) -> None:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """No progress bars: torchvision offers no way to ask for none."""
+    """Suppress progress bars: torchvision has no option against them."""
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         yield
 

@@ -1,4 +1,4 @@
-"""What distributions with parameters of their own have in common: how they are expanded."""
+"""The base class of the distributions of this package: how they expand to another batch shape."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pyro.distributions import TorchDistribution
 
 
 class Expanding(TorchDistribution):
-    """A distribution whose copy with another batch shape has the same attributes, and its parameters expanded.
+    """A distribution that expands to another batch shape: the copy keeps the attributes and expands the parameters.
 
-    Its parameters are what `arg_constraints` names. What the last draw was made of stays with the original.
+    The parameters are those that `arg_constraints` names. The copy does not keep the last draw or its noise.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
-    broadcasts: ClassVar[bool] = False  # whether parameters stay as they are, and are broadcast when they are used
+    broadcasts: ClassVar[bool] = False  # True: `expand` leaves the parameters as they are; they broadcast in use
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
         """Return the distribution with another batch shape."""

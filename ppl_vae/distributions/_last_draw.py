@@ -1,4 +1,4 @@
-"""What a distribution knows of its last draw, and what the draw itself has lost by rounding."""
+"""The last draw of a distribution, with the noise that rounding removes from the draw."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from torch import Tensor
 
 
 class LastDraw:
-    """The last draw of a distribution, and the noise or whatever else it was made of.
+    """The last draw of a distribution, with the noise or other parts that it was made of.
 
-    A draw :math:`z = f(e)` in floats keeps few digits of e where f is ill-conditioned. The density at the rounded z is
-    then not the density of what was drawn: it is wrong by any number of nats. A distribution that remembers e scores
+    A float draw :math:`z = f(e)` keeps few digits of e where f is ill-conditioned. The density at the rounded z is
+    then not the density of the exact draw: it is wrong by any number of nats. A distribution that remembers e scores
     its own draw from e.
 
     Args:
         z: The draw.
-        *parts: What it was made of.
+        *parts: What the draw was made of, such as its noise e.
     """
 
     def __init__(self, z: Tensor, *parts: Tensor) -> None:
@@ -23,7 +23,7 @@ class LastDraw:
         self._version = _version(z)
 
     def is_same(self, value: Tensor) -> bool:
-        """Whether `value` is the draw, or shares its memory (``z.detach()``), unchanged since."""
+        """Return whether `value` is the unchanged draw, or shares its memory (``z.detach()``)."""
         return (value is self.z or _shares_memory(value, self.z)) and _version(self.z) == self._version
 
 
@@ -37,5 +37,5 @@ def _shares_memory(a: Tensor, b: Tensor) -> bool:
     try:
         same = a.untyped_storage()._cdata == b.untyped_storage()._cdata and a.stride() == b.stride()
         return bool(same and a.storage_offset() == b.storage_offset())
-    except (NotImplementedError, RuntimeError):  # inside of vmap there is no memory to look at
+    except (NotImplementedError, RuntimeError):  # a tensor inside vmap has no memory to compare
         return False

@@ -1,8 +1,8 @@
-r"""What keeps the logarithms of binomial, Poisson and negative binomial probabilities exact for large counts.
+r"""Exact logarithms of binomial, Poisson and negative binomial probabilities for large counts.
 
 Written as :math:`\log\Gamma` minus :math:`\log\Gamma` plus :math:`k \log \mu`, each is a small difference of large
-numbers: at a count of a million float32 leaves errors of a nat. Written around the mean that fits the count best, as
-Loader does, the large parts cancel on paper and what is left is a variance, three Stirling remainders and a deviance.
+numbers: at a count of a million float32 leaves errors of a nat. Loader expands each around the mean that fits the
+count best. The large parts then cancel on paper, and a variance, three Stirling remainders and a deviance are left.
 
 Reference:
     Fast and Accurate Computation of Binomial Probabilities (Loader, 2000),
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
-_SERIES = 16.0  # from here five terms are exact in float64
+_SERIES = 16.0  # from here on five terms of the series are exact in float64
 
 
 def stirling_remainder(x: Tensor) -> Tensor:
@@ -30,5 +30,5 @@ def stirling_remainder(x: Tensor) -> Tensor:
 
 
 def log_ratio(change: Tensor, far: Tensor) -> Tensor:
-    """Return log(1 + change); where it is far from 0 from `far`, the same as a difference of logarithms."""
+    """Return log(1 + change), or `far` where |change| is at least 1/2: the same as a difference of logarithms."""
     return torch.where(change.abs() < 0.5, torch.log1p(change.clamp(-0.5, 0.5)), far)

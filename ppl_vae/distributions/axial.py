@@ -1,4 +1,4 @@
-r"""Distributions on the sphere around an axis: what the power spherical and the von Mises-Fisher have in common."""
+r"""The base class of distributions on the sphere around an axis: power spherical and von Mises-Fisher."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from torch.nn.functional import normalize
 
 from ppl_vae.distributions._expanding import Expanding
 
-_NODES = 80  # of the Gauss-Legendre rule: 1e-11 of the value for all densities here
-_WIDTHS = 16  # on either side of the mode, in standard deviations: what lies beyond is under e^-30
+_NODES = 80  # of the Gauss-Legendre rule: a relative error of 1e-11 for all densities here
+_WIDTHS = 16  # standard deviations on either side of the mode; the mass beyond is under e^-30
 
 
 class Axial(Expanding):
     r"""A density :math:`q(z) \propto \exp(\kappa\, h(\theta))` in the angle :math:`\theta` between z and a direction.
 
-    The angle's own density is :math:`g(\theta) \propto \exp(\kappa\, h(\theta)) \sin^{d-2}\theta` on :math:`[0, \pi]`;
-    the rest of z is uniform on the sphere across. A draw of the angle carries the exact implicit derivative
+    The density of the angle is :math:`g(\theta) \propto \exp(\kappa\, h(\theta)) \sin^{d-2}\theta` on
+    :math:`[0, \pi]`. The direction of z across the axis is uniform. A draw of the angle carries the exact implicit
+    derivative
 
     .. math::
         \frac{\partial\theta}{\partial\kappa} = -\frac{1}{g(\theta)} \int_0^\theta (h(\phi) - \mathbb E\,h)\,
         g(\phi)\, \mathrm d\phi,
 
-    a one-dimensional integral over a smooth function, by quadrature (80 nodes, error about 1e-10). All that concerns
-    the angle is computed in float64, since :math:`1 - \cos\theta` is lost in float32 at large concentrations. First
-    derivatives alone: a second one through a draw is not what this computes.
+    a one-dimensional integral of a smooth function, by quadrature (80 nodes, error about 1e-10). Everything about the
+    angle is computed in float64, since :math:`1 - \cos\theta` is lost in float32 at large concentrations. Only first
+    derivatives are right: a second derivative through a draw is not computed.
 
-    A subclass defines h and its mean, the mode and width of g, and how an angle is drawn.
+    A subclass defines h and its mean, the mode and width of g, and the draw of an angle.
 
     Reference:
         Implicit Reparameterization Gradients (Figurnov et al., 2018), https://arxiv.org/abs/1805.08498
@@ -56,12 +57,12 @@ class Axial(Expanding):
 
     @property
     def mode(self) -> Tensor:
-        """The direction."""
+        """The mode, which is `loc`."""
         return self.loc
 
     @property
     def mean(self) -> Tensor:
-        """The mean, a point within the sphere on the direction."""
+        """The mean, a point inside the sphere along `loc`."""
         return self._cosine_moments()[0].to(self.loc)[..., None] * self.loc
 
     @property
@@ -72,7 +73,7 @@ class Axial(Expanding):
         return (second - first.square()) * square + (1 - second) * (1 - square) / (self.dim - 1)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 - torch's own signature
-        """Draw an angle and a direction across, and turn them from the first axis to `loc`."""
+        """Draw an angle and a direction across the first axis, then map that axis to `loc`."""
         shape = self._extended_shape(sample_shape)
         kappa = self.concentration.double()
         with torch.no_grad():
@@ -89,12 +90,12 @@ class Axial(Expanding):
         return (self.dim - 2) * theta.sin().log()
 
     def _angle_derivative(self, theta: Tensor) -> Tensor:
-        """The derivative of an angle by the concentration; integrated on the side of theta away from the mode."""
+        """Return the derivative of an angle by the concentration, integrated from theta away from the mode."""
         kappa, mean = self.concentration.double(), self._mean_statistic()
         mode, low, high = self._range()
         end = torch.where(theta < mode, torch.minimum(low, theta), torch.maximum(high, theta))
         x, weight = _gauss_legendre(theta.device)
-        # nodes crowd at the far end, where the density may rise from 0 with any power of the distance
+        # the nodes crowd at the far end, where the density may rise from 0 with any power of the distance
         far, weight = 1 - (1 - x) ** 3, weight * 3 * (1 - x) ** 2
         phi = theta[..., None] + (end - theta)[..., None] * far
         statistic = self._statistic(phi)
@@ -103,14 +104,14 @@ class Axial(Expanding):
         return (end - theta) * (weight * (statistic - mean[..., None]) * log_ratio.exp()).sum(-1)
 
     def _range(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Mode of the angle, and bounds of what has mass."""
+        """Return the mode of the angle and the bounds of the interval that holds its mass."""
         mode, width = self._mode_and_width()
         return mode, (mode - _WIDTHS * width).clamp(min=0.0), (mode + _WIDTHS * width).clamp(max=math.pi)
 
     def _chord(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """A quarter of the squared distances of a point to `loc` and to its antipode: both exact where they are small.
+        """Return a quarter of the squared distances of a point to `loc` and to the antipode of `loc`.
 
-        They are sin^2 and cos^2 of half the angle.
+        They are sin^2 and cos^2 of half the angle. Each is exact where it is small.
         """
         return (value - self.loc).square().sum(-1) / 4, (value + self.loc).square().sum(-1) / 4
 
@@ -127,15 +128,16 @@ class Axial(Expanding):
         raise NotImplementedError
 
     def _cosine_moments(self) -> tuple[Tensor, Tensor]:
-        """Mean of the angle's cosine and of its square."""
+        """Return the means of the angle's cosine and of the cosine's square."""
         raise NotImplementedError
 
 
 def _turn(along: Tensor, across: Tensor, loc: Tensor) -> Tensor:
-    """Map (along, across), given at the first axis, to where the first axis is `loc`: a Householder reflection.
+    """Map (along, across) from the first axis to `loc`, by a Householder reflection.
 
-    Of the two reflections (to `loc` and to its antipode) the one whose vector is longer, at least sqrt(2), so that it
-    never degenerates. Which one depends on `loc` alone, not on the draw: the path's derivative stays right.
+    There are two reflections: to `loc` and to its antipode. This function takes the one with the longer vector, at
+    least sqrt(2) long, which never degenerates. The choice depends on `loc` alone, not on the draw, so that the
+    pathwise derivative stays right.
     """
     sign = torch.where(loc[..., :1] < 0, -1.0, 1.0).to(loc)
     mirror = torch.cat([loc[..., :1] + sign, loc[..., 1:]], -1)
@@ -146,7 +148,7 @@ def _turn(along: Tensor, across: Tensor, loc: Tensor) -> Tensor:
 
 
 def _gauss_legendre(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Nodes and weights on [0, 1]."""
+    """Return the nodes and weights of the rule on [0, 1]."""
     x, weight = _rule()
     return torch.tensor(x, dtype=torch.float64, device=device), torch.tensor(weight, dtype=torch.float64, device=device)
 

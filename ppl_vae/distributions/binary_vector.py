@@ -15,7 +15,7 @@ from ppl_vae._numbers import finite, impossible
 from ppl_vae.distributions._expanding import Expanding
 from ppl_vae.distributions.relaxed import logistic_noise
 
-MAX_STATES = 2**20  # that a distribution offers to list: as 20 bits, 84 MB in float32
+MAX_STATES = 2**20  # the most that a distribution lists: 20 bits, 84 MB in float32
 
 
 class BinaryVector(Expanding):
@@ -24,12 +24,12 @@ class BinaryVector(Expanding):
     .. math::
         p(z) = \prod_i \sigma(\ell_i)^{z_i} (1 - \sigma(\ell_i))^{1 - z_i}, \qquad z \in \{0, 1\}^d.
 
-    What Pyro's ``Bernoulli(logits).to_event(1)`` is, with all :math:`2^d` states listed by `enumerate_support` (up to
-    20 bits), which that one refuses.
+    This is the distribution of Pyro's ``Bernoulli(logits).to_event(1)``. In addition, `enumerate_support` lists all
+    :math:`2^d` states (up to 20 bits), which Pyro's class refuses.
 
-    With a `temperature` T draws are straight-through ones: they are bits, drawn exactly, and carry the gradient of the
-    relaxed draw :math:`\sigma((\ell + \epsilon) / T)`, :math:`\epsilon` logistic. **That gradient is biased**, for any
-    T; the smaller T, the noisier it is.
+    With a `temperature` T the draws are straight-through: they are exact bits and carry the gradient of the relaxed
+    draw :math:`\sigma((\ell + \epsilon) / T)`, where :math:`\epsilon` is logistic. **That gradient is biased** for any
+    T. The smaller T, the noisier it is.
 
     Args:
         logits: :math:`\ell`, (*batch, d).
@@ -56,7 +56,7 @@ class BinaryVector(Expanding):
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
-        """Whether draws carry a gradient, the straight-through one."""
+        """Whether draws carry the straight-through gradient."""
         return self.temperature is not None
 
     @property
@@ -71,7 +71,7 @@ class BinaryVector(Expanding):
 
     @property
     def mean(self) -> Tensor:
-        """The probability of each bit: no state."""
+        """The probability of each bit, which is not a state."""
         return self.probs
 
     @property
@@ -91,7 +91,7 @@ class BinaryVector(Expanding):
             return (logits + logistic_noise(logits) > 0).to(logits)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 - torch's own signature
-        """Draw bits that carry the gradient of relaxed ones.
+        """Draw bits that carry the gradient of relaxed bits.
 
         Raises:
             NotImplementedError: If there is no temperature.
@@ -116,10 +116,12 @@ class BinaryVector(Expanding):
         return (torch.sigmoid(logits) * softplus(-logits) + torch.sigmoid(-logits) * softplus(logits)).sum(-1)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        """Return all states in the order of binary numbers, (2^d, *batch, d), or (2^d, 1, ..., d) unless expanded.
+        """Return all states in the order of binary numbers.
+
+        Their shape is (2^d, *batch, d), or (2^d, 1, ..., d) if `expand` is False.
 
         Raises:
-            ValueError: If there are more than `MAX_STATES`.
+            ValueError: If there are more than `MAX_STATES` states.
         """
         d = self.event_shape[0]
         if not self.has_enumerate_support:
@@ -136,7 +138,8 @@ class BinaryVector(Expanding):
 @register_kl(BinaryVector, BinaryVector)
 def _kl_binary_vectors(q: BinaryVector, p: BinaryVector) -> Tensor:
     q_logits, p_logits = finite(q.logits), finite(p.logits)
-    # bit by bit, each term small where it is: q - p + softplus(p) - softplus(q) loses everything at large logits
+    # each term is small where the divergence of its bit is; q - p + softplus(p) - softplus(q) loses all digits at
+    # large logits
     one = torch.sigmoid(q_logits) * (softplus(-p_logits) - softplus(-q_logits))
     zero = torch.sigmoid(-q_logits) * (softplus(p_logits) - softplus(q_logits))
     return -impossible(-one - zero).sum(-1)

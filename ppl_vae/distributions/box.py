@@ -31,11 +31,11 @@ def check_box(low: object, high: object, name: str) -> tuple[float, float]:
 class BoxUniform(dist.Uniform):
     """A uniform distribution on the closed interval [low, high].
 
-    PyTorch's gives density 0 at `high`, which its own draws reach by rounding in float32.
+    PyTorch's class gives density 0 at `high`, although its own draws reach `high` by rounding in float32.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return log p(value): minus infinity outside."""
+        """Return log p(value), which is minus infinity outside the interval."""
         if self._validate_args:
             self._validate_sample(value)
         inside = (value >= self.low) & (value <= self.high)
@@ -51,12 +51,12 @@ class SquashedNormal(Expanding):
         \log p(z) = \log \mathcal N(t; \mu, s^2) + \log \frac{h - l}{(z - l)(h - z)}, \quad
         t = \log \frac{z - l}{h - z}.
 
-    A z near an end has few digits left of its distance to it: in float32 on [-1, 1], t is known to 0.001 at
-    :math:`|t| = 10` and to 0.2 at 15, and from 17 on all t fall on the last number before the end, where the density is
-    that of this number and no longer that of t; so the last draw of an object is scored at its own t, whatever z has
-    lost of it. Draws never lie on an end itself, and the density at an end is that of its neighbour, so that both are
-    finite. Far from 0 (on [100, 101]) the digits run out earlier. Bimodal, with modes towards both ends, where s is
-    larger than about 1.7.
+    A z near an end keeps few digits of its distance to that end. In float32 on [-1, 1], z determines t to 0.001 at
+    :math:`|t| = 10` and to 0.2 at 15. From 17 on every t rounds to the last number before the end, and the density
+    there is that of this number, not that of t. The last draw of an object is therefore scored at its own t, whatever
+    digits z has lost. Draws never lie on an end itself, and the density at an end is that of the neighbouring number,
+    so that both are finite. Far from 0 (on [100, 101]) the digits run out earlier. The distribution is bimodal, with
+    modes towards both ends, where s is larger than about 1.7.
 
     Args:
         loc: The mean :math:`\mu` of t.
@@ -77,7 +77,7 @@ class SquashedNormal(Expanding):
         "high": constraints.real,
     }
     has_rsample = True
-    _last: LastDraw | None = None  # with its t, which z has lost digits of
+    _last: LastDraw | None = None  # with its t, of which z has lost digits
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class SquashedNormal(Expanding):
 
     @property
     def mean(self) -> Tensor:
-        """The mean, by a trapezoid rule in t: to 1e-10 of the width for s up to 5, to 1e-5 for s = 10."""
+        """The mean, by a trapezoid rule in t: right to 1e-10 of the width for s up to 5, to 1e-5 for s = 10."""
         return self._average(lambda z: z)
 
     @property
@@ -121,7 +121,7 @@ class SquashedNormal(Expanding):
             self._validate_sample(value)
         if self._last is not None and self._last.is_same(value):
             (t,) = self._last.parts
-            if value is not self._last.z:  # a z that is held fixed, or a variable of its own
+            if value is not self._last.z:  # z is held fixed, or is an independent variable
                 t = t.detach()
                 slope = (self.high - self.low) * t.sigmoid() * (-t).sigmoid()  # dz/dt
                 t = t + (value - value.detach()) / slope if value.requires_grad else t
@@ -129,14 +129,14 @@ class SquashedNormal(Expanding):
             log_normal = -0.5 * (standard.square() + math.log(2 * math.pi)) - self.scale.log()
             return log_normal - (self.high - self.low).log() - logsigmoid(t) - logsigmoid(-t)
         value = self._inside(value)
-        # the distances themselves, which are exact near their end, instead of (value - low) / width and 1 minus it
+        # each distance is exact near its end; 1 minus (value - low) / width is not
         log_below, log_above = (value - self.low).log(), (self.high - value).log()
         standard = (log_below - log_above - self.loc) / self.scale
         log_normal = -0.5 * (standard.square() + math.log(2 * math.pi)) - self.scale.log()
         return log_normal + (self.high - self.low).log() - log_below - log_above
 
     def _inside(self, value: Tensor) -> Tensor:
-        # beside an end at 0 the next number is so small that its reciprocal, in the gradient, overflows
+        # beside an end at 0 the next float is so small that its reciprocal overflows in the gradient
         margin = (self.high - self.low) * torch.finfo(value.dtype).eps ** 4
         low = torch.maximum(torch.nextafter(self.low, self.high), self.low + margin)
         high = torch.minimum(torch.nextafter(self.high, self.low), self.high - margin)

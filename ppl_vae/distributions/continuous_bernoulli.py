@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppl_vae.distributions._expanding import Expanding
 
-# Bernoulli numbers B_2k / (2k)!, k = 1..10: the mean is 1/2 + sum_k of these times logit^(2k - 1)
+# B_2k / (2k)! for k = 1..10, of the Bernoulli numbers B: the mean is 1/2 + sum_k of these times logit^(2k - 1)
 _SERIES = (
     1 / 12,
     -1 / 720,
@@ -23,8 +23,11 @@ _SERIES = (
     43867 / 5109094217170944000,
     -174611 / 802857662698291200000,
 )
-_SMALL = 1.0  # |logit| below which the series is used: ten terms leave 1e-17 of the normaliser, 2e-15 of the variance
-_NARROW = 0.03  # |logit| below which a quantile is: eight terms leave 1e-16, where the quotient's gradient loses 1/30
+# |logit| below which the series is used: ten terms leave errors of 1e-17 in the normaliser and 2e-15 in the variance
+_SMALL = 1.0
+# |logit| below which the quantile's series is used: eight terms leave an error of 1e-16, and the gradient of the
+# quotient that is used elsewhere keeps 1/30 of its precision there
+_NARROW = 0.03
 
 
 class ContinuousBernoulli(Expanding):
@@ -34,14 +37,14 @@ class ContinuousBernoulli(Expanding):
         \log p(x) = \ell x - A(\ell), \qquad A(\ell) = \log \frac{e^\ell - 1}{\ell}
         = \frac \ell 2 + \log \frac{\sinh(\ell / 2)}{\ell / 2}.
 
-    An exponential family with the logit :math:`\ell = \log \frac{\lambda}{1 - \lambda}` for natural parameter. Its mean
-    :math:`A'(\ell) = (1 - e^{-\ell})^{-1} - \ell^{-1}` is not :math:`\lambda`, but between it and 1/2:
-    at :math:`\lambda` = 0.9 it is 0.67.
+    This is an exponential family whose natural parameter is the logit :math:`\ell = \log \frac{\lambda}{1 - \lambda}`.
+    Its mean :math:`A'(\ell) = (1 - e^{-\ell})^{-1} - \ell^{-1}` is not :math:`\lambda`: it lies between
+    :math:`\lambda` and 1/2. At :math:`\lambda` = 0.9 it is 0.67.
 
-    `torch.distributions.ContinuousBernoulli` clamps :math:`\lambda` by the precision of its type, so that its density
-    no longer grows from a logit of 16 (float32) or 36 (float64) on, where data at 0 and 1, such as the background of
-    pictures, pull it; and its variance around :math:`\lambda = 1/2` is wrong by a factor of three in float32. Here
-    everything is computed from the logit, by a series around 0.
+    `torch.distributions.ContinuousBernoulli` clamps :math:`\lambda` to the precision of its type. Its density therefore
+    stops growing at a logit of 16 (float32) or 36 (float64), and data at 0 and 1, such as the background of pictures,
+    pull the logit there. Its variance around :math:`\lambda = 1/2` is wrong by a factor of three in float32. This class
+    computes everything from the logit, and by a series around 0.
 
     Args:
         logits: :math:`\ell`, any shape.
@@ -88,7 +91,7 @@ class ContinuousBernoulli(Expanding):
         square = logits.square()
         series = _polynomial(square, [c / (2 * k + 2) for k, c in enumerate(_SERIES)])
         middle = logits * (value - 0.5) - square * series
-        # as the distance to the edge where the mode is: l x - A(l) is the difference of two numbers of the size of l
+        # from the distance to the edge where the mode is: l x - A(l) is a difference of two numbers of the size of l
         distance = torch.where(self.logits > 0, 1 - value, value)
         return torch.where(small, middle, size.log() - torch.log(-torch.expm1(-size)) - size * distance)
 
@@ -104,12 +107,14 @@ class ContinuousBernoulli(Expanding):
         return torch.where(positive, 1 - below, below)
 
     def icdf(self, value: Tensor) -> Tensor:
-        r"""Return the quantile of `value` in [0, 1], differentiable in the logit: the draw that it is the noise of.
+        r"""Return the quantile of `value` in [0, 1], differentiable in the logit.
+
+        The quantile of uniform noise u is a draw,
 
         .. math::
             F^{-1}(u) = \frac{\log(1 + u (e^\ell - 1))}{\ell} = \sum_{n \ge 1} \kappa_n(u) \frac{\ell^{n - 1}}{n!},
 
-        the cumulants :math:`\kappa_n` being those of a Bernoulli variable of mean u.
+        where :math:`\kappa_n` are the cumulants of a Bernoulli variable of mean u.
         """
         positive, size = self.logits > 0, self.logits.abs()
         small = size < _NARROW
@@ -128,8 +133,9 @@ class ContinuousBernoulli(Expanding):
         return self.icdf(noise.clamp(tiny, 1 - tiny))
 
     def entropy(self) -> Tensor:
-        """Return the differential entropy, in nats; at most 0, which is that of the uniform distribution."""
-        # minus the log-density at the mean, which is linear in x, from its distance to the edge: the mean loses that
+        """Return the differential entropy, in nats; it is at most 0, the entropy of the uniform distribution."""
+        # The log-density is linear in x, so that the entropy is minus its value at the mean. It is computed from the
+        # mean's distance to the edge, of which the mean itself loses the digits.
         small, logits, size = self._parts()
         square = logits.square()
         series = _polynomial(square, [(1 - 1 / (2 * k + 2)) * c for k, c in enumerate(_SERIES)])
@@ -138,7 +144,7 @@ class ContinuousBernoulli(Expanding):
         return torch.where(small, -square * series, large)
 
     def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Where the series holds; the logit there, else 0; its size elsewhere, else 2: no branch divides by 0."""
+        """Return where the series holds, the logit there (else 0) and its size elsewhere (else 2, never 0)."""
         small = self.logits.abs() < _SMALL
         logits = torch.where(small, self.logits, torch.zeros_like(self.logits))
         return small, logits, torch.where(small, torch.full_like(self.logits, 2.0), self.logits.abs())
@@ -147,7 +153,7 @@ class ContinuousBernoulli(Expanding):
 def logit_of_mean(mean: Tensor) -> Tensor:
     """Return the logit at which the mean is `mean`, in (0, 1), by bisection; not differentiable."""
     mean = mean.double()
-    upper = 2 / torch.minimum(mean, 1 - mean)  # the mean of a logit -l is below 1/l
+    upper = 2 / torch.minimum(mean, 1 - mean)  # the mean at a logit of -l is below 1/l
     lower, upper = -upper, upper.clone()
     for _ in range(200):
         middle = (lower + upper) / 2
@@ -157,7 +163,7 @@ def logit_of_mean(mean: Tensor) -> Tensor:
 
 
 def _polynomial(x: Tensor, coefficients: Any) -> Tensor:
-    """The sum of coefficients[k] x^k, by Horner's rule."""
+    """Return the sum of coefficients[k] x^k, by Horner's rule."""
     total = torch.full_like(x, coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):
         total = total * x + coefficient

@@ -13,11 +13,11 @@ from torch.nn.functional import logsigmoid
 from ppl_vae.distributions._expanding import Expanding
 from ppl_vae.distributions._saddle import HALF_LOG_2PI, log_ratio, stirling_remainder
 
-_LOG_DISPERSIONS = 60.0  # beyond e^60 it is a Poisson distribution to the last digit
+_LOG_DISPERSIONS = 60.0  # beyond e^60 the distribution is Poisson to the last digit
 
 
 class _Counts(Expanding):
-    """What the distributions of this file share: parameters that broadcast, counts for support."""
+    """The base class of the distributions in this file: parameters that broadcast, counts as support."""
 
     support: ClassVar[Any] = constraints.nonnegative_integer
     arg_constraints: ClassVar[dict[str, Any]]
@@ -44,8 +44,8 @@ class Poisson(_Counts):
         \log P(k) = -\tfrac12 \log(2 \pi k) - \delta(k) - (\mu - k - k \log\tfrac{\mu}{k}), \qquad
         \log P(0) = -\mu,
 
-    with :math:`\delta` the remainder of Stirling's formula: the same as :math:`k \log\mu - \mu - \log k!`, of which
-    float32 loses a nat at a million. ``exp(log_rate)`` leaves float32 above 88.
+    where :math:`\delta` is the remainder of Stirling's formula. This equals :math:`k \log\mu - \mu - \log k!`, of which
+    float32 loses a nat at a count of a million. ``exp(log_rate)`` overflows float32 above 88.
 
     Args:
         log_rate: :math:`\log \mu`, the logarithm of the mean.
@@ -63,12 +63,12 @@ class Poisson(_Counts):
 
     @property
     def mean(self) -> Tensor:
-        """The rate."""
+        """The mean, equal to the rate."""
         return self.log_rate.exp()
 
     @property
     def variance(self) -> Tensor:
-        """The rate."""
+        """The variance, equal to the rate."""
         return self.mean
 
     @torch.no_grad()
@@ -91,8 +91,8 @@ class NegativeBinomial(_Counts):
         P(k) = \frac{\Gamma(k + r)}{\Gamma(r) \, k!} \Big(\frac{r}{r + \mu}\Big)^r \Big(\frac{\mu}{r + \mu}\Big)^k,
         \qquad \mathrm{Var}[k] = \mu + \mu^2 / r,
 
-    a Poisson variable whose rate is gamma distributed with shape r. It becomes Poisson for large r, smoothly: a
-    `log_dispersion` beyond +-60 counts as +-60. ``exp(log_mean)`` leaves float32 above 88.
+    the distribution of a Poisson variable whose rate is gamma distributed with shape r. It becomes Poisson smoothly as
+    r grows. A `log_dispersion` beyond +-60 counts as +-60. ``exp(log_mean)`` overflows float32 above 88.
 
     Args:
         log_mean: :math:`\log \mu`.
@@ -118,12 +118,12 @@ class NegativeBinomial(_Counts):
 
     @property
     def variance(self) -> Tensor:
-        """Mean plus its square over the dispersion."""
+        """The variance: the mean plus its square over the dispersion."""
         return self.mean + (2 * self.log_mean - self._log_r).exp()
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Return counts: Poisson at a rate that is gamma distributed."""
+        """Return Poisson counts at gamma-distributed rates."""
         r = self._log_r.exp().expand(self.shape(sample_shape))
         return torch.poisson(torch._standard_gamma(r) * (self.log_mean - self._log_r).exp())
 
@@ -132,9 +132,9 @@ class NegativeBinomial(_Counts):
         return self.log_dispersion.clamp(-_LOG_DISPERSIONS, _LOG_DISPERSIONS)
 
     def _log_mass(self, k: Tensor) -> Tensor:
-        # As in `Poisson`: at mu = k it is 1 / sqrt(2 pi k (k + r) / r) up to Stirling remainders, and below it
-        # elsewhere by the deviance (k + r) log((mu + r) / (k + r)) - k log(mu / k). For small r these two cancel;
-        # r log((mu + r) / (k + r)) + k log(k (mu + r) / (mu (k + r))), the same, do not.
+        # As in `Poisson`: at mu = k the mass is 1 / sqrt(2 pi k (k + r) / r) up to Stirling remainders. Elsewhere its
+        # logarithm is lower by the deviance (k + r) log((mu + r) / (k + r)) - k log(mu / k). For small r these two
+        # terms cancel. The terms of r log((mu + r) / (k + r)) + k log(k (mu + r) / (mu (k + r))), the same sum, do not.
         log_r, mean = self._log_r, self.mean
         r = log_r.exp()
         count = k.clamp(min=1)
@@ -142,7 +142,7 @@ class NegativeBinomial(_Counts):
         log_total = torch.logaddexp(self.log_mean, log_r) - total.log()
         change = (mean - count) / total
         share = log_total + count.log() - self.log_mean
-        # below -60 `share` is taken, which needs no power
+        # below a log mean of -60 `log_ratio` takes `share`, which needs no exponential
         moved = -change * r * (-self.log_mean.clamp(min=-_LOG_DISPERSIONS)).exp()
         deviance = r * log_ratio(change, log_total) + count * log_ratio(moved, share)
         at_count = 0.5 * (log_r - total.log() - count.log()) - HALF_LOG_2PI - deviance
@@ -151,7 +151,7 @@ class NegativeBinomial(_Counts):
 
 
 class ZeroInflatedNegativeBinomial(NegativeBinomial):
-    r"""A `NegativeBinomial` variable that is set to zero with a probability of its own.
+    r"""A `NegativeBinomial` variable that is set to zero with probability :math:`\pi`.
 
     .. math::
         P(0) = \pi + (1 - \pi) \, \mathrm{NB}(0), \qquad P(k) = (1 - \pi) \, \mathrm{NB}(k), \quad k > 0.

@@ -14,35 +14,35 @@ from torch.nn.functional import log_softmax, logsigmoid
 from ppl_vae._numbers import bounded
 from ppl_vae.distributions.grid import GridDistribution
 
-_LARGEST, _FAR = 80.0, 1e30  # of a logarithm; of a distance in scales
+_LARGEST, _FAR = 80.0, 1e30  # the largest logarithm; the largest distance, in scales
 _SERIES = 1e-3  # below it three terms of log((1 - e^-w) / w) are exact in float64: the next is w^4 / 2880
 
 
 def log_mass(level: Tensor, loc: Tensor, log_scale: Tensor, bins: int) -> Tensor:
-    r"""Logarithm of the mass that a logistic distribution leaves on one level of a grid, the end levels open outwards.
+    r"""Return the log mass of a logistic distribution on one level of a grid, whose end levels are open outwards.
 
     .. math::
         \log(\sigma(b) - \sigma(a)) = \log\sigma(b) + \log\sigma(-a) + \log(1 - e^{-(b - a)}), \qquad
         a = \frac{k - \frac12 - m}{s}, \quad b = \frac{k + \frac12 - m}{s},
 
     in units of one level. The identity holds because
-    :math:`\sigma(b) - \sigma(a) = (e^{-a} - e^{-b}) / ((1 + e^{-a})(1 + e^{-b}))`; each of its terms is finite and has
-    a finite gradient where the difference itself cancels or underflows.
+    :math:`\sigma(b) - \sigma(a) = (e^{-a} - e^{-b}) / ((1 + e^{-a})(1 + e^{-b}))`. Each of its terms is finite and has
+    a finite gradient, also where the difference itself cancels or underflows.
 
-    A mean so far off, in scales, that the log mass is below -1e30 gives that, without a gradient: the float type could
-    hold neither.
+    A mean can be so many scales away that the log mass is below -1e30. The result is then -1e30 without a gradient,
+    since the float type could hold neither.
 
     Args:
         level: k = 0..bins-1, as floats.
         loc: The mean m of the logistic, in units of x.
-        log_scale: log of its scale, in units of x, within what the float type can take the exponential of.
+        log_scale: log of its scale, in units of x; its exponential must fit the float type.
         bins: How many levels.
 
     Returns:
         The log mass, of the broadcast shape.
     """
-    # In levels k -+ 1/2 is exact, so that the upper edge of one level and the lower edge of the next are the same
-    # number to the last bit, and no mass is lost or counted twice between them at any scale.
+    # In units of levels k -+ 1/2 is exact: the upper edge of one level and the lower edge of the next are the same
+    # number to the last bit. No mass is lost or counted twice between them at any scale.
     middle = loc * (bins - 1)
     log_width = bounded(-log_scale - math.log(bins - 1), _LARGEST)  # of one level, in scales
     width = log_width.exp()
@@ -55,14 +55,14 @@ def log_mass(level: Tensor, loc: Tensor, log_scale: Tensor, bins: int) -> Tensor
 
 
 def draw(loc: Tensor, log_scale: Tensor, bins: int) -> Tensor:
-    """Return the nearest level, in units of x, of a logistic variable for each element of `loc`."""
+    """Draw a logistic variable for each element of `loc` and return its nearest level, in units of x."""
     noise = torch.logit(torch.rand_like(loc), eps=torch.finfo(loc.dtype).tiny)
     level = (loc + log_scale.exp() * noise) * (bins - 1)
     return level.round().clamp(0, bins - 1) / (bins - 1)
 
 
 def odds(level: Tensor, loc: Tensor, log_scale: Tensor, bins: int) -> Tensor:
-    """Return the log odds of lying at `level` or above against lying below, for levels from 1 up."""
+    """Return the log odds of lying at or above `level`, for levels from 1 up."""
     return (loc * (bins - 1) - (level - 0.5)) * (-log_scale - math.log(bins - 1)).exp()
 
 
@@ -73,12 +73,12 @@ class DiscretizedLogistic(GridDistribution):
         P(x = \tfrac{k}{n - 1}) = \sigma\Big(\frac{e_{k+1} - m}{s}\Big) - \sigma\Big(\frac{e_k - m}{s}\Big), \qquad
         e_k = \frac{k - \frac12}{n - 1}, \quad e_0 = -\infty, \quad e_n = \infty,
 
-    for k = 0..n-1, so that the mass is 1 for every mean and scale. Its mean is not `loc` where mass is gathered at the
+    for k = 0..n-1. The total mass is 1 for every mean and scale. The mean of x is not `loc` where mass gathers at the
     ends.
 
     Args:
         loc: The mean m of the logistic, in units of x, anywhere on the line.
-        log_scale: log s, in units of x; beyond +-80 the exponential leaves float32.
+        log_scale: log s, in units of x; beyond +-80 its exponential leaves the range of float32.
         bins: The number n of levels, at least 2.
 
     Example:
@@ -91,7 +91,7 @@ class DiscretizedLogistic(GridDistribution):
 
     def __init__(self, loc: Tensor, log_scale: Tensor, bins: int = 256, validate_args: bool | None = None) -> None:
         self.bins = bins
-        self._log_scale = log_scale  # not broadcast: of one scale for all pixels one exponential is taken
+        self._log_scale = log_scale  # not broadcast, so that one scale for all pixels takes one exponential
         self.loc, self.log_scale = broadcast_all(loc, log_scale)
         super().__init__(self.loc.shape, validate_args=validate_args)
 
@@ -123,7 +123,7 @@ class DiscretizedLogisticMixture(GridDistribution):
         P(x) = \sum_m \pi_m \, \mathrm{DL}(x; m_m, s_m), \qquad \pi = \mathrm{softmax}(\ell).
 
     Args:
-        logits: The logits of the weights, (..., M); the last dimension of all three is that of the components.
+        logits: The logits of the weights, (..., M); the last dimension of all three tensors indexes the components.
         loc: The means of the logistics, in units of x, (..., M).
         log_scale: Their log scales, in units of x, (..., M).
         bins: The number of levels, at least 2.
@@ -166,7 +166,7 @@ class DiscretizedLogisticMixture(GridDistribution):
     def tails(self, level: Tensor) -> tuple[Tensor, Tensor]:
         """Return P(k < level) and P(k >= level)."""
         parts = [p.unbind(-1) for p in (self.logits.softmax(-1), self.loc, self.log_scale)]
-        # one component after another, so that the chunks that the levels come in bound the memory here too
+        # one component after another, so that the chunks of levels bound the memory here too
         tails = [
             (weight, odds(level, loc, log_scale, self.bins)) for weight, loc, log_scale in zip(*parts, strict=True)
         ]
@@ -174,5 +174,5 @@ class DiscretizedLogisticMixture(GridDistribution):
         return below, sum(weight * torch.sigmoid(logit) for weight, logit in tails)
 
     def middle(self) -> Tensor:
-        """Return the mean of the logistics' means, each moved into [0, 1], in levels."""
+        """Return the weighted mean of the logistics' means, each clamped to [0, 1], in levels."""
         return (self.logits.softmax(-1) * self.loc.clamp(0, 1)).sum(-1) * (self.bins - 1)

@@ -1,4 +1,4 @@
-r"""The distribution of a variable that is a normal one sent through a normalising flow."""
+r"""The distribution of a base variable, such as a normal one, sent through a normalising flow."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ Bijection = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Flow(dist.TorchDistribution):
-    r"""The density of :math:`z = f(e)`, e drawn from a base distribution and f a bijection of :math:`\mathbb R^d`.
+    r"""The distribution of :math:`z = f(e)`, for e from a base distribution and a bijection f of :math:`\mathbb R^d`.
 
     .. math::
         \log p(z) = \log p_0(e) - \log \lvert \det \partial f / \partial e \rvert, \qquad e = f^{-1}(z).
 
-    The last draw is scored from the e that it was made of, without an inverse, which for some flows costs d passes and
-    for others does not exist. In that score z is no variable of its own: its gradient by the parameters is the one
-    along the path, and by z it has none; score ``z.clone()`` for that. A draw made without gradients (`sample`) that is
-    scored with them goes through the inverse, since its score by the path would lack them; where there is no inverse,
-    such a score has its value, and raises when it is differentiated. Nothing else is remembered, in contrast to Pyro's
-    transforms, whose cache outlives an update of the parameters, and keeps its graph.
+    The last draw is scored from its own e, without the inverse of f. The inverse costs d passes for some flows and does
+    not exist for others. In this score z is not an independent variable: the gradient by the parameters is the pathwise
+    one, and there is no gradient by z. Score ``z.clone()`` to get that gradient.
 
-    There is no closed form of mean, variance or entropy.
+    A draw made without gradients (`sample`) but scored with them goes through the inverse, since its pathwise score
+    would lack the gradients. Where there is no inverse, such a score has the right value and raises an error when it is
+    differentiated. The distribution remembers nothing else. In contrast, the cache of Pyro's transforms outlives an
+    update of the parameters and keeps its graph.
+
+    Mean, variance and entropy have no closed form.
 
     Args:
         base: The distribution of e, event shape (d,).
-        generate: f: (*batch, d) to z and the log-determinant, (*batch,).
-        normalise: The inverse of f: z to e and the log-determinant *of the inverse*; None where there is none.
+        generate: f, which maps e, (*batch, d), to z and the log-determinant, (*batch,).
+        normalise: The inverse of f, which maps z to e and the log-determinant *of the inverse*; None if there is none.
         validate_args: Whether to check values against the support; None for Pyro's setting.
 
     Raises:
-        NotImplementedError: If there is no inverse, and a value is scored that is not the last draw.
+        NotImplementedError: If a value other than the last draw is scored and there is no inverse.
 
     Example:
         >>> base = dist.Normal(torch.zeros(2), torch.ones(2)).to_event(1)
@@ -64,7 +66,7 @@ class Flow(dist.TorchDistribution):
         super().__init__(base.batch_shape, base.event_shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Flow:
-        """Return the same distribution with more of a batch; its draws are its own."""
+        """Return the distribution with another batch shape; it does not share the last draw."""
         base = self.base.expand(torch.Size(batch_shape))
         return type(self)(base, self.generate, self.normalise, validate_args=self.__dict__.get("_validate_args"))
 
@@ -97,7 +99,7 @@ class Flow(dist.TorchDistribution):
 
 
 class _NoGradient(torch.autograd.Function):
-    """The identity, for a value whose gradient is not that of its graph."""
+    """The identity, for a value whose graph has the wrong gradient: differentiating it raises an error."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-r"""The normal with any covariance, its own draws scored from their noise."""
+r"""A normal with any covariance, which scores its own draws from their noise."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ppl_vae.distributions._last_draw import LastDraw
 
 
 class FullNormal(dist.MultivariateNormal):
-    r"""A normal with covariance :math:`L L^\top`, whose density holds where L is ill-conditioned.
+    r"""A normal with covariance :math:`L L^\top`, whose density is right also where L is ill-conditioned.
 
     .. math::
         \log p(z) = -\tfrac12 \lVert e \rVert^2 - \sum_i \log L_{ii} - \tfrac d2 \log 2\pi, \qquad z = \mu + L e.
 
-    A triangular L that a network makes has a condition number that grows exponentially with d (1e8 to 1e15 at 50 to 100
-    dimensions). The e that a solve finds from a rounded z is then not the one that was drawn: with PyTorch's class
-    :math:`-\log p` of a draw was 1e28. Here the last draw is scored from the noise that it was made of, and its
-    gradients take that noise as well. Any other z is scored by a solve in float64: right for the z that is given.
-    ``z.detach()`` counts as the draw; ``z.clone()``, rows of z and z that was changed in place do not.
+    The condition number of a triangular L from a network grows exponentially with d (1e8 to 1e15 at 50 to 100
+    dimensions). A solve for e from the rounded z then misses the e that was drawn: with PyTorch's class
+    :math:`-\log p` of a draw was 1e28. This class scores the last draw from its own noise, and its gradients use that
+    noise as well. It scores any other z by a solve in float64, which is right for the given z. ``z.detach()`` counts as
+    the draw. ``z.clone()``, rows of z and a z that was changed in place do not.
 
-    The gradient of the draw's own score is the one along the path: z is no variable of its own there.
+    The gradient of the draw's own score is the pathwise one: z is not an independent variable there.
 
     Args:
         loc: The mean, (*batch, d).
@@ -54,7 +54,7 @@ class FullNormal(dist.MultivariateNormal):
         factor = self._unbroadcasted_scale_tril
         if self._last is not None and self._last.is_same(value):
             (noise,) = self._last.parts
-            if not (value is self._last.z and value.requires_grad):  # along the path e stays as it is
+            if not (value is self._last.z and value.requires_grad):  # along the path e is constant
                 noise = noise + self._moved(value, noise)
         else:
             noise = _solved(wide(factor), wide(value) - wide(self.loc))
@@ -63,7 +63,7 @@ class FullNormal(dist.MultivariateNormal):
         return -0.5 * (squares + self.event_shape[0] * math.log(2 * math.pi)) - log_det
 
     def _moved(self, value: Tensor, noise: Tensor) -> Tensor:
-        r"""How e follows z and the parameters: zero, with the gradient of :math:`L_0^{-1} (z - \mu - (L - L_0) e)`."""
+        r"""Return 0 with the gradient of e by z and the parameters, :math:`L_0^{-1} (z - \mu - (L - L_0) e)`."""
         loc, factor = self.loc, self._unbroadcasted_scale_tril
         if not torch.is_grad_enabled() or not any(t.requires_grad for t in (value, loc, factor)):
             return torch.zeros_like(noise)
@@ -72,7 +72,7 @@ class FullNormal(dist.MultivariateNormal):
 
 
 def _solved(factor: Tensor, right: Tensor) -> Tensor:
-    """Return L^-1 r for L of shape (*b, d, d) and r of shape (..., *b, d), L never repeated over leading dimensions."""
+    """Return L^-1 r for L, (*b, d, d), and r, (..., *b, d), without repeating L over the leading dimensions."""
     lead = right.dim() - factor.dim() + 1
     columns = right.reshape(-1, *right.shape[lead:]).movedim(0, -1)  # (*b, d, n)
     solved = torch.linalg.solve_triangular(factor, columns, upper=False)

@@ -1,4 +1,4 @@
-r"""What distributions over the levels of a pixel share: their support, and moments as sums over the levels."""
+r"""The base class of distributions over the levels of a pixel: their support, and moments as sums over the levels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from ppl_vae._validation import check_positive_int
 from ppl_vae.distributions._expanding import Expanding
 
-_ELEMENTS = 2**24  # of one chunk of levels in a sum over them, 64 MiB in float32
+_ELEMENTS = 2**24  # in one chunk of a sum over the levels, 64 MiB in float32
 
 
 def check_bins(bins: int, name: str) -> int:
@@ -25,7 +25,7 @@ class Grid(constraints.Constraint):
     r"""The values :math:`k / (\text{bins} - 1)`, :math:`k = 0 \dots \text{bins} - 1`, in [0, 1].
 
     A value counts as on the grid within a thousandth of a level, or within the rounding of its float type where that
-    is coarser (more than 2000 levels in float32). Continuous values pass by chance one time in 500 per pixel.
+    is coarser (more than 2000 levels in float32). A continuous value passes by chance one time in 500 per pixel.
 
     Args:
         bins: How many levels.
@@ -68,10 +68,11 @@ class GridDistribution(Expanding):
         \mathbb E[k - c] = \sum_{j > c} P(k \ge j) - \sum_{j \le c} P(k < j), \qquad
         \mathbb E[(k - c)^2] = \sum_{j > c} (2 (j - c) - 1) P(k \ge j) + \sum_{j \le c} (2 (c - j) + 1) P(k < j),
 
-    over j = 1..bins-1, exact for any level c; c near the mean keeps small variances. They take bins - 1 evaluations of
-    the tails, which is slow for whole data sets, in chunks, so that without gradients the memory stays bounded.
+    over j = 1..bins-1. They are exact for any level c; a c near the mean keeps the digits of small variances. They take
+    bins - 1 evaluations of the tails, which is slow for whole data sets. The evaluations come in chunks, so that the
+    memory stays bounded without gradients.
 
-    A subclass sets ``bins`` and says `tails` and `middle`.
+    A subclass sets ``bins`` and defines `tails` and `middle`.
     """
 
     bins: int
@@ -86,12 +87,12 @@ class GridDistribution(Expanding):
 
     @property
     def support(self) -> Any:
-        """The grid."""
+        """The grid of levels."""
         return Grid(self.bins)
 
     @property
     def mean(self) -> Tensor:
-        """The mean of the discrete variable, not of what was discretized."""
+        """The mean of the discrete variable, not of the continuous variable that was discretized."""
         centre, first, _ = self._moments(second=False)
         return (centre + first) / (self.bins - 1)
 

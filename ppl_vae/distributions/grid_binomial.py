@@ -19,8 +19,8 @@ class GridBinomial(TorchDistribution):
     .. math::
         \log P(x = \tfrac kn) = \log \binom nk + k \log\sigma(\ell) + (n - k) \log\sigma(-\ell),
 
-    computed around the logit that fits k best, from a variance, Stirling remainders and n times the relative entropy
-    of k/n to :math:`\sigma(\ell)`, so that float32 keeps its digits where the binomial coefficient is large.
+    computed around the logit that fits k best: from a variance, Stirling remainders and n times the relative entropy
+    of k/n to :math:`\sigma(\ell)`. Float32 then keeps its digits where the binomial coefficient is large.
 
     Args:
         logits: :math:`\ell`.

@@ -13,7 +13,7 @@ from ppl_vae.distributions.grid import Grid
 
 
 class GridCategorical(TorchDistribution):
-    r"""A free distribution over the levels :math:`k / (n - 1)` of a pixel.
+    r"""A distribution over the levels :math:`k / (n - 1)` of a pixel, with a logit for each level.
 
     .. math::
         \log P(x = \tfrac{k}{n - 1}) = \ell_k - \log \sum_j e^{\ell_j}.
@@ -36,7 +36,7 @@ class GridCategorical(TorchDistribution):
 
     @property
     def support(self) -> Any:
-        """The grid."""
+        """The grid of levels."""
         return Grid(self.bins)
 
     @property

@@ -1,4 +1,4 @@
-r"""The normal with low-rank covariance, in stable arithmetic, and KL divergences that PyTorch lacks."""
+r"""A normal with low-rank covariance, in stable arithmetic, and KL divergences that PyTorch lacks."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ class LowRankNormal(Expanding):
         = \min_a \lVert (z - \mu - W a) / s \rVert^2 + \lVert a \rVert^2, \qquad
         \log|\Sigma| = \sum_i \log s_i^2 + 2 \sum_k \log |R_{kk}|,
 
-    where R is the triangular factor of :math:`(W / s; I)`, (d + r, r). PyTorch's class takes the difference of two
-    large numbers in the place of this sum of squares, and a Cholesky factor of :math:`R^\top R`, which has twice the
-    digits: with s of 1e-4 beside a W of 1 it is wrong by nats in float32, or not positive definite.
+    where R is the triangular factor of :math:`(W / s; I)`, (d + r, r). In place of this sum of squares PyTorch's class
+    takes the difference of two large numbers. It also takes a Cholesky factor of :math:`R^\top R`, which has twice the
+    digits. With s of 1e-4 beside a W of 1 its density is wrong by nats in float32, or its matrix is not positive
+    definite.
 
     A draw :math:`z = \mu + W l + s f` loses the digits of f where W is much larger than s. The last draw is scored from
     l and f themselves,
@@ -34,10 +35,10 @@ class LowRankNormal(Expanding):
         \min_a \lVert (z - \mu - W a) / s \rVert^2 + \lVert a \rVert^2
         = \min_b \lVert f - W b / s \rVert^2 + \lVert l + b \rVert^2,
 
-    and any other z from the z that is given; both in float64. ``z.detach()`` counts as the draw; ``z.clone()`` and z
-    that was changed in place do not.
+    and any other z from its own value, both in float64. ``z.detach()`` counts as the draw. ``z.clone()`` and a z that
+    was changed in place do not.
 
-    Slow on a GPU for many data of high rank: batched QR runs one matrix after the other.
+    This is slow on a GPU for many data of high rank: batched QR runs one matrix after the other.
 
     Args:
         loc: The mean, (*batch, d).
@@ -105,14 +106,14 @@ class LowRankNormal(Expanding):
         low, residual = (0.0, (z - loc) / scale) if last is None else (wide(part) for part in last.parts)
         whitened = factor / scale.unsqueeze(-1)
         triangle = self._triangle(whitened)
-        with torch.no_grad():  # at the minimiser b its own derivative counts for nothing
+        with torch.no_grad():  # at the minimum the derivative by b is 0
             right = ((whitened.mT @ residual.unsqueeze(-1)).squeeze(-1) - low).unsqueeze(-1).contiguous()
             b = torch.linalg.solve_triangular(triangle.mT, right, upper=False)  # R'R b = right
             b = torch.linalg.solve_triangular(triangle, b, upper=True).squeeze(-1)
         a = low + b
-        if last is not None and value is last.z and value.requires_grad:  # l and f stay as they are
+        if last is not None and value is last.z and value.requires_grad:  # l and f are constant
             left = residual - (whitened @ b.unsqueeze(-1)).squeeze(-1)
-        else:  # z does, and with it what (z - mu - W a) / s takes of each
+        else:  # z is fixed or independent: the gradient is that of (z - mu - W a) / s by z, mu, W and s
             left = (residual - (whitened @ b.unsqueeze(-1)).squeeze(-1)).detach()
             change = (z - z.detach()) - (loc - loc.detach())
             change = change - ((factor - factor.detach()) @ a.unsqueeze(-1)).squeeze(-1)
@@ -151,7 +152,7 @@ def _kl_low_rank_diagonal(p: LowRankNormal, q: Independent) -> Tensor:
 
 
 def _kl_to_diagonal(p: Any, q: Independent, log_det: Tensor) -> Tensor:
-    """KL(p || q) of a normal p with this log-determinant against a diagonal one."""
+    """Return KL(p || q) of a normal p with log-determinant `log_det` to a diagonal normal q."""
     base = q.base_dist
     if not isinstance(base, Normal) or q.reinterpreted_batch_ndims != 1:
         raise NotImplementedError

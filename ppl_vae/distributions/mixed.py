@@ -1,4 +1,4 @@
-r"""Tables: columns that differ in kind, with missing entries; and the counts that they need."""
+r"""The distribution of a row of a table: columns of different kinds, with missing entries."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from torch.nn.functional import one_hot
 
 
 class MixedColumns(dist.TorchDistribution):
-    r"""Independent columns of different families, of which any may be missing.
+    r"""Independent columns of different families, any of which may be missing.
 
     .. math::
         \log p(x_\text{obs}) = \sum_{j : x_j \text{ observed}} \log p_j(x_j).
 
-    An entry that is NaN is missing: it adds nothing, which is the marginal over it, exactly, since the columns are
-    independent. It is filled before it is scored, so that neither the value nor a gradient is NaN. The value is then
-    a density over the observed entries alone: rows with different entries missing cannot be compared. Draws are
-    complete.
+    An entry that is NaN is missing and adds nothing to the sum. This is the exact marginal over the entry, since the
+    columns are independent. The entry is filled before it is scored, so that neither the value nor a gradient is NaN.
+    The value is a density over the observed entries alone: rows with different entries missing cannot be compared.
+    Draws are complete.
 
     Args:
-        parts: Distributions of batch shape ``(*batch, k_i)`` and event shape (), one for each family, the k_i adding
-            up to the number of columns. The mean of a `Categorical` is its most likely code.
+        parts: Distributions of batch shape ``(*batch, k_i)`` and event shape (), one for each family. The k_i add up
+            to the number of columns. The mean of a `Categorical` is its most likely code.
         event_shape: Shape of one row; its entries, flattened, are the columns.
-        order: Which column each entry of the parts, one after the other, is: a permutation, int64; None if they
-            follow each other.
-        fill: For each entry of the parts a value inside its support, what missing ones are filled with; one number
-            does for all.
+        order: The column of each entry of the parts, one part after the other: a permutation, int64; None if the
+            entries are in the order of the columns.
+        fill: The values that fill missing entries: one inside the support for each entry of the parts, or one number
+            for all.
 
     Reference:
         Handling Incomplete Heterogeneous Data using VAEs (Nazabal, Olmos, Ghahramani & Valera, 2020),
@@ -45,7 +45,7 @@ class MixedColumns(dist.TorchDistribution):
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
     has_rsample = False
-    takes_missing = True  # for `impute`: values are independent, and NaN is integrated out
+    takes_missing = True  # tells `impute` that values are independent and NaN is integrated out
 
     def __init__(
         self,
@@ -64,11 +64,11 @@ class MixedColumns(dist.TorchDistribution):
 
     @property
     def support(self) -> Any:
-        """NaN, or what each column's own family takes."""
+        """NaN, or the support of each column's own family."""
         return _MixedSupport(self)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> MixedColumns:
-        """Return the same columns with a larger batch shape."""
+        """Return the same columns with another batch shape."""
         parts = [part.expand((*batch_shape, k)) for part, k in zip(self.parts, self._sizes, strict=True)]
         return MixedColumns(parts, self.event_shape, self.order, self.fill, validate_args=self._validate_args)
 
@@ -90,26 +90,27 @@ class MixedColumns(dist.TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """The mean of each column, the most likely code of a categorical one."""
+        """The mean of each column, or the most likely code of a categorical column."""
         return self._join([part.mode if _is_categorical(part) else part.mean for part in self.parts])
 
     @property
     def variance(self) -> Tensor:
-        """The variance of each column; codes of categories have none."""
+        """The variance of each column; the codes of a categorical column have none."""
         if any(_is_categorical(part) for part in self.parts):
             raise NotImplementedError("MixedColumns: the codes of a categorical column have no variance")
         return self._join([part.variance for part in self.parts])
 
     @property
     def moments(self) -> Tensor:
-        """What may be averaged over z: the means, and of categorical columns the probabilities; (*batch, m)."""
+        """The moments that may be averaged over z, (*batch, m): means, and probabilities of categorical columns."""
         found = [part.probs.flatten(-2) if _is_categorical(part) else part.mean for part in self.parts]
         return torch.cat([m.expand(*self.batch_shape, m.shape[-1]) for m in found], -1)
 
     def point(self, moments: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the row that averaged `moments` stand for, ``(*batch, *event_shape)``, and its error.
+        """Return the row for averaged `moments`, ``(*batch, *event_shape)``, and its error.
 
-        Means as they are; of a categorical column the most likely code, with the error of its probability.
+        Means stay as they are. A categorical column gives its most likely code, with the error of that code's
+        probability.
         """
         sizes = [part.probs[..., 0, :].shape[-1] * k if _is_categorical(part) else k for part, k in self._sized()]
         values, errors = [], []
@@ -127,7 +128,7 @@ class MixedColumns(dist.TorchDistribution):
         return list(zip(self.parts, self._sizes, strict=True))
 
     def _split(self, value: Tensor) -> tuple[Tensor, ...]:
-        """The entries of each part, (..., k)."""
+        """Return the entries of each part, (..., k)."""
         flat = value.flatten(value.dim() - len(self.event_shape)) if len(self.event_shape) != 1 else value
         return (flat if self.order is None else flat.index_select(-1, self.order)).split(self._sizes, -1)
 
@@ -149,7 +150,7 @@ class MixedColumns(dist.TorchDistribution):
 
 
 class _MixedSupport(constraints.Constraint):
-    """NaN, or what each column's own family takes."""
+    """NaN, or the support of each column's own family."""
 
     is_discrete = False
 
@@ -163,7 +164,7 @@ class _MixedSupport(constraints.Constraint):
         return f"columns of {', '.join(kinds)}, or NaN where missing"
 
     def entries(self, value: Tensor) -> Tensor:
-        """Whether each entry lies inside, of the shape of `value`."""
+        """Return for each entry whether it lies inside, in the shape of `value`."""
         d = self._distribution
         inside = [x.isnan() | part.support.check(x) for part, x in zip(d.parts, d._split(value), strict=True)]
         return d._placed(inside)
@@ -173,7 +174,7 @@ class _MixedSupport(constraints.Constraint):
         return inside.flatten(inside.dim() - self.event_dim).all(-1)
 
     def explain(self, value: Tensor) -> str:
-        """Say which column holds which value outside, for messages."""
+        """Describe the first value outside and its column, for messages."""
         d = self._distribution
         outside = ~self.entries(value)
         first = outside.nonzero()[0].tolist()

@@ -1,4 +1,4 @@
-r"""The normal, its own draws scored from their noise."""
+r"""A normal distribution that scores its own draws from their noise."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from ppl_vae.distributions._last_draw import LastDraw
 
 
 class Normal(dist.Normal):
-    r"""A normal distribution whose last draw is scored from the noise that it was made of.
+    r"""A normal distribution that scores its last draw from the noise of that draw.
 
     .. math::
         \log p(z) = -\tfrac12 \epsilon^2 - \log \sigma - \tfrac12 \log 2\pi, \qquad z = \mu + \sigma \epsilon.
 
-    A float holds no z nearer to :math:`\mu` than a rounding of it: where :math:`\sigma` is below :math:`10^{-7} |\mu|`
-    in float32, :math:`(z - \mu) / \sigma` is not the noise that was drawn, and the log-density half a nat too high for
-    each dimension, or too low. Any other z, ``z.clone()`` too, is scored as it is given; ``z.detach()`` counts as the
-    draw. The gradient of the draw's own score is the one along the path: z is no variable of its own there.
+    Rounding limits how near to :math:`\mu` a float z can lie. Where :math:`\sigma` is below :math:`10^{-7} |\mu|` in
+    float32, :math:`(z - \mu) / \sigma` is therefore not the noise that was drawn. Its log-density is too low, or half a
+    nat too high for each dimension. Any other z, including ``z.clone()``, is scored at its own value. ``z.detach()``
+    counts as the draw. The gradient of the draw's own score is the pathwise one: z is not an independent variable
+    there.
 
     Example:
         >>> q = Normal(torch.tensor([1.0]), torch.tensor([1e-12]))
@@ -52,7 +53,7 @@ class Normal(dist.Normal):
             self._validate_sample(value)
         (noise,) = self._last.parts
         loc, scale = self.loc, self.scale
-        on_path = value is self._last.z and value.requires_grad  # there the noise stays as it is
+        on_path = value is self._last.z and value.requires_grad  # along the path the noise is constant
         if not on_path and torch.is_grad_enabled() and any(t.requires_grad for t in (value, loc, scale)):
             moved = (value - value.detach()) - (loc - loc.detach()) - noise * (scale - scale.detach())
             noise = noise + moved / scale.detach()  # zero, with the gradient of (z - mu) / sigma

@@ -11,7 +11,7 @@ from torch import Size, Tensor
 from ppl_vae.distributions._expanding import Expanding
 
 _LOG_2PI = 1.8378770664093453
-_LARGEST = 40.0  # of the logarithm of a velocity, so that products with other gradients are finite in float32
+_LARGEST = 40.0  # the largest logarithm of a velocity: its products with other gradients are finite in float32
 
 
 class NormalMixture(Expanding):
@@ -20,12 +20,12 @@ class NormalMixture(Expanding):
     .. math::
         p(z) = \sum_c \pi_c \prod_i \mathcal N(z_i; \mu_{ci}, \sigma_{ci}^2).
 
-    The gradient for the weights is the weak one: moving weight from one component to another moves mass through the
-    space between them, and a draw there is rare and moves far (by 1/p). It is unbiased, but between components many
-    standard deviations apart no draw falls in the gap and the weights hardly learn. Means and scales have no such
-    trouble. One draw with gradients costs :math:`O(C^2 d)`, a density :math:`O(C d)`.
+    The gradient for the weights is the weak one. Weight that moves from one component to another moves mass through the
+    space between them; a draw there is rare and moves far (by 1/p). This gradient is unbiased. Between components many
+    standard deviations apart, however, no draw falls in the gap, and the weights hardly learn. Means and scales have no
+    such trouble. One draw with gradients costs :math:`O(C^2 d)`, a density :math:`O(C d)`.
 
-    A draw z carries, with responsibilities :math:`r_c(z) = \pi_c \mathcal N_c(z) / p(z)`, the velocities
+    With responsibilities :math:`r_c(z) = \pi_c \mathcal N_c(z) / p(z)`, a draw z carries the velocities
 
     .. math::
         \frac{\partial z_i}{\partial \mu_{ci}} = r_c, \qquad
@@ -36,12 +36,13 @@ class NormalMixture(Expanding):
     each of which solves the transport equation :math:`\partial_\theta p + \nabla \cdot (p\, \partial_\theta z) = 0`
     (the last along :math:`\sum_c d\pi_c = 0`; its sum telescopes :math:`\mathcal N_c - \mathcal N_j` over dimensions).
 
-    Where one set of components serves many z in float32, squares are expanded, so that the density is two matrix
-    products instead of an array of shape (n, C, d). They are taken in float64: with r = |z| / sigma their rounding,
-    of the order of :math:`10^{-16} r^2`, then stays below the :math:`6 \cdot 10^{-8} r` that z's own costs.
+    Where one set of components serves many z in float32, the squares are expanded: the density then takes two matrix
+    products instead of an array of shape (n, C, d). The products are taken in float64. With r = |z| / sigma their
+    rounding error is of the order of :math:`10^{-16} r^2`. It stays below the :math:`6 \cdot 10^{-8} r` that the
+    rounding of z itself costs.
 
     Args:
-        logits: Weights up to a constant, as logarithms, (*batch, C).
+        logits: Logarithms of the weights up to a constant, (*batch, C).
         loc: Means, (*batch, C, d).
         scale: Standard deviations, (*batch, C, d).
         validate_args: As in `torch.distributions`.
@@ -109,7 +110,7 @@ class NormalMixture(Expanding):
             responsibility = log_terms.softmax(-1).unsqueeze(-1)  # (..., C, 1)
             standard = (z.unsqueeze(-2) - loc) / scale
         moved = responsibility * (self.loc - loc + standard * (self.scale - scale))
-        if learned:  # of size C x C x d for each draw
+        if learned:  # this takes C x C x d numbers for each draw
             with torch.no_grad():
                 weight_velocity = self._weight_velocity(standard, scale, log_terms.logsumexp(-1))
             moved = moved + weight_velocity * (self.logits - self.logits.detach()).unsqueeze(-1)
@@ -132,10 +133,10 @@ class NormalMixture(Expanding):
         return loc + scale * noise
 
     def _component_log_prob(self, value: Tensor) -> Tensor:
-        """Log density of each component at each value, (*value.shape[:-1], C)."""
+        """Return the log-density of each component at each value, (*value.shape[:-1], C)."""
         dim = self.loc.shape[-1]
         shared = self.loc.dim() == 2 and self.scale.dim() == 2
-        if shared and self.loc.dtype == torch.float32 and self.loc.device.type != "mps":  # which has no float64
+        if shared and self.loc.dtype == torch.float32 and self.loc.device.type != "mps":  # mps has no float64
             z, loc, precision = value.double(), self.loc.double(), self.scale.double().square().reciprocal()
             # (z - mu)^2 / sigma^2, expanded
             cross = z @ (loc * precision).t()
@@ -151,7 +152,7 @@ class NormalMixture(Expanding):
         before = log_each.cumsum(-1) - log_each  # of the dimensions k < i
         after = log_each.sum(-1, keepdim=True) - before - log_each  # k > i
         ones, others = standard.unsqueeze(-2), standard.unsqueeze(-3)  # (..., c, 1, d) and (..., 1, j, d)
-        # Phi_j - Phi_c from the tails in which they are small: near 1 nothing would be left of their difference
+        # Phi_j - Phi_c from the tails where both are small: near 1 their difference would lose all digits
         side = torch.where(ones + others > 0, -1.0, 1.0).to(ones.dtype)
         root_half = 0.7071067811865476
         difference = -0.5 * side * (torch.erfc(-side * ones * root_half) - torch.erfc(-side * others * root_half))

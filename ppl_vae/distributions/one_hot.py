@@ -42,14 +42,15 @@ class OneHotVector(Expanding):
     .. math::
         p(z) = \prod_{v=1}^V \prod_{c=1}^C \pi_{vc}^{z_{vc}}.
 
-    The event is flat, (V * C,), as the latent of a VAE is. All :math:`C^V` joint states are listed by
-    `enumerate_support` where they are at most 2^20, which Pyro's ``OneHotCategorical(...).to_event(1)`` does not do.
+    The event is flat, (V * C,), like the latent of a VAE. `enumerate_support` lists all :math:`C^V` joint states if
+    there are at most 2^20, which Pyro's ``OneHotCategorical(...).to_event(1)`` does not do.
 
-    With a `temperature` draws are straight-through ones: one-hot, drawn exactly, with the gradient of the relaxed draw
-    :math:`\mathrm{softmax}((\ell + \epsilon) / T)`, :math:`\epsilon` Gumbel. **That gradient is biased**, for any T.
+    With a `temperature` T the draws are straight-through: they are exact one-hot draws and carry the gradient of the
+    relaxed draw :math:`\mathrm{softmax}((\ell + \epsilon) / T)`, where :math:`\epsilon` is Gumbel. **That gradient is
+    biased** for any T.
 
     Args:
-        logits: (*batch, V, C), up to a constant for each variable.
+        logits: :math:`\ell`, (*batch, V, C), up to a constant for each variable.
         temperature: T, a tensor that broadcasts to `logits`; None for draws without a gradient.
 
     Reference:
@@ -81,7 +82,7 @@ class OneHotVector(Expanding):
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
-        """Whether draws carry a gradient, the straight-through one."""
+        """Whether draws carry the straight-through gradient."""
         return self.temperature is not None
 
     @property
@@ -96,7 +97,7 @@ class OneHotVector(Expanding):
 
     @property
     def mean(self) -> Tensor:
-        """The probabilities, (*batch, V * C): no state."""
+        """The probabilities, (*batch, V * C), which are not a state."""
         return self.probs.flatten(-2)
 
     @property
@@ -115,7 +116,7 @@ class OneHotVector(Expanding):
             return self._state(self._noisy(sample_shape))
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 - torch's own signature
-        """Draw one-hot blocks that carry the gradient of relaxed ones.
+        """Draw one-hot blocks that carry the gradient of relaxed blocks.
 
         Raises:
             NotImplementedError: If there is no temperature.
@@ -137,10 +138,10 @@ class OneHotVector(Expanding):
         return -(self.probs * self.logits).sum((-1, -2))
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        """Return all joint states, (C^V, *batch, V * C), or (C^V, 1, ..., V * C) unless expanded.
+        """Return all joint states, (C^V, *batch, V * C), or (C^V, 1, ..., V * C) if `expand` is False.
 
         Raises:
-            ValueError: If there are more than 2^20.
+            ValueError: If there are more than 2^20 states.
         """
         v, c = self.num_variables, self.num_classes
         if not self.has_enumerate_support:
@@ -168,7 +169,7 @@ def _kl_one_hot_vectors(q: OneHotVector, p: OneHotVector) -> Tensor:
 
 
 def check_blocks(latent_dim: int, num_classes: int | None, name: str) -> int:
-    """Return the number of variables, `latent_dim` over `num_classes`."""
+    """Return the number of variables, `latent_dim` divided by `num_classes`."""
     classes = latent_dim if num_classes is None else check_positive_int(num_classes, f"{name}: num_classes")
     if classes < 2 or latent_dim % classes:
         raise ValueError(

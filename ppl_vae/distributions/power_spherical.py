@@ -19,9 +19,9 @@ class PowerSpherical(Axial):
         q(z) = \frac{\Gamma(\alpha + \beta)}{2^{\alpha + \beta} \pi^{\beta}\, \Gamma(\alpha)} (1 + \mu' z)^\kappa,
         \qquad \alpha = \beta + \kappa,\ \beta = \tfrac{d - 1}{2}.
 
-    Its density is 0 at the antipode of :math:`\mu`, where its logarithm is cut off (at -78 kappa in float32): a p(z)
-    with mass there is never covered. Everything about it is in closed form: :math:`(1 + \mu'z)/2` is
-    Beta(:math:`\alpha, \beta`), so that it is drawn without rejection.
+    The density is 0 at the antipode of :math:`\mu`: a p(z) with mass there is never covered. The log-density is cut off
+    there (at -78 kappa in float32). Everything about the distribution has a closed form: :math:`(1 + \mu'z)/2` is
+    Beta(:math:`\alpha, \beta`), so that draws need no rejection.
 
     Args:
         loc: The direction :math:`\mu`, (*batch, d), of length 1.
@@ -82,7 +82,7 @@ class PowerSpherical(Axial):
     def _draw_angle(self, shape: torch.Size) -> Tensor:
         alpha, beta = self._beta()
         alpha = alpha.expand(shape)
-        # sin^2 and cos^2 of half the angle are Beta(beta, alpha): their ratio is one of two gamma variables
+        # sin^2 of half the angle is Beta(beta, alpha) and cos^2 the rest: their ratio is that of two gamma variables
         ratio = torch._standard_gamma(torch.full_like(alpha, beta)) / torch._standard_gamma(alpha)
         return 2 * torch.atan(ratio.sqrt())
 

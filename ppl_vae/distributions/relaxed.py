@@ -1,4 +1,4 @@
-r"""Relaxed bits and relaxed one-hot vectors: the Concrete distributions, and the noise that they are made of."""
+r"""Relaxed bits and relaxed one-hot vectors: the Concrete distributions and their noise."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch.nn.functional import logsigmoid
 from ppl_vae._numbers import finite
 from ppl_vae.distributions._expanding import Expanding
 
-LARGEST_LOGIT = 12.0  # of a relaxed bit: 1 - 6e-6, which float32 still tells from its neighbours to 1 %
-_FLAT = 40.0  # beyond its limits: the logistic tail is exponential to e^-40
-_SMALLEST_LOG = -85.0  # of an entry of a relaxed one-hot vector
-_CENSORED = math.exp(_SMALLEST_LOG) * (1 + 1e-4)  # what counts as that: rounding, of e^-85 too, lies well below
+LARGEST_LOGIT = 12.0  # the largest logit of a relaxed bit: z = 1 - 6e-6, where float32 keeps 1 - z to 1 %
+_FLAT = 40.0  # logits are clamped this far beyond the limits: the logistic tail is exponential there to e^-40
+_SMALLEST_LOG = -85.0  # the smallest logarithm of an entry of a relaxed one-hot vector
+_CENSORED = math.exp(_SMALLEST_LOG) * (1 + 1e-4)  # an entry up to this is censored; rounding is well below 1e-4
 _EDGE = 1 / (1 + math.exp(LARGEST_LOGIT))
 
 
@@ -35,7 +35,7 @@ def _positive(values: Tensor) -> Tensor:
 
 
 class RelaxedBits(Expanding):
-    r"""d independent relaxed bits: the binary Concrete distribution, its logits held to [-12, 12].
+    r"""d independent relaxed bits: the binary Concrete distribution, truncated to logits of z in [-12, 12].
 
     .. math::
         z_i = \sigma(u_i),\quad u_i = (\ell_i + \epsilon_i) / T,\quad \epsilon_i \text{ logistic, given } |u_i| \le 12,
@@ -43,12 +43,14 @@ class RelaxedBits(Expanding):
         q(z_i) = \frac{1}{Z_i}\,
         \frac{T\, e^{\ell_i - T u_i}}{(1 + e^{\ell_i - T u_i})^2}\,\frac{1}{z_i (1 - z_i)},
 
-    :math:`Z_i` the logistic's mass of :math:`|u_i| \le 12`. The untruncated density (Pyro's and PyTorch's) cannot be
-    held in floats near 1: draws round to 1, where it gives nan, or they are clamped and scored where they were not
-    drawn, which makes a "bound" that is wrong by nats (at T = 0.1 and :math:`\ell` = 10 by 9 nats for each bit). This
-    one is a density on what it draws, at any :math:`\ell` and T. It differs from the untruncated one by what that has
-    beyond logit 12 (for :math:`\ell` = 0: 5e-6 at T = 1, 5e-3 at 0.5, 0.46 at 0.1), values that decode as 0 and 1 do.
-    Its support is [6e-6, 1 - 6e-6]; a value outside is scored as the nearest one inside.
+    where :math:`Z_i` is the logistic's mass on :math:`|u_i| \le 12`. Floats near 1 cannot hold the untruncated
+    distribution (Pyro's and PyTorch's). Draws round to 1, where its density is nan, or they are clamped and scored
+    where they were not drawn. The latter makes a "bound" that is wrong by nats (at T = 0.1 and :math:`\ell` = 10 by 9
+    nats for each bit).
+
+    This class has the density of its own draws, at any :math:`\ell` and T. It differs from the untruncated distribution
+    by the mass beyond logit 12 (for :math:`\ell` = 0: 5e-6 at T = 1, 5e-3 at 0.5, 0.46 at 0.1). Values there decode as
+    0 and 1 do. The support is [6e-6, 1 - 6e-6]; a value outside is scored as the nearest one inside.
 
     Args:
         logits: :math:`\ell`, (*batch, d).
@@ -73,7 +75,7 @@ class RelaxedBits(Expanding):
         super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=validate_args)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 - torch's own signature
-        """Draw by the inverse of the truncated logistic's distribution function, in logarithms throughout."""
+        """Draw by inverting the distribution function of the truncated logistic, in logarithms throughout."""
         shape = self._extended_shape(sample_shape)
         logits, low, high, log_mass = self._limits()
         # a uniform variable and its complement, both to full relative precision
@@ -81,7 +83,7 @@ class RelaxedBits(Expanding):
         log_below = torch.logaddexp(logsigmoid(low), logsigmoid(noise) + log_mass)
         log_above = torch.logaddexp(logsigmoid(-high), logsigmoid(-noise) + log_mass)
         u = (logits + log_below - log_above) / self.temperature
-        return torch.sigmoid(u).clamp(_EDGE, 1 - _EDGE)  # rounding alone lies beyond
+        return torch.sigmoid(u).clamp(_EDGE, 1 - _EDGE)  # only rounding lies beyond
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log q, of the batch's shape, in nats."""
@@ -95,8 +97,9 @@ class RelaxedBits(Expanding):
         return (log_density - log_mass).sum(-1)
 
     def _limits(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The logits, the noise at the smallest and the largest u, and the log mass between."""
-        # from here on the density is that of an exponential variable, whatever the logit; a larger one loses u's digits
+        """Return the logits, the noise at the smallest and the largest u, and the log mass between."""
+        # From `largest` on the density is that of an exponential variable, whatever the logit. A larger logit would
+        # lose the digits of u.
         largest = self.temperature * LARGEST_LOGIT + _FLAT
         logits = torch.minimum(torch.maximum(self.logits, -largest), largest)
         low = -self.temperature * LARGEST_LOGIT - logits
@@ -132,21 +135,23 @@ class RelaxedOneHotVector(Expanding):
         \frac{\prod_c e^{\ell_c} z_c^{-T - 1}}{\left(\sum_c e^{\ell_c} z_c^{-T}\right)^C},
 
     a density with respect to the first C - 1 coordinates (Lebesgue measure on the simplex up to a constant, the same
-    for prior and posterior). Floats hold no entry below e^-85: **such an entry is censored**. It is drawn as e^-85, and
-    all that is known of it is that it lies there or below. With U the other entries and
-    :math:`s_c = \ell_c - T \log \max(z_c, e^{-85})`,
+    for prior and posterior). Floats hold no entry below e^-85: **such an entry is censored**. It is drawn as e^-85,
+    which says only that the entry is e^-85 or less. Let U be the other entries and
+    :math:`s_c = \ell_c - T \log \max(z_c, e^{-85})`. Then
 
     .. math::
         \log q(z) = \sum_{c \in U} (s_c - \log z_c) - |U| \log \sum_c e^{s_c} + \log (|U| - 1)! + (|U| - 1) \log T,
 
-    the integral of the density above over the entries that are censored. Censoring is the same function of z under p
-    and q, and a decoder does not see it, so that a bound remains a bound at any T and any logits. Scored at the
-    censored value as if it were drawn, a draw made an ELBO of +65,028 at T = 0.02. The gradient along the path is that
-    of each case by itself, and leaves out how draws pass from one to the other: **it is biased where many are
-    censored**. Of two equal classes that is 1 entry in 5,000 at T = 0.1, 1 in 70 at 0.05, 1 in 6 at 0.02.
+    the integral of the density above over the censored entries. Censoring is the same function of z under p and q, and
+    a decoder does not see it: a bound remains a bound at any T and any logits. A score at the censored value, as if it
+    had been drawn, gave an ELBO of +65,028 at T = 0.02.
+
+    The pathwise gradient is that of each case, censored or not, by itself. It leaves out how draws pass from one case
+    to the other: **it is biased where many entries are censored**. Of two equal classes, 1 entry in 5,000 is censored
+    at T = 0.1, 1 in 70 at 0.05, 1 in 6 at 0.02.
 
     Args:
-        logits: (*batch, V, C), up to a constant for each variable.
+        logits: :math:`\ell`, (*batch, V, C), up to a constant for each variable.
         temperature: T above zero, a tensor that broadcasts to `logits`.
 
     Reference:

@@ -1,4 +1,4 @@
-r"""The uniform distribution on the unit sphere, and what all distributions there share."""
+r"""The uniform distribution on the unit sphere, and the area of the sphere."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class SphereUniform(Expanding):
 
     @property
     def mean(self) -> Tensor:
-        """The mean, 0: no point of the sphere."""
+        """The mean, 0, which is not on the sphere."""
         return self._like.new_zeros(self._extended_shape())
 
     @property
@@ -63,11 +63,11 @@ class SphereUniform(Expanding):
         return normalize(torch.randn(shape, dtype=self._like.dtype, device=self._like.device), dim=-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return minus the log area, for all points alike."""
+        """Return minus the log area, the same for all points."""
         if self._validate_args:
             self._validate_sample(value)
         shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
-        # 0 * value keeps the type, and a graph that a gradient can be asked of
+        # 0 * value keeps the type, and a graph that can be differentiated
         return (0 * value[..., 0]).expand(shape) - log_area(self.event_shape[0])
 
     def entropy(self) -> Tensor:

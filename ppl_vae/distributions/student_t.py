@@ -18,9 +18,9 @@ class StudentT(dist.StudentT):
         \log p(z) = \log \frac{\Gamma(\frac{\nu + 1}2)}{\Gamma(\frac\nu2) \sqrt{\pi\nu}\, s}
         - \frac{\nu + 1}2 \log\Bigl(1 + \frac{(z - \mu)^2}{\nu s^2}\Bigr).
 
-    PyTorch's takes the difference of two large lgammas in the parameters' own type (a nat is lost at a million degrees
-    of freedom; its entropy likewise), and squares distances above 1e19 to infinity. The normaliser is a Python number
-    here, so that the degrees of freedom cannot be learned.
+    PyTorch's density and entropy take the difference of two large lgammas in the parameters' own type, which loses a
+    nat at a million degrees of freedom. PyTorch also squares distances above 1e19 to infinity. Here the normaliser is a
+    Python number, so that the degrees of freedom cannot be learned.
 
     Args:
         df: The degrees of freedom.
@@ -37,7 +37,7 @@ class StudentT(dist.StudentT):
         super().__init__(torch.full_like(loc, df), loc, scale)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> StudentT:
-        """Return it with another batch shape."""
+        """Return the distribution with another batch shape."""
         return StudentT(self.degrees, self.loc.expand(batch_shape), self.scale.expand(batch_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class StudentT(dist.StudentT):
         if self._validate_args:
             self._validate_sample(value)
         distance, scale = (value - self.loc).abs(), self.scale * math.sqrt(self.degrees)
-        far = distance > scale  # each branch is given what it can take, or its gradient would spoil the other's
+        far = distance > scale  # each branch gets values in its own range: a nan would spoil the other's gradient
         near = torch.where(far, 0.0, distance / torch.where(far, 1.0, scale))
         log_t = torch.where(far, distance, 1.0).log() - torch.where(far, scale, 1.0).log()  # the ratio may overflow
         log_tail = torch.where(far, 2 * log_t + (-2 * log_t).exp().log1p(), near.square().log1p())
@@ -59,7 +59,7 @@ class StudentT(dist.StudentT):
 
 
 def _log_normaliser(df: float) -> float:
-    """Log of the density at the location, at scale 1."""
+    """Return the log-density at the location, for scale 1."""
     a = df / 2
     if a < 1000:
         ratio = math.lgamma(a + 0.5) - math.lgamma(a)

@@ -14,20 +14,20 @@ from ppl_vae.distributions._expanding import Expanding
 
 
 class TwoBlocks(Expanding):
-    r"""Two real blocks :math:`z = (z_1, z_2)`, one drawn from a distribution of its own, the other given it.
+    r"""Two real blocks :math:`z = (z_1, z_2)`: the root with its own distribution, the other block given the root.
 
     .. math::
         p(z) = p(z_2)\, p(z_1|z_2) \quad\text{(root last)} \qquad\text{or}\qquad
         p(z) = p(z_1)\, p(z_2|z_1) \quad\text{(root first)}.
 
-    The conditional's network runs once for a draw and once more for its density. There is no mean in closed form: the
-    conditional's network is bent.
+    The network of the conditional runs once for a draw and once more for its density. The mean has no closed form,
+    since that network is nonlinear.
 
     Args:
         root: The distribution of the block that is drawn first, event (d_root,).
-        given: From that block, (*batch, d_root), the other's distribution, event (d_other,).
+        given: Maps the root, (*batch, d_root), to the distribution of the other block, event (d_other,).
         other_dim: d_other.
-        root_first: Whether the root is the first block of z; else the last.
+        root_first: True if the root is the first block of z, False if it is the last.
 
     Example:
         >>> import pyro.distributions as dist
@@ -63,7 +63,7 @@ class TwoBlocks(Expanding):
         return new
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 - torch's own signature
-        """Draw the root, then the other block given it; the path through the root is kept."""
+        """Draw the root, then the other block given it; gradients also pass through the root."""
         root = self.root.rsample(torch.Size(sample_shape))
         other = self.given(root).rsample()
         return torch.cat([root, other] if self.root_first else [other, root], -1)
@@ -81,7 +81,7 @@ class TwoBlocks(Expanding):
 
 
 def bottom_dim(latent_dim: int, top_dim: int, name: str) -> int:
-    """Return what `top_dim` leaves of the latent to the first level."""
+    """Return the number of latent dimensions that `top_dim` leaves to the first level."""
     if check_positive_int(top_dim, f"{name}: top_dim") >= latent_dim:
         raise ValueError(
             f"{name}: top_dim is {top_dim} of a latent of {latent_dim} dimensions; expected less, so that the "

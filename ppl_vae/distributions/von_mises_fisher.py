@@ -11,21 +11,23 @@ from torch.distributions.kl import register_kl
 from ppl_vae.distributions.axial import Axial, _gauss_legendre
 from ppl_vae.distributions.sphere_uniform import SphereUniform, log_area
 
-# proposals for each angle, all at once: the acceptance is never under 0.65, so that 1 angle in 10^14 is its proposal
+# Proposals for each angle, all at once. The probability of acceptance is never under 0.65, so that none is accepted for
+# 1 angle in 10^14, which takes its first proposal.
 _PROPOSALS = 32
 
 
 class VonMisesFisher(Axial):
-    r"""The von Mises-Fisher distribution on :math:`S^{d-1}`: a normal distribution held to the sphere.
+    r"""The von Mises-Fisher distribution on :math:`S^{d-1}`: a normal distribution conditioned on the sphere.
 
     .. math::
         q(z) = \frac{\kappa^{d/2 - 1}}{(2\pi)^{d/2} I_{d/2 - 1}(\kappa)} \exp(\kappa\, \mu' z).
 
-    Slower than the power spherical distribution: 32 proposals are drawn for each angle, of which the first that is
-    accepted is taken (a loop of unknown length could not be captured); and the normaliser is an integral over the angle
-    by quadrature, :math:`\int e^{\kappa (\cos\theta - 1)} \sin^{d-2}\theta\, \mathrm d\theta`, rather than a Bessel
-    function, which holds for all d and for :math:`\kappa` from 1e-6 to 1e6 alike. The gradient of a draw is the exact
-    implicit one, without the correction term that a reparameterised rejection needs.
+    It is slower than the power spherical distribution. Each angle draws 32 proposals and takes the first that is
+    accepted, since a loop of unknown length could not be captured in a graph. The normaliser is not a Bessel function
+    but an integral over the angle by quadrature,
+    :math:`\int e^{\kappa (\cos\theta - 1)} \sin^{d-2}\theta\, \mathrm d\theta`. This holds for all d and for
+    :math:`\kappa` from 1e-6 to 1e6. The gradient of a draw is the exact implicit one, without the correction term that
+    reparameterised rejection sampling needs.
 
     Args:
         loc: The direction :math:`\mu`, (*batch, d), of length 1.
@@ -46,7 +48,7 @@ class VonMisesFisher(Axial):
 
     def __init__(self, loc: Tensor, concentration: Tensor, validate_args: bool | None = None) -> None:
         super().__init__(loc, concentration, validate_args=validate_args)
-        # once here, for the particles that it may be expanded over
+        # once here, not again for each of the particles that `expand` may add
         self._log_normaliser, self._moments = self._integrate()
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> VonMisesFisher:
@@ -72,7 +74,7 @@ class VonMisesFisher(Axial):
         return kl.to(self.loc.dtype)
 
     def _integrate(self) -> tuple[Tensor, tuple[Tensor, ...]]:
-        r"""Log normaliser of :math:`e^{\kappa (\cos - 1)}` over the sphere; means of cos - 1 and of its square."""
+        r"""Return the log normaliser of :math:`e^{\kappa (\cos - 1)}`, and the means of cos - 1 and of its square."""
         kappa = self.concentration.double()
         with torch.no_grad():
             _, low, high = self._range()

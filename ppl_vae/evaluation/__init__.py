@@ -1,8 +1,8 @@
-"""Evaluation: log p(x), how far the bound is from it and why, and what the latent code is worth.
+"""Evaluation of a model: log p(x), the gap of the bound and its causes, and the quality of the latent code.
 
-`evaluate` does it all for a `VAE`; `log_evidence` gives log p(x) by the best method that a model allows. The methods
-themselves are in `ppl_vae.evidence`. Each of these has its module: `elbo`, `gaps`, `true_posterior`;
-`diagnostics`, `surgery`, `bits`, `practical`; `bootstrap` for intervals over data.
+`evaluate` runs all of it for a `VAE`. `log_evidence` gives log p(x) by the best method that a model allows; the methods
+themselves are in `ppl_vae.evidence`. The other measures have a module each: `elbo`, `gaps`, `true_posterior`,
+`diagnostics`, `surgery`, `bits`, `practical`. `bootstrap` gives intervals over data.
 """
 
 from ppl_vae.evaluation.bits import bits_per_dim

@@ -1,4 +1,4 @@
-r"""Bits per dimension, where they mean something."""
+r"""Bits per dimension, where they are a code length."""
 
 from __future__ import annotations
 
@@ -12,33 +12,35 @@ from ppl_vae._validation import check_positive_int
 
 
 def bits_per_dim(log_evidence: Tensor, x: Tensor, likelihood: Any, *, bins: int | None = None) -> Tensor:
-    r"""Code length of each datum in bits per dimension, where it is one.
+    r"""Return the code length of each datum in bits per dimension, and refuse figures that are no code length.
 
     .. math::
         -\frac{\log p(x)}{D \log 2} \text{ for discrete data}, \qquad
         -\frac{\log p(x)}{D \log 2} + \log_2 B \text{ for data dequantised to } [0, 1] \text{ from } B \text{ levels}.
 
-    The density of (k + u) / B is B^D times that of k + u, whose integral over the unit cube at k is the probability of
-    the levels k: hence log2 B. A likelihood of the levels themselves (discretised logistic, categorical, binomial: its
-    support is the grid) is a probability already and takes no such term, whatever the unit of x.
+    The density of (k + u) / B is B^D times the density of k + u. The integral of the latter over the unit cube at k is
+    the probability of the levels k; hence the term log2 B. A likelihood of the levels themselves (discretised logistic,
+    categorical, binomial: its support is the grid) is a probability already. It takes no such term, whatever the unit
+    of x.
 
-    A lower bound of log p(x) gives an upper bound of the bits. A density of data that were not dequantised is no code:
-    it can be driven to infinity on a grid of values, and its bits below zero; so the function refuses a continuous
-    likelihood unless `bins` says that uniform noise of one level's width was added to integers, and data that visibly
-    still lie on a grid. It cannot see whether other continuous data ever were levels: that is `bins`' word. With
-    dequantised data the figure bounds the bits of the integers from above (Theis et al., section 3.1).
+    A lower bound of log p(x) gives an upper bound of the bits. A density of data that were not dequantised is no code
+    length: on a grid of values it can be driven to infinity, and its bits below zero. So the function refuses a
+    continuous likelihood unless `bins` states that uniform noise of one level's width was added to integers. It also
+    refuses data that visibly still lie on a grid. It cannot see whether other continuous data ever were levels, and
+    relies on `bins` for that. With dequantised data the figure bounds the bits of the integers from above (Theis et
+    al., section 3.1).
 
     Args:
         log_evidence: log p(x), (n,), nats.
         x: The data, (n, *x_shape).
-        likelihood: p(x|z) at any z, for its support, such as ``densities.likelihood(z)``.
-        bins: B for dequantised data, 256 for `ppl_vae.data.load` (``dataset.bins``); None for discrete ones.
+        likelihood: p(x|z) at any z, such as ``densities.likelihood(z)``; only its support is used.
+        bins: B for dequantised data, 256 for `ppl_vae.data.load` (``dataset.bins``); None for discrete data.
 
     Returns:
         (n,), float64.
 
     Raises:
-        ValueError: Where the figure would mean nothing, saying why.
+        ValueError: If the figure is no code length; the message gives the reason.
 
     Reference:
         A note on the evaluation of generative models (Theis, van den Oord & Bethge, 2015),

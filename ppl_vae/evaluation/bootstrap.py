@@ -1,4 +1,4 @@
-r"""Bootstrap intervals over data: how far a figure would move with another test set of the same size."""
+r"""Bootstrap intervals over data: how much a figure changes with another test set of the same size."""
 
 from __future__ import annotations
 
@@ -48,24 +48,25 @@ def interval(
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> Interval | dict[str, Interval]:
-    r"""Bootstrap confidence interval of a statistic over data.
+    r"""Return a bootstrap confidence interval of a statistic over data.
 
-    The data are drawn anew with replacement :math:`R` times and the interval read from the quantiles of the statistic.
-    It holds what the choice of test data does to the figure and nothing else: not another training run, not the Monte
-    Carlo error of each value, and not data that depend on each other (frames of one film). Too narrow for fewer than
-    about 20 data, and for statistics of the extremes (a maximum), whose bootstrap is inconsistent.
+    The data are resampled with replacement :math:`R` times, and the interval is read from the quantiles of the
+    statistic. It covers the effect of the choice of test data and nothing else: not another training run, not the Monte
+    Carlo error of each value, and not data that depend on each other (frames of one film). It is too narrow for fewer
+    than about 20 data, and for statistics of the extremes (a maximum), whose bootstrap is inconsistent.
 
-    For the mean the quantiles are corrected for bias and acceleration (BCa), which a per-datum evidence needs: it is
-    skewed, with a long tail of bad data. Its coverage error falls like 1/n instead of :math:`1/\sqrt n`. For another
-    statistic the plain percentiles are taken, since the acceleration would cost n evaluations of it.
+    For the mean, the quantiles are corrected for bias and acceleration (BCa). The evidence per datum needs this,
+    because it is skewed, with a long tail of bad data. The coverage error of BCa falls like 1/n instead of
+    :math:`1/\sqrt n`. Another statistic gets the plain percentiles, since the acceleration would cost n evaluations of
+    it.
 
     Args:
-        values: One number per datum, (n,); or several such tensors over the same data under their names, which are
+        values: One number per datum, (n,); or a mapping from names to such tensors over the same data, which are
             resampled together.
         statistic: Maps (..., n) to (...); the mean by default.
-        level: The share of intervals that hold the true figure.
+        level: The share of such intervals that contain the true figure.
         num_resamples: R.
-        seed: For the resampling; the global random state is left alone.
+        seed: The seed of the resampling; the global random state is left alone.
 
     Returns:
         The interval, or one under each name.
@@ -99,15 +100,15 @@ def interval(
 
 
 def difference(first: Tensor, second: Tensor, **options: object) -> Interval:
-    r"""Bootstrap interval of the mean of ``first - second`` over the same data, each datum paired with itself.
+    r"""Return a bootstrap interval of the mean of ``first - second`` over the same data, paired by datum.
 
-    Two models can differ clearly where their own intervals overlap widely: what is hard for one is hard for the other,
-    and pairing takes that out. Wrong for figures of different data.
+    Two models can differ clearly even where their own intervals overlap widely. Data that are hard for one model are
+    hard for the other, and pairing removes this common part. Wrong for figures of different data.
 
     Args:
-        first: (n,).
-        second: (n,), of the same data in the same order.
-        **options: Those of `interval`.
+        first: The figures of one model, (n,).
+        second: The figures of the other, (n,), of the same data in the same order.
+        **options: The options of `interval`.
 
     Raises:
         ValueError: If the lengths differ; else as `interval`.
@@ -126,7 +127,7 @@ def difference(first: Tensor, second: Tensor, **options: object) -> Interval:
 
 
 def _table(named: Mapping[str, Tensor]) -> Tensor:
-    """All values as float64, (m, n), checked."""
+    """Return all values as float64, (m, n), after checks."""
     if not named:
         raise ValueError("interval was given no values; expected at least one tensor of a number per datum")
     first, size = next((name, tuple(v.shape)) for name, v in named.items())
@@ -145,14 +146,14 @@ def _table(named: Mapping[str, Tensor]) -> Tensor:
 
 
 def _resampled(table: Tensor, statistic: Statistic | None, num_resamples: int, seed: int) -> Tensor:
-    """The statistic of every row of `table` over the same resamples of its columns, (R, m)."""
+    """Return the statistic of every row of `table` over the same resamples of its columns, (R, m)."""
     size, found = table.shape[1], []
     step = max(1, BLOCK // size)
     with untouched_random_state():
         torch.manual_seed(seed)
         for start in range(0, num_resamples, step):
             rows = torch.randint(size, (min(step, num_resamples - start), size))
-            if statistic is None:  # a mean is a product with how often each datum was drawn
+            if statistic is None:  # a mean is a product with the counts of each datum
                 ones = torch.ones(1, 1, dtype=torch.float64).expand(rows.shape)
                 counts = torch.zeros(rows.shape, dtype=torch.float64).scatter_add_(1, rows, ones)
                 found.append(counts @ table.T / size)
@@ -162,7 +163,7 @@ def _resampled(table: Tensor, statistic: Statistic | None, num_resamples: int, s
 
 
 def _bca(values: Tensor, resampled: Tensor, level: float) -> tuple[float, float]:
-    """The shares of the resampled means that are the ends of the BCa interval."""
+    """Return the quantile levels of the resampled means at the ends of the BCa interval."""
     normal, mean = NormalDist(), values.mean()
     centred = values - mean  # the jackknife's deviations, up to a factor that cancels
     if float(centred.abs().max()) == 0:

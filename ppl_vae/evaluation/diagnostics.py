@@ -1,4 +1,4 @@
-r"""What the latents are used for: KL per dimension, active units, and an alarm for posterior collapse."""
+r"""The use of each latent dimension: KL per dimension, active units, and alarms for posterior collapse."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ppl_vae._validation import check_positive_int
 from ppl_vae.evidence.densities import Densities
 
 ACTIVE = 0.01  # Burda et al.'s threshold for the variance of a unit's posterior mean
-UNUSED = 0.01  # nats a datum below which a dimension carries nothing
+UNUSED = 0.01  # nats per datum below which a dimension carries nothing
 ROWS = 2000  # data encoded at once
 
 
 @dataclass(frozen=True)
 class LatentUse:
-    r"""What each latent dimension is used for, over n data.
+    r"""The use of each latent dimension over n data.
 
     Attributes:
         kl: Mean KL of each dimension, nats per datum, (d,).
         mean_variance: :math:`\mathrm{Var}_x(\mathbb E_{q(z|x)}[z_u])` over the data, (d,).
-        alarms: One sentence for each thing that is wrong (more than three unused dimensions are one), dimensions
-            counted from z_1 as in the pictures; empty where nothing is.
+        alarms: One sentence for each fault (more than three unused dimensions count as one fault); empty without
+            faults. Dimensions are counted from z_1, as in the pictures.
     """
 
     kl: Tensor
@@ -37,19 +37,19 @@ class LatentUse:
 
     @property
     def active(self) -> Tensor:
-        """Which dimensions are active: `mean_variance` above 0.01, (d,)."""
+        """Whether each dimension is active (`mean_variance` above 0.01), (d,)."""
         return self.mean_variance > ACTIVE
 
     @property
     def num_active(self) -> int:
-        """How many dimensions are active."""
+        """The number of active dimensions."""
         return int(self.active.sum())
 
     @property
     def effective_dim(self) -> float:
-        r"""Over how many dimensions the KL is spread: :math:`\exp(-\sum_u s_u \log s_u)` of its shares s; 0 without KL.
+        r"""The effective number of dimensions that share the KL, :math:`\exp(-\sum_u s_u \log s_u)` of its shares s.
 
-        d where all dimensions cost the same, 1 where one has it all.
+        It is d if all dimensions cost the same KL, 1 if one dimension has all of it, and 0 without any KL.
         """
         kl = self.kl.clamp_min(0)
         if float(kl.sum()) == 0:
@@ -59,19 +59,19 @@ class LatentUse:
 
 @torch.no_grad()
 def kl_per_dimension(densities: Densities, x: Tensor, *, num_samples: int = 500, seed: int = 0) -> Tensor:
-    r"""The KL of each latent dimension's marginal, :math:`\mathrm{KL}(q(z_u|x) \,\|\, p(z_u))`, of each datum.
+    r"""Return the KL of each latent dimension's marginal, :math:`\mathrm{KL}(q(z_u|x) \,\|\, p(z_u))`, per datum.
 
-    Its sum over dimensions is the whole KL where q and p both have independent dimensions, and *not* otherwise:
-    correlations within q(z|x) or within the prior are in no marginal. In closed form for normals. Else
-    by Monte Carlo under the marginals of q where they are known (independent dimensions, mixtures), noise of
-    :math:`1/\sqrt{K}`; and where only samples of q are to be had (a flow), from the spacings of sorted samples, whose
-    bias falls like :math:`1/\sqrt K` and is about 0.01 nats for K = 500.
+    Its sum over dimensions is the whole KL if both q and p have independent dimensions, and *not* otherwise: no
+    marginal contains the correlations within q(z|x) or within the prior. The KL is in closed form for normals. Where
+    the marginals of q are known otherwise (independent dimensions, mixtures), it is estimated by Monte Carlo under
+    them, with noise of :math:`1/\sqrt{K}`. Where q gives only samples (a flow), it is estimated from the spacings of
+    sorted samples, with a bias that falls like :math:`1/\sqrt K` and is about 0.01 nats for K = 500.
 
     Args:
         densities: The model, see `densities_of`; it must have ``prior()``, as a `VAE` has.
         x: The data, (n, *x_shape).
         num_samples: K.
-        seed: For the draws; the global random state is left alone.
+        seed: The seed of the draws; the global random state is left alone.
 
     Returns:
         (n, d), float64, nats.
@@ -106,20 +106,21 @@ def kl_per_dimension(densities: Densities, x: Tensor, *, num_samples: int = 500,
 
 @torch.no_grad()
 def latent_use(densities: Densities, x: Tensor, *, num_samples: int = 500, seed: int = 0) -> LatentUse:
-    r"""Active units, KL per dimension and the alarm for posterior collapse.
+    r"""Return active units, KL per dimension and alarms for posterior collapse.
 
-    A unit is active where the mean of its posterior moves with the data,
-    :math:`\mathrm{Var}_x(\mathbb E_{q(z|x)}[z_u]) > 0.01` (Burda et al.). That is blind to a unit that codes in its
-    variance alone, and depends on the scale of z, which a prior other than a unit normal may change: read it beside the
-    KL. An alarm is raised for each dimension that is unused (mean KL below 0.01 nats), for one that costs KL and does
-    not depend on x, and for collapse of them all. A dimension unused in a model with many others is no fault in itself:
-    models prune what they do not need. Estimated on fewer than about 100 data the variance is rough.
+    A unit is active if the mean of its posterior varies with the data,
+    :math:`\mathrm{Var}_x(\mathbb E_{q(z|x)}[z_u]) > 0.01` (Burda et al.). This criterion is blind to a unit that codes
+    in its variance alone. It also depends on the scale of z, which a prior other than a unit normal may change. So read
+    it beside the KL. There is an alarm for each unused dimension (mean KL below 0.01 nats), for each dimension that
+    costs KL and does not depend on x, and for the collapse of all dimensions. An unused dimension in a model with many
+    others is no fault in itself: models prune what they do not need. The variance is a rough estimate for fewer than
+    about 100 data.
 
     Args:
         densities: The model, see `densities_of`; it must have ``prior()``, as a `VAE` has.
         x: The data, (n, *x_shape), at least two.
         num_samples: As in `kl_per_dimension`.
-        seed: For draws, where there is no closed form.
+        seed: The seed of the draws, where there is no closed form.
 
     Raises:
         ValueError: For fewer than two data; else as `kl_per_dimension`.
@@ -145,13 +146,13 @@ def latent_use(densities: Densities, x: Tensor, *, num_samples: int = 500, seed:
         torch.manual_seed(seed)
         moments = [_moments(densities.posterior(some), num_samples) for some in x.split(ROWS)]
     mean, variance = (torch.cat(parts) for parts in zip(*moments, strict=True))
-    moves = (variance.std(0) / variance.mean(0).clamp_min(1e-300)) > 0.01  # it may code in its spread alone
+    moves = (variance.std(0) / variance.mean(0).clamp_min(1e-300)) > 0.01  # a dimension may code in its spread alone
     moved = mean.var(0)
     return LatentUse(kl.mean(0), moved, _alarms(kl.mean(0), kl.amax(0), moved, moves, variance.mean(0)))
 
 
 def marginals(distribution: Any) -> Any:
-    """Return the marginal of each dimension, batch shape (..., d), event shape (); None where it is not known."""
+    """Return the marginals of all dimensions, batch shape (..., d), event shape (); None if they are not known."""
     if isinstance(distribution, MixtureSameFamily):
         parts = marginals(distribution.component_distribution)  # (..., components, d)
         if parts is None:
@@ -169,7 +170,7 @@ def marginals(distribution: Any) -> Any:
 
 
 def _moved(parts: Any) -> Any:
-    """The normals (..., components, d) as (..., d, components)."""
+    """Return normals of batch shape (..., components, d) as (..., d, components); None for other distributions."""
     if not isinstance(parts, TorchNormal):
         return None
     return TorchNormal(parts.loc.mT, parts.scale.mT)
@@ -187,20 +188,20 @@ def _marginal_kl(q: Any, p_u: Any, num_samples: int) -> Tensor:
 
 
 def _spacings_kl(z: Tensor, p_u: Any) -> Tensor:
-    """KL of the marginals of samples (K, n, d): minus Vasicek's entropy, minus the mean of log p."""
+    """Return the KL of the marginals of samples (K, n, d): minus Vasicek's entropy, minus the mean of log p."""
     size = len(z)
     m = max(1, round(size**0.5))
     ordered = z.sort(0).values
     padded = torch.cat([ordered[:1].expand(m, *z.shape[1:]), ordered, ordered[-1:].expand(m, *z.shape[1:])])
     width = (padded[2 * m :] - padded[: -2 * m]).clamp_min(1e-300)
     index = torch.arange(size, device=z.device)
-    held = (index.clamp_max(m) + (size - 1 - index).clamp_max(m)).to(z)  # spacings inside, fewer at both ends
+    held = (index.clamp_max(m) + (size - 1 - index).clamp_max(m)).to(z)  # spacings inside the sample, fewer at its ends
     entropy = (size * width / held[:, None, None]).log().mean(0)
     return -entropy - p_u.log_prob(z).double().mean(0)
 
 
 def _moments(q: Any, num_samples: int) -> tuple[Tensor, Tensor]:
-    """The means and variances of q, (n, d) each; from samples where it does not know them."""
+    """Return the means and variances of q, (n, d) each; from samples where q does not give them."""
     try:
         return q.mean.double(), q.variance.double()
     except (NotImplementedError, AttributeError):

@@ -1,4 +1,4 @@
-r"""The ELBO of each datum, in rate and distortion: by Gauss-Hermite nodes under q, or by Monte Carlo."""
+r"""The ELBO of each datum, with rate and distortion, by Gauss-Hermite nodes under q or by Monte Carlo."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Bound:
     Attributes:
         elbo: (n,).
         rate: R, (n,).
-        error: Of `elbo`, (n,): see `gauss_hermite_elbo`, or the standard error of Monte Carlo.
-        rate_error: Of `rate`, (n,): zero where there is a closed form.
+        error: The error of `elbo`, (n,): see `gauss_hermite_elbo`, or the standard error of Monte Carlo.
+        rate_error: The error of `rate`, (n,); zero where the rate has a closed form.
         method: ``"gauss-hermite"`` or ``"monte carlo"``.
 
     Reference:
@@ -67,23 +67,23 @@ def elbo(
     max_bytes: int = MAX_BYTES,
     seed: int = 0,
 ) -> Bound:
-    r"""The ELBO of each datum, by the better of two methods.
+    r"""Return the ELBO of each datum, by the better of two methods.
 
-    Gauss-Hermite nodes (`gauss_hermite_elbo`) for normal posteriors in up to three dimensions, Monte Carlo
-    (`monte_carlo_elbo`) otherwise.
+    These are Gauss-Hermite nodes (`gauss_hermite_elbo`) for normal posteriors in up to three dimensions, and Monte
+    Carlo (`monte_carlo_elbo`) otherwise.
 
     Args:
         densities: The model, see `densities_of`.
         x: The data, (n, *x_shape).
-        posterior: Put these normals in the place of q(z|x).
+        posterior: Normals to use instead of q(z|x).
         method: ``"gauss-hermite"`` or ``"monte carlo"`` instead of the choice above.
-        num_samples: Draws a datum, of Monte Carlo.
-        tolerance: Of Gauss-Hermite, nats.
+        num_samples: Monte Carlo draws per datum.
+        tolerance: The error that Gauss-Hermite aims at, nats.
         max_bytes: About the most memory that decoded data may take.
-        seed: Of Monte Carlo; the global random state is left alone.
+        seed: The seed of Monte Carlo; the global random state is left alone.
 
     Raises:
-        ValueError: For an unknown method, or one that cannot work with this posterior.
+        ValueError: For an unknown method, or a method that does not apply to this posterior.
 
     Example:
         >>> from ppl_vae import VAE, likelihoods, posteriors, priors
@@ -114,27 +114,29 @@ def gauss_hermite_elbo(
     tolerance: float = 1e-4,
     max_bytes: int = MAX_BYTES,
 ) -> Bound:
-    r"""The ELBO of each datum by Gauss-Hermite quadrature under q, without noise and off any grid.
+    r"""Return the ELBO of each datum by Gauss-Hermite quadrature under q, without noise and without a fixed grid.
 
     .. math::
         \mathbb E_{q(z|x)}[f(z)] \approx \sum_k w_k f(\mu + S t_k),
 
-    a tensor product of one-dimensional rules, exact for polynomials of degree up to 2m - 1 in each direction, m nodes
-    in each. The decoded nodes of every datum are doubled (at d = 2) until its error is below `tolerance`: twice the
-    last change, or half the one before if that is larger (two rules can agree by chance). Reported is that plus eight
-    units of rounding of the distortion, which in float32 are most of it (1e-4 nats for binarised MNIST). Converges
-    geometrically for smooth networks (softplus, tanh) under narrow posteriors, and slowly, like 1/m, for rectifiers,
-    where the error shows it; a spike of log p(x|z) between all nodes would go unseen, but spikes of a *log* likelihood
-    are rare: it is the likelihood that has them. Costs m^d decoded data each: at most 3 dimensions.
+    a tensor product of one-dimensional rules with m nodes each, exact for polynomials of degree up to 2m - 1 in each
+    direction. The number of decoded nodes per datum is doubled (at d = 2) until the datum's error is below `tolerance`.
+    This error is twice the last change, or half the change before it if that is larger (two rules can agree by chance).
+    The reported error adds eight units of rounding of the distortion, which are most of the error in float32 (1e-4 nats
+    for binarised MNIST).
+
+    Convergence is geometric for smooth networks (softplus, tanh) under narrow posteriors, and slow, like 1/m, for
+    rectifiers, where the error shows it. The rule misses a spike of log p(x|z) between all nodes, but a *log*
+    likelihood rarely has spikes; the likelihood does. The cost is m^d decoded data per datum, for at most 3 dimensions.
 
     Args:
         densities: The model, see `densities_of`.
         x: The data, (n, *x_shape).
-        posterior: Put these normals in the place of q(z|x).
-        num_nodes: Nodes a dimension to start from.
-        max_nodes: Most nodes a dimension, beyond which the error stays above the tolerance; 100, 80 and 28 by default
-            in one, two and three dimensions.
-        tolerance: Largest error, nats, rounding apart.
+        posterior: Normals to use instead of q(z|x).
+        num_nodes: The number of nodes per dimension at the start.
+        max_nodes: The most nodes per dimension. With these, the error may stay above the tolerance. The default is 100,
+            80 and 28 in one, two and three dimensions.
+        tolerance: The largest error, nats, without rounding.
         max_bytes: About the most memory that decoded data may take.
 
     Raises:
@@ -192,24 +194,25 @@ def monte_carlo_elbo(
     max_bytes: int = MAX_BYTES,
     seed: int = 0,
 ) -> Bound:
-    r"""The ELBO of each datum by Monte Carlo, its standard error beside it.
+    r"""Return the ELBO of each datum by Monte Carlo, with its standard error.
 
-    Unbiased for any q that can be sampled and scored. Where the KL has a closed form, the sampled KL, whose mean is
-    then known, is taken for a control variate: the draws :math:`\log p(x|z_k) - \mathrm{KL} - c\,(\hat{\mathrm{KL}}_k -
-    \mathrm{KL})` hold the usual two estimates (:math:`c = 0`: KL in closed form, :math:`c = 1`: sampled, without noise
-    at the true posterior) and the best c in between, which is fitted for each half of the draws on the other half, so
-    that no bias enters. The standard error is that of the mean of K draws and needs K of about 30 to mean what it says.
+    The estimate is unbiased for any q that can be sampled and scored. Where the KL has a closed form, the mean of the
+    sampled KL is known, and the sampled KL is a control variate. The draws :math:`\log p(x|z_k) - \mathrm{KL} -
+    c\,(\hat{\mathrm{KL}}_k - \mathrm{KL})` contain the two usual estimates (:math:`c = 0`: KL in closed form;
+    :math:`c = 1`: sampled KL, without noise at the true posterior) and the best c in between. This c is fitted for each
+    half of the draws on the other half, so it adds no bias. The standard error is that of the mean of K draws, and is
+    reliable from K of about 30 on.
 
     Args:
         densities: The model, see `densities_of`.
         x: The data, (n, *x_shape).
-        posterior: Put these normals in the place of q(z|x).
+        posterior: Normals to use instead of q(z|x).
         num_samples: K.
         max_bytes: About the most memory that decoded data may take.
-        seed: For the draws; the global random state is left alone.
+        seed: The seed of the draws; the global random state is left alone.
 
     Raises:
-        ValueError: If `num_samples` is below 2, which has no standard error.
+        ValueError: If `num_samples` is below 2, where there is no standard error.
 
     Example:
         >>> from ppl_vae import VAE, likelihoods, posteriors, priors
@@ -235,7 +238,7 @@ def monte_carlo_elbo(
 
 
 def bound_by_condition(vae: Model, x: Tensor, y: Tensor, find: Callable[[Model, Tensor], Bound]) -> Bound:
-    """The bound that a function finds of the data of each condition, in the order of the data."""
+    """Return the bound that `find` computes for the data of each condition, in the order of the data."""
     parts, place = found_by_condition(vae, x, y, find)
     columns = zip(*((part.elbo, part.rate, part.error, part.rate_error) for part in parts), strict=True)
     elbo, rate, error, rate_error = (torch.cat(column)[place] for column in columns)
@@ -245,9 +248,9 @@ def bound_by_condition(vae: Model, x: Tensor, y: Tensor, find: Callable[[Model, 
 def draws_of(
     densities: Densities, x: Tensor, posterior: Normals | None, num_samples: int, max_bytes: int
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Return K draws whose mean is the ELBO (K, n), the KL where it has a closed form (n,), and the sampled KL (K, n).
+    """Return K draws whose mean is the ELBO (K, n), the closed-form KL (n,) or None, and the sampled KL (K, n).
 
-    The noise comes from the global generator, and is the same for any normals at the same seed.
+    The noise comes from the global generator, and is the same for all normals at the same seed.
     """
     q = normals_of(densities, x, posterior)
     any_q: Any = densities.posterior(x) if q is None else q
@@ -273,7 +276,7 @@ def mean_and_error(draws: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normals_of(densities: Densities, x: Tensor, posterior: Normals | None = None) -> Normals | None:
-    """Return `posterior`, or q(z|x) taken apart; None if that is not normal."""
+    """Return `posterior` if given, else q(z|x) as `Normals`, or None if it is not normal."""
     if posterior is not None:
         return posterior
     with torch.no_grad():
@@ -289,7 +292,7 @@ def closed_form_kl(densities: Densities, q: Any) -> Tensor | None:
     try:
         if isinstance(q, Normals):
             normal_prior = Normals.of(p_z.expand((1,)))
-            if normal_prior is not None:  # in float64, and a pair of diagonal and full that torch has no formula for
+            if normal_prior is not None:  # in float64; and torch has no formula for a diagonal and a full normal
                 return q.kl(normal_prior)
             q = q.distribution()
         return torch.distributions.kl_divergence(q, p_z.expand(q.batch_shape)).double()
@@ -300,7 +303,7 @@ def closed_form_kl(densities: Densities, q: Any) -> Tensor | None:
 def _expectations(
     densities: Densities, x: Tensor, q: Normals, num_nodes: int, with_prior: bool, max_bytes: int
 ) -> tuple[Tensor, Tensor]:
-    """E_q[log p(x|z)] and E_q[log p(z)] (zeros unless wanted), (n,) each, in float64."""
+    """Return E_q[log p(x|z)] and E_q[log p(z)] (zeros without `with_prior`), (n,) each, in float64."""
     nodes, weights = tensor_nodes(num_nodes, q.latent_dim, q.loc)
     log_lik = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     log_prior = torch.zeros_like(log_lik)
@@ -315,7 +318,7 @@ def _expectations(
 
 
 def _controlled(log_lik: Tensor, log_ratio: Tensor, kl: Tensor | None) -> Tensor:
-    """Draws of the ELBO, (K, n), the sampled KL for a control variate of the mean `kl`."""
+    """Return draws of the ELBO, (K, n), with the sampled KL as a control variate of mean `kl`."""
     if kl is None:
         return log_lik - log_ratio
     draws, half = log_lik - kl, len(log_lik) // 2

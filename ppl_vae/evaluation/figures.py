@@ -1,4 +1,4 @@
-"""What an evaluation found: its figures with their units, as a table and for JSON."""
+"""The result of an evaluation: its figures with their units, as a table and for JSON."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ UNITS = {
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is known of a model on some data; nats per datum.
+    """The evaluation of a model on some data; nats per datum.
 
     Attributes:
         figures: By the names of `UNITS`: an interval over data, or a number.
         evidence: log p(x) of each datum.
         bound: ELBO, rate and distortion of each datum.
-        gaps: The gap in two parts, of the first data; None where q cannot be refined, or it was not asked for.
-        use: What each latent dimension is used for; None where that cannot be told (a one-hot latent).
-        surgery: The rate in two parts; None likewise.
-        aggregate: The aggregate posterior beside the prior; None likewise.
+        gaps: The gap of the first data in two parts; None if q cannot be refined, or if the gaps were not requested.
+        use: The use of each latent dimension; None where it cannot be computed (a one-hot latent).
+        surgery: The rate in two parts; None where it cannot be computed.
+        aggregate: The aggregate posterior beside the prior; None where it cannot be computed.
         sampled: Importance sampling from q(z|x) on the first data, beside an exact answer; else None.
-        notes: What a reader must know: caveats, alarms, unreliable data; sentences.
-        seconds: What each part took.
+        notes: Sentences that a reader must know: caveats, alarms, unreliable data.
+        seconds: The time of each part.
     """
 
     figures: dict[str, Figure]
@@ -71,7 +71,7 @@ class Evaluation:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def table(self) -> str:
-        """The figures as lines of text, with units and 95% intervals over data, and the notes."""
+        """Return the figures as lines of text, with units and 95% intervals over data, and the notes."""
         n, width = len(self.evidence), max(len(UNITS[name][0]) for name in self.figures)
         lines = [f"{n:,} data, log p(x) by {self.evidence.method} ({_kind(self.evidence)}); 95% intervals over data"]
         for name, figure in self.figures.items():
@@ -81,7 +81,7 @@ class Evaluation:
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything that is no tensor, for JSON: infinite and undefined numbers are None."""
+        """Return everything that is no tensor, for JSON; infinite and undefined numbers become None."""
         figures = {
             name: {"value": f.value, "low": f.low, "high": f.high} if isinstance(f, Interval) else {"value": f}
             for name, f in self.figures.items()
@@ -101,7 +101,7 @@ class Evaluation:
         return json.loads(json.dumps(content), parse_constant=lambda _: None)
 
     def per_datum(self) -> dict[str, Tensor]:
-        """The figures of each datum under their names, (n,); NaN where a part looked at the first data alone."""
+        """Return the figures of each datum by name, (n,); NaN where a part covers only the first data."""
         n = len(self.evidence)
         found = {"log_evidence": self.evidence.log_evidence, "log_evidence_error": self.evidence.error}
         found |= {name: v for name, v in self.evidence.details.items() if isinstance(v, Tensor) and v.dim()}

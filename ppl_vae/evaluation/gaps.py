@@ -1,4 +1,4 @@
-r"""Where the gap between log p(x) and the ELBO comes from: the family of q, or the encoder."""
+r"""The gap between log p(x) and the ELBO, split into the share of the family of q and that of the encoder."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from ppl_vae.evidence.densities import Densities
 from ppl_vae.evidence.normals import Normals
 from ppl_vae.evidence.results import Evidence
 
-APART = 3.0  # standard deviations from every optimum found before another start is worth trying
-CLEARLY = 0.01  # nats by which another start must be better to count as another mode, not as the last of an ascent
-NEAR = 15.0  # nats of log p(x, z) that a start may lie below the best optimum: a coarse one is beside its mode
+APART = 3.0  # another start must be so many standard deviations (times sqrt(d)) from every optimum found
+CLEARLY = 0.01  # another start must be so many nats better to count as another mode, not as a better ascent to the same
+NEAR = 15.0  # a start may lie so many nats of log p(x, z) below the best optimum: it is coarse, and beside its mode
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,18 @@ class Gaps:
 
     Attributes:
         log_evidence: log p(x), (n,).
-        evidence_error: Its error, as in `Evidence`, (n,).
-        evidence_kind: ``"exact"``, ``"lower"`` or ``"upper"``: on which side of the truth the approximation gap lies.
-        elbo: With the encoder's q, (n,).
-        elbo_error: (n,).
-        refined_elbo: With q*, (n,).
-        refined_error: (n,).
-        amortisation_error: Of the amortisation gap, (n,); by Monte Carlo from the same noise for both ELBOs, and so
-            smaller than their own.
+        evidence_error: The error of log p(x), as in `Evidence`, (n,).
+        evidence_kind: ``"exact"``, ``"lower"`` or ``"upper"``: the side of the truth on which the approximation gap
+            lies.
+        elbo: The ELBO of the encoder's q, (n,).
+        elbo_error: The error of `elbo`, (n,).
+        refined_elbo: The ELBO of q*, (n,).
+        refined_error: The error of `refined_elbo`, (n,).
+        amortisation_error: The error of the amortisation gap, (n,). By Monte Carlo both ELBOs share their noise, and
+            this error is smaller than theirs.
         refined: q* itself.
-        elsewhere: Whether q* was reached from another start than the encoder's, (n,): the
-            ELBO is better there by more than 0.01 nats: the encoder chose the wrong mode.
+        elsewhere: Whether q* was reached from another start than the encoder's, (n,), with an ELBO better by more than
+            0.01 nats: the encoder chose the wrong mode.
     """
 
     log_evidence: Tensor
@@ -70,17 +71,17 @@ class Gaps:
 
     @property
     def approximation_gap(self) -> Tensor:
-        """Log p(x) - ELBO(q*), (n,): what the family of q costs, whatever the encoder."""
+        """Log p(x) - ELBO(q*), (n,): the cost of the family of q, whatever the encoder."""
         return self.log_evidence - self.refined_elbo
 
     @property
     def amortisation_gap(self) -> Tensor:
-        """ELBO(q*) - ELBO(q), (n,): what one encoder for all data costs."""
+        """ELBO(q*) - ELBO(q), (n,): the cost of one encoder for all data."""
         return self.refined_elbo - self.elbo
 
     @property
     def approximation_error(self) -> Tensor:
-        """The errors of evidence and refined ELBO added, (n,): one may be a bound, the other a standard error."""
+        """The sum of the errors of evidence and refined ELBO, (n,); one may be a bound, the other a standard error."""
         return self.evidence_error + self.refined_error
 
 
@@ -96,31 +97,33 @@ def gaps(
     max_bytes: int = MAX_BYTES,
     seed: int = 0,
 ) -> Gaps:
-    r"""Approximation and amortisation gap of each datum.
+    r"""Return the approximation gap and the amortisation gap of each datum.
 
-    q* is the best normal found for the datum by itself, of the same kind (diagonal or full) as the encoder's: a local
-    optimum from the encoder's start (see `refine`), and, with `num_starts` above one, from the latents with the largest
-    log p(x, z) among prior draws and the means of the other data, away from optima already found. Without the latter a
-    datum whose encoder chose the wrong mode shows as approximation gap, though a better normal exists: set
-    ``num_starts=1`` for the decomposition as Cremer et al. have it. An optimum that no start leads to is missed, so the
-    amortisation gap is a lower bound, the approximation gap an upper one. Where the evidence is itself a lower bound
-    (importance sampling, AIS) the approximation gap is too small by what that one lacks, and can be negative.
+    q* is the best normal found for the datum by itself, of the same kind (diagonal or full) as the encoder's. It is a
+    local optimum from the encoder's start (see `refine`). With `num_starts` above one, `gaps` also starts from the
+    latents with the largest log p(x, z) among prior draws and the means of the other data, away from optima already
+    found. Without these starts, a datum whose encoder chose the wrong mode shows an approximation gap, though a better
+    normal exists; set ``num_starts=1`` for this decomposition, which is that of Cremer et al. The search misses an
+    optimum that no start leads to. So the amortisation gap is a lower bound, and the approximation gap an upper bound.
+    Where the evidence itself is a lower bound (importance sampling, AIS), the approximation gap is too small by the
+    error of this bound, and can be negative.
 
-    The ELBOs are evaluated apart from the points that q* was found with: by Gauss-Hermite up to three
-    dimensions (tolerance 1e-4), else by Monte Carlo with one noise for choosing between q* and q and a fresh one for
-    the figures, so that they are unbiased. q* is never worse than q: exactly so by Gauss-Hermite, to the noise
-    else. Other starts need `VAEDensities.likelihood_at`; a ``(model, guide)`` pair is refined from the encoder's alone.
+    The ELBOs are not evaluated at the points with which q* was found. Up to three dimensions they are computed by
+    Gauss-Hermite (tolerance 1e-4). Above, they are estimated by Monte Carlo, with one noise for the choice between q*
+    and q and a fresh noise for the figures, which are therefore unbiased. q* is never worse than q: exactly so by
+    Gauss-Hermite, up to noise by Monte Carlo. Other starts need `VAEDensities.likelihood_at`; a ``(model, guide)`` pair
+    is refined from the encoder's start alone.
 
     Args:
         densities: The model, see `densities_of`; differentiable in z.
         x: The data, (n, *x_shape).
         evidence: log p(x) of the same data.
-        num_starts: Starts for each datum, the encoder's among them.
+        num_starts: Starts for each datum, including the encoder's.
         num_iterations: See `refine`.
-        num_samples: Draws a datum of Monte Carlo.
-        tolerance: Of the refinement, nats.
+        num_samples: Monte Carlo draws per datum.
+        tolerance: The tolerance of the refinement, nats.
         max_bytes: About the most memory that decoded data may take.
-        seed: For prior draws and noise; the global random state is left alone.
+        seed: The seed of prior draws and noise; the global random state is left alone.
 
     Raises:
         ValueError: If q(z|x) is not normal, or the evidence is of other data.
@@ -171,7 +174,7 @@ def gaps(
 
 
 class _Chooser:
-    """The best q of each datum among those offered, starting from the encoder's."""
+    """The best q of each datum among the encoder's and those offered."""
 
     def __init__(
         self, densities: Densities, x: Tensor, q: Normals, num_samples: int, exact: bool, max_bytes: int, seed: int
@@ -196,7 +199,7 @@ class _Chooser:
         )
 
     def offer(self, q: Normals, rows: Tensor, elsewhere: bool) -> None:
-        """Take q, a posterior for each of `rows`, where its ELBO is larger."""
+        """Take q, a posterior for each of `rows`, where its ELBO is larger than the best so far."""
         bound = self.bound(rows, q)
         better = bound.elbo > self.best_elbo[rows]
         taken = rows[better]
@@ -207,7 +210,7 @@ class _Chooser:
 
 
 def _measured(chooser: _Chooser, evidence: Evidence, num_samples: int, max_bytes: int, seed: int) -> Gaps:
-    """The gaps with the q* that was chosen: by Gauss-Hermite as it is, by Monte Carlo with fresh noise."""
+    """Return the gaps with the chosen q*: by Gauss-Hermite from the ELBOs at hand, by Monte Carlo with fresh noise."""
     x, q, best = chooser.x, chooser.q, chooser.best
     if chooser.exact:
         start, error = chooser.start, chooser.best_error
@@ -229,7 +232,7 @@ def _measured(chooser: _Chooser, evidence: Evidence, num_samples: int, max_bytes
 
 @torch.no_grad()
 def _pool(densities: Densities, x: Tensor, q: Normals, seed: int, size: int = 2048) -> Normals:
-    """Latents worth starting from, prior draws and the encoder's means, with typical scales."""
+    """Return starts: prior draws with a typical scale, and some of the encoder's posteriors."""
     with untouched_random_state():
         torch.manual_seed(seed)
         drawn = densities.prior_sample(x[:1], size)[:, 0]
@@ -243,7 +246,7 @@ def _pool(densities: Densities, x: Tensor, q: Normals, seed: int, size: int = 20
 def _next_start(
     densities: Densities, x: Tensor, pool: Normals, optima: list[Normals], max_bytes: int
 ) -> tuple[Normals, Tensor]:
-    """The best latent of the pool for each datum that is far from its optima, and the data that have a good one."""
+    """Return the pool's best start far from each datum's optima, for data that have a good one; and these data."""
     score = densities.likelihood_at(pool.loc)  # type: ignore[attr-defined]
     log_prior = densities.log_prior(x[:1], pool.loc[:, None]).reshape(1, -1)  # (1, G)
     step = max(1, capacity(x, max_bytes) // len(pool))

@@ -1,4 +1,4 @@
-r"""Paths through the latent space between data, decoded: what lies between two of them, as the model sees it."""
+r"""Decoded paths through the latent space between pairs of data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from ppl_vae._validation import is_integer
 from ppl_vae.vae import VAE
 
-TINY = 1e-6  # radians from opposite directions, between which every great circle is as short
+TINY = 1e-6  # radians from opposite directions, between which all great circles are equally short
 
 
 class Interpolation(NamedTuple):
@@ -28,23 +28,23 @@ class Interpolation(NamedTuple):
 def interpolate(
     vae: VAE, x_from: Tensor, x_to: Tensor, num_steps: int = 10, *, spherical: bool = False
 ) -> Interpolation:
-    """Data decoded on the way from the mean of q(z|x) of one datum to that of another.
+    """Decode latents on a path from the mean of q(z|x) of one datum to that of another.
 
-    The ends are reconstructions, not the data. Steps of equal length in z are no equal changes of x. See `path` for
-    which way to take; no noise is drawn.
+    The ends are reconstructions, not the data. Steps of equal length in z are not equal changes of x. `path` describes
+    the choice of path. No noise is drawn.
 
     Args:
         vae: The model; used in evaluation mode.
-        x_from: Where the paths begin, (pairs, *x_shape).
-        x_to: Where they end, (pairs, *x_shape).
-        num_steps: Points on a path, both ends included; at least 2.
+        x_from: The data at the start of the paths, (pairs, *x_shape).
+        x_to: The data at the end of the paths, (pairs, *x_shape).
+        num_steps: The number of points on a path, both ends included; at least 2.
         spherical: See `path`.
 
     Returns:
         The latents, (pairs, num_steps, latent), and the means of p(x|z) there, (pairs, num_steps, *x_shape).
 
     Raises:
-        ValueError: If the data do not pair up or are not of the model's shape; else as `path`.
+        ValueError: If the data do not pair up or do not have the model's shape; else as `path`.
 
     Example:
         >>> from ppl_vae import likelihoods, posteriors, priors
@@ -68,34 +68,34 @@ def interpolate(
 
 
 def path(z_from: Tensor, z_to: Tensor, num_steps: int = 10, *, spherical: bool = False) -> Tensor:
-    r"""Points from one latent to another, evenly spaced.
+    r"""Return evenly spaced points from one latent to another.
 
-    On the straight line, the default, points come closer to the origin than its ends; in many dimensions, where a
-    normal prior has its mass in a thin shell of radius :math:`\sqrt d`, they leave that shell. The spherical way does
-    not: its direction follows the great circle, by an equal angle each step, and its length goes evenly from one to
-    the other,
+    The points of the straight line, the default, come closer to the origin than its ends. In many dimensions a normal
+    prior has its mass in a thin shell of radius :math:`\sqrt d`, and these points leave the shell. The points of the
+    spherical path do not: their direction follows the great circle, by an equal angle per step, and their length
+    changes evenly,
 
     .. math::
         z(t) = \bigl((1 - t) \lVert a \rVert + t \lVert b \rVert\bigr)
         \frac{\sin((1 - t)\omega)\, \hat a + \sin(t \omega)\, \hat b}{\sin \omega},
         \qquad \cos \omega = \hat a \cdot \hat b.
 
-    For ends of equal length this is the usual slerp; for others the usual one mixes a and b themselves, and runs away
-    where they are nearly opposite. It means something only where the prior is centred at the origin and has no
-    preferred direction, and little in two dimensions, where the centre of the plane is full of data.
+    For ends of equal length this is the usual slerp. For others, the usual slerp mixes a and b themselves, and diverges
+    where they are nearly opposite. The spherical path makes sense only where the prior is centred at the origin and has
+    no preferred direction. It makes little sense in two dimensions, where the centre of the plane is full of data.
 
     Args:
         z_from: a, (..., latent).
         z_to: b, of the same shape.
-        num_steps: Points, both ends included; at least 2.
-        spherical: Whether to take the great circle instead of the straight line.
+        num_steps: The number of points, both ends included; at least 2.
+        spherical: Whether to follow the great circle instead of the straight line.
 
     Returns:
         The points, (..., num_steps, latent); the first and the last are a and b exactly.
 
     Raises:
-        ValueError: If the shapes differ, there are fewer than two steps, or a great circle is asked for in one
-            dimension or between opposite directions, where there is none or no shortest.
+        ValueError: If the shapes differ, if there are fewer than two steps, or if `spherical` is set in one dimension
+            (where there is no great circle) or between opposite directions (where none is the shortest).
 
     Reference:
         Sampling Generative Networks (White, 2016), https://arxiv.org/abs/1609.04468
@@ -111,9 +111,8 @@ def path(z_from: Tensor, z_to: Tensor, num_steps: int = 10, *, spherical: bool =
         )
     if not is_integer(num_steps) or num_steps < 2:
         raise ValueError(f"path: num_steps is {num_steps!r}; expected an integer from 2, since both ends count")
-    a, b = (
-        z.to("cpu", torch.float64).unsqueeze(-2) for z in (z_from, z_to)
-    )  # (..., 1, latent); not all devices have it
+    # (..., 1, latent); on the CPU, as not all devices have float64
+    a, b = (z.to("cpu", torch.float64).unsqueeze(-2) for z in (z_from, z_to))
     t = torch.linspace(0, 1, num_steps, dtype=torch.float64).unsqueeze(-1)  # (steps, 1)
     points = (_great_circle(a, b, t) if spherical else (1 - t) * a + t * b).to(z_from)
     points[..., 0, :], points[..., -1, :] = z_from, z_to
@@ -124,7 +123,7 @@ def _great_circle(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     if a.shape[-1] < 2:
         raise ValueError("path: there is no great circle in a latent space of one dimension; leave spherical off")
     length_a, length_b = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
-    unit_a = torch.where(length_a > 0, a / length_a, b / length_b)  # the origin has no direction: the other's
+    unit_a = torch.where(length_a > 0, a / length_a, b / length_b)  # the origin has no direction: take the other's
     unit_b = torch.where(length_b > 0, b / length_b, unit_a)
     unit_a, unit_b = unit_a.nan_to_num(), unit_b.nan_to_num()  # both ends at the origin
     # Kahan's angle, exact to rounding where arccos loses half the digits

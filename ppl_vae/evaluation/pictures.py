@@ -21,7 +21,7 @@ from ppl_vae.plots.latent import MOST_CLASSES
 from ppl_vae.vae import VAE
 
 _WORST = 10
-_SHARES = (0.1, 0.5, 0.9, 0.99, 1.0)  # of the data, by gap: whose true posteriors are drawn
+_SHARES = (0.1, 0.5, 0.9, 0.99, 1.0)  # quantiles of the gap: the true posteriors of these data are drawn
 _NODES = 400
 _SHOWN = 10_000  # draws of the aggregate posterior
 
@@ -36,19 +36,20 @@ def draw(
     labels: Tensor | None = None,
     caveat: str | None = None,
 ) -> list[Path]:
-    """Draw an evaluation into a folder, and return the paths of what was drawn.
+    """Draw the pictures of an evaluation into a folder, and return their paths.
 
-    Always a histogram of log p(x) and the ELBO (with the worst data, where they are images) and the rate-distortion
-    plane; where they were found, the gap per class, the estimates against K and the aggregate posterior beside the
-    prior; for a 2-D latent a map of it by the gap, and for images the true posterior beside q of some data.
+    There are always a histogram of log p(x) and the ELBO (with the worst data, if they are images) and the
+    rate-distortion plane. If the evaluation has them, there are also the gap per class, the estimates against K and the
+    aggregate posterior beside the prior. A 2-D latent adds a map of the latent space coloured by the gap, and for
+    images the true posterior beside q for some data.
 
     Args:
         vae: The model.
-        x: The data that were evaluated, (n, *x_shape).
-        evaluation: What `evaluate` returned for them.
-        folder: Exists.
-        labels: Of the data, (n,).
-        caveat: Written under every picture.
+        x: The evaluated data, (n, *x_shape).
+        evaluation: The result of `evaluate` for these data.
+        folder: An existing folder.
+        labels: The labels of the data, (n,).
+        caveat: A text under every picture.
     """
     figures: dict[str, Any] = {}
     densities, bound, evidence = VAEDensities(vae), evaluation.bound, evaluation.evidence
@@ -87,7 +88,7 @@ def draw(
         log_evidence={name: means[2].value},
         caveat=caveat,
     )
-    if vae.y_shape is not None:  # what follows looks at one latent space
+    if vae.y_shape is not None:  # the remaining pictures need one latent space
         return [plots.save(figure, Path(folder) / f"{name}.png") for name, figure in figures.items()]
     q = densities.posterior(x)
     if evaluation.use is not None:
@@ -126,7 +127,7 @@ def _by_class(values: Tensor, labels: Tensor) -> dict[int, Interval]:
 
 
 def _by_particles(evaluation: Evaluation, sampled: Evidence, caveat: str | None) -> Any:
-    """The estimates at each K on the data that were sampled, beside the exact mean of the same data."""
+    """Draw the estimates at each K on the sampled data, beside the exact mean of the same data."""
     n, prefix = len(sampled), "log_evidence_"
     estimates = {
         int(name.removeprefix(prefix)): value for name, value in sampled.details.items() if name.startswith(prefix)
@@ -153,7 +154,7 @@ def _by_particles(evaluation: Evaluation, sampled: Evidence, caveat: str | None)
 def _true_posteriors(
     densities: VAEDensities, x: Tensor, evaluation: Evaluation, q: Normals, labels: Tensor | None, caveat: str | None
 ) -> Any:
-    """The whole of p(z|x) and close-ups of it, for data from a small gap to the largest."""
+    """Draw the whole of p(z|x) and close-ups of it, for data from a small gap to the largest."""
     log_p, elbo = evaluation.evidence.log_evidence, evaluation.bound.elbo
     order = (log_p - elbo).argsort()
     chosen = torch.stack([order[round(share * (len(order) - 1))] for share in _SHARES])

@@ -1,4 +1,4 @@
-r"""Practical measures: missing values filled in, and labels that neighbours in the latent space share."""
+r"""Practical measures: imputation of missing values, and nearest-neighbour accuracy in the latent space."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ Sampler = Literal["metropolis", "pseudo-gibbs", "importance"]
 
 @dataclass(frozen=True)
 class Imputation:
-    r"""Missing values filled in.
+    r"""Data with their missing values imputed.
 
     Attributes:
-        mean: The data with the posterior mean :math:`\mathbb E[x_\text{mis} | x_\text{obs}]` where they were missing,
-            (n, *x_shape); in a categorical column of a table the most likely code.
-        draw: The data with one draw of :math:`p(x_\text{mis} | x_\text{obs})` there, the last of the first chain.
-        error: Standard error of `mean` from the chains' differences, (n, *x_shape), of a code's probability in a
-            categorical column; zero where observed, NaN for one chain.
+        mean: The data with the posterior mean :math:`\mathbb E[x_\text{mis} | x_\text{obs}]` at the missing values,
+            (n, *x_shape). In a categorical column of a table, it is the most likely code.
+        draw: The data with one draw of :math:`p(x_\text{mis} | x_\text{obs})` at the missing values, the last of the
+            first chain.
+        error: The standard error of `mean` from the differences between chains, (n, *x_shape); in a categorical column,
+            that of the code's probability. Zero where observed, NaN for one chain.
         missing: Which values were missing, (n, *x_shape).
-        acceptance: Share of proposals accepted, (n,); one for pseudo-Gibbs; for importance sampling the effective
+        acceptance: The share of accepted proposals, (n,); one for pseudo-Gibbs. For importance sampling, the effective
             share of the draws.
     """
 
@@ -43,7 +44,7 @@ class Imputation:
     acceptance: Tensor
 
     def root_mean_square(self, x: Tensor) -> Tensor:
-        """Return the root of the mean squared error at missing values, (n,); NaN where none was missing.
+        """Return the root mean squared error at the missing values, (n,); NaN where none was missing.
 
         Args:
             x: The true data, (n, *x_shape).
@@ -51,7 +52,7 @@ class Imputation:
         return self._over_missing((self.mean - x).square()).sqrt()
 
     def share_wrong(self, x: Tensor) -> Tensor:
-        """Return the share of missing binary values that the mean, rounded, gets wrong, (n,); NaN without any missing.
+        """Return the share of missing binary values that the rounded mean gets wrong, (n,); NaN where none was missing.
 
         Args:
             x: The true data, 0 or 1, (n, *x_shape).
@@ -62,7 +63,7 @@ class Imputation:
         """Return `column_errors` of the mean over the missing entries, (columns,).
 
         Args:
-            x: The true data, (n, columns); NaN where not even it is known.
+            x: The true data, (n, columns); NaN where the truth is unknown.
             columns: The kind of each column.
         """
         return column_errors(self.mean, x, self.missing, columns)
@@ -84,37 +85,38 @@ def impute(
     sampler: Sampler = "metropolis",
     seed: int = 0,
 ) -> Imputation:
-    r"""Missing values of each datum, from :math:`p(x_\text{mis} | x_\text{obs})` by Markov chains.
+    r"""Impute the missing values of each datum from :math:`p(x_\text{mis} | x_\text{obs})`, by Markov chains.
 
-    A chain encodes the datum as it is filled now, draws z from q(z|x), and draws the missing values anew from p(x|z).
-    Pseudo-Gibbs takes every z, and its limit is wrong by as much as q(z|x) differs from p(z|x). Metropolis-within-Gibbs
-    accepts z' against the chain's z with probability
+    Each step of a chain encodes the datum with its present imputation, draws z from q(z|x), and draws the missing
+    values from p(x|z). Pseudo-Gibbs accepts every z. Its limit is wrong by as much as q(z|x) differs from p(z|x).
+    Metropolis-within-Gibbs replaces the chain's z by z' with probability
 
     .. math::
         \min\Big(1, \frac{p(x|z')\,p(z')\,q(z|x)}{p(x|z)\,p(z)\,q(z'|x)}\Big)
 
-    and is exact in the limit. Both may be slow where q(z|x) misses a mode: chains that start in the wrong one stay
-    there, low `acceptance` and a large `error` between chains tell so. The chains start as pseudo-Gibbs, as Mattei &
-    Frellsen advise, from prior draws at the missing values. A step encodes the data of all chains once and decodes them
-    twice.
+    and is exact in the limit. Both may be slow where q(z|x) misses a mode. Chains that start in the wrong mode stay
+    there; a low `acceptance` and a large `error` between chains show this. The chains start with pseudo-Gibbs steps, as
+    Mattei & Frellsen advise, from prior draws at the missing values. A step encodes the data of all chains once and
+    decodes them twice.
 
     Importance sampling draws z from :math:`q(z|x_\text{obs})` alone and weighs the draws by
-    :math:`p(x_\text{obs}|z)\,p(z)/q(z|x_\text{obs})`: each chain is `num_steps` independent draws, biased by
-    O(1 / steps), poor where `acceptance` is low. It needs likelihood and encoder to take NaN (`likelihoods.Mixed`,
-    `networks.TableEncoder`); an encoder that was trained on incomplete rows is at home there, and not on filled ones.
+    :math:`p(x_\text{obs}|z)\,p(z)/q(z|x_\text{obs})`. Each chain is then `num_steps` independent draws. The result is
+    biased by O(1 / steps), and poor where `acceptance` is low. The likelihood and the encoder must accept NaN
+    (`likelihoods.Mixed`, `networks.TableEncoder`). This suits an encoder that was trained on incomplete rows; such an
+    encoder does not suit filled rows.
 
-    The mean is averaged over the means of p(x|z) along the chain (Rao-Blackwell), not over draws of x.
+    `mean` averages the means of p(x|z) along the chain (Rao-Blackwell), not draws of x.
 
     Args:
         vae: The model; its likelihood must have independent values.
-        x: The data, (n, *x_shape); what stands at missing values is never read, NaN may.
-        missing: Which values are missing, boolean, of the shape of `x` or one that broadcasts to it; by default those
-            that are NaN.
-        num_steps: Steps that are averaged.
-        num_warmup: Steps before, the first half of which is pseudo-Gibbs; a fifth of `num_steps` by default.
-        num_chains: Chains a datum.
+        x: The data, (n, *x_shape). Entries at missing values are never read, and may be NaN.
+        missing: A boolean mask, True where missing, of a shape that broadcasts to that of `x`; by default the mask of
+            NaN entries.
+        num_steps: The steps that are averaged.
+        num_warmup: The steps before them, of which the first half is pseudo-Gibbs; by default a fifth of `num_steps`.
+        num_chains: The chains per datum.
         sampler: ``"metropolis"``, ``"pseudo-gibbs"`` or ``"importance"``.
-        seed: For the draws; the global random state is left alone.
+        seed: The seed of the draws; the global random state is left alone.
 
     Raises:
         TypeError: If `missing` is not boolean.
@@ -165,7 +167,7 @@ def impute(
 def _markov(
     vae: VAE, x: Tensor, hole: Tensor, warmup: int, num_steps: int, sampler: Sampler
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Averaged moments of p(x|z), the last fill and the share accepted, of each chain."""
+    """Return the averaged moments of p(x|z), the last imputation and the share accepted, of each chain."""
     filled = torch.where(hole, vae.p_x(vae.p_z().sample((len(hole),))).sample(), x)
     z = vae.q_z(filled).sample()
     likelihood = vae.p_x(z)
@@ -190,7 +192,7 @@ def _markov(
 
 
 def _importance(vae: VAE, x: Tensor, num_steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted moments of p(x|z), a fill from a draw by weight, and the effective share of the draws, of each chain."""
+    """Return weighted moments of p(x|z), one imputation (its z drawn by weight) and the effective share, per chain."""
     if not _takes_missing(vae.p_x(vae.p_z().sample((2,)))):
         raise ValueError(
             "impute: sampler 'importance' needs a likelihood that integrates missing values out, such as Mixed; "
@@ -219,9 +221,8 @@ def _importance(vae: VAE, x: Tensor, num_steps: int) -> tuple[Tensor, Tensor, Te
         spread = lambda t, like: t.reshape(-1, *[1] * (like.dim() - 1))  # noqa: E731
         fresh = spread(new, moments) * moments
         sums = fresh if sums is None else sums * spread(old, moments) + fresh
-        kept = torch.where(
-            (torch.rand_like(total) * total < new)[:, None], z, kept
-        )  # each draw with its weight's share
+        # each draw is kept with the probability of its share of the weight
+        kept = torch.where((torch.rand_like(total) * total < new)[:, None], z, kept)
         top = now
     assert sums is not None
     moments = sums / total.reshape(-1, *[1] * (sums.dim() - 1))
@@ -239,25 +240,25 @@ def knn_accuracy(
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    r"""Accuracy of k-nearest-neighbour classification on latent means, with a bootstrap interval over the test data.
+    r"""Return the accuracy of k-nearest-neighbour classification on latent means, with a bootstrap interval.
 
-    Says how well labels that the model never saw are laid out in the latent space. Euclidean distance counts every
-    dimension alike, so it depends on the scale of z, and unused dimensions add noise. The labelled data must be
-    apart from those scored: give the encoded training set and the encoded test set. The interval holds the choice of
-    test data, not that of neighbours.
+    The accuracy measures how well the latent space separates labels that the model never saw. Euclidean distance counts
+    every dimension alike, so the accuracy depends on the scale of z, and unused dimensions add noise. The labelled data
+    must be separate from the scored data: give the encoded training set and the encoded test set. The interval covers
+    the choice of test data, not the choice of neighbours.
 
     Args:
         train_means: Means of q(z|x) of data with known labels, (m, d), such as ``vae.encode(x)``.
-        train_labels: (m,), integers.
-        test_means: (n, d).
-        test_labels: (n,).
-        k: How many neighbours vote; 1 to m.
+        train_labels: Their labels, (m,), integers.
+        test_means: The means of the scored data, (n, d).
+        test_labels: Their labels, (n,).
+        k: The number of neighbours that vote, 1 to m.
         level: See `interval`.
         num_resamples: See `interval`.
         seed: See `interval`.
 
     Returns:
-        The share that is right, in [0, 1].
+        The share of correct labels, in [0, 1].
 
     Raises:
         ValueError: If lengths or dimensions do not fit, or k exceeds m.
@@ -281,7 +282,7 @@ def knn_accuracy(
 
 
 def _checked(vae: VAE, x: Tensor, missing: Tensor) -> Tensor:
-    """The mask in the shape of the data."""
+    """Return the mask in the shape of the data, after checks."""
     if missing.dtype != torch.bool:
         raise TypeError(f"impute: missing has dtype {missing.dtype}; expected a boolean mask, True where missing")
     if tuple(x.shape[1:]) != vae.x_shape:
@@ -306,15 +307,15 @@ def _check_factorised(likelihood: Any) -> None:
 
 
 def _takes_missing(likelihood: Any) -> bool:
-    """Whether a distribution integrates NaN out, as `MixedColumns` does: its values are independent then."""
+    """Return whether a distribution integrates NaN out, as `MixedColumns` does; its values are then independent."""
     return bool(getattr(likelihood, "takes_missing", False))
 
 
 def _moments(likelihood: Any) -> Tensor:
-    """What is averaged over z: the mean, or what a table's row is made of."""
+    """Return the moments that are averaged over z: the mean, or those of a table's columns."""
     return likelihood.moments if _takes_missing(likelihood) else likelihood.mean
 
 
 def _log_weight(vae: VAE, likelihood: Any, z: Tensor, q: Any, x: Tensor) -> Tensor:
-    """Log p(x|z) + log p(z) - log q(z|x), (n,)."""
+    """Return log p(x|z) + log p(z) - log q(z|x), (n,)."""
     return likelihood.log_prob(x) + vae.p_z().log_prob(z) - q.log_prob(z)

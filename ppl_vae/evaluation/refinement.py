@@ -15,7 +15,7 @@ from ppl_vae.evidence.blocks import MAX_BYTES, particle_blocks, row_blocks
 from ppl_vae.evidence.densities import Densities
 from ppl_vae.evidence.normals import Normals, tensor_nodes
 
-STRETCH = 10.0  # most by which one step changes a precision
+STRETCH = 10.0  # the largest factor by which one step changes a precision
 
 
 def refine(
@@ -29,16 +29,16 @@ def refine(
     max_bytes: int = MAX_BYTES,
     seed: int = 0,
 ) -> Normals:
-    r"""The local optimum of the ELBO in q's own family, for each datum by itself, from the encoder's start.
+    r"""Return the local optimum of the ELBO in q's family for each datum separately, from the encoder's start.
 
     .. math::
         (\mu^*, \Sigma^*) = \arg\max_{\mu, \Sigma}
         \mathbb E_{\mathcal N(z; \mu, \Sigma)}[\log p(x, z)] + \mathrm H[\mathcal N(\mu, \Sigma)],
 
-    with a diagonal or a full covariance as the encoder has it. A *local* optimum: where log p(x, z) has several modes
-    it is that of the mode the encoder chose, and the best q may be elsewhere (`gaps` tries other starts). Bounds that
-    the encoder puts on a scale (a floor) do not hold for it. Slow: each iteration decodes, forward and backward, 5^d
-    latents a datum for d <= 3 and 2d above.
+    with a diagonal or a full covariance, as the encoder has. The optimum is *local*: where log p(x, z) has several
+    modes, it belongs to the mode that the encoder chose, and the best q may be elsewhere (`gaps` tries other starts).
+    Bounds that the encoder puts on a scale (a floor) do not apply to it. Slow: each iteration decodes 5^d latents per
+    datum for d <= 3 and 2d above, forward and backward.
 
     The step is the natural gradient,
 
@@ -46,25 +46,28 @@ def refine(
         \Sigma^{-1} \leftarrow (1 - \rho) \Sigma^{-1} - \rho\, \mathbb E_q[\nabla^2 \log p(x, z)], \qquad
         \mu \leftarrow \mu + \rho\, \Sigma\, \mathbb E_q[\nabla \log p(x, z)],
 
-    a Newton step of the smoothed log-density for :math:`\rho = 1`: a few steps for a nearly normal posterior, where
-    Adam takes hundreds. The expected Hessian comes from gradients alone (:math:`\mathbb E_q[\nabla^2 f] S =
-    \mathbb E_\epsilon[\nabla f(\mu + S\epsilon)\, \epsilon^\top]`), so that the decoder need not be twice
-    differentiable. Every datum has its own :math:`\rho`, shrunk when its ELBO falls, and stops when what a whole step
-    is expected to gain, :math:`\frac12 g^\top \Sigma g + \frac14 \lVert I + S^\top \mathbb E[\nabla^2] S \rVert^2`, is
-    below `tolerance`; with a diagonal family and strongly correlated dimensions several times that can be left. The
-    expectations are sums over points: Gauss-Hermite nodes for d <= 3, 5 a dimension and then 9; above, the 2d points
-    :math:`\pm\sqrt d\, u_j` of a random rotation :math:`u` (exact for polynomials of degree 3), and then other
-    rotations. What they give is not the ELBO itself: evaluate that with `elbo`.
+    a Newton step of the smoothed log-density for :math:`\rho = 1`. A nearly normal posterior takes a few such steps,
+    where Adam takes hundreds. The expected Hessian comes from gradients alone, :math:`\mathbb E_q[\nabla^2 f] S =
+    \mathbb E_\epsilon[\nabla f(\mu + S\epsilon)\, \epsilon^\top]`, so the decoder need not be twice differentiable.
+
+    Every datum has its own :math:`\rho`, which shrinks when its ELBO falls. It stops when the expected gain of a whole
+    step, :math:`\frac12 g^\top \Sigma g + \frac14 \lVert I + S^\top \mathbb E[\nabla^2] S \rVert^2`, is below
+    `tolerance`. For a diagonal family with strongly correlated dimensions, the remaining gain can be several times
+    that.
+
+    The expectations are sums over points. For d <= 3 the points are Gauss-Hermite nodes, first 5 per dimension, then 9.
+    Above, they are the 2d points :math:`\pm\sqrt d\, u_j` of a random rotation :math:`u` (exact for polynomials of
+    degree 3), and then those of other rotations. These sums do not give the ELBO itself: evaluate it with `elbo`.
 
     Args:
         densities: The model, see `densities_of`; differentiable in z.
         x: The data, (n, *x_shape).
-        start: Where to start; the encoder's q(z|x) by default.
-        num_iterations: Most iterations with each set of points.
+        start: The starting posteriors; the encoder's q(z|x) by default.
+        num_iterations: The most iterations with each set of points.
         tolerance: Stop below this expected gain, nats.
-        num_rotations: Sets of points one after the other, above three dimensions.
+        num_rotations: The number of successive sets of points, above three dimensions.
         max_bytes: About the most memory that decoded data may take.
-        seed: For the rotations; the global random state is left alone.
+        seed: The seed of the rotations; the global random state is left alone.
 
     Returns:
         The refined posteriors.
@@ -99,7 +102,7 @@ def refine(
     with untouched_random_state():
         torch.manual_seed(seed)
         for points, weights in _point_sets(q, num_rotations):
-            for rows in row_blocks(len(x), x, max_bytes // 4, len(points)):  # a graph of activations is kept
+            for rows in row_blocks(len(x), x, max_bytes // 4, len(points)):  # a quarter: the graph keeps activations
                 best = _ascend(densities, x[rows], q[rows], points, weights, num_iterations, tolerance, max_bytes // 4)
                 q.loc[rows], q.scale[rows] = best.loc, best.scale
     return q
@@ -126,7 +129,7 @@ def _ascend(
     tolerance: float,
     max_bytes: int,
 ) -> Normals:
-    """Ascend the sum over these points for all data at once; each datum keeps what was best."""
+    """Ascend the ELBO estimated at these points for all data at once; each datum keeps its best posterior."""
     q = Normals(q.loc.clone(), q.scale.clone())
     value, mean_step, curvature = _gradients(densities, x, q, points, weights, max_bytes)
     rho = torch.ones(len(x), dtype=q.loc.dtype, device=x.device)
@@ -137,7 +140,7 @@ def _ascend(
             break
         moved = _stepped(q[rows], mean_step[rows], curvature[rows], rho[rows])
         new = _gradients(densities, x[rows], moved, points, weights, max_bytes)
-        better = new[0] > value[rows]  # NaN is not
+        better = new[0] > value[rows]  # False for NaN
         accepted = rows[better]
         q.loc[accepted], q.scale[accepted] = moved.loc[better], moved.scale[better]
         value[accepted], mean_step[accepted], curvature[accepted] = (part[better] for part in new)
@@ -148,7 +151,7 @@ def _ascend(
 def _gradients(
     densities: Densities, x: Tensor, q: Normals, points: Tensor, weights: Tensor, max_bytes: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The ELBO (n,), S' E[grad] (n, d), and I + S' E[Hessian] S, its diagonal (n, d) or the whole (n, d, d)."""
+    """Return the ELBO (n,), S' E[grad] (n, d), and I + S' E[Hessian] S, its diagonal (n, d) or whole (n, d, d)."""
     value = q.entropy()
     step, curvature = torch.zeros_like(q.loc), torch.zeros_like(q.scale)
     for k in particle_blocks(len(points), x, max_bytes):
@@ -171,7 +174,7 @@ def _gradients(
 
 
 def _stepped(q: Normals, mean_step: Tensor, curvature: Tensor, rho: Tensor) -> Normals:
-    """The natural-gradient step of size rho: precision times 1 - rho * curvature in the coordinates of the noise."""
+    """Take the natural-gradient step of size rho: the precision times 1 - rho * curvature, in noise coordinates."""
     if q.diagonal:
         ratio = (1 - rho[:, None] * curvature).clamp(1 / STRETCH, STRETCH)
         scale = q.scale / ratio.sqrt()

@@ -1,4 +1,4 @@
-r"""The evaluation of a model: log p(x), the bound's gap and where it comes from, and what else is worth knowing."""
+r"""The evaluation of a model: log p(x), the gap of the bound and its causes, the latent code, practical measures."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from ppl_vae.objectives import sample_log_weights
 from ppl_vae.objectives.impossible import CHANCE, limits_of, strange
 from ppl_vae.vae import VAE
 
-_LOOKED_AT, _LOOKS = 64, 32  # data and draws for each, of a first look at the densities
-_MOST_PAIRS = 10_000  # data of ELBO surgery, whose cost grows with the square
+_LOOKED_AT, _LOOKS = 64, 32  # data, and draws for each, for the first check of the densities
+_MOST_PAIRS = 10_000  # data for ELBO surgery, whose cost is quadratic
 
 
 def evaluate(
@@ -51,36 +51,37 @@ def evaluate(
 ) -> Evaluation:
     r"""Evaluate a model on data: log p(x), the gap of the bound, the latent code, practical measures.
 
-    Intervals are bootstrapped over data (95%): they say what other test data would give, not another training run. The
-    evidence is exact where it can be (`log_evidence`), and then the article's identity
-    log p(x) = ELBO + KL(q(z|x) || p(z|x)) is checked on the first data: the ELBO by a closed-form KL and Gauss-Hermite
-    nodes, the KL by quadrature over q's mass. (log p(x) itself stands in both the left side and the KL; it is held
-    against other methods in the tests.) Where it is an estimate it is a lower bound in expectation, and so is the gap.
+    Intervals are 95% bootstrap intervals over data: they cover the choice of test data, not another training run. The
+    evidence is exact where possible (`log_evidence`). In this case the first data also check the article's identity
+    log p(x) = ELBO + KL(q(z|x) || p(z|x)), with the ELBO by a closed-form KL and Gauss-Hermite nodes, and the KL by
+    quadrature over q's mass. (log p(x) itself enters both the left side and the KL; the tests compare it with other
+    methods.) Where the evidence is an estimate, it is a lower bound in expectation, and so is the gap.
 
-    Costs for 10,000 images and a 2-D latent on two cores about two minutes: a minute for the evidence, the rest for
-    importance sampling and the refinement of the first data. All data are taken into memory.
+    For 10,000 images and a 2-D latent, the cost is about two minutes on two cores: one minute for the evidence, the
+    rest for importance sampling and the refinement of the first data. All data are held in memory.
 
     Args:
         vae: The model, trained.
-        data: What to evaluate on, such as ``dataset.test``, with labels or without; or a tensor (n, *x_shape). For a
-            conditional model a split whose second column are the conditions; then the figures are those of
-            log p(x|y), and what is looked at under one condition alone is left out.
+        data: The data, such as ``dataset.test``, with or without labels; or a tensor (n, *x_shape). A conditional model
+            takes a split whose second column holds the conditions. Its figures are those of log p(x|y), and parts that
+            need one condition are left out.
         train: Labelled data for the nearest-neighbour accuracy, such as ``dataset.train``.
-        evidence: How to find log p(x), see `log_evidence`.
-        num_particles: K of importance sampling, several for estimates side by side; the time goes with the largest.
-        size: Take the first so many data; all by default.
-        gap_size: Split the gap for the first so many data (`gaps`), and check the identity on them; 0 for none.
-        importance_size: Beside an exact answer, sample from q(z|x) for the first so many, the field's usual estimate
-            with these K; 0 for none.
-        imputation_size: Impute every other value, drawn at random, for the first so many; 0 for none.
-        bins: Levels of dequantised data, for bits per dimension; known of a split that was dequantised here, and none
-            for discrete data.
-        seed: Of whatever is drawn; the global random state is left alone.
-        progress: Told in a few words what is being done.
+        evidence: The method for log p(x), see `log_evidence`.
+        num_particles: K of importance sampling. Several values give estimates side by side; the time is proportional to
+            the largest.
+        size: The number of data to use, from the first; all by default.
+        gap_size: The number of first data whose gap is split (`gaps`) and whose identity is checked; 0 for none.
+        importance_size: The number of first data for which importance sampling from q(z|x) with these K, the field's
+            usual estimate, is run beside an exact answer; 0 for none.
+        imputation_size: The number of first data to impute, with half of their values missing at random; 0 for none.
+        bins: The levels of dequantised data, for bits per dimension. A split that was dequantised by ``ppl_vae.data``
+            knows them; discrete data have none.
+        seed: The seed of all draws; the global random state is left alone.
+        progress: A function that is called with the name of each part as it begins.
 
     Raises:
-        ValueError: For fewer than two data, if the method does not apply to the model, or if a figure is one that no
-            model gives: a sampled KL below 0, or log p(x) above 0 for discrete data, by more than chance allows.
+        ValueError: For fewer than two data, if the method does not apply to the model, or if a figure is impossible for
+            any model: a sampled KL below 0, or log p(x) above 0 for discrete data, by more than chance allows.
 
     Example:
         >>> import ppl_vae as pv
@@ -225,13 +226,13 @@ def evaluate(
 
 
 def _over_data(values: dict[str, Tensor], seed: int) -> dict[str, Interval]:
-    """Intervals of those data for which all are finite; none if these are fewer than two."""
+    """Return intervals over the data for which all values are finite; none if there are fewer than two."""
     finite = torch.stack([value.isfinite() for value in values.values()]).all(0)
     return interval({name: value[finite] for name, value in values.items()}, seed=seed) if finite.sum() > 1 else {}
 
 
 def _tried(notes: list[str], what: str, function: Callable[[], Any]) -> Any:
-    """What a part finds, or None and a note where it cannot be had of this model."""
+    """Return the result of a part, or add a note and return None if the part does not apply to this model."""
     try:
         return function()
     except (ValueError, NotImplementedError) as error:
@@ -240,7 +241,7 @@ def _tried(notes: list[str], what: str, function: Callable[[], Any]) -> Any:
 
 
 class _Clock:
-    """Times the parts by name, and tells of each as it begins."""
+    """A timer of parts by name, which reports each part as it begins."""
 
     def __init__(self, progress: Callable[[str], None] | None) -> None:
         self.progress = progress
@@ -256,7 +257,7 @@ class _Clock:
 
 
 def _tensors(data: Split | Tensor, size: int | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The data, their labels and their conditions."""
+    """Return the data, their labels and their conditions."""
     if isinstance(data, Tensor):
         return data[:size], None, None
     if size is not None:
@@ -266,13 +267,13 @@ def _tensors(data: Split | Tensor, size: int | None) -> tuple[Tensor, Tensor | N
 
 
 def _likelihood(densities: VAEDensities, x: Tensor) -> Any:
-    """p(x|z) at some z of the prior, for what does not depend on it."""
+    """Return p(x|z) at one z of the prior, for properties that do not depend on z."""
     with untouched_random_state():
         return densities.likelihood(densities.prior_sample(x[:1], 1)[0])
 
 
 def _caveats(vae: VAE, x: Tensor) -> list[str]:
-    """What is wrong with these figures as log-likelihoods."""
+    """Return the caveats of reading these figures as log-likelihoods."""
     nothing = Split((x[:0],))
     try:
         caveat = vae.check_support(Dataset("data", Split((x,)), nothing, nothing))
@@ -282,10 +283,10 @@ def _caveats(vae: VAE, x: Tensor) -> list[str]:
 
 
 def _look(vae: VAE, x: Tensor, y: Tensor | None, seed: int) -> tuple[list[str], bool]:
-    """Look at some log-weights: return what is strange about them, and whether the data are discrete.
+    """Check some log-weights: return alarms about them, and whether the data are discrete.
 
     Raises:
-        ValueError: If a figure is one that no model gives.
+        ValueError: If a figure is impossible for any model.
     """
     some = tuple(column[:_LOOKED_AT] for column in (x, y) if column is not None)
     with torch.no_grad(), untouched_random_state(), evaluation_mode(vae):
@@ -300,7 +301,7 @@ def _look(vae: VAE, x: Tensor, y: Tensor | None, seed: int) -> tuple[list[str], 
 
 
 def _refuse_above_zero(found: Evidence) -> None:
-    """Refuse log p(x) of discrete data that is above 0 by more than its error, or by more than chance."""
+    """Refuse log p(x) of discrete data that is above 0 by more than its error or chance allows."""
     finite = found.log_evidence.isfinite()
     values, error = found.log_evidence[finite], found.error[finite]
     wrong = bool((values > error + 0.1).any()) if found.kind == "exact" else float(values.sum()) > CHANCE

@@ -1,4 +1,4 @@
-r"""The aggregate posterior q(z) = 1/N sum q(z|x_n): the rate taken apart, and where it leaves the prior empty."""
+r"""The aggregate posterior q(z) = 1/N sum q(z|x_n): the parts of the rate, and the prior mass without any datum."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ Score = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Surgery:
-    r"""The rate of N data taken apart, nats per datum.
+    r"""The rate of N data in two parts, nats per datum.
 
     .. math::
         \frac1N \sum_n \mathrm{KL}(q(z|x_n) \,\|\, p(z)) = I_q(n; z) + \mathrm{KL}(q(z) \,\|\, p(z)).
 
     Attributes:
         rate: The left side.
-        mutual_information: :math:`I_q(n; z)`, what z tells of which datum it came from; at most log N.
-        marginal_kl: :math:`\mathrm{KL}(q(z) \,\|\, p(z))`, how far the aggregate posterior is from the prior.
-        rate_error: Standard errors of Monte Carlo for these data, of each: they do not hold what other data would give.
-        mutual_information_error: As above.
-        marginal_kl_error: As above.
+        mutual_information: :math:`I_q(n; z)`, the information in z about the index of its datum; at most log N.
+        marginal_kl: :math:`\mathrm{KL}(q(z) \,\|\, p(z))`, from the aggregate posterior to the prior.
+        rate_error: The Monte Carlo standard error of `rate` for these data; it does not cover the choice of data.
+        mutual_information_error: That of `mutual_information`.
+        marginal_kl_error: That of `marginal_kl`.
         num_data: N.
     """
 
@@ -46,12 +46,12 @@ class Surgery:
 
     @property
     def ceiling(self) -> float:
-        """Log N, above which the mutual information cannot be seen."""
+        """Log N, the largest mutual information that N data can show."""
         return math.log(self.num_data)
 
     @property
     def saturated(self) -> bool:
-        """Whether the mutual information is within one nat of its ceiling, and so says little but that it is high."""
+        """Whether the mutual information is within one nat of its ceiling: then it says only that it is high."""
         return self.mutual_information > self.ceiling - 1
 
 
@@ -60,14 +60,14 @@ class AggregatePosterior:
     """The aggregate posterior beside the prior.
 
     Attributes:
-        mean: Of the aggregate posterior, (d,), float64.
-        variance: Of the aggregate posterior, (d,).
-        prior_mean: (d,), from as many prior draws as `empty_share` has.
-        prior_variance: (d,).
+        mean: The mean of the aggregate posterior, (d,), float64.
+        variance: The variance of the aggregate posterior, (d,).
+        prior_mean: The mean of the prior, (d,), from the same prior draws as `empty_share`.
+        prior_variance: The variance of the prior, (d,), from the same draws.
         empty_share: The share of prior mass outside the densest region that holds 1 - `level` of the aggregate
             posterior; `level` itself where the two agree.
         empty_share_error: Its standard error.
-        level: See there.
+        level: The `level` of `aggregate_posterior`.
     """
 
     mean: Tensor
@@ -83,25 +83,25 @@ class AggregatePosterior:
 def surgery(
     densities: Densities, x: Tensor, *, num_samples: int = 4, max_bytes: int = MAX_BYTES, seed: int = 0
 ) -> Surgery:
-    r"""ELBO surgery: the mean KL as mutual information plus the aggregate posterior's KL from the prior.
+    r"""Split the mean KL into mutual information and the KL of the aggregate posterior from the prior (ELBO surgery).
 
-    With the exact mixture density of all N data, the datum's own component included:
+    The mutual information uses the exact mixture density of all N data, including the datum's own component:
 
     .. math::
         I_q = \frac1N \sum_n \mathbb E_{q(z|x_n)}\Big[\log q(z|x_n) - \log \frac1N \sum_m q(z|x_m)\Big].
 
-    It is exact (to Monte Carlo error) for *these* N data, and as an estimate for the population too small: the mutual
-    information of N data is at most log N (9.2 nats for 10,000), while that of the population has no such ceiling, and
-    the marginal KL is too large by as much. Well separated posteriors give log N whatever else they do. Compare
-    models on the same data and N. Costs S N^2 d operations, matrix products for diagonal normals: seconds for 10,000
-    data; a minute or more for other posteriors.
+    It is exact (up to Monte Carlo error) for *these* N data. As an estimate for the population it is too small: the
+    mutual information of N data is at most log N (9.2 nats for 10,000), while that of the population has no such
+    ceiling. The marginal KL is too large by the same amount. Well separated posteriors give log N, whatever their other
+    properties. Compare models on the same data and N. The cost is S N^2 d operations. For 10,000 data this takes
+    seconds for diagonal normals, by matrix products, and a minute or more for other posteriors.
 
     Args:
         densities: The model, see `densities_of`.
         x: The data, (N, *x_shape).
-        num_samples: S, draws a datum, at least two.
+        num_samples: S, the draws per datum, at least two.
         max_bytes: About the most memory that densities of pairs may take.
-        seed: For the draws; the global random state is left alone.
+        seed: The seed of the draws; the global random state is left alone.
 
     Raises:
         ValueError: For fewer than two data or draws.
@@ -144,21 +144,21 @@ def aggregate_posterior(
     max_bytes: int = MAX_BYTES,
     seed: int = 0,
 ) -> AggregatePosterior:
-    r"""The aggregate posterior beside the prior: moments, and the share of prior mass where there is nothing.
+    r"""Compare the aggregate posterior with the prior: moments, and the share of prior mass where there is no datum.
 
-    Samples of a VAE are drawn from the prior and decoded; where the aggregate posterior is empty the decoder has seen
-    no datum. A point counts as empty where log q(z) is below the `level` quantile of log q at draws from q(z) itself,
-    so that a perfect match leaves `level` empty. The mixture of *these* N data is taken as it is, not smoothed: with
-    posteriors narrower than the distance between neighbours (few data, many dimensions) nearly all of the prior is
-    empty, which says little about the population.
+    Samples of a VAE are drawn from the prior and decoded. Where the aggregate posterior is empty, the decoder has seen
+    no datum. A point counts as empty if log q(z) is below the `level` quantile of log q at draws from q(z) itself, so
+    that a perfect match gives an empty share of `level`. The mixture of *these* N data is not smoothed. If posteriors
+    are narrower than the distance between neighbours (few data, many dimensions), nearly all of the prior is empty,
+    which says little about the population.
 
     Args:
         densities: The model, see `densities_of`.
         x: The data, (N, *x_shape).
-        num_draws: Draws from the prior, and from q(z).
-        level: The share of q(z) left outside its densest region.
+        num_draws: The draws from the prior, and from q(z).
+        level: The share of q(z) outside its densest region.
         max_bytes: About the most memory that densities of pairs may take.
-        seed: For the draws; the global random state is left alone.
+        seed: The seed of the draws; the global random state is left alone.
 
     Raises:
         ValueError: If `level` is outside (0, 1).
@@ -203,9 +203,9 @@ def aggregate_posterior(
 
 
 def mixture_score(q: Any, max_bytes: int = MAX_BYTES) -> Score:
-    """Return the function from latents (M, d) to log 1/N sum_n q(z|x_n), (M,), float64, of N posteriors, exactly.
+    """Return the exact function from latents (M, d) to log 1/N sum_n q(z|x_n), (M,), float64, of N posteriors.
 
-    In blocks of bounded memory; for diagonal normals by two matrix products.
+    It works in blocks of bounded memory, for diagonal normals by two matrix products.
 
     Example:
         >>> from pyro import distributions as dist
@@ -240,13 +240,13 @@ def mixture_score(q: Any, max_bytes: int = MAX_BYTES) -> Score:
 
 
 def _precise(q: Any) -> Any:
-    """The same in float64, where it is normal: a narrow posterior far from zero loses digits in float32."""
+    """Return q in float64 if it is normal; a narrow posterior far from zero loses digits in float32."""
     normals = Normals.of(q)
     return q if normals is None else Normals(normals.loc.double(), normals.scale.double()).distribution()
 
 
 def _mean_and_error(values: Tensor) -> tuple[float, float]:
-    """The mean of (S, N) and its standard error for these N data."""
+    """Return the mean of values (S, N) and its standard error for these N data."""
     return float(values.mean()), math.sqrt(float(values.var(0).mean()) / values.numel())
 
 

@@ -1,4 +1,4 @@
-r"""How wrong filled entries of a table are, column by column."""
+r"""The error of imputed entries of a table, per column."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ppl_vae._columns import split_kinds
 
 
 def column_errors(filled: Tensor, x: Tensor, missing: Tensor, columns: Sequence[str]) -> Tensor:
-    r"""The error of each column of a filled table, over its missing entries.
+    r"""Return the error of each column of a filled table, over its missing entries.
 
-    The share that is wrong of binary (rounded) and categorical columns; the root mean squared error of others in units
-    of the column's standard deviation, over all of `x`, so that filling in the column's mean gives about 1. A long tail
-    makes it an affair of a few entries.
+    The error of a binary (rounded) or categorical column is the share of wrong entries. The error of any other column
+    is the root mean squared error in units of the column's standard deviation over all of `x`, so filling in the
+    column's mean gives about 1. If the column has a long tail, few entries decide this error.
 
     Args:
-        filled: (n, columns), by `impute` or any other means.
-        x: The true table; NaN where not even it is known.
-        missing: Which entries were filled, boolean, (n, columns).
-        columns: The kind of each column, as `likelihoods.Mixed` takes them.
+        filled: The filled table, (n, columns), by `impute` or any other method.
+        x: The true table, (n, columns); NaN where the truth is unknown.
+        missing: A boolean mask of the filled entries, (n, columns).
+        columns: The kind of each column, as in `likelihoods.Mixed`.
 
     Returns:
         (columns,), float64; NaN for a column without any missing entry.

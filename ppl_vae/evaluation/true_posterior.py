@@ -1,4 +1,4 @@
-r"""The true posterior p(z|x) of a model with few latent dimensions: its moments, its distance from q, its picture."""
+r"""The true posterior p(z|x) of a model with few latent dimensions: moments, KL from q, and density on a grid."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ppl_vae.evidence.interpolation import CellRule
 from ppl_vae.evidence.quadrature import integrate, quadrature
 from ppl_vae.evidence.results import Evidence
 
-_REACH = 6.0  # of the box around q, in its standard deviations: a normal has 2e-9 of its mass beyond, per axis
+_REACH = 6.0  # half the side of the box around q, in standard deviations of q: beyond it, a normal has 2e-9 per axis
 _NODES = {1: (8, 12, 18, 28, 42, 64), 2: (6, 10, 16, 24, 36), 3: (4, 6, 9, 14)}
 _FINE = {1: 48, 2: 32, 3: 20}
 
 
 @dataclass(frozen=True)
 class PosteriorMoments:
-    """Mean and covariance of the true posterior p(z|x), beside the evidence found on the way.
+    """The mean and covariance of the true posterior p(z|x), and the evidence computed with them.
 
     Attributes:
         mean: (n, d), float64.
@@ -48,19 +48,19 @@ def posterior_moments(
     max_bytes: int = 2**30,
     seed: int = 0,
 ) -> PosteriorMoments:
-    r"""Mean and covariance of the true posterior p(z|x) = p(x, z) / p(x), by `quadrature`, at its cost.
+    r"""Return mean and covariance of the true posterior p(z|x) = p(x, z) / p(x), by `quadrature` and at its cost.
 
-    **Wrong** as summaries where the posterior has several modes: the mean may then lie where it has no mass. Their own
-    error is not bounded: where `evidence.error` is :math:`\epsilon`, mass of about :math:`\epsilon` may be misplaced,
-    so the mean of z is off by about that times the extent of the prior at worst.
+    **Wrong** as summaries where the posterior has several modes: the mean may then lie where the posterior has no mass.
+    The error of the moments is not bounded. Where `evidence.error` is :math:`\epsilon`, mass of about :math:`\epsilon`
+    may be misplaced, and at worst the mean of z is off by about :math:`\epsilon` times the extent of the prior.
 
     Args:
         densities: The model; its latent must have at most three dimensions.
         x: Data, (n, *x_shape).
         tolerance: The error of log p(x) aimed at, nats per datum.
-        max_latents: Halve no further once so many latents have been decoded.
+        max_latents: Stop halving once so many latents have been decoded.
         max_bytes: About how much memory to use beyond the data and the model.
-        seed: For the draws that give the prior's scale.
+        seed: The seed of the draws that give the prior's scale.
 
     Raises:
         ValueError: As `quadrature`.
@@ -83,8 +83,8 @@ class Divergence:
     r"""KL(q(z|x) || p(z|x)) of n data, nats.
 
     Attributes:
-        kl: (n,), float64; infinite where q has mass outside the prior's support.
-        error: What it may be wrong by, (n,), float64.
+        kl: The divergence, (n,), float64; infinite where q has mass outside the prior's support.
+        error: The possible error of `kl`, (n,), float64.
     """
 
     kl: Tensor
@@ -101,16 +101,16 @@ def kl_to_posterior(
     max_bytes: int = 2**30,
     seed: int = 0,
 ) -> Divergence:
-    r"""The gap of the bound, by quadrature under q: how far q(z|x) is from the true posterior.
+    r"""Return the gap of the bound, the KL of q(z|x) from the true posterior, by quadrature under q.
 
     .. math::
         \mathrm{KL}(q(z|x) \,\|\, p(z|x)) = \log p(x) + \int q(z|x) \big( \log q(z|x) - \log p(x, z) \big) \, dz.
 
-    The integral is over q's own mass, which may lie where the posterior has none: on a box of six standard deviations
-    around q's mean, log p(x|z) is interpolated at p nodes along each axis, and q and the prior are exact at many more;
-    p grows for the data whose integral still changes. **Slow**: latents are decoded for each datum, 36 to 1300 of them
-    in two dimensions. **Wrong** for a q with heavy tails or far modes: for its mass beyond the box `error` assumes the
-    largest value of the integrand inside.
+    The integral is over q's own mass, which may lie where the posterior has none. On a box of six standard deviations
+    around q's mean, log p(x|z) is interpolated at p nodes along each axis; q and the prior are exact at many more
+    nodes. p grows for the data whose integral still changes. **Slow**: latents are decoded for each datum, 36 to 1300
+    of them for each p in two dimensions. **Wrong** for a q with heavy tails or far modes: for q's mass beyond the box,
+    `error` assumes the largest value of the integrand inside.
 
     Args:
         densities: The model; its latent must have at most three dimensions.
@@ -118,11 +118,12 @@ def kl_to_posterior(
         evidence: log p(x) of the same data.
         tolerance: The error aimed at, nats per datum.
         max_bytes: About how much memory to use beyond the data and the model.
-        seed: For draws from a q that knows no mean; the global random state is not moved.
+        seed: The seed of draws from a q that gives no mean; the global random state is left alone.
 
     Returns:
-        The divergence; `error` is twice the change at the last growth of p (or a quarter of the change before it, if
-        that is more), what q's mass beyond the box may add, and the error of the evidence.
+        The divergence. `error` is the sum of three terms: twice the change at the last growth of p, or half the change
+        before it if that is larger; the possible contribution of q's mass beyond the box; and the error of the
+        evidence.
 
     Raises:
         ValueError: If the evidence is of other data, or the latent has more than three dimensions.
@@ -155,7 +156,7 @@ def kl_to_posterior(
             parts = [_cross(densities, x[rows], rule) for rows in left.split(max(1, max_bytes // 8 // (16 * latents)))]
             value, missed = (torch.cat(part) for part in zip(*parts, strict=True))
             change = torch.where(value.isinf(), 0.0, (value - cross[left]).abs())
-            # two rules may agree by chance (one digit in 500 did, and both were wrong): a third one has a say
+            # two rules may agree by chance (for one digit in 500 both were wrong), so a third one counts too
             doubt = 2 * torch.maximum(change, torch.where(value.isinf(), 0.0, last[left] / 4))
             cross[left], last[left], error[left] = value, change, doubt + missed
             left = left[doubt > tolerance]
@@ -165,7 +166,7 @@ def kl_to_posterior(
 
 
 def _cross(densities: VAEDensities, x: Tensor, rule: CellRule) -> tuple[Tensor, Tensor]:
-    """E_q[log q(z|x) - log p(x, z)] on the box around q, and what q's mass beyond it may add; each (n,)."""
+    """Return E_q[log q(z|x) - log p(x, z)] on the box around q, and what q's mass beyond it may add; each (n,)."""
     q, prior = densities.posterior(x), densities.prior()
     mean, factor = _spread(q)
     to_z = lambda unit: mean + _REACH * torch.einsum("nij,kj->kni", factor, unit)  # noqa: E731
@@ -186,7 +187,7 @@ def _cross(densities: VAEDensities, x: Tensor, rule: CellRule) -> tuple[Tensor, 
 
 
 def _spread(q: Any) -> tuple[Tensor, Tensor]:
-    """The mean of q, (n, d), and a factor of its covariance, (n, d, d), float64."""
+    """Return the mean of q, (n, d), and a factor of its covariance, (n, d, d), float64."""
     base = unwrapped(q)
     if hasattr(base, "scale_tril"):
         return base.loc.double(), base.scale_tril.double()
@@ -207,21 +208,21 @@ def log_posterior_grid(
     log_evidence: Tensor | None = None,
     max_bytes: int = 2**30,
 ) -> Tensor:
-    """The log density of the true posterior, log p(z|x), on a regular grid of a 2-D latent, for pictures.
+    """Return the log density of the true posterior, log p(z|x), on a regular grid of a 2-D latent, for pictures.
 
-    **Wrong** as a basis of integrals: the spacing is the caller's, and a posterior narrower than it falls between the
-    nodes. Choose `bounds` by `posterior_moments`, four standard deviations either way.
+    **Wrong** as a basis of integrals: the caller chooses the spacing, and a posterior narrower than this falls between
+    the nodes. Choose `bounds` by `posterior_moments`, four standard deviations either way.
 
     Args:
         densities: The model, with a 2-D latent.
         x: Data, (n, *x_shape).
-        bounds: Lowest and highest value of each of the two latents; the nodes include both.
-        size: Nodes along each axis.
-        log_evidence: log p(x), (n,), by `quadrature` if not given.
+        bounds: The lowest and the highest value of each of the two latents; the nodes include both.
+        size: The number of nodes along each axis.
+        log_evidence: log p(x), (n,); by default computed by `quadrature`.
         max_bytes: About how much memory to use at once beyond the data, the model and the result.
 
     Returns:
-        (n, size, size), float64: the first of the latents along dim 1, the second along dim 2.
+        (n, size, size), float64: the first latent along dim 1, the second along dim 2.
 
     Raises:
         ValueError: If the latent is not 2-D, or the bounds are not two rising pairs.

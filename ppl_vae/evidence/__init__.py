@@ -1,4 +1,5 @@
-"""Log p(x): quadrature, enumeration, closed form, importance sampling, annealing; `log_evidence` takes the best.
+"""The evidence log p(x): quadrature, enumeration, closed form, importance sampling and annealing.
 
-It knows no `VAE`: whatever has p_z, p_x and q_z is a `densities.Model`, and a ``(model, guide)`` pair will do.
+`log_evidence` chooses the best method that applies. This package does not import `VAE`: it takes any `densities.Model`
+(an object with p_z, p_x and q_z), or a ``(model, guide)`` pair.
 """

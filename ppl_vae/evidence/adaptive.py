@@ -1,4 +1,4 @@
-r"""The adaptive quadrature itself: pairs of a datum and a cell of latent space, halved until nothing changes."""
+r"""Adaptive quadrature over pairs of a datum and a cell of latent space, which are halved until nothing changes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ppl_vae.evidence.results import Evidence
 _NODES = {1: 10, 2: 8, 3: 6}  # of the log-likelihood on a cell, along each axis
 _FINE = {1: 20, 2: 12, 3: 9}  # of the quadrature
 _SIDE = {1: 0.25, 2: 0.5, 3: 1.0}  # of the first cells, in scales of the prior
-_TOGETHER = 256  # latents decoded at once while halving, if one cell's children are fewer
-_CACHED = 2**20  # quadrature nodes at work at once, over all pairs: few enough for a processor's cache
-_CERTAIN = 25.0  # nats below log p(x) at which a cell is dropped on sight
+_TOGETHER = 256  # latents decoded at once while halving; more only if the children of one cell have more
+_CACHED = 2**20  # quadrature nodes in use at once, over all pairs: they fit a processor's cache
+_CERTAIN = 25.0  # a cell that holds at most so many nats below log p(x) is dropped without halving
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Pairs:
 
 
 class Integral:
-    """The work of `quadrature`: what is finished, what it cost and how far it can be wrong, each per datum."""
+    """The state of `quadrature` for some data: the finished integrals, their cost and their errors."""
 
     def __init__(self, densities: VAEDensities, x: Tensor, tolerance: float, max_latents: int, max_bytes: int) -> None:
         self.densities, self.x = densities, x
@@ -65,7 +65,7 @@ class Integral:
         self._refine()
 
     def evidence(self) -> Evidence:
-        """The result, in which every source of error is named."""
+        """Return the evidence, with every source of error in its details."""
         log_p = self.finished.log()
         parts = {
             "change_on_halving": (self.change.log() - log_p).exp(),
@@ -86,14 +86,14 @@ class Integral:
         return Evidence(log_p, error, "quadrature", "exact", {**parts, **numbers})
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean, (n, d), and covariance, (n, d, d), of the true posterior p(z|x)."""
+        """Return the mean, (n, d), and covariance, (n, d, d), of the true posterior p(z|x)."""
         d = self.rule.dim
         ratios = self.finished.ratios()
         mean = ratios[:, :d]
         return mean, ratios[:, d:].unflatten(-1, (d, d)) - mean[:, :, None] * mean[:, None, :]
 
     def _look_at_q(self) -> None:
-        """Score each datum at the mean of its q(z|x): a place at which the interpolants are then held to the truth."""
+        """Score each datum at the mean of its q(z|x), where the interpolants are later compared with the truth."""
         rows = max(1, self.max_bytes // 8 // (64 * self.x[0].numel()))
         means, scores = [], []
         for x in self.x.split(rows):
@@ -105,13 +105,13 @@ class Integral:
             means.append(z.double())
             scores.append(_checked(self.densities.log_likelihood(x, z[None].to(self.dtype))[0]).double())
         self.q_mean, self.f_at_q = torch.cat(means), torch.cat(scores)
-        self.q_mean[self.f_at_q.isneginf()] = math.nan  # nothing to be missed there, and no number to be held to
+        self.q_mean[self.f_at_q.isneginf()] = math.nan  # no mass to miss there, and no finite value to compare with
         self.num_latents += len(self.x)
 
     def _coarse(self) -> None:
-        """All data on the inner cells, then on shells until nothing beyond them matters; leaves the pairs that may."""
+        """Scan the inner cells, then shells until nothing beyond them matters; keep the pairs that may matter."""
         n = len(self.x)
-        self._lower = LogSums(n, self.x.device)  # of p(x): with the doubts taken off
+        self._lower = LogSums(n, self.x.device)  # a low estimate of p(x): the masses less their doubts
         self.cells = self.region.inner
         self.pairs, best = self._scan(self.cells, 0)
         last, taken = best, 0
@@ -126,7 +126,7 @@ class Integral:
         self.log_beyond = (best if taken <= 3 else last) + self.region.log_beyond[taken]
 
     def _scan(self, cells: Cells, offset: int) -> tuple[Pairs, Tensor]:
-        """The pairs of all data with these cells that may matter, and each datum's largest f."""
+        """Return the pairs of these cells with any datum that may matter, and each datum's largest f."""
         n, p = len(self.x), len(self.rule.nodes)
         best = torch.full((n,), -math.inf, dtype=torch.float64, device=self.x.device)
         width = max(1, 2304 // p)
@@ -148,12 +148,12 @@ class Integral:
                 reaches.append(reach[keep])
         pairs = Pairs(*(torch.cat([getattr(p, k) for p in kept]) for k in ("row", "cell", "log_mass")))
         reach = torch.cat(reaches)
-        keep = reach > self._lower.log()[pairs.row] - _CERTAIN  # by then more is known of p(x)
+        keep = reach > self._lower.log()[pairs.row] - _CERTAIN  # the low estimate of p(x) has risen
         self.dropped.add(pairs.row[~keep], reach[~keep])
         return pairs[keep], best
 
     def _refine(self) -> None:
-        """Halve the cells of all pairs, until no datum's integral changes."""
+        """Halve the cells of all pairs until no datum's integral changes."""
         c, depth = 2**self.rule.dim, 0
         while len(self.pairs.row):
             depth += 1
@@ -185,11 +185,11 @@ class Integral:
             self.cells, self.pairs = children, rest[~drop]
 
     def _halve(self) -> tuple[Pairs, Cells, Tensor, Tensor, Tensor, Tensor]:
-        """The integral of every pair over the 2^d children of its cell.
+        """Integrate every pair over the 2^d children of its cell.
 
         Returns:
-            The pairs, ordered by cell; the children of each cell; for each pair and child the log mass and the doubt,
-            (P, 2^d); the log of the error at edges, (P,); the moments, (P, 2^d, d + d * d).
+            The pairs, ordered by cell; the children of each cell; the log mass of each pair and child, (P, 2^d), and
+            its doubt; the log of the error at edges, (P,); the moments, (P, 2^d, d + d * d).
         """
         d, p, c = self.rule.dim, len(self.rule.nodes), 2**self.rule.dim
         used, cell = self.pairs.cell.unique(return_inverse=True)
@@ -200,7 +200,7 @@ class Integral:
         masses = torch.empty(len(order), c, dtype=torch.float64, device=order.device)
         doubts, edges = torch.empty_like(masses), masses.new_empty(len(order))
         moments = masses.new_empty(len(order), c, d + d * d)
-        group = max(1, _TOGETHER // (c * p))  # neighbours: few data need one and not the others
+        group = max(1, _TOGETHER // (c * p))  # neighbours: most data need all of them or none
         for first in range(0, len(used), group):
             last = min(first + group, len(used))
             block = children[slice(first * c, last * c)]
@@ -220,7 +220,7 @@ class Integral:
         return pairs, children, masses, doubts, edges, moments
 
     def _doubt(self, measured: Measured, row: Tensor, cells: Cells) -> Tensor:
-        """The doubt of each pair; at least what the interpolant is wrong by at q's mean, if that lies in the cell."""
+        """Return the doubt of each pair: at least the interpolant's error at q's mean, if that lies in the cell."""
         inside = cells.holds(self.q_mean[row]).nonzero()[:, 0]
         if not len(inside):
             return measured.doubt
@@ -229,7 +229,7 @@ class Integral:
         return measured.doubt.index_put((inside,), torch.maximum(measured.doubt[inside], wrong))
 
     def _finish(self, row: Tensor, cells: Cells, log_mass: Tensor, moments: Tensor) -> None:
-        """Take pairs into the result, with the moments of z = centre + half * u."""
+        """Add pairs to the result, with the moments of z = centre + half * u."""
         d = self.rule.dim
         shift = cells.half * moments[:, :d]
         mean = cells.centre + shift
@@ -252,19 +252,19 @@ class Integral:
         return f
 
     def _rows(self, num_cells: int) -> int:
-        """How many data to score at once on so many cells."""
+        """Return how many data to score at once on `num_cells` cells."""
         values = num_cells * (len(self.rule.fine) * 6 + len(self.rule.nodes) * (4 + self._values))
         cached = _CACHED // (num_cells * len(self.rule.fine))
         return max(1, min(cached, self.max_bytes // 8 // (values * self.dtype.itemsize)))
 
     def _rounding(self) -> float:
-        """Twice the largest change of log p(x) on the best cell of 32 data when all is computed in float64."""
+        """Return twice the largest change of log p(x) on the best cells of 32 data when all is computed in float64."""
         rows = torch.linspace(0, len(self.x) - 1, min(32, len(self.x)), device=self.x.device).round().long()
         given = self._on_best_cells(self.densities.vae, rows, self.dtype)
         least = 16 * torch.finfo(torch.float64).eps * max(1.0, given.abs().max().item())
         try:
             precise = self._on_best_cells(copy.deepcopy(self.densities.vae).double(), rows, torch.float64)
-        except RuntimeError:  # tensors out of the VAE's sight keep their precision, and do not mix with float64
+        except RuntimeError:  # tensors that the VAE does not register keep their precision, and do not mix with float64
             return least * torch.finfo(self.dtype).eps / torch.finfo(torch.float64).eps
         return 2 * (given - precise).abs().max().item() + least
 
@@ -287,7 +287,7 @@ def _half_of_rest(log_budget: Tensor, spent: LogSums) -> Tensor:
 
 
 def _log_difference(a: Tensor, b: Tensor) -> Tensor:
-    """Log |e^a - e^b|."""
+    """Return log |e^a - e^b|."""
     high, low = torch.maximum(a, b), torch.minimum(a, b)
     return (high + torch.log(-torch.expm1(low - high))).nan_to_num(-1e300, neginf=-1e300)
 

@@ -1,4 +1,4 @@
-r"""log p(x) by annealed importance sampling: from below and, on data simulated from the model, from above."""
+r"""Bounds of log p(x) by annealed importance sampling; upper bounds only on data simulated from the model."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from ppl_vae.evidence.pareto import effective_sample_size
 from ppl_vae.evidence.results import Evidence
 
 _ACCEPTANCE = 0.65  # optimal for HMC in many dimensions: Neal 2011, section 4.4
-_GAIN = 0.2  # of log step size per transition and unit of acceptance: a factor of 1.14 down where all is refused
+_GAIN = 0.2  # change of log step size per transition and unit of acceptance; if all is rejected, steps shrink by 1.14
 _SLOPE = 4.0  # of the sigmoidal schedule, Wu et al.
-_FIRST_STEP = 0.5  # standard deviations of the start
+_FIRST_STEP = 0.5  # in standard deviations of the starting distribution
 _PILOT_CHAINS = 8
 _SIMULATED = 256  # data drawn together
 
@@ -36,43 +36,49 @@ def annealed(
     seed: int = 0,
     max_bytes: int = MAX_BYTES,
 ) -> Evidence:
-    r"""Log p(x) by annealed importance sampling: a stochastic lower bound.
+    r"""Estimate log p(x) by annealed importance sampling: a stochastic lower bound.
 
-    Each chain moves from a start that can be sampled to the posterior through
+    Each chain moves from a distribution that can be sampled to the posterior through
 
     .. math::
         f_\beta(z) = p(z)\, p(x|z)^\beta \quad\text{or}\quad q(z|x)^{1-\beta}\, p(x, z)^\beta, \qquad
         \log w = \sum_{t=1}^T (\beta_t - \beta_{t-1}) \log\frac{f_1(z_{t-1})}{f_0(z_{t-1})},
 
-    with one HMC transition that leaves :math:`f_{\beta_t}` invariant from :math:`z_{t-1}` to :math:`z_t`, and
-    :math:`\beta_t` evenly spaced on a sigmoid. :math:`\mathbb E\, w = p(x)` whether the transitions mix or not, so
-    :math:`\log \frac1C \sum_c w_c` is low in expectation, and more than b nats too high with
-    probability at most :math:`e^{-b}`. It is far too low where chains do not mix: a mode that neither the start nor the
-    early temperatures lead into is missed, and `error`, the standard error over the C chains, does not know; nor is it
-    worth much where ``"ess"`` is below about 5. Starting from q (``start="posterior"``) needs fewer temperatures where
-    q is good, and hardly leaves the modes that q knows. Costs about ``num_temperatures * num_leapfrog * (num_chains +
-    8)`` gradients of the decoder a datum, many seconds each on a CPU; where quadrature or
-    ``importance(..., proposal="defensive")`` apply they are cheaper and tighter.
+    where one HMC transition that leaves :math:`f_{\beta_t}` invariant leads from :math:`z_{t-1}` to :math:`z_t`, and
+    the :math:`\beta_t` are evenly spaced on a sigmoid. :math:`\mathbb E\, w = p(x)` whether the transitions mix or not.
+    So :math:`\log \frac1C \sum_c w_c` is too low in expectation, and more than b nats too high with probability at most
+    :math:`e^{-b}`.
 
-    Step sizes, one for each datum and temperature, are adapted to 65% acceptance in a run of its own that is then
-    thrown away. Adapting along the chains that are weighed would make a transition depend on their past and leave no
-    :math:`f_\beta` invariant; with sizes frozen before the first weighed draw, w is unbiased given them, and so at all.
+    The estimate is far too low where chains do not mix. It misses a mode that neither the start nor the early
+    temperatures lead into, and `error`, the standard error over the C chains, does not show this. `error` also means
+    little where ``"ess"`` is below about 5. Starting from q (``start="posterior"``) needs fewer temperatures where q is
+    good, but hardly leaves the modes that q covers.
+
+    The cost is about ``num_temperatures * num_leapfrog * (num_chains + 8)`` gradients of the decoder per datum, many
+    seconds each on a CPU. Where quadrature or ``importance(..., proposal="defensive")`` applies, it is cheaper and
+    tighter.
+
+    A separate pilot run adapts one step size for each datum and temperature to 65% acceptance. Its chains are then
+    discarded. Adapting along the weighted chains would make a transition depend on their past and leave no
+    :math:`f_\beta` invariant. With step sizes fixed before the first weighted draw, w is unbiased given these sizes,
+    and so unbiased overall.
 
     Args:
-        densities: The model: a `VAE` or its densities. The latents are moved by gradients, so z must be unconstrained.
+        densities: The model: a `VAE` or its densities. Gradients move the latents, so z must be unconstrained.
         x: Data, (n, *x_shape).
-        num_temperatures: T; twice as many roughly halve the variance of log w, once the chains mix.
+        num_temperatures: T. Once the chains mix, doubling T roughly halves the variance of log w.
         num_chains: C.
         num_leapfrog: Leapfrog steps of a transition.
         start: ``"prior"`` or ``"posterior"``.
-        seed: Of all draws; the global random state is left alone.
-        max_bytes: About the most memory that decoded data take at once; it decides how many data run side by side, and
-            with that which draws they see.
+        seed: The seed of all draws; the global random state is left alone.
+        max_bytes: About the most memory that decoded data take at once. It decides how many data run side by side, and
+            so which draws each datum gets.
 
     Returns:
-        Method ``"ais"``, kind ``"lower"``; `error` is the standard error over chains. Details, (n,) each: ``"ess"``, of
-        the chains' weights; ``"log_weight_std"``, the standard deviation of log w over chains; ``"acceptance"``, the
-        mean over temperatures and chains (far from 0.65: more temperatures); ``"step_size"``, the last one.
+        Evidence of method ``"ais"``, kind ``"lower"``; `error` is the standard error over chains. Details, (n,) each:
+        ``"ess"``, the effective sample size of the chains' weights; ``"log_weight_std"``, the standard deviation of
+        log w over chains; ``"acceptance"``, the mean over temperatures and chains (if far from 0.65, use more
+        temperatures); ``"step_size"``, the last one.
 
     Raises:
         ValueError: If an argument does not fit.
@@ -104,9 +110,9 @@ class Sandwich:
 
     Attributes:
         x: The data, (n, *x_shape).
-        z: The latents they were made from, exact draws of p(z|x), (n, d).
-        lower: Annealed importance sampling forwards.
-        upper: The same chains backwards, from z.
+        z: The latents that generated the data, exact draws of p(z|x), (n, d).
+        lower: The lower bound, by annealed importance sampling.
+        upper: The upper bound, by the same chains run backwards from z.
     """
 
     x: Tensor
@@ -116,7 +122,7 @@ class Sandwich:
 
     @property
     def gap(self) -> Tensor:
-        """Upper less lower bound, (n,), nats; below zero only by noise."""
+        """The upper bound minus the lower bound, (n,), nats; below zero only by noise."""
         return self.upper.log_evidence - self.lower.log_evidence
 
 
@@ -131,26 +137,26 @@ def bidirectional(
     seed: int = 0,
     max_bytes: int = MAX_BYTES,
 ) -> Sandwich:
-    r"""Log p(x) from below and above (BDMC), on data simulated from the model.
+    r"""Bound log p(x) from below and above (BDMC), on data simulated from the model.
 
-    A pair z ~ p(z), x ~ p(x|z) holds an exact draw z of p(z|x). The chain of `annealed` run backwards from it has
+    A pair z ~ p(z), x ~ p(x|z) contains an exact draw z of p(z|x). The chain of `annealed`, run backwards from z, has
     :math:`\mathbb E\, w^{-1} = 1/p(x)`, so that
 
     .. math::
         \mathbb E \Big[ -\log \frac1C \sum_c w_c^{-1} \Big] \ge \log p(x).
 
-    The gap bounds the error of both in expectation, and so vouches for the settings of `annealed`, *on simulated data*:
-    real data, which the model explains less well, can have posteriors that mix worse. The upper bound's standard error
-    covers what the chains do, not which z they share.
+    The gap bounds the error of both bounds in expectation, and so validates the settings of `annealed` *on simulated
+    data*. The model explains real data less well, and their posteriors can mix worse. The standard error of the upper
+    bound covers the noise of the chains, but not the choice of z, which they share.
 
     Args:
         densities: The model: a `VAE` or its densities.
         size: How many data to simulate.
-        num_temperatures: T, of both directions.
-        num_chains: C, of both directions.
+        num_temperatures: T, for both directions.
+        num_chains: C, for both directions.
         num_leapfrog: Leapfrog steps of a transition.
         start: The other end of the path, ``"prior"`` or ``"posterior"``.
-        seed: Of all draws, the data's too; the global random state is left alone.
+        seed: The seed of all draws, including the data; the global random state is left alone.
         max_bytes: About the most memory that decoded data take at once.
 
     Returns:
@@ -203,17 +209,17 @@ class _Settings:
         check_choice(self.start, ("prior", "posterior"), "annealed importance sampling: start")
 
     def rows(self, x: Tensor) -> int:
-        """How many data run side by side; gradients hold twice the memory."""
+        """Return how many data run side by side; gradients take twice the memory."""
         return max(1, capacity(x, self.max_bytes) // (2 * max(self.num_chains, _PILOT_CHAINS)))
 
     def schedule(self) -> list[float]:
-        """The inverse temperatures, from 0 to 1: T + 1 of them."""
+        """Return the T + 1 inverse temperatures, from 0 to 1."""
         t = torch.linspace(-_SLOPE, _SLOPE, self.num_temperatures + 1, dtype=torch.float64).sigmoid()
         return ((t - t[0]) / (t[-1] - t[0])).tolist()
 
 
 def _forward(path: Path, settings: _Settings) -> tuple[Evidence, Tensor]:
-    """The lower bound, and the step sizes (T - 1, n) that a pilot run found for it."""
+    """Return the lower bound, and the step sizes (T - 1, n) that the pilot run found."""
     with torch.no_grad(), pyro.validation_enabled(False):
         pilot = path.sample(_PILOT_CHAINS)
         log_step = torch.full((len(path.x),), math.log(_FIRST_STEP), dtype=torch.float64, device=pilot.device)
@@ -235,7 +241,7 @@ def _forward(path: Path, settings: _Settings) -> tuple[Evidence, Tensor]:
 
 
 def _backward(path: Path, exact: Tensor, steps: Tensor, settings: _Settings) -> Evidence:
-    """The upper bound, from exact draws (n, d) of p(z|x)."""
+    """Return the upper bound, from exact draws (n, d) of p(z|x)."""
     with torch.no_grad(), pyro.validation_enabled(False):
         z, betas = exact.expand(settings.num_chains, *exact.shape), settings.schedule()
         slope = path.terms(z)[1].double()
@@ -249,7 +255,7 @@ def _backward(path: Path, exact: Tensor, steps: Tensor, settings: _Settings) -> 
 
 
 def _evidence(log_w: Tensor, sign: int, acceptance: Tensor, steps: Tensor) -> Evidence:
-    """From log-weights of chains, (C, n): their mean, or with sign -1 the inverse of their inverses' mean."""
+    """Return the evidence from log-weights (C, n): the mean weight, or with sign -1 the harmonic mean."""
     count = len(log_w)
     if log_w.isnan().any():
         raise ValueError(

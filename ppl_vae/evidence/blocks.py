@@ -1,4 +1,4 @@
-"""Blocks of data and particles that fit in bounded memory once decoded."""
+"""Blocks of data and particles whose decoded data fit in bounded memory."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-MAX_BYTES = 2**27  # of decoded data at once: more does not run faster
+MAX_BYTES = 2**27  # of decoded data at once; larger blocks run no faster
 
 
 def capacity(x: Tensor, max_bytes: int) -> int:
-    """How many data decoded at once stay within `max_bytes`: about four tensors of their size are alive."""
+    """Return how many data can be decoded at once within `max_bytes`; about four tensors of their size are alive."""
     return max(1, max_bytes // (4 * x.element_size() * max(x[0].numel(), 256)))
 
 
 def row_blocks(num_rows: int, x: Tensor, max_bytes: int, num_particles: int = 1) -> Iterator[slice]:
-    """Slices of the data for which `num_particles` each fit (at most 1000 data)."""
+    """Return slices of at most 1000 data that fit with `num_particles` each."""
     step = min(1000, max(1, capacity(x, max_bytes) // num_particles))
     return (slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step))
 
 
 def particle_blocks(num_particles: int, x: Tensor, max_bytes: int) -> Iterator[slice]:
-    """Slices of the particles that fit beside each other for all of `x`."""
+    """Return slices of the particles that fit together for all of `x`."""
     step = max(1, capacity(x, max_bytes) // len(x))
     return (slice(start, min(start + step, num_particles)) for start in range(0, num_particles, step))

@@ -1,4 +1,4 @@
-"""A conditional model, one condition at a time: under each it is a model like any other."""
+"""The evaluation of a conditional model under one condition at a time."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 from ppl_vae.evidence.densities import Model
 from ppl_vae.evidence.results import Evidence
 
-_MOST = 1000  # conditions, each of which is evaluated by itself
+_MOST = 1000  # conditions; each is evaluated separately
 
 Found = TypeVar("Found")
 
 
 def by_condition(vae: Model, x: Tensor, y: Tensor) -> Iterator[tuple[Model, Tensor]]:
-    """Yield for each condition among some data the model given it, and the rows that have it.
+    """Yield, for each condition in the data, the model given this condition and the indices of its data.
 
     Args:
         vae: A conditional model.
@@ -26,7 +26,7 @@ def by_condition(vae: Model, x: Tensor, y: Tensor) -> Iterator[tuple[Model, Tens
         y: Their conditions, (n, k), or labels (n,).
 
     Raises:
-        ValueError: If there are not as many conditions as data, or more than a thousand different ones.
+        ValueError: If the numbers of conditions and data differ, or more than a thousand conditions are different.
     """
     if len(y) != len(x):
         raise ValueError(f"{len(x)} data were given with {len(y)} conditions; expected one for each datum")
@@ -43,7 +43,7 @@ def by_condition(vae: Model, x: Tensor, y: Tensor) -> Iterator[tuple[Model, Tens
 
 
 def evidence_by_condition(vae: Model, x: Tensor, y: Tensor, find: Callable[[Model, Tensor], Evidence]) -> Evidence:
-    """The evidence that a function finds of the data of each condition, in the order of the data."""
+    """Return the evidence that `find` computes for the data of each condition, in the order of the data."""
     parts, place = found_by_condition(vae, x, y, find)
     whole = Evidence.joined(parts, largest=["rounding", "num_states"], same=["prior_mass"])
     details = {n: v[place] if isinstance(v, Tensor) and v.dim() else v for n, v in whole.details.items()}
@@ -53,7 +53,7 @@ def evidence_by_condition(vae: Model, x: Tensor, y: Tensor, find: Callable[[Mode
 def found_by_condition(
     vae: Model, x: Tensor, y: Tensor, find: Callable[[Model, Tensor], Found]
 ) -> tuple[list[Found], Tensor]:
-    """What is found under each condition, and where each datum stands in it."""
+    """Return the results of `find` for each condition, and the place of each datum in their concatenation."""
     parts, rows = [], []
     for given, index in by_condition(vae, x, y):
         parts.append(find(given, x[index]))

@@ -1,4 +1,4 @@
-r"""The densities of a program, at latents of one's own choice: what every way to log p(x) starts from."""
+r"""The densities of a program at any latents: what every method for log p(x) needs."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Score = Callable[[Tensor], Tensor]
 
 
 class Densities(Protocol):
-    """What evaluation needs of a program with one latent vector z per datum x.
+    """The densities that evaluation needs of a program with one latent vector z per datum x.
 
-    Modules are in evaluation mode while they run, and the caller decides whether gradients are recorded. `x` is
-    (n, *x_shape), a latent (..., d); log-densities are nats.
+    The modules run in evaluation mode. The caller decides whether gradients are recorded. `x` has shape (n, *x_shape),
+    a latent (..., d). Log-densities are in nats.
     """
 
     latent_dim: int
@@ -40,7 +40,7 @@ class Densities(Protocol):
         ...
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-        """Return log p(x|z_k) for z of shape (K, n, d), as (K, n); holds K * n decoded data in memory."""
+        """Return log p(x|z_k) for z of shape (K, n, d), as (K, n). All K * n decoded data are in memory at once."""
         ...
 
     def posterior(self, x: Tensor) -> Any:
@@ -50,7 +50,7 @@ class Densities(Protocol):
 
 @runtime_checkable
 class Model(Protocol):
-    """What evidence needs of a model that holds its densities together, as a `VAE` does: a module with these."""
+    """A module that holds prior, likelihood and posterior together, as a `VAE` does."""
 
     x_shape: tuple[int, ...]
     y_shape: tuple[int, ...] | None
@@ -79,7 +79,7 @@ class Model(Protocol):
 
 
 class VAEDensities:
-    """The densities of a `VAE`, whose latents do not belong to one datum until they are asked to.
+    """The densities of a `VAE`, where any latent can be scored against any datum.
 
     Args:
         vae: The model.
@@ -129,12 +129,12 @@ class VAEDensities:
     def likelihood_at(self, z: Tensor, dtype: torch.dtype | None = None) -> Score:
         r"""Decode latents z of shape (G, d) once; return a function from data (n, *x_shape) to log p(x|z), (n, G).
 
-        For a Bernoulli it is one matrix product, :math:`x \cdot \ell - \sum \log(1 + e^\ell)`, for a Normal two, in
-        float64 (squares cancel); any other likelihood scores all n * G pairs of data, so keep n * G small there.
+        A Bernoulli takes one matrix product, :math:`x \cdot \ell - \sum \log(1 + e^\ell)`. A Normal takes two, in
+        float64 because squares cancel. Any other likelihood scores all n * G pairs, so keep n * G small there.
 
         Args:
-            z: The latents.
-            dtype: Decode in this precision and score in it; that of `z` by default.
+            z: The latents, which are decoded in their own precision.
+            dtype: The precision of the scores, that of `z` by default; a Bernoulli is also scored in it.
         """
         distribution, pixels = unwrapped(self.likelihood(z)), math.prod(self.vae.x_shape)
         if type(distribution) is dist.Bernoulli:
@@ -152,11 +152,12 @@ class ProgramDensities:
     """The densities of a ``(model, guide)`` pair with one latent site per datum, read from traces.
 
     Args:
-        program: The pair; both take the data as their one argument, and the site lies in the data's plate (dim -1).
-        x: A few data, to find the site with.
+        program: The pair. Both programs take the data as their only argument. The latent site lies in the data's
+            plate (dim -1).
+        x: Some data, used to find the latent site.
 
     Raises:
-        ValueError: If the guide does not have one latent site, a vector for each datum.
+        ValueError: If the guide does not have exactly one latent site that holds a vector for each datum.
     """
 
     def __init__(self, program: Program, x: Tensor) -> None:
@@ -213,7 +214,7 @@ class ProgramDensities:
 
 
 def densities_of(program: Model | Program, x: Tensor) -> VAEDensities | ProgramDensities:
-    """Return the densities of a `VAE`, or of any ``(model, guide)`` pair with one latent site (`x` is to find it)."""
+    """Return the densities of a `VAE`, or of a ``(model, guide)`` pair, whose one latent site is found with `x`."""
     return VAEDensities(program) if isinstance(program, Model) else ProgramDensities(program, x)
 
 
@@ -221,7 +222,7 @@ def _normal_scores(distribution: Any, size: int, pixels: int, dtype: torch.dtype
     mean = distribution.loc.reshape(size, pixels).double()
     scale = distribution.scale.expand(distribution.loc.shape).reshape(size, pixels).double()
     precision = scale.reciprocal().square()
-    centre = mean.mean(0)  # squares of what is left are small, and cancel less
+    centre = mean.mean(0)  # centred values have smaller squares, which cancel less
     mean = mean - centre
     linear = (mean * precision).T
     constant = -0.5 * (mean.square() * precision).sum(-1) - scale.log().sum(-1) - 0.5 * pixels * math.log(2 * math.pi)

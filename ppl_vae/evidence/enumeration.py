@@ -19,14 +19,14 @@ from ppl_vae.evidence.results import Evidence
 def enumerate_evidence(
     program: Model | VAEDensities, x: Tensor, *, max_states: int = 2**16, max_bytes: int = 2**30
 ) -> Evidence:
-    r"""The exact log evidence of each datum under a discrete latent, by a sum over all its states.
+    r"""Return the exact log evidence of each datum under a discrete latent, by a sum over all states.
 
     .. math::
         \log p(x) = \log \sum_z p(z) p(x|z).
 
-    **Slow**: d binary latents have :math:`2^d` states, each decoded once. Takes a prior that enumerates its support
-    (`OneHotCategorical`) and one of independent dimensions that do (``Bernoulli(...).to_event(1)``, which Pyro refuses
-    to enumerate; here the product of their supports is).
+    **Slow**: d binary latents have :math:`2^d` states, and each is decoded once. The prior must enumerate its support
+    (`OneHotCategorical`), or have independent dimensions that do. Pyro refuses to enumerate the latter, such as
+    ``Bernoulli(...).to_event(1)``; this function enumerates the product of the supports.
 
     Args:
         program: The model.
@@ -35,8 +35,9 @@ def enumerate_evidence(
         max_bytes: About how much memory to use beyond the data and the model.
 
     Returns:
-        Evidence of kind ``"exact"``, method ``"enumeration"``; `error` is the rounding of the model's precision,
-        twice what 16 data at their best state differ by from float64. ``details["num_states"]`` is a number.
+        Evidence of kind ``"exact"``, method ``"enumeration"``. `error` is the rounding error of the model's precision:
+        twice the largest difference from float64 over 16 data, each at its best state. ``details["num_states"]`` is a
+        number.
 
     Raises:
         ValueError: If the prior is not discrete, or has more states than `max_states`.
@@ -87,7 +88,7 @@ def states_of(prior: Any, max_states: int) -> Tensor:
     """Return all states of a discrete prior, (num_states, d).
 
     Raises:
-        ValueError: If it has none, or more than `max_states`.
+        ValueError: If the support cannot be enumerated, or has more than `max_states` states.
     """
     base = unwrapped(prior)
     if not base.has_enumerate_support:
@@ -109,12 +110,12 @@ def states_of(prior: Any, max_states: int) -> Tensor:
 
 
 def _rounding(densities: VAEDensities, x: Tensor, z: Tensor) -> float:
-    """The largest change of log p(x|z) + log p(z), pairs of one x and one z, when computed in float64."""
+    """Return twice the largest change of log p(x|z) + log p(z), over pairs of one x and one z, when in float64."""
     given = densities.likelihood_at(z)(x).diagonal().double() + densities.prior().log_prob(z).double()
     least = 16 * torch.finfo(torch.float64).eps * max(1.0, given.abs().max().item())
     try:
         precise = VAEDensities(copy.deepcopy(densities.vae).double())
         exact = precise.likelihood_at(z.double())(x.double()).diagonal() + precise.prior().log_prob(z.double())
-    except RuntimeError:  # tensors out of the VAE's sight keep their precision, and do not mix with float64
+    except RuntimeError:  # tensors that the VAE does not register keep their precision, and do not mix with float64
         return least * torch.finfo(z.dtype).eps / torch.finfo(torch.float64).eps
     return 2 * (given - exact).abs().max().item() + least

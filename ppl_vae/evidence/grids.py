@@ -1,4 +1,4 @@
-"""Cells of latent space: boxes that cover a prior's mass, as far out as anyone asks."""
+"""Cells of latent space: boxes that cover a prior's mass, in an inner box and ever wider shells."""
 
 from __future__ import annotations
 
@@ -42,42 +42,42 @@ class Cells:
 
     @staticmethod
     def joined(parts: list[Cells]) -> Cells:
-        """Put several sets of cells together."""
+        """Concatenate several sets of cells."""
         return Cells(torch.cat([p.centre for p in parts]), torch.cat([p.half for p in parts]))
 
     @staticmethod
     def between(edges: list[Tensor]) -> Cells:
-        """The cells of the regular grid with these edges along each axis."""
+        """Return the cells of the regular grid with these edges along each axis."""
         d = len(edges)
         centre = torch.cartesian_prod(*[(e[1:] + e[:-1]) / 2 for e in edges]).reshape(-1, d)
         return Cells(centre, torch.cartesian_prod(*[(e[1:] - e[:-1]) / 2 for e in edges]).reshape(-1, d))
 
     def nodes(self, unit: Tensor) -> Tensor:
-        """Points of the cube [-1, 1]^d, (k, d), in each cell: (m, k, d)."""
+        """Map points of the cube [-1, 1]^d, (k, d), into each cell, (m, k, d)."""
         return self.centre[:, None] + self.half[:, None] * unit
 
     def halved(self) -> Cells:
-        """Each cell's 2^d children, those of one cell side by side."""
+        """Return the 2^d children of each cell; the children of one cell are adjacent."""
         d = self.centre.shape[1]
         signs = torch.tensor(list(itertools.product((-0.5, 0.5), repeat=d))).to(self.centre)
         return Cells(self.nodes(signs).reshape(-1, d), (self.half / 2).repeat_interleave(len(signs), dim=0))
 
     def log_volume(self) -> Tensor:
-        """(m,)."""
+        """Return the log volume of each cell, (m,)."""
         return (2 * self.half).log().sum(-1)
 
     def holds(self, points: Tensor) -> Tensor:
-        """Whether each cell holds the point at its own place in `points`, (m, d): a mask (m,)."""
+        """Return a mask (m,): whether cell i holds row i of `points`, (m, d)."""
         return ((points - self.centre).abs() <= self.half).all(-1)
 
 
 class Region:
     r"""The inner box that holds a prior's bulk, and shells around it, each twice as wide as the one before.
 
-    Where the prior's support is bounded, so is the region, with edges on its bounds; else it is centred on the prior's
-    mean, so that a kink there (Laplace) falls on edges of cells too. Cells under which the prior is not resolved are
-    halved until it is, seen in its own integral and in where 10,000 draws fall; what is left unresolved shows in
-    `prior_mass`, which should be 1. Slow for priors of thousands of narrow components.
+    Where the prior's support is bounded, the region ends at its bounds. Otherwise the region is centred on the prior's
+    mean, so that a kink there (Laplace) falls on edges of cells too. Cells that do not resolve the prior are halved
+    until they do; the tests are the prior's integral and the places of 10,000 draws. Whatever stays unresolved shows
+    in `prior_mass`, which should be 1. Slow for priors of thousands of narrow components.
 
     Args:
         prior: p(z).
@@ -86,9 +86,9 @@ class Region:
         log_weights: The logs of their weights, which add to one.
 
     Attributes:
-        inner: The cells of the inner box, those of most prior mass first.
+        inner: The cells of the inner box, in descending order of prior mass.
         shells: A list of the cells of each shell.
-        log_beyond: For each number of shells taken, from none to all, the log of the prior's mass beyond them.
+        log_beyond: The log of the prior's mass beyond the first k shells, for each k from none to all.
         prior_mass: The integral of the prior over the box and all shells.
     """
 
@@ -143,7 +143,7 @@ class Region:
 
 
 def support(prior: Any) -> Any:
-    """Return the support of a prior, the whole space where it does not say."""
+    """Return the support of a prior, or the whole space if it declares none."""
     try:
         declared = prior.support
     except NotImplementedError:
@@ -152,7 +152,7 @@ def support(prior: Any) -> Any:
 
 
 def bounds(prior: Any, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the bounds of a prior's support along each axis, infinite where there are none, each as `like`, (d,)."""
+    """Return the bounds of a prior's support along each axis, (d,) as `like`; infinite where there are none."""
     constraint = support(prior)
     while hasattr(constraint, "base_constraint"):
         constraint = constraint.base_constraint
@@ -178,7 +178,7 @@ def _scale(samples: Tensor) -> Tensor:
 
 
 def _edges(centre: Tensor, scale: Tensor, lower: Tensor, upper: Tensor, side: float) -> Tensor:
-    """An even number of cells between two edges, so that the centre lies on one."""
+    """Return the edges of an even number of cells, so that the centre lies on an edge."""
     if lower.isfinite():
         low, high = lower, upper if upper.isfinite() else lower + 2 * _INNER * scale
     elif upper.isfinite():
@@ -190,7 +190,7 @@ def _edges(centre: Tensor, scale: Tensor, lower: Tensor, upper: Tensor, side: fl
 
 
 def _shell(low: Tensor, high: Tensor, open_axes: list[tuple[bool, bool]]) -> tuple[Tensor, Tensor, Cells]:
-    """The box of twice the width (along axes without bounds), and the cells by which it exceeds the given one."""
+    """Return the box of twice the width (along unbounded axes), and its cells outside the given box."""
     edges, inside = [], []
     for lo, hi, (below, above) in zip(low, high, open_axes, strict=True):
         before = 0 if not below else 2 if above else 4
@@ -203,7 +203,7 @@ def _shell(low: Tensor, high: Tensor, open_axes: list[tuple[bool, bool]]) -> tup
 
 
 def _log_beyond(log_masses: list[float]) -> list[float]:
-    """The log mass of all shells after the first k, for each k; after the last one, as if they went on falling so."""
+    """Return the log mass beyond the first k shells, for each k; mass beyond the last shell is extrapolated."""
     if not log_masses:
         return [-math.inf]
     last = log_masses[-1]

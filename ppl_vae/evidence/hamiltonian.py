@@ -12,7 +12,7 @@ from torch import Tensor
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae.evidence.densities import Densities
 
-_JITTER = 0.5  # steps of 0.5 to 1.5 times the given size: no orbit is periodic, and narrower modes accept some
+_JITTER = 0.5  # steps of 0.5 to 1.5 times the given size: no orbit is periodic, and narrow modes accept some steps
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Path:
     Attributes:
         densities: The model.
         x: The data, (n, *x_shape).
-        posterior: q(z|x) where the path starts there, None for p(z).
-        scale: The standard deviations of the start, (n, d), in units of which steps are taken.
+        posterior: q(z|x) if the path starts there, None if it starts at p(z).
+        scale: The standard deviations of the starting distribution, (n, d): the unit of step sizes.
     """
 
     densities: Densities
@@ -33,7 +33,7 @@ class Path:
 
     @classmethod
     def of(cls, densities: Densities, x: Tensor, start: str) -> Path:
-        """The path from the ``"prior"`` or the ``"posterior"``, whose data are checked against the support once."""
+        """Return the path from the ``"prior"`` or ``"posterior"``, after one check of the data's support."""
         with torch.no_grad():
             with untouched_random_state():
                 densities.log_likelihood(x, densities.posterior(x).sample((1,)))
@@ -42,7 +42,7 @@ class Path:
                 return cls(densities, x, path.posterior, path.sample(256).std(0))
 
     def sample(self, num_chains: int) -> Tensor:
-        """Draw chains' starts, (C, n, d)."""
+        """Draw the starting points of the chains, (C, n, d)."""
         if self.posterior is None:
             return self.densities.prior_sample(self.x, num_chains)
         return self.posterior.sample(torch.Size([num_chains]))
@@ -56,7 +56,7 @@ class Path:
         return log_q, log_prior + log_lik - log_q
 
     def gradient(self, z: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
-        r"""Return :math:`\log f_\beta`, its gradient and :math:`\log f_1 - \log f_0` at z, the logs in float64."""
+        r"""Return :math:`\log f_\beta`, its gradient and :math:`\log f_1 - \log f_0` at z; the logs are float64."""
         z = z.detach().requires_grad_()
         with torch.enable_grad():
             base, slope = self.terms(z)
@@ -66,20 +66,20 @@ class Path:
 
 
 def transition(path: Path, z: Tensor, beta: float, step: Tensor, num_leapfrog: int) -> tuple[Tensor, Tensor, Tensor]:
-    r"""One Hamiltonian step with a Metropolis test: reversible, and leaves :math:`f_\beta` invariant.
+    r"""Take one Hamiltonian step with a Metropolis test; it is reversible and leaves :math:`f_\beta` invariant.
 
-    As long as `step` does not depend on where the chain is or was.
+    Both hold only if `step` does not depend on the present or past states of the chain.
 
     Args:
         path: The path.
-        z: Where the chains are, (C, n, d).
-        beta: Where on the path, in [0, 1].
-        step: Step sizes, (n,), in units of ``path.scale``; each transition takes 0.5 to 1.5 times that.
+        z: The states of the chains, (C, n, d).
+        beta: The position on the path, in [0, 1].
+        step: Step sizes, (n,), in units of ``path.scale``; each transition takes 0.5 to 1.5 times this size.
         num_leapfrog: Leapfrog steps.
 
     Returns:
-        Where the chains are next, (C, n, d); :math:`\log f_1 - \log f_0` there, (C, n), float64; and the probability of
-        acceptance, (C, n).
+        The next states of the chains, (C, n, d); :math:`\log f_1 - \log f_0` there, (C, n), float64; and the
+        probability of acceptance, (C, n).
 
     Reference:
         MCMC Using Hamiltonian Dynamics (Neal, 2011), https://arxiv.org/abs/1206.1901

@@ -1,4 +1,4 @@
-r"""log p(x) by importance sampling, for any program: from its own q(z|x), or from a proposal fitted to each datum."""
+r"""Importance sampling of log p(x) for any program, from its own q(z|x) or from a proposal fitted to each datum."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ppl_vae.evidence.results import Evidence
 from ppl_vae.objectives.losses import Program
 from ppl_vae.objectives.sampling import sample_log_weights
 
-# what is drawn together, whatever the memory, so that the draws do not depend on `max_bytes`
+# data and particles drawn together: fixed, so that the draws do not depend on `max_bytes`
 _ROWS, _PARTICLES = 64, 256
 
 Weigh = Callable[[tuple[Tensor, ...], int], Tensor]
@@ -36,35 +36,37 @@ def importance(
     max_bytes: int = MAX_BYTES,
     max_plate_nesting: int = 1,
 ) -> Evidence:
-    r"""Log p(x) estimated by the mean of K importance weights.
+    r"""Estimate log p(x) by the mean of K importance weights.
 
     .. math::
         \hat L_K(x) = \log \frac1K \sum_{k=1}^K \frac{p(x, z_k)}{m(z_k|x)}, \qquad z_k \sim m(z|x).
 
-    The weights are unbiased for p(x), their logarithm is biased downwards: :math:`\mathbb E\, \hat L_K \le \log p(x)`,
-    rising with K. With m = q, the field's usual estimate, nothing in the draws need betray a mode that q misses: on 64
-    test digits of a 2-D model of MNIST it was 9.4 nats too low on average at K = 5000, and 194 on one digit.
-    ``proposal="defensive"`` looks for such modes (`Defensive` says how, and when it fails) and was right within 0.02 on
-    each of these; where quadrature applies, it is exact and faster. `error` is the standard error of the logarithm by
-    the delta method, without the bias; it is inf where Pareto k is above `k_threshold`, as no standard error is valid
-    there. Costs K decoded latents a datum: minutes to hours for 10,000 data at K = 5000 on a CPU.
+    The mean weight is unbiased for p(x). Its logarithm is biased downwards,
+    :math:`\mathbb E\, \hat L_K \le \log p(x)`, and rises with K. m = q is the field's usual estimate. Its draws may
+    give no sign of a mode that q misses: on 64 test digits of a 2-D model of MNIST it was 9.4 nats too low on average
+    at K = 5000, and 194 nats too low on one digit. ``proposal="defensive"`` searches for such modes (`Defensive` says
+    how, and when it fails) and was right within 0.02 nats on each of these digits. Where quadrature applies, it is
+    exact and faster.
+
+    `error` is the standard error of the logarithm by the delta method, without the bias. It is inf where Pareto k is
+    above `k_threshold`, as no standard error is valid there. The cost is K decoded latents per datum: minutes to hours
+    for 10,000 data at K = 5000 on a CPU.
 
     Args:
         source: A `VAE`, the densities of one, or any ``(model, guide)`` pair. With ``proposal="posterior"`` a pair may
-            have several latent sites, all inside the data's plate; other proposals need one site, a vector for each
-            datum.
-        *data: What the program takes: x of shape (n, *x_shape), and for a pair further tensors of n rows.
-        num_particles: K, or several: the estimates share their draws, those for a smaller K being the first ones.
-        proposal: ``"posterior"``, ``"defensive"``, or a function from some of the data to a distribution with
+            have several latent sites, all inside the data's plate. Other proposals need one latent site, a vector for
+            each datum.
+        *data: The arguments of the program: x of shape (n, *x_shape), and for a pair further tensors of n rows.
+        num_particles: K, or several. The estimates share their draws: a smaller K uses the first K draws.
+        proposal: ``"posterior"``, ``"defensive"``, or a function from a block of data to a distribution with
             ``sample((K,))`` -> (K, n, d) and ``log_prob`` (for instance ``Defensive(densities, num_rounds=6)``).
-        seed: Of the draws; the global random state is left alone.
-        max_bytes: About the most memory that decoded data take at once. The draws do not depend on it, but for those
-            of a ``(model, guide)`` pair, whose guide is run a block at a time.
-        max_plate_nesting: Of a pair; see `sample_log_weights`.
+        seed: The seed of the draws; the global random state is left alone.
+        max_bytes: About the most memory that decoded data take at once. The draws do not depend on it, except those of
+            a ``(model, guide)`` pair, whose guide runs on one block at a time.
+        max_plate_nesting: The plate nesting of a pair; see `sample_log_weights`.
 
     Returns:
-        The evidence at the largest K, method ``"importance"``, kind ``"lower"``, with the details of
-        `from_log_weights`.
+        The evidence at the largest K, method ``"importance"``, kind ``"lower"``. `from_log_weights` lists the details.
 
     Raises:
         ValueError: If the arguments do not fit, or a density is not a number.
@@ -95,20 +97,20 @@ def importance(
 
 
 def from_log_weights(log_w: Tensor, *, num_particles: int | Sequence[int] | None = None) -> Evidence:
-    r"""The evidence that importance weights amount to, with what they say about themselves.
+    r"""Return the evidence that importance weights give, with their diagnostics.
 
     Args:
         log_w: log p(x, z_k) - log m(z_k|x) for draws of m, (K, n), nats.
-        num_particles: Several K of nested estimates; by default all of them.
+        num_particles: One or several K, for nested estimates; by default the number of draws.
 
     Returns:
         The evidence at the largest K. Details, (n,) each: ``"log_evidence_<K>"`` for every K; ``"elbo"``, the mean
         of the log-weights (the ELBO where m = q); ``"ess"``, the effective sample size; ``"pareto_k"``;
-        ``"standard_error"``, by the delta method whatever k, of which `error` is the valid part (inf elsewhere); and
-        ``"num_unreliable"``, for how many data k is above `k_threshold`.
+        ``"standard_error"``, by the delta method whatever k is (`error` is this where it is valid, inf elsewhere).
+        ``"num_unreliable"`` is a number: how many data have k above `k_threshold`.
 
     Raises:
-        ValueError: If the weights are fewer than the largest K, or one is not a number.
+        ValueError: If there are fewer weights than the largest K, or a weight is not a number.
 
     Example:
         >>> evidence = from_log_weights(torch.tensor([[2.0], [1.0], [1.0], [4.0]]).log(), num_particles=(2, 4))
@@ -153,7 +155,7 @@ def from_log_weights(log_w: Tensor, *, num_particles: int | Sequence[int] | None
 def _weigher(
     source: Any, data: tuple[Tensor, ...], proposal: Any, max_bytes: int, max_plate_nesting: int
 ) -> tuple[list[nn.Module], Weigh]:
-    """The modules to be held in evaluation mode, and a function from a block of data and K to log-weights (K, n)."""
+    """Return the modules to hold in evaluation mode, and a function from some data and K to log-weights (K, n)."""
     if isinstance(proposal, str):
         check_choice(proposal, ("posterior", "defensive"), "importance: proposal")
     elif not callable(proposal):
@@ -177,16 +179,16 @@ def _weigher(
 
 
 class _FromDensities:
-    """Draws from a proposal for a block of data, scored in pieces."""
+    """The log-weights of draws from a proposal for a block of data, scored in pieces."""
 
     def __init__(self, densities: Densities, propose: Callable[[Tensor], Proposal], max_bytes: int) -> None:
         self.densities, self.propose, self.max_bytes = densities, propose, max_bytes
 
     def __call__(self, data: tuple[Tensor, ...], count: int) -> Tensor:
         (x,) = data
-        with untouched_random_state():  # under Pyro's validation: data outside the support are refused here
+        with untouched_random_state():  # under Pyro's validation, which refuses data outside the support
             self.densities.log_likelihood(x, self.densities.posterior(x).sample((1,)))
-        with pyro.validation_enabled(False):  # a draw outside the prior's support has weight zero, and is no error
+        with pyro.validation_enabled(False):  # a draw outside the prior's support is valid: its weight is zero
             proposal = self.propose(x)
             return torch.cat([self._weights(proposal, x, size) for size in _chunks(count, _PARTICLES)])
 
@@ -202,7 +204,7 @@ class _FromDensities:
 
 
 class _Program:
-    """Draws from a guide, several latent sites or not, weighed by running guide and model."""
+    """The log-weights of draws from a guide with any number of latent sites, by runs of guide and model."""
 
     def __init__(self, program: Program, max_bytes: int, max_plate_nesting: int) -> None:
         self.program, self.max_bytes, self.max_plate_nesting = program, max_bytes, max_plate_nesting

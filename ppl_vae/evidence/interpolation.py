@@ -1,7 +1,7 @@
-r"""What is known of a log-likelihood on one cell of latent space, and the sums over cells.
+r"""Interpolation and integration of a likelihood on one cell of latent space, and sums over cells.
 
-On each cell :math:`f(z) = \log p(x|z)` is known at few nodes and interpolated by a polynomial; its exponential, which
-may be far narrower than the distance over which f bends, is then integrated on many nodes that need no decoding.
+On each cell :math:`f(z) = \log p(x|z)` is evaluated at few nodes and interpolated by a polynomial. Its exponential may
+be far narrower than the distance over which f bends, so it is integrated on many nodes, which need no decoding.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class Measured:
 
     Attributes:
         log_mass: The log of the integral, (P,).
-        doubt: By how many nats the integral may exceed or fall short of that, judging by f's coefficients, (P,).
+        doubt: The possible error of `log_mass` in nats, either way, estimated from f's coefficients, (P,).
         moments: Means of u and of u u' under the integrand, u in [-1, 1]^d, (P, d + d * d).
         top: The largest f at a node, (P,).
-        log_edge: The log of what an edge of the prior's support inside the cell may be wrong by, (P,).
+        log_edge: The log of the error that an edge of the prior's support inside the cell may cause, (P,).
         coefficients: Of f - top, in products of Chebyshev polynomials of u, (P, p^d), in f's own precision.
     """
 
@@ -44,15 +44,16 @@ class CellRule:
     .. math::
         \delta = \sum_{\max_a k_a \ge p - 2} |c_k| + \sum_k |c_k| \sum_a \tfrac{g^2}{8} \tfrac{k_a^2 (k_a^2 - 1)}{3}:
 
-    the end of the expansion (what the interpolant may be wrong by) and the most that f can rise between two quadrature
-    nodes g apart, :math:`g^2/8` times its second derivative. It is an estimate and no bound: structure of f that is
-    narrower than the distance of the nodes, and leaves no trace at any of them, is not seen.
+    a sum of two terms. The first is the end of the expansion: the possible error of the interpolant. The second is the
+    most that f can rise between two quadrature nodes g apart: :math:`g^2/8` times its second derivative. The doubt is
+    an estimate and no bound: it misses structure of f that is narrower than the distance of the nodes and leaves no
+    trace at any of them.
 
     Args:
         dim: d.
-        num_nodes: p, nodes of f along each axis.
-        num_fine: m, quadrature nodes along each axis.
-        like: A tensor of the dtype and on the device in which f comes.
+        num_nodes: p, the nodes of f along each axis.
+        num_fine: m, the quadrature nodes along each axis.
+        like: A tensor with the dtype and device of f.
 
     Reference:
         Approximation Theory and Approximation Practice (Trefethen, 2013), https://doi.org/10.1137/1.9781611975949
@@ -76,7 +77,7 @@ class CellRule:
         rise = (gap**2 / 8 * k**2 * (k**2 - 1) / 3).sum(-1)
         tail = (k.max(-1) >= num_nodes - 2).astype(float)
         self.dim, self.num_nodes = dim, num_nodes
-        self._gap = dim * gap / 2  # the most of a cell's volume that lies between an edge and the nodes next to it
+        self._gap = dim * gap / 2  # the largest share of a cell's volume between an edge and its nearest nodes
         self.nodes = torch.from_numpy(_grid(nodes, dim)).to(like.device)  # (p^d, d), float64
         self.fine = torch.from_numpy(_grid(fine, dim)).to(like.device)  # (m^d, d), float64
         self.log_weights = torch.from_numpy(np.log(_grid(weights / 2, dim)).sum(-1)).to(like.device)  # (m^d,)
@@ -87,7 +88,7 @@ class CellRule:
         self._moments = torch.cat([torch.ones_like(self.fine[:, :1]), self.fine, squares], -1).to(like)
 
     def measure(self, f: Tensor, log_prior: Tensor) -> Measured:
-        """Integrate.
+        """Integrate exp(f) p(z) over each cell.
 
         Args:
             f: Log-likelihoods at `nodes`, (..., p^d); the leading dimensions are flattened to P.
@@ -97,9 +98,8 @@ class CellRule:
         top = f.amax(-1, keepdim=True).clamp(min=torch.finfo(f.dtype).min)
         f = f - top
         cliff = f.isneginf()
-        if some_cliffs := bool(
-            cliff.any()
-        ):  # no polynomial follows one: level ground in its place, and never above top
+        if some_cliffs := bool(cliff.any()):
+            # no polynomial follows a cliff: put level ground there, and keep the interpolant below top
             f = torch.where(cliff, f.masked_fill(cliff, 0.0).amin(-1, keepdim=True), f)
         log_p = f @ self.to_fine
         if some_cliffs:
@@ -124,7 +124,7 @@ class CellRule:
         )
 
     def interpolate(self, measured: Measured, u: Tensor, pairs: Tensor) -> Tensor:
-        """Return the interpolants of some of the pairs, (k,), each at one point u of [-1, 1]^d, (k, d), float64."""
+        """Return the interpolants of the k pairs `pairs`, (k,), float64, each at one point u of [-1, 1]^d, (k, d)."""
         degrees = torch.arange(self.num_nodes, dtype=u.dtype, device=u.device)
         values = torch.cos(degrees * u.clamp(-1, 1).acos()[..., None])  # (k, d, p)
         basis = values[:, 0]
@@ -145,11 +145,11 @@ def _power(matrix: np.ndarray, dim: int) -> np.ndarray:
 
 
 class LogSums:
-    """For each datum a sum of exp(log_scale) * terms, which may lie outside the range of floating point; (n, k).
+    """Sums of exp(log_scale) * terms for each datum, (n, k), even outside the range of floating point.
 
     Args:
         size: n.
-        device: Where.
+        device: The device of the sums.
         width: k.
 
     Example:
@@ -164,7 +164,7 @@ class LogSums:
         self._sums = torch.zeros(size, width, dtype=torch.float64, device=device)
 
     def add(self, rows: Tensor, log_scale: Tensor, terms: Tensor | None = None) -> None:
-        """Add, for the data `rows` (P,), which may repeat, exp(log_scale) (P,) times terms (P, k), or ones."""
+        """Add exp(log_scale) (P,) times terms (P, k), or times ones, to the sums of `rows` (P,), which may repeat."""
         scale = self._scale.scatter_reduce(0, rows, log_scale, "amax")
         finite = scale.clamp(min=-1e300)
         self._sums *= (self._scale - finite).exp()[:, None]
@@ -173,30 +173,30 @@ class LogSums:
         self._scale = scale
 
     def log(self) -> Tensor:
-        """The log of the first column, (n,)."""
+        """Return the log of the first column, (n,)."""
         return self._scale + self._sums[:, 0].log()
 
     def ratios(self) -> Tensor:
-        """The other columns divided by the first, (n, k - 1)."""
+        """Return the other columns divided by the first, (n, k - 1)."""
         return self._sums[:, 1:] / self._sums[:, :1]
 
 
 def cheapest(rows: Tensor, log_cost: Tensor, log_budget: Tensor) -> Tensor:
-    """Of each datum's pairs, those of least cost that its budget pays for together: a mask (P,).
+    """Return a mask (P,) of the cheapest pairs of each datum that its budget pays for together.
 
     Args:
         rows: The datum of each pair, (P,).
-        log_cost: (P,).
-        log_budget: (n,).
+        log_cost: The log cost of each pair, (P,).
+        log_budget: The log budget of each datum, (n,).
     """
     order = log_cost.argsort()
     order = order[rows[order].argsort(stable=True)]
     ordered = rows[order]
-    cost = (log_cost[order] - log_budget[ordered]).exp().clamp(max=2.0)  # in budgets: what is too dear stays so
+    cost = (log_cost[order] - log_budget[ordered]).exp().clamp(max=2.0)  # in budgets: above one is too dear
     total = cost.cumsum(0)
     starts = torch.ones_like(ordered, dtype=torch.bool)
     starts[1:] = ordered[1:] != ordered[:-1]
-    before = torch.where(starts, total - cost, 0.0).cummax(0).values  # what the data before this one cost
+    before = torch.where(starts, total - cost, 0.0).cummax(0).values  # the cost of all data before this one
     mask = torch.empty_like(starts)
     mask[order] = total - before <= 1
     return mask

@@ -21,7 +21,7 @@ _AFFINE = (nn.Linear, nn.Identity, nn.Flatten, nn.Unflatten)
 
 
 def linear_gaussian_evidence(weight: Tensor, bias: Tensor, scale: float | Tensor, x: Tensor) -> Tensor:
-    r"""The log evidence of the linear-Gaussian model (probabilistic PCA), (n,), float64, nats.
+    r"""Return the log evidence of the linear-Gaussian model (probabilistic PCA), (n,), float64, nats.
 
     With p(z) = N(0, I) and p(x|z) = N(W z + b, diag(s^2)), and m(x) the mean of p(z|x),
 
@@ -29,8 +29,8 @@ def linear_gaussian_evidence(weight: Tensor, bias: Tensor, scale: float | Tensor
         \log p(x) = -\tfrac12 \Big( \lVert (x - b - W m) / s \rVert^2 + \lVert m \rVert^2
         + \log \det(I + W' S^{-2} W) + \sum_i \log(2 \pi s_i^2) \Big).
 
-    The Woodbury identity leaves one Cholesky decomposition of a d x d matrix, and the residual's square in this form
-    does not cancel where s is small.
+    The Woodbury identity leaves one Cholesky decomposition of a d x d matrix. In this form the squared residual does
+    not cancel where s is small.
 
     Args:
         weight: W, (D, d).
@@ -62,17 +62,18 @@ def linear_gaussian_evidence(weight: Tensor, bias: Tensor, scale: float | Tensor
 
 @torch.no_grad()
 def closed_form_evidence(vae: Model, x: Tensor) -> Evidence | None:
-    """The exact log evidence of a model that is linear-Gaussian, or None for one that is not.
+    """Return the exact log evidence of a linear-Gaussian model, or None for any other model.
 
-    Seen as such: a normal prior with diagonal covariance, likelihood `Normal` (its scale not from z), and a
-    decoder made of nothing but linear layers (and what reshapes their output), such as ``networks.MLP([])``.
+    A model counts as linear-Gaussian if it has a normal prior with diagonal covariance, a likelihood `Normal` whose
+    scale does not depend on z, and a decoder of linear layers alone (and layers that reshape their output), such as
+    ``networks.MLP([])``.
 
     Args:
         vae: The model.
         x: Data, (n, *x_shape).
 
     Returns:
-        Evidence of kind ``"exact"``, method ``"closed form"``, whose `error` is float64's rounding; or None.
+        Evidence of kind ``"exact"``, method ``"closed form"``, with float64's rounding as `error`; or None.
 
     Example:
         >>> from ppl_vae import VAE, networks, posteriors, priors

@@ -31,24 +31,30 @@ def log_evidence(
     tolerance: float = 1e-3,
     seed: int = 0,
 ) -> Evidence:
-    r"""Log p(x) of each datum, exact where it can be.
+    r"""Return log p(x) of each datum, exact where possible.
 
-    ``"auto"`` takes, of these, the first that applies: the closed form of a linear-Gaussian model; a sum over the
-    states of a discrete latent (up to 65,536); quadrature for a `VAE` with a latent of up to three dimensions; else
-    importance sampling from the defensive proposal, a lower bound in expectation, whose error is infinite for data that
-    it finds unreliable. ``"exact"`` takes the first three and refuses otherwise.
+    ``"auto"`` takes the first of these methods that applies:
+
+    - the closed form of a linear-Gaussian model;
+    - a sum over the states of a discrete latent (up to 65,536);
+    - quadrature for a `VAE` with a latent of up to three dimensions;
+    - importance sampling from the defensive proposal, or from q(z|x) where a `VAE`'s latent is discrete or lies on a
+      sphere or simplex. This is a lower bound in expectation. Its error is infinite for data whose estimate it finds
+      unreliable.
+
+    ``"exact"`` takes one of the first three, or raises an error.
 
     Args:
         program: The `VAE`, or a ``(model, guide)`` pair with one latent site (importance sampling and AIS only).
         x: The data, (n, *x_shape).
-        y: The conditions of a conditional model, (n, k), or labels (n,): then it is log p(x|y), found for the data of
-            each condition by itself.
-        method: ``"auto"`` or ``"exact"``; or one by name: ``"closed form"``, ``"enumeration"``, ``"quadrature"``,
-            ``"importance"`` (defensive proposal), ``"posterior"`` (importance sampling from q(z|x), the field's usual
-            estimate, which misses what q misses), ``"ais"`` (annealed importance sampling; slow).
-        num_particles: K of importance sampling, several for estimates side by side.
-        tolerance: Of quadrature, nats per datum.
-        seed: Of whatever is drawn; the global random state is left alone.
+        y: The conditions of a conditional model, (n, k), or labels (n,). The result is then log p(x|y), computed for
+            the data of each condition separately.
+        method: ``"auto"``, ``"exact"``, or the name of one method: ``"closed form"``, ``"enumeration"``,
+            ``"quadrature"``, ``"importance"`` (defensive proposal), ``"posterior"`` (importance sampling from q(z|x),
+            the field's usual estimate, which misses what q misses), ``"ais"`` (annealed importance sampling; slow).
+        num_particles: K of importance sampling. Several values give estimates side by side.
+        tolerance: The error that quadrature aims at, nats per datum.
+        seed: The seed of all draws; the global random state is left alone.
 
     Raises:
         ValueError: If the method does not apply to the model.

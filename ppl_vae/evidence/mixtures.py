@@ -1,4 +1,4 @@
-r"""Mixtures of Student t, one for each datum, and their fit to weighted draws."""
+r"""Mixtures of Student t densities, one for each datum, and their fit to weighted draws."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_DOF = 5.0  # heavy enough to forgive a covariance half the size, light enough to waste few draws
+_DOF = 5.0  # heavy enough to tolerate a covariance of half the size, light enough to waste few draws
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class StudentMixture:
     .. math::
         f(z) = \sum_c \pi_c\, t_\nu(z; \mu_c, L_c L_c^\top).
 
-    In many dimensions a t and a normal of the same scale differ in how far their draws lie from the centre, so that
-    weights against a normal target spread even where the fit is perfect.
+    In many dimensions, draws of a t and of a normal with the same scale lie at different distances from the centre.
+    Weights against a normal target therefore spread even where the fit is perfect.
 
     Attributes:
         log_weight: :math:`\log \pi_c`, (C, n), float64.
@@ -58,7 +58,9 @@ class StudentMixture:
         return self.log_joint(_columns(z))[0].logsumexp(0).T
 
     def log_joint(self, columns: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Log-densities :math:`\log \pi_c t_\nu(z; \mu_c, \Sigma_c)` and squared Mahalanobis distances, (C, n, K).
+        r"""Return the log-densities :math:`\log \pi_c t_\nu(z; \mu_c, \Sigma_c)` and squared Mahalanobis distances.
+
+        Both have the shape (C, n, K).
 
         Args:
             columns: Latents with the draws last, (n, d, K), float64.
@@ -78,11 +80,12 @@ class StudentMixture:
 def fit_student_mixture(
     z: Tensor, log_w: Tensor, variance: Tensor, num_components: int, num_steps: int = 6
 ) -> StudentMixture:
-    r"""A mixture of Student t fitted to weighted draws of each datum by expectation maximisation.
+    r"""Fit a mixture of Student t densities to weighted draws of each datum, by expectation maximisation.
 
-    A local optimum, from centres put one by one where weight times squared distance to the nearest centre is largest.
-    Covariances are drawn towards their diagonal as if by d + 1 more effective draws, and towards `variance` by one
-    over their number, so that it decides the width around a lone draw and nothing else.
+    The result is a local optimum. The centres start one by one where weight times squared distance to the nearest
+    centre is largest. Covariances are shrunk towards their diagonal with the weight of d + 1 effective draws. They are
+    also shrunk towards `variance`, with a weight of one over their number of effective draws, so that `variance`
+    decides the width around a lone draw and nothing else.
 
     Args:
         z: Draws, (M, n, d).
@@ -116,12 +119,12 @@ def fit_student_mixture(
 
 
 def _columns(z: Tensor) -> Tensor:
-    """Draws (K, n, d) as (n, d, K), float64: matrix products over draws then need no copies."""
+    """Return draws (K, n, d) as (n, d, K), float64, so that matrix products over draws need no copies."""
     return z.double().permute(1, 2, 0).contiguous()
 
 
 def _spread_centres(columns: Tensor, weight: Tensor, count: int) -> Tensor:
-    """Centres (C, n, d): the heaviest draw, then in turn the one with most weight times squared distance."""
+    """Return centres (C, n, d): the heaviest draw, then each time the one with most weight times squared distance."""
     mean = (weight.unsqueeze(1) * columns).sum(-1, keepdim=True)
     spread = (weight.unsqueeze(1) * (columns - mean).square()).sum(-1, keepdim=True).clamp_min(1e-300)  # (n, d, 1)
     rows = torch.arange(len(columns), device=columns.device)
@@ -134,7 +137,7 @@ def _spread_centres(columns: Tensor, weight: Tensor, count: int) -> Tensor:
 
 
 def _maximised(columns: Tensor, share: Tensor, pull: Tensor, effective: Tensor, variance: Tensor) -> StudentMixture:
-    """The mixture of largest likelihood for weights `share` (C, n, M) that sum to one over C and M."""
+    """Return the mixture of largest likelihood for weights `share` (C, n, M), which sum to one over C and M."""
     d = columns.shape[1]
     mass = share.sum(-1)  # (C, n)
     pulled = share * pull
@@ -144,9 +147,9 @@ def _maximised(columns: Tensor, share: Tensor, pull: Tensor, effective: Tensor, 
         centred = columns - loc.unsqueeze(-1)
         scatter = (centred * part.unsqueeze(1)) @ centred.mT / total[:, None, None]
         count = (effective * total)[:, None, None]  # effective draws of this component
-        lone = 1 / count.clamp_min(1)  # a wide q must not swell what many narrow draws agree on
+        lone = 1 / count.clamp_min(1)  # a wide q must not widen a fit on which many narrow draws agree
         scatter = (count * scatter + lone * torch.diag_embed(variance)) / (count + lone)
         diagonal = torch.diag_embed(scatter.diagonal(dim1=-2, dim2=-1))
         trils.append(torch.linalg.cholesky((count * scatter + (d + 1) * diagonal) / (count + d + 1)))
-    log_weight = (mass + 1e-6).log()  # a component that lost its draws keeps a valid, negligible, weight
+    log_weight = (mass + 1e-6).log()  # a component without draws keeps a valid, negligible weight
     return StudentMixture(log_weight - log_weight.logsumexp(0), locs, torch.stack(trils))

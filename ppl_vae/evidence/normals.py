@@ -1,4 +1,4 @@
-r"""Normal posteriors taken apart: means and scales of all data, which can be moved and refined."""
+r"""Normal posteriors as means and scales per datum, which can be moved and refined."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Normals:
 
     @classmethod
     def of(cls, distribution: Any) -> Normals | None:
-        """Take a distribution apart; None if it is no Normal of independent dimensions nor a MultivariateNormal."""
+        """Return the normals of a diagonal Normal or a MultivariateNormal; None for any other distribution."""
         base, wrapped = distribution, 0
         while isinstance(base, dist.Independent):
             base, wrapped = base.base_dist, wrapped + base.reinterpreted_batch_ndims
@@ -48,7 +48,7 @@ class Normals:
         return len(self.loc)
 
     def __getitem__(self, rows: Rows) -> Normals:
-        """Those of some of the data."""
+        """Return the posteriors of some of the data."""
         return Normals(self.loc[rows], self.scale[rows])
 
     @property
@@ -67,18 +67,21 @@ class Normals:
         return self.scale if self.diagonal else self.scale.square().sum(-1).sqrt()
 
     def at(self, noise: Tensor) -> Tensor:
-        """Return z for noise of shape (K, n, d) or (K, 1, d), as (K, n, d)."""
+        """Return z, (K, n, d), for noise of shape (K, n, d) or (K, 1, d)."""
         if self.diagonal:
             return self.loc + self.scale * noise
         return self.loc + (self.scale @ noise.expand(len(noise), *self.loc.shape).unsqueeze(-1)).squeeze(-1)
 
     def log_prob_at(self, noise: Tensor) -> Tensor:
-        """Return log q of the z that noise (K, n, d) gives, (K, n), in float64: z has lost digits of narrow scales."""
+        """Return log q at ``at(noise)`` for noise (K, n, d), as (K, n), float64.
+
+        It is computed from the noise, because rounding removes digits of z where scales are narrow.
+        """
         squares = noise.double().square().sum(-1)
         return -0.5 * (squares + self.latent_dim * math.log(2 * math.pi)) - self.log_det()
 
     def whitened(self, z: Tensor) -> Tensor:
-        """Return the noise that gives z, (K, n, d)."""
+        """Return the noise that `at` maps to z, (K, n, d)."""
         if self.diagonal:
             return (z - self.loc) / self.scale
         return torch.linalg.solve_triangular(self.scale, (z - self.loc).unsqueeze(-1), upper=False).squeeze(-1)
@@ -93,7 +96,7 @@ class Normals:
         return self.log_det() + 0.5 * self.latent_dim * (1 + math.log(2 * math.pi))
 
     def kl(self, other: Normals) -> Tensor:
-        """Return KL(these || other), (n,), in float64, nats."""
+        """Return KL(self || other), (n,), in float64, nats."""
         full = not (self.diagonal and other.diagonal)
         pair = []
         for normals in (self, other):
@@ -102,20 +105,20 @@ class Normals:
         return torch.distributions.kl_divergence(*pair)
 
     def distribution(self) -> Any:
-        """Return them as a Pyro distribution, batch shape (n,), event shape (d,)."""
+        """Return the normals as a Pyro distribution, batch shape (n,), event shape (d,)."""
         if self.diagonal:
             return dist.Normal(self.loc, self.scale).to_event(1)
         return dist.MultivariateNormal(self.loc, scale_tril=self.scale)
 
     def put(self, rows: Tensor, other: Normals) -> Normals:
-        """Return these with `other` in the place of some of them."""
+        """Return the normals with those of `rows` replaced by `other`."""
         return Normals(self.loc.index_copy(0, rows, other.loc), self.scale.index_copy(0, rows, other.scale))
 
 
 def tensor_nodes(num_nodes: int, dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the nodes (K, dim) and weights (K,) of a Gauss-Hermite rule for N(0, I), `num_nodes` a dimension."""
+    """Return nodes (K, dim) and weights (K,) of a Gauss-Hermite rule for N(0, I), `num_nodes` per dimension."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(num_nodes)
     grid = torch.cartesian_prod(*[torch.from_numpy(nodes)] * dim).reshape(-1, dim)
     weight = torch.cartesian_prod(*[torch.from_numpy(weights / weights.sum())] * dim).reshape(-1, dim).prod(-1)
-    heavy = weight > 1e-13  # a log-density is not steep enough for the others to count
+    heavy = weight > 1e-13  # no log-density is steep enough for lighter nodes to count
     return grid[heavy].to(like), weight[heavy].to(like.device)

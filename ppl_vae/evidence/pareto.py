@@ -1,4 +1,4 @@
-r"""How far a mean of importance weights can be trusted: the effective sample size, and the shape of the tail."""
+r"""Diagnostics of a mean of importance weights: the effective sample size, and the shape of the tail."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import math
 import torch
 from torch import Tensor
 
-_TAIL_MIN = 5  # fewer exceedances say nothing about a tail
-_PRIOR_K, _PRIOR_WEIGHT = 0.5, 10.0  # Vehtari et al., appendix C: ten draws' worth of prior at k = 1/2
-_FLAT = 1e-3  # relative: equal log-weights of -1000 nats differ by as much in float32
-_FALLBACK = 1e-300  # for a quartile that underflows: weights that far apart have a tail beyond any measure
+_TAIL_MIN = 5  # fewer exceedances give no information about a tail
+_PRIOR_K, _PRIOR_WEIGHT = 0.5, 10.0  # Vehtari et al., appendix C: a prior at k = 1/2 worth ten draws
+_FLAT = 1e-3  # relative: in float32, equal log-weights of -1000 nats differ by as much
+_FALLBACK = 1e-300  # replaces a quartile that underflows: the tail of such weights is too heavy to measure
 
 
 def effective_sample_size(log_w: Tensor) -> Tensor:
-    r"""The effective sample size of importance weights, :math:`(\sum_k w_k)^2 / \sum_k w_k^2`, per datum.
+    r"""Return the effective sample size of importance weights, :math:`(\sum_k w_k)^2 / \sum_k w_k^2`, per datum.
 
-    Between 1 and K. Like `pareto_k` blind to modes that no draw has met, and itself noisy where it is small.
+    It lies between 1 and K. Like `pareto_k`, it is blind to modes that no draw has reached. It is noisy where it is
+    small.
 
     Args:
         log_w: Log-weights, (K, ...), nats.
@@ -29,22 +30,22 @@ def effective_sample_size(log_w: Tensor) -> Tensor:
 
 
 def pareto_k(log_w: Tensor) -> Tensor:
-    r"""The shape k of the tail of importance weights, per datum.
+    r"""Return the shape k of the tail of importance weights, per datum.
 
-    The largest :math:`M = \lceil\min(0.2 K, 3 \sqrt K)\rceil` weights, less the next one, are fitted with the
-    generalised Pareto density :math:`p(y) = \frac1\sigma (1 + k y/\sigma)^{-1/k - 1}`. Moments of the weights of order
-    1/k and beyond are infinite: at k > 1/2 the variance, at k > 1 the mean.
+    The generalised Pareto density :math:`p(y) = \frac1\sigma (1 + k y/\sigma)^{-1/k - 1}` is fitted to the largest
+    :math:`M = \lceil\min(0.2 K, 3 \sqrt K)\rceil` weights, less the next largest weight. Moments of the weights of
+    order 1/k and beyond are infinite: the variance at k > 1/2, the mean at k > 1.
 
-    Blind to what no draw has met: weights of a proposal that misses a mode altogether look as good as any. It is a
-    property of the weights at hand, drawn together with its own error (about 0.1 at K = 1000), and biased towards 1/2
-    where K is small.
+    k is blind to modes that no draw has reached: the weights of a proposal that misses a mode altogether look as good
+    as any. It describes the weights at hand, and has its own sampling error (about 0.1 at K = 1000). It is biased
+    towards 1/2 where K is small.
 
     Args:
-        log_w: Log-weights, (K, ...), nats; a constant in them does not matter.
+        log_w: Log-weights, (K, ...), nats, up to a constant.
 
     Returns:
-        k, the shape of ``log_w[0]``, float64: -inf where the largest weights are the same within 1e-3,
-        inf where fewer than five weights make up the tail (K < 21) or a weight is not a number.
+        k, of the shape of ``log_w[0]``, float64. It is -inf where the largest weights are equal within 1e-3, and inf
+        where the tail has fewer than five weights (K < 21) or a weight is not a number.
 
     Reference:
         Pareto Smoothed Importance Sampling (Vehtari, Simpson, Gelman, Yao & Gabry, 2015, 2024),
@@ -70,11 +71,11 @@ def pareto_k(log_w: Tensor) -> Tensor:
 
 
 def fit_generalized_pareto(exceedances: Tensor) -> tuple[Tensor, Tensor]:
-    r"""The shape k and scale :math:`\sigma` of generalised Pareto draws, each column fitted by itself.
+    r"""Fit the shape k and scale :math:`\sigma` of generalised Pareto draws, each column separately.
 
-    The posterior mean of Zhang & Stephens under their data-dependent prior, in one pass without iterations, k then
-    drawn towards 1/2 as if by ten more draws. So biased for small M; for k > 1 it rests on ratios of very large
-    numbers and says no more than that k is large.
+    The estimate is the posterior mean of Zhang & Stephens under their data-dependent prior, in one pass without
+    iterations. k is then shrunk towards 1/2 with the weight of ten draws, so it is biased for small M. For k > 1 the
+    estimate rests on ratios of very large numbers and says only that k is large.
 
     Args:
         exceedances: Draws of at least zero, (M, n), in ascending order.
@@ -108,10 +109,10 @@ def fit_generalized_pareto(exceedances: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def k_threshold(num_particles: int) -> float:
-    r"""The k up to which K weights are enough: :math:`\min(1 - 1/\log_{10} K, 0.7)`.
+    r"""Return the largest k for which K weights are enough: :math:`\min(1 - 1/\log_{10} K, 0.7)`.
 
-    Beyond it the error of the mean falls so slowly with K that neither the estimate nor its standard error means much;
-    0.7 from K = 2155 on.
+    Above it the error of the mean falls so slowly with K that neither the estimate nor its standard error means much.
+    The threshold is 0.7 from K = 2155 on.
 
     Args:
         num_particles: K.

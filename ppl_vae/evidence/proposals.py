@@ -1,4 +1,4 @@
-r"""Proposals for importance sampling of p(z|x): fitted to each datum, so that they reach modes that q(z|x) misses."""
+r"""Proposals for importance sampling of p(z|x), fitted to each datum so that they reach modes that q(z|x) misses."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ppl_vae.evidence.densities import Densities, VAEDensities
 from ppl_vae.evidence.mixtures import StudentMixture, fit_student_mixture
 from ppl_vae.evidence.pareto import effective_sample_size
 
-_WIDENED = (1.5, 4.0)  # standard deviations of q: q is more often too narrow than too wide
+_WIDENED = (1.5, 4.0)  # in standard deviations of q, which is more often too narrow than too wide
 _MOMENT_DRAWS = 256
 
 
 class Proposal(Protocol):
-    """What importance sampling needs of a proposal for n data; any Pyro or torch distribution of that shape will do."""
+    """A proposal for n data; any Pyro or torch distribution of batch shape (n,) and event shape (d,) is one."""
 
     def sample(self, sample_shape: torch.Size) -> Tensor:
         """Draw latents, (K, n, d) for a `sample_shape` of (K,)."""
@@ -40,7 +40,8 @@ def log_joint(densities: Densities, x: Tensor, z: Tensor, max_bytes: int = MAX_B
     Args:
         densities: The model.
         x: Data, (n, *x_shape).
-        z: Latents; -inf is returned where they lie outside the prior's support and its density says so.
+        z: Latents. The result is -inf where they lie outside the prior's support and the prior's log-density is -inf
+            there.
         max_bytes: About the most memory that decoded data take at once.
 
     Raises:
@@ -61,12 +62,12 @@ def log_joint(densities: Densities, x: Tensor, z: Tensor, max_bytes: int = MAX_B
 
 
 class DefensiveMixture:
-    r"""q(z|x), the prior and a fitted mixture together, as one proposal for each of n data.
+    r"""A mixture of q(z|x), the prior and a fitted mixture, as one proposal for each of n data.
 
     .. math::
         m(z|x) = \alpha_q\, q(z|x) + \alpha_p\, p(z) + \alpha_f \sum_c \pi_c\, t_\nu(z; \mu_c, \Sigma_c).
 
-    The whole density is in the denominator, so that a weight is at most p(x|z) over the prior's share: bounded
+    The denominator of a weight is the whole density. So a weight is at most p(x|z) over the prior's share, and bounded
     whatever q and the fit are.
 
     Args:
@@ -74,7 +75,7 @@ class DefensiveMixture:
         x: The data, (n, *x_shape).
         posterior: q(z|x).
         fitted: The mixture.
-        log_share: The logs of the three shares of each datum, (3, n), in the order above.
+        log_share: The logs of the three shares of each datum, (3, n): q, prior, fitted mixture.
     """
 
     def __init__(
@@ -107,27 +108,29 @@ class DefensiveMixture:
 class Defensive:
     r"""A proposal adapted to each datum by population Monte Carlo, which finds modes that q(z|x) misses.
 
-    Latents from the prior (for a `VAE` decoded once and scored against all data) and from q, widened, are weighed by
-    p(x, z) over what they were drawn from; a mixture of Student t is fitted to them, drawn from, weighed and fitted
-    again. Weights are tempered, :math:`w^\beta` with the largest :math:`\beta \le 1` that leaves `target_ess`
-    effective draws, so that a spike far narrower than the distance between draws is approached in steps. The shares of
-    q, prior and fit are those that minimise KL(p(z|x) || m) on draws that the fit has not seen, above floors. Nothing
-    of the adaptation enters the final estimate, whose draws are fresh: it is unbiased for p(x) whatever was fitted.
+    The adaptation starts with latents from the prior (for a `VAE` they are decoded once and scored against all data)
+    and from a widened q, weighted by p(x, z) over the density they were drawn from. A mixture of Student t densities is
+    fitted to them; draws from it are weighted and fitted again. Weights are tempered to :math:`w^\beta`, with the
+    largest :math:`\beta \le 1` that leaves `target_ess` effective draws, so that a spike far narrower than the distance
+    between draws is approached in steps. The shares of q, prior and fit minimise KL(p(z|x) || m) on draws that the fit
+    has not seen, subject to floors. No draw of the adaptation enters the final estimate. Its draws are fresh, and it is
+    unbiased for p(x) whatever was fitted.
 
-    No guarantee of finding every mode: one is found if a prior draw comes near enough to feel its slope. In two
-    dimensions, against a broad mode that q knows, the defaults found isolated spikes of width 0.01 up to three prior
-    standard deviations out, and none of width 0.003. Prior draws are useless in many dimensions (beyond about 8); what
-    is left there is a q with heavier tails and a share of at least `posterior_share`, so at worst K draws are worth
-    that share of K draws from q. Costs at most ``num_rounds + 1`` times `num_draws` decoded latents a datum besides the
-    estimate's own K.
+    There is no guarantee of finding every mode: a mode is found if a prior draw comes near enough to feel its slope.
+    In two dimensions, against a broad mode that q covers, the defaults found isolated spikes of width 0.01 up to three
+    prior standard deviations out, and none of width 0.003. Prior draws are useless in many dimensions (beyond about
+    8). There the proposal still has a q with heavier tails, and a share of q of at least `posterior_share`, so at worst
+    K draws are worth that share of K draws from q.
+
+    The cost is at most ``num_rounds + 1`` times `num_draws` decoded latents per datum, besides the estimate's own K.
 
     Args:
         densities: The model.
-        num_prior_draws: Latents from the prior that open the search; shared between data where the model is a `VAE`,
-            else at most `num_draws` of its own for each datum.
-        num_draws: Latents a round and datum.
+        num_prior_draws: Latents from the prior at the start of the search. A `VAE` shares them between data; any other
+            model draws at most `num_draws` for each datum.
+        num_draws: Latents per round and datum.
         num_rounds: The most rounds of drawing and fitting.
-        num_components: Components of the fitted mixture.
+        num_components: The most components of the fitted mixture.
         target_ess: Effective draws below which weights are tempered.
         posterior_share: The least share of q.
         prior_share: The least share of the prior.
@@ -188,7 +191,7 @@ class Defensive:
                 log_w = log_joint(self.densities, x, z, self.max_bytes) - log_m
                 if enough:
                     break
-            # these draws are new to the fit, so that its share is not judged by what it was fitted to
+            # the fit has not seen these draws, so they judge its share fairly
             share = _best_share(log_parts, log_w, floors.log())
             share = torch.maximum(share, torch.stack([floors[0], floors[1], torch.zeros_like(floors[2])]))
             return DefensiveMixture(self.densities, x, q, fitted, (share / share.sum(0)).log())
@@ -198,7 +201,7 @@ class Defensive:
         return torch.stack([q * ones, prior * ones, (1 - q - prior) * ones])
 
     def _open(self, x: Tensor, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-        """Draws from the prior and from q, widened, with their log-weights against both together."""
+        """Return draws from the prior and from a widened q, with log-weights against the mixture of both."""
         widths = torch.tensor(_WIDENED, dtype=torch.float64, device=mean.device)
         tril = torch.linalg.cholesky(covariance)
         wide = StudentMixture(
@@ -216,7 +219,7 @@ class Defensive:
             log_p_prior = log_joint(self.densities, x, z_prior, self.max_bytes)
         z, log_p = torch.cat([z, z_prior.to(z.dtype)]), torch.cat([log_p, log_p_prior])
         log_w = torch.empty_like(log_p)
-        for k in range(0, len(z), self.num_draws):  # whitened draws take memory too
+        for k in range(0, len(z), self.num_draws):  # in pieces, as whitened draws take memory too
             piece = slice(k, k + self.num_draws)
             from_wide = wide.log_prob(z[piece]) + math.log(self.num_draws)
             from_prior = self.densities.log_prior(x, z[piece]).double() + math.log(len(z_prior))
@@ -225,7 +228,7 @@ class Defensive:
 
     @cached_property
     def _shared(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Prior draws (G, d), the same for all data and decoded once, and log p(x, z) at them as (G, n)."""
+        """Prior draws (G, d), decoded once for all data, and a function from data to log p(x, z) at them, (G, n)."""
         densities = cast(VAEDensities, self.densities)
         pixels = math.prod(densities.vae.x_shape)
         with untouched_random_state():
@@ -248,17 +251,17 @@ class Defensive:
 
 
 def _moments(q: Any) -> tuple[Tensor, Tensor]:
-    """The mean (n, d) and covariance (n, d, d) of q, float64: from draws, as any q has them."""
+    """Return the mean (n, d) and covariance (n, d, d) of q, float64, from draws, which any q has."""
     z = q.sample(torch.Size([_MOMENT_DRAWS])).double()
     mean = z.mean(0)
     centred = (z - mean).permute(1, 2, 0)  # (n, d, K)
     covariance = centred @ centred.mT / (_MOMENT_DRAWS - 1)
-    floor = 1e-12 * (1 + mean.square())  # where q is all but a point
+    floor = 1e-12 * (1 + mean.square())  # where q is almost a point
     return mean, 0.9 * covariance + torch.diag_embed(0.1 * covariance.diagonal(dim1=-2, dim2=-1) + floor)
 
 
 def _tempered(log_w: Tensor, target: float, enough: float) -> tuple[Tensor, bool]:
-    """Log-weights to the largest power up to one that leaves `target` effective draws; whether all have `enough`."""
+    """Return log-weights times the largest power up to 1 that leaves `target` draws; and whether all had `enough`."""
     low = torch.zeros_like(log_w[0])
     high = torch.ones_like(low)
     ess = effective_sample_size(log_w)
@@ -271,7 +274,7 @@ def _tempered(log_w: Tensor, target: float, enough: float) -> tuple[Tensor, bool
 
 
 def _heaviest(z: Tensor, log_w: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The draws of largest weight of each datum, at most `count`, fewer where these hold all but 1e-3 of the weight."""
+    """Return the heaviest draws of each datum: at most `count`, fewer if they hold all but 1e-3 of the weight."""
     log_w, index = log_w.topk(min(count, len(log_w)), dim=0)
     covered = log_w.softmax(0).cumsum(0) < 1 - 1e-3
     count = min(len(log_w), int(covered.sum(0).max()) + 1)
@@ -280,7 +283,7 @@ def _heaviest(z: Tensor, log_w: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _best_share(log_parts: Tensor, log_w: Tensor, log_share: Tensor, num_steps: int = 20) -> Tensor:
-    """Shares (3, n) that minimise KL(p(z|x) || m) on weighted draws: Cappé et al., 2008, equation 8."""
+    """Return the shares (3, n) that minimise KL(p(z|x) || m) on weighted draws: Cappé et al., 2008, equation 8."""
     log_w = log_w.log_softmax(0)
     for _ in range(num_steps):
         responsibility = (log_share.unsqueeze(1) + log_parts).log_softmax(0)

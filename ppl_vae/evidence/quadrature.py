@@ -11,7 +11,7 @@ from ppl_vae.evidence.adaptive import Integral
 from ppl_vae.evidence.densities import VAEDensities
 from ppl_vae.evidence.results import Evidence
 
-_BYTES_PER_DATUM = 50_000  # of pairs of this datum and a cell, before any is finished
+_BYTES_PER_DATUM = 50_000  # of its pairs with cells, before any is finished
 
 
 def quadrature(
@@ -23,50 +23,51 @@ def quadrature(
     max_bytes: int = 2**30,
     seed: int = 0,
 ) -> Evidence:
-    r"""The exact log evidence of each datum, by adaptive quadrature over z, with a measured error.
+    r"""Return the exact log evidence of each datum, by adaptive quadrature over z, with a measured error.
 
     .. math::
         \log p(x) = \log \sum_c \int_c e^{f_x(z)} p(z) \, dz, \qquad f_x(z) = \log p(x|z),
 
-    over cells c that are halved, for each datum where it needs it, until halving changes nothing. A decoder bends over
-    distances many times the width of a posterior, so each :math:`f_x` is interpolated on a cell by a polynomial from
-    few decoded nodes (which all data share), and its exponential integrated on more nodes that cost no decoding: a peak
-    between the nodes is found by the parabola around it.
+    over cells c. Each datum's cells are halved until halving changes nothing. A decoder bends over distances many times
+    the width of a posterior. So a polynomial interpolates each :math:`f_x` on a cell from few decoded nodes, which all
+    data share, and its exponential is integrated on more nodes, which cost no decoding. The parabola around a peak
+    between the nodes finds the peak.
 
     **Wrong** where :math:`f_x` has structure narrower than the distance of the first nodes (0.06 scales of the prior in
-    two dimensions) that leaves no trace at any of them; a spike where q(z|x) has its mean is looked for besides.
+    two dimensions) that leaves no trace at any of them; a spike at the mean of q(z|x) is searched for separately.
     **Slow** for more than two dimensions (cells grow as :math:`2^d`), for likelihoods other than Bernoulli and Normal
-    (every pair of datum and latent is scored singly), and for decoders with kinks (ReLU): the interpolant then
-    converges with the square of the cell. In float32 rounding limits the error to about 1e-4 nats; use a model in
-    float64 for less.
+    (every pair of datum and latent is scored singly), and for decoders with kinks (ReLU), where the interpolant
+    converges with the square of the cell's size. In float32, rounding limits the error to about 1e-4 nats; use a model
+    in float64 for less.
 
-    `error` bounds, per datum, the sum of what is in `details`:
+    `error` is a bound per datum that adds up the following entries of `details`:
 
-    - ``"change_on_halving"``: the change of the integral when each cell that holds mass was halved for the last time;
-      the halved cells' value is used, which for a smooth prior is far better than that. (Edges of a prior's support
-      that the support does not declare cut through cells, where a change may be small by luck: there what lies
-      between the edge and the nodes is added.)
-    - ``"dropped"``: what cells that were not halved any more may hold at most: their integral with the doubt that their
-      coefficients leave (`interpolation.CellRule`).
+    - ``"change_on_halving"``: the change of the integral when each cell that holds mass was halved for the last time.
+      The result uses the halved cells' value, which for a smooth prior is far better than this. (Edges of a prior's
+      support that the support does not declare cut through cells, where a change may be small by chance. There the
+      mass between the edge and the nodes is added.)
+    - ``"dropped"``: the most that cells which were not halved any more may hold: their integral times the exponential
+      of its doubt, which comes from the interpolant's coefficients (`interpolation.CellRule`).
     - ``"mass_beyond"``: the prior's mass beyond the outermost cells, if no latent there explains x better than the best
       node anywhere (or, more than three shells out, than the best node of the last shell).
-    - ``"rounding"``: twice the largest change of 32 data's best cells when all is computed in float64 instead.
+    - ``"rounding"``: twice the largest change on 32 data's best cells when all is computed in float64 instead.
 
-    An error above `tolerance` says that `max_latents` or the depth ran out, or that the rounding is too large; it is
-    infinite where the prior itself is not resolved (``"prior_mass"`` is not 1 within 1%).
+    An error above `tolerance` means that `max_latents` or the depth ran out, or that the rounding is too large. The
+    error is infinite where the prior itself is not resolved (``"prior_mass"`` is not 1 within 1%).
 
     Args:
         densities: The model; its latent must have at most three dimensions.
         x: Data, (n, *x_shape).
         tolerance: The error aimed at, nats per datum.
-        max_latents: Halve no further once so many latents have been decoded (for each block of data that fits into
-            `max_bytes` together: some 20,000 by default).
+        max_latents: Stop halving once so many latents have been decoded. The count starts anew for each block of data
+            that fits into `max_bytes` (some 20,000 data by default).
         max_bytes: About how much memory to use beyond the data and the model.
-        seed: For the draws from the prior that give its scale; the global random state is not moved.
+        seed: The seed of the draws from the prior that give its scale; the global random state is left alone.
 
     Returns:
-        Evidence of kind ``"exact"``, method ``"quadrature"``. Further details are numbers: ``"num_latents"`` decoded,
-        ``"num_scores"`` of pairs of a datum and a latent, and the ``"prior_mass"`` by the same rule.
+        Evidence of kind ``"exact"``, method ``"quadrature"``. Further details are numbers: ``"num_latents"``, the
+        latents decoded; ``"num_scores"``, the pairs of a datum and a latent scored; and ``"prior_mass"``, the integral
+        of the prior by the same rule.
 
     Raises:
         ValueError: If the latent has more than three dimensions, the prior is discrete, or a likelihood is NaN.
@@ -89,7 +90,7 @@ def quadrature(
 def integrate(
     densities: VAEDensities, x: Tensor, *, tolerance: float, max_latents: int, max_bytes: int, seed: int
 ) -> tuple[Evidence, Tensor, Tensor]:
-    """Return the evidence with mean, (n, d), and covariance, (n, d, d), of p(z|x): `quadrature`, its arguments."""
+    """Return the evidence and the mean, (n, d), and covariance, (n, d, d), of p(z|x); arguments as in `quadrature`."""
     check_positive(tolerance, "tolerance")
     check_positive_int(max_latents, "max_latents")
     check_positive_int(max_bytes, "max_bytes")

@@ -1,4 +1,4 @@
-"""The result of every way to log p(x): the figures per datum, and how far they can be trusted."""
+"""The result of every method for log p(x): the figures per datum, and their errors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 class Evidence:
     r"""The log evidence of n data, :math:`\log p(x) = \log \int p(x|z) p(z) \, dz`, in nats, with its error.
 
-    What `error` means depends on `method`: a number that holds whatever the noise only where the answer is exact. A
-    standard error says nothing about modes that no sample has met: read `details` (``"pareto_k"``) beside it.
+    The meaning of `error` depends on `method`. It is free of sampling noise only where the answer is exact. A standard
+    error says nothing about modes that no sample has reached: read `details` (``"pareto_k"``) beside it.
 
     Attributes:
         log_evidence: log p(x) or its estimate, (n,), float64.
@@ -24,7 +24,7 @@ class Evidence:
         method: ``"quadrature"``, ``"enumeration"``, ``"closed form"``, ``"importance"`` or ``"ais"``.
         kind: ``"exact"`` (up to `error`); ``"lower"`` or ``"upper"``: a stochastic bound, whose expectation lies on
             that side of log p(x).
-        details: What the method has to say besides, as tensors of shape (n,) or as numbers for all data.
+        details: Further results of the method, as tensors of shape (n,) or as numbers for all data.
 
     Example:
         >>> evidence = Evidence(torch.tensor([-2.0, -4.0]).double(), torch.tensor([1e-5, 1e-4]).double(), "quadrature")
@@ -48,12 +48,12 @@ class Evidence:
 
     @staticmethod
     def joined(parts: list[Evidence], largest: Collection[str] = (), same: Collection[str] = ()) -> Evidence:
-        """Put the evidence of several blocks of data together.
+        """Concatenate the evidence of several blocks of data.
 
         Args:
-            parts: One a block, of one method.
-            largest: The numbers in `details` of which the largest counts.
-            same: Those that are the same for every block. All others are counts, and add up.
+            parts: The evidence of each block, all by the same method.
+            largest: The names of the numbers in `details` that are joined by their maximum.
+            same: The names of the numbers that are equal for all blocks. All other numbers are counts, and are summed.
         """
         first = parts[0]
         details: dict[str, Tensor | float] = {}

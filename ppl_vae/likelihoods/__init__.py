@@ -1,7 +1,7 @@
 r"""Likelihoods p(x|z): callables ``likelihood(z)`` that return a Pyro distribution over one datum.
 
 ``likelihood(z)``, in a conditional model ``likelihood(z, y)``, has batch shape ``z.shape[:-1]`` and the event shape of
-one datum. Each class says how many parameters it needs per dimension of x and takes a network, or a factory of
+one datum. Each class states how many parameters it needs per dimension of x. It takes a network, or a factory of
 networks, that computes them from z.
 """
 

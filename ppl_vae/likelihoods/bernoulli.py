@@ -15,15 +15,15 @@ class Bernoulli(nn.Module):
     .. math::
         \log p(x|z) = \sum_i x_i \ell_i(z) - \log(1 + e^{\ell_i(z)}), \qquad x_i \in \{0, 1\},
 
-    the negative cross-entropy, computed from the logits :math:`\ell` and so exact where the article's
-    ``log(sigmoid + 1e-8)`` saturates (at logit 17 in float32). Wrong for grey pixels: for :math:`0 < x_i < 1` the same
-    formula is no density (it has no normaliser), so grey data are refused unless `allow_grey` is set, and then every
-    figure made from them carries a caveat.
+    the negative cross-entropy. Computed from the logits :math:`\ell`, it is exact where the article's
+    ``log(sigmoid + 1e-8)`` saturates (at logit 17 in float32). It is wrong for grey pixels: for :math:`0 < x_i < 1` the
+    same formula is not a density, since it has no normaliser. Grey data are therefore refused unless `allow_grey` is
+    set, and then every figure made from them carries a caveat.
 
     Args:
         network: Maps z to one logit per pixel; ``MLP()`` by default.
         allow_grey: Accept x in [0, 1], as the article does.
-        start_from_data: Let the mean begin at that of the training data, held 0.001 away from 0 and 1.
+        start_from_data: Start the mean at that of the training data, kept 0.001 away from 0 and 1.
 
     Reference:
         Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114

@@ -23,33 +23,34 @@ class Beta(nn.Module):
     .. math::
         \log p(x|z) = \sum_i (\alpha_i - 1) \log x_i + (\beta_i - 1) \log(1 - x_i) - \log B(\alpha_i, \beta_i).
 
-    It has two parameters per pixel: a pixel can be sure of a grey, which `ContinuousBernoulli` never is. **At 0 and 1
-    the density is infinite or zero**, so that data there are refused: dequantise 8-bit pixels, whose values then lie
-    strictly inside. (Clamping them to [1e-6, 1 - 1e-6] also trains, but the value then depends on where: each pixel at
-    the edge gains :math:`(1 - \alpha) \log 10` for each further digit.) Near the edges gradients are large: a first
-    `precision` far above that of the data makes the first steps jump. Without dequantisation it has no bound on a grid
-    of values, as `Normal` says; the `floor` and `ceiling` keep it finite, not meaningful.
+    It has two parameters per pixel, so a pixel can be sure of a grey; in `ContinuousBernoulli` it never is. **At 0 and
+    1 the density is infinite or zero**, so data there are refused. Dequantise 8-bit pixels: their values then lie
+    strictly inside. (Clamping them to [1e-6, 1 - 1e-6] also trains, but then the value depends on where they are
+    clamped: each pixel at the edge gains :math:`(1 - \alpha) \log 10` for each further digit.) Near the edges gradients
+    are large: an initial `precision` far above that of the data makes the first steps jump. On a grid of values,
+    without dequantisation, the density is unbounded, as `Normal` says; `floor` and `ceiling` keep it finite, not
+    meaningful.
 
     - ``"mean_precision"``: :math:`\alpha = m\nu, \beta = (1 - m)\nu` with :math:`m = \sigma(r_1)` and :math:`\nu` a
-      softplus of :math:`r_2`: the mean can be learned before the spread.
-    - ``"concentrations"``: a softplus each: the mean moves with either.
+      softplus of :math:`r_2`; the mean can be learned before the spread.
+    - ``"concentrations"``: a softplus each; the mean moves with either.
 
-    Each concentration c is kept between the two: :math:`\text{floor} + c / (1 + c / \text{ceiling})`. The density is
-    computed in float64 whatever the data's type, which costs a little and which not every device has.
+    Each concentration c is kept between `floor` and `ceiling`: :math:`\text{floor} + c / (1 + c / \text{ceiling})`. The
+    density is computed in float64 whatever the type of the data. This costs a little, and not every device has float64.
 
     Args:
         network: Maps z to two values per pixel; ``MLP()`` by default.
         parameters: What the two values stand for.
-        precision: :math:`\alpha + \beta` where the network gives 0; the standard deviation at a mean of 1/2 is
-            :math:`\frac12 (1 + \nu)^{-1/2}`, uniform at 2.
+        precision: The precision :math:`\nu = \alpha + \beta` where the network gives 0. At a mean of 1/2 the standard
+            deviation is :math:`\frac12 (1 + \nu)^{-1/2}`, and the density is uniform for 2.
         floor: The smallest concentration.
-        ceiling: The largest concentration; at 10^5, and a mean of 1/2, the standard deviation is 0.001, a quarter of
-            an 8-bit level.
-        start_from_data: Let the mean begin at that of the training data, held 0.001 away from 0 and 1.
+        ceiling: The largest concentration; at 10^5 and a mean of 1/2 the standard deviation is 0.001, a quarter of an
+            8-bit level.
+        start_from_data: Start the mean at that of the training data, kept 0.001 away from 0 and 1.
 
     Raises:
         ValueError: If `precision`, `floor` or `ceiling` is not a finite number above zero, half the precision does not
-            lie between the two, or `parameters` is unknown.
+            lie between `floor` and `ceiling`, or `parameters` is unknown.
 
     Reference:
         Beta Regression for Modelling Rates and Proportions (Ferrari & Cribari-Neto, 2004),
@@ -108,16 +109,16 @@ class Beta(nn.Module):
         return alpha, beta
 
     def _unlimited(self, concentration: Any) -> Any:
-        """What a concentration is before floor and ceiling."""
+        """Return a concentration as it is before floor and ceiling."""
         above = concentration - self.floor
         return above / (1 - above / self.ceiling)
 
     def _shift(self, parts: int) -> float:
-        """What the network's output is shifted by, so that 0 gives the first precision."""
+        """Return the shift of the network's output with which an output of 0 gives the initial precision."""
         return inverse_softplus(parts * self._unlimited(self.precision / 2))
 
     def _raw_of_mean(self, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """The two values at which the mean is `mean`, at the first precision."""
+        """Return the two outputs that give this mean at the initial precision."""
         limits = 2 * self.floor, self.ceiling / 2
         alpha, beta = (self._unlimited((part * self.precision).clamp(*limits)) for part in (mean, 1 - mean))
         if self.parameters_are == "mean_precision":
@@ -156,7 +157,7 @@ class _OpenBeta(dist.Beta):
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         x = super().rsample(sample_shape)
         limits = torch.finfo(x.dtype)
-        return x.clamp(limits.tiny, 1 - limits.eps / 2)  # what small concentrations round to
+        return x.clamp(limits.tiny, 1 - limits.eps / 2)  # draws of small concentrations round to 0 and 1
 
 
 def _inverse(value: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from ppl_vae._validation import check_positive_int
 from ppl_vae.distributions.grid_binomial import GridBinomial
 from ppl_vae.networks import MLP, Binding, NetworkFactory, ParameterNetwork
 
-_MARGIN = 1e-3  # of the share to start from: the logit of 0 or 1 is infinite
+_MARGIN = 1e-3  # distance of an initial probability from 0 and 1, whose logits are infinite
 
 
 class Binomial(nn.Module):
@@ -20,15 +20,15 @@ class Binomial(nn.Module):
         P\Big(x_i = \frac kn \,\Big|\, z\Big) = \binom nk p_i(z)^k (1 - p_i(z))^{n - k}, \qquad
         p_i = \sigma(\ell_i(z)).
 
-    Its variance is tied to its mean, p(1 - p)/n: with n = 255 a standard deviation of at most 8 levels, so that
-    anything less sharp than that is punished hard, and it is a good model of grey pixels only if these really are
-    counts. `DiscretizedLogistic` learns its width. Unlike the cross-entropy of grey values, it is a density: n times
-    that, plus the binomial coefficient.
+    The mean fixes the variance, p(1 - p)/n: with n = 255 the standard deviation is at most 8 levels, and data that
+    vary more are punished hard. It is a good model of grey pixels only if these really are counts.
+    `DiscretizedLogistic` learns its width. Unlike the cross-entropy of grey values, it is a density: its logarithm is n
+    times the negative cross-entropy, plus the logarithm of the binomial coefficient.
 
     Args:
         network: Maps z to one logit per pixel; ``MLP()`` by default.
         total: The number n of trials; the data are k/n, 255 for 8-bit pixels.
-        start_from_data: Let the probabilities begin at the means of the training data, 1e-3 away from 0 and 1.
+        start_from_data: Start the probabilities at the means of the training data, kept 1e-3 away from 0 and 1.
 
     Raises:
         ValueError: If `total` is not a positive integer, or there are no training data to start from.

@@ -10,7 +10,7 @@ from ppl_vae.distributions.grid import check_bins
 from ppl_vae.distributions.grid_categorical import GridCategorical
 from ppl_vae.networks import MLP, Binding, NetworkFactory, ParameterNetwork
 
-_ROWS = 10_000  # of the training data, whose histograms are taken to start from
+_ROWS = 10_000  # the most training data whose histograms give the start
 
 
 class Categorical(nn.Module):
@@ -19,19 +19,19 @@ class Categorical(nn.Module):
     .. math::
         P\Big(x_i = \frac{k}{n - 1} \,\Big|\, z\Big) = \frac{e^{\ell_{ik}(z)}}{\sum_j e^{\ell_{ij}(z)}}.
 
-    It can take any form, and knows nothing of the order of the levels: what it learns of level 100 says nothing of 101,
-    so with 256 levels it needs many data, where `DiscretizedLogisticMixture` needs fewer. And it is large: K particles
-    of a batch of B data with D pixels take K B D n logits, several times while training (784 pixels, 256 levels, a
-    batch of 100: 80 MB a copy), and the last layer of the network has D n outputs.
+    It can take any form, but knows nothing of the order of the levels: what it learns about level 100 says nothing
+    about level 101. With 256 levels it therefore needs many data, where `DiscretizedLogisticMixture` needs fewer. It
+    is also large: K particles of a batch of B data with D pixels take K B D n logits, several times over while
+    training (784 pixels, 256 levels, a batch of 100: 80 MB a copy). The last layer of the network has D n outputs.
 
     Args:
         network: Maps z to n logits per pixel; ``MLP()`` by default.
         bins: The number n of levels; the data are k/(n-1), 256 for 8-bit pixels.
-        start_from_data: Let the probabilities begin at the histograms of the pixels in up to 10000 training data, one
-            count added, spread evenly.
+        start_from_data: Start the probabilities at the histograms of the pixels in up to 10000 training data, with one
+            extra count spread evenly.
 
     Raises:
-        ValueError: For less than two bins, or without training data to start from.
+        ValueError: For fewer than two bins, or without training data to start from.
 
     Reference:
         Pixel Recurrent Neural Networks (van den Oord et al., 2016), https://arxiv.org/abs/1601.06759

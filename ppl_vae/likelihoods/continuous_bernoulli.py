@@ -15,16 +15,15 @@ class ContinuousBernoulli(nn.Module):
     .. math::
         \log p(x|z) = \sum_i x_i \ell_i(z) - \log\frac{e^{\ell_i(z)} - 1}{\ell_i(z)}, \qquad x_i \in [0, 1].
 
-    A density for grey values in [0, 1], 0 and 1 among them, where `Bernoulli` with ``allow_grey`` is none. It has one
-    parameter per pixel: a pixel can be near 0 or near 1 for sure, but is never sure of a grey (its density is monotone,
-    and at its flattest around a mean of 1/2). For 8-bit pixels without dequantisation it is no code length, and
-    unbounded: pixels that are always 0 drive :math:`\ell` to :math:`-\infty` and the density up with
-    :math:`\log|\ell|`, slowly. The mean, of which pictures are drawn, is not :math:`\lambda = \sigma(\ell)`, and closer
-    to 1/2.
+    It is a density for grey values in [0, 1], including 0 and 1; `Bernoulli` with ``allow_grey`` is not. It has one
+    parameter per pixel: a pixel can be sure of a value near 0 or near 1, but never of a grey (the density is monotone,
+    and at its flattest around a mean of 1/2). For 8-bit pixels without dequantisation it is no code length, and it is
+    unbounded: pixels that are always 0 drive :math:`\ell` to :math:`-\infty` and the log-density up with
+    :math:`\log|\ell|`, slowly. Pictures show the mean, which is not :math:`\lambda = \sigma(\ell)` but closer to 1/2.
 
     Args:
         network: Maps z to one logit :math:`\ell` per pixel; ``MLP()`` by default.
-        start_from_data: Let the mean begin at that of the training data, held 0.001 away from 0 and 1.
+        start_from_data: Start the mean at that of the training data, kept 0.001 away from 0 and 1.
 
     Reference:
         The continuous Bernoulli: fixing a pervasive error in variational autoencoders (Loaiza-Ganem & Cunningham,

@@ -1,4 +1,4 @@
-r"""Likelihoods of counts: Poisson, negative binomial, and the latter with more zeros."""
+r"""Likelihoods of counts: Poisson, negative binomial and zero-inflated negative binomial."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ Link = Literal["exp", "softplus"]
 Dispersion = Literal["global", "feature", "datum"]
 
 _TAIL = -20.0  # below it log softplus(r) is r to within e^r / 2
-_HIGHEST = 60.0  # log mean, or exp would leave float32 and its gradient become NaN
-_RAREST = 1e-4  # mean count to start from where a feature is zero in all the training data
-_GATE = -3.0  # logit of the share of inflated zeros to start from, 5%
+_HIGHEST = 60.0  # the largest log mean: further out exp would leave float32, and its gradient would be NaN
+_RAREST = 1e-4  # initial mean of a feature that is zero in all the training data
+_GATE = -3.0  # logit of the initial share of inflated zeros, 5%
 
 
 def log_mean(raw: Tensor, link: str) -> Tensor:
-    """Return the logarithm of the mean that the link makes of a network's output, without underflow."""
+    """Return the logarithm of the mean that the link gives for a network's output, without underflow."""
     if link == "exp":
         return raw.clamp(max=_HIGHEST)
     return torch.where(raw < _TAIL, raw, softplus(raw.clamp(min=_TAIL)).log())
 
 
 def raw_start(mean: Tensor, link: str) -> Tensor:
-    """Return what the link makes these means of."""
+    """Return the network outputs for which the link gives these means."""
     mean = mean.clamp(min=_RAREST)
     return mean.log() if link == "exp" else mean + torch.log(-torch.expm1(-mean))
 
@@ -42,15 +42,15 @@ class Poisson(nn.Module):
     .. math::
         P(x_i = k | z) = \mu_i(z)^k e^{-\mu_i(z)} / k!, \qquad k = 0, 1, 2, \dots
 
-    Its variance is its mean, which counts of most kinds exceed: it then takes noise for structure, and
-    `NegativeBinomial` fits better. With ``link="exp"`` a first network whose outputs are large gives means, and
-    losses, that are astronomical (log means above 60 are held there, with gradient zero), and Adam does not come back
-    from them; it needs small first outputs, as of ``MLP(init="torch")``.
+    The variance equals the mean, but counts of most kinds vary more. A Poisson then takes noise for structure, and
+    `NegativeBinomial` fits better. With ``link="exp"`` an initial network with large outputs gives astronomical means
+    and losses, and Adam does not come back from them (log means above 60 are held at 60, with gradient zero). This link
+    needs small initial outputs, as of ``MLP(init="torch")``.
 
     Args:
         network: Maps z to one value per feature; ``MLP()`` by default.
-        link: How the mean is made of it: ``"softplus"``, which grows no faster than its argument, or ``"exp"``.
-        start_from_data: Start the means at those of the training data, from 1e-4 up.
+        link: How the network gives the mean: ``"softplus"``, which grows no faster than its argument, or ``"exp"``.
+        start_from_data: Start the means at those of the training data, at least 1e-4.
 
     Raises:
         ValueError: For an unknown `link`, or without training data to start from.
@@ -97,18 +97,18 @@ class NegativeBinomial(nn.Module):
         P(x_i = k | z) = \frac{\Gamma(k + r_i)}{\Gamma(r_i) \, k!} \Big(\frac{r_i}{r_i + \mu_i(z)}\Big)^{r_i}
         \Big(\frac{\mu_i(z)}{r_i + \mu_i(z)}\Big)^k, \qquad \mathrm{Var}[x_i | z] = \mu_i + \mu_i^2 / r_i.
 
-    Poisson for large r, and exact on the way there. Mean and dispersion can stand in for each other where a feature is
-    nearly always zero, so r of such features means little; with a dispersion per datum the noise can take over what z
-    should explain.
+    For large r it becomes Poisson, and the computation stays exact on the way there. Where a feature is nearly always
+    zero, mean and dispersion can stand in for each other, so r of such a feature means little. With a dispersion per
+    datum the noise can take over what z should explain.
 
     Args:
-        network: Maps z to one value per feature, and under ``dispersion="datum"`` to a second, :math:`\log r` relative
+        network: Maps z to one value per feature, and with ``dispersion="datum"`` to a second, :math:`\log r` relative
             to `start`; ``MLP()`` by default.
-        dispersion: What has a learned r of its own: ``"global"``: all features one; ``"feature"``: each feature, for
-            all data the same; ``"datum"``: each feature as a function of z.
-        start: The dispersion r to start from.
-        link: How the mean is made: ``"softplus"``, which grows no faster than its argument, or ``"exp"``.
-        start_from_data: Start the means at those of the training data, from 1e-4 up.
+        dispersion: What has its own learned r: ``"global"``: all features together; ``"feature"``: each feature, the
+            same for all data; ``"datum"``: each feature, as a function of z.
+        start: The initial dispersion r.
+        link: How the network gives the mean: ``"softplus"``, which grows no faster than its argument, or ``"exp"``.
+        start_from_data: Start the means at those of the training data, at least 1e-4.
 
     Raises:
         ValueError: For an unknown `dispersion` or `link`, a `start` that is not above zero, or without training data
@@ -179,23 +179,23 @@ class NegativeBinomial(nn.Module):
 
 
 class ZeroInflatedNegativeBinomial(NegativeBinomial):
-    r"""Independent negative binomial counts, set to zero with a probability of their own.
+    r"""Independent negative binomial counts, each set to zero with its own probability.
 
     .. math::
         P(x_i = 0 | z) = \pi_i(z) + (1 - \pi_i(z)) \, \mathrm{NB}(0; \mu_i(z), r_i), \qquad
         P(x_i = k | z) = (1 - \pi_i(z)) \, \mathrm{NB}(k; \mu_i(z), r_i), \quad k > 0.
 
-    Zeros have two explanations, which the data tell apart only where the mean is well above zero: elsewhere
-    :math:`\pi` and :math:`\mu` are not identified, and a fit that is better than `NegativeBinomial`'s on held-out data
-    is the reason to use it.
+    Zeros have two explanations. The data tell them apart only where the mean is well above zero; elsewhere
+    :math:`\pi` and :math:`\mu` are not identified. Use this likelihood where it fits held-out data better than
+    `NegativeBinomial` does.
 
     Args:
         network: Maps z to the values of `NegativeBinomial` and, last, to the logit of :math:`\pi` per feature,
             relative to a start at 5%; ``MLP()`` by default.
-        dispersion: What has a learned r of its own: ``"global"``, ``"feature"`` or ``"datum"``.
-        start: The dispersion r to start from.
-        link: How the mean is made: ``"softplus"``, which grows no faster than its argument, or ``"exp"``.
-        start_from_data: Start the means, zeros of both kinds included, at those of the training data, from 1e-4 up.
+        dispersion: What has its own learned r: ``"global"``, ``"feature"`` or ``"datum"``.
+        start: The initial dispersion r.
+        link: How the network gives the mean: ``"softplus"``, which grows no faster than its argument, or ``"exp"``.
+        start_from_data: Start the means, with zeros of both kinds, at those of the training data, at least 1e-4.
 
     Raises:
         ValueError: For an unknown `dispersion` or `link`, a `start` that is not above zero, or without training data
@@ -214,7 +214,7 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
     _extra = 1
 
     def _start_at(self, mean: Tensor) -> None:
-        super()._start_at(mean * (1 + math.exp(_GATE)))  # of the counts that are not set to zero
+        super()._start_at(mean * (1 + math.exp(_GATE)))  # the mean of the counts that are not set to zero
         self.parameters_of_z.start_at(*[None] * (self.parameters_of_z.count - 1), torch.zeros(()))
 
     def _distribution(self, raw: Tensor, others: list[Tensor]) -> dist.TorchDistribution:

@@ -1,4 +1,4 @@
-r"""Discretized logistic likelihoods of pixels on a grid, with one hump or several."""
+r"""Discretized logistic likelihoods of pixels on a grid: a single logistic, and a mixture."""
 
 from __future__ import annotations
 
@@ -23,20 +23,22 @@ class DiscretizedLogistic(LocationScale):
         \sigma\Big(\frac{e_{k+1} - \mu_i(z)}{s_i}\Big) - \sigma\Big(\frac{e_k - \mu_i(z)}{s_i}\Big),
         \qquad e_k = \frac{k - \frac12}{n - 1}, \quad e_0 = -\infty, \quad e_n = \infty.
 
-    A probability of the pixels as they are stored, so that bits per dimension follow without a Jacobian; the mass over
-    the levels is 1 for every mean and scale, the mean beyond either edge included. One hump per pixel: where a pixel is
-    either black or white (edges of strokes) it spends mass on the greys between, and `DiscretizedLogisticMixture`
-    fits better. A pixel that never changes pulls its own scale (``learn="pixel"``) to the floor, where a test datum
-    with another value there costs :math:`|x - \mu| / s` nats: one global scale is safer on little data.
+    It is a probability of the pixels as they are stored, so bits per dimension follow without a Jacobian. The mass over
+    the levels is 1 for every mean and scale, even for a mean beyond either edge. There is one hump per pixel: where a
+    pixel is either black or white (edges of strokes), it spends mass on the greys between, and
+    `DiscretizedLogisticMixture` fits better. With ``learn="pixel"`` a pixel that never changes pulls its own scale to
+    the floor, where a test datum with another value costs :math:`|x - \mu| / s` nats: one global scale is safer on
+    little data.
 
     Args:
-        network: Maps z to the mean per pixel, under ``learn="datum"`` to a scale as well; ``MLP()`` by default.
+        network: Maps z to the mean per pixel, with ``learn="datum"`` to a scale as well; ``MLP()`` by default.
         bins: The number n of levels; the data are k/(n-1), 256 for 8-bit pixels.
-        scale: The scale s of the logistic, in units of x. Where it is learned, its first value.
-        learn: ``"fixed"``: it stays; ``"global"``: one for all; ``"pixel"``: one per pixel; ``"datum"``: from z.
-        floor: The smallest scale that can be learned, in units of x. 2e-4 is a twentieth of an 8-bit level, where the
-            level around the mean lacks 1e-4 of the mass; a smaller one buys less, and lets one wrong pixel cost more.
-        start_from_data: Let the mean begin at that of the training data.
+        scale: The scale s of the logistic, in units of x; the initial value if it is learned.
+        learn: ``"fixed"``: the scale stays; ``"global"``: one is learned for all pixels; ``"pixel"``: one is learned
+            per pixel; ``"datum"``: the network computes it from z.
+        floor: The smallest learned scale, in units of x. 2e-4 is a twentieth of an 8-bit level; there the level around
+            the mean lacks 1e-4 of the mass. A smaller floor gains less, and lets one wrong pixel cost more.
+        start_from_data: Start the mean at that of the training data.
 
     Raises:
         ValueError: If an argument is out of range, or there are no training data to start from.
@@ -78,18 +80,18 @@ class DiscretizedLogisticMixture(nn.Module):
     .. math::
         P(x_i | z) = \sum_{m=1}^M \pi_{im}(z) \, \mathrm{DL}(x_i; \mu_{im}(z), s_{im}(z)),
 
-    with DL the density of `DiscretizedLogistic`: total mass 1 over the levels for all parameters. Three values per
-    component and pixel: 3M times the outputs, and M times the time. Pixels are independent given z, channels too; the
-    dependence of one channel on the others that PixelCNN++ puts into its means is left out.
+    where DL is the density of `DiscretizedLogistic`: the total mass over the levels is 1 for all parameters. Three
+    values per component and pixel mean 3M times the outputs, and M times the time. Pixels are independent given z, and
+    so are channels: PixelCNN++ puts the dependence of one channel on the others into its means; here it is left out.
 
     Args:
         network: Maps z to 3M values per pixel: the logits of the weights, the means (relative to M points spread over
             a unit), the scales; ``MLP()`` by default.
-        num_components: M.
+        num_components: The number M of components.
         bins: The number n of levels; the data are k/(n-1), 256 for 8-bit pixels.
-        scale: The scale that all components begin at, in units of x.
+        scale: The initial scale of all components, in units of x.
         floor: The smallest scale, in units of x; see `DiscretizedLogistic`.
-        start_from_data: Let the mean of the equally weighted components begin at that of the training data.
+        start_from_data: Start the mean of the equally weighted components at that of the training data.
 
     Raises:
         ValueError: If an argument is out of range, or there are no training data to start from.
@@ -125,7 +127,7 @@ class DiscretizedLogisticMixture(nn.Module):
         self.start = inverse_softplus(scale - floor)
         self.start_from_data = start_from_data
         self.mixture = ParameterNetwork(MLP() if network is None else network, name, count=3 * num_components)
-        spread = (torch.arange(num_components) + 0.5) / num_components - 0.5  # or all would begin the same
+        spread = (torch.arange(num_components) + 0.5) / num_components - 0.5  # or all would start the same
         self.register_buffer("spread", spread, persistent=False)
 
     def bind(self, binding: Binding) -> None:

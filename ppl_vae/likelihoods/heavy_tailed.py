@@ -17,18 +17,19 @@ class Laplace(LocationScale):
     .. math::
         \log p(x|z) = -\sum_i \frac{|x_i - \mu_i(z)|}{b_i} + \log(2 b_i).
 
-    The location is the median, so that it follows the majority of what x may be at this z, and edges come out sharper
-    than under a normal. Its gradient in the location is :math:`\pm 1/b` however small the error, so that training
-    jitters at a large learning rate where the data are matched exactly. Wrong for data on a grid (8-bit pixels), and
-    floored where it is learned, as `Normal` says.
+    The location is the median. It follows the majority of the values that x may take at this z, so edges come out
+    sharper than under a normal. The gradient in the location is :math:`\pm 1/b` however small the error is, so training
+    jitters at a large learning rate where the data are matched exactly. The density is wrong for data on a grid (8-bit
+    pixels), and a learned scale has a floor: see `Normal` for both.
 
     Args:
         network: Maps z to one location per dimension of x, with ``learn="datum"`` to a scale as well; ``MLP()`` by
             default.
-        scale: b, in units of x; the standard deviation is b times the root of 2. Where it is learned, its first value.
+        scale: The scale b, in units of x; the initial value if it is learned. The standard deviation is b times the
+            root of 2.
         learn: ``"fixed"``, ``"global"``, ``"pixel"`` or ``"datum"``, as for `Normal`.
-        floor: The smallest b that can be learned, in units of x.
-        start_from_data: Let the location begin at the mean of the training data.
+        floor: The smallest learned b, in units of x.
+        start_from_data: Start the location at the mean of the training data.
 
     Raises:
         ValueError: As for `Normal`.
@@ -56,20 +57,20 @@ class StudentT(LocationScale):
         \log p(x|z) = \sum_i \log \frac{\Gamma(\frac{\nu + 1}2)}{\Gamma(\frac\nu2) \sqrt{\pi\nu} \, s_i}
         - \frac{\nu + 1}2 \log\Big(1 + \frac{(x_i - \mu_i(z))^2}{\nu s_i^2}\Big).
 
-    An error far beyond :math:`\sqrt\nu s` costs its logarithm, and its gradient falls off: outliers are ignored, and so
-    is everything else while the scale is much too small, so that training stands still; begin with a `scale` of the
-    size of the data's, or learn it. Wrong for data on a grid (8-bit pixels), and floored where it is learned, as
-    `Normal` says. The scale is not the standard deviation, which is :math:`s\sqrt{\nu/(\nu - 2)}` for :math:`\nu > 2`
-    and infinite below.
+    An error far beyond :math:`\sqrt\nu s` costs only its logarithm, and its gradient falls off: outliers are ignored.
+    While the scale is much too small everything else is ignored too, and training stands still: begin with a `scale` of
+    the size of the data's, or learn it. The density is wrong for data on a grid (8-bit pixels), and a learned scale has
+    a floor: see `Normal` for both. The scale is not the standard deviation, which is :math:`s\sqrt{\nu/(\nu - 2)}` for
+    :math:`\nu > 2` and infinite below.
 
     Args:
         network: Maps z to one location per dimension of x, with ``learn="datum"`` to a scale as well; ``MLP()`` by
             default.
-        df: The degrees of freedom :math:`\nu`, above 1, where there is a mean to draw.
-        scale: s, in units of x; where it is learned, its first value.
+        df: The degrees of freedom :math:`\nu`, above 1, so that there is a mean to show.
+        scale: The scale s, in units of x; the initial value if it is learned.
         learn: ``"fixed"``, ``"global"``, ``"pixel"`` or ``"datum"``, as for `Normal`.
-        floor: The smallest s that can be learned, in units of x.
-        start_from_data: Let the location begin at the mean of the training data.
+        floor: The smallest learned s, in units of x.
+        start_from_data: Start the location at the mean of the training data.
 
     Raises:
         ValueError: As for `Normal`, and for `df` not above 1.

@@ -1,4 +1,4 @@
-r"""What likelihoods around a location share: where their scale comes from."""
+r"""The base class of likelihoods with a location and a scale."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Learn = Literal["fixed", "global", "pixel", "datum"]
 
 
 class LocationScale(nn.Module):
-    r"""A location from a network, and a scale that is fixed, learned once, per pixel, or computed from z.
+    r"""A location from a network, and a scale that is fixed, learned (one, or one per pixel) or computed from z.
 
-    A learned scale is :math:`s = \text{floor} + \log(1 + e^r)`, in which r is a parameter, or the network's second
-    output plus a constant; it begins at `scale` (under ``"datum"``: where the network gives 0).
+    A learned scale is :math:`s = \text{floor} + \log(1 + e^r)`, where r is a parameter, or the network's second output
+    plus a constant. It starts at `scale` (with ``learn="datum"``: where the network gives 0).
 
     Args:
-        network: Maps z to one value per dimension of x, under ``"datum"`` to two; ``MLP()`` by default.
-        scale: The scale, or where it begins if it is learned.
-        learn: Where it comes from.
-        floor: The smallest scale that can be learned.
-        start_from_data: Let the location begin at the mean of the training data.
+        network: Maps z to one value per dimension of x, with ``learn="datum"`` to two; ``MLP()`` by default.
+        scale: The scale; the initial value if it is learned.
+        learn: Where the scale comes from.
+        floor: The smallest learned scale.
+        start_from_data: Start the location at the mean of the training data.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -73,7 +73,7 @@ class LocationScale(nn.Module):
         """Return location and scale, both ``(*z.shape[:-1], *x_shape)``, and the number of dimensions of x.
 
         Raises:
-            RuntimeError: If it has no sizes yet.
+            RuntimeError: If the likelihood has no sizes yet.
         """
         location, *raw = self.mean(z, y)
         if self.learn == "fixed":

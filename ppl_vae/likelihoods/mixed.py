@@ -23,47 +23,47 @@ Scale = Literal["column", "network"]
 
 _SCALED = ("real", "positive", "count")  # kinds with a scale beside their location
 _START = inverse_softplus(1.0)
-_ROWS = 4096  # of data, read at a time
+_ROWS = 4096  # data read at a time
 
 
 class Mixed(nn.Module):
-    r"""Columns that differ in kind, independent given z, any of whose entries may be missing.
+    r"""Columns that differ in kind, independent given z; any entry may be missing.
 
     .. math::
         \log p(x_\text{obs}|z) = \sum_{j : x_j \text{ observed}} \log p_j(x_j | z).
 
-    NaN in x marks a missing entry. It is integrated out exactly, so the bound is one on :math:`\log p(x_\text{obs})`:
-    right where entries are missing at random; biased where whether an entry is missing depends on its value. Columns
-    of different kinds share one sum, in nats, so a few columns with sharp densities can drown the others; a column of
-    rounded numbers taken for ``"real"`` or ``"positive"`` can be made as sharp as `floor` allows. Densities are in the
-    units of the data: figures change when a column is measured in other units.
+    NaN in x marks a missing entry. Missing entries are integrated out exactly, so the bound is one on
+    :math:`\log p(x_\text{obs})`. It is right if entries are missing at random, and biased if the value of an entry
+    affects whether it is missing. All columns share one sum, in nats, so a few columns with sharp densities can drown
+    the others. A column of rounded numbers declared as ``"real"`` or ``"positive"`` can be made as sharp as `floor`
+    allows. Densities are in the units of the data: figures change when a column is measured in other units.
 
-    =================  ====================================================================================
-    ``"real"``         normal, mean and scale in units of the column's standard deviation about its mean
-    ``"positive"``     log-normal, likewise of the logarithm
-    ``"count"``        negative binomial with a log mean and a dispersion, Poisson as the dispersion falls
-    ``"binary"``       Bernoulli on 0 and 1, logits about those of the column's mean
-    ``"categorical:C"``  one of the codes 0..C-1 in one column, logits about those of its frequencies
-    =================  ====================================================================================
+    ===================  ====================================================================================
+    ``"real"``           normal; mean and scale in units of the column's standard deviation, about its mean
+    ``"positive"``       log-normal; the same units, of the logarithm
+    ``"count"``          negative binomial with a log mean and a dispersion; Poisson as the dispersion falls
+    ``"binary"``         Bernoulli on 0 and 1; logits relative to that of the column's mean
+    ``"categorical:C"``  one of the codes 0..C-1 in one column; logits relative to those of its frequencies
+    ===================  ====================================================================================
 
-    The units are taken from the observed training data when the VAE is put together and kept as buffers, so that raw
-    columns train and nobody must undo a standardisation. A VAE that is made from a shape alone has them at mean zero
-    and scale one until a checkpoint is loaded.
+    The units come from the observed training data when the VAE is made, and are kept as buffers: raw columns train,
+    and nobody must undo a standardisation. In a VAE that is made from a shape alone they are mean zero and scale one
+    until a checkpoint is loaded.
 
-    ``mean`` gives the most likely code of a categorical column, and means of all others.
+    ``mean`` gives the most likely code of a categorical column, and the mean of any other.
 
     Args:
         columns: The kind of each column; or one kind for all entries of data of any shape, such as images with missing
             pixels.
-        network: Maps z to the parameters of all columns, C for a categorical one and one for any other (two with
-            ``scale="network"`` where it has a scale); ``MLP()`` by default. Under one kind it is given the data's own
-            shape, with so many times its channels.
-        scale: ``"column"``: one learned scale (of a count: dispersion) a column, which cannot collapse onto single
+        network: Maps z to the parameters of all columns: C for a categorical column and one for any other, or two with
+            ``scale="network"`` if the column has a scale; ``MLP()`` by default. With one kind for all entries, its
+            output has the shape of the data, with that many times the channels.
+        scale: ``"column"``: one learned scale (for a count: dispersion) per column, which cannot collapse onto single
             data; ``"network"``: a function of z, for noise that varies.
         floor: The smallest scale, as a share of the column's own.
 
     Raises:
-        ValueError: For an unknown kind, or when put into a VAE: for columns that are not those of the data, or training
+        ValueError: For an unknown kind; when put into a VAE, for columns that are not those of the data, or training
             data outside a column's kind.
 
     Reference:
@@ -146,11 +146,11 @@ class Mixed(nn.Module):
         return MixedColumns(parts, self._event_shape, self.order, self.fill)
 
     def _outputs(self, kind: tuple[str, int]) -> int:
-        """How many numbers the network gives for a column."""
+        """Return the number of network outputs for a column."""
         return kind[1] or (2 if self.scale == "network" and kind[0] in _SCALED else 1)
 
     def _start(self, binding: Binding) -> None:
-        """Register the units of columns, from the data where there are any."""
+        """Register the units of the columns, from the training data if there are any."""
         like = next(self.parameters_of_columns.parameters(), torch.empty(0))
         found = _Units(self._groups)
         if binding.train is not None and len(binding.train):
@@ -181,7 +181,7 @@ class Mixed(nn.Module):
 
 
 def _part(kind: str, own: Tensor, spread: Tensor | None) -> Any:
-    """The distribution of a group of columns, from its parameters (..., k, size)."""
+    """Return the distribution of a group of columns, from its parameters (..., k, size)."""
     first = own[..., 0]
     if kind == "real":
         return dist.Normal(first, cast(Tensor, spread))
@@ -196,18 +196,18 @@ def _part(kind: str, own: Tensor, spread: Tensor | None) -> Any:
 
 
 class _Units:
-    """Location and scale of each column, from its observed entries, added up batch by batch in float64."""
+    """Location and scale of each column's observed entries, accumulated batch by batch in float64."""
 
     def __init__(self, groups: dict[tuple[str, int], list[int]]) -> None:
         self.groups = groups
         size = sum(map(len, groups.values()))
         self.count = torch.zeros(size, dtype=torch.float64)
-        self.mean, self.squares = self.count.clone(), self.count.clone()  # of t(x); of x itself for counts below
+        self.mean, self.squares = self.count.clone(), self.count.clone()  # of t(x); below, of x itself for counts
         self.raw_mean, self.raw_squares = self.count.clone(), self.count.clone()
         self.codes = {j: torch.zeros(c, dtype=torch.float64) for (_, c), places in groups.items() if c for j in places}
 
     def add(self, x: Tensor) -> None:
-        """Take in rows (n, columns), NaN where missing; refuse entries outside a column's kind."""
+        """Add rows (n, columns), with NaN where missing; refuse entries outside a column's kind."""
         t = x.clone()
         for (kind, categories), places in self.groups.items():
             own = x[:, places]
@@ -224,7 +224,7 @@ class _Units:
         self.raw_mean, self.raw_squares = _merged(self.raw_mean, self.raw_squares, before, x, n)
 
     def of(self, kind: tuple[str, int], j: int) -> tuple[list[float], list[float], float, float]:
-        """Location and unit of each of a column's parameters, its unit of spread, and what to fill it with."""
+        """Return location and unit of each parameter of a column, its unit of spread, and its fill value."""
         n, mean = float(self.count[j]), float(self.mean[j])
         name, categories = kind
         if categories:
@@ -239,7 +239,7 @@ class _Units:
         raw = float(self.raw_mean[j])
         if not n or raw == 0:
             return [0.0], [1.0], 1.0, 0.0
-        excess = float(self.raw_squares[j]) / n - raw  # of the variance over a Poisson's
+        excess = float(self.raw_squares[j]) / n - raw  # of the variance over that of a Poisson
         return [math.log(raw)], [sd], math.sqrt(max(excess / raw**2, 0.01)), 0.0
 
     def _check(self, x: Tensor, kind: str, categories: int, places: list[int]) -> None:
@@ -260,7 +260,7 @@ class _Units:
 
 
 def _merged(mean: Tensor, squares: Tensor, before: Tensor, x: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and sum of squared deviations with further rows (Chan, Golub & LeVeque), NaN left out."""
+    """Return mean and sum of squared deviations after adding rows, without NaN (Chan, Golub & LeVeque)."""
     filled = torch.where(n > 0, x.nansum(0) / n.clamp(min=1), mean)
     deviations = torch.where(x.isnan(), 0.0, x - filled).square().sum(0)
     total = (before + n).clamp(min=1)

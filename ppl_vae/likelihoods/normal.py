@@ -20,30 +20,31 @@ class Normal(LocationScale):
     .. math::
         \log p(x|z) = -\sum_i \frac{(x_i - \mu_i(z))^2}{2\sigma_i^2} - \frac12 \log(2\pi\sigma_i^2).
 
-    The article's squared error is the first term with :math:`2\sigma^2 = 1` and without the constant; the scale sets
-    the weight of the reconstruction against the KL, so a value is comparable only between models of the same
-    scale or with the normaliser kept, as here. Wrong for data on a grid (8-bit pixels): without dequantisation the
-    density can be driven to infinity by a small scale, and a learned one goes there: where pixels never change (dark
-    borders), the scales of ``learn="pixel"`` and ``"datum"`` fall to `floor`, and the value tells of little else. The
-    floor keeps it finite; it does not make it meaningful.
+    The article's squared error is the first term with :math:`2\sigma^2 = 1` and without the constant. The scale sets
+    the weight of the reconstruction against the KL. Values are therefore comparable only between models of the same
+    scale or with the normaliser kept, as here. The density is wrong for data on a grid (8-bit pixels): without
+    dequantisation a small scale can drive it to infinity, and a learned scale goes there. Where pixels never change
+    (dark borders), the scales of ``learn="pixel"`` and ``"datum"`` fall to `floor`, and the value reflects little else.
+    The floor keeps the value finite; it does not make it meaningful.
 
-    Of the scales, ``"fixed"`` is a choice of the weight of the KL; ``"global"`` finds that weight; ``"pixel"`` knows
-    which pixels vary, whatever z is; ``"datum"`` is computed from z, and hard to train: an error is divided by the
-    variance that it has itself enlarged, so that ill-fitted pixels are given up (Seitzer et al., 2022), while samples
-    of well-fitted ones collapse onto the floor.
+    The scale ``"fixed"`` is a choice of the weight of the KL; ``"global"`` finds that weight; ``"pixel"`` knows which
+    pixels vary, whatever z is. ``"datum"`` computes the scale from z and is hard to train: an error is divided by the
+    variance that it has itself enlarged, so training gives up ill-fitted pixels (Seitzer et al., 2022), while the
+    scales of well-fitted ones collapse onto the floor.
 
     Args:
         network: Maps z to one mean per dimension of x, with ``learn="datum"`` to a scale as well; ``MLP()`` by default.
         scale: The standard deviation :math:`\sigma`, in units of x; :math:`\sqrt{1/2}` makes the first term the
-            article's squared error. Where it is learned, its first value.
-        learn: ``"fixed"``: it stays; ``"global"``: one for all; ``"pixel"``: one per pixel; ``"datum"``: from z.
-        floor: The smallest standard deviation that can be learned, in units of x. One 8-bit level spread evenly has
+            article's squared error. If it is learned, this is the initial value.
+        learn: ``"fixed"``: the scale stays; ``"global"``: one is learned for all pixels; ``"pixel"``: one is learned
+            per pixel; ``"datum"``: the network computes it from z.
+        floor: The smallest learned standard deviation, in units of x. That of one 8-bit level spread evenly is
             1/256/sqrt(12) = 0.0011.
-        start_from_data: Let the mean begin at that of the training data.
+        start_from_data: Start the mean at that of the training data.
 
     Raises:
-        ValueError: If `scale` or `floor` is not a finite number above zero, `scale` is not above the floor of a learned
-            one, or `learn` is unknown.
+        ValueError: If `scale` or `floor` is not a finite number above zero, a learned `scale` does not start above the
+            floor, or `learn` is unknown.
 
     Reference:
         Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114;
@@ -70,27 +71,29 @@ class OptimalSigmaNormal(nn.Module):
         \log p(x|z) = -\frac{1}{2\sigma^2} \lVert x - \mu(z) \rVert^2 - \frac D2 \log(2\pi\sigma^2), \qquad
         \sigma^2 = \frac1{ND} \sum_n \lVert x_n - \mu(z_n) \rVert^2,
 
-    where ``Normal(learn="global")`` comes to by gradient steps, without the wait: the weight of the reconstruction is
-    right from the first step on, and grows as it improves. Wrong for data on a grid, as `Normal` says, and for data
-    whose pixels differ much in their noise.
+    the variance that ``Normal(learn="global")`` reaches by gradient steps. Here the weight of the reconstruction is
+    right from the first step on, and grows as the reconstruction improves. The density is wrong for data on a grid, as
+    `Normal` says, and for data whose pixels differ much in their noise.
 
     **While training** :math:`\sigma^2` is the mean squared error of the batch that is scored (over particles too), as
-    in the paper, but held constant when differentiated: the gradient of the ELBO is the same, as its derivative in
-    :math:`\sigma` is zero there, and that of a multi-sample bound is one for a true density. A variance fitted to the
-    data that it scores is not a density of theirs. The excess is about half a nat a *batch* (one parameter), but
-    fitted to each datum by itself it would be one per datum, and unbounded; so **in evaluation mode** :math:`\sigma^2`
-    is a number that no longer moves: the running mean of the batches', as in batch normalisation. All data that are
-    scored count: weights and masks of single data, put on from outside, do not reach the variance.
+    in the paper, but it is held constant in the gradient. The gradient of the ELBO is the same, since its derivative in
+    :math:`\sigma` is zero there; the gradient of a multi-sample bound is one for a true density.
+
+    A normal whose variance is fitted to the data that it scores is not a density of these data. The excess is about
+    half a nat a *batch* (one parameter). With a variance for each datum it would be one per datum, and unbounded.
+    Therefore, **in evaluation mode**, :math:`\sigma^2` is a fixed number: the running mean of the batches' values, as
+    in batch normalisation. All data that are scored count: weights and masks that are put on single data from outside
+    do not reach the variance.
 
     Args:
         network: Maps z to one mean per dimension of x; ``MLP()`` by default.
         scale: The standard deviation in evaluation mode before the first batch, in units of x.
-        momentum: The weight of a new batch in the running mean, once there have been 1/momentum of them.
+        momentum: The weight of a new batch in the running mean, once there have been 1/momentum batches.
         floor: The smallest standard deviation, in units of x.
-        start_from_data: Let the mean begin at that of the training data.
+        start_from_data: Start the mean at that of the training data.
 
     Raises:
-        ValueError: If `scale` or `floor` is not a finite number above zero, or `momentum` not one up to 1.
+        ValueError: If `scale` or `floor` is not a finite number above zero, or `momentum` is not in (0, 1].
 
     Reference:
         Simple and Effective VAE Training with Calibrated Decoders (Rybkin, Daniilidis & Levine, 2021),
@@ -135,7 +138,7 @@ class OptimalSigmaNormal(nn.Module):
             self.mean.start_at(binding.data_mean("likelihood OptimalSigmaNormal"))
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:
-        """Return p(x|z), batch shape ``z.shape[:-1]``; while training it takes its variance from the x it scores."""
+        """Return p(x|z), batch shape ``z.shape[:-1]``; while training its variance comes from the x that it scores."""
         (mean,) = self.mean(z, y)
         scale = self.variance.clamp(min=self.floor**2).sqrt().expand_as(mean)
         pixels = _FittedNormal(mean, scale, self._fit) if self.training else dist.Normal(mean, scale)
@@ -143,7 +146,7 @@ class OptimalSigmaNormal(nn.Module):
 
     @torch.no_grad()
     def _fit(self, errors: Tensor) -> Tensor:
-        """The scale of these errors; moves the running mean."""
+        """Return the scale of these errors, and update the running mean."""
         variance = errors.square().mean()
         self.num_batches.add_(1)
         weight = (1 / self.num_batches).clamp(min=self.momentum).to(variance.dtype)  # a plain mean of the first batches
@@ -152,7 +155,7 @@ class OptimalSigmaNormal(nn.Module):
 
 
 class _FittedNormal(dist.Normal):
-    """A normal distribution whose `log_prob` takes its scale from all the errors of the value that it is given."""
+    """A normal distribution whose `log_prob` fits its scale to all errors of the value that it scores."""
 
     def __init__(self, loc: Tensor, scale: Tensor, fit: Callable[[Tensor], Tensor]) -> None:
         self.fit = fit

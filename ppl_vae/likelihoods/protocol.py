@@ -1,4 +1,4 @@
-"""What a VAE needs of a likelihood."""
+"""The protocol of likelihoods."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Likelihood(Protocol):
-    """What a VAE needs of p(x|z)."""
+    """A callable that returns p(x|z)."""
 
     def __call__(self, z: Tensor) -> dist.Distribution:
         """Return p(x|z), with ``batch_shape == z.shape[:-1]`` and the event shape of one datum."""

@@ -1,10 +1,10 @@
 r"""Neural networks for the pieces, and the joint between a network and a distribution.
 
 A *network* is either a factory ``(in_shape, out_shape) -> nn.Module``, so that its sizes follow from the data, or a
-ready-made ``nn.Module`` of the right sizes. Whatever it is, it only ever sees ``(n, *in_shape)``: extra leading
-dimensions (particles) are flattened around it by `ParameterNetwork`, which also joins labels to its input. A factory
-with an attribute ``spatial = True`` gets images as images, labels as constant planes beside their channels; any other
-gets labels behind the flattened input.
+ready-made ``nn.Module`` of the right sizes. Every network sees only ``(n, *in_shape)``: `ParameterNetwork` flattens
+extra leading dimensions (particles) around it, and also joins labels to its input. A factory with an attribute
+``spatial = True`` gets images as images, with labels as constant planes beside their channels; any other network gets
+labels behind the flattened input.
 """
 
 from ppl_vae.networks.binding import Binding, Shape

@@ -1,4 +1,4 @@
-"""What a piece learns when a VAE is put together."""
+"""The sizes and data that a VAE passes to its pieces when it is made."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 
-_ROWS = 4096  # of data, read at a time
+_ROWS = 4096  # data read at a time
 
 
 @dataclass(frozen=True)
 class Binding:
-    """What a piece may learn when a VAE is put together, handed to its optional method ``bind(binding)``.
+    """The sizes and data that a VAE passes to the optional method ``bind(binding)`` of a piece when it is made.
 
     Attributes:
         x_shape: Shape of one datum.
-        latent_shape: Shape of a latent: the event of prior and posterior, and what the likelihood reads (a block of it
-            under a prior with ``visible_dim``).
-        y_shape: Shape of the condition y of one datum, ``(k,)``; None for a model without.
-        posterior: The posterior, for a prior that is made of it; sized already when the prior is.
-        train: The training data; None where the VAE is made from a shape alone.
+        latent_shape: Shape of z: the event shape of prior and posterior; for the likelihood, the shape of what it reads
+            (a block of z under a prior with ``visible_dim``).
+        y_shape: Shape of the condition y of one datum, ``(k,)``; None for a model without a condition.
+        posterior: The posterior, for a prior that is made of it; it already has its sizes.
+        train: The training data; None if the VAE is made from a shape alone.
     """
 
     x_shape: Shape
@@ -37,10 +37,10 @@ class Binding:
     train: Split | None = None
 
     def data_mean(self, piece: str) -> Tensor:
-        """Return the mean of the training data (of those values that are not NaN), x_shape, in float64.
+        """Return the mean of the training data without NaN values, ``x_shape``, in float64.
 
         Args:
-            piece: Who asks, for the message.
+            piece: The piece that asks, for the error message.
 
         Raises:
             ValueError: If there are no data.
@@ -54,7 +54,7 @@ class Binding:
         return total / count.clamp(min=1)
 
     def rows(self, size: int, piece: str) -> Tensor:
-        """Return `size` training data drawn by torch's global generator, again where there are fewer; (size, *x_shape).
+        """Return `size` training data drawn by torch's global generator, (size, *x_shape); they repeat if too few.
 
         Raises:
             ValueError: If there are no data.

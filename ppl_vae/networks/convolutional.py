@@ -13,27 +13,27 @@ from ppl_vae.networks.layers import Size, _ImageNetwork, activations, dropouts
 class Convolutional(_ImageNetwork):
     r"""A factory of convolutional encoders and decoders, which size themselves to the images.
 
-    From an image (channels, height, width) to a vector it is an encoder: one convolution of stride 2 for each entry of
-    `channels`, then the linear layers `hidden`, then a linear output. From a vector to an image it is the same
-    backwards:
+    From an image (channels, height, width) to a vector the network is an encoder: one convolution of stride 2 for each
+    entry of `channels`, then the linear layers `hidden`, then a linear output. From a vector to an image it is a
+    decoder, with the same sizes in reverse:
 
     .. math::
         \text{encoder: } (H, W) \to (\lceil H/2 \rceil, \lceil W/2 \rceil) \to \dots \to \text{hidden} \to n, \qquad
         \text{decoder: } n \to \text{hidden} \to \dots \to (\lceil H/2 \rceil, \lceil W/2 \rceil) \to (H, W).
 
-    So any height and width will do, odd ones as well; one that is down to 1 stays 1, with kernels of size 1 along it
-    (pictures of height 1 get convolutions along the width). From image to image it is one after the other. The decoder
-    repeats each value over two by two places (cut off at an odd edge) and convolves, its last layer without activation:
-    a transposed convolution costs a third to a half, and leaves checkerboards, since its kernel covers neighbouring
-    pixels unevenly (Odena et al., 2016).
+    Any height and width will do, also odd ones. A height or width that is down to 1 stays 1, with kernels of size 1
+    along it (pictures of height 1 get convolutions along the width). From image to image the network is an encoder and
+    then a decoder. The decoder repeats each value over two by two places (cut off at an odd edge) and convolves; its
+    last layer has no activation. A transposed convolution costs a third to a half as much, but leaves checkerboards,
+    since its kernel covers neighbouring pixels unevenly (Odena et al., 2016).
 
-    Wrong for pictures in a random order of pixels, and weak where the place matters more than the pattern: kernels are
-    the same everywhere, and only the padding and the linear layers know where they are. The last bias is one number a
-    channel, so that ``start_from_data`` starts at the mean over pixels, not at the mean picture. Slow: with the
-    defaults a training step at 28 x 28 takes some 25 times that of ``MLP([200, 200])`` on one CPU core. Batch
-    normalisation makes data of one batch depend on each other while training; `layer_norm` (over channels and places)
-    does not. Dropout draws new masks in each pass while training: an objective that runs the posterior twice a step
-    sees two different ones.
+    The network is wrong for pictures whose pixels are in random order, and weak where the place matters more than the
+    pattern: kernels are the same everywhere, and only the padding and the linear layers know the place. The last bias
+    is one number per channel, so ``start_from_data`` starts at the mean over pixels, not at the mean picture. The
+    network is slow: with the defaults a training step at 28 x 28 takes some 25 times that of ``MLP([200, 200])`` on one
+    CPU core. Batch normalisation makes data of one batch depend on each other while training; `layer_norm` (over
+    channels and places) does not. Dropout draws new masks in each pass while training: an objective that runs the
+    posterior twice a step sees two different posteriors.
 
     Args:
         channels: Channels after each halving, from the image inwards (also for a decoder).
@@ -65,7 +65,7 @@ class Convolutional(_ImageNetwork):
 
     def _encoder(self, in_channels: int, sizes: list[Size]) -> list[nn.Module]:
         layers: list[nn.Module] = []
-        for size, channels in zip(sizes, self.channels, strict=False):  # before each stage
+        for size, channels in zip(sizes, self.channels, strict=False):  # the size before each stage
             layers += [self._convolution(in_channels, channels, size, stride=2), *self._rest(channels)]
             in_channels = channels
         return layers
@@ -79,7 +79,7 @@ class Convolutional(_ImageNetwork):
         return [*layers, nn.Upsample(sizes[0]), last]
 
     def _rest(self, channels: int) -> list[nn.Module]:
-        """What follows the linear part of a layer."""
+        """Return the modules that follow the linear part of a layer."""
         return [
             *self._normalisation(channels),
             *activations(self.activation),

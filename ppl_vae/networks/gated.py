@@ -20,11 +20,11 @@ class GatedMLP:
         h_0 = \mathrm{flatten}(x), \qquad h_l = (A_l h_{l-1} + b_l) \odot \sigma(C_l h_{l-1} + d_l), \qquad
         y = W h_L + w.
 
-    The linear half passes gradients where a rectifier or a sigmoid would stop them; the hidden layers of VampPrior's
-    networks (there 300 and 300). Twice the parameters and the time of an `MLP` of the same widths. Not bounded: each
-    layer grows like its input where the gates are open, and products of layers like a polynomial, so that inputs far
-    outside the training data give extreme parameters. With `dropout` each pass draws new masks while training: an
-    objective that runs the posterior twice a step sees two different ones.
+    The linear half passes gradients where a rectifier or a sigmoid would stop them. The VampPrior paper uses these
+    hidden layers (there 300 and 300). They take twice the parameters and the time of an `MLP` of the same widths. They
+    are not bounded: each layer grows like its input where the gates are open, and products of layers grow like a
+    polynomial, so inputs far outside the training data give extreme parameters. With `dropout` each pass draws new
+    masks while training: an objective that runs the posterior twice a step sees two different posteriors.
 
     Args:
         hidden: Widths of the hidden layers; empty for a linear network.
@@ -33,7 +33,7 @@ class GatedMLP:
         dropout: Probability with which a hidden unit is set to zero while training.
 
     Raises:
-        ValueError: For widths that are no list, a width below one, an unknown initialisation, or a `dropout` outside
+        ValueError: For widths that are not a list, a width below one, an unknown initialisation, or a `dropout` outside
             [0, 1).
 
     Reference:

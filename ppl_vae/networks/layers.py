@@ -1,4 +1,4 @@
-r"""What the networks are built of: activations, initial weights, normalisation, and the frame of those for images."""
+r"""Parts of the networks: activations, initial weights, normalisation, and the base class of image networks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MOMENTUM, _EPS = 0.1, 1e-3  # of batch normalisation: the article's
 
 
 def check_sizes(values: object, name: str, example: str) -> None:
-    """Raise if `values` is no list of positive integers."""
+    """Raise if `values` is not a list of positive integers."""
     if not isinstance(values, Sequence) or isinstance(values, str):
         raise ValueError(f"{name} is {values!r}; expected a list of {example}")
     for i, value in enumerate(values):
@@ -39,7 +39,7 @@ def check_sizes(values: object, name: str, example: str) -> None:
 
 
 def check_options(owner: str, activation: str, init: str, dropout: float, batch_norm: bool, layer_norm: bool) -> None:
-    """Raise if one of the options that the networks share is unknown or out of range, or two exclude each other."""
+    """Raise if an option that the networks share is unknown or out of range, or if two exclude each other."""
     check_choice(activation, get_args(Activation), f"{owner}: activation")
     check_choice(init, get_args(Init), f"{owner}: init")
     if not is_real(dropout) or not 0 <= dropout < 1:
@@ -69,7 +69,7 @@ def activations(name: Activation) -> list[nn.Module]:
 
 
 def normalisation(width: int, batch_norm: bool, layer_norm: bool, images: bool = False) -> list[nn.Module]:
-    """Return the normalisation of a vector or, for images, of as many channels; nothing where neither is asked for."""
+    """Return the normalisation of a vector or, for images, of `width` channels; nothing if neither is set."""
     if batch_norm:
         return [(nn.BatchNorm2d if images else nn.BatchNorm1d)(width, momentum=_MOMENTUM, eps=_EPS)]
     if layer_norm:  # of an image: over channels and places, as one group
@@ -84,9 +84,10 @@ def dropouts(rate: float, images: bool = False) -> list[nn.Module]:
 
 @dataclass(frozen=True)
 class _ImageNetwork:
-    """The frame of a convolutional network: convolutions at the end that is an image, linear layers between.
+    """The base class of convolutional networks: convolutions at each end that is an image, linear layers between.
 
-    A stage halves the image, rounding up, so that the way back through the same sizes meets height and width exactly.
+    A stage halves the image, rounding up. A decoder goes back through the same sizes, and so restores height and width
+    exactly.
     """
 
     channels: Sequence[int] = (32, 64)
@@ -98,7 +99,7 @@ class _ImageNetwork:
     dropout: float = 0.0
     init: Init = "he_normal"
 
-    spatial: ClassVar[bool] = True  # for `ParameterNetwork`: labels as planes
+    spatial: ClassVar[bool] = True  # `ParameterNetwork` then joins labels as planes
 
     def __post_init__(self) -> None:
         check_sizes(self.channels, f"{self._name}: channels", "numbers of channels such as [32, 64]")
@@ -106,7 +107,7 @@ class _ImageNetwork:
         if not self.channels:
             raise ValueError(f"{self._name}: channels is empty; expected one entry for each halving, or use MLP")
         check_positive_int(self.kernel, f"{self._name}: kernel")
-        if self.kernel < 3 or self.kernel % 2 == 0:  # an even one has no centre; one of 1 at stride 2 skips pixels
+        if self.kernel < 3 or self.kernel % 2 == 0:  # an even one has no centre; 1 at stride 2 skips pixels
             raise ValueError(f"{self._name}: kernel is {self.kernel}; expected an odd number of at least 3")
         check_options(self._name, self.activation, self.init, self.dropout, self.batch_norm, self.layer_norm)
 
@@ -145,11 +146,11 @@ class _ImageNetwork:
         return nn.Sequential(*layers)
 
     def _encoder(self, in_channels: int, sizes: list[Size]) -> list[nn.Module]:
-        """The layers from an image of ``sizes[0]`` to ``channels[-1]`` maps of ``sizes[-1]``."""
+        """Return the layers from an image of ``sizes[0]`` to ``channels[-1]`` maps of ``sizes[-1]``."""
         raise NotImplementedError
 
     def _decoder(self, out_channels: int, sizes: list[Size]) -> list[nn.Module]:
-        """The layers from ``channels[-1]`` maps, not yet activated, of ``sizes[-1]`` to an image of ``sizes[0]``."""
+        """Return the layers from ``channels[-1]`` maps of ``sizes[-1]``, not activated, to an image of ``sizes[0]``."""
         raise NotImplementedError
 
     @property
@@ -157,7 +158,7 @@ class _ImageNetwork:
         return type(self).__name__
 
     def _sizes(self, shape: Shape) -> list[Size]:
-        """Height and width before and after each stage; one of 1 stays."""
+        """Return height and width before and after each stage; a 1 stays 1."""
         sizes = [(shape[1], shape[2])]
         for _ in self.channels:
             height, width = sizes[-1]
@@ -167,9 +168,10 @@ class _ImageNetwork:
     def _convolution(
         self, fan_in: int, fan_out: int, size: Size, stride: int = 1, bias: bool = False, gain: float = 2.0
     ) -> nn.Conv2d:
-        """A padded convolution of an image of this size, without bias before batch normalisation, which takes it out.
+        """Return a padded convolution for an image of this size.
 
-        Along a dimension of size 1 the kernel is 1: the rest of it would only ever meet the padding.
+        Unless `bias` is set it has no bias before batch normalisation, which would cancel it. Along a dimension of size
+        1 the kernel is 1: the rest of it would only ever meet the padding.
         """
         kernel = (1 if size[0] == 1 else self.kernel, 1 if size[1] == 1 else self.kernel)
         padding = (kernel[0] // 2, kernel[1] // 2)

@@ -29,26 +29,26 @@ class MLP:
         h_0 = \mathrm{flatten}(x), \qquad h_l = a(\mathrm{N}(W_l h_{l-1} + b_l)), \qquad
         y = W_{L+1} h_L + b_{L+1}.
 
-    N is the normalisation, if any, and the last layer is linear. Slow to start with sigmoids in deep stacks (gradients
-    vanish under ``he_normal``, which is derived for rectifiers); batch normalisation makes data of one batch depend on
+    N is the normalisation, if any, and the last layer is linear. Deep stacks of sigmoids are slow to start: gradients
+    vanish under ``he_normal``, which is derived for rectifiers. Batch normalisation makes data of one batch depend on
     each other while training, and needs batches of at least two. With dropout, p(x|z) and q(z|x) are random functions
-    while training: the bound then is that of networks with units missing, and each pass draws new masks, so that an
-    objective that runs the posterior twice a step sees two different ones.
+    while training, and the bound is that of networks with units missing. Each pass draws new masks: an objective that
+    runs the posterior twice a step sees two different posteriors.
 
     Args:
         hidden: Widths of the hidden layers; empty for a linear network.
-        activation: ``a``: ``"softplus"`` (the article's), ``"relu"``, ``"leaky_relu"`` (slope 0.01 below zero),
+        activation: ``a`` is ``"softplus"`` (the article's), ``"relu"``, ``"leaky_relu"`` (slope 0.01 below zero),
             ``"elu"``, ``"gelu"``, ``"silu"``, ``"sigmoid"``, ``"tanh"`` or ``"none"``.
-        batch_norm: Normalise each hidden layer before its activation, running statistics with decay 0.9 and
-            :math:`\epsilon = 10^{-3}` (the article's).
+        batch_norm: Normalise each hidden layer before its activation; the running statistics have decay 0.9, and
+            :math:`\epsilon = 10^{-3}` (the article's values).
         init: ``"he_normal"``: weights *and* biases from :math:`\mathcal N(0, 2 / \text{fan-in})`, as in the article;
             ``"torch"``: PyTorch's default for `torch.nn.Linear`.
         dropout: Probability with which a hidden unit is set to zero, after its activation, while training.
         layer_norm: Normalise each hidden layer before its activation over its own units, within each datum.
 
     Raises:
-        ValueError: For widths that are no list, a width below one, an unknown activation or initialisation, a `dropout`
-            outside [0, 1), or two normalisations at once.
+        ValueError: For widths that are not a list, a width below one, an unknown activation or initialisation, a
+            `dropout` outside [0, 1), or two normalisations at once.
 
     Reference:
         Delving Deep into Rectifiers (He et al., 2015), https://arxiv.org/abs/1502.01852; Dropout (Srivastava et al.,

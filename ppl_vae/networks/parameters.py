@@ -14,7 +14,7 @@ from ppl_vae.networks.binding import Shape
 
 
 class NetworkFactory(Protocol):
-    """Anything that makes a network once the sizes are known."""
+    """A callable that makes a network once the sizes are known."""
 
     def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Module:
         """Return a module that maps ``(n, *in_shape)`` to ``(n, *out_shape)``."""
@@ -24,21 +24,21 @@ class NetworkFactory(Protocol):
 class ParameterNetwork(nn.Module):
     r"""The parameters of a distribution over ``event_shape``, computed by a network.
 
-    Maps ``(*batch, *in_shape)`` to `count` tensors of shape ``(*batch, *event_shape)``. The network's output has shape
-    ``(count * event_shape[0], *event_shape[1:])``: twice the channels for a mean and a scale per pixel. All batch
-    dimensions are flattened into one around the network, so that no network ever sees the particles' dimension.
+    It maps ``(*batch, *in_shape)`` to `count` tensors of shape ``(*batch, *event_shape)``. The network's output has
+    shape ``(count * event_shape[0], *event_shape[1:])``: twice the channels for a mean and a scale per pixel. All batch
+    dimensions are flattened into one around the network, so no network ever sees the particle dimension.
 
-    A condition y is joined to the input: behind it, flattened; or, for a factory with ``spatial = True`` and images,
-    as constant planes behind the channels.
+    A condition y is joined to the input. It comes behind the flattened input or, for a factory with ``spatial = True``
+    and images, behind the channels as constant planes.
 
     Args:
-        network: A `NetworkFactory`, built by `build` once the sizes are known, or a ready-made ``nn.Module``. A factory
-            is called once: to share weights between two pieces, hand both the same module.
-        owner: The piece it belongs to, for messages, e.g. ``"likelihood Bernoulli"``.
-        count: Parameters per dimension of the event.
+        network: A `NetworkFactory`, which `build` calls once the sizes are known, or a ready-made ``nn.Module``. A
+            factory is called once: to share weights between two pieces, hand both the same module.
+        owner: The piece that it belongs to, for error messages, e.g. ``"likelihood Bernoulli"``.
+        count: The number of parameters per dimension of the event.
 
     Raises:
-        TypeError: If `network` is neither.
+        TypeError: If `network` is neither of these.
 
     Example:
         >>> from ppl_vae.networks import MLP
@@ -73,7 +73,8 @@ class ParameterNetwork(nn.Module):
             y_shape: Shape of the condition, ``(k,)``, if there is one.
 
         Raises:
-            ValueError: If it was built for other sizes before, or its input or output does not fit.
+            ValueError: If it was built before (a ready-made network: for other sizes), or its input or output does not
+                fit.
         """
         sizes = (in_shape, event_shape, y_shape)
         if self.in_shape is not None:
@@ -102,19 +103,19 @@ class ParameterNetwork(nn.Module):
     def start_at(self, *values: Tensor | None, link: Callable[[Tensor], Tensor] | None = None) -> None:
         r"""Set the bias of the network's last layer, so that the parameters start around these values.
 
-        The last layer's weights stay as they are: the values are what comes out where its input is zero. A convolution
-        has one bias per channel, which gets the mean over places: of the values before `link`, since the mean of logits
-        over dark margins and bright middles is far below the logit of the mean.
+        The last layer keeps its weights, so these values come out where its input is zero. A convolution has one bias
+        per channel, which gets the mean over places. This mean is taken before `link`, since the mean of logits over
+        dark margins and bright middles is far below the logit of the mean.
 
         Args:
             *values: For each of the `count` parameters a tensor of ``event_shape`` (or one that broadcasts to it), or
                 None to leave it.
-            link: Makes parameters of the values, e.g. ``torch.logit`` of probabilities; None where they are parameters.
+            link: Maps the values to parameters, e.g. ``torch.logit`` for probabilities; None if they are parameters.
 
         Raises:
-            RuntimeError: If it has no sizes yet.
-            ValueError: If the last layer that has parameters has no bias for every output value or channel, or what is
-                added to that bias does not come out at the end (an activation behind it, or another layer).
+            RuntimeError: If the network has no sizes yet.
+            ValueError: If the last layer that has parameters has no bias for every output value or channel, or if a
+                change of that bias does not reach the output as it is (an activation or another layer comes behind).
         """
         if self.network is None or self.in_shape is None or self.event_shape is None:
             raise RuntimeError(f"{self.owner} has no sizes yet: put it into a VAE")
@@ -135,7 +136,7 @@ class ParameterNetwork(nn.Module):
                 value = value if per_value else value.mean(-1, keepdim=True)
                 part.copy_(value if link is None else link(value))
         expected = outputs + (bias - before).view(-1, *self.event_shape[1:] if per_value else [1] * (outputs.dim() - 2))
-        # modules are listed in the order of their making, so that the last one need not be the one that runs last
+        # modules are listed in the order in which they were made: the last one need not be the one that runs last
         if not torch.allclose(self._probe(), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item()):
             bias.copy_(before)
             raise ValueError(
@@ -146,13 +147,13 @@ class ParameterNetwork(nn.Module):
 
     @torch.no_grad()
     def start_small(self, first: int, share: float) -> None:
-        """Let the outputs from number `first` on start as so small a share of what they would be.
+        """Multiply the initial outputs from number `first` on by `share`.
 
-        For a network that its factory has just made and that ends in a linear layer; any other stays as it is.
+        Only a network that its factory has just made and that ends in a linear layer changes; any other stays as it is.
 
         Args:
-            first: The first of these outputs, of a flat event.
-            share: What weights and biases of the last layer are multiplied by.
+            first: The number of the first of these outputs, of a flat event.
+            share: The factor of the last layer's weights and biases for these outputs.
         """
         network = cast(nn.Module, self.network)
         last = [module for module in network.modules() if next(module.parameters(recurse=False), None) is not None]
@@ -172,13 +173,13 @@ class ParameterNetwork(nn.Module):
 
         Args:
             inputs: ``(*batch, *in_shape)``.
-            y: The condition, ``(*batch, k)`` or what broadcasts to it, where it was built with one.
+            y: The condition, ``(*batch, k)`` or what broadcasts to it, if the network was built with one.
 
         Raises:
-            RuntimeError: If it has no sizes yet.
-            ValueError: If `inputs` end in another shape than ``in_shape``: flattened or transposed data of the same
-                number of values would otherwise pass through an `MLP`, and be broadcast against x in silence. Likewise
-                for `y`.
+            RuntimeError: If the network has no sizes yet.
+            ValueError: If `inputs` do not end in ``in_shape``, or `y` not in ``y_shape``. Flattened or transposed data
+                with the same number of values would otherwise pass through an `MLP`, and be broadcast against x in
+                silence.
         """
         if self.network is None:
             raise RuntimeError(
@@ -203,7 +204,7 @@ class ParameterNetwork(nn.Module):
         return outputs.chunk(self.count, dim=len(batch_shape))
 
     def _probe(self) -> Tensor:
-        """The network's outputs at two inputs, always the same ones, (2, *out_shape)."""
+        """Return the network's outputs at two fixed inputs, (2, *out_shape)."""
         network, in_shape = cast(nn.Module, self.network), cast(Shape, self.in_shape)
         like = next(network.parameters())
         shape = in_shape if self.y_shape is None else self._joined_shape(in_shape, self.y_shape)
@@ -230,7 +231,7 @@ class ParameterNetwork(nn.Module):
 
 
 def _check_fit(network: nn.Module, in_shape: Shape, out_shape: Shape, owner: str) -> None:
-    """Run two zeros through the network, without moving its statistics or the random state."""
+    """Check the network's shapes on two zero inputs, without changing its statistics or the random state."""
     first = next(network.parameters(), torch.empty(0))
     zeros = torch.zeros(2, *in_shape, device=first.device, dtype=first.dtype)
     try:

@@ -11,7 +11,7 @@ from ppl_vae.networks.layers import Size, _ImageNetwork, activations, dropouts
 
 
 class _Block(nn.Module):
-    """skip(x) + branch(x)."""
+    """The sum skip(x) + branch(x)."""
 
     def __init__(self, skip: list[nn.Module], branch: list[nn.Module]) -> None:
         super().__init__()
@@ -26,19 +26,21 @@ class _Block(nn.Module):
 class ResidualConvolutional(_ImageNetwork):
     r"""A factory of residual convolutional encoders and decoders, which size themselves to the images.
 
-    Where `Convolutional` has one convolution a halving, this one has `blocks` pre-activation residual blocks
+    Where `Convolutional` has one convolution per halving, this network has `blocks` pre-activation residual blocks
 
     .. math::
         h_{l+1} = S h_l + W'_l * a(\mathrm{N}(W_l * a(\mathrm{N}(h_l)))),
 
-    N the normalisation, if any, and S the identity, or where the size or the channels change, the mean over two by two
-    places (encoder; over what there is at an odd edge) or their repetition (decoder) and a convolution of kernel 1. An
-    encoder starts with a convolution at full size, a decoder ends in one, without activation. Sizes, images and labels
-    as in `Convolutional`, whose failures it shares.
+    N is the normalisation, if any. S is the identity where neither the size nor the channels change. Where the size
+    changes, S takes the mean over two by two places (encoder; at an odd edge over what there is) or repeats values
+    (decoder). Where the channels change, S has a convolution of kernel 1. An encoder starts with a convolution at full
+    size; a decoder ends in one, without activation. Sizes, images and labels are as in `Convolutional`, and the network
+    shares its failures.
 
-    Slow: several times the time of `Convolutional`, most of it at full height and width, and of no use for shallow
-    networks, which train as well without. Under ``"he_normal"`` the last kernel of each block starts with a variance
-    smaller by the number of blocks: the sum of L branches would otherwise grow with L (by e at most, as it is).
+    It is slow: it takes several times the time of `Convolutional`, most of it at full height and width. It is of no use
+    for shallow networks, which train as well without residual blocks. Under ``"he_normal"`` the variance of the last
+    kernel of each block starts divided by the number of blocks. Without this the sum of L branches would grow with L;
+    with it, the sum grows by e at most.
 
     Args:
         channels: Channels after each halving, from the image inwards (also for a decoder).
@@ -50,7 +52,7 @@ class ResidualConvolutional(_ImageNetwork):
         dropout: Probability with which a channel within a block, or a unit of a linear layer, is set to zero while
             training.
         init: As in `Convolutional`; ``"torch"``: PyTorch's default throughout.
-        blocks: Residual blocks a halving.
+        blocks: Residual blocks per halving.
 
     Raises:
         ValueError: For options out of range, two normalisations at once; and, once the sizes are known, if neither
@@ -96,7 +98,7 @@ class ResidualConvolutional(_ImageNetwork):
         return [*layers, *self._activated(width), self._convolution(width, out_channels, sizes[0], bias=True)]
 
     def _block(self, fan_in: int, fan_out: int, before: Size, after: Size) -> nn.Module:
-        """A block from one size to a half, to twice, or to the same."""
+        """Return a block that halves, doubles or keeps the size."""
         shrinks, grows = after < before, after > before
         skip: list[nn.Module] = []
         if shrinks:

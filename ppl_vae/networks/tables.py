@@ -14,35 +14,36 @@ from ppl_vae.networks.binding import Shape
 from ppl_vae.networks.mlp import MLP
 from ppl_vae.networks.parameters import NetworkFactory
 
-_MEMORY = 2.0**20  # values after which old ones begin to count less: float32 adds no ones beyond 2^24
+_MEMORY = 2.0**20  # values after which old ones count less: in float32 a count stops growing by ones at 2^24
 
 
 @dataclass(frozen=True)
 class TableEncoder:
     r"""A factory of networks that take rows of a table, with NaN where an entry is missing.
 
-    What the inner network sees of a column is
+    For a column of numbers the inner network sees
 
     .. math::
         \frac{t(x_j) - m_j}{s_j}, \qquad t(x) = x,\ \log x \text{ (positive) or } \log(1 + x) \text{ (count)},
 
-    a one-hot code for a category, and zero (for a number: its mean) where the entry is missing; with `mask` beside it
-    for each column 1 where observed. Zero imputation is what MIWAE does: right in the bound whatever it is, since q may
-    be any function of :math:`x_\text{obs}`; poor as an encoder where what is missing says much about z and `mask` is
-    off. With `mask`, an encoder that was trained on incomplete rows has hardly seen a complete one.
+    and for a category a one-hot code. Where an entry is missing it sees zero, which for a number is its mean. With
+    `mask` it also sees, for each column, a 1 where it is observed. MIWAE uses this zero imputation too. The bound is
+    right whatever is imputed, since q may be any function of :math:`x_\text{obs}`. The encoder is poor if what is
+    missing says much about z and `mask` is off. With `mask`, an encoder that was trained on incomplete rows has hardly
+    seen a complete one.
 
-    :math:`m_j, s_j` are the mean and standard deviation of all observed entries that the network was given while in
-    training mode (as batch normalisation learns them, but cumulative, and used alike in training and in
-    evaluation); after the first epoch they hardly move. In a network that was never trained they are 0 and 1.
+    :math:`m_j, s_j` are the mean and standard deviation of all observed entries that the network saw in training mode.
+    As in batch normalisation they are learned from the data, but they are cumulative, and training and evaluation use
+    the same ones. After the first epoch they hardly move. In a network that was never trained they are 0 and 1.
 
     Args:
         columns: The kind of each column, as `likelihoods.Mixed` takes them; None: every input is ``"real"``. A
-            condition that is joined behind the columns passes through as it is (None standardises it too).
+            condition that is joined behind the columns passes through as it is (with None it is standardised too).
         network: Factory of the inner network; ``MLP()`` by default.
         mask: Whether the inner network also sees which entries are observed.
 
     Raises:
-        ValueError: For an unknown kind, or when called: for more columns than the input has.
+        ValueError: For an unknown kind; when called, for an input with fewer values than columns.
 
     Reference:
         MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets (Mattei & Frellsen, 2019),
@@ -103,7 +104,7 @@ class _Table(nn.Module):
         seen = ~row.isnan()
         t = row.index_select(-1, self.numbers)
         missing = t.isnan()
-        # what is missing, and the start on zeros before there are data, is kept out of the logarithm
+        # missing entries, and the zeros that check a network before there are data, are kept out of the logarithm
         inside = torch.where(missing | (self.logs & (t + self.shifts <= 0)), torch.ones_like(t), t)
         t = torch.where(self.logs, (torch.where(self.logs, inside, torch.ones_like(t)) + self.shifts).log(), inside)
         if self.training:
@@ -118,12 +119,12 @@ class _Table(nn.Module):
 
     @torch.no_grad()
     def _learn(self, t: Tensor, missing: Tensor) -> None:
-        """Take rows into the running mean and variance, entry by entry."""
+        """Update the running mean and variance with the observed entries of these rows."""
         n = (~missing).sum(0).to(t)
         some = n.clamp(min=1)
         mean = torch.where(missing, torch.zeros_like(t), t).sum(0) / some
         variance = torch.where(missing, torch.zeros_like(t), t - mean).square().sum(0) / some
-        share = n / (self.count + n).clamp(min=1)  # of these rows in all that count
+        share = n / (self.count + n).clamp(min=1)  # of these rows among all that count
         gap = mean - self.mean
         updated = (1 - share) * (self.variance + share * gap.square()) + share * variance
         # the first rows replace the initial variance; a column that is constant so far keeps it

@@ -1,4 +1,4 @@
-"""Objectives: estimates of log p(x) and of its gradient, from per-datum log-weights. One family a file."""
+"""Objectives: estimates of log p(x) and of its gradient from per-datum log-weights, one family per file."""
 
 from ppl_vae.objectives.combined import CIWAE, JVI, MIWAE, PIWAE
 from ppl_vae.objectives.enumeration import EnumeratedELBO

@@ -1,6 +1,6 @@
-r"""What is subtracted from the learning signal of a score-function estimator, so that its variance falls.
+r"""Baselines, which a score-function estimator subtracts from its learning signal to reduce its variance.
 
-A baseline b that does not depend on z leaves the estimator unbiased, since the score has expectation zero.
+A baseline b that does not depend on z leaves the estimator unbiased, because the score has expectation zero.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _names: weakref.WeakKeyDictionary[LearnedBaseline, str] = weakref.WeakKeyDiction
 
 
 class MovingAverage(nn.Module):
-    r"""The exponential moving average of the signal over batches, one number for all data; zero at the first step.
+    r"""The exponential moving average of the signal over batches: one number for all data, zero at the first step.
 
     Args:
-        decay: The share that stays at each step; the average is over about 1 / (1 - decay) steps.
+        decay: The share of the average that each step keeps; the average covers about 1 / (1 - decay) steps.
     """
 
     total: Tensor
@@ -35,7 +35,7 @@ class MovingAverage(nn.Module):
         self.register_buffer("weight", torch.zeros(()))
 
     def forward(self, signal: Tensor) -> Tensor:
-        """Return the average of the signals before this one, and take this one in, (K, batch) -> ()."""
+        """Return the average of the earlier signals, then add this one to it, (K, batch) -> ()."""
         baseline = (self.total / self.weight.clamp_min(1e-12)).to(signal)
         if torch.is_grad_enabled():
             with torch.no_grad():
@@ -45,11 +45,11 @@ class MovingAverage(nn.Module):
 
 
 class LearnedBaseline(nn.Module):
-    r"""A network from a datum to the signal that it expects, b(x), fitted by least squares as training goes.
+    r"""A network b(x) that predicts the signal of a datum, fitted by least squares during training.
 
-    The network is made when the first batch shows the sizes: two hidden layers of ReLU. Its parameters join those of
-    the program under a name of their own, and follow the same optimiser. What it returns is
-    scaled by the spread of the first signals, and starts near their mean.
+    The first batch gives the sizes of the network, which has two hidden layers with ReLU. Its parameters join those of
+    the program under their own name, and the same optimiser updates them. The output is scaled by the standard
+    deviation of the first batch of signals and starts near their mean.
 
     Args:
         hidden: The width of the hidden layers.
@@ -67,15 +67,15 @@ class LearnedBaseline(nn.Module):
 
     @property
     def name(self) -> str:
-        """The name under which Pyro keeps the parameters: unique in the process, a copy gets its own."""
+        """The name under which Pyro keeps the parameters: unique in the process; a copy has its own name."""
         if self not in _names:
             _names[self] = f"baseline_{next(_counter)}"
         return _names[self]
 
     def forward(self, log_weights: LogWeights, signal: Tensor) -> Tensor:
-        """Return b(x), (batch,), differentiable by the network's parameters alone."""
+        """Return b(x), (batch,), differentiable with respect to the parameters of the network only."""
         x = torch.cat([x.detach().reshape(len(signal[0]), -1) for _, x in log_weights.observed.values()], 1)
-        x = x.nan_to_num()  # NaN: missing
+        x = x.nan_to_num()  # NaN marks a missing value
         if self.network is None:
             self._make(x, signal)
         assert self.network is not None
@@ -93,5 +93,5 @@ class LearnedBaseline(nn.Module):
 
 
 def leave_one_out(signal: Tensor) -> Tensor:
-    """Return for each particle the mean of the others' signals, (K, batch)."""
+    """Return for each particle the mean signal of the other particles, (K, batch)."""
     return (signal.sum(0) - signal) / (len(signal) - 1)

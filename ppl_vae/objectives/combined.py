@@ -1,4 +1,4 @@
-r"""Bounds made of several importance-weighted ones: CIWAE, MIWAE, PIWAE, and the jackknife."""
+r"""Combinations of several importance-weighted bounds: CIWAE, MIWAE, PIWAE, and the jackknife."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ppl_vae.objectives.estimate import Estimate, owner
 from ppl_vae.objectives.importance import IWAE, log_mean_w
 from ppl_vae.objectives.log_weights import LogWeights
 
-_SMALLEST = 1e-20  # a weight that a gradient may be divided by: it counts for nothing beside one, in float64 too
+_SMALLEST = 1e-20  # the smallest weight to divide a gradient by: negligible beside one, in float64 too
 _MOST_SUBSETS = 5000
 
 
@@ -25,12 +25,12 @@ class CIWAE:
     .. math::
         \hat{\mathcal L} = \beta \cdot \frac1K \sum_k \log w_k + (1 - \beta) \log \frac1K \sum_k w_k.
 
-    A lower bound between the two: nearer to log p(x) as beta falls, with a gradient by the encoder that is less noisy
-    as it rises. beta = 1 is `ELBO`, beta = 0 is `IWAE`. Costs what they cost.
+    It is a lower bound between the two. The bound comes nearer to log p(x) as beta falls, and the encoder's gradient
+    becomes less noisy as beta rises. beta = 1 is `ELBO`, beta = 0 is `IWAE`; the cost is theirs.
 
     Args:
         num_particles: K.
-        beta: The ELBO's share.
+        beta: The share of the ELBO.
 
     Raises:
         ValueError: If `beta` is not in [0, 1], or a latent is not reparameterised.
@@ -61,17 +61,17 @@ class CIWAE:
 
 @dataclass(frozen=True)
 class MIWAE:
-    r"""The mean over M groups of particles of the importance-weighted bound of each.
+    r"""The mean of the importance-weighted bounds of M groups of particles.
 
     .. math::
         \hat{\mathcal L} = \frac1M \sum_m \log \frac{M}{K} \sum_{k \in m} w_k.
 
-    The bound of K/M particles, at a variance M times smaller: for a fixed K, more groups mean a looser bound and an
-    encoder gradient with less noise. One group is `IWAE`, K groups are `ELBO`; for M groups of k particles, the paper's
-    MIWAE(M, k), give ``num_particles=M * k``. Not to be confused with the method of the same name for missing data.
+    It is the bound of K/M particles, with a variance M times smaller. For a fixed K, more groups mean a looser bound
+    and a less noisy encoder gradient. One group is `IWAE`; K groups are `ELBO`. For M groups of k particles, the
+    paper's MIWAE(M, k), give ``num_particles=M * k``. The method of the same name for missing data is a different one.
 
     Args:
-        num_particles: K, all particles together.
+        num_particles: K, the number of particles in all groups together.
         groups: M, which divides K.
 
     Raises:
@@ -101,20 +101,20 @@ class MIWAE:
 
 @dataclass(frozen=True)
 class PIWAE:
-    r"""The importance-weighted bound of all K particles for the model, that of M groups for q.
+    r"""The importance-weighted bound of all K particles for the model, and the mean bound of M groups for q.
 
     .. math::
         \nabla_\theta: \ \log \frac1K \sum_k w_k, \qquad
         \nabla_\phi: \ \frac1M \sum_m \log \frac{M}{K} \sum_{k \in m} w_k.
 
-    Each network gets the bound that suits it: the decoder's gradient gains from many particles, the encoder's loses.
-    The two are gradients of different functions, so that **there is no one bound that it climbs**; its value is that of
-    the first, `IWAE`, and its `reference` that one too, from which its encoder differs on purpose. One group is `IWAE`.
-    What belongs to both p and q (an encoder inside a VampPrior) follows the first through log p(z), the second through
-    log q.
+    Each network follows the bound that suits it: many particles improve the decoder's gradient and harm the encoder's.
+    The two gradients belong to different functions, so **no single bound is maximised**. The value and the `reference`
+    are those of the first bound, `IWAE`; the encoder's gradient differs from the reference on purpose. One group is
+    `IWAE`. A parameter of both p and q (an encoder inside a VampPrior) follows the first bound through log p(z) and the
+    second through log q.
 
     Args:
-        num_particles: K, all particles together.
+        num_particles: K, the number of particles in all groups together.
         groups: M, which divides K.
 
     Raises:
@@ -153,19 +153,20 @@ class PIWAE:
 
 @dataclass(frozen=True)
 class JVI:
-    r"""Jackknife variational inference: the importance-weighted bound with its leading bias taken out.
+    r"""Jackknife variational inference: the importance-weighted bound without its leading bias.
 
     .. math::
         \hat{\mathcal L} = \sum_{j=0}^m c_j\, \overline{\mathcal L}_{K-j}, \qquad
         c_j = \frac{(-1)^j (K - j)^m}{(m - j)!\, j!},
 
     with :math:`\overline{\mathcal L}_{K-j}` the mean of the bound over all subsets of K - j particles. The bias against
-    log p(x) falls from order :math:`K^{-1}` to :math:`K^{-(m+1)}` where the weights have the moments for it. **Neither
-    a lower nor an upper bound**, and with heavy-tailed weights the coefficients, which grow as :math:`K^m`, amplify the
-    noise. Order 0 is `IWAE`. Costs one pass of the decoder per particle, and :math:`\binom Km` sums of K numbers.
+    log p(x) falls from order :math:`K^{-1}` to :math:`K^{-(m+1)}` where the weights have enough moments. The value is
+    **neither a lower nor an upper bound**. The coefficients grow as :math:`K^m`, so they amplify the noise of
+    heavy-tailed weights. Order 0 is `IWAE`. The cost is one decoder pass per particle and :math:`\binom Km` sums of K
+    numbers.
 
     Args:
-        num_particles: K, above the order.
+        num_particles: K, larger than the order.
         order: m.
 
     Raises:
@@ -200,21 +201,22 @@ class JVI:
 
     @property
     def coefficients(self) -> list[float]:
-        """What the bounds of K, K - 1, ... particles are multiplied by; they add up to one."""
+        """The factors of the bounds of K, K - 1, ... particles, which sum to one."""
         k, m = self.num_particles, self.order
         return [(-1) ** j * (k - j) ** m / (math.factorial(m - j) * math.factorial(j)) for j in range(m + 1)]
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
         log_weights.require_pathwise(self)
-        top = log_weights.log_w.detach().max(0).values  # the coefficients add up to one: they cancel less around zero
+        # the coefficients sum to one, so the bound may be computed relative to the maximum, where less cancels
+        top = log_weights.log_w.detach().max(0).values
         centred, value = log_weights.log_w - top, top
         for left_out, coefficient in enumerate(self.coefficients):
             value = value + coefficient * self._mean_bound(centred, left_out)
         return Estimate(value.detach(), value, "lower" if self.order == 0 else "neither")
 
     def _mean_bound(self, log_w: Tensor, left_out: int) -> Tensor:
-        """The bound of K - left_out particles, averaged over all subsets, (batch,)."""
+        """Return the bound of K - left_out particles, averaged over all subsets, (batch,)."""
         k = self.num_particles
         if left_out == 0:
             return log_w.logsumexp(0) - math.log(k)
@@ -224,7 +226,7 @@ class JVI:
 
 @functools.lru_cache(maxsize=32)
 def _without(num_particles: int, left_out: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zero for who is in a subset and minus infinity for who is not, (subsets, K, 1); made once."""
+    """Return 0 for the particles of each subset and minus infinity for the others, (subsets, K, 1); cached."""
     subsets = torch.combinations(torch.arange(num_particles), left_out)
     mask = torch.zeros(len(subsets), num_particles, dtype=dtype).scatter_(1, subsets, -math.inf)
     return mask.unsqueeze(-1).to(device)
@@ -242,5 +244,5 @@ def _check_groups(objective: MIWAE | PIWAE) -> None:
 
 
 def _grouped(log_w: Tensor, groups: int) -> Tensor:
-    """(K, batch) -> (M, K / M, batch)."""
+    """Reshape (K, batch) to (M, K / M, batch)."""
     return log_w.reshape(groups, log_w.shape[0] // groups, *log_w.shape[1:])

@@ -16,9 +16,9 @@ class EnumeratedELBO:
     .. math::
         \mathcal L(x) = \sum_z q(z|x)\, (\log p(x, z) - \log q(z|x)).
 
-    Value and gradient have no noise at all. **Costs a pass of the decoder for every state**, 2^d for d bits, so that it
-    is for small latents: as an oracle for the estimators, and to train small models. Several sites are enumerated
-    jointly. Up to 65,536 states.
+    Value and gradient have no noise. **The cost is one decoder pass for every state**, 2^d for d bits, so it suits
+    small latents only: as a reference for the estimators, and to train small models. Several sites are enumerated
+    jointly, up to 65,536 states in all.
 
     Raises:
         ValueError: If a latent lists no states, or there are too many.

@@ -1,9 +1,10 @@
-r"""The objective's contract: from log-weights to an estimate.
+r"""The contract of an objective: from log-weights to an estimate.
 
-An *objective* is a callable ``objective(log_weights) -> Estimate``; a function that returns a tensor of shape (batch,)
-is one as well (differentiated and reported as it is). Optional attributes: ``num_particles`` (1), ``max_plate_nesting``
-(1), ``latents`` (how they are drawn, "pathwise"; see `objectives.sampling`), and for comparisons ``reference``, the
-objective whose gradient it claims to have in expectation. Nothing is inherited.
+An *objective* is a callable ``objective(log_weights) -> Estimate``. A function that returns a tensor of shape (batch,)
+is an objective too: that tensor is both differentiated and reported. Optional attributes, with their defaults:
+``num_particles`` (1), ``max_plate_nesting`` (1), and ``latents``, which states how latents are drawn ("pathwise"; see
+`objectives.sampling`). For comparisons an objective may have a ``reference``: the objective whose gradient it claims to
+have in expectation. An objective need not inherit from any class.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ Kind = Literal["lower", "upper", "neither"]
 
 
 class Estimate(NamedTuple):
-    """What an objective says of a batch; nats per datum.
+    """The result of an objective for a batch; nats per datum.
 
     Attributes:
-        value: The estimate itself, (batch,). Reported, never differentiated.
-        surrogate: What is differentiated and maximised, (batch,). Its value means nothing by itself.
-        kind: Whether `value` is in expectation a lower bound of log p(x), or else estimates an upper bound (which an
-            average inside a logarithm is too low for), or neither.
-        kl: The KL at K = 1 and beta = 1 if the objective knows it better than by sampling, (batch,).
-        log_likelihood: The expected log p(x|z) under q likewise, (batch,).
+        value: The estimate, (batch,). It is reported, never differentiated.
+        surrogate: The function that is differentiated and maximised, (batch,). Its value means nothing by itself.
+        kind: ``"lower"`` if the expectation of `value` is a lower bound of log p(x), ``"upper"`` if `value` estimates
+            an upper bound, else ``"neither"``. An estimate of an upper bound with an average inside a logarithm is too
+            low for the bound.
+        kl: The KL at K = 1 and beta = 1, (batch,), if the objective knows it better than by sampling.
+        log_likelihood: The expectation of log p(x|z) under q, (batch,), if the objective knows it better than by
+            sampling.
 
     Example:
         >>> import math
@@ -44,7 +47,7 @@ class Estimate(NamedTuple):
 
 
 class Objective(Protocol):
-    """What training, evaluation and comparison need of an objective."""
+    """The interface of an objective for training, evaluation and comparison."""
 
     def __call__(self, log_weights: LogWeights) -> Estimate | Tensor:
         """Return the estimate for each datum, an `Estimate` or a tensor of shape (batch,)."""
@@ -52,12 +55,12 @@ class Objective(Protocol):
 
 
 def owner(objective: object) -> str:
-    """Return what an objective is called in messages."""
+    """Return the name of an objective for messages."""
     return f"objective {type(objective).__name__}"
 
 
 def evaluate_objective(objective: Objective, log_weights: LogWeights) -> Estimate:
-    """Apply an objective to log-weights, and check that it speaks per datum."""
+    """Apply an objective to log-weights, and check that it returns one value per datum."""
     if log_weights.spent and torch.is_grad_enabled():
         raise ValueError(
             f"objective {objective!r} was given log-weights whose path another objective has weighted, so that its "
@@ -65,7 +68,7 @@ def evaluate_objective(objective: Objective, log_weights: LogWeights) -> Estimat
         )
     result = objective(log_weights)
     if isinstance(result, Tensor):
-        if getattr(objective, "latents", "pathwise") == "pathwise":  # what is differentiated as it is needs a path
+        if getattr(objective, "latents", "pathwise") == "pathwise":  # the tensor is itself differentiated
             log_weights.require_pathwise(getattr(objective, "__name__", type(objective).__name__))
         result = Estimate(result.detach(), result, "neither")
     batch = log_weights.log_lik.shape[1:]

@@ -1,12 +1,13 @@
-r"""Importance-weighted bounds with pathwise gradients: IWAE, and what drops the score of q from its gradient.
+r"""Importance-weighted bounds with pathwise gradients: IWAE, and variants without the score of q in the gradient.
 
-All of them have the value of IWAE, the log of an average of K weights,
+Every objective here has the value of IWAE, the log of the average of K weights,
 
 .. math::
     \hat{\mathcal L}_K(x) = \log \frac1K \sum_k w_k, \qquad z_k \sim q(z|x),
 
-which is at most log p(x) in expectation, rises with K, and tends to it. With K = 1 it is the ELBO. They differ in the
-gradient by q's parameters; that by the model's is the same, :math:`\sum_k \tilde w_k \nabla \log p(x, z_k)`.
+which is at most log p(x) in expectation. Its expectation rises with K and tends to log p(x); with K = 1 it is the ELBO.
+The objectives differ in the gradient with respect to the parameters of q. The gradient with respect to those of the
+model is always :math:`\sum_k \tilde w_k \nabla \log p(x, z_k)`.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ def log_mean_w(log_weights: LogWeights) -> Tensor:
 
 @dataclass(frozen=True)
 class IWAE:
-    r"""The importance-weighted bound, differentiated as it is.
+    r"""The importance-weighted bound, with its own gradient.
 
     .. math::
         \hat{\mathcal L}_K(x) = \log \frac1K \sum_k w_k, \qquad
         \nabla \hat{\mathcal L}_K = \sum_k \tilde w_k \nabla \log w_k, \qquad \tilde w_k = w_k / \sum_j w_j.
 
-    Unbiased for the bound and for its gradient; the bound is below log p(x) by about
-    :math:`\mathrm{Var}(w) / (2 K p(x)^2)` where the weights have a finite variance. **Its gradient by the encoder
-    drowns in noise as K grows**: its signal-to-noise ratio falls as :math:`K^{-1/2}`, while the decoder's rises as
-    :math:`K^{1/2}`; `DReG` mends that. One pass of the decoder per particle.
+    It is unbiased for the bound and for the gradient of the bound. The bound is below log p(x) by about
+    :math:`\mathrm{Var}(w) / (2 K p(x)^2)` where the weights have a finite variance. **The encoder's gradient drowns in
+    noise as K grows**: its signal-to-noise ratio falls as :math:`K^{-1/2}`, while the decoder's rises as
+    :math:`K^{1/2}`. `DReG` solves this. The cost is one decoder pass per particle.
 
     Args:
         num_particles: K.
@@ -76,11 +77,11 @@ class DReG:
         \nabla_\phi \mathcal L_K = \mathbb E\Big[\sum_k \tilde w_k^2\,
         \frac{\partial \log w_k}{\partial z_k} \nabla_\phi z_k\Big],
 
-    and :math:`\sum_k \tilde w_k \nabla_\theta \log p(x, z_k)` for the model. **Unbiased** for the gradient of `IWAE`,
-    whose score it has put through the reparameterisation a second time; its signal-to-noise ratio rises with K, and its
-    variance is zero where q is the true posterior. With K = 1 it is `STL`. An encoder inside the prior (VampPrior) has
-    a gradient through log p(z) too, which is kept, as is the path through z1 in q(z2|z1). Costs what `IWAE` costs, and
-    scores q twice. Where q cannot score any z (a planar flow), it is refused.
+    and :math:`\sum_k \tilde w_k \nabla_\theta \log p(x, z_k)` for the model. It is **unbiased** for the gradient of
+    `IWAE`: it reparameterises the score of q a second time. Its signal-to-noise ratio rises with K, and its variance is
+    zero where q is the true posterior. With K = 1 it is `STL`. An encoder inside the prior (VampPrior) keeps its
+    gradient through log p(z), and q(z2|z1) keeps its gradient through z1. It costs as much as `IWAE` and scores q
+    twice. It refuses a q that cannot score an arbitrary z (a planar flow).
 
     Args:
         num_particles: K.
@@ -111,21 +112,22 @@ class DReG:
         """Return the estimate for each datum."""
         log_weights.require_pathwise(self)
         weights = log_weights.normalized
-        path = None if log_weights.num_particles == 1 else weights  # of one particle, which is 1
+        path = None if log_weights.num_particles == 1 else weights  # the weight of a single particle is 1
         return Estimate(log_mean_w(log_weights).detach(), log_weights.surrogate(weights, path=path, score=0.0), "lower")
 
 
 @dataclass(frozen=True)
 class IWAESTL:
-    r"""IWAE's bound with its score left out: **biased**, and here to be compared with.
+    r"""IWAE's bound without the score of q in its gradient: **biased**, and here for comparison.
 
     .. math::
         \sum_k \tilde w_k\, \frac{\partial \log w_k}{\partial z_k} \nabla_\phi z_k.
 
-    For K = 1 the score of q has expectation zero, and this is `STL`. For more it has not: sample by sample this is
-    IWAE's gradient plus the wake-phase one, :math:`\sum_k \tilde w_k \nabla_\phi \log q(z_k|x)`, whose expectation is
-    the gradient of minus KL(p(z|x) || q(z|x)), up to the bias of K draws. So it follows something, and often well, but
-    not the bound that it reports. Its signal-to-noise ratio is high; use `DReG` for the bound itself.
+    For K = 1 the omitted score of q has expectation zero, and this is `STL`. For larger K its expectation is not zero.
+    Sample by sample, this gradient is IWAE's plus that of the wake phase,
+    :math:`\sum_k \tilde w_k \nabla_\phi \log q(z_k|x)`. The expectation of the latter is the gradient of
+    minus KL(p(z|x) || q(z|x)), up to the bias of K draws. So the objective often trains well, but it does not follow
+    the bound that it reports. Its signal-to-noise ratio is high; use `DReG` for the bound itself.
 
     Args:
         num_particles: K.
@@ -149,7 +151,7 @@ class IWAESTL:
 
     @property
     def reference(self) -> IWAE:
-        """The objective whose gradient this one would have, were it not biased."""
+        """The objective whose gradient this one estimates with bias."""
         return IWAE(self.num_particles)
 
     def __call__(self, log_weights: LogWeights) -> Estimate:

@@ -1,15 +1,15 @@
-r"""Numbers that no model gives, whatever its parameters: they say that a density is not that of what was drawn.
+r"""Figures that no model can give, whatever its parameters: a density then does not belong to the draws that it scores.
 
-For each datum :math:`\mathbb E_q[p(z) / q(z|x)] \le 1`, and where the data are discrete :math:`p(x|z) \le 1`, so that
-:math:`\mathbb E_q[w] = p(x) \le 1`. Draws for n data are independent, the product of their ratios has an expectation of
-at most 1, and by Markov's inequality
+For each datum :math:`\mathbb E_q[p(z) / q(z|x)] \le 1`. Where the data are discrete, :math:`p(x|z) \le 1` and
+:math:`\mathbb E_q[w] = p(x) \le 1`. The draws for n data are independent, so the product of their ratios has an
+expectation of at most 1. By Markov's inequality
 
 .. math::
     P\Big(\sum_{i=1}^n \log \frac{p(z_i)}{q(z_i|x_i)} > t\Big) \le e^{-t}, \qquad
     P\Big(\sum_{i=1}^n \hat{\mathcal L}(x_i) > t\Big) \le e^{-t},
 
-for any bound that is at most the log of an average of weights (its mean over particles, or a power mean). At t = 40 no
-run of this world is stopped by chance.
+for every bound that is at most the log of an average of weights, such as a mean over particles or a power mean. At
+t = 40 the probability is at most 4e-18, so chance stops no run in practice.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ from ppl_vae._distributions import describe, innermost
 from ppl_vae.objectives.log_weights import LogWeights, particle_dim, to_particles
 
 CHANCE = 40.0  # t, nats of a batch: e^-40 = 4e-18
-_ROUNDING = 0.1  # nats of a datum: of the sum of ten thousand pixels in float32 some hundredths are rounding
+_ROUNDING = 0.1  # nats of a datum: a sum over ten thousand pixels in float32 has some hundredths of rounding error
 _DIGITS = 0.1  # nats of a datum that the rounding of z may cost
 _SIGMAS = 6.0  # between a sampled and an analytic KL, over n * K draws
 
 
 class Limits(NamedTuple):
-    """Of which terms of a program it is known that they cannot be positive.
+    """The terms of a program whose sign is known.
 
     Attributes:
-        likelihood: The name of p(x|z), where the data are discrete: then log p(x|z) is at most 0. None otherwise.
-        latents: The names of q(z|x) and p(z), where every latent is drawn from the one and scored by both: then the
-            sampled KL is not far below 0. None otherwise (auxiliary latents, masks, draws of an objective's own).
+        likelihood: The name of p(x|z) where the data are discrete, so that log p(x|z) is at most 0; otherwise None.
+        latents: The names of q(z|x) and p(z) where every latent is drawn from q and scored by q and p, so that the
+            sampled KL cannot be far below 0. Otherwise None: with auxiliary latents, with masks, or where the objective
+            makes its own draws.
         lower: Whether the objective's value is a lower bound, penalties included.
     """
 
@@ -44,11 +45,11 @@ class Limits(NamedTuple):
 
 
 def limits_of(log_weights: LogWeights, *, drawn: bool = True, lower: bool = False) -> Limits:
-    """Return what is known of a program from its distributions.
+    """Return the limits of a program, from its distributions.
 
     Args:
-        log_weights: Of the program.
-        drawn: Whether its latents are draws of q, or all its states, as they are scored.
+        log_weights: The log-weights of the program.
+        drawn: Whether the latents are draws of the q that scores them, or all its states.
         lower: Whether the objective is a lower bound.
     """
     observed = [distribution for distribution, _ in log_weights.observed.values()]
@@ -73,14 +74,14 @@ def _is_discrete(distribution: Any) -> bool:
 def impossible(
     limits: Limits, size: int, *, log_likelihood: float | None, kl: float | None, bound: float | None
 ) -> str | None:
-    """Say which figure of a batch no model gives; None if there is none.
+    """Return a sentence on a figure of a batch that no model can give, or None if there is no such figure.
 
     Args:
-        limits: What is known of the program.
+        limits: The limits of the program.
         size: The number of data, n.
-        log_likelihood: The mean of log p(x|z) per datum, nats; None if it is not known.
-        kl: The sampled or analytic KL likewise.
-        bound: The objective's value likewise.
+        log_likelihood: The mean of log p(x|z) per datum, nats; None if unknown.
+        kl: The mean of the sampled or analytic KL per datum, nats; None if unknown.
+        bound: The mean value of the objective per datum, nats; None if unknown.
 
     Example:
         >>> impossible(Limits(latents=("FullNormal", "Normal")), 128, log_likelihood=-90.0, kl=20.0, bound=-110.0)
@@ -108,19 +109,20 @@ def impossible(
 
 @torch.no_grad()
 def strange(log_weights: LogWeights, *, digits: bool = True) -> tuple[str | None, str | None]:
-    """Return what is impossible about some log-weights, and what is an alarm.
+    """Return the impossible figure of some log-weights and the alarm that they raise, each as a sentence or None.
 
-    Alarms are a sampled KL far from the analytic one, and a draw whose density, scored from what it was made of, is
-    another than that at the draw itself: the floats of z do not hold what was drawn.
+    There are two alarms. Either the sampled KL is far from the analytic KL, or rounding has changed z: the density of a
+    draw, computed from its noise, differs from the density at the floats of z.
 
     Args:
-        log_weights: Of K particles, the more the better.
-        digits: Whether digits that z has lost are an alarm: before training an encoder of raw columns loses them.
+        log_weights: The log-weights of K particles, the more the better.
+        digits: Whether to raise the alarm on rounded z. Before training, the z of an encoder of raw columns
+            is rounded as well.
     """
     limits = limits_of(log_weights)
     kl, size = log_weights.kl.double(), log_weights.log_lik.shape[1]
     if bool(torch.isnan(kl).any()):
-        return None, None  # which every figure shows
+        return None, None  # every figure already shows a NaN
     worst = impossible(
         limits, size, log_likelihood=float(log_weights.log_lik.max()), kl=float(kl.mean(1).min()), bound=None
     )
@@ -131,12 +133,12 @@ def strange(log_weights: LogWeights, *, digits: bool = True) -> tuple[str | None
 
 @torch.no_grad()
 def alarm_of(q: Any, p: Any, num_draws: int = 32) -> str | None:
-    """Return the alarm of `strange` for one posterior and its prior, lost digits apart, without decoding any data.
+    """Return the alarm of `strange` for one posterior and its prior, without decoding data and ignoring rounded z.
 
     Args:
         q: q(z|x), batch shape (n,).
         p: p(z), batch shape () or (n,).
-        num_draws: K.
+        num_draws: The number of draws K.
     """
     z = q.sample((num_draws,))
     log_q, log_p = q.log_prob(z), p.log_prob(z)
@@ -145,11 +147,11 @@ def alarm_of(q: Any, p: Any, num_draws: int = 32) -> str | None:
 
 
 def _lost_digits(log_weights: LogWeights) -> str | None:
-    """What is lost where q scores a given z, as importance sampling, DReG and the aggregate posterior let it."""
+    """Return the alarm on rounded z, for uses that score a given z: importance sampling, DReG, aggregate posterior."""
     for name, q in log_weights.posterior.items():
         try:
             again = q.log_prob(log_weights.z[name].clone())
-        except NotImplementedError:  # it scores its own draws alone
+        except NotImplementedError:  # this q scores only its last draw
             continue
         again = to_particles(again, log_weights.num_particles, particle_dim(again.shape, log_weights.num_particles))
         off = float((again - log_weights.log_q[name]).double().abs().mean())
@@ -167,7 +169,7 @@ def _far_from_analytic(log_weights: LogWeights, kl: Tensor) -> str | None:
         analytic = log_weights.analytic_kl().double()
     except NotImplementedError:
         return None
-    difference = (kl - analytic).mean(1)  # of each particle
+    difference = (kl - analytic).mean(1)  # (K,)
     sampled, error = difference.mean(), difference.std() / len(difference) ** 0.5
     slack = _SIGMAS * error + 1e-3 * (1 + analytic.abs().mean())
     if len(difference) < 2 or bool(sampled.abs() <= slack):

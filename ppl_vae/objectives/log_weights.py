@@ -1,13 +1,14 @@
-r"""Per-datum log-weights: what every objective starts from.
+r"""Per-datum log-weights, the input of every objective.
 
-For K particles :math:`z_k \sim q(z|x)` and a batch of data,
+For K particles :math:`z_k \sim q(z|x)` and a batch of data, the log-weights are
 
 .. math::
     \log w_k(x) = \log p(x|z_k) + \log p(z_k) - \log q(z_k|x),
 
-kept in its parts, each of shape (K, batch), so that an objective decides itself what is averaged, weighted or detached.
+and `LogWeights` keeps the three terms separate, each of shape (K, batch): the objective decides what to average, weigh
+or detach.
 
-The gradient of every sampled estimator is a triple of weights for each particle, and `LogWeights.surrogate` makes it:
+Three weights for each particle define the gradient of a sampled estimator, and `LogWeights.surrogate` builds it:
 
 .. math::
     \sum_k a_k \nabla \log p(x, z_k)\big|_{z_k}
@@ -32,9 +33,9 @@ RWS-DReG                   w~                     w~ - w~^2                     
 EUBO, CUBO                 0                      0                             w~; (n - 1) / n times w~ of w^n
 =========================  =====================  ============================  ====================================
 
-A path weight acts on z where the model sees it, and so keeps what depends on z through a distribution's arguments; the
-score is taken away by scoring q again at the same z. Neither touches an encoder inside the prior (a VampPrior's), whose
-gradient is part of grad log p.
+The path weight multiplies the gradient that comes back from the model to z. It leaves a dependence on z through the
+arguments of a guide's distribution, as in q(z2|z1), in place. To drop or reweigh the score, `surrogate` scores q again
+at the same z. Neither step touches an encoder inside the prior (VampPrior): its gradient is part of grad log p.
 """
 
 from __future__ import annotations
@@ -51,27 +52,27 @@ from ppl_vae._distributions import describe
 
 
 class Again(Protocol):
-    """A program that can be run again under the z of one pass; see `ppl_vae.objectives.sampling`."""
+    """A program that can run again at the z of an earlier pass; see `ppl_vae.objectives.sampling`."""
 
     def score(self) -> Tensor:
-        """Return log q(z_k|x) with z_k held fixed, all sites added, (K, batch)."""
+        """Return log q(z_k|x) at fixed z_k, summed over sites, (K, batch)."""
         ...
 
     def dream(self) -> Tensor:
-        """Return log q(z|x) of data and latents that the model has drawn itself, (batch,)."""
+        """Return log q(z|x) of data and latents that the model draws, (batch,)."""
         ...
 
 
 class Path:
-    """The way from z as the model saw it back to z as the guide drew it, on which one objective may weigh the gradient.
+    """The path of the gradient from the model back to the guide's z, which one objective may weigh.
 
     Args:
-        seen: For each latent site z as the model saw it: the same numbers in a tensor of its own, so that a gradient
-            that comes back from the model can be told from one that comes from the guide.
+        seen: For each latent site, the z that the model sees: the numbers of the guide's z in a separate tensor. This
+            separates the gradient that comes from the model from the one that comes from the guide.
 
     Attributes:
-        seen: The same.
-        spent: Whether an objective has weighed it.
+        seen: The argument `seen`.
+        spent: Whether an objective has weighed the path.
     """
 
     def __init__(self, seen: Mapping[str, Tensor]) -> None:
@@ -82,7 +83,7 @@ class Path:
         """Multiply the gradient at each site by weights that broadcast to z.
 
         Raises:
-            ValueError: If another objective has weighed it before.
+            ValueError: If an objective has already weighed the path.
         """
         if self.spent:
             raise ValueError(
@@ -96,25 +97,25 @@ class Path:
 
 @dataclass(frozen=True)
 class LogWeights:
-    r"""The log-weights of K particles for each datum of a batch, in parts; nats.
+    r"""The log-weights of K particles for each datum of a batch, in separate terms; nats.
 
-    The parts exclude the scale of the data plate (N/B under subsampling) and of `poutine.scale`, which belongs outside
-    any logsumexp: it is in `scale`. Masks are inside.
+    The terms exclude the scale of the data plate (N/B under subsampling) and of `poutine.scale`. A scale belongs
+    outside every logsumexp, so `scale` holds it. The terms include masks.
 
     Attributes:
-        log_lik: log p(x|z_k), all observed sites added, (K, batch).
+        log_lik: log p(x|z_k), summed over observed sites, (K, batch).
         log_prior: For each latent site log p(z_k), (K, batch).
-        log_q: For each latent site (auxiliary ones of the guide too) log q(z_k|x), (K, batch).
-        z: The latents themselves, shape (K, batch, *event), or (batch, *event) where K = 1.
-        prior: For each latent site the distribution p(z) as the model had it, its mask included.
-        posterior: For each latent site the distribution q(z|x) as the guide had it.
+        log_q: For each latent site of the guide, auxiliary sites included, log q(z_k|x), (K, batch).
+        z: The latents, shape (K, batch, *event), or (batch, *event) where K = 1.
+        prior: For each latent site the model's distribution p(z), its mask included.
+        posterior: For each latent site the guide's distribution q(z|x), its mask included.
         observed: For each observed site the pair of p(x|z) and x.
         scale: The factor of each datum in a sum over data: a number, or a tensor that broadcasts to (batch,).
-        path: The way on which a gradient comes back from the model to z; None where latents carry none.
-        again: Runs the program again under these z; None for log-weights that were not sampled here.
-        enumerated: Whether the particles are all states of z, and no draws: then their shares are q(z_k|x), and not
-            1/K.
-        detached: Whether latents were drawn without a gradient on purpose, for the score of q.
+        path: The path of the gradient from the model back to z; None where latents carry no gradient.
+        again: Runs the program again at these z; None for log-weights that `sample_log_weights` did not make.
+        enumerated: Whether the particles are all states of z instead of draws. A state then has the weight q(z_k|x) in
+            an expectation, not 1/K.
+        detached: Whether the latents were deliberately drawn without a gradient, for the score function.
 
     Example:
         >>> from ppl_vae import VAE, likelihoods, objectives, posteriors, priors
@@ -140,7 +141,7 @@ class LogWeights:
 
     @classmethod
     def of(cls, log_w: Tensor) -> LogWeights:
-        """Return log-weights of which nothing but their values is known, for a function of the values alone.
+        """Return log-weights that hold only their values, for functions that need no more.
 
         Args:
             log_w: (K, batch).
@@ -153,12 +154,12 @@ class LogWeights:
 
     @property
     def spent(self) -> bool:
-        """Whether the path carries the weights of an objective."""
+        """Whether an objective has weighed the path."""
         return self.path is not None and self.path.spent
 
     @property
     def num_particles(self) -> int:
-        """K."""
+        """The number of particles K."""
         return self.log_lik.shape[0]
 
     @property
@@ -168,7 +169,7 @@ class LogWeights:
 
     @property
     def kl(self) -> Tensor:
-        """The sampled KL, log q(z_k|x) - log p(z_k) with all sites added, (K, batch)."""
+        """The sampled KL, log q(z_k|x) - log p(z_k), summed over sites, (K, batch)."""
         kl = torch.zeros_like(self.log_lik)
         for log_q in self.log_q.values():
             kl = kl + log_q
@@ -178,7 +179,7 @@ class LogWeights:
 
     @property
     def log_p(self) -> Tensor:
-        """Log p(x, z_k), all sites added, (K, batch)."""
+        """Log p(x, z_k), summed over sites, (K, batch)."""
         log_p = self.log_lik
         for log_prior in self.log_prior.values():
             log_p = log_p + log_prior
@@ -186,33 +187,34 @@ class LogWeights:
 
     @property
     def normalized(self) -> Tensor:
-        r"""The normalised weights :math:`w_k / \sum_j w_j`, of all states p(z_k|x), detached, (K, batch)."""
+        r"""The normalised weights :math:`w_k / \sum_j w_j`, detached, (K, batch); for enumerated states p(z_k|x)."""
         return (self.log_p if self.enumerated else self.log_w).detach().softmax(0)
 
     @property
     def effective_sample_size(self) -> Tensor:
-        r"""One over the sum of the squared normalised weights, between 1 and K, (batch,)."""
+        r"""The reciprocal of the sum of squared normalised weights, between 1 and K, (batch,)."""
         return self.normalized.square().sum(0).reciprocal()
 
     def surrogate(
         self, model: Tensor | None, path: Tensor | None = None, score: Tensor | float | None = None
     ) -> Tensor:
-        r"""What has the gradient of these weights, (batch,); its value means nothing.
+        r"""Return a tensor whose gradient has the given weights, (batch,); its value means nothing.
 
-        One pass backward, whatever the weights: the path's are put into the gradient on its way through z. Log-weights
-        whose path was weighted so must not be differentiated by another objective too. Where a score is asked for that
-        is not the one of log w itself, q is scored once more at the same z: by its own distribution where there is one
-        site, else by running the guide again (its batch normalisation then learns nothing, but a dropout mask is drawn
-        anew).
+        One backward pass suffices for all weights: a hook multiplies the gradient by the path weights on its way
+        through z. After that, no other objective may differentiate the same log-weights.
+
+        If `score` is given and z carries a gradient, q is scored once more at the same z: by its distribution where
+        there is one site, otherwise by running the guide again. The second run leaves the statistics of batch
+        normalisation alone, but draws a new dropout mask.
 
         Args:
-            model: :math:`a_k`, (K, batch), detached; None for zero, so that the model is not differentiated at all.
-            path: :math:`b_k / a_k`, (K, batch), detached; None for one. Means nothing where z carries no gradient.
-            score: :math:`d_k`, (K, batch), detached, or a number; None for :math:`-b_k` (or :math:`-a_k` where z
-                carries no gradient): the gradient of log w as it is.
+            model: :math:`a_k`, (K, batch), detached; None for zero: the model is then not differentiated at all.
+            path: :math:`b_k / a_k`, (K, batch), detached; None for one. It has no effect where z carries no gradient.
+            score: :math:`d_k`, (K, batch), detached, or a number. None for the gradient of log w itself:
+                :math:`-b_k`, or :math:`-a_k` where z carries no gradient.
 
         Raises:
-            ValueError: If q cannot score a z that it did not just draw.
+            ValueError: If q cannot score a z other than its own last draw, or if an objective has weighed the path.
 
         Example:
             >>> from ppl_vae import VAE, likelihoods, objectives, posteriors, priors
@@ -237,17 +239,17 @@ class LogWeights:
             weights = weights * path
         if model is not None:
             total = total - (weights * log_q).sum(0)
-        if score is not None:  # what stands in log_q by its own parameters is -b; make it d
+        if score is not None:  # log_q contributes the score with the weight -b: make it d
             total = total + ((weights + score) * self._fixed_log_q()).sum(0)
         return total
 
     @property
     def joint_log_q(self) -> Tensor:
-        """Log q(z_k|x), all sites added, (K, batch)."""
+        """Log q(z_k|x), summed over sites, (K, batch)."""
         return torch.stack(list(self.log_q.values())).sum(0) if self.log_q else torch.zeros_like(self.log_lik)
 
     def _fixed_log_q(self) -> Tensor:
-        """Log q(z_k|x) with z_k held fixed, (K, batch): its gradient is the score alone."""
+        """Return log q(z_k|x) at fixed z_k, (K, batch), whose gradient is the score alone."""
         try:
             if len(self.posterior) != 1:
                 if self.again is None:
@@ -263,23 +265,23 @@ class LogWeights:
             ) from error
 
     def _weigh_path(self, path: Tensor) -> None:
-        """Multiply the gradient that comes back from the model to z_k by a weight."""
+        """Multiply the gradient that comes back from the model to z_k by `path`."""
         if self.path is None:
             raise ValueError("these log-weights have no path to weigh: sample them with sample_log_weights")
         self.path.weigh({name: self._like_latent(path, name) for name in self.path.seen})
 
     def _like_latent(self, weights: Tensor, name: str) -> Tensor:
-        """Weights (K, batch) in a shape that broadcasts to z at a site."""
+        """Reshape weights (K, batch) so that they broadcast to z at a site."""
         z, event_dim = self.z[name], self.posterior[name].event_dim
         if self.num_particles == 1:
             return weights[0].reshape(-1, *(1,) * event_dim)
-        inner = z.dim() - event_dim - 2  # plates within the data's
+        inner = z.dim() - event_dim - 2  # plates inside the data plate
         return weights.reshape(weights.shape[0], *(1,) * inner, weights.shape[1], *(1,) * event_dim)
 
     def analytic_kl(self) -> Tensor:
         r"""Return :math:`\sum_s \mathrm{KL}(q(z_s|x) \,\|\, p(z_s))` over sites s in closed form, (K, batch).
 
-        Under a site that depends on another latent the KL is conditional on the sampled value of that one.
+        If a site depends on another latent, its KL is conditional on the sampled value of that latent.
 
         Raises:
             NotImplementedError: If there is no closed form for a site; the sampled `kl` always exists.
@@ -299,7 +301,7 @@ class LogWeights:
         return kl
 
     def require_detached(self, objective: object) -> None:
-        """Raise if gradients are wanted and a latent carries one: the path would be followed beside the score.
+        """Raise if gradients are recorded and a latent carries one: the path gradient would add to the score.
 
         Args:
             objective: The objective, or its name, for the message.
@@ -323,7 +325,7 @@ class LogWeights:
             )
 
     def require_pathwise(self, objective: object) -> None:
-        """Raise if gradients are wanted and a latent carries none: its score would silently be missing.
+        """Raise if gradients are recorded and a latent carries none: the score term would silently be missing.
 
         Args:
             objective: The objective, or its name, for the message.
@@ -348,7 +350,7 @@ class LogWeights:
 
 
 def to_particles(log_p: Tensor, num_particles: int, particle_dim: int | None, size: int | None = None) -> Tensor:
-    """Sum all dimensions but the particles' and the data's (-1), and return (K, batch)."""
+    """Sum over all dimensions except those of the particles and the data (-1), and return (K, batch)."""
     keep = {-1, particle_dim}
     dims = [d for d in range(-log_p.dim(), 0) if d not in keep]
     if dims:
@@ -357,5 +359,5 @@ def to_particles(log_p: Tensor, num_particles: int, particle_dim: int | None, si
 
 
 def particle_dim(batch_shape: torch.Size, num_particles: int) -> int | None:
-    """Where particles stand in a batch shape, or None where they do not."""
+    """Return the dimension of the particles in a batch shape; None if it has none."""
     return -len(batch_shape) if num_particles > 1 and len(batch_shape) > 1 else None

@@ -1,7 +1,7 @@
-"""From an objective to one number per batch: what SVI minimises, whatever the objective was.
+"""The loss that SVI minimises, one number per batch, made from an objective of any kind.
 
-`as_loss` adapts the four kinds of objective (ours, a function of log-weights, one of Pyro's ELBO objects, Pyro's
-``loss(model, guide, *args)``) to one form.
+`as_loss` adapts four kinds of objective to one form: an objective of this package, a function of log-weights, a Pyro
+ELBO object, and a function in Pyro's form ``loss(model, guide, *args)``.
 """
 
 from __future__ import annotations
@@ -36,15 +36,17 @@ Program = tuple[Callable[..., Any], Callable[..., Any]]
 
 
 class BatchLoss(NamedTuple):
-    """An objective on one batch; all sums over the data of the batch, each weighted by its scale; nats.
+    """The result of an objective on one batch: sums over the data, each datum weighted by its scale; nats.
 
     Attributes:
-        loss: Minus the value of the objective, detached: what `pyro.infer.SVI.step` returns.
-        surrogate: What is differentiated, or None where the gradients were left in ``.grad`` already.
-        weight: The sum of the scales: divide by it for a mean per datum.
+        loss: Minus the value of the objective, detached: the number that `pyro.infer.SVI.step` returns.
+        surrogate: The function to differentiate; None where the gradients are already in ``.grad``.
+        weight: The sum of the scales; divide by it for a mean per datum.
         log_likelihood: The sum of log p(x|z), averaged over particles; None where the program is not per datum.
-        kl: The sum of the KL at beta = 1, so that ``log_likelihood - kl`` is the ELBO; None likewise.
-        limits: Which of these cannot be positive. Of a captured step nothing is said: see the step as it is written.
+        kl: The sum of the KL at beta = 1, so that ``log_likelihood - kl`` is the ELBO; None where the program is not
+            per datum.
+        limits: The terms whose sign is known. A captured step has no limits; those of the eager step, which runs
+            without a graph, apply.
     """
 
     loss: Tensor
@@ -56,7 +58,7 @@ class BatchLoss(NamedTuple):
 
 
 class Loss(Protocol):
-    """What SVI needs of an objective."""
+    """The interface of a loss for SVI."""
 
     def __call__(self, program: Program, *args: Any, **kwargs: Any) -> BatchLoss:
         """Evaluate the objective for a ``(model, guide)`` pair on the arguments of both."""
@@ -64,10 +66,13 @@ class Loss(Protocol):
 
 
 def as_loss(objective: object) -> Loss:
-    """Return the loss of an objective: ours, a function of log-weights, a Pyro ELBO object, or Pyro's form of a loss.
+    """Return the loss of an objective.
+
+    The objective is one of this package, a function of log-weights, a Pyro ELBO object, or a function in Pyro's form
+    ``loss(model, guide, *args)``.
 
     Raises:
-        TypeError: If it is none of these, or gives no single value.
+        TypeError: If the objective is none of these, or has no single value to minimise.
 
     Example:
         >>> from pyro.infer import Trace_ELBO
@@ -95,10 +100,10 @@ def as_loss(objective: object) -> Loss:
 
 
 def _takes_programs(function: Callable[..., Any]) -> bool:
-    """Whether a function is Pyro's form of a loss, ``loss(model, guide, *args)``, and not one of log-weights alone."""
+    """Whether a function has Pyro's form of a loss, ``loss(model, guide, *args)``, and does not take log-weights."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):  # written in C
+    except (TypeError, ValueError):  # a C function has no signature
         return False
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return len([p for p in positional if p.default is p.empty]) >= 2 or (not positional and len(parameters) > 0)
@@ -106,15 +111,16 @@ def _takes_programs(function: Callable[..., Any]) -> bool:
 
 @dataclass(frozen=True)
 class _FunctionLoss:
-    """A loss in Pyro's form: ``function(model, guide, *args, **kwargs)`` returns what is minimised, a sum over data.
+    """A loss in Pyro's form: ``function(model, guide, *args, **kwargs)`` returns a sum over data, to be minimised.
 
-    Such as ``pyro.infer.EnergyDistance()`` or ``Trace_ELBO().differentiable_loss``. It tells no terms of an ELBO.
+    Examples are ``pyro.infer.EnergyDistance()`` and ``Trace_ELBO().differentiable_loss``. The terms of the ELBO are
+    unknown.
     """
 
     function: Callable[..., Any]
 
     def __call__(self, program: Program, *args: Any, **kwargs: Any) -> BatchLoss:
-        """Evaluate it."""
+        """Evaluate the function."""
         surrogate = self.function(*program, *args, **kwargs)
         if not isinstance(surrogate, (Tensor, float, int)):
             raise TypeError(
@@ -130,7 +136,7 @@ def _as_tensor(loss: Tensor | float) -> Tensor:
 
 
 def _size_of(args: tuple[Any, ...]) -> float:
-    """The number of data in a batch, where no plate tells it."""
+    """Return the number of data in a batch from the arguments, where no plate gives it."""
     return float(len(args[0]) if args and isinstance(args[0], Tensor) and args[0].dim() else 1)
 
 
@@ -164,21 +170,21 @@ class _PerDatumLoss:
 
 
 def kind_of(elbo: PyroELBO) -> Kind:
-    """Return what the value of one of Pyro's objects is in expectation."""
+    """Return which kind of bound the value of a Pyro ELBO object is in expectation."""
     if isinstance(elbo, RenyiELBO):
         return "lower" if elbo.alpha >= 0 else "neither"
     return "lower" if isinstance(elbo, (Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO)) else "neither"
 
 
 class _PyroLoss:
-    """One of Pyro's ELBO objects, its own code unchanged; the traces it makes are read for the ELBO's terms."""
+    """A Pyro ELBO object that runs its own code; the terms of the ELBO come from the traces that it makes."""
 
     def __init__(self, elbo: PyroELBO) -> None:
-        self.elbo: Any = elbo  # the caller's object itself: its attributes are read when it is used
+        self.elbo: Any = elbo  # the caller's object, not a copy: it may change between steps
 
     def __call__(self, program: Program, *args: Any, **kwargs: Any) -> BatchLoss:
         if isinstance(self.elbo, TraceEnum_ELBO) and hasattr(getattr(program[1], "__self__", None), "q_z"):
-            program = (program[0], config_enumerate(program[1]))  # a VAE's guide marks nothing to be summed over
+            program = (program[0], config_enumerate(program[1]))  # a VAE's guide marks no site for enumeration
         surrogate = None
         with self._recorded() as traces:
             if not torch.is_grad_enabled():
@@ -191,13 +197,13 @@ class _PyroLoss:
         return BatchLoss(_as_tensor(loss), surrogate, *self._terms(traces, args))
 
     def _is_differentiable(self) -> bool:
-        """Whether the loss may be asked for by itself: an own `loss_and_grads` of the user's is the one to call."""
+        """Whether to call `differentiable_loss`; if the user overrides `loss_and_grads`, that one is called instead."""
         own = getattr(type(self.elbo), "loss_and_grads", None)
         return hasattr(self.elbo, "differentiable_loss") and str(getattr(own, "__module__", "")).startswith("pyro.")
 
     @contextmanager
     def _recorded(self) -> Iterator[list[tuple[poutine.Trace, poutine.Trace]]]:
-        """Note the traces that the object makes meanwhile."""
+        """Record the traces that the object makes in this context."""
         get_traces, traces = self.elbo._get_traces, []
         own = vars(self.elbo).get("_get_traces")
 
@@ -223,7 +229,7 @@ class _PyroLoss:
             try:
                 particles = [from_traces(*pair) for pair in traces]
             except NotPerDatumError:
-                pass  # a program that Pyro's objectives take and per-datum ones do not
+                pass  # Pyro's objectives accept this program, per-datum ones do not
             else:
                 log_lik = torch.stack([(w.scale * w.log_lik.mean(0)).sum() for w in particles]).mean()
                 kl = torch.stack([(w.scale * w.kl.mean(0)).sum() for w in particles]).mean()

@@ -1,7 +1,9 @@
-r"""ELBOs with pathwise gradients: the KL sampled, in closed form, and as the article writes it.
+r"""ELBOs with pathwise gradients: with a sampled KL, a closed-form KL, and the article's own loss.
 
-All three estimate :math:`\mathcal L(x) = \mathbb E_{q(z|x)}[\log p(x|z)] - \mathrm{KL}(q(z|x) \,\|\, p(z))`, which is
-at most log p(x), and let gradients flow through z = g(x, noise); they refuse latents that are not reparameterised.
+All but `ArticleELBO` estimate
+:math:`\mathcal L(x) = \mathbb E_{q(z|x)}[\log p(x|z)] - \mathrm{KL}(q(z|x) \,\|\, p(z))`, which is at most log p(x).
+`ELBO`, `STL` and `MeanFieldELBO` let gradients flow through z = g(x, noise), so they refuse latents that are not
+reparameterised.
 """
 
 from __future__ import annotations
@@ -28,9 +30,9 @@ class ELBO:
     .. math::
         \hat{\mathcal L}(x) = \frac1K \sum_k \log p(x, z_k) - \log q(z_k|x), \qquad z_k \sim q(z|x).
 
-    Unbiased for the ELBO, whose distance to log p(x) is KL(q(z|x) || p(z|x)), whatever K: particles lower the variance,
-    not the gap. At the true posterior the gradient still has variance, since the score of q is not dropped. Costs one
-    pass of the decoder per particle.
+    It is unbiased for the ELBO, which lies KL(q(z|x) || p(z|x)) below log p(x) for every K: more particles reduce the
+    variance, not the gap. The gradient still has variance where q is the true posterior, because it keeps the score of
+    q. The cost is one decoder pass per particle.
 
     Args:
         num_particles: K.
@@ -62,17 +64,17 @@ class ELBO:
 
 @dataclass(frozen=True)
 class STL:
-    r"""The ELBO with the score of q left out of its gradient: sticking the landing.
+    r"""The ELBO without the score of q in its gradient: sticking the landing.
 
     .. math::
         \nabla_\phi \mathcal L = \mathbb E\Big[\frac1K \sum_k
         \frac{\partial (\log p(x, z_k) - \log q(z_k|x))}{\partial z_k} \nabla_\phi z_k\Big].
 
-    Value and model gradient are `ELBO`'s; what is left out, :math:`\nabla_\phi \log q(z|x)` at fixed z, has expectation
-    zero, so the gradient stays **unbiased**. Its variance is zero where q is the true posterior, and can be *above*
-    `ELBO`'s where q is far from it. An encoder inside the prior (VampPrior) keeps its gradient through log p(z), and
-    q(z2|z1) the one through z1. Costs what `ELBO` costs, and scores q twice. Where q cannot score any z (a planar
-    flow), it is refused.
+    The value and the model's gradient are those of `ELBO`. The omitted term, :math:`\nabla_\phi \log q(z|x)` at fixed
+    z, has expectation zero, so the gradient stays **unbiased**. Its variance is zero where q is the true posterior, and
+    can be *above* that of `ELBO` where q is far from the posterior. An encoder inside the prior (VampPrior) keeps its
+    gradient through log p(z), and q(z2|z1) keeps its gradient through z1. It costs as much as `ELBO` and scores q
+    twice. It refuses a q that cannot score an arbitrary z (a planar flow).
 
     Args:
         num_particles: K.
@@ -113,10 +115,10 @@ class MeanFieldELBO:
     .. math::
         \hat{\mathcal L}(x) = \frac1K \sum_k \log p(x|z_k) - \mathrm{KL}(q(z|x) \,\|\, p(z)).
 
-    Unbiased for the ELBO. Its variance is usually, not always, below that of the sampled KL: the two terms of the
-    sampled one can cancel noise of each other. Needs a closed form at every latent site (a mixture or a flow has none;
-    Pyro's falls back to sampling silently, this one refuses). With several dependent sites each KL is conditional on
-    the sampled parents.
+    It is unbiased for the ELBO. Its variance is usually, but not always, below that of `ELBO`: with a sampled KL, the
+    noise of the two terms can cancel. It needs a closed-form KL at every latent site; a mixture or a flow has none.
+    Pyro's `TraceMeanField_ELBO` then silently samples the KL, whereas this objective refuses. With several dependent
+    sites each KL is conditional on the sampled parents.
 
     Args:
         num_particles: K.
@@ -144,7 +146,7 @@ class MeanFieldELBO:
 
     @property
     def reference(self) -> ELBO:
-        """An objective of the same expectation, value and gradient."""
+        """An objective whose value and gradient have the same expectation."""
         return ELBO(self.num_particles)
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
@@ -163,18 +165,18 @@ class ArticleELBO:
         \hat{\mathcal L}(x) = -\mathrm{CE}_\epsilon(x, \hat x) - \tfrac12 \sum_j (\mu_j^2 + \sigma_j^2
         - \log(\epsilon + \sigma_j^2) - 1)
 
-    for a Bernoulli likelihood, and with :math:`\lVert x - \hat x \rVert^2` in place of the cross-entropy for a Normal
-    one. With ``eps=0`` (and, for the Normal, ``normalize=True``) it is `MeanFieldELBO`, value and gradient. As the
-    article has it, it is *no bound*: :math:`\epsilon` caps the loss of a pixel at 18.42 nats and stops its gradient
-    where the sigmoid saturates, and the squared error lacks the Normal's factor and constant. With ``eps=0`` a pixel
-    that is wrong where the sigmoid saturates (logit 17 in float32, 37 in float64) costs infinity: train with `ELBO` or
-    `MeanFieldELBO`, which work from logits. It works for one
-    diagonal normal site under a standard normal prior only.
+    for a Bernoulli likelihood. A Normal likelihood has :math:`\lVert x - \hat x \rVert^2` in place of the
+    cross-entropy. With ``eps=0`` (and, for the Normal, ``normalize=True``) value and gradient are those of
+    `MeanFieldELBO`. In the article's form it is *no bound*: :math:`\epsilon` caps the loss of a pixel at 18.42 nats and
+    stops its gradient where the sigmoid saturates, and the squared error lacks the Normal's factor and constant. With
+    ``eps=0`` a wrong pixel costs infinity where the sigmoid saturates (logit 17 in float32, 37 in float64): train with
+    `ELBO` or `MeanFieldELBO`, which work from logits. The program must have a single latent site, with a diagonal
+    normal posterior and a standard normal prior.
 
     Args:
         num_particles: K.
         eps: The constant in the article's logarithms.
-        normalize: Restore the Normal's factor :math:`1/(2\sigma^2)` and its constant.
+        normalize: Whether to restore the Normal's factor :math:`1/(2\sigma^2)` and its constant.
 
     Raises:
         ValueError: If the program has another form, or `eps` is negative.
@@ -202,7 +204,7 @@ class ArticleELBO:
 
     @property
     def reference(self) -> ELBO:
-        """The objective whose gradient this one would have with ``eps=0`` and a normalised likelihood."""
+        """The objective whose expected gradient this one has with ``eps=0`` and a normalised likelihood."""
         return ELBO(self.num_particles)
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
@@ -238,7 +240,7 @@ class ArticleELBO:
                 f"{owner(self)} needs a diagonal normal posterior and a standard normal prior; it was given "
                 f"{type(q.base).__name__} and {type(p_z.base).__name__}; use ELBO"
             )
-        # the values are looked at under validation alone (training validates its first batch): a GPU would wait here
+        # only under validation, as on the first batch of training: reading the values makes the CPU wait for the GPU
         if is_validation_enabled() and not (torch.all(p_z.base.loc == 0) and torch.all(p_z.base.scale == 1)):
             raise ValueError(f"{owner(self)} needs a standard normal prior, N(0, I); use MeanFieldELBO")
         if not isinstance(p_x.base, (dist.Bernoulli, dist.Normal)):
@@ -250,7 +252,7 @@ class ArticleELBO:
 
 @dataclass(frozen=True)
 class _Unwrapped:
-    """A distribution without its `Independent` wrappers, and how many of its dimensions are the event's."""
+    """A distribution without its `Independent` wrappers, and the number of event dimensions that it had with them."""
 
     base: Any
     event_dim: int

@@ -1,4 +1,4 @@
-r"""An objective with a penalty beside it: KL weights, free bits and their like, outside of any logarithm."""
+r"""An objective minus a penalty, such as a KL weight or free bits, which stays outside every logarithm."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from ppl_vae.objectives.log_weights import LogWeights
 
 
 class Penalty(NamedTuple):
-    """What a regularizer subtracts from an objective; nats per datum.
+    """The penalty that a regularizer subtracts from an objective; nats per datum.
 
     Attributes:
-        value: The penalty itself, (batch,). Reported, never differentiated.
-        surrogate: What has its gradient, (batch,). Its value means nothing by itself.
-        nonnegative: Whether the penalty is never below zero in expectation, so that a lower bound stays one.
+        value: The penalty, (batch,). It is reported, never differentiated.
+        surrogate: The function to differentiate for the gradient of the penalty, (batch,). Its value means nothing by
+            itself.
+        nonnegative: Whether the penalty is never below zero in expectation. A lower bound then stays a lower bound.
     """
 
     value: Tensor
@@ -27,30 +28,29 @@ class Penalty(NamedTuple):
 
 
 class Regularizer(Protocol):
-    """What `Regularized` needs of a penalty; a callable, nothing is inherited."""
+    """The interface of a regularizer for `Regularized`: a callable, which need not inherit from any class."""
 
     def __call__(self, log_weights: LogWeights) -> Penalty | None:
-        """Return the penalty of each datum, or None for none at all."""
+        """Return the penalty of each datum, or None if there is no penalty."""
         ...
 
 
 class Regularized:
-    r"""An objective less a penalty.
+    r"""An objective minus a penalty.
 
     .. math::
         \mathcal L(x) - \mathrm{penalty}(x).
 
-    A KL weight means :math:`\mathcal L_K - (\beta - 1)\, \mathrm{KL}(q(z|x) \,\|\, p(z))` whatever the objective, so
-    that it never enters a logarithm of weights. What is reported as the ELBO stays without penalty; the value of the
-    whole is reported as the bound. It is a lower bound only where the objective is one and the penalty is never
-    negative.
+    With a KL weight every objective becomes :math:`\mathcal L_K - (\beta - 1)\, \mathrm{KL}(q(z|x) \,\|\, p(z))`, so
+    the weight never enters a logarithm of weights. The reported ELBO excludes the penalty; the reported bound includes
+    it. The bound is a lower bound only if the objective is one and the penalty is never negative.
 
     Args:
-        objective: An objective of this package's kind, or a function of log-weights.
-        regularizer: The penalty, see `ppl_vae.regularizers`.
+        objective: An objective of this package, or a function of log-weights.
+        regularizer: The penalty; see `ppl_vae.regularizers`.
 
     Raises:
-        TypeError: If the objective is one of Pyro's, which have no place for a penalty.
+        TypeError: If the objective is one of Pyro's, which cannot take a penalty.
         ValueError: If the objective is an upper bound.
 
     Example:
@@ -75,12 +75,12 @@ class Regularized:
 
     @property
     def num_particles(self) -> int:
-        """K of the objective."""
+        """The number of particles K of the objective."""
         return int(getattr(self.objective, "num_particles", 1))
 
     @property
     def max_plate_nesting(self) -> int:
-        """That of the objective."""
+        """The ``max_plate_nesting`` of the objective."""
         return int(getattr(self.objective, "max_plate_nesting", 1))
 
     @property

@@ -1,4 +1,4 @@
-r"""The ELBO of discrete latents through relaxed draws of them: straight-through Gumbel-softmax."""
+r"""The ELBO of discrete latents with gradients through relaxed draws: straight-through Gumbel-softmax."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from ppl_vae.objectives.log_weights import LogWeights
 
 @dataclass(frozen=True)
 class GumbelSoftmaxELBO:
-    r"""The ELBO of bits and one-hot vectors, differentiated through relaxed draws of temperature T.
+    r"""The ELBO of bits and one-hot vectors, with gradients through relaxed draws of temperature T.
 
     .. math::
         \tilde z = \mathrm{softmax}((\log \pi + g) / T), \quad g \text{ Gumbel}, \qquad
         z = \mathrm{onehot}(\arg\max(\log \pi + g)),
 
-    and for bits :math:`\sigma((\ell + \epsilon) / T)` with logistic noise. Guide and model stay as they are, discrete;
-    it is the draws that this objective makes in the guide's place.
+    and for bits :math:`\sigma((\ell + \epsilon) / T)` with logistic noise. The guide and the model stay discrete; the
+    objective makes the draws in place of the guide.
 
-    p and q see the discrete z, drawn exactly, so that the **value** is an unbiased estimate of the ELBO; the
-    **gradient** is passed straight through to the relaxed draw, and is **biased** for any T: a small T has less bias
-    and more noise. For a bound over latents that are relaxed themselves use prior and posterior pieces of that kind
+    p and q see exact draws of the discrete z, so the **value** is an unbiased estimate of the ELBO. The **gradient**
+    passes straight through to the relaxed draw and is **biased** for every T: a small T has less bias and more noise.
+    For a bound over latents that are themselves relaxed, use a relaxed prior and posterior
     (`posteriors.GumbelSoftmax`).
 
     Args:
@@ -61,12 +61,12 @@ class GumbelSoftmaxELBO:
 
     @property
     def reference(self) -> EnumeratedELBO:
-        """The objective whose gradient this one's would be, were it not biased."""
+        """The objective whose gradient this one estimates with bias."""
         return EnumeratedELBO()
 
     @property
     def latents(self) -> Messenger:
-        """What draws in the guide's place."""
+        """The handler that draws in place of the guide."""
         return _Relaxed(self.temperature)
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
@@ -76,7 +76,7 @@ class GumbelSoftmaxELBO:
 
 
 class _Relaxed(Messenger):
-    """Draws bits and one-hot vectors with the gradient of relaxed ones; it stands outside of what keeps the trace."""
+    """A handler that draws discrete latents with the gradient of relaxed ones; it lies outside the trace's handler."""
 
     def __init__(self, temperature: float) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class _Relaxed(Messenger):
             return OneHotVector(base.logits, base.logits.new_tensor(self.temperature)).rsample()
         if isinstance(base, dist.OneHotCategorical):
             return OneHotVector(base.logits.unsqueeze(-2), base.logits.new_tensor(self.temperature)).rsample()
-        raise TypeError(  # to a ValueError Pyro would append the shapes of all sites
+        raise TypeError(  # not a ValueError: Pyro would append the shapes of all sites to it
             f"objective GumbelSoftmaxELBO relaxes bits and one-hot vectors, and q at site {name!r} is {describe(fn)}; "
             "use REINFORCE or VIMCO"
         )

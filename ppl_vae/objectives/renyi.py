@@ -1,4 +1,4 @@
-r"""The variational Renyi bound, and its limit that takes the best particle."""
+r"""The variational Renyi bound, and its limit, which takes the best particle."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ppl_vae._validation import check_positive_int, is_real
 from ppl_vae.objectives.estimate import Estimate, owner
 from ppl_vae.objectives.log_weights import LogWeights
 
-_NEARLY_ELBO = 1e-3  # below this distance of alpha from one a logarithm of a sum loses its digits
+_NEARLY_ELBO = 1e-3  # below this distance of alpha from one, the logarithm of the sum loses its digits
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,12 @@ class Renyi:
     .. math::
         \hat{\mathcal L}_\alpha(x) = \frac{1}{1 - \alpha} \log \frac1K \sum_k w_k^{1 - \alpha}.
 
-    Falls as alpha rises: alpha = 0 is `IWAE`, alpha = 1 (the limit) is `ELBO`. For alpha >= 0 it is at most IWAE's
-    value at the same draws, hence a lower bound of log p(x) for any K. For alpha < 0 the exact bound is *above* log
-    p(x), but an average of K draws inside the logarithm is too low: **neither a lower nor an upper bound**. Unlike
-    Pyro's `RenyiELBO` the scale of a subsampled plate stays outside the logarithm, and a latent that is not
-    reparameterised is refused (there its gradient is zero at alpha = 0).
+    The bound falls as alpha rises: alpha = 0 is `IWAE`, alpha = 1 (the limit) is `ELBO`. For alpha >= 0 it is at most
+    IWAE's value at the same draws, hence a lower bound of log p(x) for every K. For alpha < 0 the exact bound is
+    *above* log p(x), but the average of K draws inside the logarithm is too low: the estimate is **neither a lower nor
+    an upper bound**. There are two differences from Pyro's `RenyiELBO`. The scale of a subsampled plate stays outside
+    the logarithm. This objective refuses a latent that is not reparameterised, whose gradient in Pyro is zero at
+    alpha = 0.
 
     Args:
         num_particles: K.
@@ -69,14 +70,14 @@ class Renyi:
 
 @dataclass(frozen=True)
 class VRMax:
-    r"""The largest log-weight of K particles, through which alone gradients flow.
+    r"""The largest log-weight of K particles; gradients flow through this particle only.
 
     .. math::
         \hat{\mathcal L}(x) = \max_k \log w_k.
 
-    The limit of `Renyi` as alpha falls to minus infinity, and a cheap stand-in for `IWAE`: only the chosen particle
-    needs a pass back. **No bound**: it is above IWAE's value at the same draws, by up to log K. Here all particles are
-    passed back, so that it saves nothing; it is for comparison.
+    It is the limit of `Renyi` as alpha falls to minus infinity, and a cheap substitute for `IWAE`: only the chosen
+    particle needs a backward pass. It is **no bound**: it exceeds IWAE's value at the same draws by up to log K. This
+    implementation makes the backward pass for all particles and saves nothing; it is here for comparison.
 
     Args:
         num_particles: K.

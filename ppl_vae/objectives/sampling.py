@@ -1,11 +1,11 @@
-r"""From a program to its log-weights: guide and model run once, all particles side by side.
+r"""The log-weights of a program, from one run of the guide and the model with all particles in parallel.
 
-How latents are drawn is an objective's own affair, and said by its attribute ``latents``:
+The attribute ``latents`` of an objective states how the latents are drawn:
 
-- ``"pathwise"``: as the guide draws them, with the gradient that they carry.
-- ``"detached"``: the same draws without a gradient, for estimators that take the score of q.
-- ``"enumerated"``: no draws, but all states of discrete latents in the particles' place.
-- a Pyro handler of the objective's own that draws in the guide's place (`objectives.relaxed` has one).
+- ``"pathwise"``: as the guide draws them, with their gradient.
+- ``"detached"``: the same draws without a gradient, for estimators that use the score of q.
+- ``"enumerated"``: all states of discrete latents, instead of draws, as the particles.
+- a Pyro handler that draws in place of the guide (`objectives.relaxed` has one).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ppl_vae._validation import check_positive_int
 from ppl_vae.objectives.log_weights import LogWeights, Path
 from ppl_vae.objectives.traces import PARTICLES, from_traces, sample_sites, sum_per_datum
 
-MOST_STATES = 2**16  # that are enumerated
+MOST_STATES = 2**16  # joint states to enumerate
 
 Latents = Literal["pathwise", "detached", "enumerated"] | AbstractContextManager[Any]
 Function = Callable[..., Any]
@@ -43,23 +43,23 @@ def sample_log_weights(
     latents: Latents = "pathwise",
     **kwargs: Any,
 ) -> LogWeights:
-    """Run a guide and its model once, all particles side by side, and return the log-weights.
+    """Run a guide and its model once, all particles in parallel, and return the log-weights.
 
-    The observed data and every latent must lie in one plate at dim -1; further plates (at -2 and beyond) are summed
-    over. Networks see particles as one more leading dimension, which `ppl_vae`'s own pieces flatten.
+    The observed data and every latent must lie in one plate at dim -1. The log-weights sum over further plates (dim -2
+    and beyond). Networks see the particles as an additional leading dimension, which the pieces of `ppl_vae` flatten.
 
     Args:
         model: p(x, z), a Pyro program.
-        guide: q(z|x), a Pyro program of the same arguments.
+        guide: q(z|x), a Pyro program with the same arguments.
         *args: The arguments of both.
-        num_particles: K; under ``latents="enumerated"`` the number of states takes its place.
-        max_plate_nesting: How many plates are nested in the program; 1 for data alone.
-        latents: How latents are drawn, see the module.
+        num_particles: K; ``latents="enumerated"`` replaces it by the number of states.
+        max_plate_nesting: The number of nested plates in the program; 1 for the data plate alone.
+        latents: How latents are drawn; the documentation of this module lists the choices.
         **kwargs: The keyword arguments of both.
 
     Raises:
         NotPerDatumError: If the log-weights do not factorise over the data.
-        ValueError: If `num_particles` is not a positive integer, or latents are to be enumerated that cannot be.
+        ValueError: If `num_particles` is not a positive integer, or if the latents cannot be enumerated as asked.
 
     Example:
         >>> from ppl_vae import VAE, likelihoods, posteriors, priors
@@ -95,10 +95,10 @@ def sample_log_weights(
 
 @dataclass(frozen=True)
 class _Again:
-    """The program of some log-weights, to be run once more."""
+    """The program of some log-weights, kept for another run."""
 
     program: tuple[Function, Function]
-    guide: Function  # with its plate of particles
+    guide: Function  # inside the plate of particles
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     guide_trace: poutine.Trace
@@ -135,7 +135,7 @@ class _Again:
 
 
 class _Detached(Messenger):
-    """Draws latents without a gradient. It must stand outside of whatever keeps the trace."""
+    """A handler that draws latents without a gradient. It must lie outside the handler that records the trace."""
 
     def _pyro_sample(self, msg: Any) -> None:
         if not (msg["done"] or msg["is_observed"]):
@@ -145,7 +145,7 @@ class _Detached(Messenger):
 
 
 class _Given(Messenger):
-    """Gives sites their values, whether or not they are there."""
+    """A handler that sets the values of latent sites; names that the program does not have are ignored."""
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class _Given(Messenger):
 
 @contextmanager
 def _batch_norm_learns_nothing() -> Iterator[None]:
-    """Batch normalisation in training mode normalises by the batch, and leaves its running statistics alone."""
+    """Let batch normalisation in training mode normalise by the batch and not update its running statistics."""
     silenced = []
 
     def silence(module: nn.Module, inputs: Any) -> None:
@@ -176,7 +176,7 @@ def _batch_norm_learns_nothing() -> Iterator[None]:
 
 
 def _all_states(guide: Function, args: Any, kwargs: Any, max_plate_nesting: int) -> dict[str, Tensor]:
-    """All joint states of a guide's latents, (states, batch, *event) for each site."""
+    """Return all joint states of a guide's latents, (states, batch, *event) for each site."""
     with _Detached(), _batch_norm_learns_nothing():
         sites = sample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
     supports = {}
@@ -210,7 +210,7 @@ def _all_states(guide: Function, args: Any, kwargs: Any, max_plate_nesting: int)
 
 
 def _seen(guide_trace: poutine.Trace) -> dict[str, Tensor]:
-    """The latents as the model is to see them: views, where a gradient may be weighed on its way back."""
+    """Return views of the latents for the model to see, at which a `Path` can weigh the gradient on its way back."""
     values = {name: site["value"] for name, site in sample_sites(guide_trace).items()}
     if not any(v.requires_grad for v in values.values()):
         return {}

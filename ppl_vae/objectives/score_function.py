@@ -1,10 +1,10 @@
-r"""Score-function estimators: gradients for latents that cannot be reparameterised.
+r"""Score-function estimators, whose gradients need no reparameterised latents.
 
 .. math::
     \nabla_\phi \mathbb E_{q(z|x)}[f] = \mathbb E_{q(z|x)}[f\, \nabla_\phi \log q(z|x)] + \mathbb E[\nabla_\phi f].
 
-All latents are drawn without a gradient, reparameterised ones too. Works for any latents; where they are
-reparameterised, a pathwise gradient has far less variance.
+These estimators draw all latents without a gradient, reparameterised ones included. They work for latents of any kind;
+for reparameterised latents a pathwise gradient has far less variance.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ class REINFORCE:
         \nabla_\phi \mathcal L = \mathbb E\Big[\frac1K \sum_k (\log w_k - b_k)\, \nabla_\phi \log q(z_k|x)\Big],
         \qquad \nabla_\theta \mathcal L = \mathbb E\Big[\frac1K \sum_k \nabla_\theta \log p(x, z_k)\Big].
 
-    Unbiased with each of the baselines. **Without one the variance is hopeless** for data of many pixels, since log w
-    is hundreds of nats: it is here to be compared with. (The expectation of the gradient of log q itself is zero, and
-    is left out.)
+    It is unbiased with every baseline. **Without a baseline the variance is hopeless** for data with many pixels, where
+    log w is hundreds of nats; this choice is here for comparison. The gradient omits the gradient of log q in log w,
+    whose expectation is zero. The baselines are:
 
     - ``"none"``: b = 0.
-    - ``"moving_average"``: the mean of log w over the batches before, one number for all data.
-    - ``"leave_one_out"``: for each particle the mean of the others, K >= 2. This is VarGrad, the gradient of half the
-      variance of log w, and costs nothing beyond the particles: the one to start with.
-    - ``"learned"``: a network b(x), fitted by least squares to log w; its parameters join the optimiser's. It starts
-      from the mean of the first signals, so that it is unbiased from the second step on.
+    - ``"moving_average"``: the moving average of log w over earlier batches, one number for all data.
+    - ``"leave_one_out"``: for each particle the mean log w of the other particles, K >= 2. This is VarGrad, the
+      gradient of half the variance of log w. It costs nothing beyond the particles; start with it.
+    - ``"learned"``: a network b(x), fitted to log w by least squares. Its parameters join the optimiser's. It starts
+      from the mean of the first signals, so it is unbiased from the second step on.
 
-    An object of this class holds its baseline's state: use one for each training run.
+    An object of this class holds the state of its baseline: use one object per training run.
 
     Args:
         num_particles: K.
-        baseline: Which b.
+        baseline: The choice of b.
 
     Raises:
-        ValueError: If the baseline is unknown, or leaves one of one particle out.
+        ValueError: If the baseline is unknown, or if ``"leave_one_out"`` has a single particle.
 
     Reference:
         Simple Statistical Gradient-Following Algorithms (Williams, 1992), https://doi.org/10.1007/BF00992696; Neural
@@ -97,7 +97,7 @@ class REINFORCE:
             signal = signal - self.moving_average(signal)
         elif self.learned is not None:
             expected = self.learned(log_weights, signal)
-            # scaled to the spread, so that the fit takes steps of the size that the network's own outputs have
+            # divided by the scale, so that the gradient of the fit has the size of the network's unscaled outputs
             fit = -0.5 * ((signal - expected) / self.learned.scale).square().mean(0)
             signal = signal - expected.detach()
         mean = torch.full_like(signal, 1 / log_weights.num_particles)
@@ -106,21 +106,21 @@ class REINFORCE:
 
 @dataclass(frozen=True)
 class VIMCO:
-    r"""The importance-weighted bound with a score-function gradient that compares each particle with the others.
+    r"""The importance-weighted bound with a score-function gradient whose baseline comes from the other particles.
 
     .. math::
         \nabla_\phi \mathcal L_K = \mathbb E\Big[\sum_k (\hat{\mathcal L} - \hat{\mathcal L}_{-k})
         \nabla_\phi \log q(z_k|x) + \sum_k \tilde w_k \nabla_\phi \log w_k\Big],
 
-    with :math:`\hat{\mathcal L}_{-k}` the bound in which w_k is replaced by the geometric mean of the others. Unbiased
-    for the gradient of the bound, for latents of any kind; the model's is IWAE's. Needs no parameters and no state. Its
-    variance falls slowly with K, and for reparameterised latents `DReG` is far better.
+    with :math:`\hat{\mathcal L}_{-k}` the bound in which the geometric mean of the other weights replaces w_k. It is
+    unbiased for the gradient of the bound, for latents of any kind. The model's gradient is IWAE's. It needs no
+    parameters and no state. Its variance falls slowly with K; for reparameterised latents `DReG` is far better.
 
     Args:
         num_particles: K, at least 2.
 
     Raises:
-        ValueError: If there is one particle alone.
+        ValueError: If there is only one particle.
 
     Reference:
         Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016), https://arxiv.org/abs/1602.06725
@@ -150,7 +150,7 @@ class VIMCO:
 
 
 def without_each(log_w: Tensor) -> Tensor:
-    """Return the bound in which each weight in turn is replaced by the geometric mean of the others, (K, batch)."""
+    """Return the K bounds in which the geometric mean of the other weights replaces w_k, (K, batch)."""
     k = len(log_w)
     others = leave_one_out(log_w)
     own = torch.eye(k, dtype=torch.bool, device=log_w.device).unsqueeze(-1)

@@ -1,4 +1,4 @@
-r"""The thermodynamic variational objective: log p(x) as an integral from q to p, from below."""
+r"""The thermodynamic variational objective: a lower bound of log p(x) as an integral along a path from q to p."""
 
 from __future__ import annotations
 
@@ -23,27 +23,28 @@ class TVO:
         \sum_{s=0}^{S-1} (\beta_{s+1} - \beta_s)\, \mathbb E_{\pi_{\beta_s}}[\log w], \qquad
         \pi_\beta \propto q(z|x)^{1-\beta} p(x, z)^\beta,
 
-    the expectations by K draws of q with weights :math:`w^\beta`, normalised; beta from 0, then log-spaced from `first`
-    to 1. The integrand rises with beta, so the sum is a lower bound; at K draws it is at most IWAE's value, whatever S.
-    The value of one partition is the ELBO's. By default the gradient is the paper's, of the covariance of the integrand
-    with log pi (f = log w, mean by :math:`\pi_\beta`),
+    where K draws of q with the normalised weights :math:`w^\beta` estimate the expectations. The first beta is 0; the
+    others are log-spaced from `first` to 1. The integrand rises with beta, so the sum is a lower bound. With K draws
+    its value is at most IWAE's, for every S. With one partition its value is the ELBO's. The default gradient is the
+    paper's, which uses the covariance of the integrand f = log w and log pi under :math:`\pi_\beta`,
 
     .. math::
         \nabla \mathbb E_{\pi_\beta}[f] = \mathbb E_{\pi_\beta}[\nabla f]
         + \mathrm{Cov}_{\pi_\beta}[\nabla \log \tilde\pi_\beta, f],
 
-    which needs no reparameterisation, and is **biased by order 1/K**, as the normalised weights and the covariance of K
-    draws are. With ``pathwise``
-    the value is differentiated as it is, through reparameterised latents: unbiased for the K-draw bound.
+    which needs no reparameterisation. It is **biased by order 1/K**, since the normalised weights and the covariance of
+    K draws are. With ``pathwise`` the gradient is that of the value itself, through reparameterised latents, and it is
+    unbiased for the K-draw bound.
 
     Args:
         num_particles: K.
         partitions: S.
         first: The first beta above 0.
-        pathwise: Differentiate through the draws.
+        pathwise: Whether to differentiate through the draws.
 
     Raises:
-        ValueError: If `first` is not in (0, 1), or, pathwise, a latent is not reparameterised.
+        ValueError: If `first` is not in (0, 1), or if `pathwise` is set and a latent is not
+            reparameterised.
 
     Reference:
         The Thermodynamic Variational Objective (Masrani et al., 2019), https://arxiv.org/abs/1907.00031
@@ -91,7 +92,7 @@ class TVO:
         return Estimate(value, log_weights.surrogate(model, score=score), "lower")
 
     def _terms(self, log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The sum, (batch,), and the weights of the gradients of log p(x, z_k) and log q(z_k|x), (K, batch)."""
+        """Return the sum, (batch,), and the weights of the gradients of log p(x, z_k) and log q(z_k|x), (K, batch)."""
         betas = self.betas
         value = torch.zeros_like(log_w[0])
         model, score = torch.zeros_like(log_w), torch.zeros_like(log_w)

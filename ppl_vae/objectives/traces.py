@@ -1,4 +1,4 @@
-"""Log-weights read off the traces of a guide and its model; what is no density per datum is refused."""
+"""Log-weights from the traces of a guide and its model, with a check that their densities factorise over data."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor
 
 from ppl_vae.objectives.log_weights import LogWeights, to_particles
 
-PARTICLES = "num_particles_vectorized"  # the name of Pyro's own plate over particles, so that its traces read alike
+PARTICLES = "num_particles_vectorized"  # as Pyro names its plate over particles, so that its traces work too
 
 
 class NotPerDatumError(ValueError):
-    """A program whose log-weights do not factorise over data, as a per-datum objective needs."""
+    """A program whose log-weights do not factorise over data, which a per-datum objective needs."""
 
 
 def sum_per_datum(sites: Mapping[str, Any], num_particles: int, size: int) -> Tensor:
-    """Log-densities at some sites added up, (K, batch)."""
+    """Return the sum of the log-densities at some sites, (K, batch)."""
     particles = [frame.dim for site in sites.values() for frame in _frames(site) if frame.name == PARTICLES]
     dim = particles[0] if particles else None
     parts = [to_particles(_log_prob(site), num_particles, dim, size) for site in sites.values()]
@@ -29,7 +29,7 @@ def sum_per_datum(sites: Mapping[str, Any], num_particles: int, size: int) -> Te
 
 
 def _log_prob(site: Any) -> Tensor:
-    """The log-density at a site, masked and not scaled."""
+    """Return the log-density at a site, masked but not scaled."""
     log_p = site.get("unscaled_log_prob")
     if log_p is None:
         log_p = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
@@ -37,7 +37,7 @@ def _log_prob(site: Any) -> Tensor:
 
 
 def from_traces(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> LogWeights:
-    """Return the log-weights of a guide's trace and its model's, replayed against it."""
+    """Return the log-weights from the trace of a guide and the trace of the model replayed against it."""
     model_sites = sample_sites(model_trace)
     guide_sites = sample_sites(guide_trace)
     observed = {name: site for name, site in model_sites.items() if site["is_observed"]}
@@ -69,7 +69,7 @@ def from_traces(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> LogWe
 
 
 def sample_sites(trace: poutine.Trace) -> dict[str, Any]:
-    """The sample sites of a trace, without those of subsampling plates and of `pyro.deterministic`."""
+    """Return the sample sites of a trace, without those of subsampling plates and of `pyro.deterministic`."""
     return {
         name: site
         for name, site in prune_subsample_sites(trace).nodes.items()
@@ -130,5 +130,5 @@ def _equal(a: Any, b: Any) -> bool:
         return a == b
     try:
         return torch.equal(torch.as_tensor(a), torch.as_tensor(b))
-    except RuntimeError:  # in a graph that is being traced two tensors cannot be compared: they may differ
+    except RuntimeError:  # tensors cannot be compared during graph capture; they may differ
         return False

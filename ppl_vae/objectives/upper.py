@@ -1,9 +1,8 @@
-r"""Estimates of upper bounds of log p(x), which train q alone.
+r"""Estimates of upper bounds of log p(x), which train only q.
 
-Minimising an upper bound over the model would push log p(x) down, so that the model's parameters get no gradient here:
-train them by another objective. The estimates are too low for the bounds, so that they do not bracket log p(x) from
-above. What SVI reports as the
-loss is minus the value, as of every objective, and so rises as the bound falls.
+To minimise an upper bound over the model would lower log p(x). So the parameters of the model receive no gradient here:
+train them with another objective. The estimates are too low for the bounds, so they are no upper limits of log p(x).
+SVI reports minus the value as the loss, as for every objective, so the loss rises as the bound falls.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ class CUBO:
         \mathrm{CUBO}_n(x) = \frac1n \log \mathbb E_{q(z|x)}[w^n] \ge \log p(x), \qquad
         \widehat{\mathrm{CUBO}}_n = \frac1n \log \frac1K \sum_k w_k^n .
 
-    The bound is above log p(x), by an amount that grows with n. **The estimate is not**:
-    an average of K draws inside the logarithm is too low, by far where w^n is heavy-tailed, and then below log p(x). It
-    rises to the bound with K. Minimised by q's parameters alone, with a score-function gradient (n - 1)/n times the
-    weights of w^n, which is biased as the value is; it makes q cover the posterior.
+    The bound is above log p(x), by an amount that grows with n. **The estimate need not be above log p(x)**: an average
+    of K draws inside the logarithm is too low. Where w^n is heavy-tailed it is far too low, and then below log p(x). It
+    rises to the bound with K. Only q minimises it, with a score-function gradient whose weights are (n - 1)/n times the
+    normalised w^n. This gradient is biased, as the value is. It makes q cover the posterior.
 
     Args:
         num_particles: K.
@@ -69,16 +68,16 @@ class CUBO:
 
 @dataclass(frozen=True)
 class EUBO:
-    r"""The evidence upper bound, with the true posterior in q's place.
+    r"""The evidence upper bound: the ELBO with its expectation under the true posterior.
 
     .. math::
         \mathrm{EUBO}(x) = \mathbb E_{p(z|x)}[\log w] = \log p(x) + \mathrm{KL}(p(z|x) \,\|\, q(z|x)), \qquad
         \widehat{\mathrm{EUBO}} = \sum_k \tilde w_k \log w_k .
 
     **The estimate is not above log p(x) in expectation**: the K draws come from q, and the normalised weights are
-    biased towards it; it lies between the largest log-weight and IWAE's value, up to log K above the latter, and rises
-    to the bound with K. Minimised by q's parameters alone: its gradient is minus the wake phase of `RWS`, and of one
-    particle nothing but noise.
+    biased towards q. It lies between IWAE's value and the largest log-weight, hence at most log K above IWAE's value,
+    and rises to the bound with K. Only q minimises it. Its gradient is minus the wake-phase gradient of `RWS`; with one
+    particle it is nothing but noise.
 
     Args:
         num_particles: K.
@@ -101,5 +100,5 @@ class EUBO:
         """Return the estimate for each datum."""
         log_weights.require_detached(self)
         weights = log_weights.normalized
-        value = torch.where(weights > 0, weights * log_weights.log_w.detach(), 0.0).sum(0)  # a weight may be zero
+        value = torch.where(weights > 0, weights * log_weights.log_w.detach(), 0.0).sum(0)  # 0 (-inf) is 0
         return Estimate(value, log_weights.surrogate(None, score=weights), "upper")

@@ -1,4 +1,4 @@
-r"""Reweighted wake-sleep: the model follows the importance-weighted bound, q is drawn towards the true posterior."""
+r"""Reweighted wake-sleep: the model follows the importance-weighted bound, and q approaches the true posterior."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ Phase = Literal["wake", "sleep", "both"]
 
 @dataclass(frozen=True)
 class RWS:
-    r"""Reweighted wake-sleep: two objectives, for the model and for q.
+    r"""Reweighted wake-sleep: one objective for the model, another for q.
 
     .. math::
         \nabla_\theta: \ \sum_k \tilde w_k \nabla_\theta \log p(x, z_k), \qquad
         \nabla_\phi: \ \sum_k \tilde w_k \nabla_\phi \log q(z_k|x) \ \text{(wake)}, \quad
         \mathbb E_{p(x', z')} \nabla_\phi \log q(z'|x') \ \text{(sleep)}.
 
-    The weights are each datum's own (Pyro's `ReweightedWakeSleep` weighs the whole batch as one). The model's gradient
-    is IWAE's; q's is minus that of KL(p(z|x) || q(z|x)), **up to a bias of order 1/K** in the wake phase, and without
-    bias but on the model's own dreams, not on the data, in the sleep phase. So no one function is climbed; the value is
-    `IWAE`'s. Works for latents of any kind, needs no baseline, and q's gradient does not drown as K grows; with one
-    particle the wake phase would pull q towards its own draws, and is refused.
+    Each datum has its own weights; Pyro's `ReweightedWakeSleep` gives the whole batch one set of weights. The model's
+    gradient is IWAE's. The gradient of q is that of minus KL(p(z|x) || q(z|x)). The wake phase takes it on the data,
+    **up to a bias of order 1/K**; the sleep phase takes it without bias, but on data that the model draws. So the
+    objective maximises no single function; its value is `IWAE`'s. It works for latents of any kind and needs no
+    baseline, and noise does not drown q's gradient as K grows. With one particle the wake phase would pull q towards
+    its own draws, so it is refused.
 
     Args:
         num_particles: K.
-        guide: What trains q: ``"wake"``, ``"sleep"``, or half of each.
+        guide: The phase that trains q: ``"wake"``, ``"sleep"``, or ``"both"``, half of each.
 
     Raises:
-        ValueError: If the phase is unknown, there is one particle in the wake phase, or (sleep) none of the program's
-        arguments is what a site observes.
+        ValueError: If the phase is unknown, if the wake phase has one particle, or if in the sleep phase an observed
+            value is none of the program's arguments.
 
     Reference:
         Reweighted Wake-Sleep (Bornschein & Bengio, 2014), https://arxiv.org/abs/1406.2751; Revisiting Reweighted
@@ -74,13 +75,13 @@ class RWS:
 
 @dataclass(frozen=True)
 class RWSDReG:
-    r"""Reweighted wake-sleep with the wake phase of q doubly reparameterised.
+    r"""Reweighted wake-sleep with a doubly reparameterised wake phase for q.
 
     .. math::
         \nabla_\phi: \ \sum_k (\tilde w_k - \tilde w_k^2)\, \frac{\partial \log w_k}{\partial z_k} \nabla_\phi z_k,
 
-    which has the expectation of the wake phase of `RWS`, :math:`\sum_k \tilde w_k \nabla_\phi \log q(z_k|x)`, its bias
-    of order 1/K included, and less variance. The latents must be reparameterised.
+    which has the same expectation as the wake phase of `RWS`, :math:`\sum_k \tilde w_k \nabla_\phi \log q(z_k|x)`,
+    including the bias of order 1/K, and less variance. The latents must be reparameterised.
 
     Args:
         num_particles: K.

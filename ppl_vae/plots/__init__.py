@@ -1,11 +1,11 @@
-"""Every picture of the library, from plain tensors, arrays and lists (never from a model).
+"""The pictures of the library, from tensors, arrays, lists and results of comparisons (never from a model).
 
-Each function returns a `matplotlib.figure.Figure` made without pyplot: nothing is shown, no backend is
-chosen, no setting of matplotlib is changed, and no figure outlives the last reference to it. Show it in a
-notebook by naming it, or write it with :func:`save`.
+Each drawing function returns a `matplotlib.figure.Figure` made without pyplot: nothing is shown, no backend
+is chosen, no setting of matplotlib is changed, and no figure outlives the last reference to it. Show a figure
+in a notebook by naming it, or write it with :func:`save`.
 
-A ``caveat`` is a sentence written small at the foot of the picture, for what the reader must know and cannot
-see, such as that grey values under a Bernoulli are no likelihood.
+A ``caveat`` is a sentence in small print at the foot of the picture. It says what the reader must know and
+cannot see, such as that grey values under a Bernoulli are not a likelihood.
 
 Example:
     >>> import torch

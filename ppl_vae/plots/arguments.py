@@ -1,4 +1,4 @@
-"""Checks of the numbers that several pictures are drawn from."""
+"""Checks of arguments that several pictures share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ IntervalLike: TypeAlias = "Any"  # a pair (low, high), or an object with these t
 
 
 def to_vector(values: ArrayLike, name: str, count: int | None = None) -> np.ndarray:
-    """Numbers of shape (n,) as float64; NaN and infinity pass."""
+    """Return numbers of shape (n,) as float64; NaN and infinity pass."""
     array = to_array(values, name)
     if array.ndim != 1 or len(array) == 0 or count not in (None, len(array)):
         expected = "(n,), at least one number" if count is None else f"({count},)"
@@ -21,7 +21,7 @@ def to_vector(values: ArrayLike, name: str, count: int | None = None) -> np.ndar
 
 
 def to_points(values: ArrayLike, name: str, dim: int | None = None) -> np.ndarray:
-    """Points of shape (n, d) as float64; NaN and infinity pass."""
+    """Return points of shape (n, d) as float64; NaN and infinity pass."""
     array = to_array(values, name)
     if array.ndim != 2 or 0 in array.shape or dim not in (None, array.shape[1]):
         raise ValueError(f"{name} have shape {array.shape}; expected (n, {'d' if dim is None else dim})")
@@ -29,7 +29,7 @@ def to_points(values: ArrayLike, name: str, dim: int | None = None) -> np.ndarra
 
 
 def to_ends(interval: IntervalLike, name: str) -> tuple[float, float]:
-    """The two ends of an interval, which may be infinite."""
+    """Return the two ends of an interval, which may be infinite."""
     ends = (interval.low, interval.high) if hasattr(interval, "low") and hasattr(interval, "high") else interval
     try:
         low, high = (float(end) for end in ends)
@@ -41,10 +41,10 @@ def to_ends(interval: IntervalLike, name: str) -> tuple[float, float]:
 
 
 def finite(function: str, what: str, *arrays: np.ndarray) -> tuple[np.ndarray, str | None]:
-    """Which data have finite numbers everywhere, (n,), and a note of how many have not.
+    """Return which data have only finite numbers, (n,), and a note that counts the others.
 
     Raises:
-        ValueError: If none has.
+        ValueError: If no datum has only finite numbers.
     """
     keep = np.ones(len(arrays[0]), bool)
     for array in arrays:
@@ -56,5 +56,5 @@ def finite(function: str, what: str, *arrays: np.ndarray) -> tuple[np.ndarray, s
 
 
 def number(value: float, digits: int = 1) -> str:
-    """A number for people, with a true minus sign."""
+    """Format a number for readers, with a true minus sign."""
     return f"{value:.{digits}f}".replace("-", "−")

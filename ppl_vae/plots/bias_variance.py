@@ -1,4 +1,4 @@
-"""The plane of bias and variance of gradients: what more averaging does not mend against what it does."""
+"""The bias-variance plane of gradients: averaging reduces the variance but not the bias."""
 
 from __future__ import annotations
 
@@ -28,27 +28,29 @@ from ppl_vae.plots.figure import SMALL_SIZE, TEXT_SIZE, TITLE_SIZE, WIDTH, join,
 if TYPE_CHECKING:
     from ppl_vae.comparison import Block, Comparison
 
-LEVEL = 0.01  # of all tests of bias in a comparison together, as in its summary
-STRIP = 0.2  # of a panel's width, left of the logarithmic axis, for what has no bias that can be seen
+LEVEL = 0.01  # the level of all tests of bias in a comparison together, as in its summary
+STRIP = 0.2  # the share of a panel's width, left of the logarithmic axis, for marks without a visible bias
 MOST_DECADES = 12.0
 
 
 def bias_variance(comparison: Comparison, *, caveat: str | None = None) -> Figure:
-    r"""The squared bias of gradients against their variance, a panel for each K and block of parameters.
+    r"""Plot the squared bias of gradients against their variance, a panel for each K and block of parameters.
 
     .. math::
         \lVert \mathbb E (g - g_\mathrm{ref}) \rVert^2 \quad \text{against} \quad \mathrm{tr} \, \mathrm{Cov}(g).
 
-    Averaging n gradients divides what is upwards by n, and nothing divides what is to the right; left of the line of
-    equal parts one gradient's noise hides its bias. The noise of the mean over replicates is taken out of the bias.
-    Where the test of zero bias (random projections of paired differences; 1% for all of them at once) finds none, the
-    mark is hollow and stands in the strip at the left, with a line to the upper end of the 95% interval of its squared
-    bias: a bias below that may have escaped. A cross stands for an estimator of whose bias nothing is known: it has no
-    reference, or differences too heavy-tailed for a claim. Bias is against each estimator's own reference, which may
-    differ from one to the next: IWAE's for DReG, the ELBO's for STL.
+    Averaging n gradients divides the variance (upwards) by n; it does not reduce the bias (to the right). Left of the
+    line of equal parts, the noise of one gradient hides its bias. The noise of the mean over replicates is subtracted
+    from the bias.
+
+    The test of zero bias uses random projections of paired differences, at 1% for all tests at once. Where it finds no
+    bias, the mark is hollow and stands in the strip at the left. A line goes to the upper end of the 95% interval of
+    the squared bias: a bias below that end may have escaped the test. A cross stands for an estimator whose bias is
+    unknown: it has no reference, or its differences are too heavy-tailed for a claim. The bias is that against each
+    estimator's own reference, which may differ between estimators: IWAE's for DReG, the ELBO's for STL.
 
     Args:
-        comparison: Of `ppl_vae.comparison.compare`.
+        comparison: The result of `ppl_vae.comparison.compare`.
         caveat: Written at the foot.
 
     Returns:
@@ -114,26 +116,26 @@ def bias_variance(comparison: Comparison, *, caveat: str | None = None) -> Figur
 
 
 def is_biased(block: Block, tests: int = 1) -> bool:
-    """Whether a bias was found, at 1% for all tests of a comparison at once, and has a size that can be drawn."""
+    """Return whether a bias was found, at 1% for all tests of a comparison at once, with a size above zero."""
     if block.bias is None or block.bias_p is None:
         return False
     return block.bias.value > 0 and tests * block.bias_p < LEVEL
 
 
 class _Limits:
-    """Of a column: the logarithmic parts of both axes, and the strip's left end."""
+    """The limits of a column: the logarithmic parts of both axes, and the left end of the strip."""
 
     def __init__(self, x: tuple[float, float], y: tuple[float, float]) -> None:
         self.x, self.y = x, y
         self.left = 10 ** (math.log10(x[0]) - STRIP / (1 - STRIP) * math.log10(x[1] / x[0]))
 
     def in_strip(self, share: float) -> float:
-        """A place in the strip, from its left at 0 to its right at 1."""
+        """Return the x of a place in the strip, from 0 at its left to 1 at its right."""
         return 10 ** (math.log10(self.left) + share * math.log10(self.x[0] / self.left))
 
 
 def _biased(comparison: Comparison) -> set[int]:
-    """The blocks in which a bias was found, by identity."""
+    """Return the identities of the blocks in which a bias was found."""
     blocks = [block for row in comparison.rows for block in row.blocks.values()]
     tests = sum(block.bias is not None for block in blocks)
     return {id(block) for block in blocks if is_biased(block, tests)}
@@ -203,7 +205,7 @@ def _draw(
                     axes.plot([x, block.bias.high**2], [y, y], color=style.colour, linewidth=0.8, alpha=0.6, zorder=2)
         axes.plot([x, x], [max(y_low, bottom), max(y_high, bottom)], color=style.colour, linewidth=1.0, zorder=3)
         axes.plot([x], [y], zorder=4, clip_on=False, **mark)
-    clear = low * (high / low) ** 0.07  # of the words under the strip
+    clear = low * (high / low) ** 0.07  # ticks beyond this are clear of the words under the strip
     axes.xaxis.set_major_locator(FixedLocator([v for v in LogLocator(numticks=5).tick_values(low, high) if v > clear]))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_locator(NullLocator())

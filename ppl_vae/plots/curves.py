@@ -1,4 +1,4 @@
-"""The course of a training."""
+"""The curves of a training."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ TRAIN, VALIDATION, OBJECTIVE = "#0072B2", "#D55E00", "#009E73"
 
 
 def training_curves(history: Sequence[Mapping[str, Any]], *, caveat: str | None = None) -> Figure:
-    r"""The course of a training: the ELBO, its two terms, and the reconstruction error, epoch by epoch.
+    r"""Plot the course of a training: the ELBO, its two terms, and the reconstruction error, epoch by epoch.
 
-    Panels that the history has nothing for are left out. The first epochs are cut off where they would
-    flatten the rest (a tenth of the epochs, if without them the curves span less than a third). A value that
-    is missing or None was not measured, and the line runs on; one that is NaN or infinite breaks the line,
-    and the panel says how many there are.
+    Panels without values in the history are left out. The first tenth of the epochs is cut off where it would
+    flatten the rest (if the curves span less than a third without it). A value that is missing or None was
+    not measured, and the line runs on. A value that is NaN or infinite breaks the line, and the panel says
+    how many such values there are.
 
     Args:
-        history: One mapping an epoch. Keys that are drawn: ``epoch``; ``elbo``, ``log_likelihood``, ``kl``
-            (on the training data) and the same with ``validation_`` before them, in nats per datum;
-            ``bound``, the objective's own value, where it is another number than ``elbo``;
-            ``reconstruction_error``, the mean L2 norm on the validation data. Others are ignored.
+        history: One mapping an epoch. The drawn keys are ``epoch``; ``elbo``, ``log_likelihood``, ``kl`` (on
+            the training data) and the same with the prefix ``validation_``, in nats per datum; ``bound``, the
+            objective's own value, if it differs from ``elbo``; ``reconstruction_error``, the mean L2 norm on
+            the validation data. Other keys are ignored.
         caveat: Written at the foot.
 
     Returns:
@@ -38,7 +38,7 @@ def training_curves(history: Sequence[Mapping[str, Any]], *, caveat: str | None 
         :math:`\operatorname{KL}`, and the reconstruction error.
 
     Raises:
-        ValueError: If the history holds nothing to draw, or a value that is no number.
+        ValueError: If the history holds nothing to draw, or a value that is not a number.
 
     Example:
         >>> figure = training_curves([{"epoch": 1, "elbo": -180.0}, {"epoch": 2, "elbo": -160.0, "kl": 6.0}])
@@ -90,7 +90,7 @@ class _Series(NamedTuple):
 
 
 class _Panel(NamedTuple):
-    """What one axes of :func:`training_curves` shows."""
+    """The title, unit and lines of one axes of :func:`training_curves`."""
 
     title: str
     unit: str
@@ -98,7 +98,7 @@ class _Panel(NamedTuple):
 
 
 class _Curve(NamedTuple):
-    """A line's points, NaN where the value was not finite."""
+    """The points of a line, NaN where the value was not finite."""
 
     series: _Series
     epochs: np.ndarray
@@ -138,7 +138,7 @@ PANELS = (
 
 
 def _curves(history: Sequence[Mapping[str, Any]], panel: _Panel) -> list[_Curve]:
-    """The lines of a panel that the history has values for."""
+    """Return the lines of a panel that the history has values for."""
     curves = {}
     for series in panel.series:
         points = []
@@ -171,7 +171,7 @@ def _number(value: Any, key: str, record: int) -> float:
 
 
 def _same(one: _Curve, other: _Curve) -> bool:
-    """Whether two lines are one, where both are finite."""
+    """Return whether two lines agree where both are finite."""
     if one.values.shape != other.values.shape:
         return False
     both = np.isfinite(one.values) & np.isfinite(other.values)
@@ -212,7 +212,7 @@ def _draw_panel(axes: Axes, panel: _Panel, curves: list[_Curve], bottom: bool) -
 
 
 def _lonely(values: np.ndarray) -> list[int]:
-    """Points that get a marker: all of a short curve, and of a long one those without a neighbour."""
+    """Return the points that get a marker: all of a short curve, those without a neighbour of a long curve."""
     if len(values) <= 20:
         return list(range(len(values)))
     finite = np.isfinite(np.concatenate([[np.nan], values, [np.nan]]))
@@ -220,7 +220,7 @@ def _lonely(values: np.ndarray) -> list[int]:
 
 
 def _curve_limits(curves: list[np.ndarray]) -> tuple[float, float]:
-    """Limits that hold every value, or all but the first tenth where that one would flatten the rest."""
+    """Return limits that hold every value, or all but the first tenth where it would flatten the rest."""
     everything = np.concatenate(curves)
     first = [math.ceil(0.1 * len(values)) if len(values) >= 5 else 0 for values in curves]
     later = np.concatenate([values[skip:] for values, skip in zip(curves, first, strict=True)])

@@ -1,4 +1,4 @@
-"""What estimators cost, and how near to log p(x) their values are: a row of marks for each."""
+"""The costs of estimators, and their values beside log p(x): a row of marks for each estimator."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ MARKERS = "osD^v"  # one for each K
 
 
 def cost_of_precision(comparison: Comparison, *, caveat: str | None = None) -> Figure:
-    r"""The time of a step, and for how long to average steps until a gradient is known to a tenth: variance x time.
+    r"""Plot the time of a step, and the time to average a gradient until it is known to a tenth: variance x time.
 
     .. math::
         \text{seconds} \cdot 100 \, \mathrm{tr} \, \mathrm{Cov}(g) / \lVert \mathbb E g \rVert^2 .
 
-    A cheap estimator may win by being repeated, and a dear one by its small variance; this is where both are settled.
-    It says nothing of bias. Seconds are those of the machine that the comparison ran on.
+    A cheap estimator may win by repetition, an expensive one by its small variance; this cost accounts for both. It
+    says nothing about bias. The seconds are those of the machine that ran the comparison.
 
     Args:
-        comparison: Of `ppl_vae.comparison.compare`.
+        comparison: The result of `ppl_vae.comparison.compare`.
         caveat: Written at the foot.
 
     Returns:
-        A figure with one axes for the step and one for each block, and in each a row for every estimator with a mark
-        for each K, 95% intervals as lines. An arrow at the right edge is a cost without a finite figure: the mean
-        gradient cannot be told from zero.
+        A figure with one axes for the step and one for each block. Each axes has a row for every estimator, with a mark
+        for each K and 95% intervals as lines. An arrow at the right edge is a cost without a finite value: the mean
+        gradient cannot be distinguished from zero.
 
     Raises:
         ValueError: If no estimator has a gradient to show.
@@ -91,18 +91,18 @@ def cost_of_precision(comparison: Comparison, *, caveat: str | None = None) -> F
 
 
 def estimator_values(comparison: Comparison, *, caveat: str | None = None) -> Figure:
-    r"""The values of estimators, means over replicates with 95% intervals, beside log p(x).
+    r"""Plot the values of estimators, means over replicates with 95% intervals, beside log p(x).
 
     Estimators that draw alike have the same value to the last digit (STL and the ELBO, DReG and IWAE), whatever their
     gradients.
 
     Args:
-        comparison: Of `ppl_vae.comparison.compare`.
+        comparison: The result of `ppl_vae.comparison.compare`.
         caveat: Written at the foot.
 
     Returns:
-        A figure of one axes with a row for every estimator and a mark for each K; a line at log p(x), dashed where it
-        is an estimate.
+        A figure of one axes with a row for every estimator and a mark for each K. A line stands at log p(x), dashed
+        where it is an estimate.
 
     Raises:
         ValueError: If no estimator has a value to show.
@@ -141,12 +141,12 @@ def estimator_values(comparison: Comparison, *, caveat: str | None = None) -> Fi
 
 
 class _Chart:
-    """Panels side by side with a row for each estimator, and in it a place for each K.
+    """Panels side by side, with a row for each estimator and a place for each K within the row.
 
     Args:
-        rows: What has figures.
-        styles: Of all estimators.
-        panels: How many.
+        rows: The rows of the comparison that have values to draw.
+        styles: The styles of all estimators.
+        panels: The number of panels.
     """
 
     def __init__(self, rows: Sequence[Row], styles: dict[str, Style], panels: int) -> None:
@@ -164,17 +164,17 @@ class _Chart:
         ]
 
     def mark(self, k: int) -> str:
-        """The marker of a K."""
+        """Return the marker of a K."""
         return MARKERS[self.several.index(k) % len(MARKERS)]
 
     def place(self, row: Row) -> float:
-        """How far down a mark stands: K by K within its estimator's row."""
+        """Return how far down a mark stands: K by K within the row of its estimator."""
         ks = sorted({other.num_particles for other in self.rows if other.name == row.name})
         share = 0.5 if len(self.several) == 1 else (ks.index(row.num_particles) + 0.5) / len(ks)
         return self.names.index(row.name) + 0.7 * (share - 0.5)
 
     def draw(self, axes: Axes, measured: Callable[[Row], tuple[float, float, float] | None]) -> None:
-        """Draw a mark with its interval for every row that has a figure."""
+        """Draw a mark with its interval for every row that has a finite value."""
         for i in range(len(self.names)):
             if i % 2:
                 axes.axhspan(i - 0.5, i + 0.5, color="#F5F5F5", linewidth=0, zorder=0)
@@ -195,7 +195,7 @@ class _Chart:
         axes.tick_params(axis="y", length=0, labelsize=TEXT_SIZE - 0.5)
 
     def draw_log(self, axes: Axes, measured: Callable[[Row], Measured | None], title: str) -> list[str]:
-        """Draw positive figures; return what has none that is finite."""
+        """Draw positive values on a logarithmic axis; return the names of those that are infinite."""
         found = [(row, m) for row in self.rows if (m := measured(row)) is not None]
         low, high = log_limits(v for _, m in found for v in m)
         axes.set_xscale("log")
@@ -215,7 +215,7 @@ class _Chart:
         return endless
 
     def finished(self, foot: str | None) -> Figure:
-        """Write the keys and the foot."""
+        """Write the legend and the foot, and return the figure."""
         if len(self.keys) > 1 or len(self.several) > 1:
             write_legend(self.figure, self.keys, width=self.width)
         write_foot(self.figure, self.layout, foot)

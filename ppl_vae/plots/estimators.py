@@ -1,4 +1,4 @@
-"""What pictures of estimators share: one look for each of them, keys for K, and room for their names."""
+"""Shared parts of the pictures of estimators: a style for each estimator, legends and logarithmic axes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#882255", "#000000")
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 MARKERS = "osD^v"
-ROUNDING = 1e-8  # a variance relative to the squared norm, from float32
-LONGEST = 30  # letters of a name that a picture shows
+ROUNDING = 1e-8  # the variance from float32 rounding, relative to the squared norm
+LONGEST = 30  # the most letters of a name in a picture
 
 
 class Style(NamedTuple):
-    """How one estimator looks in every picture of a comparison: told apart by colour first, then by mark and line."""
+    """The look of one estimator in every picture of a comparison; it differs in colour first, then in mark and line."""
 
     colour: str
     marker: str
@@ -32,18 +32,18 @@ class Style(NamedTuple):
     label: str
 
     def line(self, **more: Any) -> dict[str, Any]:
-        """Arguments of a line."""
+        """Return the arguments of a line."""
         return {"color": self.colour, "linestyle": self.dashes, **more}
 
     def mark(self, *, filled: bool = True, size: float = 4.5, **more: Any) -> dict[str, Any]:
-        """Arguments of a mark, hollow for what cannot be told from zero or from noise."""
+        """Return the arguments of a mark, hollow for a value that may be zero or noise."""
         face = self.colour if filled else "#FFFFFF"
         given = {"color": self.colour, "markerfacecolor": face, "markersize": size, "markeredgewidth": 1.0}
         return {**given, "marker": self.marker, "linestyle": "", **more}
 
 
 def styles_of(names: Iterable[str]) -> dict[str, Style]:
-    """A look for each name, by its place: the same for all pictures of one comparison, whatever failed in it.
+    """Return a style for each name, by its place: the same in all pictures of one comparison, whatever failed in it.
 
     Example:
         >>> styles = styles_of(["ELBO", "IWAE", "ELBO"])
@@ -59,7 +59,7 @@ def styles_of(names: Iterable[str]) -> dict[str, Style]:
 
 
 def keys_of(styles: Iterable[Style], *, lines: bool = False) -> list[Line2D]:
-    """The entries of a legend."""
+    """Return the entries of a legend."""
     return [
         Line2D([], [], **{**style.mark(size=4.5), "linestyle": style.dashes if lines else ""}, label=style.label)
         for style in styles
@@ -86,7 +86,7 @@ def write_legend(figure: Figure, handles: Sequence[Line2D], *, width: float, siz
 
 
 def _by_rows(handles: Sequence[Line2D], columns: int) -> list[Line2D]:
-    """Matplotlib fills columns from the top; a reader goes along the rows, which this restores where rows are full."""
+    """Order the entries to be read along the rows, with blanks in the last row: matplotlib fills columns first."""
     rows = math.ceil(len(handles) / columns)
     if len(handles) != rows * columns:
         handles = [*handles, *(Line2D([], [], linestyle="", label=" ") for _ in range(rows * columns - len(handles)))]
@@ -94,7 +94,7 @@ def _by_rows(handles: Sequence[Line2D], columns: int) -> list[Line2D]:
 
 
 def log_ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Places of labels on a logarithmic axis: powers of ten, with 2 and 5 times these where they are few."""
+    """Return the places of labels on a logarithmic axis: powers of ten, with their multiples on a short axis."""
     subs = (
         (1.0,) if high / low > 10**2.2 else (1.0, 2.0, 5.0) if high / low > 4 else (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
     )
@@ -103,12 +103,12 @@ def log_ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def has_gradient(block: Block) -> bool:
-    """Whether the estimator moves the parameters at all: an upper bound for q alone leaves the decoder where it is."""
+    """Return whether the estimator moves the block at all: an upper bound for q alone does not move the decoder."""
     return block.norm.value > 0 or block.variance.value > 0
 
 
 def log_limits(values: Iterable[float], *, margin: float = 0.08) -> tuple[float, float]:
-    """Limits of a logarithmic axis around all finite values above zero."""
+    """Return the limits of a logarithmic axis around all finite values above zero."""
     some = np.array([v for v in values if 0 < v < math.inf])
     if not len(some):
         return 0.1, 10.0
@@ -118,21 +118,21 @@ def log_limits(values: Iterable[float], *, margin: float = 0.08) -> tuple[float,
 
 
 def listed(names: Iterable[str]) -> str:
-    """``"A, B and C"``."""
+    """Return the names as ``"A, B and C"``."""
     several = list(dict.fromkeys(names))
     return several[0] if len(several) == 1 else f"{', '.join(several[:-1])} and {several[-1]}"
 
 
 def is_silent(block: Block) -> bool:
-    """Whether the gradient has no noise but that of rounding."""
+    """Return whether the gradient has no noise except that of rounding."""
     return block.variance.value <= ROUNDING * block.norm.value**2
 
 
 def blocks_of(comparison: Comparison, function: str) -> list[str]:
-    """The blocks that some estimator has figures for, in order.
+    """Return the blocks that some estimator has values for, in order.
 
     Raises:
-        ValueError: If none has.
+        ValueError: If no estimator has any.
     """
     names = list(dict.fromkeys(name for row in comparison.rows for name in row.blocks))
     if not names:

@@ -1,4 +1,4 @@
-"""The evidence of a data set: how it is spread, and its estimates against the number of particles."""
+"""The evidence of a data set: its spread over the data, and its estimates against the number of particles."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ppl_vae.plots.figure import SMALL_SIZE, TEXT_SIZE, WIDTH, ArrayLike, join, 
 from ppl_vae.plots.images import to_tiles
 from ppl_vae.plots.latent import CLASS_COLOURS
 
-EVIDENCE, ELBO = "#0072B2", "#D55E00"  # as in every picture: blue the truth, orange the bound
+EVIDENCE, ELBO = "#0072B2", "#D55E00"  # in every picture blue is the truth and orange the bound
 MOST_WORST = 20
 
 
@@ -32,18 +32,18 @@ def evidence_histogram(
     caveat: str | None = None,
     value_range: tuple[float, float] | None = None,
 ) -> Figure:
-    r"""How log p(x) is spread over the data, the ELBO over it, and the data that the model explains worst.
+    r"""Draw histograms of log p(x) and the ELBO over the data, and the data that the model explains worst.
 
-    A mean hides a tail of data far below it, which this shows: both histograms have the same bins, from the 0.5%
-    quantile of all that is drawn to its highest value, and what lies below is counted at the left edge. The surface
-    between the two means is the mean gap, but no distance between the histograms is that of one datum.
+    The histograms show the tail of data far below the mean, which a mean hides. Both have the same bins, from the 0.5%
+    quantile of all drawn values to the highest value; lower values are counted at the left edge. The distance between
+    the two means is the mean gap. No other distance between the histograms is the gap of a datum.
 
     Args:
         log_evidence: log p(x), (n,), nats. Data whose value is not finite are left out and counted.
         worst_images: The worst data, worst first, images (m, C, H, W) with C = 1 or 3, or (m, H, W); at most 20.
         worst_values: Their log p(x), (m,), nats, written under them and marked on the axis.
         elbo: The ELBO of the same data, (n,), nats.
-        worst_captions: A further line under each, such as its class.
+        worst_captions: A further line under each image, such as its class.
         caveat: Written at the foot.
         value_range: Values of the images drawn black and white, as in :func:`image_grid`.
 
@@ -160,26 +160,27 @@ def evidence_by_particles(
     elbo_interval: IntervalLike | None = None,
     caveat: str | None = None,
 ) -> Figure:
-    r"""The estimates of the mean log p(x) by importance sampling against the number of particles K.
+    r"""Plot the importance sampling estimates of the mean log p(x) against the number of particles K.
 
-    The expected estimate rises with K to log p(x); a curve that still rises has not arrived, and one that has gone flat
-    need not have: a mode that no draw has met leaves no trace. Intervals over data are those of each mean, and wide
-    beside the steps from one K to the next, which share their data and so are known far better than they look.
+    The expected estimate rises with K to log p(x). A curve that still rises has not converged. A curve that has gone
+    flat need not have converged either: a mode that no draw has hit leaves no trace. The intervals over data are those
+    of each mean. They are wide beside the steps from one K to the next. The steps share their data, so that they are
+    known far better than the intervals suggest.
 
     Args:
         num_particles: K of each estimate, (k,), positive; the same for all curves.
-        means: The mean over data of the estimate at each K, (k,), nats per datum; or several under their names.
-        intervals: For each mean a pair (low, high), or an object with these attributes; or several under their names.
-            None draws none.
+        means: The mean over data of the estimate at each K, (k,), nats per datum; or a mapping of names to such means.
+        intervals: A pair (low, high) for each mean, or an object with these attributes; or a mapping of names to such
+            intervals. None draws no intervals.
         exact: The mean of log p(x) where it is known.
-        exact_interval: Its interval, drawn as a band.
-        exact_name: How it is known, for the legend.
+        exact_interval: The interval of `exact`, drawn as a band.
+        exact_name: How `exact` is known, for the legend.
         elbo: The mean ELBO, drawn at K = 1: its expectation is that of the estimate with one particle from q.
-        elbo_interval: Its interval.
+        elbo_interval: The interval of `elbo`.
         caveat: Written at the foot.
 
     Returns:
-        A figure of one axes: a line for each curve, a horizontal one for the exact value.
+        A figure of one axes: a line for each curve, and a horizontal line for the exact value.
 
     Raises:
         ValueError: If the shapes do not fit, or no mean is finite. Single means that are not finite break the line, and
@@ -220,7 +221,7 @@ def evidence_by_particles(
         if not np.isfinite(curve).any():
             raise ValueError(f"evidence_by_particles: no mean of {name} is finite")
         ends = _ends(bars.get(name), curve, f"evidence_by_particles: intervals of {name}")
-        shift = 1.0 + 0.04 * (place - (len(curves) - 1) / 2)  # side by side, that no bar hides another
+        shift = 1.0 + 0.04 * (place - (len(curves) - 1) / 2)  # side by side, so that no bar hides another
         handles += _draw_curve(axes, ks[order] * shift, curve[order], ends[:, order], colours[place], "o", name)
     if elbo is not None:
         at = np.array([float(elbo)])
@@ -237,7 +238,7 @@ def evidence_by_particles(
     axes.set_xscale("log")
     first = 1.0 if elbo is not None else ks.min()
     ticks = sorted({first, *ks})
-    if len(ticks) <= 8 and all(b / a >= 1.8 for a, b in itertools.pairwise(ticks)):  # else those of a log axis
+    if len(ticks) <= 8 and all(b / a >= 1.8 for a, b in itertools.pairwise(ticks)):  # otherwise the ticks of a log axis
         axes.set_xticks(ticks, [f"{k:,.0f}" for k in ticks])
         axes.minorticks_off()
     axes.set_xlim(first / 1.35, max(ks.max(), first) * 1.35)
@@ -261,7 +262,7 @@ def evidence_by_particles(
 
 
 def _ends(intervals: Sequence[IntervalLike] | None, centre: np.ndarray, name: str) -> np.ndarray:
-    """Lower and upper ends, (2, k); NaN where there is no interval."""
+    """Return the lower and upper ends, (2, k); NaN where there is no interval."""
     if intervals is None:
         return np.full((2, len(centre)), np.nan)
     if isinstance(intervals, np.ndarray) or hasattr(intervals, "tolist"):

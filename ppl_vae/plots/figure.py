@@ -1,4 +1,4 @@
-"""What all pictures share: size, colours, notes at the foot, and the file."""
+"""Shared parts of all pictures: sizes, notes at the foot, and the file."""
 
 from __future__ import annotations
 
@@ -19,23 +19,21 @@ from torch import Tensor
 
 ArrayLike: TypeAlias = "Tensor | np.ndarray | Sequence[Any]"
 
-DPI = 200  # of `save`; image pixels are made a whole number of these where they fit
+DPI = 200  # of `save`; an image pixel is a whole number of dots where that fits
 WIDTH, TALLEST = 7.0, 9.0  # inches: at 100 pixels an inch, a README's 700 pixels
 TITLE_SIZE, TEXT_SIZE, SMALL_SIZE = 10.0, 8.5, 7.5  # points
 NOTE_COLOUR = "#555555"
 
-# Okabe & Ito (2008), told apart with any colour vision
-
 
 def save(figure: Figure, path: str | os.PathLike[str], dpi: float = DPI) -> Path:
-    """A figure written to a PNG file, whole or not at all.
+    """Write a figure to a PNG file, whole or not at all.
 
-    The picture is written to a temporary file beside ``path`` which then takes its place, so a reader never
+    The picture is written to a temporary file beside ``path``, which then replaces ``path``. A reader never
     sees half a file, and a failure leaves an older picture as it was.
 
     Args:
         figure: Any figure.
-        path: File to write, ending in ``.png``; its folder exists.
+        path: File to write, ending in ``.png``; its folder must exist.
         dpi: Pixels per inch. The default draws images of few pixels sharp.
 
     Returns:
@@ -60,7 +58,7 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: float = DPI) -> Path
         raise ValueError(f"save: dpi is {dpi}; expected a positive number")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"save: the folder {str(path.parent)!r} does not exist; create it first")
-    # not tempfile: its files are readable by their owner alone, and os.replace would keep that
+    # not tempfile: only the owner may read its files, and os.replace would keep that
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         figure.savefig(temporary, format="png", dpi=dpi)
@@ -71,14 +69,14 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: float = DPI) -> Path
 
 
 def to_array(values: ArrayLike, name: str) -> np.ndarray:
-    """Tensors, arrays and lists of them as one array of numbers."""
+    """Return tensors, arrays and lists of them as one array of numbers."""
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         return (values.float() if values.dtype in (torch.bfloat16, torch.float16) else values).numpy()
     if not isinstance(values, np.ndarray):
         try:
             values = np.asarray([to_array(v, name) if isinstance(v, Tensor) else v for v in values])
-        except (TypeError, ValueError):  # no sequence, or a ragged one
+        except (TypeError, ValueError):  # not a sequence, or a ragged one
             raise ValueError(f"{name} are no array; expected a tensor, an array, or a list of one shape") from None
     if values.dtype.kind not in "biuf":
         raise ValueError(f"{name} hold {values.dtype}; expected numbers")
@@ -86,22 +84,22 @@ def to_array(values: ArrayLike, name: str) -> np.ndarray:
 
 
 def note_style() -> dict[str, Any]:
-    """How notes look."""
+    """Return the text style of notes."""
     return {"fontsize": SMALL_SIZE, "color": NOTE_COLOUR, "fontstyle": "italic"}
 
 
 def wrap(text: str | None, width: float, size: float) -> str | None:
-    """Text broken into lines that fit ``width`` inches: a letter is 0.56 of its size wide on average."""
+    """Break text into lines that fit ``width`` inches: a letter is 0.56 of its size wide on average."""
     return "\n".join(textwrap.wrap(text, max(10, int(width * 72 / (0.56 * size))))) if text else None
 
 
 def lines_height(text: str | None, size: float) -> float:
-    """Inches that lines of text take, with the space between them and the picture."""
+    """Return the inches that lines of text take, with the space between them and the picture."""
     return (text.count("\n") + 1) * 1.25 * size / 72 + 0.06 if text else 0.0
 
 
 def join(*sentences: str | None) -> str | None:
-    """One foot of the sentences there are."""
+    """Join the sentences that are given to one foot, or return None if there are none."""
     given = [s.strip() if s.strip().endswith((".", "!", "?")) else f"{s.strip()}." for s in sentences[1:] if s]
     first = sentences[0]
     if not first or not given:
@@ -110,7 +108,7 @@ def join(*sentences: str | None) -> str | None:
 
 
 def write_foot(figure: Figure, layout: ConstrainedLayoutEngine, foot: str | None) -> None:
-    """Write at the foot of a figure in constrained layout, and keep the panels off it."""
+    """Write text at the foot of a figure in constrained layout, and keep the panels off the text."""
     width, height = figure.get_size_inches()
     foot = wrap(foot, width, SMALL_SIZE)
     if foot:
@@ -122,6 +120,6 @@ def write_foot(figure: Figure, layout: ConstrainedLayoutEngine, foot: str | None
 
 
 def tidy(axes: Axes) -> None:
-    """Take away what carries nothing."""
+    """Remove the spines that carry no information, and make the ticks small."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=SMALL_SIZE, length=2.5)

@@ -30,25 +30,26 @@ def gaps_by_class(
     order: Literal["gap", "class"] = "gap",
     caveat: str | None = None,
 ) -> Figure:
-    r"""The mean gap of each class in its two parts, those with the largest on top.
+    r"""Plot the mean gap of each class in its two parts, the class with the largest gap on top.
 
     .. math::
         \log p(x) - \mathcal L(q) = \big(\log p(x) - \mathcal L(q^*)\big) + \big(\mathcal L(q^*) - \mathcal L(q)\big).
 
-    A part whose mean is negative, by Monte Carlo error or where the evidence is a lower bound, is drawn to the left of
-    zero; the dot is at the sum. Means: a class may owe its bar to a few data with gaps of hundreds of nats.
+    The mean of a part may be negative, by Monte Carlo error or where the evidence is a lower bound. Such a part is
+    drawn to the left of zero. The dot is at the sum. The bars are means: a class may owe its bar to a few data with
+    gaps of hundreds of nats.
 
     Args:
         approximation_gap: (n,), nats. Data with a part that is not finite are left out and counted.
         amortisation_gap: (n,), nats.
         labels: Integer classes, (n,), at most 50; without them there is one bar.
-        intervals: Of the mean sum of each class, a pair (low, high) or an object with these attributes under the class.
-        class_names: Names of the classes, under the class or in order from 0.
-        order: ``"gap"``, or ``"class"`` for the classes in their own order, to set two models side by side.
+        intervals: By class, the interval of its mean sum: a pair (low, high) or an object with these attributes.
+        class_names: Names of the classes, by class or in order from 0.
+        order: ``"gap"``, or ``"class"`` for the classes in their own order, to compare two models side by side.
         caveat: Written at the foot.
 
     Returns:
-        A figure of one axes with a horizontal bar of two parts a class, and a line at the mean over all data.
+        A figure of one axes with a horizontal bar of two parts for each class, and a line at the mean over all data.
 
     Raises:
         ValueError: If the shapes do not fit, no gap is finite, or there are more than 50 classes.
@@ -83,7 +84,7 @@ def gaps_by_class(
     reach = []
     for place, c in enumerate(ranks):
         total = float(means[:, c].sum())
-        edges = {True: 0.0, False: 0.0}  # of what lies right and left of zero
+        edges = {True: 0.0, False: 0.0}  # the ends of the bars right and left of zero
         for value, colour in zip(means[:, c], (APPROXIMATION, AMORTISATION), strict=True):
             axes.barh(place, value, left=edges[value >= 0], height=0.72, color=colour, linewidth=0)
             edges[value >= 0] += value
@@ -95,7 +96,7 @@ def gaps_by_class(
         right = max(edges[True], ends[1] if math.isfinite(ends[1]) else total)
         reach.append((min(edges[False], ends[0] if math.isfinite(ends[0]) else total), right))
         words = f"{number(total, 2 if abs(total) < 10 else 1)}  (n = {counts[c]})"
-        paper = {"facecolor": "#FFFFFF", "edgecolor": "none", "pad": 0.5}  # under words that the mean's line crosses
+        paper = {"facecolor": "#FFFFFF", "edgecolor": "none", "pad": 0.5}  # the line of the mean may cross the words
         axes.annotate(
             words, (right, place), (5, 0), textcoords="offset points", va="center", fontsize=SMALL_SIZE, bbox=paper
         )

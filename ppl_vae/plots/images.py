@@ -32,7 +32,7 @@ def image_grid(
     caveat: str | None = None,
     value_range: tuple[float, float] | None = None,
 ) -> Figure:
-    """Images side by side in one mosaic, row by row.
+    """Draw images side by side in one mosaic, row by row.
 
     Values outside the range are drawn at its ends, and a note at the foot says how many there are. Three
     dimensions always mean grey images: give a single colour image as ``image[None]``.
@@ -48,7 +48,7 @@ def image_grid(
         A figure with one axes that holds one image.
 
     Raises:
-        ValueError: If ``images`` are no images, hold values that are not finite, or the range is empty.
+        ValueError: If ``images`` are not images, hold values that are not finite, or the range is empty.
 
     Example:
         >>> import torch
@@ -71,7 +71,7 @@ def samples(
     caveat: str | None = None,
     value_range: tuple[float, float] | None = None,
 ) -> Figure:
-    """Images drawn from the model: z from the prior, decoded.
+    """Draw a mosaic of samples from the model: images decoded from z of the prior.
 
     Args:
         images: Images of shape (n, C, H, W) with C = 1 or 3, or (n, H, W).
@@ -100,14 +100,14 @@ def reconstructions(
     caveat: str | None = None,
     value_range: tuple[float, float] | None = None,
 ) -> Figure:
-    """Inputs over what the model makes of them: pairs of rows, the input above and the output below.
+    """Draw pairs of rows, the inputs above and their reconstructions below.
 
-    Up to ten pairs stand in one pair of rows; more are broken into several.
+    Up to ten images stand in one pair of rows; more are broken into several pairs.
 
     Args:
         inputs: Images of shape (n, C, H, W) with C = 1 or 3, or (n, H, W).
         outputs: Their reconstructions, of the same number and size.
-        title: Written above.
+        title: Written above the images.
         caveat: Written at the foot.
         value_range: Values drawn black and white, as in :func:`image_grid`.
 
@@ -168,13 +168,13 @@ def interpolations(
     caveat: str | None = None,
     value_range: tuple[float, float] | None = None,
 ) -> Figure:
-    """Images on the way from one to another, a row a path, the data that it leads between at its ends.
+    """Draw decoded images along paths between data, a row for each path, with the data at its ends.
 
     Args:
         paths: Decoded images, of shape (paths, steps, C, H, W) with C = 1 or 3, or (paths, steps, H, W).
         first: The data where the paths begin, (paths, C, H, W) or (paths, H, W), drawn apart on the left.
-        last: Those where they end, on the right; both or neither.
-        title: Written above.
+        last: The data where the paths end, drawn apart on the right; give both or neither.
+        title: Written above the images.
         caveat: Written at the foot.
         value_range: Values drawn black and white, as in :func:`image_grid`.
 
@@ -182,7 +182,7 @@ def interpolations(
         A figure with one axes that holds one image; the labels of its x axis name the columns of data.
 
     Raises:
-        ValueError: As :func:`image_grid`, or if paths and data do not go together.
+        ValueError: As :func:`image_grid`, or if paths and data do not match.
 
     Example:
         >>> import torch
@@ -227,7 +227,7 @@ def interpolations(
 
 
 def to_tiles(images: ArrayLike, name: str, value_range: tuple[float, float] | None) -> tuple[np.ndarray, str | None]:
-    """Images as (n, H, W) or (n, H, W, 3) with values in [0, 1], and a note if some had to be cut to it."""
+    """Return images as (n, H, W) or (n, H, W, 3) with values in [0, 1], and a note if values were clipped to it."""
     array = to_array(images, name)
     shape = tuple(array.shape)
     if array.ndim not in (3, 4) or 0 in shape or (array.ndim == 4 and shape[1] not in (1, 3)):
@@ -247,7 +247,7 @@ def to_tiles(images: ArrayLike, name: str, value_range: tuple[float, float] | No
         array = array.astype(np.float32)
     if not np.isfinite(array).all():
         raise ValueError(f"{name} hold NaN or infinity; fill missing values before drawing")
-    if (low, high) != (0.0, 1.0):  # else every value stays as it is, to the last bit
+    if (low, high) != (0.0, 1.0):  # otherwise every value stays as it is, to the last bit
         array = (array - low) / (high - low)
     beyond = float(((array < -1e-6) | (array > 1 + 1e-6)).mean())
     note = f"{100 * beyond:.2g}% of the values of {name} lie outside [{low:g}, {high:g}] and are cut to it."
@@ -255,7 +255,7 @@ def to_tiles(images: ArrayLike, name: str, value_range: tuple[float, float] | No
 
 
 def _near_square(count: int) -> int:
-    """Columns that make about as many rows, with full rows if a number up to twice that does."""
+    """Return a number of columns near that of rows, or up to twice as many columns if they make full rows."""
     least = math.ceil(math.sqrt(count))
     return next((c for c in range(least, 2 * least) if count % c == 0), least)
 
@@ -269,7 +269,7 @@ def _blank(height: int, like: np.ndarray) -> np.ndarray:
 
 
 def to_mosaic(tiles: np.ndarray, columns: int, gap: int) -> np.ndarray:
-    """Tiles row by row, the pixels between them and in place of missing ones white."""
+    """Return the tiles row by row, with white pixels between them and in place of missing tiles."""
     count, height, width = tiles.shape[:3]
     rows = math.ceil(count / columns)
     shape = (rows * (height + gap) - gap, columns * (width + gap) - gap, *tiles.shape[3:])
@@ -293,7 +293,7 @@ def image_figure(
     left: float = 0.0,
     bottom: float = 0.0,
 ) -> tuple[Figure, Axes]:
-    """A figure that fits one image, with ``left`` and ``bottom`` inches beside it for labels."""
+    """Return a figure that fits one image, with ``left`` and ``bottom`` inches beside it for labels."""
     edge = 0.06
     height, width = mosaic.shape[:2]
     wanted = min(max(1.1 * columns, 2.4), WIDTH - left - 2 * edge)

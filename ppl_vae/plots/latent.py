@@ -1,4 +1,4 @@
-"""The latent plane: what is decoded from it, and where the data lie in it."""
+"""The latent plane: images decoded from it, and the posterior means of data in it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from ppl_vae.plots.figure import SMALL_SIZE, TEXT_SIZE, WIDTH, ArrayLike, join, tidy, to_array, write_foot
 from ppl_vae.plots.images import image_figure, to_mosaic, to_tiles
 
+# the eight colours of Okabe & Ito (2008), distinct with any colour vision
 CLASS_COLOURS = (
     *("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442"),
     *("#999999", "#882255"),  # two more, the last from Paul Tol's muted scheme
@@ -34,11 +35,11 @@ def latent_grid(
     caveat: str | None = None,
     value_range: tuple[float, float] | None = None,
 ) -> Figure:
-    """The latent plane, decoded: one picture without gaps of images decoded on a square grid of z.
+    """Draw the decoded latent plane: images decoded on a square grid of z, without gaps between them.
 
-    As on the article's canvas, the first index of the grid is the row and is the first coordinate of z: going
-    down the picture raises z1, going right raises z2. Image (i, j) is decoded at
-    ``grid_points()[i, j]``, and its centre lies at that z on the axes.
+    As on the article's canvas, the first index of the grid is the row and the first coordinate of z: z1 rises
+    downwards, z2 to the right. Image (i, j) is decoded at ``grid_points()[i, j]``, and its centre lies at that
+    z on the axes.
 
     Args:
         images: Decoded images, of shape (n, n, C, H, W), (n, n, H, W), or flattened to n*n images.
@@ -91,14 +92,14 @@ def latent_grid(
 
 
 def grid_points(low: float = -2.0, high: float = 2.0, step: float = 0.2) -> Tensor:
-    """A square grid of two-dimensional z: with the defaults the article's, {-2.0, -1.8, ..., 1.8} squared.
+    """Return a square grid of two-dimensional z; the default is the article's, {-2.0, -1.8, ..., 1.8} squared.
 
-    Coordinates are low + index * step in decimal arithmetic, each rounded once: adding up 0.2 would drift,
-    and whether 2.0 itself belongs would depend on rounding.
+    Coordinates are low + index * step in decimal arithmetic, each rounded once. Adding up 0.2 would drift, and
+    rounding would decide whether 2.0 itself belongs.
 
     Args:
         low: First coordinate.
-        high: End of the coordinates, not itself one (as in `range`).
+        high: End of the coordinates, which is excluded (as in `range`).
         step: Distance between neighbours.
 
     Returns:
@@ -125,16 +126,15 @@ def grid_points(low: float = -2.0, high: float = 2.0, step: float = 0.2) -> Tens
 
 
 def latent_scatter(means: ArrayLike, labels: ArrayLike | None = None, *, caveat: str | None = None) -> Figure:
-    """Posterior means in a two-dimensional latent plane, coloured by class.
+    """Plot posterior means in a two-dimensional latent plane, coloured by class.
 
-    The picture spans 99% of the points in each direction, with a margin; what lies beyond is not drawn, and a
-    note at the foot says how many points that is. It shows means alone: how wide each q(z|x) is, and whether
-    together they fill the prior, it does not show.
+    The picture spans 99% of the points in each direction, with a margin. Points beyond are not drawn, and a
+    note at the foot counts them. The picture shows means alone. It does not show how wide each q(z|x) is, nor
+    whether together they fill the prior.
 
     Args:
         means: Posterior means, of shape (n, 2).
-        labels: Integer classes, of shape (n,), at most 50 of them; a legend for up to ten, a colour bar
-            beyond.
+        labels: Integer classes, of shape (n,), at most 50 of them; up to ten get a legend, more a colour bar.
         caveat: Written at the foot.
 
     Returns:
@@ -142,7 +142,7 @@ def latent_scatter(means: ArrayLike, labels: ArrayLike | None = None, *, caveat:
         on top of another.
 
     Raises:
-        ValueError: If ``means`` are not finite points of a plane, or ``labels`` no classes of theirs.
+        ValueError: If ``means`` are not finite points of a plane, or ``labels`` are not one class a point.
 
     Example:
         >>> figure = latent_scatter(torch.randn(100, 2), torch.arange(100) % 3)
@@ -162,7 +162,7 @@ def latent_scatter(means: ArrayLike, labels: ArrayLike | None = None, *, caveat:
 
     limits = [_robust_range(points[:, axis]) for axis in (0, 1)]
     widest = max(high - low for low, high in limits) or 2.0
-    # a collapsed coordinate is given half of the other one's length, lest the picture be a sliver
+    # a collapsed coordinate gets half the length of the other, so that the picture is not a sliver
     (left, right), (bottom, top) = (_widen(low, high, widest / 2) for low, high in limits)
     inside = (points >= (left, bottom)).all(1) & (points <= (right, top)).all(1)
     missing = int((~inside).sum())
@@ -207,7 +207,7 @@ def latent_scatter(means: ArrayLike, labels: ArrayLike | None = None, *, caveat:
             borderaxespad=0.0,
         )
     elif labels is not None:
-        every = math.ceil(len(classes) / (6 * height))  # as many tick labels as find room
+        every = math.ceil(len(classes) / (6 * height))  # as many tick labels as fit
         beside_axes = axes.inset_axes((1.02, 0.0, 0.03, 1.0))
         bar = figure.colorbar(drawn, cax=beside_axes, ticks=range(0, len(classes), every))
         bar.ax.set_yticklabels([str(c) for c in classes[::every]])
@@ -221,7 +221,7 @@ def latent_scatter(means: ArrayLike, labels: ArrayLike | None = None, *, caveat:
 
 
 def _classes(labels: ArrayLike | None, count: int) -> tuple[list[int], np.ndarray]:
-    """The classes in order, and for each point the place of its class among them."""
+    """Return the classes in order, and for each point the place of its class among them."""
     if labels is None:
         return [0], np.zeros(count, int)
     array = to_array(labels, "labels")
@@ -239,7 +239,7 @@ def _classes(labels: ArrayLike | None, count: int) -> tuple[list[int], np.ndarra
 
 
 def _class_colours(classes: list[int]) -> tuple[ListedColormap, BoundaryNorm]:
-    """A colour for each class: a digit keeps its own, whichever other digits are there."""
+    """Return a colour for each class; a digit keeps its colour, whichever other digits are present."""
     count = len(classes)
     if count > len(CLASS_COLOURS):
         colours: list[Any] = list(matplotlib.colormaps["viridis"](np.linspace(0, 1, count)))
@@ -251,13 +251,13 @@ def _class_colours(classes: list[int]) -> tuple[ListedColormap, BoundaryNorm]:
 
 
 def _robust_range(values: np.ndarray) -> tuple[float, float]:
-    """From the 0.5% to the 99.5% quantile, or to the ends where they are near, with a margin."""
+    """Return the range from the 0.5% to the 99.5% quantile, or to the extremes where they are near, with a margin."""
     low, high = (float(q) for q in np.quantile(values, [0.005, 0.995]))
     margin = 0.12 * (high - low)
     return max(low - margin, values.min() - margin / 3), min(high + margin, values.max() + margin / 3)
 
 
 def _widen(low: float, high: float, length: float) -> tuple[float, float]:
-    """An interval of at least this length about the same middle."""
+    """Return an interval of at least this length with the same middle."""
     more = max(length - (high - low), 0.0) / 2
     return low - more, high + more

@@ -1,4 +1,4 @@
-"""The latents of an evaluated model: where in the plane it fails, and whether it fills its prior."""
+"""The latents of an evaluated model: where in the plane the model fails, and whether q(z) fills the prior."""
 
 from __future__ import annotations
 
@@ -29,21 +29,22 @@ def latent_map(
     prior_circles: bool = False,
     caveat: str | None = None,
 ) -> Figure:
-    """Posterior means in a two-dimensional latent plane, coloured by a number of each datum, such as its gap.
+    """Plot posterior means in a two-dimensional latent plane, coloured by a number of each datum, such as its gap.
 
-    Colours span the 2% to the 98% quantile, on a log scale where all values are positive and these two a factor of 30
-    apart; the colour bar's arrows stand for what lies beyond. Points of larger values are drawn over smaller ones, so
-    dense regions look worse than they are. The picture spans 99% of the points in each direction.
+    The colours span the 2% to the 98% quantile. Their scale is logarithmic where all values are positive and the two
+    quantiles are more than a factor of 30 apart. The arrows of the colour bar stand for values beyond. Points of larger
+    values are drawn over those of smaller values, so dense regions look worse than they are. The picture spans 99% of
+    the points in each direction.
 
     Args:
         means: Posterior means, (n, 2). Data with a mean or value that is not finite are left out and counted.
-        values: (n,).
-        label: What the values are, with their unit.
-        prior_circles: Draw where a prior N(0, I) has its 1, 2 and 3 sigma.
+        values: The number of each datum, (n,).
+        label: The name of the values, with their unit.
+        prior_circles: Whether to draw the circles of 1, 2 and 3 sigma of a prior N(0, I).
         caveat: Written at the foot.
 
     Returns:
-        A figure of one axes that hold one scatter, with the colour bar for a child.
+        A figure of one axes that holds one scatter, with the colour bar as a child.
 
     Raises:
         ValueError: If the shapes do not fit, or nothing is finite.
@@ -110,23 +111,25 @@ def aggregate_posterior(
     dimensions: Sequence[int] | None = None,
     caveat: str | None = None,
 ) -> Figure:
-    r"""The aggregate posterior :math:`q(z) = \frac1N \sum_n q(z|x_n)` beside the prior, dimension by dimension.
+    r"""Plot the aggregate posterior :math:`q(z) = \frac1N \sum_n q(z|x_n)` beside the prior, dimension by dimension.
 
-    For two dimensions the densities in the plane stand over it, with one scale of colours. Where q(z) has no mass and
-    the prior has, samples of the model come from latents that no datum has taught the decoder. **Marginals that agree
-    do not make joint distributions agree**: above two dimensions the picture can show that q(z) misses the prior, not
-    that it fits.
+    For two dimensions, maps of both densities in the plane stand above the marginals, with one scale of colours. Where
+    the prior has mass and q(z) has none, samples of the model come from latents that no datum has taught the decoder.
+    **Marginals that agree do not make joint distributions agree**: above two dimensions the picture can show that q(z)
+    misses the prior, not that it fits.
 
     Args:
-        samples: Draws from q(z): of a random datum's q(z|x) each, (S, d). Those that are not finite are left out and
-            counted. Some 10,000 make a smooth picture.
+        samples: Draws from q(z), each from the q(z|x) of a random datum, (S, d). Draws that are not finite are left out
+            and counted. Some 10,000 make a smooth picture.
         prior_samples: Draws from p(z), (P, d); without them the prior is N(0, I).
-        kl: The KL of each dimension, (d,), nats per datum: written over each, and those of most KL come first.
-        dimensions: Which to draw, counted from 0; the first 24 without it.
+        kl: The KL of each dimension, (d,), nats per datum, written over each. Above two dimensions, those with the most
+            KL come first.
+        dimensions: The dimensions to draw, counted from 0; by default the first 24.
         caveat: Written at the foot.
 
     Returns:
-        A figure: for d = 2 the maps of q(z) and p(z), then their colour bar; then an axes a dimension.
+        A figure. For d = 2 it has the maps of q(z) and p(z) and their colour bar. Then follows one axes for each
+        dimension.
 
     Raises:
         ValueError: If the shapes do not fit, or nothing is finite.
@@ -205,7 +208,7 @@ def _dimensions(given: Sequence[int] | None, rates: np.ndarray | None, dim: int)
 
 
 def _range(values: np.ndarray, prior: np.ndarray | None) -> tuple[float, float]:
-    """Of both distributions all but 0.2%, with a margin; of N(0, 1) from -3.2 to 3.2."""
+    """Return a range that holds all but 0.2% of both distributions, -3.2 to 3.2 of N(0, 1), with a margin."""
     ends = [np.quantile(values, [0.001, 0.999])]
     ends.append(np.array([-3.2, 3.2]) if prior is None else np.quantile(prior, [0.001, 0.999]))
     low, high = float(min(e[0] for e in ends)), float(max(e[1] for e in ends))
@@ -216,7 +219,7 @@ def _range(values: np.ndarray, prior: np.ndarray | None) -> tuple[float, float]:
 def _draw_marginal(axes: Axes, values: np.ndarray, prior: np.ndarray | None, low: float, high: float) -> None:
     edges = np.linspace(low, high, int(np.clip(len(values) ** (1 / 3) * 2.5, 12, 80)) + 1)
     width = edges[1] - edges[0]
-    heights = np.histogram(values, edges)[0] / (len(values) * width)  # of all draws, also those beyond the edges
+    heights = np.histogram(values, edges)[0] / (len(values) * width)  # of all draws, including those beyond the edges
     axes.stairs(heights, edges, fill=True, color=AGGREGATE, alpha=0.45, linewidth=0)
     if prior is None:
         z = np.linspace(low, high, 300)
@@ -242,7 +245,7 @@ def _draw_maps(
     ends: tuple[float, float],
     chosen: list[int],
 ) -> None:
-    """Densities of q(z) and of the prior in the plane, with one scale."""
+    """Draw the densities of q(z) and of the prior in the plane, with one scale of colours."""
     size = int(np.clip(0.8 * min(len(z), len(z) if prior is None else len(prior)) ** 0.5, 20, 120))
     edges = np.linspace(*ends, size + 1)
     area = (edges[1] - edges[0]) ** 2

@@ -1,4 +1,4 @@
-"""Log densities of true posteriors on grids of a 2-D latent: what they hold, and where to look closer."""
+"""Log densities of true posteriors on grids of a 2-D latent: their masses, and where to draw close-ups."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ppl_vae.plots.arguments import to_points
 from ppl_vae.plots.figure import ArrayLike, to_array
 
 MOST_VIEWS = 3
-MASSES = {1: 1 - math.exp(-0.5), 2: 1 - math.exp(-2.0)}  # of a plane's normal within 1 and 2 standard deviations
+MASSES = {1: 1 - math.exp(-0.5), 2: 1 - math.exp(-2.0)}  # of a normal in the plane, within 1 and 2 standard deviations
 
 
 def posterior_close_ups(
@@ -23,25 +23,27 @@ def posterior_close_ups(
     mass: float = 0.999,
     num_sigmas: float = 3.0,
 ) -> np.ndarray:
-    r"""The close-ups of each datum for :func:`true_posteriors`: a square that holds p(z|x) and q(z|x), or one of each.
+    r"""Return the close-ups of each datum for :func:`true_posteriors`: a square for p(z|x) and q(z|x), or one for each.
 
-    Of the smallest set of cells that holds the share `mass` of the grid, the connected part of most mass is boxed in;
-    so is q's ellipse of `num_sigmas` standard deviations. Where one square around both boxes is at most five times the
-    size of the smaller, it is the only close-up; else each has its own, and other modes are to be looked for in the
-    first view. The grids of the close-ups are then to be computed anew. **Wrong** where the grid misses mass: beyond
-    its ends, or between nodes further apart than two standard deviations of the posterior.
+    The box of p(z|x) comes from the smallest set of cells that holds the share `mass` of the grid. It surrounds the
+    connected part of this set with the most mass. The box of q(z|x) surrounds its ellipse of `num_sigmas` standard
+    deviations. If one square around both boxes is at most five times the size of the smaller box, it is the only
+    close-up. Otherwise each box has its own close-up. Look for other modes in the first view.
+
+    Compute the log densities anew on the grids of the close-ups. **Wrong** where the grid misses mass: beyond its ends,
+    or between nodes further apart than two standard deviations of the posterior.
 
     Args:
         log_posterior: log p(z|x), normalised or not, on a grid for each datum, (n, S, S); first index z1.
         extents: First and last nodes, (left, right, bottom, top): (4,) or (n, 4).
-        q_mean: (n, 2).
-        q_covariance: (n, 2, 2).
-        mass: The share of the posterior's mass to be seen.
-        num_sigmas: How much of q is to be seen.
+        q_mean: Means of q(z|x), (n, 2).
+        q_covariance: Covariances of q(z|x), (n, 2, 2).
+        mass: The share of the posterior's mass to show.
+        num_sigmas: The number of standard deviations of q to show.
 
     Returns:
-        Extents (left, right, bottom, top), (n, 2, 4), float64. The second of a datum is NaN where one square holds
-        both; else the first is that of p(z|x) and the second that of q(z|x).
+        Extents (left, right, bottom, top), (n, 2, 4), float64. Where one square holds both, the second of a datum is
+        NaN. Otherwise the first is that of p(z|x) and the second that of q(z|x).
 
     Raises:
         ValueError: If the shapes do not fit, a log density is NaN, or a share is not between 0 and 1.
@@ -80,7 +82,7 @@ def posterior_close_ups(
 
 
 def _main_mode(grid: np.ndarray, box: np.ndarray, share: float) -> np.ndarray:
-    """The sides, (2, 2), of the connected part of most mass among the densest cells that hold the share."""
+    """Return the sides, (2, 2), of the connected part with the most mass among the densest cells with this share."""
     masses = np.exp(grid - grid.max())
     parts, num_parts = ndimage.label(grid >= _level(grid, masses, share), np.ones((3, 3)))
     heaviest = 1 + int(np.argmax(ndimage.sum_labels(masses, parts, range(1, num_parts + 1))))
@@ -93,7 +95,7 @@ def _main_mode(grid: np.ndarray, box: np.ndarray, share: float) -> np.ndarray:
 
 
 def to_views(log_posterior: ArrayLike, extents: ArrayLike, n: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Grids (n, V, S, S) and extents (n, V, 4)."""
+    """Return grids (n, V, S, S) and extents (n, V, 4)."""
     grids, boxes = (to_array(v, f"{name}: {w}") for v, w in ((log_posterior, "log_posterior"), (extents, "extents")))
     grids = grids[:, None] if grids.ndim == 3 else grids
     boxes = boxes[:, None] if boxes.ndim == 2 else boxes
@@ -120,7 +122,7 @@ def to_views(log_posterior: ArrayLike, extents: ArrayLike, n: int, name: str) ->
 
 
 def to_normals(q_mean: ArrayLike, q_covariance: ArrayLike, n: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Means (n, 2) and covariances (n, 2, 2)."""
+    """Return means (n, 2) and covariances (n, 2, 2)."""
     mean, covariance = to_points(q_mean, f"{name}: q_mean", 2), to_array(q_covariance, f"{name}: q_covariance")
     if len(mean) != n or covariance.shape != (n, 2, 2):
         raise ValueError(
@@ -136,7 +138,7 @@ def to_normals(q_mean: ArrayLike, q_covariance: ArrayLike, n: int, name: str) ->
 
 
 def total_masses(grids: np.ndarray, boxes: np.ndarray) -> list[float]:
-    """For each datum the mass that comes nearest to one, of its views'."""
+    """Return for each datum the mass nearest to one among its views."""
     totals = [
         [_cell_masses(*view).sum() for view in zip(*datum, strict=True)] for datum in zip(grids, boxes, strict=True)
     ]
@@ -144,37 +146,37 @@ def total_masses(grids: np.ndarray, boxes: np.ndarray) -> list[float]:
 
 
 def levels_of(grids: np.ndarray, boxes: np.ndarray) -> dict[int, float]:
-    """The log densities above which lies as much as within 1 and 2 sigma, from the view that holds the mass best."""
+    """Return the log densities above which the masses of 1 and 2 sigma lie, from the view with mass nearest to one."""
     masses = [_cell_masses(grid, box) for grid, box in zip(grids, boxes, strict=True)]
     best = min(range(len(masses)), key=lambda v: abs(masses[v].sum() - 1))
     return {sigma: _level(grids[best], masses[best], share) for sigma, share in MASSES.items()}
 
 
 def held_by_q(grids: np.ndarray, boxes: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> float:
-    """The mass of p(z|x) in q's 2-sigma ellipse, from the finest view that holds the ellipse."""
+    """Return the mass of p(z|x) in q's 2-sigma ellipse, from the finest view that holds the ellipse."""
     reach = 2 * np.sqrt(np.diagonal(covariance))
     holds = (boxes[:, ::2] <= mean - reach).all(1) & (boxes[:, 1::2] >= mean + reach).all(1)  # NaN holds nothing
     view = min(np.flatnonzero(holds), key=lambda v: boxes[v, 1] - boxes[v, 0], default=0)
     masses = _cell_masses(grids[view], boxes[view])
-    thirds = []  # of cells: the ellipse may cut them
+    thirds = []  # of cells, since the ellipse may cut a cell
     for axis, (low, high) in enumerate(boxes[view].reshape(2, 2)):
         step = (high - low) / (len(masses) - 1)
         thirds.append(np.linspace(low - step / 3, high + step / 3, 3 * len(masses)) - mean[axis])
     offset = np.stack(np.meshgrid(*thirds, indexing="ij"), -1)  # (3S, 3S, 2)
     inside = np.einsum("ijk,kl,ijl->ij", offset, np.linalg.inv(covariance), offset) <= 4.0
-    share = inside.reshape(len(masses), 3, len(masses), 3).mean((1, 3))  # of each cell
+    share = inside.reshape(len(masses), 3, len(masses), 3).mean((1, 3))  # of each cell, inside the ellipse
     return min(float((masses * share).sum()), 1.0)
 
 
 def _cell_masses(grid: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """The mass of each node's cell, (S, S)."""
+    """Return the mass of each node's cell, (S, S)."""
     left, right, bottom, top = box
     log_area = math.log(right - left) + math.log(top - bottom) - 2 * math.log(len(grid) - 1)
     return np.exp(np.minimum(grid + log_area, 600.0))  # a density that is not normalised may be any number
 
 
 def _level(grid: np.ndarray, masses: np.ndarray, share: float) -> float:
-    """The log density above which lies this share of the grid's mass."""
+    """Return the log density above which this share of the grid's mass lies."""
     order = np.argsort(grid, axis=None)[::-1]
     reached = np.cumsum(masses.ravel()[order])
     return float(grid.ravel()[order][np.searchsorted(reached, share * reached[-1])])

@@ -21,28 +21,28 @@ if TYPE_CHECKING:
 
 Key = tuple[str, int]
 
-BANDS = 4  # contenders, up to which bands can be told apart; beyond, lines and their ends alone
+BANDS = 4  # the most contenders with bands; more bands cannot be distinguished, and only lines are drawn
 SEED_LINES = 0.35  # opacity of single runs
 
 
 def training_race(race: Race, *, caveat: str | None = None) -> Figure:
-    r"""The log p(x) of each contender against steps and against seconds of training, means over seeds.
+    r"""Plot the log p(x) of each contender against steps and against seconds of training, means over seeds.
 
-    Pale lines are single runs; up to four contenders have bands, the 95% intervals of their means over seeds, which are
-    wide for few seeds: who is behind the best is told by differences within seeds (`Race.at_equal_steps`), which can be
-    clear where bands overlap. The dashed line is the target that was named before the race. A cross marks where
-    a run failed, and the legend counts these; failed runs are in no mean. The start is cut off where it would flatten
-    the rest.
+    Pale lines are single runs. Up to four contenders have bands, the 95% intervals of their means over seeds, which are
+    wide for few seeds. Differences within seeds (`Race.at_equal_steps`) show which contenders are behind the best; they
+    can be clear where bands overlap. The dashed line is the target that was named before the race. A cross marks where
+    a run failed, and the legend counts failed runs. No mean includes a failed run. The start is cut off where it would
+    flatten the rest.
 
     Args:
-        race: Of `ppl_vae.comparison.race`.
+        race: The result of `ppl_vae.comparison.race`.
         caveat: Written at the foot.
 
     Returns:
-        A figure of two axes that share their height.
+        A figure of two axes that share the y axis.
 
     Raises:
-        ValueError: If no run was looked at.
+        ValueError: If no run was evaluated at any point.
 
     Example:
         >>> from ppl_vae.comparison.races.outcome import Race
@@ -133,7 +133,7 @@ def _draw(axes: Axes, race: Race, styles: dict[Key, Style], axis: Literal["step"
 
 
 def _limits(race: Race) -> tuple[float, float]:
-    """Limits that hold every value, or all but the first tenth (the start at least) where that flattens the rest."""
+    """Return limits of all values, or of all but the first tenth (at least the start) where it flattens the rest."""
     curves = [run.column("log_evidence") for run in race.runs if run.points and not run.failed]
     curves = curves or [run.column("log_evidence") for run in race.runs if run.points]
     everything = np.concatenate([np.asarray(c, float) for c in curves])

@@ -1,4 +1,4 @@
-"""The plane of rate and distortion: what the latents cost, and what is lost all the same."""
+"""The rate-distortion plane: the cost of the latents, and the loss that remains."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ppl_vae.plots.latent import CLASS_COLOURS
 MARKERS = "osD^v"
 COLOURS = tuple(
     c for c in CLASS_COLOURS if c not in ("#000000", "#F0E442", "#999999")
-)  # seen on white, apart from grey
+)  # visible on white, and distinct from grey
 LINE_COLOUR = "#999999"
 
 
@@ -30,28 +30,28 @@ def rate_distortion(
     log_evidence: Mapping[str, float] | None = None,
     caveat: str | None = None,
 ) -> Figure:
-    r"""Rate against distortion of several models, or of one over its training, with lines of equal ELBO.
+    r"""Plot rate against distortion of several models, or of one over its training, with lines of equal ELBO.
 
     .. math::
         R = \mathbb E_x\,\mathrm{KL}(q(z|x) \,\|\, p(z)), \qquad D = -\mathbb E_x\,\mathbb E_q[\log p(x|z)],
         \qquad \mathcal L = -(R + D).
 
-    Two models of one ELBO may lie far apart on its line, one that uses its latents and one that ignores them (R = 0).
-    Compare points of the same data alone; the distortion of a continuous likelihood is a density's and may be negative.
-    The first tenth of a path is left out of the picture where it would flatten the rest; a note says so.
+    Two models with the same ELBO may lie far apart on its line: one uses its latents, the other ignores them (R = 0).
+    Compare only points of the same data. The distortion of a continuous likelihood is that of a density and may be
+    negative. The first tenth of a path is left out of the picture where it would flatten the rest; a note says so.
 
     Args:
-        points: Under its name a model's (rate, distortion), nats per datum, (2,); or its path, (m, 2), one epoch after
-            the other, whose last point is marked. At most 20.
-        intervals: Under the name the intervals of rate and distortion of the (last) point: each a pair (low, high) or
+        points: By model name, the (rate, distortion), nats per datum, (2,); or the path, (m, 2), one epoch after the
+            other, with its last point marked. At most 20 models.
+        intervals: By model name, the intervals of rate and distortion of the (last) point: each a pair (low, high) or
             an object with these attributes.
-        log_evidence: Under the name the mean of log p(x), nats per datum: a line leads from the point to the left by
+        log_evidence: By model name, the mean of log p(x), nats per datum. A line leads from the point to the left by
             the gap KL(q(z|x) || p(z|x)), to where R + D is -log p(x).
         caveat: Written at the foot.
 
     Returns:
         A figure of one axes, distortion to the right and rate upwards. Points that are not finite break a path, and a
-        note says how many.
+        note counts them.
 
     Raises:
         ValueError: If the shapes do not fit, no point of a model is finite, or a name has no point.
@@ -148,7 +148,7 @@ def _intervals(name: str, given: tuple[IntervalLike, IntervalLike]) -> np.ndarra
 
 
 def _set_limits(axes: Axes, paths: list[np.ndarray], corners: list[np.ndarray]) -> int:
-    """Limits that hold all points, or all but the first tenth of paths that would flatten the rest; how many do."""
+    """Set limits of all points, or without the first tenth of paths where it flattens the rest; count those outside."""
     later = [path[math.ceil(0.1 * len(path)) if len(path) >= 5 else 0 :] for path in paths]
     everything, rest = np.concatenate([*paths, *corners]), np.concatenate([*later, *corners])
     outside = 0
@@ -171,7 +171,7 @@ def _draw_lines_of_equal_elbo(axes: Axes) -> None:
         if not left + bottom < total < right + top:
             continue
         axes.axline((total - bottom, bottom), slope=-1, color=LINE_COLOUR, linewidth=0.8, zorder=1)
-        y = top - 0.06 * height  # where the line's number stands: at the top, or else at the left
+        y = top - 0.06 * height  # the number of the line stands at the top, or else at the left
         x = total - y
         if x < left + 0.06 * width:
             x = left + 0.06 * width

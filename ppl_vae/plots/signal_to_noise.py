@@ -30,23 +30,23 @@ from ppl_vae.plots.figure import SMALL_SIZE, TEXT_SIZE, TITLE_SIZE, WIDTH, join,
 if TYPE_CHECKING:
     from ppl_vae.comparison import Comparison, Row, Slope
 
-SPREAD = 0.22  # of the distance between two K, over which the marks at one K are spread
-FEW = 6  # estimators, up to which the quartiles have room
+SPREAD = 0.22  # the marks at one K spread over this share of the distance between two K
+FEW = 6  # the most estimators for which the quartiles have room
 
 
 def signal_to_noise(comparison: Comparison, *, caveat: str | None = None) -> Figure:
-    r"""The signal-to-noise of gradients against K, both logarithmic, a panel for each block of parameters.
+    r"""Plot the signal-to-noise of gradients against K, both logarithmic, a panel for each block of parameters.
 
     .. math::
         \mathrm{SNR}_i = |\mathbb E g_i| \, / \, \mathrm{sd}(g_i), \qquad \mathrm{SNR} \sim K^s.
 
-    Marks are medians over parameters with 95% intervals; with up to six estimators, pale bars are the quartiles. Lines
-    are the fitted power laws, whose exponents with their 95% intervals stand under the panel; a line that misses its
-    marks says that there is no power law in this range. What lies in the grey, below what a parameter without any
-    signal would seem to have, says little, and is left out of the fit: hollow marks.
+    Marks are medians over parameters with 95% intervals. With up to six estimators, pale bars are the quartiles. Lines
+    are the fitted power laws; their exponents stand under the panel with 95% intervals. A line that misses its marks
+    shows that there is no power law in this range. In the grey area a value is below the one that a parameter without
+    any signal would seem to have. Marks there say little: they are hollow and left out of the fit.
 
     Args:
-        comparison: Of `ppl_vae.comparison.compare`.
+        comparison: The result of `ppl_vae.comparison.compare`.
         caveat: Written at the foot.
 
     Returns:
@@ -157,7 +157,7 @@ def _draw(
 
 
 def _write_slopes(axes: Axes, slopes: Sequence[Slope], styles: dict[str, Style], size: float) -> None:
-    """The exponents, a line each, under the panel."""
+    """Write the exponents under the panel, one a line."""
     handles = [
         Line2D(
             [],

@@ -1,4 +1,4 @@
-"""The true posterior of a model with a 2-D latent, and what q(z|x) makes of it."""
+"""The true posterior of a model with a 2-D latent, and its approximation q(z|x)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ppl_vae.plots.images import to_tiles
 from ppl_vae.plots.posterior_grids import MASSES, held_by_q, levels_of, to_normals, to_views, total_masses
 
 MOST_DATA = 6
-DEPTHS = (0, 1, 3, 10, 30, 100, 300)  # nats below the peak, the edges of the colours: a mode is 0.05 wide, the plane 8
+DEPTHS = (0, 1, 3, 10, 30, 100, 300)  # edges of the colours, nats below the peak: a mode is 0.05 wide, the plane 8
 STYLES: dict[int, Any] = {1: "-", 2: (0, (3.5, 1.8))}
 P_COLOUR, Q_COLOUR, BOTH_COLOUR = "#08306B", "#D55E00", "#333333"
 BLUES = ListedColormap(["#2F7FBE", "#6BA9D6", "#9DC6E5", "#BDD7EC", "#D5E4F1", "#E8EFF6"]).with_extremes(over="#FFFFFF")
@@ -52,33 +52,34 @@ def true_posteriors(
     caveat: str | None = None,
     value_range: tuple[float, float] | None = None,
 ) -> Figure:
-    r"""The true posterior of each datum, the whole of it and in close-up, under the ellipses of its q(z|x).
+    r"""Draw the true posterior of each datum, whole and in close-up, under the ellipses of its q(z|x).
 
-    A row a datum. Lines of one style bound the same mass, 39% and 86%: of q(z|x), taken for a normal, the ellipses of
-    1 and 2 standard deviations; of p(z|x) the smallest regions that hold as much. Where q is the true posterior they
-    lie on each other; a mode that q misses has blue lines and no orange ones. The colours are log densities, whose
-    steps widen away from the peak so that a mode far off is seen however little it holds: what counts as mass, the
-    lines say. **Wrong** where a grid is coarser than the posterior; a note at the foot says so where the masses of no
-    view of a datum add up to one within 5%.
+    Each datum has a row. Lines of one style bound the same mass, 39% or 86%. For q(z|x), taken as a normal, they are
+    the ellipses of 1 and 2 standard deviations; for p(z|x), the smallest regions that hold as much. Where q is the true
+    posterior, both sets of lines coincide. A mode that q misses has blue lines and no orange ones.
+
+    The colours are log densities. Their steps widen away from the peak, so that a distant mode is visible however
+    little mass it holds; the lines show where the mass is. **Wrong** where a grid is coarser than the posterior. A note
+    at the foot says so if no view of a datum has masses that add up to one within 5%.
 
     Args:
         images: The data, images of shape (n, C, H, W) with C = 1 or 3, or (n, H, W); at most 6.
         log_posterior: log p(z|x), normalised, on square grids: (n, S, S) or, for up to three views of each datum,
-            (n, V, S, S). The first index of a grid is that of z1, as `log_posterior_grid` has it; -inf is no mass.
+            (n, V, S, S). The first index of a grid is that of z1, as in `log_posterior_grid`; -inf is no mass.
         extents: First and last nodes of the grids, (left, right, bottom, top) = (lowest z1, highest z1, lowest z2,
-            highest z2): (n, 4) or (n, V, 4). The first view is the widest and shows the others as boxes, as
-            `posterior_close_ups` chooses them; where extents are NaN the datum has no such view.
+            highest z2): (n, 4) or (n, V, 4). The first view is the widest and shows the others as boxes;
+            `posterior_close_ups` chooses those. Where extents are NaN, the datum has no such view.
         q_mean: Means of q(z|x), (n, 2).
-        q_covariance: Its covariances, (n, 2, 2).
-        captions: What each datum is, in a few words.
+        q_covariance: Covariances of q(z|x), (n, 2, 2).
+        captions: A few words about each datum.
         log_evidence: log p(x), (n,), nats, written over each row.
-        elbo: The ELBO, (n,), nats, as well; with both their difference, KL(q(z|x) || p(z|x)).
+        elbo: The ELBO, (n,), nats, written there too; with both given, so is their difference, KL(q(z|x) || p(z|x)).
         caveat: Written at the foot.
         value_range: Values of the images drawn black and white, as in :func:`image_grid`.
 
     Returns:
-        A figure whose axes are, for each datum, the image and its views; then the colour bar. A line over each row says
-        how much of p(z|x) lies within q's 2-sigma ellipse, besides: 86% where they agree.
+        A figure whose axes are, for each datum, the image and its views, and then the colour bar. A line over each row
+        also says how much of p(z|x) lies within q's 2-sigma ellipse: 86% where they agree.
 
     Raises:
         ValueError: If the shapes do not fit, a log density is NaN, or a covariance is not positive definite.
@@ -143,7 +144,7 @@ def _sentence(caption: str | None, evidence: np.ndarray | None, bound: np.ndarra
 def _frame(
     lines: list[str], shown: np.ndarray, foot: str | None
 ) -> tuple[Figure, list[Axes], list[dict[int, Axes]], Axes]:
-    """The figure with its words, axes of images, axes of the views that are `shown`, (n, V), and the colour bar's."""
+    """Return the figure with its words, and the axes of images, of views that are `shown`, (n, V), and of the bar."""
     n, num_views = len(lines), int(shown.any(0).sum())
     edge, left_of_view, below_view, right = 0.06, 0.44, 0.22, 0.85  # inches
     above, z_label = 0.46, 0.16
@@ -204,7 +205,7 @@ def _draw_density(axes: Axes, depth: np.ndarray, box: np.ndarray) -> None:
         cmap=BLUES,
         norm=BANDS,
         aspect="auto",
-        interpolation="nearest",  # between two steps of the colours there is nothing
+        interpolation="nearest",  # the colours have nothing between two steps
     )
     axes.set_xlim(left, right)
     axes.set_ylim(bottom, top)
@@ -213,7 +214,7 @@ def _draw_density(axes: Axes, depth: np.ndarray, box: np.ndarray) -> None:
 
 
 def _draw_box(axes: Axes, box: np.ndarray, whole: np.ndarray, colour: str) -> None:
-    """Where in the whole a close-up lies: too small to be seen otherwise, it is drawn a twentieth of it wide."""
+    """Mark where a close-up lies in the whole view, by a box at least a twentieth of the view wide."""
     sides, most = box.reshape(2, 2), np.diff(whole.reshape(2, 2)).ravel()
     size = np.maximum(np.diff(sides).ravel(), most / 20)
     corner = sides.mean(1) - size / 2
@@ -226,7 +227,7 @@ def _draw_lines(
     first, second = (np.linspace(low, high, len(grid)) for low, high in box.reshape(2, 2))
     for sigma, level in levels.items():
         if grid.min() < level < grid.max():
-            floor = np.maximum(grid, level - 50.0)  # -inf is no height that a line can be drawn between
+            floor = np.maximum(grid, level - 50.0)  # a contour cannot lie between -inf and a number
             lines = axes.contour(first, second, floor.T, [level], colors=P_COLOUR, linestyles=[STYLES[sigma]])
             lines.set(linewidth=1.2, path_effects=HALO)
     angle = np.linspace(0, 2 * np.pi, 200)

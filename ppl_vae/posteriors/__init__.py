@@ -1,6 +1,7 @@
 r"""Posteriors q(z|x): callables ``posterior(x)`` that return a Pyro distribution over z.
 
-``posterior(x)``, in a conditional model ``posterior(x, y)``, has batch shape ``(batch,)``, event shape ``(latent,)``.
+``posterior(x)``, in a conditional model ``posterior(x, y)``, has batch shape ``(batch,)`` and event shape
+``(latent,)``.
 """
 
 from ppl_vae.posteriors.box import SquashedNormal

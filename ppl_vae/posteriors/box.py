@@ -11,8 +11,8 @@ from ppl_vae.distributions.box import SquashedNormal as SquashedNormalDistributi
 from ppl_vae.distributions.box import check_box
 from ppl_vae.networks import MLP, Binding, NetworkFactory, ParameterNetwork
 
-_FURTHEST = 7.0  # of the mean before squashing: within 0.1% of the box's width of its end
-_WIDEST = 2.0  # of the standard deviation; from about 1.7 on the density is bimodal
+_FURTHEST = 7.0  # largest |mean| before squashing: within 0.1% of the box's width of its end
+_WIDEST = 2.0  # largest standard deviation before squashing; from about 1.7 on the density is bimodal
 
 
 class SquashedNormal(nn.Module):
@@ -23,9 +23,9 @@ class SquashedNormal(nn.Module):
         \mu = 7 \tanh(m / 7), \quad s = 2\, \sigma(r) + \text{floor}.
 
     The density includes the Jacobian of the squashing. Mean and scale are bounded because float32 has no digits for a
-    z nearer to an end: with :math:`|\mu| \le 7` and s up to 2 a draw keeps t to 0.2 or better at four standard
-    deviations. A true posterior that leans on a wall (a mode at the end of the box) is followed only to within
-    0.1% of the width.
+    z nearer to an end of the box: with :math:`|\mu| \le 7` and s up to 2, a draw four standard deviations out keeps t
+    to 0.2 or better. If the true posterior leans on a wall (a mode at the end of the box), q(z|x) follows it only to
+    within 0.1% of the width.
 
     Args:
         network: Maps x to m and r, two values per latent dimension; ``MLP()`` by default.

@@ -19,10 +19,11 @@ class BernoulliVector(nn.Module):
     .. math::
         q(z|x) = \prod_i \sigma(\ell_i(x))^{z_i} (1 - \sigma(\ell_i(x)))^{1 - z_i}.
 
-    Not reparameterised: `objectives.ELBO` refuses it. ``pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)`` sums over the
-    2^d states, exact in value and gradient (up to about 10 bits); ``pyro.infer.TraceGraph_ELBO`` and ``Trace_ELBO``
-    take score-function gradients, unbiased and so noisy that they want small learning rates. `RelaxedBernoulliVector`
-    with ``straight_through=True`` is the cheap, biased way.
+    Draws are not reparameterised, so `objectives.ELBO` refuses this posterior.
+    ``pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)`` sums over the 2^d states and is exact in value and gradient (up
+    to about 10 bits). ``pyro.infer.TraceGraph_ELBO`` and ``Trace_ELBO`` take score-function gradients: these are
+    unbiased, but so noisy that they need small learning rates. `RelaxedBernoulliVector` with
+    ``straight_through=True`` is the cheap, biased way.
 
     Args:
         network: Maps x to one logit per bit; ``MLP()`` by default.
@@ -56,14 +57,14 @@ class OneHotCategorical(nn.Module):
     .. math::
         q(z|x) = \prod_{v=1}^V \prod_{c=1}^C \pi_{vc}(x)^{z_{vc}}, \qquad \pi_v = \mathrm{softmax}(\ell_v(x)).
 
-    Not reparameterised: see `BernoulliVector` for how to train.
+    Draws are not reparameterised: `BernoulliVector` says how to train.
 
     Args:
         network: Maps x to one logit per class; ``MLP()`` by default.
-        num_classes: C, the prior's; None for one variable of as many classes as the latent has dimensions.
+        num_classes: The prior's number C of classes; None for one variable of as many classes as z has dimensions.
 
     Raises:
-        ValueError: If `num_classes` does not divide the latent, when a VAE is put together.
+        ValueError: When a VAE is made, if `num_classes` does not divide the dimension of z.
 
     Reference:
         Categorical Reparameterization with Gumbel-Softmax (Jang et al., 2017), https://arxiv.org/abs/1611.01144
@@ -90,21 +91,21 @@ class OneHotCategorical(nn.Module):
 
 
 class RelaxedBernoulliVector(nn.Module):
-    r"""Relaxed bits given x; or bits with straight-through gradients.
+    r"""Relaxed bits given x, or bits with straight-through gradients.
 
     .. math::
         z_i = \sigma\big((\ell_i(x) + \epsilon_i) / T\big), \qquad \epsilon_i \text{ logistic}.
 
-    - ``straight_through=False``: q(z|x) is the binary Concrete density, for `priors.RelaxedBernoulliVector`: sound, a
-      bound for the relaxed model. Decoded with true bits, the model is another one.
-    - ``straight_through=True``: q(z|x) is over bits and scored as such, for `priors.BernoulliVector`; the value of the
-      ELBO is unbiased, and **its gradient is not**, whatever T is.
+    - ``straight_through=False``: q(z|x) is the binary Concrete density, for `priors.RelaxedBernoulliVector`. The bound
+      is valid for the relaxed model; decoding true bits is another model.
+    - ``straight_through=True``: q(z|x) is a distribution over bits and scored as one, for `priors.BernoulliVector`. The
+      value of the ELBO is unbiased; **its gradient is biased**, whatever T is.
 
     Args:
         network: Maps x to one logit per bit; ``MLP()`` by default.
-        temperature: T; 2/3 is the paper's. A buffer: ``posterior.temperature.fill_`` changes it while training,
-            captured or not.
-        straight_through: Whether bits are drawn.
+        temperature: The temperature T; 2/3 is the paper's. It is a buffer: ``posterior.temperature.fill_`` changes it
+            during training, eager or captured.
+        straight_through: Whether draws are bits.
 
     Raises:
         ValueError: If the temperature is not above zero.
@@ -143,21 +144,22 @@ class RelaxedBernoulliVector(nn.Module):
 
 
 class GumbelSoftmax(nn.Module):
-    r"""Relaxed categorical variables given x; or one-hot ones with straight-through gradients.
+    r"""Relaxed categorical variables given x, or one-hot ones with straight-through gradients.
 
     .. math::
         z_v = \mathrm{softmax}\big((\ell_v(x) + \epsilon_v) / T\big), \qquad \epsilon_v \text{ Gumbel}.
 
-    - ``straight_through=False``: q(z|x) is the Concrete density, for `priors.RelaxedOneHotCategorical`: sound, a bound
-      for the relaxed model. (The original scores relaxed draws by a categorical KL, which is no bound.)
-    - ``straight_through=True``: q(z|x) is over one-hot vectors, for `priors.OneHotCategorical`; the value of the ELBO
-      is unbiased, and **its gradient is not**, whatever T is.
+    - ``straight_through=False``: q(z|x) is the Concrete density, for `priors.RelaxedOneHotCategorical`. The bound is
+      valid for the relaxed model. (The original paper scores relaxed draws by a categorical KL, which gives no bound.)
+    - ``straight_through=True``: q(z|x) is a distribution over one-hot vectors, for `priors.OneHotCategorical`. The
+      value of the ELBO is unbiased; **its gradient is biased**, whatever T is.
 
     Args:
         network: Maps x to one logit per class; ``MLP()`` by default.
-        temperature: T. A buffer: ``posterior.temperature.fill_`` changes it while training, captured or not.
-        num_classes: C, the prior's; None for one variable of as many classes as the latent has dimensions.
-        straight_through: Whether one-hot vectors are drawn.
+        temperature: The temperature T. It is a buffer: ``posterior.temperature.fill_`` changes it during training,
+            eager or captured.
+        num_classes: The prior's number C of classes; None for one variable of as many classes as z has dimensions.
+        straight_through: Whether draws are one-hot vectors.
 
     Raises:
         ValueError: If the temperature is not above zero.

@@ -30,7 +30,7 @@ _FLOOR = 1e-5  # the smallest standard deviation of the diagonal normal, as in D
 
 
 class _FlowPosterior(nn.Module):
-    """An encoder of mean, raw scale and context, and a chain of layers that is sized when z is known."""
+    """An encoder to mean, raw scale and context, and a chain of layers that `bind` makes for the dimension of z."""
 
     def __init__(self, network: NetworkFactory | nn.Module | None, context_dim: int, num_transforms: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class _FlowPosterior(nn.Module):
 
 
 class _StandardFlowPosterior(_FlowPosterior):
-    """A flow of a standard normal variable, to which the encoder's mean and scale are applied last."""
+    """A flow of a standard normal variable; the encoder's mean and scale are applied last."""
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
         """Return q(z|x), batch shape (batch,), event shape (latent,)."""
@@ -81,25 +81,25 @@ class _StandardFlowPosterior(_FlowPosterior):
 
 
 class InverseAutoregressiveFlow(_FlowPosterior):
-    r"""An inverse autoregressive flow (IAF): quick to draw from and to score what it drew, slow to score other z.
+    r"""An inverse autoregressive flow (IAF): quick to draw from and to score its draws, slow to score other z.
 
     .. math::
         z^0 \sim \mathcal N(\mu(x), \mathrm{diag}\,\sigma(x)^2), \qquad
         z^t_i = g_i z^{t-1}_i + (1 - g_i)\, m_i, \qquad
         g_i = \mathrm{sigmoid}(2 + 3 \tanh(r_i / 3)), \qquad (m_i, r_i) = \mathrm{MADE}^t_i(z^{t-1}_{<i}, h(x)),
 
-    the order of dimensions reversed from layer to layer. Mean, scale and context h(x) come from one encoder. A draw
-    and its density take one pass; *the density of any other z takes d passes one after the other*. So training by the
-    ELBO or an importance-weighted bound is quick, and what scores z again is slow: sticking the landing, mixtures of
-    posteriors, a grid. Gates contract: where the true posterior is wider than :math:`\sigma(x)`, that must grow. The
-    soft bound of r is not the paper's: without it a gate can close so far that the inverse overflows.
+    with the order of dimensions reversed from layer to layer. One encoder gives mean, scale and context h(x). A draw
+    and its density take one pass; *the density of any other z takes d sequential passes*. Training by the ELBO or an
+    importance-weighted bound is therefore quick. Whatever scores z again is slow: sticking the landing, mixtures of
+    posteriors, a grid. Gates contract: where the true posterior is wider than :math:`\sigma(x)`, :math:`\sigma(x)`
+    must grow. The soft bound of r is not the paper's: without it a gate can close so far that the inverse overflows.
 
-    A new flow is near a diagonal normal: each layer multiplies by about sigmoid(2) = 0.88, the paper's start.
+    A new flow is near a diagonal normal: each layer multiplies z by about sigmoid(2) = 0.88, the paper's start.
 
     Args:
         network: Maps x to mean, raw scale (softplus) and context, ``2 d + context_dim`` values; ``MLP()`` by default.
-        context_dim: Width of h(x).
-        num_transforms: How many layers.
+        context_dim: Width of the context h(x).
+        num_transforms: The number of layers.
         hidden: Widths of each layer's masked network (ELU), each at least d.
 
     Raises:
@@ -149,18 +149,18 @@ class PlanarFlow(_FlowPosterior):
         z^t = z^{t-1} + \hat u_t \tanh(w_t^\top z^{t-1} + b_t), \qquad
         \hat u = u + \bigl(\log(1 + e^{w^\top u}) - 1 - w^\top u\bigr)\, w / \lVert w \rVert^2,
 
-    with u, w and b linear in the encoder's context h(x), so amortised. Each layer bends space along one direction:
-    a latent of d dimensions takes of the order of d layers. There is no closed form of the inverse, so that the
-    density is known for the distribution's own last draw alone: it trains with the ELBO and importance-weighted
-    bounds, and cannot be used where q scores other values (mixtures of posteriors, grids, sticking the landing, the
-    wake phase). It becomes singular where w is zero.
+    where u, w and b are linear in the encoder's context h(x), so that the flow is amortised. Each layer bends space
+    along one direction: a latent of d dimensions takes of the order of d layers. The inverse has no closed form, so
+    the density is known only for the distribution's own last draw. The flow trains with the ELBO and
+    importance-weighted bounds. It cannot be used where q scores other values: mixtures of posteriors, grids, sticking
+    the landing, the wake phase. It becomes singular where w is zero.
 
     A new flow is near a diagonal normal (:math:`\hat u` near 0).
 
     Args:
         network: Maps x to mean, raw scale (softplus) and context, ``2 d + context_dim`` values; ``MLP()`` by default.
-        context_dim: Width of h(x).
-        num_transforms: How many layers.
+        context_dim: Width of the context h(x).
+        num_transforms: The number of layers.
 
     Raises:
         ValueError: For a size that is not a positive integer.
@@ -193,23 +193,23 @@ class PlanarFlow(_FlowPosterior):
 
 
 class CouplingFlow(_StandardFlowPosterior):
-    r"""A flow of affine coupling layers with context: quick to draw from, and to score any z.
+    r"""A flow of affine coupling layers with context: quick to draw from and to score any z.
 
     .. math::
         z = \mu(x) + \sigma(x) \odot f_{h(x)}(e), \qquad e \sim \mathcal N(0, I),
 
-    f a chain of layers that permute the dimensions, keep the first half and map the other by
-    :math:`s \odot e_{> d/2} + m`, :math:`(m, \log s)` from a network of the first half and the context h(x), with
-    :math:`\log s = 3 \tanh(r / 3)`. Every second permutation is the reversal; those between are random, drawn when
-    the VAE is put together and kept in the state. Each layer bends half of z alone: more layers than for
-    `InverseAutoregressiveFlow` are needed for the same density, and a single one leaves half of z normal.
+    where f is a chain of layers. Each layer permutes the dimensions, keeps the first half and maps the other half by
+    :math:`s \odot e_{> d/2} + m`. A network of the first half and the context h(x) gives :math:`(m, \log s)`, with
+    :math:`\log s = 3 \tanh(r / 3)`. Every second permutation is the reversal. The others are random; they are drawn
+    when the VAE is made and kept in the state. A layer bends only half of z: the flow needs more layers than
+    `InverseAutoregressiveFlow` for the same density, and a single layer leaves half of z normal.
 
     A new flow is near a diagonal normal.
 
     Args:
         network: Maps x to mean, raw scale (softplus) and context, ``2 d + context_dim`` values; ``MLP()`` by default.
-        context_dim: Width of h(x).
-        num_transforms: How many layers.
+        context_dim: Width of the context h(x).
+        num_transforms: The number of layers.
         hidden: Widths of each layer's network (ELU).
 
     Raises:
@@ -241,24 +241,24 @@ class CouplingFlow(_StandardFlowPosterior):
 
 
 class SplineFlow(_StandardFlowPosterior):
-    r"""A flow of spline coupling layers with context: quick to draw from, and to score any z; several modes.
+    r"""A flow of spline coupling layers with context: several modes, quick to draw from and to score any z.
 
     .. math::
         z = \mu(x) + \sigma(x) \odot f_{h(x)}(e), \qquad e \sim \mathcal N(0, I),
 
-    f a chain of layers as in `CouplingFlow`, with a monotone spline of linear rational pieces on [-5, 5], the identity
-    outside, in place of each affine map: five standard deviations of the diagonal normal can be bent, what lies
-    further out keeps its normal tail. Several times the work of `CouplingFlow` for each layer. The density has kinks
-    at the knots.
+    where f is a chain of layers as in `CouplingFlow`, with a spline in place of each affine map: monotone, of linear
+    rational pieces on [-5, 5], and the identity outside. The splines bend the diagonal normal within five standard
+    deviations; further out it keeps its normal tail. Each layer takes several times the work of one of `CouplingFlow`.
+    The density has kinks at the knots.
 
     A new flow is near a diagonal normal.
 
     Args:
         network: Maps x to mean, raw scale (softplus) and context, ``2 d + context_dim`` values; ``MLP()`` by default.
-        context_dim: Width of h(x).
-        num_transforms: How many layers.
+        context_dim: Width of the context h(x).
+        num_transforms: The number of layers.
         hidden: Widths of each layer's network (ELU).
-        num_bins: How many pieces each spline has, 2 to 500.
+        num_bins: The number of pieces of each spline, 2 to 500.
 
     Raises:
         ValueError: For a size that is not a positive integer, or, in a VAE, one latent dimension.

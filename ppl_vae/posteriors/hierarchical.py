@@ -18,19 +18,19 @@ class TwoLevel(nn.Module):
         q(z|x) = q(z_1|x)\, q(z_2|z_1), \qquad q(z_1|x) = \mathcal N(\mu_1(x), \mathrm{diag}\,\sigma_1(x)^2), \quad
         q(z_2|z_1) = \mathcal N(\mu_2(z_1), \mathrm{diag}\,\sigma_2(z_1)^2).
 
-    :math:`z_2` sees the data through a draw of :math:`z_1` alone, which is right for the model (given :math:`z_1` it
-    does not depend on x) and yet trains slowly: the top level learns from a noisy input, and is often left unused. A
-    given z is scored by :math:`q(z_2|z_1)` at that :math:`z_1`. There is no mean in closed form: pictures of it use the
-    mean of draws.
+    :math:`z_2` sees the data only through a draw of :math:`z_1`. This is right for the model, where :math:`z_2` given
+    :math:`z_1` does not depend on x. Yet it trains slowly: the top level learns from a noisy input, and often stays
+    unused. A given z is scored by :math:`q(z_2|z_1)` at its own :math:`z_1`. The mean has no closed form, so pictures
+    of it use the mean of draws.
 
     Args:
-        top_dim: The dimension of :math:`z_2`, the prior's.
+        top_dim: The dimension of :math:`z_2`, as in the prior.
         network: Maps x to the mean and a raw scale of :math:`z_1`; ``MLP()`` by default.
         top_network: Maps :math:`z_1` (and y, in a conditional model) to those of :math:`z_2`; ``MLP()`` by default.
         floor: The smallest standard deviation.
 
     Raises:
-        ValueError: If an argument is out of range, or, when a VAE is put together, `top_dim` leaves nothing to z1.
+        ValueError: If an argument is out of range, or, when a VAE is made, `top_dim` leaves no dimension to z1.
 
     Reference:
         Importance Weighted Autoencoders (Burda et al., 2015), https://arxiv.org/abs/1509.00519; Ladder Variational

@@ -17,8 +17,8 @@ class Laplace(nn.Module):
         q(z|x) = \prod_i \frac{1}{2 b_i(x)} e^{-|z_i - \mu_i(x)| / b_i(x)}, \qquad
         b_i = \log(1 + e^{r_i}) + \text{floor}.
 
-    Wrong in shape for most data: a true posterior is nearly normal where data are many or noise is small, and the
-    kink at the mean has nothing to answer it. Its heavier tails make it the safer proposal for importance sampling.
+    The shape is wrong for most data: where data are many or noise is small, a true posterior is nearly normal and has
+    no kink at the mean. The heavier tails of q(z|x) make it the safer proposal for importance sampling.
     The KL has a closed form for the priors ``Laplace``, ``StandardNormal`` and ``DiagonalNormal``.
 
     Args:

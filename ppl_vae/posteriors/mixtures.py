@@ -12,26 +12,26 @@ from ppl_vae.networks import MLP, Binding, NetworkFactory, ParameterNetwork
 
 
 class MixtureOfNormals(nn.Module):
-    r"""A mixture of diagonal normals as posterior, reparameterised.
+    r"""A reparameterised mixture of diagonal normals.
 
     .. math::
         q(z|x) = \sum_{c=1}^C \pi_c(x)\, \mathcal N(z; \mu_c(x), \mathrm{diag}\,\sigma_c(x)^2).
 
-    The reparameterised gradient is unbiased for weights, means and scales alike, but that for the weights of
-    components many standard deviations apart is as good as never seen (it is carried by the rare draws between them):
-    such components keep the weights they have. Under the ELBO, which seeks modes, components also tend
-    to collapse onto one another; `objectives` with several particles inside the logarithm reward their spread. A draw
-    costs :math:`O(C^2 d)`. No closed form of the KL: ``MeanFieldELBO`` refuses it.
+    The reparameterised gradient is unbiased for weights, means and scales. Where components are many standard
+    deviations apart, rare draws between them carry the gradient of the weights, and training practically never sees
+    it: such components keep the weights they have. The ELBO seeks modes, so under it components also tend to collapse
+    onto one another; `objectives` with several particles inside the logarithm reward their spread. A draw costs
+    :math:`O(C^2 d)`. The KL has no closed form, so ``MeanFieldELBO`` refuses this posterior.
 
     Args:
         network: Maps x to C logits, then C d means, then C d values r with
             :math:`\sigma = \log(1 + e^r) + \text{floor}`: together C (2 d + 1) values; ``MLP()`` by default.
-        num_components: C.
+        num_components: The number C of components.
         floor: The smallest standard deviation.
 
     Raises:
-        ValueError: If `num_components` is no positive integer, `floor` is not above zero, or the network has no
-            C (2 d + 1) outputs.
+        ValueError: If `num_components` is not a positive integer, `floor` is not above zero, or the network does not
+            have C (2 d + 1) outputs.
 
     Reference:
         Pathwise Derivatives Beyond the Reparameterization Trick (Jankowiak & Obermeyer,

@@ -17,8 +17,9 @@ from ppl_vae.distributions.low_rank_normal import LowRankNormal as LowRankNormal
 from ppl_vae.distributions.normal import Normal
 from ppl_vae.networks import MLP, Binding, NetworkFactory, ParameterNetwork
 
-_LARGEST = 40.0  # of a log standard deviation: its square and its reciprocal are finite in float32
-# of the entries below the diagonal of a new Cholesky factor: with 1 its condition is 1e7 to 1e10 at d = 50 to 100
+_LARGEST = 40.0  # |log standard deviation|: the variance and its reciprocal are finite in float32
+# share kept of the entries below the diagonal of a new Cholesky factor: with 1 its condition number is 1e7 to 1e10 at
+# d = 50 to 100
 _START = 0.1
 
 Scale = Literal["std", "log_var", "softplus"]
@@ -30,19 +31,19 @@ class DiagonalNormal(nn.Module):
     .. math::
         q(z|x) = \mathcal N(z; \mu(x), \mathrm{diag}\,\sigma(x)^2).
 
-    It cannot follow correlations or several modes of p(z|x): on a 2-D latent that alone can cost nats, and importance
-    sampling from it then underestimates log p(x). The standard deviation is made from the network's second output r by
+    It cannot follow correlations or several modes of p(z|x). On a 2-D latent that alone can cost nats, and importance
+    sampling from q(z|x) then underestimates log p(x). The network's second output r gives the standard deviation by
 
     - ``"std"``: :math:`\sigma = |r| + \text{floor}`, the article's. The article leaves the sign in
-      :math:`z = \mu + r\epsilon`, which samples the same distribution, but :math:`\mathcal N(\mu, r)` is undefined
-      for r < 0; the absolute value is used in sampling and density alike.
-    - ``"log_var"``: :math:`\sigma = e^{r/2}`, the article's commented alternative, whose comment has
+      :math:`z = \mu + r\epsilon`, which samples the same distribution. But :math:`\mathcal N(\mu, r)` is undefined for
+      r < 0, so sampling and density here both use the absolute value.
+    - ``"log_var"``: :math:`\sigma = e^{r/2}`, an alternative in a comment of the article. The comment has
       ``mean + exp(log_var) * 0.5 * eps`` where ``exp(0.5 * log_var)`` is meant. An r beyond +-80 counts as +-80.
-    - ``"softplus"``: :math:`\sigma = \log(1 + e^r) + \text{floor}`: neither kink nor overflow.
+    - ``"softplus"``: :math:`\sigma = \log(1 + e^r) + \text{floor}`, without kink or overflow.
 
     Args:
         network: Maps x to the mean and to r, two values per latent dimension; ``MLP()`` by default.
-        scale: How the standard deviation is made.
+        scale: How r gives the standard deviation.
         floor: The smallest standard deviation under ``"std"`` and ``"softplus"``; ``"log_var"`` needs none.
 
     Raises:
@@ -88,19 +89,19 @@ class DiagonalNormal(nn.Module):
 
 
 class FullCovarianceNormal(nn.Module):
-    r"""A normal posterior with any covariance, by its Cholesky factor.
+    r"""A normal posterior with full covariance, given by its Cholesky factor.
 
     .. math::
         q(z|x) = \mathcal N(z; \mu(x), L(x) L(x)^\top), \qquad
         L_{ii} = \log(1 + e^{r_i}) + \text{floor}, \quad L_{ij} = \ell_{ij} / \sqrt d \ (i > j).
 
-    One mode still: it follows correlations, not several explanations of one datum. The network has
-    :math:`d (d + 3) / 2` outputs (860 for d = 40), a draw and a density cost :math:`O(d^2)` for each datum; with a
-    hundred dimensions and more `LowRankNormal` is cheaper. A triangular L is ill-conditioned in many dimensions (its
-    condition number grows exponentially with d), so that a network that its factory makes starts near a diagonal L:
+    It still has one mode: it follows correlations, not several explanations of one datum. The network has
+    :math:`d (d + 3) / 2` outputs (860 for d = 40), and a draw and a density cost :math:`O(d^2)` for each datum; with a
+    hundred dimensions and more `LowRankNormal` is cheaper. A triangular L is ill-conditioned in many dimensions: its
+    condition number grows exponentially with d. A network that its factory makes therefore starts near a diagonal L:
     its outputs :math:`\ell` are a tenth of what they would be. A draw is scored from its own noise and is right
-    whatever L is; another z is scored in float64 (see `distributions.full_normal`). The factor :math:`1 / \sqrt d`
-    changes no family: it keeps the variances of z in bounds in any dimension.
+    whatever L is; any other z is scored in float64 (see `distributions.full_normal`). The factor :math:`1 / \sqrt d`
+    does not change the family: it keeps the variances of z in bounds in any dimension.
 
     Args:
         network: Maps x to :math:`\mu`, r and :math:`\ell` row by row, together d (d + 3) / 2 values; ``MLP()`` by
@@ -108,7 +109,7 @@ class FullCovarianceNormal(nn.Module):
         floor: The smallest diagonal entry of L.
 
     Raises:
-        ValueError: If `floor` is not above zero, or the network has no d (d + 3) / 2 outputs.
+        ValueError: If `floor` is not above zero, or the network does not have d (d + 3) / 2 outputs.
 
     Reference:
         An Introduction to Variational Autoencoders (Kingma & Welling, 2019), section 2.5.1,
@@ -144,7 +145,7 @@ class FullCovarianceNormal(nn.Module):
         mean, raw, below = outputs.split([d, d, count - 2 * d], dim=-1)
         zero = outputs.new_zeros(*outputs.shape[:-1], 1)
         entries = torch.cat([softplus(raw) + self.floor, below / math.sqrt(d), zero], -1)
-        place = torch.full((d, d), entries.shape[-1] - 1, device=outputs.device)  # of the zero, above the diagonal
+        place = torch.full((d, d), entries.shape[-1] - 1, device=outputs.device)  # of the zero, for above the diagonal
         place.fill_diagonal_(0)
         place += torch.arange(d, device=outputs.device).diag()
         row, column = torch.tril_indices(d, d, offset=-1, device=outputs.device)
@@ -160,19 +161,19 @@ class LowRankNormal(nn.Module):
         q(z|x) = \mathcal N(z; \mu(x), W(x) W(x)^\top + \mathrm{diag}\,s(x)^2), \qquad
         W_{ik} = w_{ik} / \sqrt r, \quad s = \log(1 + e^\rho) + \text{floor}.
 
-    It follows the r strongest correlations with d (r + 2) outputs where `FullCovarianceNormal` needs d (d + 3) / 2, and
-    pays a QR factorisation of a (d + r, r) matrix for each density. With r near d it has more parameters than that one
-    and no advantage; in twenty dimensions that one is the faster too (in a hundred, five times slower). Which W stands
-    for a covariance is undetermined by a rotation.
+    It follows the r strongest correlations with d (r + 2) outputs, where `FullCovarianceNormal` needs d (d + 3) / 2.
+    Each density costs a QR factorisation of a (d + r, r) matrix. With r near d it has more parameters than
+    `FullCovarianceNormal` and no advantage. In twenty dimensions `FullCovarianceNormal` is also faster; in a hundred it
+    is five times slower. The covariance determines W only up to a rotation.
 
     Args:
         network: Maps x to :math:`\mu`, :math:`\rho` and W row by row, together d (r + 2) values; ``MLP()`` by default.
-        rank: r.
+        rank: The rank r.
         floor: The smallest s.
 
     Raises:
-        ValueError: If `rank` is no positive integer, `floor` is not above zero, or the network has no d (r + 2)
-            outputs.
+        ValueError: If `rank` is not a positive integer, `floor` is not above zero, or the network does not have
+            d (r + 2) outputs.
 
     Reference:
         Stochastic Backpropagation and Approximate Inference in Deep Generative Models (Rezende, Mohamed & Wierstra,

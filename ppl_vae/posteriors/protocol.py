@@ -1,4 +1,4 @@
-"""What a VAE needs of a posterior."""
+"""The protocol of posteriors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Posterior(Protocol):
-    """What a VAE needs of q(z|x)."""
+    """A callable that returns q(z|x)."""
 
     def __call__(self, x: Tensor) -> dist.Distribution:
         """Return q(z|x), with ``batch_shape == (batch,)`` and ``event_shape == (latent,)``."""

@@ -11,7 +11,7 @@ from ppl_vae.distributions.power_spherical import PowerSpherical as PowerSpheric
 from ppl_vae.distributions.von_mises_fisher import VonMisesFisher as VonMisesFisherDistribution
 from ppl_vae.networks import MLP, Binding, NetworkFactory, ParameterNetwork
 
-_LEAST = 1.0  # concentration: less says nothing that the prior does not
+_LEAST = 1.0  # smallest concentration: with less, q(z|x) hardly differs from the prior
 
 
 class PowerSpherical(nn.Module):
@@ -20,10 +20,11 @@ class PowerSpherical(nn.Module):
     .. math::
         q(z|x) \propto (1 + \mu(x)' z)^{\kappa(x)}, \qquad \lVert z \rVert = 1,
 
-    with :math:`\mu` the network's first d outputs, normalised, and :math:`\kappa = 1 + \log(1 + e^r)` of its last. One
-    concentration for all directions: it cannot stretch along one of them as a diagonal normal can. In many dimensions
-    its concentration must grow like d before it says anything; start with a small learning rate there. The KL to the
-    uniform prior is in closed form (objective `MeanFieldELBO`), draws are exact and reparameterised.
+    where :math:`\mu` is the network's first d outputs, normalised, and :math:`\kappa = 1 + \log(1 + e^r)` with r its
+    last output. One concentration serves all directions: q(z|x) cannot stretch along one of them as a diagonal normal
+    can. In many dimensions its concentration must grow like d before q(z|x) is informative; start with a small learning
+    rate there. The KL to the uniform prior has a closed form (objective `MeanFieldELBO`). Draws are exact and
+    reparameterised.
 
     Args:
         network: Maps x to d + 1 values for d latent dimensions; ``MLP()`` by default.
@@ -57,10 +58,10 @@ class VonMisesFisher(nn.Module):
     .. math::
         q(z|x) \propto \exp(\kappa(x)\, \mu(x)' z), \qquad \lVert z \rVert = 1,
 
-    with :math:`\mu` the network's first d outputs, normalised, and :math:`\kappa = 1 + \log(1 + e^r)` of its last. A
-    draw costs several times that of `PowerSpherical`, which does about as well; choose this one to compare with the
-    literature. As there, one concentration serves all directions. The KL to the uniform prior is in closed form
-    (objective `MeanFieldELBO`); the gradient of a draw is exact.
+    where :math:`\mu` is the network's first d outputs, normalised, and :math:`\kappa = 1 + \log(1 + e^r)` with r its
+    last output. A draw costs several times that of `PowerSpherical`, which does about as well; choose this posterior
+    to compare with the literature. As in `PowerSpherical`, one concentration serves all directions. The KL to the
+    uniform prior has a closed form (objective `MeanFieldELBO`). The gradient of a draw is exact.
 
     Args:
         network: Maps x to d + 1 values for d latent dimensions; ``MLP()`` by default.
@@ -101,6 +102,6 @@ def _direction_and_concentration(network: ParameterNetwork, x: Tensor, y: Tensor
     length = raw.square().sum(-1, keepdim=True)
     usable = length > torch.finfo(raw.dtype).tiny
     first_axis = torch.cat([torch.ones_like(raw[..., :1]), torch.zeros_like(raw[..., 1:])], -1)
-    # a network that says 0 has no direction: the first axis, and no gradient
+    # an output of 0 has no direction: take the first axis, without a gradient
     direction = torch.where(usable, raw, first_axis)
     return direction / torch.where(usable, length, 1.0).sqrt(), concentration

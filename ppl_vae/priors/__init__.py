@@ -1,6 +1,6 @@
 r"""Priors p(z): callables ``prior()`` that return a Pyro distribution with batch shape () and event shape (latent,).
 
-One that takes a condition, ``prior(y)``, returns batch shape (batch,) for y of shape (batch, k).
+A conditional prior, ``prior(y)``, returns batch shape (batch,) for y of shape (batch, k).
 """
 
 from ppl_vae.priors.box import Uniform

@@ -16,9 +16,9 @@ class Uniform(nn.Module):
     .. math::
         p(z) = (h - l)^{-d}, \qquad z \in [l, h]^d.
 
-    A posterior with mass outside has infinite KL and is refused, so that the normal ones do not go with it. The KL has
-    no closed form against a squashed normal: ``MeanFieldELBO`` refuses it. Latents tend to pile up at the
-    walls, behind which there is nothing to pay.
+    A posterior with mass outside the box has infinite KL and is refused; this excludes the normal posteriors. The KL
+    of a squashed normal to this prior has no closed form, so ``MeanFieldELBO`` refuses it. Latents tend to pile up at
+    the walls, since the prior penalises no position inside the box.
 
     Args:
         latent_dim: The dimension d of z.

@@ -49,14 +49,18 @@ class BernoulliVector(_Bits):
     .. math::
         p(z) = \prod_i \pi_i^{z_i} (1 - \pi_i)^{1 - z_i}, \qquad z \in \{0, 1\}^d.
 
-    Bits have no reparameterised draws: `objectives.ELBO` refuses them. Train with ``pyro.infer.TraceEnum_ELBO`` (exact,
-    but every one of the 2^d states is decoded: up to about 10 bits), with ``pyro.infer.TraceGraph_ELBO`` (unbiased,
-    noisy), with a straight-through posterior (`RelaxedBernoulliVector` of ``posteriors``: biased), or relaxed on both
-    sides. log p(x) is exact, by a sum over the states, up to 16 bits (`evaluation.log_evidence`).
+    Bits have no reparameterised draws, so `objectives.ELBO` refuses them. There are four ways to train:
+
+    - ``pyro.infer.TraceEnum_ELBO``: exact, but it decodes every one of the 2^d states (up to about 10 bits);
+    - ``pyro.infer.TraceGraph_ELBO``: unbiased, noisy;
+    - a straight-through posterior (`RelaxedBernoulliVector` of ``posteriors``): biased;
+    - a relaxed prior with a relaxed posterior.
+
+    Up to 16 bits log p(x) is exact, by a sum over the states (`evaluation.log_evidence`).
 
     Args:
         latent_dim: The number of bits d.
-        probability: Of a one, at the start if it is learned.
+        probability: The probability of a one; the initial value if `learned`.
         learned: Whether each bit's probability is learned.
 
     Raises:
@@ -85,14 +89,14 @@ class OneHotCategorical(_Classes):
     .. math::
         p(z) = \prod_{v=1}^V \prod_{c=1}^C \pi_{vc}^{z_{vc}}.
 
-    One variable alone (the default) is a mixture model of `latent_dim` components with a neural density each. No
-    reparameterised draws: see `BernoulliVector` for how to train. log p(x) is exact where there are at most 65,536
+    A single variable (the default) makes the VAE a mixture model of `latent_dim` components with a neural density
+    each. Draws are not reparameterised: `BernoulliVector` says how to train. log p(x) is exact for at most 65,536
     joint states :math:`C^V`.
 
     Args:
-        latent_dim: The length of z, V times C.
-        num_classes: C; None for one variable of `latent_dim` classes.
-        learned: Whether the probabilities are learned; uniform at the start, or for good.
+        latent_dim: The length of z: V variables times C classes.
+        num_classes: The number C of classes; None for one variable of `latent_dim` classes.
+        learned: Whether the probabilities are learned, from a uniform start; if not, they stay uniform.
 
     Raises:
         ValueError: If `num_classes` does not divide `latent_dim`.
@@ -119,15 +123,15 @@ class RelaxedBernoulliVector(_Bits):
     .. math::
         z_i = \sigma\big((\ell_i + \epsilon_i) / T\big), \qquad \epsilon_i \text{ logistic}.
 
-    With the relaxed posterior it makes a proper bound, **on log p(x) of the relaxed model**: what the decoder gives at
-    true bits is another model, whose evidence has to be measured apart. The lower T, the nearer they are, and the
-    noisier the gradient. See `distributions.relaxed` for the truncation, without which float32 gives nan.
+    With the relaxed posterior it gives a proper bound, **on log p(x) of the relaxed model**. Decoding true bits is
+    another model, whose evidence must be measured separately. A lower T brings the two models closer together and
+    makes the gradient noisier. See `distributions.relaxed` for the truncation, without which float32 gives nan.
 
     Args:
         latent_dim: The number of bits d.
-        temperature: T. The paper's choice is 1/2 here with 2/3 in the posterior. A buffer: ``prior.temperature.fill_``
-            changes it while training, captured or not.
-        probability: Of a bit above 1/2, at the start if it is learned.
+        temperature: The temperature T; the paper's choice is 1/2 here with 2/3 in the posterior. It is a buffer:
+            ``prior.temperature.fill_`` changes it during training, eager or captured.
+        probability: The probability of a bit above 1/2; the initial value if `learned`.
         learned: Whether each bit's probability is learned.
 
     Raises:
@@ -162,14 +166,15 @@ class RelaxedOneHotCategorical(_Classes):
     .. math::
         z_v = \mathrm{softmax}\big((\ell_v + \epsilon_v) / T\big), \qquad \epsilon_v \text{ Gumbel}.
 
-    With posterior `GumbelSoftmax` it makes a proper bound, on log p(x) of the relaxed model (see
-    `RelaxedBernoulliVector`); where one-hot vectors are decoded afterwards, measure that model apart.
+    With the posterior `GumbelSoftmax` it gives a proper bound, on log p(x) of the relaxed model (see
+    `RelaxedBernoulliVector`). If one-hot vectors are decoded afterwards, measure that model separately.
 
     Args:
-        latent_dim: The length of z, V variables times C classes.
-        temperature: T; at most 1 / (C - 1) keeps the density from having a mode inside the simplex. A buffer.
-        num_classes: C; None for one variable of `latent_dim` classes.
-        learned: Whether the probabilities are learned; uniform at the start, or for good.
+        latent_dim: The length of z: V variables times C classes.
+        temperature: The temperature T; at most 1 / (C - 1) keeps the density from having a mode inside the simplex. It
+            is a buffer.
+        num_classes: The number C of classes; None for one variable of `latent_dim` classes.
+        learned: Whether the probabilities are learned, from a uniform start; if not, they stay uniform.
 
     Raises:
         ValueError: If an argument is out of range.

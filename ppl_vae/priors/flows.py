@@ -23,7 +23,7 @@ from ppl_vae.distributions.flow import Flow
 
 
 class _FlowPrior(nn.Module):
-    """A standard normal variable sent through the inverse of a chain of layers, whose `forward` scores."""
+    """A flow prior: the inverse of `layers` maps standard normal noise to z; `layers` map z back, to score it."""
 
     loc: Tensor
     scale: Tensor
@@ -48,17 +48,17 @@ class MaskedAutoregressiveFlow(_FlowPrior):
         p(z) = \prod_i \mathcal N\bigl(e_i; 0, 1\bigr)\, s_i(z_{<i}), \qquad
         e_i = s_i(z_{<i})\, z_i + m_i(z_{<i}), \qquad \log s_i = 3 \tanh(r_i / 3),
 
-    for one layer; the next one takes e for its z, in the reverse order of dimensions. The density takes one pass, as
-    training and evaluation need it; *a draw takes d passes one after the other*, each of the whole network. Each
-    conditional of a single layer is a normal, so that one layer cannot have two modes in its first dimension; a few
-    layers can, but bridge separate modes by a thin thread of mass. In one dimension it is a normal with learned mean
-    and scale. Scales are bounded softly as in RealNVP, to a factor of :math:`e^{\pm 3}` a layer.
+    for one layer. The next layer takes e for its z, in the reverse order of dimensions. Training and evaluation need
+    the density, which takes one pass; *a draw takes d sequential passes*, each through the whole network. Each
+    conditional of a single layer is normal, so one layer cannot have two modes in its first dimension. A few layers
+    can, but a thin thread of mass joins separate modes. In one dimension the flow is a normal with learned mean and
+    scale. Scales are softly bounded as in RealNVP, to a factor of :math:`e^{\pm 3}` a layer.
 
     A new flow is near N(0, I).
 
     Args:
         latent_dim: The dimension d of z.
-        num_transforms: How many layers.
+        num_transforms: The number of layers.
         hidden: Widths of each layer's masked network (ELU), each at least `latent_dim`.
 
     Raises:
@@ -90,17 +90,17 @@ class CouplingFlow(_FlowPrior):
         p(z) = \mathcal N(e; 0, I) \prod_{i > d/2} s_i(z_{\le d/2}), \qquad e_{\le d/2} = z_{\le d/2}, \qquad
         e_{> d/2} = s(z_{\le d/2}) \odot z_{> d/2} + m(z_{\le d/2}), \qquad \log s = 3 \tanh(r / 3),
 
-    for one layer, after a permutation of the dimensions. Every second permutation is the reversal, so that each
-    dimension is mapped once in two layers; those between are random, drawn when the prior is made and kept in its
-    state. Each layer bends half of z alone: it takes about twice the layers of `MaskedAutoregressiveFlow` for the same
-    density, and a single one leaves half of z normal. As with every affine flow, separate modes stay joined by a thin
-    thread of mass. The soft bound of the scale is the paper's with a fixed factor, 3.
+    for one layer, after a permutation of the dimensions. Every second permutation is the reversal, so that each pair
+    of layers maps every dimension. The other permutations are random; they are drawn when the prior is made and kept
+    in its state. A layer bends only half of z: the flow takes about twice the layers of `MaskedAutoregressiveFlow` for
+    the same density, and a single layer leaves half of z normal. As in every affine flow, a thin thread of mass joins
+    separate modes. The soft bound of the scale is the paper's, with a fixed factor of 3.
 
     A new flow is near N(0, I).
 
     Args:
         latent_dim: The dimension d of z, at least 2.
-        num_transforms: How many layers.
+        num_transforms: The number of layers.
         hidden: Widths of each layer's network (ELU).
 
     Raises:
@@ -123,26 +123,26 @@ class CouplingFlow(_FlowPrior):
 
 
 class SplineFlow(_FlowPrior):
-    r"""A flow of autoregressive splines as a prior: the most flexible of the three, quick to score, slow to draw from.
+    r"""A flow of autoregressive splines as a prior: the most flexible flow, quick to score, slow to draw from.
 
     .. math::
         p(z) = \prod_i \mathcal N\bigl(e_i; 0, 1\bigr)\, \rho_i'(z_i), \qquad
         e_i = \rho_i(z_i) = \rho\bigl(z_i; \theta_i(z_{<i})\bigr),
 
-    for one layer, with :math:`\rho` a monotone spline of linear rational pieces on [-5, 5] and the identity outside;
-    the next layer takes e for its z, in the reverse order of dimensions. A single layer can have many modes in each
-    dimension. The density takes one pass, several times the work of `MaskedAutoregressiveFlow`; *a draw takes d passes
-    one after the other*. *Outside the box it is the standard normal in that dimension*: it can neither widen nor shift
-    what lies further out. The density is continuous within the box, with kinks at the knots, and has a step of a
-    thousandth at its edge (Pyro's boundary derivative is 0.999), so that quadrature converges slowly.
+    for one layer. :math:`\rho` is a monotone spline of linear rational pieces on [-5, 5], and the identity outside. The
+    next layer takes e for its z, in the reverse order of dimensions. A single layer can have many modes in each
+    dimension. The density takes one pass, several times the work of `MaskedAutoregressiveFlow`; *a draw takes d
+    sequential passes*. *Outside the box a dimension keeps the standard normal density*: the flow can neither widen nor
+    shift what lies further out. The density is continuous within the box, with kinks at the knots. At the edge of the
+    box it has a step of a thousandth (Pyro's boundary derivative is 0.999), so quadrature converges slowly.
 
     A new flow is near N(0, I).
 
     Args:
         latent_dim: The dimension d of z.
-        num_transforms: How many layers.
+        num_transforms: The number of layers.
         hidden: Widths of each layer's masked network (ELU), each at least `latent_dim`.
-        num_bins: How many pieces each spline has, 2 to 500.
+        num_bins: The number of pieces of each spline, 2 to 500.
 
     Raises:
         ValueError: For a size that is not a positive integer, or a width below `latent_dim`.

@@ -16,13 +16,13 @@ class Laplace(nn.Module):
     .. math::
         p(z) = \prod_i \frac{1}{2b} e^{-|z_i| / b}.
 
-    Not invariant to rotation: its axes mean something, and solutions that lie along them are preferred; it is no
-    sparse prior for all that, since draws of q(z|x) are never 0. The density has a kink at 0. The KL has a closed form
-    for the posteriors ``DiagonalNormal`` and ``Laplace``.
+    The density is not invariant to rotation: its axes mean something, and it prefers solutions that lie along them. It
+    is still no sparse prior, since draws of q(z|x) are never 0. The density has a kink at 0. The KL has a closed
+    form for the posteriors ``DiagonalNormal`` and ``Laplace``.
 
     Args:
         latent_dim: The dimension d of z.
-        scale: b; the variance is :math:`2 b^2`, that of the standard normal for :math:`b = \sqrt{1/2}`.
+        scale: The scale b; the variance is :math:`2 b^2`, that of the standard normal for :math:`b = \sqrt{1/2}`.
 
     Raises:
         ValueError: If `latent_dim` is not a positive integer, or `scale` is not a finite number above zero.
@@ -58,14 +58,14 @@ class StudentT(nn.Module):
         p(z) = \prod_i \frac{\Gamma(\frac{\nu + 1}2)}{\Gamma(\frac\nu2) \sqrt{\nu \pi}\, s}
         \Bigl( 1 + \frac{z_i^2}{\nu s^2} \Bigr)^{-(\nu + 1) / 2}.
 
-    A latent far out costs the logarithm of its distance, not the square: outliers are not pulled in, and nothing keeps
-    an unused dimension from drifting. Draws for :math:`\nu \le 1` have no mean, and decode to what the
-    network makes of very large inputs. There is no closed form of the KL: ``MeanFieldELBO`` refuses it.
+    A latent far from 0 costs the logarithm of its distance, not the square. Outliers are therefore not pulled in, and
+    nothing keeps an unused dimension from drifting. For :math:`\nu \le 1` draws have no mean, and the network decodes
+    very large inputs. The KL has no closed form, so ``MeanFieldELBO`` refuses this prior.
 
     Args:
         latent_dim: The dimension d of z.
-        df: :math:`\nu`, the degrees of freedom: 1 is the Cauchy distribution; the variance is infinite up to 2.
-        scale: s; the variance is :math:`s^2 \nu / (\nu - 2)` for :math:`\nu > 2`.
+        df: The degrees of freedom :math:`\nu`: 1 gives the Cauchy distribution; the variance is infinite up to 2.
+        scale: The scale s; the variance is :math:`s^2 \nu / (\nu - 2)` for :math:`\nu > 2`.
 
     Raises:
         ValueError: If `latent_dim` is not a positive integer, or `df` or `scale` is not a finite number above zero.

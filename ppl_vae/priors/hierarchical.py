@@ -13,18 +13,18 @@ from ppl_vae.networks import MLP, Binding, NetworkFactory, ParameterNetwork
 
 
 class TwoLevel(nn.Module):
-    r"""A prior of two levels, :math:`z = (z_1, z_2)`, of which the likelihood reads the first.
+    r"""A prior of two levels, :math:`z = (z_1, z_2)`; the likelihood reads only the first.
 
     .. math::
         p(z) = p(z_2)\, p(z_1|z_2), \qquad p(z_2) = \mathcal N(0, I), \quad
         p(z_1|z_2) = \mathcal N(z_1; \mu(z_2), \mathrm{diag}\,\sigma(z_2)^2).
 
-    An infinite mixture over :math:`z_1`, learned. The top level is easily ignored: training finds
-    :math:`q(z_2|x) = p(z_2)` and the plain VAE in :math:`z_1`; warming the KL up, more particles, or batch
-    normalisation help (see the papers). Goes with `posteriors.TwoLevel`, and with any other posterior on R^d.
+    The density of :math:`z_1` is a learned infinite mixture. Training easily ignores the top level: it finds
+    :math:`q(z_2|x) = p(z_2)` and the plain VAE in :math:`z_1`. Warming up the KL, more particles, or batch
+    normalisation help (see the papers). This prior goes with `posteriors.TwoLevel` and with any other posterior on R^d.
 
     Args:
-        latent_dim: The dimension of z, both levels together.
+        latent_dim: The dimension of z: both levels together.
         top_dim: The dimension of :math:`z_2`.
         network: Maps :math:`z_2` to the mean and a raw scale of :math:`z_1`; ``MLP()`` by default.
         floor: The smallest standard deviation of :math:`p(z_1|z_2)`.

@@ -15,28 +15,28 @@ from ppl_vae.distributions.normal_mixture import NormalMixture
 
 
 class MixtureOfNormals(nn.Module):
-    r"""A mixture of diagonal normals, all of it learned.
+    r"""A mixture of diagonal normals with learned weights, means and scales.
 
     .. math::
         p(z) = \sum_{c=1}^C \pi_c\, \mathcal N(z; \mu_c, \mathrm{diag}\,\sigma_c^2), \qquad
         \sigma_c = \log(1 + e^{s_c}) + \text{floor}.
 
-    Prone to idle components: one that is far from the aggregate posterior gets no gradient and stays there, while a
-    few others carry everything (the starting point counters it; `VampPrior` avoids it by the encoder). No closed form
-    of the KL exists, so that objectives that need one, such as ``MeanFieldELBO``, refuse it.
+    Components can stay idle: one that is far from the aggregate posterior gets no gradient and stays there, while a
+    few others carry everything. The starting point counters this; `VampPrior` avoids it by the encoder. The KL has no
+    closed form, so objectives that need one, such as ``MeanFieldELBO``, refuse this prior.
 
-    The start has variance about 1 in every dimension, like the standard normal, and the means
-    lie about two standard deviations of a component apart in any number of dimensions:
+    At the start the variance is about 1 in every dimension, as for the standard normal. The means lie about two
+    standard deviations of a component apart in any number of dimensions:
     :math:`\sigma^2 = d / (d + 2)` and :math:`\mu_c \sim \mathcal N(0, 1 - \sigma^2)`.
 
     Args:
         latent_dim: The dimension d of z.
-        num_components: C.
-        floor: The smallest standard deviation: without one a component can collapse onto a point, where the density,
+        num_components: The number C of components.
+        floor: The smallest standard deviation. Without it a component can collapse onto a point, where the density,
             and with it the bound, has no maximum.
 
     Raises:
-        ValueError: If `latent_dim` or `num_components` is no positive integer, or `floor` is not in (0, 0.5).
+        ValueError: If `latent_dim` or `num_components` is not a positive integer, or `floor` is not in (0, 0.5).
 
     Reference:
         Deep Unsupervised Clustering with Gaussian Mixture Variational Autoencoders (Dilokthanakul et al., 2016),

@@ -10,7 +10,7 @@ from torch.nn.functional import softplus
 from ppl_vae._numbers import inverse_softplus
 from ppl_vae._validation import check_positive_int
 
-_FLOOR = 1e-5  # of a learned standard deviation
+_FLOOR = 1e-5  # the smallest learned standard deviation
 
 
 class StandardNormal(nn.Module):
@@ -19,8 +19,8 @@ class StandardNormal(nn.Module):
     .. math::
         p(z) = \mathcal N(z; 0, I) = (2\pi)^{-d/2} \exp(-\tfrac12 \lVert z \rVert^2).
 
-    Its weakness is the mismatch with the aggregate posterior :math:`\frac1N \sum_n q(z|x_n)`: regions of prior mass
-    that no datum maps to decode to nothing seen.
+    Its weakness is the mismatch with the aggregate posterior :math:`\frac1N \sum_n q(z|x_n)`: a region of prior mass
+    that no datum maps to decodes to something unlike the data.
 
     Args:
         latent_dim: The dimension d of z.
@@ -56,11 +56,11 @@ class DiagonalNormal(nn.Module):
     .. math::
         p(z) = \prod_i \mathcal N(z_i; \mu_i, \sigma_i^2), \qquad \sigma_i = \log(1 + e^{s_i}) + 10^{-5}.
 
-    Redundant where the likelihood's network starts with a linear layer and the posterior's ends in one, as in an
-    `MLP`: both can absorb :math:`z \mapsto \mu + \sigma z`, so that the best bound is that of `StandardNormal`. It
-    changes the way there, and the bound where a piece cannot absorb it: a scale bounded below (``floor``), a
-    network without a linear layer at z, weight decay. Gradients along the redundant directions leave the scale
-    of z free to drift. Starts as the standard normal; the KL has a closed form for normal posteriors.
+    This prior is redundant where the likelihood's network starts with a linear layer and the posterior's ends in one,
+    as in an `MLP`. Both can absorb :math:`z \mapsto \mu + \sigma z`, so the best bound is that of `StandardNormal`, and
+    only the path of training changes. The bound changes where a piece cannot absorb the map: a scale bounded below
+    (``floor``), a network without a linear layer at z, weight decay. Along the redundant directions the scale of z is
+    free to drift. The prior starts as the standard normal. The KL has a closed form for normal posteriors.
 
     Args:
         latent_dim: The dimension d of z.
@@ -77,7 +77,7 @@ class DiagonalNormal(nn.Module):
         super().__init__()
         self.latent_dim = check_positive_int(latent_dim, "prior DiagonalNormal: latent_dim")
         self.loc = nn.Parameter(torch.zeros(latent_dim))
-        # of which softplus is 1 - _FLOOR
+        # softplus of it is 1 - _FLOOR: the scale starts at 1
         self.raw_scale = nn.Parameter(torch.full((latent_dim,), inverse_softplus(1 - _FLOOR)))
 
     def forward(self) -> dist.Distribution:

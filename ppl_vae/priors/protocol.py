@@ -1,4 +1,4 @@
-"""What a VAE needs of a prior."""
+"""The protocol of priors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pyro.distributions as dist
 
 
 class Prior(Protocol):
-    """What a VAE needs of p(z); a prior that has a method ``bind`` also states its ``latent_dim``."""
+    """A callable that returns p(z); a prior with a method ``bind`` also has an attribute ``latent_dim``."""
 
     def __call__(self) -> dist.Distribution:
         """Return p(z), with ``batch_shape == ()`` and ``event_shape == (latent,)``."""

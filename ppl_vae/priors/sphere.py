@@ -16,11 +16,11 @@ class HypersphericalUniform(nn.Module):
     .. math::
         p(z) = \Gamma(d/2) / (2 \pi^{d/2}), \qquad \lVert z \rVert = 1.
 
-    It pulls the posterior nowhere, so that data on a closed manifold need not crowd around an origin; but in many
-    dimensions (the paper saw it from about 20 on) the sphere's area vanishes, a posterior must be very concentrated to
-    say anything, and the normal prior does better. It goes with `posteriors.PowerSpherical` and
+    It pulls the posterior towards no point, so data on a closed manifold need not crowd around an origin. In many
+    dimensions (the paper saw it from about 20 on) the sphere's area vanishes and a posterior must be very concentrated
+    to be informative; there the normal prior does better. This prior goes with `posteriors.PowerSpherical` and
     `posteriors.VonMisesFisher`: no posterior on R^d has a density with respect to the sphere's area. Quadrature over
-    R^d says nothing about it.
+    R^d does not apply to it.
 
     Args:
         latent_dim: The dimension d of the space around the sphere; at least 2 (the circle).

@@ -21,43 +21,44 @@ from ppl_vae.networks import Binding, Shape
 
 Start = Literal["random", "data"]
 
-_MARGIN = 0.01  # of the range: how far from its ends pseudo-inputs start, where a sigmoid still moves
+_MARGIN = 0.01  # share of the range between its ends and the first pseudo-inputs, where a sigmoid still moves
 
 
 class VampPrior(nn.Module):
-    r"""The variational mixture of posteriors, at learned pseudo-inputs.
+    r"""The variational mixture of posteriors at learned pseudo-inputs.
 
     .. math::
         p(z) = \sum_{c=1}^C \pi_c\, q(z|u_c), \qquad \pi_c = 1/C \text{ or learned}.
 
-    With the training data for pseudo-inputs it would be the aggregate posterior, the prior that maximises the ELBO;
-    C learned ones stand for it. It overfits as C nears the number of data, and its encoder runs on C more inputs at
-    every step: C = 500 beside a batch of 200 makes the encoder 3.5 times as dear. The KL has no closed form, so that
-    ``MeanFieldELBO`` refuses it. Everything that depends on a fixed p(z) (a KL in closed form, latents comparable
-    between models) is lost, since the prior moves with the encoder.
+    With the training data as pseudo-inputs it would be the aggregate posterior, the prior that maximises the ELBO; C
+    learned pseudo-inputs stand in for them. The prior overfits as C nears the number of data. The encoder runs on C
+    more inputs at every step: C = 500 with a batch of 200 makes the encoder 3.5 times as expensive. The KL has no
+    closed form, so ``MeanFieldELBO`` refuses this prior. The prior moves with the encoder, so everything that depends
+    on a fixed p(z) is lost: a KL in closed form, latents comparable between models.
 
-    The posterior is the VAE's own and stays its own: the prior refers to it, and adds the pseudo-inputs (and weights)
-    alone to the VAE's parameters. Gradients reach both. The encoder runs on pseudo-inputs in evaluation mode, so that
-    batch normalisation learns its statistics from the data and no unit drops out of the prior; with batch
-    normalisation it lags behind the one that the data see in training. A posterior put in later
-    (``vae.posterior = other``) is not the prior's: make a new VAE.
+    The prior refers to the VAE's posterior without owning it: it adds only the pseudo-inputs (and weights) to the VAE's
+    parameters. Gradients reach both. The encoder runs on pseudo-inputs in evaluation mode: batch normalisation learns
+    its statistics from the data alone, and no unit drops out of the prior. With batch normalisation the prior's encoder
+    therefore lags behind the one that the data see in training. The prior does not follow a posterior that is put in
+    later (``vae.posterior = other``): make a new VAE.
 
-    In a conditional model p(z) stays unconditional: each pseudo-input has a learned pseudo-label, a softmax (a mixture
-    of one-hot labels), where the posterior takes y.
+    In a conditional model p(z) stays unconditional. If the posterior takes y, each pseudo-input has a learned
+    pseudo-label, a softmax (a mixture of one-hot labels).
 
     Args:
         latent_dim: The dimension d of z.
-        num_components: C.
-        start: ``"random"``: pseudo-inputs from N(0, 1), through a sigmoid into the bounds if there are any. ``"data"``:
-            from training data (drawn by torch's global generator), moved into the bounds by 1% of their range.
-        low: The least value of a pseudo-input, for data of bounded range: 0 for pictures.
-        high: The greatest, 1 for pictures. Both or none: without them pseudo-inputs are free, and may go where the
-            encoder has seen no data.
-        learn_weights: Learn :math:`\pi` as well; 1/C each in the paper.
+        num_components: The number C of pseudo-inputs.
+        start: The first pseudo-inputs; ``"random"``: from N(0, 1), through a sigmoid into the bounds if there are any;
+            ``"data"``: training data (drawn by torch's global generator), kept 1% of the range away from the bounds.
+        low: The smallest value of a pseudo-input, for data of bounded range: 0 for pictures.
+        high: The largest value: 1 for pictures. Give both bounds or neither: without bounds pseudo-inputs are free, and
+            may go where the encoder has seen no data.
+        learn_weights: Whether :math:`\pi` is learned as well; in the paper each weight is 1/C.
 
     Raises:
         ValueError: For a number of components below one, an unknown `start`, one bound without the other, a `low` not
-            below `high`, ``start="data"`` without data, or a posterior whose density cannot be evaluated at any z.
+            below `high`, ``start="data"`` without data, or a posterior whose density cannot be evaluated at a z that it
+            did not draw.
 
     Reference:
         VAE with a VampPrior (Tomczak & Welling, 2018), https://arxiv.org/abs/1705.07120
@@ -109,7 +110,7 @@ class VampPrior(nn.Module):
             super().__setattr__(name, value)
 
     def bind(self, binding: Binding) -> None:
-        """Make the pseudo-inputs for these data and refer to this posterior."""
+        """Make the pseudo-inputs for these data and keep a reference to the posterior."""
         if self._posterior is not None:
             raise ValueError("prior VampPrior already belongs to a VAE: make a new one for each VAE")
         posterior = binding.posterior
@@ -132,7 +133,7 @@ class VampPrior(nn.Module):
             raise
 
     def pseudo_inputs(self) -> Tensor:
-        """Return u, (num_components, *x_shape).
+        """Return the pseudo-inputs u, (num_components, *x_shape).
 
         Raises:
             RuntimeError: If the prior belongs to no VAE yet.
@@ -165,7 +166,7 @@ class VampPrior(nn.Module):
         return ((inputs - self.low) / (self.high - self.low)).clamp(_MARGIN, 1 - _MARGIN).logit()
 
     def _check(self, latent_shape: Shape) -> None:
-        """Refuse a posterior that is no density at any z."""
+        """Refuse a posterior of wrong shapes, or one whose density cannot be evaluated at a z that it did not draw."""
         with torch.no_grad(), untouched_random_state():
             components = self._components()
             name = describe(components)

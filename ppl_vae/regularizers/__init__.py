@@ -1,9 +1,8 @@
-"""Regularizers: penalties beside an objective that is maximised, outside of its logarithm.
+"""Regularizers: penalties subtracted from an objective, outside its logarithm.
 
-`objectives.Regularized` joins the two.
-
-``fit(..., regularizer=KLWeight(4.0))`` and ``ppl-vae train --regularizer KLWeight --regularizer.beta 4`` do so too. A
-regularizer is a callable from `objectives.LogWeights` to an `objectives.Penalty`; your own inherits nothing.
+`objectives.Regularized` joins an objective and a regularizer. So do ``fit(..., regularizer=KLWeight(4.0))`` and
+``ppl-vae train --regularizer KLWeight --regularizer.beta 4``. A regularizer is a callable from `objectives.LogWeights`
+to an `objectives.Penalty`; your own need not inherit from any class.
 """
 
 from ppl_vae.regularizers.aggregate import InfoVAE, TotalCorrelation

@@ -1,4 +1,4 @@
-r"""Penalties on the aggregate posterior q(z): total correlation, and its distance from the prior by MMD."""
+r"""Penalties on the aggregate posterior q(z): its total correlation, and its distance from the prior in MMD."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ Kernel = Literal["imq", "rbf"]
 
 
 class TotalCorrelation:
-    r"""The KL taken apart, and each part weighed by itself: beta-TC-VAE.
+    r"""The decomposition of the KL into three parts, each with its own weight: beta-TC-VAE.
 
     .. math::
         \mathbb E_x\, \mathrm{KL}(q(z|x) \,\|\, p(z)) = I(x; z) + \mathrm{KL}\Big(q(z) \,\Big\|\, \prod_j q(z_j)\Big)
         + \sum_j \mathrm{KL}(q(z_j) \,\|\, p(z_j)),
 
-    weighed by alpha, beta and gamma; all one change nothing. The penalty is what the weights add. The densities of the
-    aggregate posterior q(z) are estimated from the batch by minibatch-weighted sampling,
-    :math:`\log q(z_i) \approx \log \frac{1}{NB} \sum_j q(z_i|x_j)`, **which is biased**: too low by log B to log
-    N, mostly a constant under the gradient. So the three parts are not to be read as nats, and the value bounds
-    nothing. Costs K B^2 d numbers. For one latent site whose q and p factorise over dimensions, drawn with a gradient.
+    with the weights alpha, beta and gamma; when all three are one, nothing changes. The penalty is the difference that
+    the weights make. Minibatch-weighted sampling estimates the densities of the aggregate posterior q(z) from the
+    batch, :math:`\log q(z_i) \approx \log \frac{1}{NB} \sum_j q(z_i|x_j)`. **This estimate is biased**: it is too low
+    by log B to log N, which is mostly a constant for the gradient. So do not read the three parts as nats; the value is
+    no bound. The cost is K B^2 d numbers. The program must have a single latent site whose q and p factorise over
+    dimensions, drawn with a gradient.
 
     Args:
         dataset_size: N, the number of training data.
         beta: The weight of the total correlation.
-        alpha: That of the mutual information.
-        gamma: That of the dimension-wise KL.
+        alpha: The weight of the mutual information.
+        gamma: The weight of the dimension-wise KL.
 
     Raises:
-        ValueError: If a weight is negative, or the latents are of another kind.
+        ValueError: If a weight is negative, or the latents are not as required.
 
     Reference:
         Isolating Sources of Disentanglement in Variational Autoencoders (Chen et al., 2018),
@@ -69,9 +70,9 @@ class TotalCorrelation:
 
 
 def decompose(log_weights: LogWeights, dataset_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Return mutual information, total correlation and dimension-wise KL of each datum, (batch,).
+    r"""Return the mutual information, total correlation and dimension-wise KL of each datum, (batch,).
 
-    Their sum is the sampled KL, exactly.
+    Their sum is exactly the sampled KL.
     """
     owner = "regularizer TotalCorrelation"
     q, _ = factors(log_weights, owner)
@@ -93,25 +94,26 @@ def decompose(log_weights: LogWeights, dataset_size: int) -> tuple[Tensor, Tenso
 
 
 class InfoVAE:
-    r"""A weight on the KL and another on the maximum mean discrepancy of q(z) and p(z).
+    r"""A weight on the KL, and another on the maximum mean discrepancy between q(z) and p(z).
 
     .. math::
         \mathrm{penalty} = -\alpha\, \mathrm{KL}(q(z|x) \,\|\, p(z)) + (\alpha + \lambda - 1)\, \mathrm{MMD}^2(q(z),
         p(z)).
 
-    alpha = 0 and lambda = 1 change nothing; alpha = 1 leaves the KL out altogether (an MMD-VAE). **No bound.** The MMD
-    is the unbiased estimate from the batch and as many draws of p(z), split over the data so that its mean over the
-    batch is the estimate: it counts like every other term per datum, whatever the size of the batch. A batch has at
-    least two data. Costs 3 B^2 d numbers. For one latent site, drawn with a gradient.
+    alpha = 0 and lambda = 1 change nothing; alpha = 1 removes the KL altogether (an MMD-VAE). The value is **no
+    bound**. The MMD is the unbiased estimate from the batch and equally many draws of p(z). It is split over the data
+    so that its mean over the batch is the estimate: it is a term per datum like the others, for every batch size. A
+    batch needs at least two data. The cost is 3 B^2 d numbers. The program must have a single latent site, drawn with a
+    gradient.
 
     Args:
-        alpha: How much of the KL is taken away, at most 1.
+        alpha: The share of the KL to remove, at most 1.
         weight: :math:`\lambda`.
         kernel: ``"imq"``, :math:`2dc / (2dc + r^2)` with c = 1, as usual for normal latents, or ``"rbf"``,
             :math:`\exp(-r^2 / (2d))`.
 
     Raises:
-        ValueError: If a number is out of range, or the latents are of another kind.
+        ValueError: If a number is out of range, or the latents are not as required.
 
     Reference:
         InfoVAE: Balancing Learning and Inference in Variational Autoencoders (Zhao et al., 2019),
@@ -149,7 +151,7 @@ class InfoVAE:
         return Penalty(value, share * discrepancy - self.alpha * term.surrogate, False)
 
     def _discrepancy(self, log_weights: LogWeights) -> Tensor:
-        """MMD^2, split over the data, (batch,)."""
+        """Return MMD^2, split over the data, (batch,)."""
         if len(log_weights.z) != 1:
             raise ValueError(f"regularizer InfoVAE takes one latent site, and the program has {list(log_weights.z)}")
         ((name, z),) = log_weights.z.items()
@@ -168,12 +170,12 @@ class InfoVAE:
         return (within_z + within_y - 2 * self._similarity(z, y).mean(-1)).mean(0)
 
     def _similarity(self, a: Tensor, b: Tensor) -> Tensor:
-        """The kernel of every pair, (..., n, m)."""
+        """Return the kernel of every pair, (..., n, m)."""
         d = a.shape[-1]
         square = (a.unsqueeze(-2) - b.unsqueeze(-3)).square().sum(-1)
         return 2 * d / (2 * d + square) if self.kernel == "imq" else (-square / (2 * d)).exp()
 
 
 def _others(similarity: Tensor) -> Tensor:
-    """The mean over all others of the last dimension; a point's likeness to itself is one."""
+    """Return the mean over the last dimension without the point itself, whose similarity to itself is one."""
     return (similarity.sum(-1) - 1) / (similarity.shape[-1] - 1)

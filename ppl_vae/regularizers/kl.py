@@ -22,20 +22,20 @@ class KLWeight(nn.Module):
     .. math::
         \mathrm{penalty}(x) = (\beta - 1)\, \mathrm{KL}(q(z|x) \,\|\, p(z)).
 
-    beta = 1 changes nothing. Above one the objective stays a lower bound, a looser one; **below one it is none**, and
-    while it anneals none is claimed. Under a bound of K particles this is :math:`\mathcal L_K - (\beta - 1)
-    \mathrm{KL}`: the weight stays outside of the logarithm. The KL is in closed form where it has one, else sampled
-    with the objective's own draws.
+    beta = 1 changes nothing. With a weight above one the objective is still a lower bound, but a looser one. **Below
+    one it is no lower bound**, and while the weight anneals none is claimed. A bound of K particles becomes
+    :math:`\mathcal L_K - (\beta - 1) \mathrm{KL}`: the weight stays outside the logarithm. The KL is in closed form
+    where one exists, otherwise sampled with the draws of the objective.
 
     Args:
-        beta: The weight, at the end of the schedule.
-        schedule: ``"constant"``, ``"linear"``, ``"cyclical"`` or ``"sigmoid"``, see `Schedule`.
-        steps: Training steps of the schedule.
-        start: The weight that it begins with.
-        cycles: Ramps of a cyclical schedule.
+        beta: The weight at the end of the schedule.
+        schedule: ``"constant"``, ``"linear"``, ``"cyclical"`` or ``"sigmoid"``; see `Schedule`.
+        steps: The number of training steps of the schedule.
+        start: The weight at the start of the schedule.
+        cycles: The number of ramps of a cyclical schedule.
 
     Raises:
-        ValueError: If a weight is negative, or a schedule lacks its steps.
+        ValueError: If a weight is negative, or the schedule needs `steps`.
 
     Reference:
         beta-VAE (Higgins et al., 2017), https://openreview.net/forum?id=Sy2fzU9gl; Ladder Variational Autoencoders
@@ -75,22 +75,23 @@ class KLWeight(nn.Module):
 
 
 class FreeBits(nn.Module):
-    r"""Free bits: a KL below lambda is not paid for, so that no dimension is given up early.
+    r"""Free bits: every KL below lambda costs the same, so training does not give up a dimension early.
 
     .. math::
         \mathrm{penalty} = \sum_j \max(\lambda, \mathrm{KL}_j) - \mathrm{KL}_j, \qquad j \text{ over dimensions, or one
         for all.}
 
-    lambda = 0 changes nothing. Never negative: a lower bound stays one, but **one that pays lambda nats for each
-    dimension whether it is used or not**, so compare models by the ELBO or log p(x) instead. Over what is averaged
-    before the maximum matters: over the batch (the default, as in the paper) a dimension may be free for one datum and
-    dear for another; for each datum by itself it may not, which is the harder constraint.
+    lambda = 0 changes nothing. The penalty is never negative, so a lower bound stays one. But **the bound pays lambda
+    nats for each dimension, used or unused**, so compare models by the ELBO or log p(x) instead. It matters what is
+    averaged before the maximum. With an average over the batch (the default, as in the paper), the KL of a dimension
+    may be below lambda for one datum if it is above for another. With the maximum for each datum it may not; this is
+    the harder constraint.
 
     Args:
         nats: lambda, nats per group.
-        over: Groups: each latent ``"dimension"`` (closed form needed), or all of z, ``"datum"``.
-        average: Whether the KL of a group is averaged over the ``"batch"`` before the maximum is taken, or taken for
-            each ``"datum"``.
+        over: The groups: each latent ``"dimension"`` (needs a closed-form KL), or all of z, ``"datum"``.
+        average: ``"batch"`` to average the KL of a group over the batch before the maximum, ``"datum"`` to take the
+            maximum for each datum.
 
     Raises:
         ValueError: If `nats` is negative, an option is unknown, or the KL does not split into dimensions.
@@ -113,7 +114,7 @@ class FreeBits(nn.Module):
         self.average: Average = average
 
     def extra_repr(self) -> str:
-        """What tells it from others."""
+        """Return the settings for ``repr``."""
         return f"{self.nats} nats over {self.over}, averaged over {self.average}"
 
     def forward(self, log_weights: LogWeights) -> Penalty | None:
@@ -132,17 +133,17 @@ class FreeBits(nn.Module):
 
 
 class Capacity(nn.Module):
-    r"""A capacity C for the KL, which is drawn to it from above and below.
+    r"""A capacity C, towards which the penalty pulls the KL from above and below.
 
     .. math::
         \mathrm{penalty} = \gamma\, \lvert \mathrm{KL} - C \rvert - \mathrm{KL},
 
-    with the KL averaged over the batch, and C rising linearly from zero if `steps` are given. **No bound.**
+    with the KL averaged over the batch. If `steps` is given, C rises linearly from zero. The value is **no bound**.
 
     Args:
-        nats: C at the end, nats.
-        gamma: The force.
-        steps: Training steps over which C rises; None for C from the start.
+        nats: The final C, nats.
+        gamma: The strength of the pull.
+        steps: The number of training steps over which C rises; None for the final C from the start.
 
     Raises:
         ValueError: If a number is not positive.

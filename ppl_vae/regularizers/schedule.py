@@ -1,4 +1,4 @@
-r"""A weight that changes as training goes, as a tensor: a captured step sees every change."""
+r"""A weight that changes during training; it is a tensor, so a captured graph sees every change."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ Shape = Literal["constant", "linear", "cyclical", "sigmoid"]
 
 
 class Schedule(nn.Module):
-    r"""From `start` to `stop` over the first training steps, and `stop` from then on.
+    r"""A weight that moves from `start` to `stop` over the first training steps and then stays at `stop`.
 
-    With t the share of `steps` taken, from 0 to 1:
+    With t, from 0 to 1, the fraction of `steps` already taken, the weight is:
 
     - ``"constant"``: `stop`.
     - ``"linear"``: start + t (stop - start).
-    - ``"sigmoid"``: the same with :math:`\sigma(10 (2t - 1))` in t's place, rescaled to reach both ends: slow at first
-      and at last.
+    - ``"sigmoid"``: the linear form with :math:`\sigma(10 (2t - 1))` in place of t, rescaled to reach both ends: slow
+      at the start and at the end.
     - ``"cyclical"``: `cycles` ramps within the steps, each linear over its first half and `stop` over its second.
 
-    It counts the training steps by itself (calls under which gradients are recorded), in a buffer that checkpoints
-    keep; evaluation does not move it.
+    The schedule counts the training steps, which are the calls that record gradients, in a buffer that checkpoints
+    keep. Evaluation does not change the count.
 
     Args:
         shape: The shape.
         stop: The last value.
-        start: The first.
-        steps: Training steps of the whole; needed by all shapes but the constant one.
-        cycles: Ramps of the cyclical one.
-        name: Who asks, for messages.
+        start: The first value.
+        steps: The number of training steps of the schedule; every shape except the constant one needs it.
+        cycles: The number of ramps of the cyclical shape.
+        name: The name of the caller, for messages.
 
     Raises:
-        ValueError: If the shape is unknown, or lacks its steps.
+        ValueError: If the shape is unknown, or needs `steps` and has none.
 
     Reference:
         Generating Sentences from a Continuous Space (Bowman et al., 2016), https://arxiv.org/abs/1511.06349; Cyclical
@@ -69,11 +69,11 @@ class Schedule(nn.Module):
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
 
     def extra_repr(self) -> str:
-        """What tells it from others."""
+        """Return the settings for ``repr``."""
         return f"{self.shape}, {self.start} to {self.stop} in {self.steps} steps"
 
     def forward(self) -> Tensor:
-        """Return the value of this step, shape (), and count the step if gradients are recorded."""
+        """Return the weight at this step, shape (), and count the step if gradients are recorded."""
         share = (self.step / self.steps).clamp(max=1.0)
         if self.shape == "constant":
             share = torch.ones_like(share)

@@ -1,4 +1,4 @@
-r"""The KL of an objective's draws, with a gradient that fits how they were drawn."""
+r"""The KL for the draws of an objective, with the gradient that suits the way they are drawn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ppl_vae.objectives.log_weights import LogWeights, particle_dim, to_particle
 
 
 class Term(NamedTuple):
-    """A quantity of each datum, (batch,), or latent dimension, (batch, d): its value, and what has its gradient."""
+    """A term per datum, (batch,), or per latent dimension, (batch, d): its value, and a surrogate for its gradient."""
 
     value: Tensor
     surrogate: Tensor
@@ -25,9 +25,10 @@ class Term(NamedTuple):
 def kl(log_weights: LogWeights) -> Term:
     r"""Return :math:`\mathrm{KL}(q(z|x) \,\|\, p(z))` of each datum.
 
-    In closed form where there is one site that has it, else sampled: differentiated along the path of latents that
-    carry a gradient, by the score of q (each particle less the mean of the others) of those that do not, and as a sum
-    over enumerated ones.
+    A single latent site has the KL in closed form where one exists. Otherwise the KL depends on the latents. Enumerated
+    latents give an exact sum. Latents with a gradient give a sampled KL with the pathwise gradient. Latents without a
+    gradient give a sampled KL with the score-function gradient, in which each particle subtracts the mean of the
+    others.
     """
     if len(log_weights.posterior) == 1:
         try:
@@ -50,10 +51,10 @@ def kl(log_weights: LogWeights) -> Term:
 
 
 def log_prior(log_weights: LogWeights) -> Tensor:
-    """Return log p(z_k), all sites added, (K, batch), with the gradient of z as it was drawn.
+    """Return log p(z_k), summed over sites, (K, batch), with the gradient of z unchanged by path weights.
 
     Raises:
-        ValueError: If an objective weighs the path through z, and z has several sites.
+        ValueError: If an objective weighs the path through z and there are several latent sites.
     """
     if not log_weights.spent:
         return torch.stack(list(log_weights.log_prior.values())).sum(0)
@@ -75,7 +76,7 @@ def kl_per_dimension(log_weights: LogWeights, owner: str) -> Term:
     """
     q, p = factors(log_weights, owner)
     kl = torch.distributions.kl_divergence(q, p)
-    if kl.dim() > 2:  # the same for all particles, unless a distribution hangs on another latent
+    if kl.dim() > 2:  # equal for all particles, unless a distribution depends on another latent
         kl = kl.flatten(0, -3).mean(0)
     kl = kl.expand(log_weights.log_lik.shape[1], -1)
     return Term(kl.detach(), kl)

@@ -1,4 +1,4 @@
-"""The folder of a run: written while it trains (`RunFolder`), read (`load_run`), opened with its data, listed."""
+"""The folder of a run: `RunFolder` writes it during training, and `load_run` reads it."""
 
 from ppl_vae.runs.folder import RunFolder, draw, example_conditions, labels_in_turn, load_run, next_free
 

@@ -1,4 +1,4 @@
-"""The folder of a run: what training leaves behind, and the way back from it to a model."""
+"""The folder of a run: the files that training writes, and a function that loads the model from them."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ _SHOWN = 32  # images in a picture of reconstructions
 
 
 class RunFolder(Callback):
-    """Writes a run's folder while it trains.
+    """A callback that writes a run's folder during training.
 
     ===================  ============================================================================================
     ``config.yaml``      the resolved config; ``ppl-vae train --config`` with it gives the same run
     ``run.json``         versions, machine, device, seed, the data's name, shape and hash
-    ``metrics.jsonl``    a record an epoch, as in ``Run.history``
+    ``metrics.jsonl``    one record per epoch, as in ``Run.history``
     ``events.out...``    TensorBoard: the figures, input and reconstructed images, the latent grid
-    ``checkpoint.pt``    the state, to resume from; loads without executing code
-    ``result.json``      the last figures, why it ended, the seconds, the caveat
+    ``checkpoint.pt``    the state to resume from; it loads without executing code
+    ``result.json``      the last figures, why the run ended, the seconds, the caveat
     ``*.png``            training curves, reconstructions, samples; for a 2-D latent the grid and the scatter
     ``last_good.pt``     after a divergence: the last good state
     ===================  ============================================================================================
 
-    Images go to TensorBoard in epochs 1 to 10 and every tenth after that; a checkpoint is written at most every 30
-    seconds, and at the end.
+    Images go to TensorBoard in epochs 1 to 10 and in every tenth epoch after that. A checkpoint is written at most
+    every 30 seconds, and at the end.
 
     Args:
         path: The folder, made when training starts.
@@ -49,7 +49,7 @@ class RunFolder(Callback):
 
     Raises:
         FileExistsError: If the folder holds a run.
-        OSError: If it cannot be written.
+        OSError: If the folder cannot be written.
     """
 
     def __init__(self, path: str | Path, config: str | None = None) -> None:
@@ -76,13 +76,13 @@ class RunFolder(Callback):
             )
 
     def on_start(self, run: Run) -> None:
-        """Make the folder and write what is known before the first step."""
+        """Make the folder and write the files that are known before the first step."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.check(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:  # what access rights do not tell, /proc for instance
+        except OSError as error:  # access rights do not show it, as in /proc
             message = f"cannot write a run to {self.path} ({error.strerror}); choose another --out"
             raise PermissionError(message) from error
         if self.config is not None:
@@ -101,7 +101,7 @@ class RunFolder(Callback):
             self.writer.add_images("inputs", _images(self._inputs[0]).clamp(0, 1), 0)
 
     def on_epoch(self, run: Run, record: dict[str, float]) -> None:
-        """Append the record, and write images and a checkpoint where it is time."""
+        """Append the record, and write images and a checkpoint when they are due."""
         self.metrics.write(_to_json(record) + "\n")
         epoch = int(record["epoch"])
         for name, value in record.items():
@@ -126,7 +126,7 @@ class RunFolder(Callback):
         self._close()
 
     def on_error(self, run: Run, error: BaseException) -> None:
-        """Keep the last good state."""
+        """Save the last good state after a divergence."""
         if hasattr(self, "writer"):
             if isinstance(error, DivergedError):
                 checkpoints.save(error.good_state, self.path / "last_good.pt")
@@ -140,9 +140,10 @@ class RunFolder(Callback):
 def draw(run: Run, path: str | Path) -> list[Path]:
     """Draw a run's pictures into a folder and return their paths.
 
-    Training curves for every program; for a `VAE` of images reconstructions beside inputs and samples from the prior;
-    with a 2-D latent the article's grid, and the means of q(z|x) of the test data by label (where there are no more
-    labels than can be told apart).
+    Every program gets training curves. A `VAE` of images also gets reconstructions beside their inputs, and samples
+    from the prior; with a 2-D latent and no conditions, it gets the article's grid too. Every `VAE` with a 2-D latent
+    gets the means of q(z|x) of the test data (else of the validation or training data), coloured by label where there
+    are no more labels than can be told apart.
     """
     path = Path(path)
     figures: dict[str, Any] = {}
@@ -159,7 +160,7 @@ def draw(run: Run, path: str | Path) -> list[Path]:
             y = example_conditions(vae, split, 100)
             figures["samples"] = plots.samples(_images(vae.sample(100, y=y)), caveat=run.caveat)
         if vae.latent_shape == (2,):
-            if run.data.is_image and vae.y_shape is None:  # a grid for every condition would be many
+            if run.data.is_image and vae.y_shape is None:  # every condition would need a grid
                 figures["latent_grid"] = plots.latent_grid(_decoded_grid(vae, run), caveat=run.caveat)
             means = torch.cat([vae.encode(*batch) for batch in split.batches(min(1000, len(split)), device=run.device)])
             labels = split.labels if split.labels is None or len(split.labels.unique()) <= MOST_CLASSES else None
@@ -175,7 +176,7 @@ def load_run(path: str | Path) -> VAE:
 
     Raises:
         FileNotFoundError: If the folder holds no run of the command line.
-        ValueError: If the checkpoint is of another model, or holds parameters outside of it.
+        ValueError: If the checkpoint is of another model, or holds parameters outside the model.
     """
     from ppl_vae.configuration.config import Config
 
@@ -200,7 +201,7 @@ def load_run(path: str | Path) -> VAE:
 
 
 def _like(facts: dict[str, Any]) -> Dataset:
-    """Data of the shapes of a run's, for pieces that start from data: what they start at is loaded over."""
+    """Return zeros in the shapes of a run's data, for pieces that start from data: weights are loaded afterwards."""
     columns = [torch.zeros(2, *facts["x_shape"])]
     if facts.get("y_shape") is not None:
         columns.append(torch.zeros(2, *facts["y_shape"]))
@@ -209,7 +210,7 @@ def _like(facts: dict[str, Any]) -> Dataset:
 
 
 def next_free(base: str | Path) -> Path:
-    """Return `base` if there is nothing yet, else the first of ``base-2``, ``base-3``, ... that is free."""
+    """Return `base` if this path is free, else the first free path of ``base-2``, ``base-3``, ..."""
     base = Path(base)
     candidates = (base if n == 1 else base.with_name(f"{base.name}-{n}") for n in range(1, sys.maxsize))
     return next(path for path in candidates if not path.exists())
@@ -261,14 +262,14 @@ def _first(split: Split) -> tuple[torch.Tensor, ...]:
 
 
 def labels_in_turn(size: int, num_labels: int) -> torch.Tensor:
-    """Return the labels to draw examples under, ten of each in turn, as many as a row of a picture has; (size,)."""
+    """Return the labels to draw examples under, (size,): ten of each in turn, which fill a row of a picture."""
     return torch.arange(size) // 10 % num_labels
 
 
 def example_conditions(vae: VAE, split: Split, size: int) -> torch.Tensor | None:
-    """Conditions to draw examples under, (size, k): labels in turn, ten of each; others as the first data have them.
+    """Return conditions to draw examples under, (size, k), or None for a model without conditions.
 
-    None for a model without.
+    One-hot labels come in turn, ten of each. Other conditions are those of the first data.
     """
     if vae.y_shape is None:
         return None
@@ -280,18 +281,18 @@ def example_conditions(vae: VAE, split: Split, size: int) -> torch.Tensor | None
 
 
 def _images(x: torch.Tensor) -> torch.Tensor:
-    """Images on the CPU, (n, channels, height, width)."""
+    """Return images on the CPU, (n, channels, height, width)."""
     x = x.detach().cpu()
     return x.unsqueeze(1) if x.dim() == 3 else x
 
 
 def _decoded_grid(vae: VAE, run: Run) -> torch.Tensor:
-    """The article's 20 x 20 grid of z, decoded: (400, channels, height, width)."""
+    """Decode the article's 20 x 20 grid of z: (400, channels, height, width)."""
     return _images(vae.decode(plots.grid_points().reshape(-1, 2).to(run.device)))
 
 
 def _one_image(grid: torch.Tensor) -> torch.Tensor:
-    """The decoded grid as one image (channels, 20 * height, 20 * width), within [0, 1] for the eye."""
+    """Return the decoded grid as one image (channels, 20 * height, 20 * width), clamped to [0, 1] for display."""
     _, c, h, w = grid.shape
     return grid.clamp(0, 1).reshape(20, 20, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, 20 * h, 20 * w)
 
@@ -301,6 +302,6 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _to_json(content: dict[str, Any], indent: int | None = None) -> str:
-    """JSON has no NaN and no infinity: null stands for them."""
+    """Return content as JSON, with null for NaN and infinities, which JSON lacks."""
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()}
     return json.dumps(finite, indent=indent, allow_nan=False)

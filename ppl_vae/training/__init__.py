@@ -1,7 +1,7 @@
-"""Training: epochs of SVI steps over a data set, with validation, schedules, early stopping and a way back from NaN.
+"""Training: epochs of SVI steps over a data set, with validation, schedules, early stopping and recovery from NaN.
 
-`fit` works for a `VAE` and for any ``(model, guide)`` pair of Pyro programs. It prints nothing and writes nothing: a
-`Callback` sees every epoch (`ppl_vae.runs.RunFolder` is the one that writes a run's folder).
+`fit` trains a `VAE` or any ``(model, guide)`` pair of Pyro programs. It prints nothing and writes nothing: a `Callback`
+sees every epoch (the callback `ppl_vae.runs.RunFolder` writes a run's folder).
 """
 
 from ppl_vae.training.fitting import fit, resolve_compile, resolve_device

@@ -13,7 +13,7 @@ FORMAT = "ppl_vae checkpoint 1"
 
 
 def save(state: dict[str, Any], path: str | Path) -> Path:
-    """Write a state (nested dicts and lists of tensors, numbers and text) so that it is there whole or not at all."""
+    """Write a state (nested dicts and lists of tensors, numbers and text) completely or not at all."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -28,7 +28,7 @@ def load(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str
     """Read a checkpoint; nothing in it is executed (``weights_only=True``).
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If there is no checkpoint.
         ValueError: If the file is truncated, or is not a checkpoint of this package.
 
     Example:
@@ -44,7 +44,7 @@ def load(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str
         raise FileNotFoundError(f"no checkpoint at {path}; expected one that training wrote, runs/<name>/checkpoint.pt")
     try:
         state = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # torch raises many kinds, none of which names the file
+    except Exception as error:  # torch raises errors of many kinds, and none names the file
         raise ValueError(f"{path} is truncated or is no checkpoint: it does not load as tensors and numbers") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of this version; expected the format {FORMAT!r}")
@@ -55,7 +55,7 @@ def load_module(module: nn.Module, state: dict[str, Tensor], source: str = "the 
     """Load parameters and buffers into a module.
 
     Raises:
-        ValueError: If names or shapes differ: a checkpoint of another model.
+        ValueError: If names or shapes differ, as in a checkpoint of another model.
     """
     own = module.state_dict()
     for name in sorted(own.keys() ^ state.keys()):

@@ -1,4 +1,4 @@
-"""The function that trains."""
+"""The function `fit`, which trains a program, and its choices of device and compilation."""
 
 from __future__ import annotations
 
@@ -49,41 +49,44 @@ def fit(
 ) -> Run:
     r"""Train a VAE, or any Pyro model and guide, by SVI.
 
-    Maximises the mean of the objective per datum. Before the first step the program is run once on the first batch
-    under Pyro's full validation (shapes, supports) without moving any state; afterwards nothing is validated, so a
-    program whose supports depend on the data may go wrong silently later: values are then usually NaN, which are
-    found within a hundred steps and reported (`DivergedError`), with the program put back to its last good state.
+    `fit` maximises the mean of the objective per datum. Before the first step it runs the program once on the first
+    batch under Pyro's full validation (shapes, supports), without moving any state. Afterwards nothing is validated, so
+    a program whose supports depend on the data may go wrong silently later. Values are then usually NaN: `fit` finds
+    them within a hundred steps, puts the program back to its last good state, and raises `DivergedError`.
 
     The same seed gives the same parameters, bit by bit, on the CPU with the same number of threads. The global random
     state is left as it was. Trainings in threads of one process wait for each other, since Pyro's handlers and torch's
-    random state are the process's: run them in processes.
+    random state are global to the process: run them in processes.
 
     Args:
-        program: The `VAE`, or a pair of functions ``(model, guide)`` that take the columns of the data. The modules
-            that they can reach (methods, closures, globals that their code names) are moved to the device, put into
-            training and evaluation mode, and kept in the state.
+        program: The `VAE`, or a pair of functions ``(model, guide)`` that take the columns of the data. `fit` moves the
+            modules that they can reach (by methods, closures, globals that their code names) to the device, puts them
+            into training and evaluation mode, and keeps them in the state.
         data: A `Dataset`, a tensor of data, or a tuple of tensors with a common first dimension (all passed on).
-        objective: `objectives.ELBO` by default; another of ours, a Pyro ELBO object, or a function of log-weights.
+        objective: `objectives.ELBO` by default; or another of `ppl_vae.objectives`, a Pyro ELBO object, or a function
+            of log-weights.
         regularizer: A penalty beside the objective, such as ``regularizers.KLWeight(4.0)``.
-        optimizer: From parameters to a torch optimiser; ``functools.partial(torch.optim.Adam, lr=1e-3)`` by default.
-        scheduler: From the optimiser to a torch learning-rate scheduler, stepped once an epoch (a `ReduceLROnPlateau`
-            sees minus the validation ELBO).
+        optimizer: Makes a torch optimiser from the parameters; ``functools.partial(torch.optim.Adam, lr=1e-3)`` by
+            default.
+        scheduler: Makes a torch learning-rate scheduler from the optimiser; `fit` steps it once an epoch (a
+            `ReduceLROnPlateau` sees minus the validation ELBO).
         epochs: Passes over the training data.
         batch_size: Data per step; the last batch of an epoch may be smaller.
         clip_norm: Largest L2 norm of the gradient (of the mean per datum); None does not clip.
         validate_every: Epochs between validations; the last epoch is always validated.
         early_stopping: End after so many validations without a better validation ELBO, and take the best parameters;
             None never does.
-        seed: Of the noise and the order of the data; None draws one from torch's global generator.
+        seed: Seed of the noise and of the order of the data; None draws one from torch's global generator.
         device: ``"auto"`` (cuda, else mps, else cpu) or a torch device.
-        compile: How a step runs, see `SVI`: ``"off"`` (as it is written), ``"graph"`` (captured, bit for bit the same
-            on the CPU), ``"full"`` (compiled by Inductor: fastest, after 15 seconds to a minute of compiling for each
-            shape of batch, and equal to rounding). ``"auto"`` compiles long runs, see `training.resolve_compile`.
-        callbacks: What watches.
-        stop: Asked after every step; True ends the run there, as an interrupted one.
-        resume: The state of an earlier run (`checkpoints.load`), continued where it stood, bit by bit on the CPU, with
-            the numbers of its own optimiser and scheduler and its seed. One that early stopping has put back to its
-            best parameters goes on from these, which is not where it stood.
+        compile: How a step runs, see `SVI`: ``"off"`` (eagerly, through Pyro), ``"graph"`` (captured, bit for bit the
+            same on the CPU), ``"full"`` (compiled by Inductor: fastest, after 15 seconds to a minute of compiling for
+            each shape of batch, and equal up to rounding). ``"auto"`` compiles long runs, see
+            `training.resolve_compile`.
+        callbacks: The observers of the run.
+        stop: Called after every step; True ends the run there, as an interrupted run.
+        resume: The state of an earlier run (`checkpoints.load`). The run continues where it stood, bit by bit on the
+            CPU, with its own seed and the numbers of its own optimiser and scheduler. A run that early stopping has put
+            back to its best parameters continues from these, which is not where it stood.
 
     Returns:
         The `Run`, with the trained program and its history.
@@ -91,8 +94,8 @@ def fit(
     Raises:
         TypeError: If the data are neither a data set nor tensors, or the objective or optimiser is of no known kind.
         ValueError: If an argument is out of range, or the program does not fit the data or the objective.
-        DivergedError: If a value or a gradient is not finite, or a figure is one that no model gives: a sampled KL
-            below 0, or log p(x|z) or a lower bound above 0 for discrete data, by more than chance allows.
+        DivergedError: If a value or a gradient is not finite, or no model can give a figure: a sampled KL below 0, or
+            log p(x|z) or a lower bound above 0 for discrete data, by more than chance allows.
 
     Example:
         >>> import ppl_vae as pv
@@ -169,13 +172,13 @@ def resolve_compile(
     batch_size: int = 128,
     device: str | torch.device = "cpu",
 ) -> Compile:
-    """Return the level of compilation; ``"auto"`` is decided by what the run is, never by a clock.
+    """Return the level of compilation; ``"auto"`` depends on the run's settings, never on a clock.
 
-    ``"auto"`` is ``"full"`` where a compiler is at hand and the run is long enough to pay for compiling twice over: the
-    steps it will take, times what compiling saves in one (half a millisecond of calls, and 4 nanoseconds for every
-    number in a batch of reconstructions, as benchmarks/ has it for two cores), come to more than 80 seconds (compiling
-    takes 10 to 40 for each shape of batch, and the last batch of an epoch is often another). Else it is ``"graph"``,
-    which needs no compiler and changes no bit.
+    ``"auto"`` gives ``"full"`` where a compiler is at hand and the run is long enough to pay for compiling twice over.
+    The saving of the run must exceed 80 seconds, since compiling takes 10 to 40 seconds for each shape of batch, and
+    the last batch of an epoch often has another shape. The saving is the number of steps times the saving of one step:
+    half a millisecond of calls, and 4 nanoseconds for every number in a batch of reconstructions (measured in
+    benchmarks/ on two cores). Otherwise ``"auto"`` gives ``"graph"``, which needs no compiler and changes no bit.
 
     Raises:
         ValueError: If there is no such level.
@@ -195,7 +198,7 @@ def resolve_compile(
 
 
 def _has_compiler(device: torch.device) -> bool:
-    """Whether Inductor finds what it compiles with: a C++ compiler, on a GPU Triton."""
+    """Whether Inductor finds its compiler: a C++ compiler, or Triton on a GPU."""
     if device.type != "cpu":
         return importlib.util.find_spec("triton") is not None
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
@@ -205,7 +208,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     """Return the device; ``"auto"`` is cuda, else mps, else cpu, as available.
 
     Raises:
-        ValueError: If it cannot be used.
+        ValueError: If the device cannot be used.
 
     Example:
         >>> resolve_device("cpu")

@@ -1,4 +1,4 @@
-"""The loop of one `fit`: epochs of steps, validation, schedules, early stopping, and who is told what."""
+"""The loop of one `fit`: epochs of steps, validation, schedules, early stopping, and calls of the callbacks."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from ppl_vae.training.run import Callback, Progress, Run
 from ppl_vae.training.state import DivergedError, Means, TrainingState, diagnose
 from ppl_vae.vae import VAE
 
-CHECK_EVERY = 100  # steps between two looks at the losses: the way back to a good state is never longer
+CHECK_EVERY = 100  # steps between two checks of the losses: the last good state is never further back
 _CHECK = "ppl_vae.check looks at each density"
 MONITOR = "validation_elbo"
 
 
 @dataclass
 class Loop:
-    """The loop of one `fit`; what it takes is what `fit` takes."""
+    """The loop of one `fit`; its attributes come from the arguments of `fit`."""
 
     result: Run
     svi: SVI
@@ -44,16 +44,16 @@ class Loop:
     callbacks: Sequence[Callback]
     stop: Callable[[], bool] | None
     state: TrainingState = field(init=False)  # made by `prepare`
-    started: float = field(init=False, default=0.0)  # so that the clock's time less this is the run's
+    started: float = field(init=False, default=0.0)  # the clock's time minus this is the run's time
     limits: Limits = field(init=False, default=Limits())  # of the program, found by `rehearse`
-    _wrong: str | None = field(init=False, default=None)  # what is impossible about the last validation
+    _wrong: str | None = field(init=False, default=None)  # the impossible figure of the last validation
 
     def __post_init__(self) -> None:
         self.train = self.result.data.train
         self.steps = math.ceil(len(self.train) / self.batch_size)
 
     def rehearse(self) -> None:
-        """Run everything once under full validation, moving no state, so that what cannot work is refused now."""
+        """Run everything once under full validation, without moving state, to refuse now what cannot work."""
         with untouched_random_state(), evaluation_mode(*self.modules), self._batch_norm_checked():
             batch = next(self.train.batches(self.batch_size, device=self.result.device))
             if isinstance(vae := self.result.program, VAE):
@@ -73,7 +73,7 @@ class Loop:
                     )
 
     def prepare(self, resume: dict[str, Any] | None) -> None:
-        """Make optimiser and scheduler, and take up the state of an earlier run."""
+        """Make optimiser and scheduler, and restore the state of an earlier run if there is one."""
         optimizer = self.svi.prepare()
         if optimizer is None:
             raise ValueError(
@@ -98,7 +98,7 @@ class Loop:
         self.result.state = self.state.capture
 
     def run(self) -> None:
-        """Train from where the state stands to the end, and tell the callbacks."""
+        """Train from the present state to the end, and call the callbacks."""
         self.svi.begin_stretch()
         self.tell("on_start", self.result)
         self.started = time.perf_counter() - self.state.seconds
@@ -110,7 +110,7 @@ class Loop:
         self.result.why_eager = self.svi.why_eager
         best = self.state.best
         if self.early_stopping is not None and best is not None and self.result.stopped != "interrupted":
-            self.state.restore_parameters(best)  # an interrupted run goes on from where it is
+            self.state.restore_parameters(best)  # an interrupted run must be able to continue from where it is
             self.result.best_epoch = best["epoch"]
         for module in self.modules:
             module.eval()
@@ -119,16 +119,16 @@ class Loop:
         self.tell("on_end", self.result)
 
     def tell(self, event: str, *arguments: Any) -> None:
-        """Call every callback; what they draw does not change the run."""
+        """Call every callback; their random draws do not change the run."""
         for callback in self.callbacks:
             method = getattr(callback, event, None)
             if method is not None:
-                self.svi.begin_stretch()  # it may change anything
+                self.svi.begin_stretch()  # the callback may change anything
                 with untouched_random_state():
                     method(*arguments)
 
     def _epoch(self) -> None:
-        """Take the steps of one epoch, from where the state stands."""
+        """Take the remaining steps of one epoch."""
         state = self.state
         good = state.capture()
         began, first = time.perf_counter(), state.step
@@ -142,7 +142,7 @@ class Loop:
                 if found := state.impossible(self.limits, len(self.train), self.batch_size):
                     state.restore(good)
                     raise DivergedError(state.epoch + 1, *found, good, _CHECK)
-                if state.step < self.steps:  # the next epoch takes its own
+                if state.step < self.steps:  # at its start the next epoch captures its own
                     good = state.capture()
                 self._report(time.perf_counter() - began, state.step - first)
             if interrupted:
@@ -182,7 +182,7 @@ class Loop:
         return record
 
     def _validate(self) -> dict[str, float]:
-        """Figures of the validation data, at the same noise every time."""
+        """Return the figures of the validation data, with the same noise every time."""
         split, run = self.result.data.validation, self.result
         if len(split) == 0:
             return {}
@@ -242,7 +242,7 @@ class Loop:
 
     @contextmanager
     def _batch_norm_checked(self) -> Iterator[None]:
-        """Refuse a last batch of one datum where batch normalisation would see one value for each channel."""
+        """Refuse a batch of one datum where batch normalisation would see only one value for each channel."""
         alone: list[nn.Module] = []
 
         def look(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:

@@ -1,4 +1,4 @@
-"""A training run as its watchers see it: the run, its progress, and what a callback is told."""
+"""A training run as callbacks see it: the run, its progress, and the methods of a callback."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ Stopped = Literal["finished", "early stopping", "interrupted"]
 
 @dataclass
 class Run:
-    """A training run: what was trained, on what, and what was seen. Nats per datum.
+    """A training run: the program, the data, and the history of figures, in nats per datum.
 
     Attributes:
         program: The VAE, or the ``(model, guide)`` pair.
         data: The data set, on the run's device.
-        history: One record an epoch: ``epoch``, ``step``, ``seconds`` (since the start), ``rate`` (data per second),
-            ``lr``; of the training data while training ``loss``, ``bound`` (the objective's own value), ``elbo``
-            (K = 1, beta = 1), ``log_likelihood``, ``kl``; the same of the validation data with ``validation_`` before
-            them, and ``reconstruction_error``, the mean L2 norm of x minus its reconstruction over the validation data.
+        history: One record per epoch. It has ``epoch``, ``step``, ``seconds`` (since the start), ``rate`` (data per
+            second) and ``lr``. Over the training data, while training, it has ``loss``, ``bound`` (the objective's own
+            value), ``elbo`` (K = 1, beta = 1), ``log_likelihood`` and ``kl``. Over the validation data it has the same
+            figures with the prefix ``validation_``, and ``reconstruction_error``, the mean L2 norm of x minus its
+            reconstruction.
         seed: Seed of the noise and of the order of the data.
         device: Where it ran.
         compile: How a step ran, see `SVI`.
-        why_eager: Why steps were not captured after all, or None.
-        caveat: What every figure made from this run must say, or None.
+        why_eager: Why steps ran eagerly after all, or None.
+        caveat: The caveat that every figure made from this run must state, or None.
         stopped: Why it ended.
         seconds: Wall time, validation included.
-        best_epoch: The epoch whose parameters the program has, where early stopping chose one.
-        state: The state that `ppl_vae.training.checkpoints.save` writes and ``fit(resume=...)`` takes.
+        best_epoch: The epoch whose parameters the program has, if early stopping chose one.
+        state: Returns the state that `ppl_vae.training.checkpoints.save` writes and ``fit(resume=...)`` takes.
     """
 
     program: VAE | Program
@@ -51,7 +52,7 @@ class Run:
 
     @property
     def final(self) -> dict[str, float]:
-        """The record of the last epoch (of the chosen one, under early stopping); empty before the first."""
+        """The record of the last epoch, or of the best epoch if early stopping chose one; empty before the first."""
         if self.best_epoch is not None:
             return next(record for record in self.history if record["epoch"] == self.best_epoch)
         return self.history[-1] if self.history else {}
@@ -59,7 +60,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands: `elbo` in nats per datum over the last steps, `rate` in data per second."""
+    """The progress of training: `elbo` in nats per datum over the last steps, `rate` in data per second."""
 
     epoch: int
     epochs: int
@@ -71,7 +72,7 @@ class Progress:
 
 
 class Callback:
-    """What watches a training run. Any object with some of these methods will do; here each does nothing.
+    """An observer of a training run. Any object with some of these methods will do; here each method does nothing.
 
     Example:
         >>> class Print(Callback):
@@ -80,16 +81,16 @@ class Callback:
     """
 
     def on_start(self, run: Run) -> None:
-        """Before the first step, when program, data and arguments have passed every check."""
+        """Act before the first step, when program, data and arguments have passed every check."""
 
     def on_progress(self, progress: Progress) -> None:
-        """Every hundred steps and at the end of every epoch."""
+        """Act every hundred steps and at the end of every epoch."""
 
     def on_epoch(self, run: Run, record: dict[str, float]) -> None:
-        """After every epoch, with its record, which is in ``run.history`` too."""
+        """Act after every epoch, with its record, which is in ``run.history`` too."""
 
     def on_end(self, run: Run) -> None:
-        """After the last step, also of an interrupted run; not after an error."""
+        """Act after the last step, also of an interrupted run, but not after an error."""
 
     def on_error(self, run: Run, error: BaseException) -> None:
-        """After an error that ends the run, which is then raised."""
+        """Act after an error that ends the run; `fit` then raises this error."""

@@ -1,4 +1,4 @@
-"""The state of a training run: captured, restored, continued, and searched when a value is no longer finite."""
+"""The state of a training run: its capture and restoration, and the search for a step that is not finite."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class DivergedError(RuntimeError):
     The program has been put back to its last good state.
 
     Attributes:
-        epoch: Of the step, from 1.
-        step: Within the epoch, from 1.
-        term: What went bad first.
+        epoch: The epoch of the step, from 1.
+        step: The step within the epoch, from 1.
+        term: The first term that went bad, in words.
         good_state: The last good state, as `ppl_vae.training.checkpoints.save` writes it.
     """
 
@@ -44,12 +44,12 @@ class DivergedError(RuntimeError):
 
 
 class Means(NamedTuple):
-    """Means per datum, nats.
+    """Means per datum, in nats.
 
     Attributes:
-        loss: Minus the objective's value.
-        log_likelihood: Of log p(x|z); None where the program tells no terms of an ELBO.
-        kl: Of the KL likewise.
+        loss: The mean of minus the objective's value.
+        log_likelihood: The mean of log p(x|z); None where the program gives no terms of an ELBO.
+        kl: The mean of the KL; None where the program gives no terms of an ELBO.
     """
 
     loss: float
@@ -68,7 +68,7 @@ class Means(NamedTuple):
 
     @property
     def elbo(self) -> float:
-        """The ELBO; minus the loss where its terms are not known."""
+        """The ELBO, or minus the loss where the terms of the ELBO are not known."""
         known = self.log_likelihood is not None and self.kl is not None
         return self.log_likelihood - self.kl if known else -self.loss  # type: ignore[operator]
 
@@ -80,7 +80,7 @@ class Means(NamedTuple):
         return {prefix + name: value for name, value in figures.items()}
 
     def impossible(self, limits: Limits, size: int) -> str | None:
-        """Say which of them no model gives, of a batch of so many data; None if all are possible."""
+        """Say which figure no model gives for a batch of `size` data; return None if all are possible."""
         return impossible(limits, size, log_likelihood=self.log_likelihood, kl=self.kl, bound=-self.loss)
 
 
@@ -88,12 +88,12 @@ class TrainingState:
     """Everything that a run changes: parameters, buffers, optimiser, scheduler, random state, place in the epoch.
 
     Attributes:
-        epoch: Epochs completed.
-        step: Steps taken in the epoch under way.
-        terms: For each step of this epoch the sums of loss, log-likelihood and KL, and the weight to divide by;
+        epoch: Number of completed epochs.
+        step: Number of steps taken in the current epoch.
+        terms: For each step of this epoch, the sums of loss, log-likelihood and KL, and the weight to divide by;
             shape (steps, 4), on the device, so that no step waits.
-        history: The records of the epochs completed.
-        best: Parameters and buffers of the best validated epoch, where early stopping looks for it.
+        history: The records of the completed epochs.
+        best: Parameters and buffers of the best validated epoch, if early stopping is on.
     """
 
     def __init__(
@@ -113,12 +113,12 @@ class TrainingState:
         self._random_state: dict[str, Any] | None = None
 
     def order(self, size: int) -> Tensor:
-        """The order of the data in the epoch under way: a function of seed and epoch alone."""
+        """Return the order of the data in the current epoch, a function of seed and epoch alone."""
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
         return torch.randperm(size, generator=generator)
 
     def note(self, result: BatchLoss) -> None:
-        """Count a step and keep its terms."""
+        """Count a step and store its terms."""
         row = self.terms[self.step]
         row[0] = result.loss
         if result.kl is not None and result.log_likelihood is not None:
@@ -133,12 +133,12 @@ class TrainingState:
         return bool(self._columns()[: self.step].isfinite().all()) and self.parameters_are_finite()
 
     def impossible(self, limits: Limits, num_data: int, batch_size: int) -> tuple[int, str] | None:
-        """Return the first step (from 1) of this epoch with a figure that no model gives, and which; None if none has.
+        """Return the first step (from 1) of this epoch with a figure that no model gives, and the figure, or None.
 
         Args:
-            limits: What is known of the program.
+            limits: The terms of the program whose sign is known.
             num_data: The size of the training data.
-            batch_size: Of all steps of an epoch but the last.
+            batch_size: The batch size of all steps of an epoch except the last.
         """
         rows = self.terms[: self.step].cpu().double()
         means = rows[:, :3] / rows[:, 3:]
@@ -150,11 +150,11 @@ class TrainingState:
 
     @torch.no_grad()
     def parameters_are_finite(self) -> bool:
-        """Whether the parameters are finite: the last step of a check may have broken them, and no loss tells yet."""
+        """Whether the parameters are finite. The last step may have broken them, and no loss shows it yet."""
         return bool(torch.stack(torch._foreach_norm(list(self.svi.parameters.values()))).isfinite().all())
 
     def means(self, last: int | None = None) -> Means:
-        """Return the means per datum over the steps of this epoch, or the last few of them."""
+        """Return the means per datum over the steps of this epoch, or over the last `last` of them."""
         done = self.step or len(self.terms)
         rows = self.terms[max(0, done - last) if last else 0 : done].cpu().double().sum(0)  # mps has no float64
         loss, log_likelihood, kl = (rows[:3] / rows[3]).tolist()
@@ -166,7 +166,7 @@ class TrainingState:
         self.step = 0
 
     def bad_term(self, step: int) -> str:
-        """What is not finite at a step (from 0) of this epoch, in words."""
+        """Say what is not finite at a step (from 0) of this epoch."""
         loss, log_lik, kl, _ = self.terms[step].tolist()
         names = {"log p(x|z)": log_lik, "KL(q(z|x) || p(z))": kl} if self._has_terms else {}
         bad = [f"{name} is {value}" for name, value in names.items() if not math.isfinite(value)]
@@ -178,7 +178,7 @@ class TrainingState:
     # the state as tensors, numbers and text, and back ------------------------------------------------------------
 
     def capture(self) -> dict[str, Any]:
-        """Return a copy of the state, fit for `ppl_vae.training.checkpoints.save`."""
+        """Return a copy of the state, suitable for `ppl_vae.training.checkpoints.save`."""
         assert self.svi.optimizer is not None
         return {
             **self.capture_parameters(),
@@ -191,12 +191,12 @@ class TrainingState:
             "terms": self.terms[: self.step].clone(),
             "seed": self.seed,
             "seconds": self.seconds,
-            "history": list(self.history),  # its records do not change; to copy them all, again and again, is slow
+            "history": list(self.history),  # records do not change, and to copy them each time is slow
             "best": self.best,
         }
 
     def keep_random_state(self) -> None:
-        """Capture the random state of this moment from now on: the run is over, and the caller's own comes back."""
+        """Use the present random state in later captures: the run is over, and the caller's random state returns."""
         self._random_state = _random_state()
 
     def capture_parameters(self) -> dict[str, Any]:
@@ -258,9 +258,9 @@ def _random_state() -> dict[str, Any]:
 
 
 def diagnose(state: TrainingState, good: dict[str, Any], train: Split, batch_size: int, device: str) -> DivergedError:
-    """Find the first step that went bad by taking the steps since the last good state again, one by one.
+    """Find the first step that went bad, by repeating the steps since the last good state one by one.
 
-    Returns the error to raise, with the program back in the good state.
+    Return the error to raise, with the program back in the good state.
     """
     epoch = good["epoch"] + 1
     bad_steps = (~state._columns()[: state.step].isfinite()).any(1).nonzero().flatten().tolist()
@@ -282,6 +282,6 @@ def diagnose(state: TrainingState, good: dict[str, Any], train: Split, batch_siz
         if term is not None:
             error = DivergedError(epoch, state.step, term, good)
         if term is not None or state.step > bad:
-            break  # beyond `bad` nothing was met again (a device whose sums vary): what the run itself saw stands
+            break  # no bad term up to `bad` (a device whose sums vary): the error that the run itself saw stands
     state.restore(good)
     return error

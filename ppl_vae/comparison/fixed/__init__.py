@@ -1,1 +1,1 @@
-"""Estimators at fixed parameters: one batch, the same noise, thousands of gradients; `compare` begins it."""
+"""Estimators at fixed parameters: one batch, the same noise, thousands of gradients. `compare` is the entry point."""

@@ -1,4 +1,4 @@
-"""The batch of a comparison, and log p(x) of it."""
+"""The batch of a comparison, and its log p(x)."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def take_batch(data: Tensor | tuple[Tensor, ...] | Split, size: int, modules: Se
 
     Args:
         data: One tensor, several, or a split.
-        size: How many rows of a split.
-        modules: Of the program.
+        size: The number of rows taken from a split.
+        modules: The modules of the program.
 
     Raises:
-        TypeError: If it is none of these.
-        ValueError: If it is empty.
+        TypeError: If the data are none of these.
+        ValueError: If the data are empty.
     """
     if isinstance(data, Split):
         columns = data.head(check_positive_int(size, "compare: size")).columns
@@ -60,16 +60,16 @@ def take_batch(data: Tensor | tuple[Tensor, ...] | Split, size: int, modules: Se
 def known_evidence(
     program: VAE | Program, batch: Batch, given: Tensor | Evidence | float | None, seed: int
 ) -> tuple[KnownEvidence | None, str | None]:
-    """Return the mean of log p(x) over the batch, and what is to be said about it if it is no exact figure.
+    """Return the mean of log p(x) over the batch, and a note for the reader if it is not exact.
 
     Args:
         program: The `VAE`, or model and guide.
         batch: The data.
-        given: log p(x) if it is known: the mean, or each datum's, or with its error.
+        given: log p(x) if it is known: the mean, one number for each datum, or an `Evidence` with its error.
         seed: For an estimate.
 
     Raises:
-        ValueError: If what was given is of another number of data.
+        ValueError: If `given` has another number of data.
     """
     if given is not None and not isinstance(given, Evidence):
         values = torch.as_tensor(given).detach().double()
@@ -82,7 +82,7 @@ def known_evidence(
     if given is None:
         try:
             given = find_log_evidence(program, *batch.tensors[:2], seed=seed)
-        except Exception as error:  # a program that can be trained and not evaluated: the rest can be told
+        except Exception as error:  # a program that trains but has no log p(x): the other figures remain
             return None, f"log p(x) could not be had: {' '.join(str(error).split())}"
     if len(given) != len(batch.x):
         raise ValueError(f"compare: log_evidence is of {len(given)} data; expected the {len(batch.x)} of the batch")

@@ -1,4 +1,4 @@
-"""The parameters of a program, and the blocks in which their gradients are looked at: encoder, decoder, prior."""
+"""The parameters of a program, in the blocks that a comparison reports separately: encoder, decoder, prior."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Parameters:
     """The parameters of a program.
 
     Attributes:
-        leaves: By Pyro's name, the unconstrained leaves, as optimisers move them.
-        blocks: The block's name -> the places of its parameters among them.
+        leaves: Pyro's name -> the unconstrained leaf, which optimisers change.
+        blocks: The block's name -> the indices of its parameters in `leaves`.
     """
 
     leaves: Mapping[str, Tensor]
@@ -35,18 +35,19 @@ class Parameters:
 def find_parameters(
     program: Program, args: tuple[Any, ...], *, vae: VAE | None = None, name_block: NameBlock | None = None
 ) -> Parameters:
-    """Run guide and model once, and return the parameters that they touch, in blocks.
+    """Run guide and model once, and return the parameters that they use, in blocks.
 
-    The parameters of a `VAE` are those of its posterior (``"encoder"``; an encoder that a VampPrior uses as well is the
-    posterior's), its likelihood (``"decoder"``) and its prior. Of another program a parameter is the ``"guide"``'s if
-    the draws or the density of the latents depend on it, the ``"model"``'s if the density of model sites at given
-    latents does, and ``"shared"`` if both do. What an objective has of its own (a baseline) is no part of either.
+    The blocks of a `VAE` are its posterior (``"encoder"``), its likelihood (``"decoder"``) and its prior. An encoder
+    that a VampPrior shares belongs to the posterior. In another program, a parameter belongs to the ``"guide"`` if the
+    draws or the density of the latents depend on it, to the ``"model"`` if the density of model sites at given latents
+    depends on it, and to ``"shared"`` if both do. Parameters of the objective itself (a baseline) belong to no block.
 
     Args:
         program: Model and guide.
         args: Their arguments.
-        vae: The VAE whose program it is, if it is one's.
-        name_block: From a parameter's name to a block, or None to leave it out, in place of these rules.
+        vae: The `VAE` that the program comes from, if any.
+        name_block: A function that replaces these rules, from a parameter's name to a block, or to None to leave it
+            out.
 
     Raises:
         ValueError: If there is no parameter, or all are left out.
@@ -81,7 +82,7 @@ def find_parameters(
 
 
 def _leaves(sites: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Each leaf once, though a PyroModule inside a module registers its parameters twice."""
+    """Return each leaf once; a PyroModule inside a module registers its parameters twice."""
     leaves: dict[str, Tensor] = {}
     for name, site in sites.items():
         if site["type"] == "param":
@@ -125,7 +126,7 @@ def _samples(trace: poutine.Trace) -> list[Any]:
 
 
 def _reached(outputs: list[Tensor], leaves: Mapping[str, Tensor]) -> set[str]:
-    """The leaves on which any of the outputs depends."""
+    """Return the names of the leaves on which any of the outputs depends."""
     total = [output.sum() for output in outputs if output.requires_grad]
     if not total:
         return set()
@@ -134,6 +135,6 @@ def _reached(outputs: list[Tensor], leaves: Mapping[str, Tensor]) -> set[str]:
 
 
 def _readable(name: str, vae: VAE | None) -> str:
-    """``"vae_0$$$likelihood.logits.weight"`` -> ``"likelihood.logits.weight"``."""
+    """Shorten ``"vae_0$$$likelihood.logits.weight"`` to ``"likelihood.logits.weight"``."""
     prefix, _, rest = name.rpartition("$$$")
     return rest if not prefix or (vae is not None and prefix == vae.name) else f"{prefix}.{rest}"

@@ -44,44 +44,54 @@ def compare(
     size: int = 8,
     progress: Progress | None = None,
 ) -> Comparison:
-    r"""Compare estimators of the bound and of its gradient on one batch, at the parameters as they are.
+    r"""Compare estimators of the bound and of its gradient on one batch, at the current parameters.
 
-    Every estimator takes `replicates` steps that move nothing; replicate r of each starts from the same seed, so that
-    estimators that draw alike share their noise, and differences of gradients are paired. Of each are told: the value
-    and its distance from log p(x); the gradient's norm, variance, signal-to-noise and bias against a reference, for
-    encoder, decoder and prior apart; time and memory of a step, and what a given precision costs; and how its noise
-    compares with that of the choice of data. The noise of R replicates is taken out of squared norms (products of
-    different groups of replicates), and 95% intervals are bootstrapped over groups or replicates.
+    Every estimator takes `replicates` steps at fixed parameters. Replicate r of each estimator starts from the same
+    seed: estimators that draw alike share their noise, and their gradient differences are paired. The comparison
+    reports
 
-    **Says nothing of training**: an estimator that is good here may lead elsewhere; and a ranking at initialisation may
-    turn round at the end (STL's noise vanishes only near the true posterior). A heavy tail, of importance weights at
-    large K or of CUBO, is seen only as far as R replicates reach; where it forbids a claim of bias, none is made
-    (`Block.bias_unclear`; `zero_bias` has the rule). A learned baseline is as good as the one given.
+    - the value and its distance from log p(x);
+    - the gradient's norm, variance, signal-to-noise and bias against a reference, separately for encoder, decoder and
+      prior;
+    - time and memory of a step, and the cost of a given precision;
+    - how the estimator's noise compares with the noise of the choice of data.
 
-    **Slow** for large batches: time is (estimators) x (R + 160) steps. Steps run as captured graphs where they can be;
-    `Row.why_eager` says why one does not.
+    Squared norms are free of the noise of R replicates (they are products of different groups of replicates). The 95%
+    intervals are bootstrapped over groups or replicates.
+
+    **Says nothing about training**: an estimator that is good here may lead elsewhere, and a ranking at initialisation
+    may be reversed at the end (STL's noise vanishes only near the true posterior). R replicates show only a part of a
+    heavy tail (of importance weights at large K, or of CUBO). Where a heavy tail forbids a claim of bias, the
+    comparison makes none (`Block.bias_unclear`; `zero_bias` has the rule). A learned baseline is used in the state in
+    which it is given.
+
+    **Slow** for large batches: the cost is (estimators) x (R + 160) steps. Steps run as captured graphs where possible;
+    `Row.why_eager` gives the reason where not.
 
     Args:
         program: The `VAE`, or a ``(model, guide)`` pair.
-        data: The batch: the program's argument, or a tuple of them; or a split, of which the first `size` rows are.
+        data: The batch, as the program's argument or a tuple of its arguments; or a split, whose first `size` rows are
+            the batch.
         objectives: What to compare, see `contenders`.
-        particles: The K at which, one or several.
+        particles: One K or several.
         replicates: R, at least 20.
-        reference: Whose expected gradient each is held against: ``"own"`` takes the objective's attribute ``reference``
-            (IWAE for DReG); an objective in any form that `objectives` takes serves for all; None for nothing.
-        blocks: From a parameter's name (``"likelihood.logits.network.0.weight"``) to a block's, or None to leave it
-            out; by default encoder, decoder and prior of a `VAE`, guide and model of another program.
-        seed: For all noise; the global random state is left alone.
-        log_evidence: log p(x) if it is known, for each datum or the mean; by default it is computed, exactly where
-            that can be done.
-        minibatch: Whether to tell the noise of the choice of data, for 80 or more steps an estimator.
-        evaluation: Whether to put modules into evaluation mode meanwhile: no dropout, and batch normalisation by its
-            running statistics, which are never moved either way.
-        size: How many rows of a split.
-        progress: Is told what is being done.
+        reference: The objective whose expected gradient each estimator is compared with. ``"own"`` takes the
+            objective's attribute ``reference`` (IWAE for DReG). An objective, in any form that `objectives` takes,
+            serves for all. None compares with nothing.
+        blocks: A function from a parameter's name (``"likelihood.logits.network.0.weight"``) to the name of its block,
+            or to None to leave it out. The default is encoder, decoder and prior of a `VAE`, guide and model of another
+            program.
+        seed: For all noise; the global random state stays as it is.
+        log_evidence: log p(x) if it is known, for each datum or the mean. By default it is computed, exactly where
+            possible.
+        minibatch: Whether to measure the noise of the choice of data, which takes 80 or more steps per estimator.
+        evaluation: Whether modules are in evaluation mode during the comparison: no dropout, and batch normalisation
+            by its running statistics. Running statistics never change, with or without it.
+        size: The number of rows taken from a split.
+        progress: Called with short messages about the work in progress.
 
     Returns:
-        The comparison. An estimator that fails is a row that says why.
+        The comparison. An estimator that fails has a row with the reason.
 
     Raises:
         TypeError: If an objective, or the data, is of another kind.

@@ -1,4 +1,4 @@
-"""What a comparison at fixed parameters found, as a table, in words, for JSON and for CSV."""
+"""The results of a comparison at fixed parameters, as a table, as sentences, for JSON and for CSV."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class Comparison(Results):
         return self.table()
 
     def table(self) -> str:
-        """Lines of at most 120 characters: for each K the values, and the gradient of each block."""
+        """Return lines of at most 120 characters: for each K the values, and the gradient of each block."""
         return table_of(self)
 
     def slopes(self) -> list[Slope]:
-        """How the signal-to-noise goes with K: the exponents, by estimator and block."""
+        """Return the exponents of the signal-to-noise in K, by estimator and block."""
         return slopes_of(self.rows)
 
     def sentences(self) -> list[str]:
-        """What the figures support, in words."""
+        """Return the statements that the figures support, as sentences."""
         return sentences_of(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON: infinite and undefined numbers are None."""
+        """Return all results for JSON; infinite and undefined numbers are None."""
         content = {
             "rows": [_row(row) for row in self.rows],
             "undefined": [u._asdict() for u in self.undefined],
@@ -54,7 +54,7 @@ class Comparison(Results):
         return json.loads(json.dumps(content), parse_constant=lambda _: None)
 
     def to_csv(self) -> str:
-        """One line for each estimator, K and block, with a header; empty fields where there is no figure."""
+        """Return one line for each estimator, K and block, with a header; a field without a figure is empty."""
         lines = []
         for row in self.rows:
             own = _flat({k: v for k, v in vars(row).items() if k != "blocks"})
@@ -82,7 +82,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A figure under its name, its interval as ``_low`` and ``_high``."""
+    """Put each figure under its name, and the ends of its interval under ``_low`` and ``_high``."""
     flat: dict[str, Any] = {}
     for name, v in values.items():
         if isinstance(v, Measured):

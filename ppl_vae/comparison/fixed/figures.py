@@ -1,4 +1,4 @@
-"""From what was kept of the replicates to the figures of a row."""
+"""The figures of a row, computed from the records of the replicates."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from ppl_vae.comparison.statistics.zero_bias import effective_number, zero_bias_
 from ppl_vae.objectives import sample_log_weights
 from ppl_vae.objectives.losses import Program
 
-_PRECISION = 0.1  # the relative standard error whose cost is told
+_PRECISION = 0.1  # the relative standard error whose cost is reported
 _ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-13}
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What the figures of one estimator are made of.
+    """The data behind the figures of one estimator.
 
     Attributes:
-        record: Of its replicates.
-        reference: Of its reference's, None without one.
-        resamples: Of the groups.
-        seconds: Of single steps, (rounds,).
+        record: The record of its replicates.
+        reference: The record of its reference's replicates; None without a reference.
+        resamples: The resamples of the groups.
+        seconds: The times of single steps, (rounds,).
         seed: For the other bootstraps.
-        ties: How many replicates effectively have weights in common, see `weights_of`; infinite where none are used.
+        ties: The effective number of draws in which several particles share the weight, see `weights_of`; infinite
+            where no weights are used.
     """
 
     record: Record
@@ -43,18 +44,18 @@ class Figures:
     ties: float = math.inf
 
     def median_seconds(self) -> Measured:
-        """The median of a step's time, with the interval of the median."""
+        """Return the median time of a step, with the interval of the median."""
         return measured(self.resampled_seconds(), len(self.seconds))
 
     def resampled_seconds(self) -> Tensor:
-        """The median and its resamples, (1 + B,)."""
+        """Return the median time of a step and its resamples, (1 + B,)."""
         generator = torch.Generator().manual_seed(self.seed)
         rows = torch.randint(len(self.seconds), (NUM_RESAMPLES, len(self.seconds)), generator=generator)
         return torch.cat([self.seconds.median()[None], self.seconds[rows].median(1).values])
 
 
 def value_of(record: Record, evidence: KnownEvidence | None) -> tuple[float, float, Measured | None]:
-    """The mean of the value, its standard error, and its distance from log p(x)."""
+    """Return the mean of the value, its standard error, and its distance from log p(x)."""
     values = record.values
     error = 0.0 if record.constant else float(values.std()) / math.sqrt(len(values))
     value = float(values.mean())
@@ -67,11 +68,11 @@ def value_of(record: Record, evidence: KnownEvidence | None) -> tuple[float, flo
 
 
 def block_of(figures: Figures, name: str, of_data: Measured | None) -> Block:
-    """The figures of one block.
+    """Return the figures of one block.
 
     Args:
-        figures: What they are made of.
-        name: The block's.
+        figures: The data behind them.
+        name: The block's name.
         of_data: The noise of the choice of data, if it was measured.
     """
     record, reference, resamples = figures.record, figures.reference, figures.resamples
@@ -80,7 +81,7 @@ def block_of(figures: Figures, name: str, of_data: Measured | None) -> Block:
     rounding = _ROUNDING.get(layout.leaves[0].dtype, 1e-3)
     noise = signal_to_noise(record.kept(name), rounding=rounding, seed=figures.seed)
     steps = found.variance / found.norm_squared / _PRECISION**2
-    steps = torch.where(found.norm_squared > 0, steps, math.inf).clamp(min=1.0)  # there is no half step
+    steps = torch.where(found.norm_squared > 0, steps, math.inf).clamp(min=1.0)  # at least one step
     cost = steps * figures.resampled_seconds()
     bias = bias_p = cosine = unclear = None
     if reference is not None:
@@ -112,11 +113,11 @@ def block_of(figures: Figures, name: str, of_data: Measured | None) -> Block:
 
 
 class Weights(NamedTuple):
-    """What the normalised weights of K particles are like.
+    """How evenly the normalised weights of K particles are spread.
 
     Attributes:
-        ess: Their effective sample size, the mean over data and replicates, from 1 to K.
-        ties: In how many of R replicates effectively, for the datum that has fewest, they are shared by several.
+        ess: Their effective sample size, the mean over data and draws, from 1 to K.
+        ties: The effective number of draws in which several particles share the weight, for the datum with the fewest.
     """
 
     ess: float
@@ -127,20 +128,20 @@ class Weights(NamedTuple):
 def weights_of(program: Program, tensors: tuple[Any, ...], num_particles: int, draws: int, seed: int) -> Weights | None:
     r"""Return :math:`1 / \sum_k \tilde w_k^2` of the normalised weights, and how many of the draws have ties.
 
-    With :math:`u_r = 1 - \max_k \tilde w_k`, what the largest weight of draw r leaves to the others, the effective
-    number of draws in which it leaves anything is :math:`(\sum_r u_r)^2 / \sum_r u_r^2`: all where every draw is alike,
-    few where one particle is nearly always all. It is taken for each datum, and the least of them counts, since a sum
-    over data is no better than its worst term.
+    Let :math:`u_r = 1 - \max_k \tilde w_k` be the weight that the largest particle of draw r leaves to the others. The
+    effective number of draws in which it leaves any is :math:`(\sum_r u_r)^2 / \sum_r u_r^2`. This is the number of
+    draws if all draws are alike, and small if one particle nearly always has all the weight. The minimum over data
+    counts, since a sum over data is no better than its worst term.
 
     Args:
         program: Model and guide.
         tensors: The batch.
         num_particles: K.
-        draws: How many of K.
+        draws: The number of draws of K particles.
         seed: For the draws.
 
     Returns:
-        Both; None for a program whose weights are not per datum.
+        Both figures; None for a program whose weights are not per datum.
     """
     if num_particles == 1:
         return Weights(1.0, math.inf)
@@ -149,8 +150,8 @@ def weights_of(program: Program, tensors: tuple[Any, ...], num_particles: int, d
     for _ in range(draws):
         try:
             log_weights = sample_log_weights(*program, *tensors, num_particles=num_particles)
-        except (ValueError, NotImplementedError, RuntimeError):  # what an estimator needs, not these figures
+        except (ValueError, NotImplementedError, RuntimeError):  # estimators may still work without these figures
             return None
         sizes.append(log_weights.effective_sample_size.mean())
-        left.append(log_weights.normalized.double().sort(0).values[:-1].sum(0))  # no difference of ones: no rounding
+        left.append(log_weights.normalized.double().sort(0).values[:-1].sum(0))  # a sum, since 1 - max would round
     return Weights(float(torch.stack(sizes).mean()), float(effective_number(torch.stack(left)).min()))

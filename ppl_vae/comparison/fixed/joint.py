@@ -1,8 +1,8 @@
-"""Steps of several estimators as one graph, in which what they compute alike is computed once.
+"""The steps of several estimators as one graph, which runs common computations once.
 
-Estimators on the same program and noise share the encoder, the draws and the decoder, and often whole gradients: that
-of the decoder is the same under ELBO and sticking the landing. Their captured graphs are laid side by side on the same
-draws, and equal operations on equal arguments become one.
+Estimators on the same program and noise share the encoder, the draws and the decoder, and often whole gradients: the
+decoder's gradient is the same under ELBO and sticking the landing. The joint graph merges their captured graphs: it
+uses the same draws for all, and equal operations on equal arguments become one.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from ppl_vae.capture import CapturedStep
 from ppl_vae.capture.simplify import simplify
 from ppl_vae.comparison.fixed.steps import Seen, Stepper, seen_of
 
-_WRITES_UNSAID = ("batch_norm", "instance_norm")  # into their buffers, which their schemas hide
+_WRITES_UNSAID = ("batch_norm", "instance_norm")  # they write into buffers that their schemas do not declare
 
 
 class _ApartError(Exception):
-    """A graph that cannot be laid beside the others."""
+    """A graph that cannot be merged with the others."""
 
 
 class JointStep:
     """The steps of several estimators, taken together on the same noise.
 
-    Who cannot take part steps alone, from the same seed: an estimator that runs as it is written, one that draws other
-    noise, one that writes into a buffer, one that draws nothing, and all on a GPU.
+    An estimator steps alone, from the same seed, if it runs eagerly (without a captured graph), draws other noise,
+    writes into a buffer or draws nothing. On a GPU all estimators step alone.
 
     Args:
         steppers: The estimators' steps.
         tensors: A batch.
 
     Attributes:
-        alone: The keys of those that step by themselves.
+        alone: The keys of the estimators that step alone.
     """
 
     def __init__(self, steppers: Mapping[int, Stepper], tensors: Sequence[Tensor]) -> None:
@@ -62,7 +62,7 @@ class JointStep:
             self.alone, self._members = list(steppers), {}
 
     def __call__(self, seed: int, *tensors: Tensor) -> dict[int, Seen | Exception]:
-        """Take all steps from this seed; whatever one raises is in its place."""
+        """Take all steps from this seed; an exception stands in place of the step that raised it."""
         found: dict[int, Seen | Exception] = {}
         if self._graph is not None:
             torch.manual_seed(seed)
@@ -71,7 +71,7 @@ class JointStep:
             torch.manual_seed(seed)
             try:
                 found[key] = self._steppers[key](*tensors)
-            except Exception as error:  # a user's own
+            except Exception as error:  # a user's objective may raise anything
                 found[key] = error
         return found
 
@@ -85,7 +85,7 @@ class JointStep:
     def _agreed(
         self, graph: Callable[..., tuple[Tensor, ...]], tensors: Sequence[Tensor]
     ) -> Callable[..., tuple[Tensor, ...]] | None:
-        """The graph, if it gives what every step gives alone."""
+        """Return the graph if it agrees with every step taken alone, else None."""
         torch.manual_seed(0)
         together = self._split(graph, tensors)
         for key, seen in together.items():
@@ -98,7 +98,7 @@ class JointStep:
 
 
 class _Builder:
-    """One graph out of several of the same inputs, parameters and draws."""
+    """A builder of one graph from several with the same inputs, parameters and draws."""
 
     def __init__(self, num_inputs: int) -> None:
         self.graph = fx.Graph()
@@ -111,7 +111,7 @@ class _Builder:
         self._names = itertools.count()
 
     def add(self, module: fx.GraphModule) -> bool:
-        """Lay a graph beside the others, or leave all as it was if that cannot be."""
+        """Merge a graph and return True; change nothing and return False if it cannot be merged."""
         before = len(self.graph.nodes), len(self._draws), dict(self._known), len(self._constants)
         try:
             outputs = self._copied(module)
@@ -125,7 +125,7 @@ class _Builder:
         return True
 
     def module(self, tensors: Sequence[Tensor]) -> fx.GraphModule:
-        """The graph of all."""
+        """Return the joint graph."""
         self.graph.output(tuple(self.outputs))
         return simplify(fx.GraphModule(self.root, self.graph), *tensors)
 
@@ -154,7 +154,7 @@ class _Builder:
         return outputs
 
     def _draw(self, place: int, key: Any, args: Any, kwargs: Any) -> fx.Node:
-        """The draw at this place of the stream of noise; the same one for all."""
+        """Return the draw at this place of the stream of noise, which all graphs share."""
         if place == len(self._draws):
             self._draws.append((key, self.graph.call_function(key[0], args, kwargs)))
         if self._draws[place][0] != key:
@@ -167,7 +167,7 @@ class _Builder:
         for other, node in self._constants:
             if other is value or (own and _equal(other, value) and not isinstance(other, nn.Parameter)):
                 return node
-        new = f"attribute_{next(self._names)}"  # those of a graph that was given up stay behind, unused
+        new = f"attribute_{next(self._names)}"  # attributes of a rejected graph stay, unused
         if isinstance(value, nn.Parameter):
             self.root.register_parameter(new, value)
         else:
@@ -188,7 +188,7 @@ def _draws(node: fx.Node) -> bool:
 
 
 def _is_pure(node: fx.Node) -> bool:
-    """Whether an operation writes into nothing."""
+    """Return whether an operation writes into no tensor."""
     if node.target is operator.getitem:
         return True
     op = node.target

@@ -1,4 +1,4 @@
-"""The noise of the choice of data, apart from the estimator's own."""
+"""The gradient noise of the choice of data, separate from the estimator's own."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ _CHUNK = 2**15
 def minibatch_variance(
     stepper: Stepper, tensors: Sequence[Tensor], blocks: Mapping[str, Sequence[int]], *, replicates: int, seed: int
 ) -> dict[str, Measured]:
-    r"""Return :math:`\mathrm{tr} \, \mathrm{Cov}_x(\mathbb E[g|x]) / B`: what other data would add to the variance.
+    r"""Return :math:`\mathrm{tr} \, \mathrm{Cov}_x(\mathbb E[g|x]) / B`: the variance that the choice of data adds.
 
-    The mean gradient of one datum is that of batches of B copies of it, which share the graph of the batch and give B
-    draws at a time. Half of the distance of two data's mean gradients, over pairs, is the trace; the noise of each mean
-    is taken out by products of two independent halves. Intervals are bootstrapped over data: of 8 data they are wide.
-    Wrong where an objective mixes the data of a batch. The first 16 data are looked at, at most.
+    The mean gradient of a datum is estimated on batches of B copies of it: they use the graph of the batch and give B
+    draws at a time. The trace is half of the mean squared distance between the mean gradients of two data. Products of
+    two independent halves remove the noise of each mean. Intervals are bootstrapped over data: for 8 data they are
+    wide. The figure is wrong where an objective mixes the data of a batch. At most the first 16 data are used.
 
     Args:
         stepper: The estimator.
         tensors: The batch.
-        blocks: The places of each block's parameters.
-        replicates: How many draws for each datum; at least two batches of copies are taken.
+        blocks: The indices of each block's parameters.
+        replicates: The number of draws for each datum; at least two batches of copies are taken.
         seed: For the draws.
 
     Returns:
-        For each block the figure; empty for a batch of one.
+        The figure of each block; empty for a batch of one.
     """
     size = len(tensors[0])
     num_data = min(size, _MOST_DATA)

@@ -1,13 +1,13 @@
 r"""Inner products of mean gradients without the noise of the mean, and their bootstrap.
 
-With :math:`S_g` the sum of the gradients of a group of :math:`n_g` replicates, the mean over pairs of *different*
+Let :math:`S_g` be the sum of the gradients of a group of :math:`n_g` replicates. The mean over pairs of *different*
 groups
 
 .. math::
     \frac{\sum_{g \ne h} S_g \cdot S'_h}{\sum_{g \ne h} n_g n_h}
 
-is unbiased for :math:`\mathbb E g \cdot \mathbb E g'`, whatever the noise, while :math:`\lVert \bar g \rVert^2` is too
-large by :math:`\mathrm{tr} \, \mathrm{Cov}(g) / R`. The Gram matrix of all :math:`S_g` holds what is needed.
+is unbiased for :math:`\mathbb E g \cdot \mathbb E g'`, whatever the noise. In contrast, :math:`\lVert \bar g \rVert^2`
+is too large by :math:`\mathrm{tr} \, \mathrm{Cov}(g) / R`. The Gram matrix of all :math:`S_g` suffices for both.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ NUM_RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Resamples:
-    """Bootstrap resamples of the groups, the same ones for every estimator.
+    """Bootstrap resamples of the groups, the same for every estimator.
 
     Attributes:
-        weights: How often each group was drawn, (1 + B, G), float64; the first row is the groups as they are.
+        weights: How often each group was drawn, (1 + B, G), float64; the first row has every group once.
         sizes: Replicates in each group, (G,).
     """
 
@@ -37,7 +37,7 @@ class Resamples:
 
     @classmethod
     def of(cls, sizes: Tensor, seed: int) -> Resamples:
-        """Draw them.
+        """Draw the resamples.
 
         Args:
             sizes: Replicates in each group, (G,), float64.
@@ -49,14 +49,14 @@ class Resamples:
         return cls(torch.cat([torch.ones(1, len(sizes), dtype=torch.float64), counts]), sizes)
 
     def products(self, gram: Tensor) -> Tensor:
-        """The inner product of two means from their Gram matrix, (G, G): the figure and its resamples, (1 + B,).
+        """Return the inner product of two means and its resamples, (1 + B,), from their Gram matrix, (G, G).
 
         A group that was drawn twice is not two independent groups: pairs of a group with itself never count.
         """
         return self._pairs(gram) / self._pairs(self.sizes[:, None] * self.sizes)
 
     def means(self, sums: Tensor) -> Tensor:
-        """The mean of a number per replicate from its sums over groups, (G,): the figure and its resamples."""
+        """Return the mean over replicates of a number and its resamples, from its sums over groups, (G,)."""
         return (self.weights @ sums) / (self.weights @ self.sizes)
 
     def _pairs(self, gram: Tensor) -> Tensor:
@@ -65,12 +65,12 @@ class Resamples:
 
 
 def gram(record: Record, block: str) -> Tensor:
-    """The inner products of the sums of all groups, (G, G), float64."""
+    """Return the inner products of the sums of all groups, (G, G), float64."""
     return torch.stack([(a @ a.T).cpu() for a in record.chunks(block)]).sum(0)
 
 
 def paired_grams(record: Record, reference: Record, block: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Those with the reference's, those of the reference, and those of the differences: each (G, G), float64."""
+    """Return the Gram matrices with the reference, of the reference and of the differences, each (G, G), float64."""
     products = [
         torch.stack([a @ b.T, b @ b.T, (a - b) @ (a - b).T]).cpu()
         for a, b in zip(record.chunks(block), reference.chunks(block), strict=True)
@@ -84,11 +84,11 @@ class Moments:
     """Figures of one block's gradient, each with its bootstrap resamples, (1 + B,), float64.
 
     Attributes:
-        norm_squared: Of the mean gradient.
+        norm_squared: The squared norm of the mean gradient.
         variance: The trace of the covariance of one gradient.
-        bias_squared: The squared norm of the mean difference from the reference; None without one.
-        cosine: Between the mean gradients; likewise.
-        is_reference: Whether all gradients are the reference's, up to rounding.
+        bias_squared: The squared norm of the mean difference from the reference; None without a reference.
+        cosine: The cosine between the mean gradients; None without a reference.
+        is_reference: Whether all gradients equal the reference's, up to rounding.
     """
 
     norm_squared: Tensor
@@ -102,10 +102,10 @@ def moments(record: Record, reference: Record | None, block: str, resamples: Res
     """Return the moments of one block.
 
     Args:
-        record: The estimator's.
-        reference: That of the estimator whose expected gradient it is held against, from the same noise.
-        block: Its name.
-        resamples: Of the groups.
+        record: The estimator's record.
+        reference: The record of its reference estimator, from the same noise.
+        block: The block's name.
+        resamples: The resamples of the groups.
     """
     own = gram(record, block)
     norm_squared = resamples.products(own)

@@ -1,8 +1,8 @@
-r"""What is kept of thousands of gradients of a million entries each: sums, norms, projections, some entries.
+r"""Records of thousands of gradients of a million entries each: sums, norms, projections, some entries.
 
-Every gradient is read a few times as it comes and then dropped. What stays is enough for inner products of mean
-gradients without the noise of the mean (`moments`), for the signal-to-noise of single parameters (`signal_to_noise`)
-and for a test of zero bias (`zero_bias`).
+A record reads every gradient a few times and drops it. What it keeps is enough for inner products of mean gradients
+without the noise of the mean (`moments`), for the signal-to-noise of single parameters (`signal_to_noise`) and for a
+test of zero bias (`zero_bias`).
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import torch
 from torch import Tensor
 
 NUM_GROUPS = 20  # of replicates: the units of the bootstrap
-NUM_COORDINATES = 2000  # of a block, of which every replicate is kept
+NUM_COORDINATES = 2000  # entries per block that are kept from every replicate
 NUM_PROJECTIONS = 16
 
-_CHUNK = 2**14  # columns of sums that are made float64 at once
+_CHUNK = 2**14  # columns of sums that are converted to float64 at once
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How gradients are laid out in blocks, and where they are looked at; the same for all that are compared.
+    """The blocks, groups, kept entries and projections of gradients, common to all compared estimators.
 
     Attributes:
         leaves: The parameters.
-        blocks: The block's name -> the places of its parameters in `leaves`.
+        blocks: The block's name -> the indices of its parameters in `leaves`.
         replicates: R.
         bounds: The first replicate of each group, and R.
-        coordinates: For each leaf the entries that are kept, (n,), int64.
+        coordinates: For each leaf the indices of the entries that are kept, (n,), int64.
         signs: For each leaf as a matrix (a, b), random signs (16, a) and (16, b).
     """
 
@@ -55,10 +55,11 @@ class Layout:
 
         Args:
             leaves: The parameters.
-            blocks: The block's name -> the places of its parameters.
+            blocks: The block's name -> the indices of its parameters.
             replicates: R, at least two.
             seed: For both choices.
-            num_groups: Of the replicates, for the bootstrap; a sum of gradients is kept for each.
+            num_groups: The number of groups of replicates for the bootstrap; a record keeps one sum of gradients for
+                each.
         """
         generator = torch.Generator().manual_seed(seed)
         num_groups = min(num_groups, replicates)
@@ -83,22 +84,25 @@ class Layout:
 
     @property
     def sizes(self) -> Tensor:
-        """How many replicates each group has, (G,), float64."""
+        """The number of replicates in each group, (G,), float64."""
         return torch.tensor(self.bounds, dtype=torch.float64).diff()
 
     @property
     def tolerance(self) -> float:
-        """A relative difference of gradients that is rounding: of weights made of log-densities of hundreds of nats."""
+        """The largest relative difference of gradients that counts as rounding.
+
+        It allows for weights that come from log-densities of hundreds of nats.
+        """
         return 1e-10 if self.leaves[0].dtype is torch.float64 else 1e-4
 
 
 class Record:
-    """What is kept of the gradients of one estimator, R of them.
+    """The record of the R gradients of one estimator.
 
     Args:
-        layout: Of all that is compared.
-        shared: For the places of parameters whose gradients are those of another estimator in every replicate, that
-            one's record: what is kept of them is its.
+        layout: The layout of all compared estimators.
+        shared: The index of a parameter -> another estimator's record, if both estimators have the same gradient by
+            that parameter in every replicate. This record then uses the data of the other one.
 
     Attributes:
         values: The estimate of each replicate, the mean per datum, (R,), float64.
@@ -130,7 +134,7 @@ class Record:
 
     @torch.no_grad()
     def add(self, replicate: int, value: Tensor | float, gradients: Sequence[Tensor | None]) -> None:
-        """Take the value and the gradient of one replicate; a gradient that is not there counts as zero."""
+        """Add the value and the gradient of one replicate; a missing gradient counts as zero."""
         self.values[replicate] = float(value)
         group = self._group[replicate]
         for i, gradient in enumerate(gradients):
@@ -145,7 +149,7 @@ class Record:
 
     @torch.no_grad()
     def fill(self, start: int) -> None:
-        """Let all replicates from `start` on be what the first one was: the estimator draws nothing."""
+        """Copy the first replicate to all replicates from `start` on, for an estimator that draws nothing."""
         self.constant = True
         self.values[start:] = self.values[0]
         first = [sums[0] / start for sums in self._sums]
@@ -156,44 +160,44 @@ class Record:
                 rows[start:] = rows[0]
 
     def is_finite(self, start: int, stop: int) -> bool:
-        """Whether values and gradients of these replicates are finite."""
+        """Return whether values and gradients of these replicates are finite."""
         squares = torch.stack([s[start:stop].sum() for s in self._squares]).sum()
         return bool(self.values[start:stop].isfinite().all() and squares.isfinite())
 
     def same(self, replicates: int) -> bool:
-        """Whether the first replicates are all equal, to the last bit."""
+        """Return whether the first replicates are all equal, to the last bit."""
         rows = [*self._projected, *self._kept, *(s[:, None] for s in self._squares), self.values[:, None]]
         return all(bool((r[:replicates] == r[:1]).all()) for r in rows)
 
     def squares(self, block: str) -> Tensor:
-        """The squared norm of each replicate's gradient, (R,), float64."""
+        """Return the squared norm of each replicate's gradient, (R,), float64."""
         return torch.stack([self._squares[i].double() for i in self.layout.blocks[block]]).sum(0).cpu()
 
     def projected(self, block: str) -> Tensor:
-        """Random projections of each replicate's gradient, (R, 16), float64."""
+        """Return random projections of each replicate's gradient, (R, 16), float64."""
         return torch.stack([self._projected[i].double() for i in self.layout.blocks[block]]).sum(0).cpu()
 
     def kept(self, block: str) -> Tensor:
-        """The entries that are kept of each replicate's gradient, (R, n), float64; those of dead parameters too."""
+        """Return the kept entries of each replicate's gradient, (R, n), float64, with those of dead parameters."""
         return torch.cat([self._kept[i] for i in self.layout.blocks[block]], 1).double().cpu()
 
     def num_dead(self, block: str) -> int:
-        """How many parameters have a gradient of exactly zero throughout."""
+        """Return how many parameters have a gradient of exactly zero in every replicate."""
         return sum(int((self._sums[i] == 0).all(0).sum()) for i in self.layout.blocks[block])
 
     def chunks(self, block: str) -> Iterator[Tensor]:
-        """The sum of each group's gradients, (G, some), float64, piece by piece."""
+        """Yield the sum of each group's gradients, (G, some), float64, piece by piece."""
         for i in self.layout.blocks[block]:
             for piece in self._sums[i].split(_CHUNK, 1):
                 yield piece.double()
 
 
 def new_records(layout: Layout, gradients: Mapping[int, Sequence[Tensor | None]]) -> dict[int, Record]:
-    """Return an empty record for each estimator, where gradients that are one tensor for several are kept once.
+    """Return an empty record for each estimator; a gradient tensor that several estimators share is kept once.
 
     Args:
-        layout: Of all.
-        gradients: Those of one replicate.
+        layout: The layout of all estimators.
+        gradients: The gradients of one replicate.
     """
     records: dict[int, Record] = {}
     owners: dict[tuple[int, int], Record] = {}
@@ -206,5 +210,5 @@ def new_records(layout: Layout, gradients: Mapping[int, Sequence[Tensor | None]]
 
 
 def _matrix(tensor: Tensor) -> Tensor:
-    """A tensor as a matrix: (out, everything else)."""
+    """Return a tensor as a matrix, (out, everything else)."""
     return tensor.reshape(len(tensor), -1) if tensor.dim() > 1 else tensor.reshape(1, -1)

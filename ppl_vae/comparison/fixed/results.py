@@ -1,4 +1,4 @@
-"""What a comparison at fixed parameters found, as values, for JSON and for CSV."""
+"""The values that a comparison at fixed parameters finds."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ class Block:
     r"""The gradient of the mean per datum with respect to the parameters of one block (``"encoder"``).
 
     Attributes:
-        size: How many parameters.
+        size: The number of parameters.
         dead: How many of them have a gradient of exactly zero in every replicate (the weights of pixels that are black
-            in all data); they count in nothing below but in the sums of squares, to which they add nothing.
-        norm: :math:`\lVert \mathbb E g \rVert`, with the noise of the mean over replicates taken out.
+            in all data). They enter only the sums of squares below, and add nothing to them.
+        norm: :math:`\lVert \mathbb E g \rVert`, without the noise of the mean over replicates.
         variance: :math:`\mathrm{tr} \, \mathrm{Cov}(g)`, of one step's gradient over the estimator's own noise.
-        snr: Signal-to-noise :math:`|\mathbb E g_i| / \mathrm{sd}(g_i)`, the median over parameters i, noise taken out.
+        snr: Signal-to-noise :math:`|\mathbb E g_i| / \mathrm{sd}(g_i)`, the median over parameters i, without the noise
+            of the mean.
         snr_quartiles: Its quartiles over parameters.
-        snr_floor: What a parameter without any signal would seem to have, :math:`\sqrt{2 / (\pi R)}`, were the noise
-            not taken out; figures near it say little.
-        bias: :math:`\lVert \mathbb E (g - g_\mathrm{ref}) \rVert`, from paired replicates, with the noise taken out;
-            None where there is no reference.
+        snr_floor: The signal-to-noise that a parameter without any signal would show if the noise were not removed,
+            :math:`\sqrt{2 / (\pi R)}`. Figures near it say little.
+        bias: :math:`\lVert \mathbb E (g - g_\mathrm{ref}) \rVert`, from paired replicates, without their noise; None
+            where there is no reference.
         bias_p: The p-value of "no bias", from random projections of the paired differences; None where there is no
-            reference, or `bias_unclear` says why nothing can be claimed.
-        bias_unclear: Why neither a bias nor its absence can be claimed, None where one can.
-        cosine: Between the mean gradient and the reference's.
-        is_reference: Whether the gradient is the reference's in every replicate, up to rounding.
-        minibatch_variance: What other data would add to `variance`: :math:`\mathrm{tr} \, \mathrm{Cov}_x(\mathbb
+            reference, and where `bias_unclear` gives a reason.
+        bias_unclear: Why neither a bias nor its absence can be claimed; None where one of them can.
+        cosine: The cosine between the mean gradient and the reference's.
+        is_reference: Whether the gradient equals the reference's in every replicate, up to rounding.
+        minibatch_variance: What the choice of data adds to `variance`: :math:`\mathrm{tr} \, \mathrm{Cov}_x(\mathbb
             E[g|x]) / B` for a batch of B.
-        seconds_to_tenth: How long to average steps for until the standard error of the gradient is a tenth of its norm:
+        seconds_to_tenth: The time of the steps whose average has a standard error of a tenth of the gradient's norm:
             :math:`100 \, \mathrm{tr} \, \mathrm{Cov}(g) / \lVert \mathbb E g \rVert^2` steps, at least one.
-        resampled: `snr` and `seconds_to_tenth` of bootstrap resamples, the same ones for every row, for ratios.
+        resampled: `snr` and `seconds_to_tenth` of bootstrap resamples, for ratios; all rows share the resamples.
     """
 
     size: int
@@ -63,19 +64,20 @@ class Row:
     """One estimator at one K.
 
     Attributes:
-        name: Its name.
+        name: The estimator's name.
         num_particles: K.
         kind: Whether the value is a ``"lower"`` or ``"upper"`` bound of log p(x) in expectation, or ``"neither"``.
-        reference: The name of the estimator whose expected gradient it is held against, None where there is none.
+        reference: The name of the estimator whose expected gradient is the reference; None where there is none.
         value: The mean per datum over replicates, nats.
         value_se: Its standard error over replicates.
-        bias: `value` minus log p(x), nats, with the interval of both errors; None where log p(x) could not be had.
-        ess: Effective sample size of the K normalised weights, the mean over data and replicates; None likewise.
-        seconds: Of one step, value and gradient, the median.
-        bytes: Kept for the backward pass in one step (on a GPU: the most that one step allocates).
-        why_eager: Why steps ran as they are written, None where they were captured.
+        bias: `value` minus log p(x), nats, with the interval of both errors; None where log p(x) is not known.
+        ess: Effective sample size of the K normalised weights, the mean over data and draws; None for a program whose
+            weights are not per datum.
+        seconds: The median time of one step, value and gradient.
+        bytes: The memory that one step keeps for the backward pass (on a GPU: the most that one step allocates).
+        why_eager: Why steps ran eagerly, without a captured graph; None where they were captured.
         blocks: The gradient, block by block.
-        failed: Why there are no figures, None where there are.
+        failed: Why there are no figures; None where there are.
     """
 
     name: str
@@ -95,12 +97,12 @@ class Row:
 
 @dataclass(frozen=True)
 class KnownEvidence:
-    """What is known of the mean of log p(x) over the batch.
+    """The mean of log p(x) over the batch, exact or estimated.
 
     Attributes:
         value: Nats per datum.
         method: How it was found.
-        error: What it may be wrong by: a bound if `exact`, else a standard error.
+        error: An error bound if `exact`, else a standard error.
         exact: Whether it is exact up to `error`, or an estimate.
     """
 
@@ -115,16 +117,16 @@ class Results:
     """Estimators side by side at fixed parameters.
 
     Attributes:
-        rows: One an estimator and K, in the order asked for, K by K.
+        rows: One row per estimator and K, ordered by K, then as requested.
         undefined: The estimators that do not exist at a K, and why.
-        evidence: The mean of log p(x), None where it could not be had (`notes` say why).
-        replicates: R, how many gradients each figure is from.
-        seed: Replicate r of every estimator drew its noise from the same seed, made of this one and r.
+        evidence: The mean of log p(x); None where it could not be computed (`notes` give the reason).
+        replicates: R, the number of gradients behind each figure.
+        seed: The seed of all noise. Replicate r of every estimator uses the same seed, made of this one and r.
         data_shape: The shape of the batch.
         machine: Device, torch version, threads, number type.
-        seconds: What the whole took.
-        notes: What a reader must know; sentences.
-        split_size: How many data the split has of which the batch is the first few; None for a batch that is all.
+        seconds: The duration of the whole comparison.
+        notes: Sentences with what a reader must know.
+        split_size: The number of data in the split whose first data are the batch; None if the batch is all the data.
     """
 
     rows: tuple[Row, ...]
@@ -140,14 +142,14 @@ class Results:
 
     @property
     def where(self) -> str:
-        """``"on the first 8 of 297 data"``, or nothing where the batch is all there is."""
+        """``"on the first 8 of 297 data"``; empty if the batch is all the data."""
         return f"on the first {self.data_shape[0]:,} of {self.split_size:,} data" if self.split_size else ""
 
     def row(self, name: str, num_particles: int) -> Row:
         """Return one estimator's row.
 
         Raises:
-            KeyError: If it took no part.
+            KeyError: If the comparison has no such row.
         """
         for row in self.rows:
             if row.name == name and row.num_particles == num_particles:

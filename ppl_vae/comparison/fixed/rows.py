@@ -1,4 +1,4 @@
-"""The rows of a comparison at fixed parameters: all estimators of one K, replicate by replicate."""
+"""The rows of a comparison at fixed parameters: all estimators at one K, replicate by replicate."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ppl_vae.objectives.losses import Program
 
 LEAST_REPLICATES = 20
 
-_MOST_BYTES = 2**31  # of sums of gradients
+_MOST_BYTES = 2**31  # for the sums of gradients
 _LEAST_GROUPS = 6
 _AVERAGES = (ELBO, STL, ArticleELBO, MeanFieldELBO, Trace_ELBO, TraceGraph_ELBO)
 
@@ -36,7 +36,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Recorded:
-    """What was kept of an estimator's replicates, or why there is nothing."""
+    """The record of an estimator's replicates, or the reason of its failure."""
 
     record: Record | None = None
     failed: str | None = None
@@ -44,13 +44,14 @@ class Recorded:
 
 @dataclass(frozen=True, eq=False)
 class Taking:
-    """An estimator that takes part.
+    """An estimator of a comparison, with its reference and its costs.
 
     Attributes:
-        key: The contender's.
+        key: The key of the contender.
         stepper: Its step.
-        anchor: The step of its reference, another contender's if it is one; None where there is none.
-        seconds: Of single steps, (rounds,).
+        anchor: The step of its reference, shared with the contender that is the reference, if any; None without a
+            reference.
+        seconds: The times of single steps, (rounds,).
         memory: Bytes of one step.
     """
 
@@ -63,19 +64,19 @@ class Taking:
 
 @dataclass(frozen=True)
 class Rows:
-    """What the steps of a comparison share, and how rows are made of them.
+    """The settings of a comparison, from which `of` makes the rows of one K.
 
     Attributes:
         program: Model and guide.
         batch: Their arguments.
-        parameters: What to differentiate by.
+        parameters: The parameters of the gradient.
         replicates: R.
         seed: For all noise.
-        minibatch: Whether to tell the noise of the choice of data.
-        reference: Whose gradient each is held against: ``"own"``, an objective in any form, or None.
-        evidence: What is known of log p(x), if anything.
-        progress: Is told what is being done.
-        notes: What a reader must know is put here.
+        minibatch: Whether to measure the noise of the choice of data.
+        reference: The reference of every gradient: ``"own"``, an objective in any form, or None.
+        evidence: The mean of log p(x), if it is known.
+        progress: Called with short messages about the work in progress.
+        notes: A list to which `of` appends what a reader must know.
     """
 
     program: Program
@@ -116,7 +117,7 @@ class Rows:
         return rows
 
     def _taking(self, steppers: Mapping[int, Stepper], k: int) -> list[Taking]:
-        """Time all, and find for each the step of its reference."""
+        """Time all estimators, and find for each the step of its reference."""
         self.progress(f"K = {k}: time and memory")
         seconds = time_steps(steppers, self.batch.tensors)
         memory = {key: stepper.bytes(*self.batch.tensors) for key, stepper in steppers.items()}
@@ -129,7 +130,7 @@ class Rows:
         return taking
 
     def _lots(self, taking: list[Taking]) -> list[list[Taking]]:
-        """Who runs side by side: all, or where that takes too much memory those with one reference."""
+        """Split the estimators into lots that run together: one lot, or one per reference if memory is short."""
         if (len(taking) + len({id(one.anchor) for one in taking})) * self._bytes * NUM_GROUPS <= _MOST_BYTES:
             return [taking]
         lots: dict[int, list[Taking]] = {}
@@ -139,19 +140,19 @@ class Rows:
 
     @property
     def _bytes(self) -> int:
-        """Of one gradient."""
+        """The size of one gradient."""
         return sum(leaf.numel() * leaf.element_size() for leaf in self.parameters.leaves.values())
 
     def _stepper(self, contender: Contender) -> Stepper | str:
-        """The contender's step, or why there is none."""
+        """Return the contender's step, or the error that prevents it."""
         try:
             torch.manual_seed(self.seed)
             return Stepper(contender, self.program, self.parameters, self.batch.tensors)
-        except Exception as error:  # whatever a user's objective raises: the others go on
+        except Exception as error:  # a user's objective may raise anything; the other contenders go on
             return _said(error)
 
     def _anchor(self, stepper: Stepper, known: list[Stepper]) -> Stepper | None:
-        """The step of an estimator's reference, of those that are known where it is one."""
+        """Return the step of an estimator's reference: a known one if there is one, else a new one."""
         wanted = self._reference_of(stepper.contender)
         if wanted is None:
             return None
@@ -170,7 +171,7 @@ class Rows:
         return contenders([wanted], contender.num_particles)[0]
 
     def _records(self, members: list[Stepper], k: int) -> dict[Stepper, Recorded]:
-        """All replicates of some estimators, in lockstep; of a failed one what went wrong."""
+        """Run all replicates of some estimators in lockstep; return a record of each, or its error."""
         leaves = list(self.parameters.leaves.values())
         groups = max(_LEAST_GROUPS, min(NUM_GROUPS, _MOST_BYTES // (len(members) * self._bytes)))
         layout = Layout.of(leaves, self.parameters.blocks, self.replicates, self.seed, num_groups=groups)
@@ -178,7 +179,7 @@ class Rows:
         for stepper in members:
             stepper.reset()
         records: dict[int, Record] = {}
-        failed: dict[int, str] = {}  # their gradients may be others' as well: they go on in the joint step
+        failed: dict[int, str] = {}  # they stay in the joint step, since others may share their gradients
         seeds = torch.randint(2**32, (self.replicates,), generator=torch.Generator().manual_seed(self.seed)).tolist()
         for start, stop in itertools.pairwise(layout.bounds):
             self.progress(f"K = {k}: replicate {start} of {self.replicates}")
@@ -245,14 +246,14 @@ def _said(error: Exception) -> str:
 
 
 def _is_weighted(anchor: Stepper | None) -> bool:
-    """Whether a reference weighs its particles against each other, as all do that are no plain average of them."""
+    """Return whether a reference weights its particles; plain averages over particles do not."""
     if anchor is None or anchor.contender.num_particles == 1:
         return False
     return not isinstance(anchor.contender.objective, _AVERAGES)
 
 
 def _same(first: Contender, second: Contender) -> bool:
-    """Whether two are the same estimator, whatever they are called."""
+    """Return whether two contenders are the same estimator, whatever their names."""
     if first.num_particles != second.num_particles or type(first.objective) is not type(second.objective):
         return False
     return first.objective is second.objective or bool(first.objective == second.objective)

@@ -1,8 +1,8 @@
 r"""The signal-to-noise of single parameters' gradients, :math:`|\mathbb E g_i| / \mathrm{sd}(g_i)`, without its floor.
 
-From R replicates with mean m and standard deviation s, :math:`|m| / s` of a parameter without any signal is about
-:math:`\sqrt{2 / (\pi R)}`, not zero. The noise adds in quadrature, so :math:`(m^2 - s^2 / R) / s^2` is taken for the
-square, and zero where that is negative.
+Let m and s be the mean and the standard deviation of R replicates. For a parameter without any signal, :math:`|m| / s`
+is about :math:`\sqrt{2 / (\pi R)}`, not zero. The noise adds in quadrature, so :math:`(m^2 - s^2 / R) / s^2` is the
+estimate of the square; a negative estimate counts as zero.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class SignalToNoise(NamedTuple):
     """The signal-to-noise over the parameters of a block.
 
     Attributes:
-        median: With its interval over replicates.
-        quartiles: Over parameters.
-        floor: What no signal would look like if the noise were not taken out.
+        median: The median over parameters, with its interval over replicates.
+        quartiles: The quartiles over parameters.
+        floor: The signal-to-noise that a parameter without signal would show if the noise were not removed.
         resampled: The median and its resamples, (1 + B,); resample b draws the same replicates for every estimator.
     """
 
@@ -39,13 +39,13 @@ class SignalToNoise(NamedTuple):
 def signal_to_noise(kept: Tensor, *, rounding: float, seed: int) -> SignalToNoise:
     """Return the signal-to-noise over parameters whose gradient is not always zero.
 
-    The interval is a bootstrap over replicates. A resample's mean has the noise of the replicates and that of the
-    drawing, so twice :math:`1/R` is taken out of its square. Where nearly all parameters are near the floor, the median
-    of what is left is still a little too large: half of the noise of a square is positive.
+    The interval is a bootstrap over replicates. A resample's mean has the noise of the replicates and the noise of the
+    resampling, so its square is reduced by twice :math:`1/R`. Where nearly all parameters are near the floor, the
+    median is still a little too large: half of the noise of a square is positive.
 
     Args:
         kept: Gradients of some parameters in every replicate, (R, n), float64.
-        rounding: A share of the mean below which a standard deviation is taken for zero, and the ratio for infinite.
+        rounding: The share of the mean below which a standard deviation counts as zero, and the ratio as infinite.
         seed: For the resamples.
     """
     replicates = len(kept)
@@ -59,7 +59,7 @@ def signal_to_noise(kept: Tensor, *, rounding: float, seed: int) -> SignalToNois
     counts = _counts(replicates, seed)
     centred = alive - mean
     scale = centred.square().mean(0).sqrt().clamp(min=torch.finfo(torch.float32).tiny)
-    centred = (centred / scale).float()  # so that sums of float32 are good enough, and faster
+    centred = (centred / scale).float()  # after scaling, sums in float32 are precise enough, and faster
     medians = [_quantile(ratios, 0.5)]
     for some in counts.split(100):
         shift = (some @ centred).double() / replicates
@@ -78,14 +78,14 @@ def _ratios(mean: Tensor, variance: Tensor, noise: float, rounding: float) -> Te
 
 
 def _counts(replicates: int, seed: int) -> Tensor:
-    """How often each replicate is drawn in each resample, (B, R)."""
+    """Return how often each resample draws each replicate, (B, R)."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randint(replicates, (NUM_RESAMPLES, replicates), generator=generator)
     return torch.zeros(NUM_RESAMPLES, replicates).scatter_add_(1, rows, torch.ones(1, 1).expand(rows.shape))
 
 
 def _quantile(values: Tensor, share: float) -> Tensor:
-    """Without interpolation between values that may be infinite, but of the two in the middle for the median."""
+    """Return a quantile, interpolated unless its two neighbours are equal (both may be infinite)."""
     ordered = values.sort().values
     place = share * (len(ordered) - 1)
     low, high = ordered[math.floor(place)], ordered[math.ceil(place)]

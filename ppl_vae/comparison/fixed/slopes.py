@@ -1,6 +1,6 @@
-r"""How the signal-to-noise of a gradient goes with the number of particles: the exponent :math:`\mathrm{SNR} \sim K^s`.
+r"""The exponent s of a gradient's signal-to-noise in the number of particles, :math:`\mathrm{SNR} \sim K^s`.
 
-For the importance-weighted bound s is 1/2 for the decoder and -1/2 for the encoder (Rainforth et al., Tighter
+For the importance-weighted bound, s is 1/2 for the decoder and -1/2 for the encoder (Rainforth et al., Tighter
 Variational Bounds are Not Necessarily Better, 2018, https://arxiv.org/abs/1802.04537).
 """
 
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ppl_vae.comparison.fixed.results import Block, Row
 
-_ABOVE_FLOOR = 1.0  # times the floor, below which half of what is seen is noise: such points are left out
+_ABOVE_FLOOR = 1.0  # times the floor; half of a figure below that is noise, and its point is left out
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Slope:
         low: The lower end of its 95% interval.
         high: The upper end.
         intercept: log SNR at K = 1, on the fitted line.
-        particles: The K that it was fitted to.
-        left_out: The K whose signal-to-noise is too near the floor, or has no finite interval.
+        particles: The values of K in the fit.
+        left_out: The values of K whose signal-to-noise is too near the floor, or has no finite interval.
     """
 
     name: str
@@ -52,12 +52,12 @@ class _Point(NamedTuple):
 def slopes_of(rows: Iterable[Row]) -> list[Slope]:
     r"""Fit :math:`\log \mathrm{SNR} = a + s \log K` to the rows of each estimator and block.
 
-    Least squares weighted by the bootstrap's standard errors of log SNR. Where the points scatter more than these (a
-    power law holds for large K alone), the interval is widened by the ratio. Points at whose lower end the signal is
-    below the noise floor are left out, and a fit needs two.
+    The fit is least squares, weighted by the bootstrap's standard errors of log SNR. Where the points scatter more than
+    these errors (a power law holds for large K alone), the interval is widened by the ratio. A point is left out if the
+    lower end of its interval is below the noise floor. A fit needs two points.
 
     Args:
-        rows: Those of a comparison.
+        rows: The rows of a comparison.
     """
     grouped: dict[tuple[str, str], list[tuple[int, Block]]] = {}
     for row in rows:
@@ -84,7 +84,7 @@ def _point(num_particles: int, block: Block) -> _Point | None:
 
 
 def _fit(points: list[_Point]) -> tuple[float, float, float]:
-    """Intercept, slope and the half-width of the slope's 95% interval."""
+    """Return the intercept, the slope and the half-width of the slope's 95% interval."""
     weights = [point.error**-2 for point in points]
     total = sum(weights)
     mean_x = sum(w * p.x for w, p in zip(weights, points, strict=True)) / total

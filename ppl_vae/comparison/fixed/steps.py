@@ -1,4 +1,4 @@
-"""One step of one estimator, its value and its gradient: as a captured graph where it can be; its time and memory."""
+"""One step of one estimator (value and gradient), as a captured graph where possible, and its time and memory."""
 
 from __future__ import annotations
 
@@ -22,33 +22,34 @@ _WARM_UP = 3
 
 
 class Seen(NamedTuple):
-    """What a step of an estimator gives: the mean per datum, and its gradient by each parameter (None: no part)."""
+    """The result of an estimator's step: the mean per datum, and its gradient by each parameter (None if unused)."""
 
     value: Tensor
     gradients: Sequence[Tensor | None]
 
 
 def seen_of(step: Step) -> Seen:
-    """Return value and gradients of a step, per datum."""
+    """Return the value (the mean per datum) and the gradients of a step."""
     return Seen(-step.loss.loss / step.loss.weight, step.gradients)
 
 
 class Stepper:
-    """An estimator's step on a batch of given shapes, without moving any parameter.
+    """An estimator's step on a batch of given shapes, at fixed parameters.
 
-    The objective is a copy: what it learns or counts while it runs (a moving average) stays out of the caller's own.
+    The stepper copies the objective: what the objective learns or counts while it runs (a moving average) does not
+    change the caller's own.
 
     Args:
         contender: The estimator.
         program: Model and guide.
-        parameters: What to differentiate by.
+        parameters: The parameters of the gradient.
         tensors: The batch.
 
     Attributes:
         contender: The estimator.
-        kind: What its value is: ``"lower"``, ``"upper"``, ``"neither"``.
-        captured: The step as a graph, None where it runs as it is written.
-        why_eager: Why steps run as they are written, None if captured.
+        kind: The kind of bound of its value: ``"lower"``, ``"upper"``, ``"neither"``.
+        captured: The step as a captured graph; None where it runs eagerly.
+        why_eager: Why steps run eagerly, without a captured graph; None if captured.
 
     Raises:
         Exception: Whatever the objective raises on this program.
@@ -60,7 +61,7 @@ class Stepper:
         self.contender = contender
         self.why_eager: str | None = None
         objective = contender.objective
-        with suppress(Exception):  # what cannot be copied runs itself
+        with suppress(Exception):  # an objective that cannot be copied runs itself
             objective = copy.deepcopy(objective)
         loss = as_loss(objective)
         self._leaves = list(parameters.leaves.values())
@@ -72,7 +73,7 @@ class Stepper:
         self.captured: CapturedStep | None = None
         self.kind = _kind(objective, program, tensors)
         self._check(eager_step(run, self._leaves, list(tensors), mean=True))
-        # from here: what a baseline makes of its first batch is its start
+        # saved after the first step: a baseline starts from what it learnt on its first batch
         self._state = [(buffer, buffer.clone()) for buffer in buffers_of(modules_of(loss))]
         try:
             self.captured = CapturedStep(
@@ -97,12 +98,15 @@ class Stepper:
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Let the objective forget what it has learnt since its first step."""
+        """Put the objective's buffers back to their values after its first step."""
         for buffer, before in self._state:
             buffer.copy_(before)
 
     def bytes(self, *tensors: Tensor) -> int:
-        """What an eager step keeps for its backward pass, parameters and data aside; on a GPU all that it allocates."""
+        """Return the memory that an eager step keeps for its backward pass, without parameters and data.
+
+        On a GPU, return the most that the step allocates.
+        """
         if self._leaves[0].is_cuda:
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
@@ -129,15 +133,15 @@ class Stepper:
 def time_steps(
     steppers: Mapping[Any, Stepper], tensors: Sequence[Tensor], *, most_rounds: int = 40, most_seconds: float = 8.0
 ) -> dict[Any, Tensor]:
-    """Return the seconds of single steps, (rounds,) for each.
+    """Return the seconds of single steps, (rounds,) for each estimator.
 
-    All take turns, so that whatever else the machine does hits all alike, and each has warmed up.
+    The estimators warm up, then take turns, so that other load on the machine affects all alike.
 
     Args:
-        steppers: What to time.
+        steppers: The steps to time.
         tensors: The batch.
-        most_rounds: How often each is timed, at most; five times at least.
-        most_seconds: When to stop.
+        most_rounds: The most rounds; there are at least five.
+        most_seconds: The time after which no further round starts.
     """
     waits = any(t.is_cuda for t in tensors)
     taken: dict[Any, list[float]] = {key: [] for key in steppers}
@@ -156,7 +160,7 @@ def time_steps(
 
 
 class _Listening:
-    """An objective, as it is, of which the kind of its estimates is noted."""
+    """An unchanged objective that notes the kind of its estimates."""
 
     def __init__(self, objective: Any) -> None:
         self._objective = objective

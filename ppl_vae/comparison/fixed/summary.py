@@ -1,4 +1,4 @@
-"""A comparison in words: sentences that follow from its numbers, and claim only what the intervals bear out."""
+"""A comparison as sentences, which claim only what the intervals support."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ppl_vae.comparison.fixed.results import Block, KnownEvidence, Results, Row
 from ppl_vae.comparison.fixed.slopes import slopes_of
 from ppl_vae.comparison.statistics.measured import Measured, measured, t_quantile
 
-_LEVEL = 0.01  # of all tests of bias together, and of all of the side of log p(x) that a bound lies on
-_NOTICED = 0.1  # a ratio nearer to one than this is not worth a sentence
+_LEVEL = 0.01  # of all tests of bias together, and of all tests for values above log p(x) together
+_NOTICED = 0.1  # a ratio nearer to one than this gets no sentence
 
 
 def sentences_of(comparison: Results) -> list[str]:
     """Return the sentences: values, biases, signal-to-noise, its slopes, costs, what failed.
 
-    Ratios compare bootstrap resamples of the same replicates, and are told where their 95% interval leaves one out.
-    Biases are told where the p-value, times the number of tests, is below 0.01; and where none can be claimed, why.
-    What rests on the first few data of a split says so.
+    Ratios compare bootstrap resamples of the same replicates; a ratio gets a sentence if its 95% interval excludes one.
+    A bias gets a sentence if its p-value, times the number of tests, is below 0.01. A bias that is unclear gets a
+    sentence with the reason. If the batch is the first few data of a split, the sentences say so.
     """
     good = [row for row in comparison.rows if row.failed is None]
     found = [
@@ -41,7 +41,7 @@ def sentences_of(comparison: Results) -> list[str]:
 
 
 def _put_before_stop(sentence: str, words: str) -> str:
-    """Add words to the first sentence of some, ahead of a bracket that is a sentence by itself."""
+    """Add words at the end of the first sentence, before a second one in brackets."""
     first, bracket, rest = sentence.partition(". (")
     return f"{first}{words}{bracket}{rest}" if bracket else f"{sentence.removesuffix('.')}{words}."
 
@@ -75,11 +75,11 @@ def _nearest_bound(comparison: Results, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _not_below(comparison: Results, rows: Sequence[Row]) -> Iterator[str]:
-    r"""What is above log p(x) beyond its noise, and does not say that it is an upper bound.
+    r"""Report values above log p(x), beyond their noise, of estimators that are no declared upper bound.
 
-    By Student's t, and for n = R B weights w of mean p(x), of whose logarithm a bound is at most the mean, also by
-    Markov's inequality, which holds whatever their tail: the mean over n is more than t above log p(x) with a
-    probability of at most :math:`e^{-n t}`. At 1% for all rows together.
+    A value must exceed log p(x) both by Student's t and by Markov's inequality, at 1% for all rows together. A lower
+    bound is at most the mean of log w over n = R B weights w of mean p(x). By Markov's inequality, whatever the tail of
+    w, this mean is more than t above log p(x) with a probability of at most :math:`e^{-n t}`.
     """
     known, tested = comparison.evidence, [row for row in rows if row.kind != "upper"]
     if known is None or not math.isfinite(known.error):
@@ -93,7 +93,7 @@ def _not_below(comparison: Results, rows: Sequence[Row]) -> Iterator[str]:
         else:
             noise = max(t * math.hypot(row.value_se, known.error), markov)
         excess = row.value - known.value
-        if excess > max(noise, 1e-6 * abs(known.value)):  # rounding
+        if excess > max(noise, 1e-6 * abs(known.value)):  # the second term is rounding
             doubt = "" if known.exact else ", or that estimate is too low"
             shown = f"{row.bias}" if row.bias is not None else f"{excess:.3g}"
             yield f"{_at(row)} lies {shown} nats above {_log_p(known)}, so it is no lower bound{doubt}."
@@ -104,7 +104,7 @@ def _log_p(known: KnownEvidence) -> str:
 
 
 def _biases(rows: Sequence[Row]) -> Iterator[str]:
-    """For each estimator and block the largest K at which a bias shows; and who shows none."""
+    """Report, for each estimator and block, the largest K with a bias; then the estimators without any."""
     tested = [(r, n, b, b.bias, b.bias_p) for r in rows for n, b in r.blocks.items() if b.bias is not None]
     largest: dict[tuple[str, str], tuple[Row, Block, Measured, float]] = {}
     clean: dict[tuple[str, str], list[int]] = {}
@@ -120,7 +120,7 @@ def _biases(rows: Sequence[Row]) -> Iterator[str]:
             several += [row.num_particles] if row.num_particles not in several else []
     for (name, block_name), (row, block, bias, corrected) in largest.items():
         share = f", {bias.value / block.norm.value:.1%} of the gradient's own" if block.norm.low > 0 else ""
-        size = f"{bias}{share}" if bias.low > 0 else f"at most {bias.high:.2g}"  # seen by the test alone
+        size = f"{bias}{share}" if bias.low > 0 else f"at most {bias.high:.2g}"  # only the test detects it
         p_value = "p < 1e-6" if corrected < 1e-6 else f"p = {corrected:.1g}"
         yield (
             f"{name}'s {block_name} gradient is biased against {row.reference}'s at K = {row.num_particles}: by a norm "
@@ -138,7 +138,7 @@ def _biases(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def unclear_biases(rows: Sequence[Row]) -> Iterator[str]:
-    """Of whose bias nothing can be claimed, with all its K."""
+    """Report the estimators whose bias is unclear, each reason once with all its K."""
     unclear: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         for why in dict.fromkeys(block.bias_unclear for block in row.blocks.values() if block.bias_unclear):
@@ -148,7 +148,7 @@ def unclear_biases(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _signals(rows: Sequence[Row], replicates: int) -> Iterator[str]:
-    """Each estimator beside its reference, at the largest K at which both are there."""
+    """Compare the signal-to-noise of each estimator with its reference's, at the largest K that both have."""
     largest: dict[tuple[str, str], tuple[Row, Row]] = {}
     for row in rows:
         for other in rows:
@@ -210,7 +210,7 @@ def _cheapest(rows: Sequence[Row], replicates: int) -> Iterator[str]:
 
 
 def _data_noise(rows: Sequence[Row]) -> Iterator[str]:
-    """Where the choice of data outweighs the estimator's noise: more particles would buy little."""
+    """Report where the choice of data outweighs the estimator's noise: there more particles would help little."""
     for name in dict.fromkeys(n for r in rows for n in r.blocks):
         with_block = [(row, row.blocks[name]) for row in rows if name in row.blocks]
         below = [r for r, b in with_block if (m := b.minibatch_variance) is not None and m.low > b.variance.high > 0]
@@ -220,7 +220,7 @@ def _data_noise(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def without_figures(comparison: Results) -> Iterator[str]:
-    """What failed and what is not defined, each reason once with all its K."""
+    """Report the estimators that failed or are not defined, each reason once with all its K."""
     missing: dict[tuple[str, str, str], list[str]] = {}
     for row in comparison.rows:
         if row.failed:
@@ -253,5 +253,5 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    """At most three of them."""
+    """List at most three names, and the number of the others."""
     return _listed(names) if len(names) <= 3 else f"{', '.join(names[:3])} and {len(names) - 3} more"

@@ -16,7 +16,7 @@ _GAP = 2
 
 
 def table_of(comparison: Results) -> str:
-    """Return the table, lines of at most 120 characters."""
+    """Return the table, in lines of at most 120 characters."""
     lines = _heading(comparison)
     for k in dict.fromkeys(row.num_particles for row in comparison.rows):
         rows = [row for row in comparison.rows if row.num_particles == k]
@@ -100,7 +100,7 @@ def _p_value(p: float) -> str:
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Columns flush right but the first; a name that leaves the figures no room stands on a line of its own."""
+    """Align all columns but the first to the right; a name too long for its line gets a line of its own."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     room = WIDTH - sum(widths[1:]) - _GAP * (len(widths) - 1)
     names = [len(line[0]) for line in lines if len(line[0]) <= room]

@@ -1,1 +1,1 @@
-"""Estimators while they train: the same start, the same order of the data; `race` begins it."""
+"""Estimators in training: the same start and the same order of the data. `race` is the entry point."""

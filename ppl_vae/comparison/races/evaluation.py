@@ -1,4 +1,4 @@
-"""The same independent look at every run of a race: log p(x) and the ELBO of the same data, at the same noise."""
+"""The evaluation of a race, the same for every run: log p(x) and the ELBO of the same data, with the same noise."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from ppl_vae.vae import VAE
 
 MakeEvidence = Callable[..., Evidence]
 
-_ELBO_PARTICLES = 100  # beside an exact log p(x)
-_MOST_CONDITIONS = 100  # each of which exact methods take by itself
+_ELBO_PARTICLES = 100  # draws for the ELBO, unless log p(x) itself is estimated from q(z|x)
+_MOST_CONDITIONS = 100  # exact methods treat each condition separately
 
 
 class Look(NamedTuple):
-    """What was seen of one program; nats, means over data.
+    """One evaluation of a program, in nats, means over data.
 
     Attributes:
         log_evidence: log p(x), or its estimate.
-        error: Of exact methods the mean of their error bounds; of estimates the standard error of the mean, given data
-            and program.
+        error: The mean error bound of an exact log p(x); for an estimate the standard error of the mean, given data and
+            program.
         elbo: The ELBO, K = 1.
     """
 
@@ -39,14 +39,14 @@ class Look(NamedTuple):
 
 
 class Evaluator:
-    """How log p(x) is found, the same way each time.
+    """An evaluator that finds log p(x) of the same data in the same way each time.
 
     Args:
         columns: The data, each (n, ...).
-        evidence: ``"auto"`` (exact where it can be had in reasonable time, else importance sampling from q(z|x)), a
-            method of `evaluation.log_evidence`, or a function ``evidence(program, *columns)`` -> `Evidence`.
+        evidence: ``"auto"`` (exact where that takes reasonable time, else importance sampling from q(z|x)), a method of
+            `evaluation.log_evidence`, or a function ``evidence(program, *columns)`` -> `Evidence`.
         num_particles: K of importance sampling.
-        seed: Of the noise.
+        seed: The seed of the noise.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Evaluator:
         self.columns, self.evidence, self.num_particles, self.seed = columns, evidence, num_particles, seed
 
     def choose(self, program: VAE | Program) -> Method | MakeEvidence:
-        """Return the method for a program: what ``"auto"`` stands for, found on the first datum."""
+        """Return the method for a program; ``"auto"`` is resolved by a trial on the first datum."""
         if self.evidence != "auto":
             return self.evidence
         conditions = len(self.columns[1].unique(dim=0)) if len(self.columns) > 1 else 1
@@ -66,7 +66,7 @@ class Evaluator:
         x, *y = (column[:1] for column in self.columns)
         with torch.no_grad(), evaluation_mode(program):
             space = measure(program.p_z(*y))
-        # three dimensions can be integrated too, in seconds a datum: too slow for many looks
+        # three dimensions take seconds per datum to integrate: too slow for repeated evaluation
         exact: Method = "closed form" if space == "a region of space" and program.latent_shape[0] > 2 else "exact"
         try:
             log_evidence(program, x, *y, method=exact, seed=self.seed)
@@ -75,7 +75,7 @@ class Evaluator:
         return exact
 
     def __call__(self, program: VAE | Program, method: Method | MakeEvidence) -> tuple[Look, Evidence]:
-        """Look at a program.
+        """Evaluate a program.
 
         Raises:
             ValueError: If log p(x) of a datum is not finite, or the method does not apply.
@@ -101,14 +101,14 @@ class Evaluator:
         return log_evidence(program, *self.columns, method=method, num_particles=(self.num_particles,), seed=self.seed)
 
     def _importance(self, program: VAE | Program, num_particles: int) -> Evidence:
-        """Importance sampling from q(z|x); of a conditional VAE as a program, which takes any condition."""
+        """Estimate log p(x) by samples of q(z|x); a conditional VAE runs as a program, which takes any condition."""
         if isinstance(program, VAE) and len(self.columns) > 1:
             program = (program.model, program.guide)
         return importance(program, *self.columns, num_particles=num_particles, proposal="posterior", seed=self.seed)
 
 
 def in_words(method: Method | MakeEvidence, found: Evidence, num_particles: int) -> str:
-    """Return how log p(x) was found: ``"quadrature"``, ``"importance sampling from q(z|x), K = 1000"``."""
+    """Return the name of the method: ``"quadrature"``, ``"importance sampling from q(z|x), K = 1000"``."""
     if method == "posterior":
         return f"importance sampling from q(z|x), K = {num_particles}"
     if found.method == "importance" and not callable(method):

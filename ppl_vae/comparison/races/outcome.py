@@ -1,4 +1,4 @@
-"""What a training race found, as a table, in words, for JSON and for CSV."""
+"""The results of a training race, as a table, as sentences, for JSON and for CSV."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Race(RaceResults):
         return self.table()
 
     def table(self) -> str:
-        """Lines of at most 120 characters: the standings, the arrivals, what failed, and what a reader must know."""
+        """Return lines of at most 120 characters: standings, arrivals, failures, and what a reader must know."""
         return table_of(self)
 
     def sentences(self) -> list[str]:
-        """What the figures support, in words."""
+        """Return the statements that the figures support, as sentences."""
         return sentences_of(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON: infinite and undefined numbers are None. `from_dict` reads it."""
+        """Return all results for JSON; infinite and undefined numbers are None. `from_dict` reads them."""
         content = {
             "runs": [asdict(run) for run in self.runs],
             "undefined": [u._asdict() for u in self.undefined],
@@ -61,9 +61,9 @@ class Race(RaceResults):
         )
 
     def to_csv(self) -> str:
-        """One line for each evaluation of each run, with a header; one without an evaluation has a line all the same.
+        """Return one line for each evaluation of each run, with a header.
 
-        Empty fields are figures that there are not.
+        A run without an evaluation also has one line. A field without a figure is empty.
         """
         own = ["name", "num_particles", "seed", "method", "kind", "stopped", "reason", "steps"]
         text = io.StringIO()

@@ -1,4 +1,4 @@
-"""The training race: estimators from the same start, on the same data, for as many steps, looked at in the same way."""
+"""The training race: estimators with the same start, data and number of steps, evaluated in the same way."""
 
 from __future__ import annotations
 
@@ -58,60 +58,63 @@ def race(
     progress: Callable[[str], None] | None = None,
     on_run: OnRun | None = None,
 ) -> Race:
-    r"""Train one program under several objectives and watch log p(x), the same for all.
+    r"""Train one program under several objectives, and evaluate log p(x) in the same way for all.
 
-    For each seed every contender starts from the same parameters, sees the data in the same order, draws its noise from
-    the same seed and takes as many steps; runs of a seed follow each other, the order turned by one from seed to seed,
-    so that a machine that slows down does so for all. At step 0 and every few epochs the same data are scored at the
-    same noise. What an estimator is worth is told by the differences between runs of a seed (`Race.at_equal_steps`,
-    `Race.at_equal_time`, `Race.time_to`), whose intervals are over seeds and against the best, whichever it is
-    (`seeds.beside_the_best`); with three seeds only differences of several standard deviations count, and
-    among eight contenders hardly any: take five seeds or more, or fewer contenders.
+    For each seed, every contender starts from the same parameters, sees the data in the same order, draws its noise
+    from the same seed and takes the same number of steps. Runs of a seed follow each other, so a machine that slows
+    down does so for all of them; their order rotates by one from seed to seed. At step 0 and every few epochs, the race
+    evaluates the same data with the same noise.
+
+    Estimators are compared by the differences between runs of a seed (`Race.at_equal_steps`, `Race.at_equal_time`,
+    `Race.time_to`). Their intervals are over seeds and against the best contender, whichever it is
+    (`seeds.beside_the_best`). With three seeds, the intervals separate only differences of several standard deviations,
+    and among eight contenders hardly any: take five seeds or more, or fewer contenders.
 
     Where to be careful:
 
     - One learning rate for all favours the estimator that it suits.
-    - In more than two latents log p(x) is estimated by importance sampling from the run's own q(z|x), which is too
-      low by what q misses: a lower bound in expectation, tighter where training made q wide. ``evidence="importance"``
-      (the defensive proposal) mends that for single-site models and takes ten times as long or more.
-    - Seconds are of this machine and of what else ran on it. Neither evaluation is counted nor what the first epoch
-      takes longer than later ones (capture of a step, compilation), which `RaceRun.setup` has.
-    - Under dynamic binarisation the draws of the data come from the stream that the estimator draws from as well, and
-      differ from one to the next after the first step.
+    - With more than two latents, log p(x) is estimated by importance sampling from the run's own q(z|x). The estimate
+      is too low by what q misses: it is a lower bound in expectation, tighter where training made q wide.
+      ``evidence="importance"`` (the defensive proposal) corrects that for single-site models and takes ten times as
+      long or more.
+    - Seconds depend on this machine and its other load. They exclude evaluation, and the time by which the first epoch
+      exceeds later ones (capture of a step, compilation), which is in `RaceRun.setup`.
+    - Under dynamic binarisation, the data are drawn from the same random stream as the estimator's noise. After the
+      first step they differ between estimators.
     - A run that diverges or raises is recorded as failed, and the others go on.
 
-    Slow: contenders x seeds x epochs of training, and each look decodes `evaluation_size` x `evidence_particles`
+    Slow: contenders x seeds x epochs of training, and each evaluation decodes `evaluation_size` x `evidence_particles`
     latents (for 784 pixels and two layers of 200, 1,000 x 1,000 take half a minute on one core).
 
     Args:
-        make_program: From a seed to a `VAE` or a ``(model, guide)`` pair; called once a seed, with torch's generator at
-            that seed.
-        data: Training data, and the data to look at.
-        objectives: What `comparison.contenders` takes. In a mapping an entry may bring its own program: ``{"relaxed":
-            (objective, make_program)}``, or an `Entrant`. Each run has a fresh copy of its objective.
-        epochs: Of every run.
-        num_particles: K, one or several.
-        seeds: How many (0, 1, ...), or which.
+        make_program: A function from a seed to a `VAE` or a ``(model, guide)`` pair; called once per seed, with torch's
+            generator at that seed.
+        data: The training data, and the data of the evaluation.
+        objectives: Objectives as `comparison.contenders` takes them. In a mapping an entry may bring its own program:
+            ``{"relaxed": (objective, make_program)}``, or an `Entrant`. Each run has a fresh copy of its objective.
+        epochs: The number of epochs of every run.
+        num_particles: One K or several.
+        seeds: The number of seeds (0, 1, ...), or a sequence of seeds.
         batch_size: Data per step.
-        optimizer: From parameters to a torch optimiser, Adam at 1e-3 by default; the same for all.
-        scheduler: From the optimiser to a learning-rate scheduler, stepped once an epoch.
+        optimizer: A function from parameters to a torch optimiser, the same for all; Adam at 1e-3 by default.
+        scheduler: A function from the optimiser to a learning-rate scheduler, which steps once per epoch.
         clip_norm: Largest norm of the gradient; None does not clip.
-        evaluate_every: Epochs between two looks; a tenth of all by default. The last is always looked at.
-        evaluation_size: Look at the first so many data.
-        split: Of ``"validation"``, ``"test"`` or ``"train"``.
-        evidence: How to find log p(x): ``"auto"`` is exact for a `VAE` of up to two latents, of few discrete states, or
-            linear-Gaussian, else importance sampling from q(z|x); a method of `evaluation.log_evidence`; or your own
+        evaluate_every: Epochs between two evaluations; a tenth of all by default. The last epoch is always evaluated.
+        evaluation_size: The number of data in the evaluation, the first of the split.
+        split: The split of the evaluation: ``"validation"``, ``"test"`` or ``"train"``.
+        evidence: How to find log p(x). ``"auto"`` is exact for a `VAE` of up to two latents, of few discrete states, or
+            linear-Gaussian, else importance sampling from q(z|x). Or a method of `evaluation.log_evidence`, or your own
             function ``evidence(program, *columns)`` -> `Evidence`.
         evidence_particles: K of importance sampling.
-        target: A log p(x), nats per datum, whose first crossing is timed; named before the race, not after.
-        max_seconds: Stop a run after so long a training; None never does.
+        target: A log p(x), nats per datum, whose first crossing is timed; choose it before the race, not after.
+        max_seconds: The training time after which a run stops; None never stops it.
         compile: How a step runs, see `SVI`.
-        device: Where.
-        progress: Told in a few words what was seen.
-        on_run: Given each run and its trained program, in evaluation mode, before its parameters are put back.
+        device: The device of program and data.
+        progress: Called with a short message after every evaluation and failure.
+        on_run: Called with each run and its trained program, in evaluation mode, before its parameters are put back.
 
     Raises:
-        TypeError: If `data` is no `Dataset`, or `make_program` gives no program.
+        TypeError: If `data` is no `Dataset`, or `make_program` returns no program.
         ValueError: If an argument is out of range, the split is empty, or no run of the first seed takes a step.
 
     Reference:
@@ -154,7 +157,7 @@ def race(
         field = contenders(bare, num_particles)
     columns = cast("tuple[Tensor, ...]", looked_at.head(evaluation_size).to(where).columns)
     evaluator = Evaluator(columns, evidence, evidence_particles)
-    if scheduler is None:  # nobody looks at what `fit` makes of them
+    if scheduler is None:  # nothing uses the validation of `fit`
         data = replace(data, validation=Split(tuple(data.train.head(0).columns)))
     fitting = functools.partial(
         fit,
@@ -169,7 +172,7 @@ def race(
     )
     track = _Track(fitting, evaluator, every, epochs, max_seconds, progress or (lambda text: None), on_run)
     runs: list[RaceRun] = []
-    with pyro.get_param_store().scope():  # what programs keep there is theirs, and the caller's own stays
+    with pyro.get_param_store().scope():  # programs get a store of their own; the caller's stays as it is
         for i, seed in enumerate(some):
             starts: dict[int, Start] = {}
             for contender in _turned(field.items, i):
@@ -206,10 +209,10 @@ def race(
 
 
 def seeds_of(seeds: int | Sequence[int]) -> tuple[int, ...]:
-    """Return the seeds: so many from 0, or those given.
+    """Return the given seeds, or the first `seeds` integers from 0.
 
     Raises:
-        ValueError: If one is no integer from 0, is there twice, or there is none.
+        ValueError: If a seed is not an integer from 0, a seed occurs twice, or there is none.
     """
     some = tuple(range(seeds)) if is_integer(seeds) else seeds
     if (
@@ -225,7 +228,7 @@ def seeds_of(seeds: int | Sequence[int]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class _Track:
-    """What all runs have in common."""
+    """The settings that all runs have in common."""
 
     fit: Callable[..., Run]
     evaluator: Evaluator
@@ -236,7 +239,7 @@ class _Track:
     on_run: OnRun | None
 
     def run(self, contender: Contender, entrant: Entrant, start: Start, seed: int) -> RaceRun:
-        """Take one run from its start."""
+        """Train one contender from its start."""
         label = f"seed {seed}, {contender.name} at K = {contender.num_particles}"
 
         def tell(point: Point) -> None:
@@ -257,7 +260,7 @@ class _Track:
         stopped: Stopped = "finished"
         reason = why_eager = None
         try:
-            with untouched_random_state():  # an objective that draws while it is copied or made
+            with untouched_random_state():  # an objective may draw while it is copied or made
                 torch.manual_seed(seed)
                 run = self.fit(
                     start.program,
@@ -294,6 +297,6 @@ class _Track:
 
 
 def _turned(items: Sequence[Contender], by: int) -> list[Contender]:
-    """The contenders from another one on, so that none is always first on a cold machine."""
+    """Rotate the contenders, so that none is always first on a cold machine."""
     by %= len(items)
     return [*items[by:], *items[:by]]

@@ -1,4 +1,4 @@
-"""What a training race found: standings at equal steps and equal time, arrivals at a target, bands over seeds."""
+"""The figures of a training race: standings at equal steps and equal time, arrivals at a target, bands over seeds."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from ppl_vae.comparison.statistics.seeds import BesideBest, beside_the_best, exp
 
 
 class Standing(NamedTuple):
-    """Where a contender stands at a step or a time.
+    """The standing of a contender at a step or a time.
 
     Attributes:
-        name: The contender's.
+        name: The contender's name.
         num_particles: Its K.
         value: log p(x), nats per datum, the mean over seeds with its 95% interval; None where no run got there.
-        behind: `value` minus that of the best, paired: the figure against the one with the highest mean (`best`) over
-            the seeds that both have, the interval against the true best, whichever of those that may be it that is,
-            95% for all contenders at once (`seeds.beside_the_best`). Below 0 throughout where it is behind
-            the best. None for the one with the highest mean, and where they share no seed.
-        seeds: Whose runs got there.
-        best: Whether it has the highest mean of those with the most seeds.
-        may_be_best: Whether the seeds leave it possible that it is the best of those with the most seeds.
+        behind: The contender's log p(x) minus the best's, paired by seed. The figure is the mean difference from the
+            contender with the highest mean (`best`), over the seeds that both have. The interval is against the true
+            best, whichever of the candidates that is, with 95% for all contenders at once (`seeds.beside_the_best`); it
+            is wholly below 0 if this contender is behind the best. None for the contender with the highest mean, and
+            where the two share no seed.
+        seeds: The seeds whose runs got there.
+        best: Whether it has the highest mean of the contenders with the most seeds.
+        may_be_best: Whether the seeds leave it possible that it is the best of the contenders with the most seeds.
     """
 
     name: str
@@ -41,25 +42,25 @@ class Standing(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """When a contender came to the target.
+    """The time at which a contender reached the target.
 
-    Times are compared over the seeds in which both contenders came there: one that misses the target on hard seeds is
-    told how long it takes on the others, and not how long it would take on all.
+    Times are compared over the seeds in which both contenders reached the target. If a contender misses the target on
+    hard seeds, its figures describe the other seeds, not the time that it would take on all.
 
     Attributes:
-        name: The contender's.
+        name: The contender's name.
         num_particles: Its K.
-        seconds: Of training, the geometric mean over the seeds that came there, with its 95% interval; None if none
-            did.
-        steps: Likewise.
-        slower: The seconds as a multiple of those of the fastest, paired (geometric mean): the figure against the one
-            with the lowest mean (`fastest`), the interval against the true fastest, whichever that is, 95% for all
-            contenders at once, as in `Standing.behind`. None for the one with the lowest mean, where they share no
-            seed, and for all where a run was at the target from the start (no seconds have no multiple).
-        per_seed: ``(seconds, steps)`` by seed; None where the run did not come there.
-        fastest: Whether it has the lowest `seconds` of those that came there in the most seeds.
-        may_be_fastest: Whether the seeds leave it possible that it is the fastest of those; so for all that came there
-            where a run was at the target from the start.
+        seconds: Training time, the geometric mean over the seeds that reached the target, with its 95% interval; None
+            if none did.
+        steps: The number of steps, in the same way.
+        slower: The seconds as a multiple of the fastest's, paired (geometric mean). The figure is against the contender
+            with the lowest mean (`fastest`). The interval is against the true fastest, whichever that is, with 95% for
+            all contenders at once, as in `Standing.behind`. None for the contender with the lowest mean, where the two
+            share no seed, and for all contenders if a run was at the target from the start (zero has no multiple).
+        per_seed: ``(seconds, steps)`` by seed; None where the run did not reach the target.
+        fastest: Whether it has the lowest `seconds` of the contenders that reached the target in the most seeds.
+        may_be_fastest: Whether the seeds leave it possible that it is the fastest of those contenders. True for all
+            that reached the target if a run was at the target from the start.
     """
 
     name: str
@@ -85,16 +86,16 @@ class Band(NamedTuple):
 class RaceResults:
     """A training race; figures in nats per datum.
 
-    Runs that failed count in no figure over seeds; they are named in the table and in the sentences, and their curves
-    are kept as far as they go.
+    Runs that failed count in no figure over seeds, except in the arrivals at a target that they reached before. The
+    table and the sentences name them, and their curves are kept as far as they go.
 
     Attributes:
-        runs: One a contender and seed, in the order in which they ran.
+        runs: One run per contender and seed, in the order in which they ran.
         undefined: The contenders that do not exist at their K, and why.
-        target: The log p(x) to reach, named before the race; None for none.
-        settings: What all runs had in common, for the record.
+        target: The log p(x) to reach, chosen before the race; None for none.
+        settings: The common settings of all runs, for the record.
         machine: Device, torch version, threads.
-        seconds: What the whole took, evaluation included.
+        seconds: The duration of the whole race, evaluation included.
     """
 
     runs: tuple[RaceRun, ...]
@@ -106,7 +107,7 @@ class RaceResults:
 
     @property
     def contenders(self) -> list[tuple[str, int]]:
-        """Name and K of each, in the order of the first seed."""
+        """Name and K of each contender, in the order of the first seed."""
         return list(dict.fromkeys(run.key for run in self.runs))
 
     @property
@@ -115,35 +116,35 @@ class RaceResults:
         return sorted({run.seed for run in self.runs})
 
     def runs_of(self, name: str, num_particles: int, *, failed: bool = False) -> list[RaceRun]:
-        """Return a contender's runs by seed, those that failed only on request."""
+        """Return a contender's runs by seed; runs that failed only if `failed` is set."""
         own = [run for run in self.runs if run.key == (name, num_particles) and (failed or not run.failed)]
         return sorted(own, key=lambda run: run.seed)
 
     @property
     def equal_steps(self) -> int | None:
-        """The last step that all runs took, those that failed apart; None where all failed."""
+        """The last step that all runs took, without runs that failed; None if all failed."""
         return min((run.points[-1].step for run in self.runs if not run.failed), default=None)
 
     @property
     def equal_seconds(self) -> float | None:
-        """What the fastest run took for the whole, those that failed apart; None where all failed."""
+        """The shortest training time of a whole run, without runs that failed; None if all failed."""
         return min((run.points[-1].seconds for run in self.runs if not run.failed), default=None)
 
     def at_equal_steps(self, step: float | None = None) -> list[Standing]:
-        """Return where the contenders stand after so many steps, `equal_steps` by default."""
+        """Return the standings after `step` steps, `equal_steps` by default."""
         return self._standings("step", self.equal_steps if step is None else step)
 
     def at_equal_time(self, seconds: float | None = None) -> list[Standing]:
-        """Return where the contenders stand after so long a training, `equal_seconds` by default.
+        """Return the standings after `seconds` of training, `equal_seconds` by default.
 
-        Curves are linear between evaluations. The time is that of the machine: what else ran on it is in it.
+        Curves are linear between evaluations. The time depends on the machine and its other load.
         """
         return self._standings("seconds", self.equal_seconds if seconds is None else seconds)
 
     def time_to(self, target: float | None = None) -> list[Arrival]:
-        """Return when each contender's log p(x) first came up to a target, that of the race by default.
+        """Return when each contender's log p(x) first reached a target, by default the target of the race.
 
-        Linear between evaluations. A run that failed counts if it came there before.
+        Curves are linear between evaluations. A run that failed counts if it reached the target before.
 
         Raises:
             ValueError: If there is no target.
@@ -172,9 +173,9 @@ class RaceResults:
         return arrivals
 
     def band(self, name: str, num_particles: int, axis: Axis = "step", *, num_points: int = 101) -> Band:
-        """Return a contender's curve over seeds, as far as all of its runs go, those that failed apart.
+        """Return a contender's curve over seeds, as far as all of its runs go, without runs that failed.
 
-        Against steps at the evaluations, against seconds at `num_points` times.
+        The points against steps are the evaluations; the points against seconds are `num_points` times.
         """
         runs = self.runs_of(name, num_particles)
         if not runs:
@@ -211,7 +212,7 @@ _NOWHERE = _Place(None, False, False)
 
 
 def _beside(values: Mapping[tuple[str, int], Mapping[int, float]]) -> dict[tuple[str, int], _Place]:
-    """Where each contender with a value is beside the best; higher is better."""
+    """Compare each contender that has a value with the best; higher is better."""
     some = {key: found for key, found in values.items() if found}
     if not some:
         return {}

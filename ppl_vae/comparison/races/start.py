@@ -1,4 +1,4 @@
-"""Where the runs of a race start: programs of a seed, put back to the same parameters before every run."""
+"""The starts of a race's runs: one program per seed, put back to the same parameters before every run."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ MakeProgram = Callable[[int], VAE | Program]
 class Entrant:
     """An objective that brings its own program to a race, such as a relaxation of discrete latents.
 
-    Its runs start from what *its* `make_program` gives for a seed, which is the start of all others only where that
-    function draws the same parameters in the same order; the curves at step 0 show it.
+    Its runs start from the program that *its* `make_program` returns for a seed. This is the start of the other
+    contenders only if that function draws the same parameters in the same order; the curves at step 0 show whether it
+    does.
 
     Args:
-        objective: What `comparison.contenders` takes.
-        make_program: From a seed to a `VAE` or a ``(model, guide)`` pair; None takes that of the race.
-        evaluated_as: From the trained program to the one whose log p(x) is looked at: for a relaxation the VAE with
-            true discrete latents around the same networks. Called once a run, before training, so it must share the
-            parameters and not copy them; None looks at the program itself.
+        objective: An objective as `comparison.contenders` takes it.
+        make_program: A function from a seed to a `VAE` or a ``(model, guide)`` pair; None uses the race's function.
+        evaluated_as: A function from the trained program to the program whose log p(x) is evaluated: for a relaxation,
+            the VAE with true discrete latents around the same networks. It is called once per run, before training, so
+            it must share the parameters and not copy them. None evaluates the program itself.
     """
 
     objective: Any
@@ -40,7 +41,7 @@ class Entrant:
 
 
 def take_apart(objectives: Any) -> tuple[Any, dict[str, Entrant]]:
-    """Return the objectives as `comparison.contenders` takes them, and by name those that bring a program.
+    """Separate the objectives, as `comparison.contenders` takes them, from the entrants, by name.
 
     A tuple inside a mapping, ``{"relaxed": (objective, make_program)}``, is an `Entrant`.
     """
@@ -73,16 +74,16 @@ def _bare(name: str, value: Any, own: dict[str, Entrant]) -> Any:
 
 
 class Start:
-    """A program and the parameters, buffers and entries of Pyro's store that its runs start from.
+    """A program and the initial parameters, buffers and entries of Pyro's store for its runs.
 
-    Only tensors are put back: a plain Python value that a program changes while it runs is not.
+    Only tensors are put back, not a plain Python value that a program changes while it runs.
 
     Args:
-        make_program: What makes the program.
-        seed: What it is given, and the seed of whatever it draws.
-        batch: Data to run it on once, so that parameters that appear when they are first asked for (``pyro.param``, an
-            autoguide) are there.
-        device: Where it goes.
+        make_program: The function that makes the program.
+        seed: The argument of that function, and the seed of its draws.
+        batch: Data for a first run of the program, which creates parameters that appear on first use (``pyro.param``,
+            an autoguide).
+        device: The device of the program.
     """
 
     def __init__(self, make_program: MakeProgram, seed: int, batch: tuple[Tensor, ...], device: torch.device) -> None:
@@ -102,7 +103,7 @@ class Start:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put every tensor back, and take out of Pyro's store what a run has added."""
+        """Put every tensor back, and remove from Pyro's store the entries that a run has added."""
         for module, state in zip(self.modules, self._states, strict=True):
             module.load_state_dict(state)
         store = pyro.get_param_store()

@@ -1,4 +1,4 @@
-"""A training race in sentences, each of which follows from its figures."""
+"""A training race as sentences, which claim only what the figures support."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ppl_vae.comparison.races.runs import RaceRun
 from ppl_vae.comparison.races.tables import methods_of, seconds_in_words, shown
 from ppl_vae.comparison.statistics.seeds import negated
 
-_FEW = 5  # epochs, of which there are no quartiles worth the name
-_UNSTEADY = 1.25  # the ratio of quartiles from which on a reader is warned
+_FEW = 5  # epochs, too few for quartiles
+_UNSTEADY = 1.25  # a greater ratio of quartiles brings a warning
 
 
 def sentences_of(race: RaceResults) -> list[str]:
-    """Return what the figures support: who is ahead at equal steps, at equal time and to the target, and what failed.
+    """Return sentences on who leads at equal steps, at equal time and to the target, and on failures.
 
-    Contenders are compared with the best, which the one with the highest mean need not be: all sentences on one list of
-    standings or arrivals hold together with 95% (`seeds.beside_the_best`). One is said to be the best where
-    no other may be, and another to be behind the best where its interval ends below 0; of the rest it is said that the
-    seeds leave it open.
+    Contenders are compared with the true best, which need not be the contender with the highest mean. All sentences on
+    one list of standings or arrivals hold together with 95% (`seeds.beside_the_best`). A contender is called the best
+    if no other may be the best, and behind the best if its interval ends below 0. For the rest, the sentences say that
+    the seeds leave it open.
     """
     found: list[str] = []
     if race.equal_steps is not None and race.equal_seconds is not None:
@@ -142,7 +142,7 @@ def _caveats(race: RaceResults) -> list[str]:
 
 
 def _unsteadiness(run: RaceRun) -> float:
-    """The ratio of the quartiles of what epochs took, the first apart."""
+    """Return the ratio of the quartiles of the epoch times, without the first epoch."""
     low, _, high = quantiles(run.epoch_seconds[1:], n=4)
     return high / low if low > 0 else math.inf
 
@@ -189,5 +189,5 @@ def _listed(parts: Sequence[str]) -> str:
 
 
 def _whole(reason: str) -> str:
-    """The reason as the end of a sentence."""
+    """Return the reason with a full stop."""
     return reason if reason.endswith(".") else f"{reason}."

@@ -14,7 +14,7 @@ _NAME = 32  # longest name that a line shows whole
 
 
 def table_of(race: RaceResults) -> str:
-    """Return the standings, the arrivals, what failed and what a reader must know; lines of at most 120 characters."""
+    """Return lines of at most 120 characters: standings, arrivals, failures, and what a reader must know."""
     s = race.settings
     lines = [
         f"{s['steps']:,} steps ({s['epochs']} epochs in batches of {s['batch_size']}), seeds "
@@ -40,13 +40,13 @@ def table_of(race: RaceResults) -> str:
 
 
 def methods_of(race: RaceResults) -> list[str]:
-    """Return how log p(x) was found, each way once: ``"quadrature (exact)"``."""
+    """Return the methods for log p(x), each once: ``"quadrature (exact)"``."""
     kinds = {"exact": "exact", "lower": "a lower bound in expectation", "upper": "an upper bound in expectation"}
     return list(dict.fromkeys(f"{run.method} ({kinds.get(run.kind, run.kind)})" for run in race.runs if run.points))
 
 
 def shown(measured: Measured | None) -> str:
-    """Return a figure with its interval, without one where a single seed gives none."""
+    """Return a figure with its interval; without one if the interval is infinite, as for a single seed."""
     if measured is None:
         return "-"
     if math.isinf(measured.low) or math.isinf(measured.high):
@@ -94,7 +94,7 @@ def _arrivals(race: RaceResults) -> list[str]:
 
 
 def _rates(race: RaceResults) -> dict[tuple[str, int], str]:
-    """Milliseconds of training a step, by contender, the mean over seeds."""
+    """Return the training milliseconds per step of each contender, the mean over seeds."""
 
     def rate(runs: list[RaceRun]) -> str:
         found = [1000 * run.points[-1].seconds / run.points[-1].step for run in runs if run.points[-1].step]
@@ -104,7 +104,7 @@ def _rates(race: RaceResults) -> dict[tuple[str, int], str]:
 
 
 def _aligned(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Columns, the first flush left and numbers to the right of their widest."""
+    """Align the first column to the left, and the other columns to the right."""
     first, *others = (max(len(row[i]) for row in [head, *rows]) for i in range(len(head)))
     lines = []
     for name, *figures in [head, *rows]:

@@ -1,4 +1,4 @@
-"""What watches one run of a race: a clock that stands still while it looks, and the points of the curve."""
+"""The callback of one run of a race: it times training without evaluation, and records the points of the curve."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from ppl_vae.vae import VAE
 class Watch(Callback):
     """The callback of one run.
 
-    The clock runs from before the first step of an epoch to after its last: what `fit` does between epochs (validation
-    for a scheduler, records) and looking itself are not counted, nor is what goes before the first step.
+    The clock runs from before the first step of an epoch to after its last. It does not count the evaluation, the work
+    of `fit` between epochs (validation for a scheduler, records), or the work before the first step.
 
     Args:
-        evaluator: How to look.
-        program: At what.
-        method: By which method.
-        every: Epochs between two looks.
-        epochs: Of the run; the last is looked at.
-        max_seconds: When to stop; None never does.
-        tell: Told what was seen.
-        clock: Seconds since whenever.
+        evaluator: The evaluator of the race.
+        program: The program to evaluate.
+        method: How to find log p(x).
+        every: Epochs between two evaluations.
+        epochs: Epochs of the run; the last is always evaluated.
+        max_seconds: The training time after which the run stops; None never stops it.
+        tell: Called with every new point.
+        clock: A function that returns seconds, from any origin.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Watch(Callback):
 
     @property
     def seconds(self) -> float:
-        """Of training so far."""
+        """Seconds of training so far."""
         return self._seconds + (0.0 if self._since is None else self.clock() - self._since)
 
     def stop(self) -> bool:
@@ -72,17 +72,17 @@ class Watch(Callback):
         return self.max_seconds is not None and self.seconds >= self.max_seconds
 
     def on_start(self, run: Run) -> None:
-        """Look at the start, and start the clock."""
+        """Evaluate the initial program, and start the clock."""
         self._look(None)
         self._since = self.clock()
 
     def on_progress(self, progress: Progress) -> None:
-        """Stop the clock at the end of an epoch: the device has just been waited for."""
+        """Stop the clock at the end of an epoch, when the device has finished its work."""
         if progress.step == progress.steps:
             self._pause()
 
     def on_epoch(self, run: Run, record: dict[str, float]) -> None:
-        """Look, where it is time to, and start the clock again."""
+        """Evaluate if this epoch is due, and start the clock again."""
         self._pause()
         self.epoch = int(record["epoch"])
         self.epoch_seconds.append(self._seconds - sum(self.epoch_seconds))
@@ -91,19 +91,19 @@ class Watch(Callback):
         self._since = self.clock()
 
     def on_end(self, run: Run) -> None:
-        """Look once more, if the run ended elsewhere than where it was looked at."""
+        """Evaluate once more, if the run took steps after its last evaluation."""
         self._pause()
         if self.points[-1].step != self.steps:
             self._look(None)
 
     @property
     def setup(self) -> float:
-        """What the first epoch took longer than the median of the later ones."""
+        """The seconds by which the first epoch exceeds the median of the later ones."""
         first, *later = self.epoch_seconds or [0.0]
         return max(0.0, first - median(later)) if later else 0.0
 
     def curve(self) -> tuple[Point, ...]:
-        """Return the points, their seconds without the setup."""
+        """Return the points, with their seconds reduced by the setup."""
         return tuple(replace(point, seconds=max(0.0, point.seconds - self.setup)) for point in self.points)
 
     def _pause(self) -> None:
@@ -120,6 +120,6 @@ class Watch(Callback):
 
 
 def reason_of(error: BaseException) -> str:
-    """Return what went wrong in one line, with the kind of error where its words do not say it."""
+    """Return an error's message in one line, with the kind of error unless it is a `ValueError` with a message."""
     words: Any = " ".join(str(error).split())
     return words if isinstance(error, ValueError) and words else f"{type(error).__name__}: {words}".rstrip(": ")

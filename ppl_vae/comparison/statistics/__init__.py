@@ -1,1 +1,1 @@
-"""What both comparisons test with: figures with intervals, zero bias, the best of several over seeds."""
+"""The statistics of both comparisons: figures with intervals, a test of zero bias, the best of several over seeds."""

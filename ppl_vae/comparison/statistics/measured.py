@@ -1,4 +1,4 @@
-"""Figures with their intervals: Student's for a mean, percentiles for a bootstrap."""
+"""Figures with their intervals: Student's t for a mean, percentiles for a bootstrap."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ppl_vae._interval import Interval
 
 
 def t_quantile(replicates: int) -> float:
-    """Return how many standard errors over R replicates a 95% interval reaches either way: Student's, of R - 1."""
+    """Return the half-width of a 95% interval in standard errors, from Student's t with R - 1 degrees of freedom."""
     return float(stats.t.ppf(0.975, replicates - 1))
 
 
@@ -21,7 +21,7 @@ class Measured(NamedTuple):
     """A figure with its 95% interval.
 
     Attributes:
-        value: The figure; NaN where it is not defined, infinite where it is.
+        value: The figure; NaN where it is undefined; it may be infinite.
         low: The lower end.
         high: The upper end.
     """
@@ -38,15 +38,15 @@ class Measured(NamedTuple):
 
 
 def measured(resampled: Tensor, num_units: int) -> Measured:
-    r"""A figure with its 95% interval from ``[figure, *resamples]``.
+    r"""Return a figure with its 95% interval from ``[figure, *resamples]``.
 
-    Percentiles, at levels that make up for few units: a bootstrap of n units has a spread too small by
-    :math:`\sqrt{(n - 1) / n}` and the tails of a normal where Student's are due (Hesterberg, What Teachers Should Know
-    About the Bootstrap, 2015, https://doi.org/10.1080/00031305.2015.1089789).
+    The ends are percentiles at levels that correct for few units. A bootstrap of n units has a spread that is too small
+    by :math:`\sqrt{(n - 1) / n}`, and the tails of a normal where Student's t is right (Hesterberg, What Teachers
+    Should Know About the Bootstrap, 2015, https://doi.org/10.1080/00031305.2015.1089789).
 
     Args:
         resampled: (1 + B,); infinite where a resample has no figure.
-        num_units: n, what was drawn from.
+        num_units: n, the number of units that the bootstrap draws from.
     """
     share = 0.025
     if num_units > 1:

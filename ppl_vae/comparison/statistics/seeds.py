@@ -1,4 +1,4 @@
-"""Arithmetic on curves and over seeds: interpolation, first arrivals, intervals from a few paired runs."""
+"""Arithmetic on curves and over seeds: interpolation, first arrivals, intervals of a few paired runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEVEL = 0.95
 
 
 def at(x: Sequence[float], y: Sequence[float], where: float) -> float | None:
-    """Return a curve's value at `where`, linear between its points; None outside of them.
+    """Interpolate a curve linearly at `where`; return None outside of its points.
 
     Example:
         >>> at([0.0, 10.0, 20.0], [1.0, 2.0, 4.0], 15.0), at([0.0, 10.0], [1.0, 2.0], 11.0)
@@ -28,7 +28,7 @@ def at(x: Sequence[float], y: Sequence[float], where: float) -> float | None:
 
 
 def first_arrival(x: Sequence[float], y: Sequence[float], target: float) -> float | None:
-    """Return where a curve first comes up to `target`, linear between its points; None if it never does.
+    """Return where a curve, linear between its points, first reaches `target`; None if it never does.
 
     Example:
         >>> first_arrival([0.0, 10.0, 20.0], [0.0, 2.0, 6.0], 4.0), first_arrival([0.0, 10.0], [0.0, 2.0], 4.0)
@@ -49,12 +49,12 @@ def over_seeds(values: Sequence[float], *, level: float = LEVEL) -> Measured:
 
     .. math:: \bar v \pm t_{n-1}\!\left(1 - \frac{1 - \ell}{2}\right) \frac{s}{\sqrt n}
 
-    Right for values that are about normal over seeds; wide for few of them (at n = 3, 2.5 standard deviations to each
-    side). One seed says nothing about another: its interval is the whole line.
+    The interval is right for values that are about normal over seeds. It is wide for few seeds: at n = 3 it extends 2.5
+    standard deviations to each side. One seed says nothing about another: its interval is the whole line.
 
     Args:
-        values: One a seed.
-        level: The share of intervals that hold the true mean.
+        values: One value per seed.
+        level: The share of intervals that contain the true mean.
 
     Example:
         >>> print(over_seeds([1.0, 2.0, 3.0]))
@@ -69,9 +69,9 @@ def over_seeds(values: Sequence[float], *, level: float = LEVEL) -> Measured:
 
 
 def geometric(values: Sequence[float]) -> Measured:
-    """Return the geometric mean over seeds of times or ratios, with the interval of the logarithms' mean.
+    """Return the geometric mean over seeds of times or ratios, with the t interval of their logarithms.
 
-    The plain mean where a value is zero.
+    If a value is zero, return the arithmetic mean instead.
 
     Example:
         >>> print(geometric([4.0, 4.0]))
@@ -83,25 +83,25 @@ def geometric(values: Sequence[float]) -> Measured:
 
 
 def exponential(measured: Measured) -> Measured:
-    """Return a figure on the scale of logarithms as what it is the logarithm of."""
+    """Return the exponential of a figure and of its interval."""
     return Measured(*(math.exp(number) if number < 700 else math.inf for number in measured))
 
 
 def negated(measured: Measured) -> Measured:
-    """Return a figure with its sign turned."""
+    """Return a figure with the opposite sign."""
     return Measured(-measured.value, -measured.high, -measured.low)
 
 
 class BesideBest(NamedTuple):
-    """Each of k contenders beside the best; leading dimensions are those of the values.
+    """The differences of k contenders from the best; leading dimensions are those of the values.
 
     Attributes:
-        best: Which has the highest mean of those with the most seeds.
+        best: The index of the highest mean among the contenders with the most seeds.
         difference: (..., k), a contender's values minus those of `best`, the mean over the seeds that both have; NaN
             where there are none.
         low: (..., k), lower ends of the simultaneous intervals.
-        high: Their upper ends.
-        may_be_best: (..., k), whether the data leave it possible that it is the best.
+        high: (..., k), upper ends of the simultaneous intervals.
+        may_be_best: (..., k), whether the data leave it possible that the contender is the best.
     """
 
     best: NDArray[np.intp]
@@ -112,43 +112,48 @@ class BesideBest(NamedTuple):
 
 
 def beside_the_best(values: NDArray[np.float64], *, level: float = LEVEL) -> BesideBest:
-    r"""Return intervals for what separates each contender from the best, right for all of them at once.
+    r"""Return simultaneous intervals for the difference of each contender from the best.
 
-    Which contender is the best is not known, and the one with the highest mean is often another: an interval against
-    that one does not pay for its having been chosen. With :math:`\bar d_{ij}` and :math:`s_{ij}` of the differences
-    over the :math:`n_{ij}` seeds that i and j both have, the interval of a pair is
+    The best contender is unknown, and often it is not the contender with the highest mean. An interval against the
+    highest mean ignores that the data chose that contender. Let :math:`\bar d_{ij}` and :math:`s_{ij}` be the mean and
+    the standard deviation of the differences over the :math:`n_{ij}` seeds that i and j both have. The interval of a
+    pair is
 
     .. math:: \bar d_{ij} \pm t_{n_{ij} - 1}\!\left(1 - \frac{1 - \ell}{2 (k - 1)}\right) s_{ij} / \sqrt{n_{ij}},
 
-    with each pair's own variance, so that seeds may move all contenders together and some more than others. Contender
-    i may be the best if no other is above it by its pair's whole interval; G are those. The interval of
-    :math:`\theta_i - \max_{j \ne i} \theta_j` is
+    with each pair's own variance: a seed may shift all contenders together, and some more than others. Contender i may
+    be the best if no other contender is above it by the whole interval of their pair. G is the set of these contenders.
+    The interval of :math:`\theta_i - \max_{j \ne i} \theta_j` is
 
-    - for i outside of G the hull of the intervals of (i, j), j in G, without what is above 0;
-    - for i in G from the lowest end of (i, j), j in G, to the lowest upper end of (i, j) of all j; from 0 where i alone
-      is in G.
+    - for i outside of G: the hull of the intervals of (i, j), j in G, without the part above 0;
+    - for i in G: from the lowest lower end of (i, j), j in G, to the lowest upper end of (i, j) over all j; it starts
+      at 0 if i is alone in G.
 
-    All hold where the k - 1 pairs of the true best and the others hold, whose choice does not depend on the data, so
-    that Bonferroni's inequality counts k - 1: then the true best is in G, and the interval of each other with it in the
-    hull. So with probability of at least the level, also where several are equally good, every contender whose upper
-    end is below 0 is behind the best, and if G is one contender, none is better than it.
+    All intervals hold if the k - 1 intervals of the pairs (true best, other) hold: then the true best is in G, and the
+    hull of every other contender contains its interval against the true best. The choice of these pairs does not depend
+    on the data, so Bonferroni's inequality counts k - 1. With a probability of at least the level, every contender
+    whose upper end is below 0 is behind the best, and if G is one contender, no other contender is better. Both also
+    hold where several contenders are equally good.
 
-    The best is that of the contenders with the most seeds; others are held against it, with intervals not cut at 0.
+    The best is the best of the contenders with the most seeds. Contenders with fewer seeds are compared with it, and
+    their intervals are not cut at 0.
 
     Where it is wrong: the level is for differences that are normal over seeds (`benchmarks/results/levels_race.md`).
-    Heavy tails on both sides do no harm, but one skewed contender does: lognormal beside steady ones, 17% of races have
-    a wrong interval instead of 5%. Missing seeds must not depend on the differences: of a contender that fails on hard
-    seeds is told how it does on the others. A pair with less than two seeds in common has the whole line, and one that
-    may be the best then leaves the other's interval open. Two seeds more are worth a lot: at 12 contenders a pair's
-    half-width is 8.5 standard deviations of its differences at 3 seeds, 2.6 at 5.
+    Heavy tails on both sides do no harm, but one skewed contender does: with one lognormal contender beside steady
+    ones, 17% of races have a wrong interval instead of 5%. Whether a seed is missing must not depend on the
+    differences: if a contender fails on hard seeds, its figures describe the other seeds only. The interval of a pair
+    with fewer than two seeds in common is the whole line; if one of the pair may be the best, the interval of the other
+    is open. Two more seeds help a lot: at 12 contenders a pair's half-width is 8.5 standard deviations of its
+    differences at 3 seeds, and 2.6 at 5.
 
-    Edwards & Hsu (1983), Multiple comparisons with the best treatment, which makes such intervals of any that compare
-    with a control. Hsu's constrained intervals (1984), of one-sided comparisons, are narrower, and end at 0 for those
-    outside of G: they say who is not the only best, but neither that one is behind nor by how much at least.
+    Edwards & Hsu (1983), Multiple comparisons with the best treatment, derive such intervals from any intervals that
+    compare with a control. Hsu's constrained intervals (1984) come from one-sided comparisons and are narrower. They
+    end at 0 for contenders outside of G: they show that a contender is not the only best, but neither that it is behind
+    nor by how much at least.
 
     Args:
-        values: (..., k, seeds), higher is better, NaN where a contender has none; somebody has one.
-        level: The share of sets of k intervals that all hold.
+        values: (..., k, seeds), higher is better, NaN where a contender has no value; at least one value is a number.
+        level: The share of sets of k intervals in which all k hold.
 
     Example:
         >>> found = beside_the_best(np.array([[5.0, 7.0, 6.0], [4.0, 5.9, 5.1], [1.0, 1.0, 1.0]]))
@@ -175,18 +180,18 @@ def beside_the_best(values: NDArray[np.float64], *, level: float = LEVEL) -> Bes
     rivals = full[..., None, :] & other
     nearest = np.min(high, -1, where=rivals, initial=np.inf)
     may = full & (nearest >= 0)
-    may |= full & ~may.any(-1, keepdims=True)  # with different seeds missing each may be below another
+    may |= full & ~may.any(-1, keepdims=True)  # each may be below another if they miss different seeds
     np.put_along_axis(may, best[..., None], True, -1)
     candidates = may[..., None, :] & other
     lowest = np.min(low, -1, where=candidates, initial=np.inf)
     highest = np.max(high, -1, where=candidates, initial=-np.inf)
-    lowest = np.where(full, np.minimum(lowest, 0.0), lowest)  # 0 for one that is alone
+    lowest = np.where(full, np.minimum(lowest, 0.0), lowest)  # 0 for a contender alone in G
     highest = np.where(may, np.maximum(nearest, 0.0), np.where(full, np.minimum(highest, 0.0), highest))
     of_best = np.take_along_axis(mean, best[..., None, None], -1)[..., 0]
     return BesideBest(best, of_best, lowest, highest, may)
 
 
 def _quantile(comparisons: NDArray[np.intp], freedom: NDArray[np.intp], level: float) -> NDArray[np.float64]:
-    """The quantile of t for two-sided intervals that hold for all of so many comparisons (...) at once, (..., k, k)."""
+    """Return the t quantiles of two-sided intervals that hold for all comparisons (...) at once, (..., k, k)."""
     m, df = np.arange(1, comparisons.max() + 1)[:, None], np.arange(1, freedom.max() + 1)
     return stats.t.ppf(1 - (1 - level) / (2 * m), df)[comparisons[..., None, None] - 1, freedom - 1]

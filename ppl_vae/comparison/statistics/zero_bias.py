@@ -8,55 +8,55 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-_MOST = 8  # directions; and what one of them asks for:
+_MOST = 8  # directions; each of them needs:
 _REPLICATES, _DEVIATIONS, _TIES = 10, 3, 8
-_CERTAIN = 0.01  # where the tails are too heavy for Hotelling's test, the level at which a bias can still be claimed
+_CERTAIN = 0.01  # the level for a claim of bias where the tails are too heavy for Hotelling's test
 
 
 def zero_bias_p(projected: Tensor, reference: Tensor, tolerance: float, ties: float = math.inf) -> float | None:
     r"""Return the p-value of "the mean gradients are equal" from projections of both on the same random directions.
 
-    Hotelling's test: with :math:`\bar d` and S the mean and covariance of R paired differences in p directions,
+    The test is Hotelling's. With :math:`\bar d` and S the mean and covariance of R paired differences in p directions,
 
     .. math::
         \frac{R - p}{p (R - 1)} \, R \, \bar d^\top S^{-1} \bar d \sim F(p, \nu - p), \qquad
         \nu = \min(R, 2 R / (\kappa - 1), n_w).
 
-    Sums of entries whose biases cancel say nothing; random signs make them add up. The test is right for normal
-    differences (with R for :math:`\nu`), and for others the more wrong the more directions it takes: where a rare event
-    carries the mean, sixteen directions of a hundred replicates nearly always reject what is true. So it takes no more
-    than
+    Biases of entries can cancel in a plain sum; random signs make them add up. The test is right for normal differences
+    (with R for :math:`\nu`). For other differences its error grows with the number of directions: where a rare event
+    carries the mean, sixteen directions of a hundred replicates nearly always reject a true hypothesis. So the test
+    takes at most
 
     .. math::
         p = \min\Big(8, \; \frac{R}{10}, \; \frac{n_d}{3}, \; \frac{n_w}{8}\Big) \text{ rounded down}, \qquad
         n = \frac{(\sum_r s_r)^2}{\sum_r s_r^2},
 
-    where n is the number of replicates that a sum effectively rests on: :math:`n_d` of the squared deviations
-    :math:`(d_r - \bar d)^2`, in the worst direction, that is :math:`R / \kappa`; :math:`n_w` of what is common to
-    several particles' weights, `ties`. The second is for the event that no replicate has shown, of which differences
-    tell nothing: where one weight is nearly all in most draws, a mean (DReG's, against IWAE's) is carried by the few
-    draws in which two tie. :math:`\nu` is no more than :math:`n_w`, nor than Satterthwaite's degrees of freedom of a
-    variance from R draws of the worst direction's kurtosis :math:`\kappa`.
+    where n is the number of replicates that a sum effectively rests on. For :math:`n_d` the terms :math:`s_r` are the
+    squared deviations :math:`(d_r - \bar d)^2` in the worst direction, so :math:`n_d = R / \kappa`. For :math:`n_w`
+    (`ties`) they are the weight that several particles share. :math:`n_w` guards against an event that no replicate has
+    shown and about which the differences say nothing: where one weight is nearly 1 in most draws, the few draws in
+    which two weights tie carry a mean (DReG's, against IWAE's). :math:`\nu` is at most :math:`n_w`, and at most
+    Satterthwaite's degrees of freedom of a variance from R draws with the worst direction's kurtosis :math:`\kappa`.
 
-    Where no direction is left, a bias is claimed only if no rare event could explain it, else there is no p-value:
-    an event of probability :math:`q = \log(1/\alpha) / R` is seen in no replicate with probability :math:`\alpha`, and
-    moves the mean by at most q M, if in it both gradients are as large as they ever were, :math:`M = \max_r |g_r| +
-    \max_r |g_{\mathrm{ref}, r}|`. So in one of the 16 directions at least must be
+    Where p is zero, the test claims a bias only if no rare event could explain it; otherwise it returns no p-value. All
+    R replicates miss an event of probability :math:`q = \log(1/\alpha) / R` with probability :math:`\alpha`. The event
+    moves the mean by at most q M, :math:`M = \max_r |g_r| + \max_r |g_{\mathrm{ref}, r}|`, if neither gradient is
+    larger in it than in the replicates. So at least one of the 16 directions must satisfy
 
     .. math::
         |\bar d| > t_{1 - \alpha/2, R - 1} \, s / \sqrt R + M \log(1/\alpha) / R,
 
-    and 16 times the smallest such :math:`\alpha` is the p-value if it is below 0.01.
+    and the p-value is 16 times the smallest such :math:`\alpha`, if that is below 0.01.
 
-    No test of a mean keeps its level for every distribution (Bahadur & Savage, 1956): an event rarer than 1/R of which
-    neither differences nor weights tell (a state that q almost never draws, under a score function's estimator) is
-    missed. The constants are measured, by ``benchmarks/levels.py``. Directions in which nothing varies beyond rounding
-    are left out, unless the mean differs there: then the p-value is zero.
+    No test of a mean keeps its level for every distribution (Bahadur & Savage, 1956). This one misses an event rarer
+    than 1/R that shows neither in the differences nor in the weights (a state that q almost never draws, under a
+    score-function estimator). ``benchmarks/levels.py`` measured the constants. The test leaves out directions in which
+    nothing varies beyond rounding, unless the mean differs there: then the p-value is zero.
 
     Args:
-        projected: Of the estimator, (R, p), float64.
-        reference: Of its reference in the same replicates, (R, p).
-        tolerance: A relative difference that is rounding.
+        projected: Projections of the estimator's gradients, (R, p), float64.
+        reference: Projections of its reference's gradients in the same replicates, (R, p).
+        tolerance: The largest relative difference that counts as rounding.
         ties: :math:`n_w`; infinite where particles are not weighted.
 
     Returns:
@@ -104,21 +104,21 @@ def zero_bias_p(projected: Tensor, reference: Tensor, tolerance: float, ties: fl
 
 
 def effective_number(shares: Tensor) -> Tensor:
-    r"""How many rows a sum over them effectively rests on, :math:`(\sum_r s_r)^2 / \sum_r s_r^2`; none if all are zero.
+    r"""Return how many rows a sum effectively rests on, :math:`(\sum_r s_r)^2 / \sum_r s_r^2`; zero if all are zero.
 
     Args:
-        shares: At least zero, (R, ...).
+        shares: The terms of the sum, at least zero, (R, ...).
 
     Example:
         >>> effective_number(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 3.0]]))
         tensor([2., 1.])
     """
-    relative = shares / shares.amax(0).clamp_min(torch.finfo(shares.dtype).tiny)  # squares of small ones underflow
+    relative = shares / shares.amax(0).clamp_min(torch.finfo(shares.dtype).tiny)  # squares of small shares underflow
     return relative.sum(0).square() / relative.square().sum(0).clamp_min(1.0)
 
 
 def _beyond_rare_events(difference: Tensor, largest: Tensor) -> float | None:
-    """The p-value for which no event that all replicates have missed may be the reason, by bisection for log alpha."""
+    """Return the p-value at which no event that all replicates missed explains the bias, by bisection on log alpha."""
     replicates, directions = difference.shape
     mean, error = difference.mean(0).abs(), difference.std(0) / math.sqrt(replicates)
 
