@@ -189,6 +189,7 @@ class SVI:
         """
         for parameter in self.parameters.values():
             parameter.grad = None
+        self._updated = False
         self._parameters.touched.clear()
         with self._parameters:
             result = self.loss((self.model, self.guide), *args, **kwargs)

@@ -229,6 +229,24 @@ def test_a_step_after_an_update_takes_its_own_gradient(level):
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+@pytest.mark.parametrize("updates", [0, 3])
+def test_a_step_adds_to_the_gradients_of_backward_also_after_updates(updates):
+    torch.manual_seed(0)
+    net = Net()
+    svi = SVI(net.model, net.guide, functools.partial(torch.optim.SGD, lr=0.0), Trace_ELBO())
+    for _ in range(updates):
+        svi.update(data(0))
+    random = torch.get_rng_state()
+    svi.backward(data(9))
+    alone = [p.grad.clone() for p in net.parameters()]
+    seen = []
+    svi._optimizer.step = lambda leaves: seen.extend(p.grad.clone() for p in net.parameters())
+    torch.set_rng_state(random)
+    svi.step(data(9))
+    for total, once in zip(seen, alone, strict=True):
+        torch.testing.assert_close(total, 2 * once)
+
+
 def test_an_elbo_with_a_loss_and_grads_of_its_own():
     class Doubling(Trace_ELBO):
         def loss_and_grads(self, model, guide, *args, **kwargs):
