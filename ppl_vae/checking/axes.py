@@ -83,15 +83,20 @@ def find_axis(inside: Inside, values: Tensor) -> Axis | None:
 
 
 def _listed(inside: Inside, values: Tensor) -> Axis | None:
-    """Match values to a usual list: whole numbers, or 8-bit grey levels in their scalings; None without a match."""
+    """Match values to a usual list: whole numbers, or 8-bit grey levels in their scalings; None without a match.
+
+    Several lists hold values that are all 0 or 1. The list with the most values in the support is the coordinate's.
+    """
     bits = torch.arange(256, dtype=torch.float64)
     seen = values.unique()
     whole = torch.arange(-_MOST_STATES // 2, _MOST_STATES, dtype=torch.float64)
-    for states in (whole, bits / 255, bits / 127.5 - 1, bits / 256, (bits + 0.5) / 256):
-        gap = (seen[:, None] - states).abs().min(1).values
-        if gap.max() < 1e-5 and inside(states).sum() > 1:
-            return Axis(states[inside(states)])
-    return None
+    matches = [
+        states[inside(states)]
+        for states in (whole, bits / 255, bits / 127.5 - 1, bits / 256, (bits + 0.5) / 256)
+        if (seen[:, None] - states).abs().min(1).values.max() < 1e-5
+    ]
+    states = max(matches, key=len, default=seen[:0])
+    return Axis(states) if len(states) > 1 else None
 
 
 def _edge(inside: Inside, start: float, sign: float) -> tuple[float, bool]:

@@ -150,7 +150,7 @@ class _Lines(_Display):
         figures = [
             ("loss", "loss", ".2f"),
             ("elbo on validation", "validation_elbo", ".2f"),
-            ("accuracy error", "reconstruction_error", ".3f"),
+            ("reconstruction error", "reconstruction_error", ".3f"),
             ("seconds", "seconds", ".1f"),
         ]
         shown = [f"{label} {record[key]:{form}}" for label, key, form in figures if key in record]

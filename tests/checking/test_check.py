@@ -19,6 +19,7 @@ from ppl_vae.checking.axes import find_axis
 from ppl_vae.checking.density import Density
 from ppl_vae.checking.normalisation import Mass, total_mass
 from ppl_vae.checking.sampling import Deviation, deviation
+from ppl_vae.distributions.grid import Grid
 
 PIXELS = 12
 REAL_VECTOR = constraints.independent(constraints.real, 1)
@@ -616,6 +617,9 @@ def test_axes():
     assert (half.low, half.high, half.edges) == (0.0, math.inf, ())
     assert of(constraints.boolean, [0.0, 1.0]).states.tolist() == [0.0, 1.0]
     assert of(constraints.integer_interval(2, 5), [3.0, 4.0]).states.tolist() == [2.0, 3.0, 4.0, 5.0]
+    # values that several lists hold: the support decides
+    assert len(of(Grid(256), [0.0, 1.0]).states) == 256
+    assert of(constraints.integer_interval(0, 3), [0.0, 1.0]).states.tolist() == [0.0, 1.0, 2.0, 3.0]
 
 
 # The command

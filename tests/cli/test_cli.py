@@ -169,7 +169,7 @@ def test_a_run_leaves_a_folder_and_prints_what_came_out(capsys, tmp_path):
     assert (folder / "checkpoint.pt").is_file()
     lines = captured.err.splitlines()
     assert [line.split(":")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
-    assert "accuracy error" in lines[-1]
+    assert "reconstruction error" in lines[-1]
 
     # a folder with a run is never written to again, and nothing is computed before that is said
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}

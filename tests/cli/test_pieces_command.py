@@ -37,6 +37,8 @@ def test_what_goes_with_what(found):
     assert entry(found, "objective", "Trace_ELBO")["needs_reparameterised"] is False
     assert entry(found, "likelihood", "Bernoulli")["data"] == "0 or 1"
     assert entry(found, "likelihood", "Normal")["data"] == "real numbers"
+    grey = "0, 0.003922, ..., 1 (256 values)"
+    assert entry(found, "likelihood", "DiscretizedLogistic")["data"] == grey
     assert entry(found, "prior", "TwoLevel")["posteriors"].count("TwoLevel") == 1
     assert set(entry(found, "prior", "HypersphericalUniform")["posteriors"]) == {"PowerSpherical", "VonMisesFisher"}
     assert entry(found, "posterior", "OneHotCategorical")["priors"] == ["OneHotCategorical", "VampPrior"]
