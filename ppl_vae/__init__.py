@@ -36,6 +36,7 @@ __all__ = [
     "data",
     "evaluate",
     "evaluation",
+    "evidence",
     "fit",
     "interpolate",
     "likelihoods",

@@ -27,6 +27,7 @@ NOT_PIECES = {
     "ParameterNetwork",
     "LocationScale",
     "LogWeights",
+    "Path",
     "Estimate",
     "BatchLoss",
     "NotPerDatumError",

@@ -16,15 +16,22 @@ from ppl_vae.evaluation.report import evaluate
 from ppl_vae.evaluation.surgery import AggregatePosterior, Surgery, aggregate_posterior, surgery
 from ppl_vae.evaluation.table_errors import column_errors
 from ppl_vae.evaluation.true_posterior import kl_to_posterior, log_posterior_grid, posterior_moments
-from ppl_vae.evidence.annealing import annealed, bidirectional
-from ppl_vae.evidence.densities import Densities, ProgramDensities, VAEDensities, densities_of
-from ppl_vae.evidence.enumeration import enumerate_evidence
-from ppl_vae.evidence.importance import importance
-from ppl_vae.evidence.linear_gaussian import closed_form_evidence, linear_gaussian_evidence
-from ppl_vae.evidence.log_evidence import log_evidence
-from ppl_vae.evidence.proposals import Defensive
-from ppl_vae.evidence.quadrature import quadrature
-from ppl_vae.evidence.results import Evidence
+from ppl_vae.evidence import (
+    Defensive,
+    Densities,
+    Evidence,
+    ProgramDensities,
+    VAEDensities,
+    annealed,
+    bidirectional,
+    closed_form_evidence,
+    densities_of,
+    enumerate_evidence,
+    importance,
+    linear_gaussian_evidence,
+    log_evidence,
+    quadrature,
+)
 
 __all__ = [
     "AggregatePosterior",
