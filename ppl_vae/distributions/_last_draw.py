@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 
@@ -15,16 +17,19 @@ class LastDraw:
     Args:
         z: The draw.
         *parts: What the draw was made of, such as its noise e.
+        parameters: The parameters of f. Where an optimiser changes one in place, e no longer belongs to z.
     """
 
-    def __init__(self, z: Tensor, *parts: Tensor) -> None:
+    def __init__(self, z: Tensor, *parts: Tensor, parameters: Sequence[Tensor] = ()) -> None:
         self.z = z
         self.parts = parts
-        self._version = _version(z)
+        self._versions = [(tensor, _version(tensor)) for tensor in (z, *parameters)]
 
     def is_same(self, value: Tensor) -> bool:
-        """Return whether `value` is the unchanged draw, or shares its memory (``z.detach()``)."""
-        return (value is self.z or _shares_memory(value, self.z)) and _version(self.z) == self._version
+        """Return whether `value` is the draw, or shares its memory (``z.detach()``), and nothing has changed since."""
+        if value is not self.z and not _shares_memory(value, self.z):
+            return False
+        return all(_version(tensor) == version for tensor, version in self._versions)
 
 
 def _version(tensor: Tensor) -> int:

@@ -112,7 +112,7 @@ class SquashedNormal(Expanding):
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         t = self.loc + self.scale * noise
         z = self._inside(self._squash(t, self.low, self.high))
-        self._last = LastDraw(z, t)
+        self._last = LastDraw(z, t, parameters=(self.loc, self.scale, self.low, self.high))
         return z
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -27,8 +27,11 @@ class Flow(dist.TorchDistribution):
 
     A draw made without gradients (`sample`) but scored with them goes through the inverse, since its pathwise score
     would lack the gradients. Where there is no inverse, such a score has the right value and raises an error when it is
-    differentiated. The distribution remembers nothing else. In contrast, the cache of Pyro's transforms outlives an
-    update of the parameters and keeps its graph.
+    differentiated. The distribution remembers nothing else. In contrast, the cache of Pyro's transforms keeps the graph
+    of every draw.
+
+    **Wrong** where one `Flow` is kept while an optimiser changes f: its last draw has the density of the old f. The
+    pieces make a new `Flow` at every call.
 
     Mean, variance and entropy have no closed form.
 

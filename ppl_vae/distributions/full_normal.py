@@ -44,7 +44,7 @@ class FullNormal(dist.MultivariateNormal):
         shape = self._extended_shape(sample_shape)
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         z = self.loc + (self._unbroadcasted_scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
-        self._last = LastDraw(z, noise)
+        self._last = LastDraw(z, noise, parameters=(self.loc, self._unbroadcasted_scale_tril))
         return z
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ class LowRankNormal(Expanding):
         low = torch.randn(*shape[:-1], self.factor.shape[-1], dtype=self.loc.dtype, device=self.loc.device)
         full = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         z = self.loc + (self.factor @ low.unsqueeze(-1)).squeeze(-1) + self.scale * full
-        self._last = LastDraw(z, low, full)
+        self._last = LastDraw(z, low, full, parameters=(self.loc, self.factor, self.scale))
         return z
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class Normal(dist.Normal):
         shape = self._extended_shape(sample_shape)
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         z = self.loc + noise * self.scale
-        self._last = LastDraw(z, noise)
+        self._last = LastDraw(z, noise, parameters=(self.loc, self.scale))
         return z
 
     def log_prob(self, value: Tensor) -> Tensor:

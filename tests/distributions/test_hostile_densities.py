@@ -300,6 +300,26 @@ def test_another_z_is_scored_as_it_is_given() -> None:
     torch.testing.assert_close(q.log_prob(drawn).double(), exact.log_prob(drawn.double()), rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        Normal,
+        lambda m, s: FullNormal(m, scale_tril=s.diag()),
+        lambda m, s: LowRankNormal(m, s[:, None], s),
+        lambda m, s: SquashedNormal(m, s, -1.0, 2.0),
+    ],
+    ids=["normal", "full", "low rank", "squashed"],
+)
+def test_a_draw_is_scored_by_parameters_that_an_optimiser_has_changed_since(make: Callable[..., Any]) -> None:
+    loc, scale = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    q = make(loc, scale)
+    z = q.sample()
+    before = q.log_prob(z)
+    loc.add_(0.5)
+    assert not torch.allclose(q.log_prob(z), before)
+    torch.testing.assert_close(q.log_prob(z), make(loc, scale).log_prob(z), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", ["normal", "full", "low rank", "squashed"])
 def test_gradients_of_a_draw_are_those_of_its_density(kind: str) -> None:
     """In float64, where rounding is no matter: along the path, at a fixed z, at a z of its own."""
