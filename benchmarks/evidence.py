@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import resource
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from torch import Tensor
 
 import ppl_vae
 from ppl_vae import VAE, data, likelihoods, networks, posteriors, priors
+from ppl_vae._machine import processor
 from ppl_vae.evidence.densities import VAEDensities
 from ppl_vae.evidence.quadrature import quadrature
 
@@ -55,7 +55,7 @@ def main() -> None:
     x = torch.as_tensor(digits.test.x)[: arguments.digits]
     results: dict[str, Any] = {
         "data": len(x),
-        "machine": platform.processor() or platform.machine(),
+        "machine": processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"),

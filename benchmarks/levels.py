@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import platform
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +28,7 @@ from torch.nn.functional import softplus
 
 import ppl_vae
 from ppl_vae import VAE, likelihoods, networks, objectives, posteriors, priors
+from ppl_vae._machine import processor
 from ppl_vae.comparison.fixed.records import Layout, Record
 from ppl_vae.comparison.statistics.zero_bias import effective_number, zero_bias_p
 
@@ -222,7 +222,7 @@ def report(counts: list[Count], power: list[Count], straight: list[Count], minut
     grid = [c for c in counts if not c.cell.startswith("fitted")]
     yield "# How often a bias is claimed that is not there"
     yield ""
-    machine = f"one thread of {platform.processor() or platform.machine()}, torch {torch.__version__}"
+    machine = f"one thread of {processor()}, torch {torch.__version__}"
     yield f"`python benchmarks/levels.py bias`, {time.strftime('%Y-%m-%d')}: {minutes:.0f} minutes of {machine};"
     yield f"{counts[0].repeats:,} repeats a cell, drawn from pools of {min(POOL.values()):,} to {max(POOL.values()):,}."
     yield ""

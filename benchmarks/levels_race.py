@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import platform
 import time
 from collections.abc import Callable
 from datetime import date
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from ppl_vae._machine import processor
 from ppl_vae.comparison.statistics.seeds import beside_the_best
 
 Array = NDArray[np.float64]
@@ -197,7 +197,7 @@ def report(cells: list[Cell], repeats: int, seconds: float) -> str:
     text = f"""# What a race says of the best, and how often it is false
 
 `OMP_NUM_THREADS=1 python benchmarks/levels_race.py`, {repeats:,} races for each of {len(cells)} settings,
-{seconds / 60:.1f} minutes on one thread ({_processor()}; NumPy {np.__version__}, {date.today().isoformat()}).
+{seconds / 60:.1f} minutes on one thread ({processor()}; NumPy {np.__version__}, {date.today().isoformat()}).
 In per cent; the aim is at most 5, whose standard error is {error:.2f} (the worst of many settings lies three or four of
 them above what is true of it).
 
@@ -242,12 +242,6 @@ def _table(first: str, groups: list[tuple[str, list[Cell]]]) -> list[str]:
         shown = [f"{100 * x:.1f}" for x in row] + ["" if np.isnan(x) else f"{100 * x:.0f}" for x in found]
         lines.append(f"| {name} | {' | '.join(shown)} |")
     return lines
-
-
-def _processor() -> str:
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text().splitlines() if about.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main() -> None:

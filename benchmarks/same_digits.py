@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from itertools import zip_longest
 from pathlib import Path
 
@@ -37,10 +38,10 @@ _NUMBER = r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?"
 _TIME = re.compile(rf"{_NUMBER}\s*(?:s|ms|us|µs|min|minutes|seconds|per second|steps/s)\b")
 
 
-def _written(folder: Path) -> list[str]:
-    """Return the cells of each .csv file, a line each, without those of times and memory."""
+def _cells(paths: Iterable[Path]) -> list[str]:
+    """Return the cells of .csv files, a line each, without those of times and memory."""
     lines = []
-    for path in sorted(folder.rglob("*.csv")):
+    for path in sorted(paths):
         with path.open(newline="") as file:
             for number, row in enumerate(csv.DictReader(file)):
                 cells = {k: v for k, v in row.items() if not k.startswith(("seconds", "bytes"))}
@@ -52,12 +53,17 @@ def figures(checkout: Path, folder: Path, words: list[str]) -> list[str]:
     """Run Python in a checkout and return the lines that it prints or writes, without times."""
     words = [str(checkout / word) if word.startswith("examples/") else word for word in words]
     environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    earlier = set(folder.rglob("*.csv"))
     done = subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{checkout}: {' '.join(words)} failed:\n{done.stderr}")
     if "compare" in words:
-        return _written(folder)
-    return [_TIME.sub("TIME", line).rstrip() for line in done.stdout.splitlines()]
+        lines = _cells(set(folder.rglob("*.csv")) - earlier)
+    else:
+        lines = [_TIME.sub("TIME", line).rstrip() for line in done.stdout.splitlines()]
+    if not lines:
+        raise SystemExit(f"{checkout}: {' '.join(words)} gave no figure to compare")
+    return lines
 
 
 def main(words: list[str] | None = None) -> int:

@@ -55,7 +55,7 @@ def test_the_estimator_has_the_gradient_that_it_claims(skeletons: Any) -> None:
 
 
 def test_the_files_that_it_names_are_there() -> None:
-    named = re.findall(r"`((?:ppl_vae|tests|cli|training|objectives)/[\w/]+\.py|vae\.py|svi\.py)`", TEXT)
+    named = re.findall(r"`([\w/]+\.py)\b", TEXT)
     assert len(named) > 10
     for name in named:
         assert (ROOT / name).is_file() or (ROOT / "ppl_vae" / name).is_file(), name

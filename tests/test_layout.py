@@ -31,7 +31,8 @@ def imported(name: str, path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             targets = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import, which no test of the layout sees"
             targets = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue

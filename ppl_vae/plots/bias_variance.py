@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
+from ppl_vae.comparison.words import listed
 from ppl_vae.plots.estimators import (
     Style,
     blocks_of,
     has_gradient,
     is_silent,
     keys_of,
-    listed,
     log_limits,
     styles_of,
     write_legend,

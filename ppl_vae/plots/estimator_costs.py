@@ -13,11 +13,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from ppl_vae.comparison.statistics.measured import t_quantile
+from ppl_vae.comparison.words import listed
 from ppl_vae.plots.estimators import (
     Style,
     blocks_of,
     has_gradient,
-    listed,
     log_limits,
     log_ticks,
     styles_of,

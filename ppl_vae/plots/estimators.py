@@ -117,12 +117,6 @@ def log_limits(values: Iterable[float], *, margin: float = 0.08) -> tuple[float,
     return 10 ** (low - room), 10 ** (high + room)
 
 
-def listed(names: Iterable[str]) -> str:
-    """Return the names as ``"A, B and C"``."""
-    several = list(dict.fromkeys(names))
-    return several[0] if len(several) == 1 else f"{', '.join(several[:-1])} and {several[-1]}"
-
-
 def is_silent(block: Block) -> bool:
     """Return whether the gradient has no noise except that of rounding."""
     return block.variance.value <= ROUNDING * block.norm.value**2

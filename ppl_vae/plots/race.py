@@ -12,8 +12,9 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from ppl_vae.comparison.words import listed
 from ppl_vae.plots.arguments import number
-from ppl_vae.plots.estimators import Style, listed, styles_of, write_legend
+from ppl_vae.plots.estimators import Style, styles_of, write_legend
 from ppl_vae.plots.figure import SMALL_SIZE, TEXT_SIZE, TITLE_SIZE, WIDTH, join, tidy, write_foot
 
 if TYPE_CHECKING:

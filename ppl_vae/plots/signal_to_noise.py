@@ -14,13 +14,13 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
+from ppl_vae.comparison.words import listed
 from ppl_vae.plots.arguments import number
 from ppl_vae.plots.estimators import (
     Style,
     blocks_of,
     has_gradient,
     keys_of,
-    listed,
     log_limits,
     styles_of,
     write_legend,
@@ -144,7 +144,7 @@ def _draw(
                 axes.plot([x, x], quartiles, color=style.colour, linewidth=4.0, alpha=0.22, solid_capstyle="butt")
             axes.plot([x, x], ends_of, color=style.colour, linewidth=1.1, zorder=3)
             y = max(block.snr.value, low)
-            axes.plot([x], [y], zorder=4, clip_on=False, **style.mark(filled=block.snr.low > block.snr_floor, size=4))
+            axes.plot([x], [y], zorder=4, clip_on=False, **style.mark(filled=block.above_floor, size=4))
     axes.xaxis.set_major_locator(FixedLocator(several))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(several, [f"{k:,}" for k in several])

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ppl_vae import plots
+from ppl_vae._machine import processor
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae.data import Dataset, Split
 from ppl_vae.plots.latent import MOST_CLASSES
@@ -221,7 +222,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "machine": {
             "platform": platform.platform(),
-            "processor": _processor(),
+            "processor": processor(),
             "threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name() if run.device.startswith("cuda") else None,
         },
@@ -247,14 +248,6 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def _first(split: Split) -> tuple[torch.Tensor, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ppl_vae._machine import processor
 from ppl_vae._scopes import evaluation_mode
 from ppl_vae._validation import check_positive_int
 from ppl_vae.capture import buffers_of, modules_of, untouched
@@ -148,7 +148,7 @@ def compare(
 
 
 def _machine(leaf: Tensor) -> dict[str, Any]:
-    name = torch.cuda.get_device_name(leaf.device) if leaf.is_cuda else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(leaf.device) if leaf.is_cuda else processor()
     return {
         "device": str(leaf.device),
         "name": name,

@@ -58,6 +58,11 @@ class Block:
     seconds_to_tenth: Measured | None = None
     resampled: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
+    @property
+    def above_floor(self) -> bool:
+        """Whether the signal-to-noise is certainly above the floor; half of a figure below it is noise."""
+        return self.snr.low > self.snr_floor
+
 
 @dataclass(frozen=True)
 class Row:

@@ -14,8 +14,6 @@ from typing import NamedTuple
 
 from ppl_vae.comparison.fixed.results import Block, Row
 
-_ABOVE_FLOOR = 1.0  # times the floor; half of a figure below that is noise, and its point is left out
-
 
 @dataclass(frozen=True)
 class Slope:
@@ -77,7 +75,7 @@ def slopes_of(rows: Iterable[Row]) -> list[Slope]:
 
 def _point(num_particles: int, block: Block) -> _Point | None:
     snr = block.snr
-    if not all(map(math.isfinite, snr)) or snr.low <= _ABOVE_FLOOR * block.snr_floor:
+    if not all(map(math.isfinite, snr)) or not block.above_floor:
         return None
     error = math.log(snr.high / snr.low) / (2 * NormalDist().inv_cdf(0.975))
     return _Point(num_particles, math.log(num_particles), math.log(snr.value), max(error, 1e-6))

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ppl_vae.comparison.fixed.results import Block, KnownEvidence, Results, Row
 from ppl_vae.comparison.fixed.slopes import slopes_of
-from ppl_vae.comparison.statistics.measured import Measured, measured, t_quantile
+from ppl_vae.comparison.statistics.measured import Measured, measured, negated, t_quantile
+from ppl_vae.comparison.words import listed
 
 _LEVEL = 0.01  # of all tests of bias together, and of all tests for values above log p(x) together
 _NOTICED = 0.1  # a ratio nearer to one than this gets no sentence
@@ -56,7 +57,7 @@ def _nearest_bound(comparison: Results, rows: Sequence[Row]) -> Iterator[str]:
     others = [r for r in bounds[1:] if r not in level]
     where = _log_p(known)
     assert best.bias is not None
-    gap = f"{_flipped(best.bias)} nats below {where}"
+    gap = f"{negated(best.bias)} nats below {where}"
     if level:
         same = _some([_at(row) for row in level])
         yield f"The lower bounds nearest to log p(x) are {_at(best)}, {gap}, and within its noise {same}."
@@ -67,7 +68,7 @@ def _nearest_bound(comparison: Results, rows: Sequence[Row]) -> Iterator[str]:
             side = "above" if row.bias.low > 0 else "below" if row.bias.high < 0 else None
             if side == "below":
                 yield (
-                    f"{_at(row)}, an estimate of an upper bound, lies {_flipped(row.bias)} nats below {where}: "
+                    f"{_at(row)}, an estimate of an upper bound, lies {negated(row.bias)} nats below {where}: "
                     "its own estimate is too low at this K."
                 )
             elif side == "above":
@@ -129,12 +130,12 @@ def _biases(rows: Sequence[Row]) -> Iterator[str]:
     biased, in_part = {name for name, _ in largest}, {name for name, _ in unclear}
     for reference in dict.fromkeys(reference for _, reference in clean):
         names = [
-            f"{name} at K = {_listed(list(map(str, several)))}" if name in in_part else name
+            f"{name} at K = {listed(list(map(str, several)))}" if name in in_part else name
             for (name, other), several in clean.items()
             if other == reference and name not in biased
         ]
         if names:
-            yield f"No bias against {reference}'s gradient was found in {_listed(names)}."
+            yield f"No bias against {reference}'s gradient was found in {listed(names)}."
 
 
 def unclear_biases(rows: Sequence[Row]) -> Iterator[str]:
@@ -144,7 +145,7 @@ def unclear_biases(rows: Sequence[Row]) -> Iterator[str]:
         for why in dict.fromkeys(block.bias_unclear for block in row.blocks.values() if block.bias_unclear):
             unclear.setdefault((row.name, why), []).append(str(row.num_particles))
     for (name, why), several in unclear.items():
-        yield f"No claim of bias for {name} at K = {_listed(several)}: {why}."
+        yield f"No claim of bias for {name} at K = {listed(several)}: {why}."
 
 
 def _signals(rows: Sequence[Row], replicates: int) -> Iterator[str]:
@@ -171,7 +172,7 @@ def _signals(rows: Sequence[Row], replicates: int) -> Iterator[str]:
 
 
 def _well_above_floor(block: Block) -> bool:
-    return math.isfinite(block.snr.value) and block.snr.low > block.snr_floor
+    return math.isfinite(block.snr.value) and block.above_floor
 
 
 def _slopes(comparison: Results) -> Iterator[str]:
@@ -228,7 +229,7 @@ def without_figures(comparison: Results) -> Iterator[str]:
     for name, k, reason in comparison.undefined:
         missing.setdefault((name, "is not defined", reason), []).append(str(k))
     for (name, what, reason), several in missing.items():
-        yield f"{name} {what} at K = {_listed(several)}: {reason.rstrip('.')}."
+        yield f"{name} {what} at K = {listed(several)}: {reason.rstrip('.')}."
 
 
 def _ratio(first: Tensor | None, second: Tensor | None, num_units: int) -> Measured | None:
@@ -240,18 +241,10 @@ def _ratio(first: Tensor | None, second: Tensor | None, num_units: int) -> Measu
     return measured(torch.nan_to_num(ratio, nan=math.inf), num_units)
 
 
-def _flipped(figure: Measured) -> Measured:
-    return Measured(-figure.value, -figure.high, -figure.low)
-
-
 def _at(row: Row) -> str:
     return f"{row.name} at K = {row.num_particles}"
 
 
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
 def _some(names: Sequence[str]) -> str:
     """List at most three names, and the number of the others."""
-    return _listed(names) if len(names) <= 3 else f"{', '.join(names[:3])} and {len(names) - 3} more"
+    return listed(names) if len(names) <= 3 else f"{', '.join(names[:3])} and {len(names) - 3} more"

@@ -11,8 +11,8 @@ import numpy as np
 
 from ppl_vae.comparison.contenders import Undefined
 from ppl_vae.comparison.races.runs import Axis, RaceRun
-from ppl_vae.comparison.statistics.measured import Measured
-from ppl_vae.comparison.statistics.seeds import BesideBest, beside_the_best, exponential, geometric, negated, over_seeds
+from ppl_vae.comparison.statistics.measured import Measured, exponential, negated
+from ppl_vae.comparison.statistics.seeds import BesideBest, beside_the_best, geometric, over_seeds
 
 
 class Standing(NamedTuple):

@@ -9,7 +9,8 @@ from statistics import quantiles
 from ppl_vae.comparison.races.results import Arrival, RaceResults, Standing
 from ppl_vae.comparison.races.runs import RaceRun
 from ppl_vae.comparison.races.tables import methods_of, seconds_in_words, shown
-from ppl_vae.comparison.statistics.seeds import negated
+from ppl_vae.comparison.statistics.measured import negated
+from ppl_vae.comparison.words import listed
 
 _FEW = 5  # epochs, too few for quartiles
 _UNSTEADY = 1.25  # a greater ratio of quartiles brings a warning
@@ -48,7 +49,7 @@ def _of_standings(when: str, standings: Sequence[Standing]) -> list[str]:
     rivals = [s for s in others if s.may_be_best]
     unclear = [s for s in others if s not in behind and s not in rivals]
     if rivals:
-        some = _listed([f"{_name(s)} ({_difference(s)})" for s in rivals])
+        some = listed([f"{_name(s)} ({_difference(s)})" for s in rivals])
         said = [
             f"{when}, {_name(best)} has the highest mean of log p(x), {figure}, but {_count(best.seeds)} do not "
             f"separate it from {some}: each of them may be the best."
@@ -60,9 +61,9 @@ def _of_standings(when: str, standings: Sequence[Standing]) -> list[str]:
     if behind:
         by = [f"{_name(s)} by {shown(None if s.behind is None else negated(s.behind))}" for s in behind]
         whom = "the best, whichever it is," if rivals else _name(best)
-        said.append(f"{when}, behind {whom} {_are(behind)} {_listed(by)} nats per datum.")
+        said.append(f"{when}, behind {whom} {_are(behind)} {listed(by)} nats per datum.")
     if unclear:
-        some = _listed([f"{_name(s)} ({_difference(s)})" for s in unclear])
+        some = listed([f"{_name(s)} ({_difference(s)})" for s in unclear])
         said.append(f"{when}, the seeds leave open whether {some} {_are(unclear)} behind the best.")
     return said
 
@@ -80,7 +81,7 @@ def _of_arrivals(race: RaceResults) -> list[str]:
     unclear = [a for a in others if a not in slower and a not in rivals]
     time = f"{shown(fastest.seconds)} seconds and {shown(fastest.steps)} steps{_in_seeds(fastest)}"
     if rivals:
-        some = _listed([f"{_name(a)}{_in_seeds(a)} ({_times(a)})" for a in rivals])
+        some = listed([f"{_name(a)}{_in_seeds(a)} ({_times(a)})" for a in rivals])
         said = [
             f"{_name(fastest)} came to the target of {target} in {time}, the shortest mean, but the seeds do not "
             f"separate it from {some}: each of them may be the fastest."
@@ -94,12 +95,12 @@ def _of_arrivals(race: RaceResults) -> list[str]:
     if slower:
         took = [f"{_name(a)} {shown(a.slower)}{_in_seeds(a)}" for a in slower]
         whose = "the fastest's seconds, whichever it is" if rivals else f"{_name(fastest)}'s seconds"
-        said.append(f"To the target took, as multiples of {whose}, {_listed(took)}.")
+        said.append(f"To the target took, as multiples of {whose}, {listed(took)}.")
     if unclear:
-        some = _listed([f"{_name(a)}{_in_seeds(a)} ({_times(a)})" for a in unclear])
+        some = listed([f"{_name(a)}{_in_seeds(a)} ({_times(a)})" for a in unclear])
         said.append(f"The seeds leave open whether {some} {_are(unclear)} slower to the target than the fastest.")
     if never:
-        said.append(f"{_listed([_name(a) for a in never])} never came to the target of {target}.")
+        said.append(f"{listed([_name(a) for a in never])} never came to the target of {target}.")
     return said
 
 
@@ -132,7 +133,7 @@ def _caveats(race: RaceResults) -> list[str]:
         )
     methods = methods_of(race)
     if len(methods) > 1:
-        said.append(f"log p(x) was not found in one way: {_listed(methods)}; compare across them with care.")
+        said.append(f"log p(x) was not found in one way: {listed(methods)}; compare across them with care.")
     elif any("importance sampling from q" in method for method in methods):
         said.append(
             f"log p(x) is estimated by {methods[0]}: an estimator that leaves q(z|x) too narrow looks worse by it "
@@ -182,10 +183,6 @@ def _by_behind(found: Standing) -> float:
 
 def _by_slower(found: Arrival) -> float:
     return 0.0 if found.slower is None else found.slower.value
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def _whole(reason: str) -> str:

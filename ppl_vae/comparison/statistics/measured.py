@@ -37,6 +37,16 @@ class Measured(NamedTuple):
         return str(Interval(self.value, *ends))
 
 
+def exponential(figure: Measured) -> Measured:
+    """Return the exponential of a figure and of its interval."""
+    return Measured(*(math.exp(number) if number < 700 else math.inf for number in figure))
+
+
+def negated(figure: Measured) -> Measured:
+    """Return a figure with the opposite sign."""
+    return Measured(-figure.value, -figure.high, -figure.low)
+
+
 def measured(resampled: Tensor, num_units: int) -> Measured:
     r"""Return a figure with its 95% interval from ``[figure, *resamples]``.
 

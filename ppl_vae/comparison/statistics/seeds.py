@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from ppl_vae.comparison.statistics.measured import Measured
+from ppl_vae.comparison.statistics.measured import Measured, exponential
 
 LEVEL = 0.95
 
@@ -80,16 +80,6 @@ def geometric(values: Sequence[float]) -> Measured:
     if min(values) <= 0:
         return over_seeds(values)
     return exponential(over_seeds([math.log(value) for value in values]))
-
-
-def exponential(measured: Measured) -> Measured:
-    """Return the exponential of a figure and of its interval."""
-    return Measured(*(math.exp(number) if number < 700 else math.inf for number in measured))
-
-
-def negated(measured: Measured) -> Measured:
-    """Return a figure with the opposite sign."""
-    return Measured(-measured.value, -measured.high, -measured.low)
 
 
 class BesideBest(NamedTuple):
