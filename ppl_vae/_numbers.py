@@ -32,3 +32,9 @@ def finite(logits: Tensor) -> Tensor:
 def impossible(log_prob: Tensor) -> Tensor:
     """Return log-probabilities with minus infinity where they come from an infinite logit clipped by `finite`."""
     return torch.where(log_prob < -(torch.finfo(log_prob.dtype).max ** 0.75), -torch.inf, log_prob)
+
+
+def expected(prob: Tensor, log_ratio: Tensor) -> Tensor:
+    """Return ``prob * log_ratio``: 0 where `prob` is 0, minus infinity where the ratio comes from a clipped logit."""
+    taken = prob > 0
+    return torch.where(taken, prob * impossible(torch.where(taken, log_ratio, 0.0)), 0.0)

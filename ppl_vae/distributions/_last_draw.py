@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -26,14 +27,34 @@ class LastDraw:
         self._versions = [(tensor, _version(tensor)) for tensor in (z, *parameters)]
 
     def is_same(self, value: Tensor) -> bool:
-        """Return whether `value` is the draw, or shares its memory (``z.detach()``), and nothing has changed since."""
+        """Return whether `value` is the draw, or shares its memory (``z.detach()``), and nothing has changed since.
+
+        A change through ``.data`` is not seen.
+        """
         if value is not self.z and not _shares_memory(value, self.z):
             return False
-        return all(_version(tensor) == version for tensor, version in self._versions)
+        return all(_is_at(tensor, version) for tensor, version in self._versions)
+
+    def is_on_path(self, value: Tensor) -> bool:
+        """Return whether `value` is the draw with its gradient, so that the noise is constant along its path.
+
+        A draw made without a gradient, and given one by ``requires_grad_()``, is an independent variable.
+        """
+        return value is self.z and value.grad_fn is not None
 
 
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+def recall(last: LastDraw | None, value: Tensor) -> LastDraw | None:
+    """Return the last draw if `value` is that draw. Read the attribute once: another thread may draw meanwhile."""
+    return last if last is not None and last.is_same(value) else None
+
+
+def _version(tensor: Tensor) -> int | Tensor:
+    """Return what a later change is seen by: the count of changes, or a copy where torch keeps no count."""
+    return tensor.clone() if tensor.is_inference() else tensor._version
+
+
+def _is_at(tensor: Tensor, version: int | Tensor) -> bool:
+    return torch.equal(tensor, version) if isinstance(version, Tensor) else tensor._version == version
 
 
 def _shares_memory(a: Tensor, b: Tensor) -> bool:

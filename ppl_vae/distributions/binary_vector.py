@@ -11,7 +11,7 @@ from torch.distributions.kl import register_kl
 from torch.distributions.utils import logits_to_probs
 from torch.nn.functional import softplus
 
-from ppl_vae._numbers import finite, impossible
+from ppl_vae._numbers import expected, finite, impossible
 from ppl_vae.distributions._expanding import Expanding
 from ppl_vae.distributions.relaxed import logistic_noise
 
@@ -140,6 +140,6 @@ def _kl_binary_vectors(q: BinaryVector, p: BinaryVector) -> Tensor:
     q_logits, p_logits = finite(q.logits), finite(p.logits)
     # each term is small where the divergence of its bit is; q - p + softplus(p) - softplus(q) loses all digits at
     # large logits
-    one = torch.sigmoid(q_logits) * (softplus(-p_logits) - softplus(-q_logits))
-    zero = torch.sigmoid(-q_logits) * (softplus(p_logits) - softplus(q_logits))
-    return -impossible(-one - zero).sum(-1)
+    one = expected(torch.sigmoid(q_logits), softplus(-q_logits) - softplus(-p_logits))
+    zero = expected(torch.sigmoid(-q_logits), softplus(q_logits) - softplus(p_logits))
+    return -(one + zero).sum(-1)

@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid
 
 from ppl_vae._validation import is_real
 from ppl_vae.distributions._expanding import Expanding
-from ppl_vae.distributions._last_draw import LastDraw
+from ppl_vae.distributions._last_draw import LastDraw, recall
 
 _NODES = 121  # of the trapezoid rule for moments, over 9 standard deviations to either side
 _REACH = 9.0
@@ -119,9 +119,10 @@ class SquashedNormal(Expanding):
         """Return log p(value)."""
         if self._validate_args:
             self._validate_sample(value)
-        if self._last is not None and self._last.is_same(value):
-            (t,) = self._last.parts
-            if value is not self._last.z:  # z is held fixed, or is an independent variable
+        last = recall(self._last, value)
+        if last is not None:
+            (t,) = last.parts
+            if not last.is_on_path(value):  # z is held fixed, or is an independent variable
                 t = t.detach()
                 slope = (self.high - self.low) * t.sigmoid() * (-t).sigmoid()  # dz/dt
                 t = t + (value - value.detach()) / slope if value.requires_grad else t

@@ -10,7 +10,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ppl_vae.distributions._last_draw import LastDraw
+from ppl_vae.distributions._last_draw import LastDraw, recall
 
 Bijection = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -84,7 +84,7 @@ class Flow(dist.TorchDistribution):
         """Return the log-density, (*batch,)."""
         if self._validate_args:
             self._validate_sample(value)
-        last = self._last if self._last is not None and self._last.is_same(value) else None
+        last = recall(self._last, value)
         if last is not None and (not torch.is_grad_enabled() or (value is last.z and last.parts[1].requires_grad)):
             return last.parts[1]
         if self.normalise is not None:

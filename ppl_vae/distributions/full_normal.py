@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae._numbers import wide
-from ppl_vae.distributions._last_draw import LastDraw
+from ppl_vae.distributions._last_draw import LastDraw, recall
 
 
 class FullNormal(dist.MultivariateNormal):
@@ -52,9 +52,10 @@ class FullNormal(dist.MultivariateNormal):
         if self._validate_args:
             self._validate_sample(value)
         factor = self._unbroadcasted_scale_tril
-        if self._last is not None and self._last.is_same(value):
-            (noise,) = self._last.parts
-            if not (value is self._last.z and value.requires_grad):  # along the path e is constant
+        last = recall(self._last, value)
+        if last is not None:
+            (noise,) = last.parts
+            if not last.is_on_path(value):
                 noise = noise + self._moved(value, noise)
         else:
             noise = _solved(wide(factor), wide(value) - wide(self.loc))

@@ -12,7 +12,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal, registe
 
 from ppl_vae._numbers import wide
 from ppl_vae.distributions._expanding import Expanding
-from ppl_vae.distributions._last_draw import LastDraw
+from ppl_vae.distributions._last_draw import LastDraw, recall
 
 
 class LowRankNormal(Expanding):
@@ -102,7 +102,7 @@ class LowRankNormal(Expanding):
         if self._validate_args:
             self._validate_sample(value)
         loc, factor, scale, z = (wide(t) for t in (self.loc, self.factor, self.scale, value))
-        last = self._last if self._last is not None and self._last.is_same(value) else None
+        last = recall(self._last, value)
         low, residual = (0.0, (z - loc) / scale) if last is None else (wide(part) for part in last.parts)
         whitened = factor / scale.unsqueeze(-1)
         triangle = self._triangle(whitened)
@@ -111,7 +111,7 @@ class LowRankNormal(Expanding):
             b = torch.linalg.solve_triangular(triangle.mT, right, upper=False)  # R'R b = right
             b = torch.linalg.solve_triangular(triangle, b, upper=True).squeeze(-1)
         a = low + b
-        if last is not None and value is last.z and value.requires_grad:  # l and f are constant
+        if last is not None and last.is_on_path(value):  # l and f are constant
             left = residual - (whitened @ b.unsqueeze(-1)).squeeze(-1)
         else:  # z is fixed or independent: the gradient is that of (z - mu - W a) / s by z, mu, W and s
             left = (residual - (whitened @ b.unsqueeze(-1)).squeeze(-1)).detach()

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ppl_vae.distributions._last_draw import LastDraw
+from ppl_vae.distributions._last_draw import LastDraw, recall
 
 
 class Normal(dist.Normal):
@@ -47,14 +47,14 @@ class Normal(dist.Normal):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(value)."""
-        if self._last is None or not self._last.is_same(value):
+        last = recall(self._last, value)
+        if last is None:
             return super().log_prob(value)
         if self._validate_args:
             self._validate_sample(value)
-        (noise,) = self._last.parts
+        (noise,) = last.parts
         loc, scale = self.loc, self.scale
-        on_path = value is self._last.z and value.requires_grad  # along the path the noise is constant
-        if not on_path and torch.is_grad_enabled() and any(t.requires_grad for t in (value, loc, scale)):
+        if not last.is_on_path(value) and torch.is_grad_enabled() and any(t.requires_grad for t in (value, loc, scale)):
             moved = (value - value.detach()) - (loc - loc.detach()) - noise * (scale - scale.detach())
             noise = noise + moved / scale.detach()  # zero, with the gradient of (z - mu) / sigma
         return -0.5 * noise.square() - scale.log() - 0.5 * math.log(2 * math.pi)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions.kl import register_kl
 from torch.nn.functional import one_hot
 
-from ppl_vae._numbers import finite, impossible
+from ppl_vae._numbers import expected, finite, impossible
 from ppl_vae._validation import check_positive_int
 from ppl_vae.distributions._expanding import Expanding
 from ppl_vae.distributions.binary_vector import MAX_STATES
@@ -165,7 +165,7 @@ class OneHotVector(Expanding):
 
 @register_kl(OneHotVector, OneHotVector)
 def _kl_one_hot_vectors(q: OneHotVector, p: OneHotVector) -> Tensor:
-    return -impossible(q.probs * (p.logits - q.logits)).sum((-1, -2))
+    return -expected(q.probs, p.logits - q.logits).sum((-1, -2))
 
 
 def check_blocks(latent_dim: int, num_classes: int | None, name: str) -> int:

@@ -152,7 +152,7 @@ class RelaxedOneHotVector(Expanding):
 
     Args:
         logits: :math:`\ell`, (*batch, V, C), up to a constant for each variable.
-        temperature: T above zero, a tensor that broadcasts to `logits`.
+        temperature: T above zero, a tensor of shape ().
 
     Reference:
         The Concrete Distribution (Maddison et al., 2017), https://arxiv.org/abs/1611.00712

@@ -36,7 +36,8 @@ class Limits(NamedTuple):
         latents: The names of q(z|x) and p(z) where every latent is drawn from q and scored by q and p, so that the
             sampled KL cannot be far below 0. Otherwise None: with auxiliary latents, with masks, or where the objective
             makes its own draws.
-        lower: Whether the objective's value is a lower bound, penalties included.
+        lower: Whether the objective's value is a lower bound of log p(x) and has no penalty: a penalty that is sampled
+            may be below 0.
     """
 
     likelihood: str | None = None
@@ -50,7 +51,7 @@ def limits_of(log_weights: LogWeights, *, drawn: bool = True, lower: bool = Fals
     Args:
         log_weights: The log-weights of the program.
         drawn: Whether the latents are draws of the q that scores them, or all its states.
-        lower: Whether the objective is a lower bound.
+        lower: Whether the objective is a lower bound without a penalty.
     """
     observed = [distribution for distribution, _ in log_weights.observed.values()]
     names = ", ".join(sorted({describe(d) for d in observed}))

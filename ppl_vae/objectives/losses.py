@@ -29,6 +29,7 @@ from torch import Tensor
 from ppl_vae.objectives.estimate import Kind, Objective, evaluate_objective
 from ppl_vae.objectives.impossible import Limits, limits_of
 from ppl_vae.objectives.log_weights import LogWeights
+from ppl_vae.objectives.regularized import Regularized
 from ppl_vae.objectives.sampling import sample_log_weights
 from ppl_vae.objectives.traces import NotPerDatumError, from_traces
 
@@ -159,13 +160,14 @@ class _PerDatumLoss:
         kl = log_weights.kl.detach().mean(0) if kl is None else kl
         scale = log_weights.scale
         drawn = isinstance(getattr(self.objective, "latents", "pathwise"), str)
+        lower = estimate.kind == "lower" and not isinstance(self.objective, Regularized)
         return BatchLoss(
             loss=-(scale * estimate.value).sum(),
             surrogate=-(scale * estimate.surrogate).sum(),
             weight=_weight(log_weights),
             log_likelihood=(scale * log_lik).sum(),
             kl=(scale * kl).sum(),
-            limits=limits_of(log_weights, drawn=drawn, lower=estimate.kind == "lower"),
+            limits=limits_of(log_weights, drawn=drawn, lower=lower),
         )
 
 

@@ -300,16 +300,15 @@ def test_another_z_is_scored_as_it_is_given() -> None:
     torch.testing.assert_close(q.log_prob(drawn).double(), exact.log_prob(drawn.double()), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        Normal,
-        lambda m, s: FullNormal(m, scale_tril=s.diag()),
-        lambda m, s: LowRankNormal(m, s[:, None], s),
-        lambda m, s: SquashedNormal(m, s, -1.0, 2.0),
-    ],
-    ids=["normal", "full", "low rank", "squashed"],
-)
+DRAWN: dict[str, Callable[..., Any]] = {
+    "normal": Normal,
+    "full": lambda m, s: FullNormal(m, scale_tril=s.diag()),
+    "low rank": lambda m, s: LowRankNormal(m, s[:, None], s),
+    "squashed": lambda m, s: SquashedNormal(m, s, -1.0, 2.0),
+}
+
+
+@pytest.mark.parametrize("make", DRAWN.values(), ids=DRAWN)
 def test_a_draw_is_scored_by_parameters_that_an_optimiser_has_changed_since(make: Callable[..., Any]) -> None:
     loc, scale = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
     q = make(loc, scale)
@@ -318,6 +317,35 @@ def test_a_draw_is_scored_by_parameters_that_an_optimiser_has_changed_since(make
     loc.add_(0.5)
     assert not torch.allclose(q.log_prob(z), before)
     torch.testing.assert_close(q.log_prob(z), make(loc, scale).log_prob(z), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", DRAWN.values(), ids=DRAWN)
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_draw_that_is_given_a_gradient_or_changed_is_a_value_like_any_other(
+    make: Callable[..., Any], inference: bool
+) -> None:
+    loc, scale = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    with torch.inference_mode(inference):
+        q = make(loc, scale)
+        z = q.sample((2,))
+        z.mul_(0.5)
+        torch.testing.assert_close(q.log_prob(z), make(loc, scale).log_prob(z), rtol=1e-12, atol=1e-12)
+    loc.requires_grad_()
+    q = make(loc, scale)
+    z = q.sample((2,)).requires_grad_()
+    found = torch.autograd.grad(q.log_prob(z).sum(), [z, loc])
+    z = z.detach().clone().requires_grad_()
+    for a, b in zip(found, torch.autograd.grad(make(loc, scale).log_prob(z).sum(), [z, loc]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_kl_is_infinite_where_p_excludes_what_q_hardly_draws() -> None:
+    q, p = OneHotVector(torch.tensor([[0.0, -25.0]])), OneHotVector(torch.tensor([[0.0, -math.inf]]))
+    assert kl_divergence(q, p) == math.inf
+    assert kl_divergence(p, q) < 1e-9
+    assert kl_divergence(BinaryVector(torch.tensor([-25.0])), BinaryVector(torch.tensor([-math.inf]))) == math.inf
+    assert kl_divergence(BinaryVector(torch.tensor([25.0])), BinaryVector(torch.tensor([math.inf]))) == math.inf
+    assert kl_divergence(BinaryVector(torch.tensor([math.inf])), BinaryVector(torch.tensor([25.0]))) < 1e-9
 
 
 @pytest.mark.parametrize("kind", ["normal", "full", "low rank", "squashed"])
