@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from ppl_vae.checking.asking import Unanswered
 from ppl_vae.checking.density import Density
 from ppl_vae.evidence.pareto import k_threshold, pareto_k
 
@@ -75,10 +76,22 @@ class Segment(NamedTuple):
 
 
 def on_segment(density: Density, i: int, j: int, count: int = 20) -> Segment | None:
-    """Move two coordinates of draws, positive and at a fixed sum; return None where the support does not allow it."""
+    """Move two coordinates of draws, positive and at a fixed sum; return None where the support does not allow it.
+
+    Raises:
+        Unanswered: If several draws share the smallest value to the last digit, as censored draws do. The score of such
+            a draw is a probability there, and no density along the segment.
+    """
     draws = density.draws[:count].double()
     if not (draws >= 0).all():
         return None
+    least = torch.minimum(density.draws[..., i], density.draws[..., j])
+    tied = least == least.amin(0)
+    if bool((tied.sum(0) > 1).any()):
+        raise Unanswered(
+            f"{tied.double().mean().item():.1%} of the draws share the smallest value of coordinates {i} and {j}, "
+            f"{least.min().item():.3g}: they have a probability there, not a density"
+        )
     total = draws[..., i] + draws[..., j]
     half = draws.clone()
     half[..., i] = half[..., j] = 0.5 * total

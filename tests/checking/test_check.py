@@ -15,11 +15,13 @@ from torch.distributions import constraints
 
 import ppl_vae
 from ppl_vae import cli, data, likelihoods, networks, objectives, posteriors, priors
+from ppl_vae.checking.asking import Unanswered
 from ppl_vae.checking.axes import find_axis
 from ppl_vae.checking.density import Density
 from ppl_vae.checking.normalisation import Mass, total_mass
 from ppl_vae.checking.sampling import Deviation, deviation
 from ppl_vae.distributions.grid import Grid
+from ppl_vae.distributions.relaxed import RelaxedOneHotVector
 
 PIXELS = 12
 REAL_VECTOR = constraints.independent(constraints.real, 1)
@@ -534,6 +536,20 @@ def test_a_table_with_missing_values():
     blind = check_table(posterior=posteriors.DiagonalNormal(networks.MLP([5])))
     assert [(f.part, f.name) for f in blind.wrong] == [("posterior", "runs")], str(blind)
     assert "TableEncoder" in blind.wrong[0].fix
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("classes", [2, 5])
+def test_a_relaxed_vector_of_low_temperature_is_not_called_wrong(seed, classes):
+    """Its censored entries have a probability at one value, which no line through them shows."""
+    torch.manual_seed(seed)
+    q = RelaxedOneHotVector(torch.randn(4, 1, classes), torch.tensor(0.02))
+    density = Density(q, 1000)
+    for question in (deviation, total_mass) if classes == 2 else (deviation,):
+        with pytest.raises(Unanswered, match="share the smallest value"):
+            question(density)
+    smooth = deviation(Density(RelaxedOneHotVector(torch.randn(4, 1, classes), torch.tensor(0.2)), 1000))
+    assert smooth.agrees, smooth
 
 
 def test_a_flow_that_scores_its_own_draws_alone_says_what_is_not_checked():
