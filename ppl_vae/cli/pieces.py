@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
-import logging
 import re
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
-from ppl_vae._distributions import check_same_space
+from ppl_vae._piece_checks import bind_piece
 from ppl_vae._validation import did_you_mean
 from ppl_vae.checking.axes import Axis
 from ppl_vae.checking.density import Density
@@ -61,16 +58,14 @@ def run(argv: Sequence[str]) -> int:
             raise ValueError(f"--{sorted(unknown)[0]} is unknown; ppl-vae pieces takes a name and --json")
         if len(given.runs) > 1:
             raise ValueError(f"pieces was given {', '.join(given.runs)}; expected one name at most")
-        name = given.runs[0] if given.runs else None
-        if name is not None:
-            _kinds_of(name)
-    found = _everything() if name is None else {kind.name: _describe(kind, [name]) for kind in _kinds_of(name)}
+        kinds = _kinds_of(given.runs[0]) if given.runs else []
+    found = {kind.name: [_describe(kind, given.runs[0])] for kind in kinds} or _everything()
     if "json" in given.options:
         print(json.dumps(found, indent=2))
-    elif name is None:
-        print(_table(found))
+    elif kinds:
+        print("\n".join(_detail(kind, *found[kind.name]) for kind in kinds), end="")
     else:
-        print("\n".join(_detail(kind, found[kind.name][0]) for kind in _kinds_of(name)), end="")
+        print(_table(found))
     return 0
 
 
@@ -84,26 +79,22 @@ def _kinds_of(name: str) -> list[Kind]:
 
 
 def _everything() -> dict[str, list[dict[str, Any]]]:
-    return {kind.name: _describe(kind, list(kind.known)) for kind in LISTED}
+    return {kind.name: [_describe(kind, name) for name in kind.known] for kind in LISTED}
 
 
-def _describe(kind: Kind, names: list[str]) -> list[dict[str, Any]]:
-    """Describe some pieces of a kind in plain values."""
-    combined = _combinations(kind, names) if kind.name in ("prior", "posterior") else {}
-    found = []
-    for name in names:
-        target = kind.known[name]
-        entry: dict[str, Any] = {"name": name, "summary": _summary(target), "signature": _signature(target)}
-        if kind.name == "prior":
-            entry["posteriors"] = combined[name]
-        if kind.name == "posterior":
-            entry["priors"] = combined[name]
-            entry["reparameterised"] = _reparameterised(target)
-        if kind.name == "likelihood":
-            entry["data"] = _data(target)
-        if kind.name == "objective":
-            entry["needs_reparameterised"] = _needs_reparameterised(target)
-        found.append(entry)
+def _describe(kind: Kind, name: str) -> dict[str, Any]:
+    """Describe a piece in plain values."""
+    target = kind.known[name]
+    found = {"name": name, "summary": _summary(target), "signature": _signature(target)}
+    if kind.name == "prior":
+        return found | {"posteriors": [n for n, q in KINDS["posterior"].known.items() if _goes_with(target, q)]}
+    if kind.name == "likelihood":
+        return found | {"data": _data(target)}
+    if kind.name == "posterior":
+        priors = [n for n, p in KINDS["prior"].known.items() if _goes_with(p, target)]
+        return found | {"priors": priors, "reparameterised": _reparameterised(target)}
+    if kind.name == "objective":
+        return found | {"needs_reparameterised": _needs_reparameterised(target)}
     return found
 
 
@@ -124,86 +115,62 @@ def _signature(target: Target) -> str:
 
 
 def _small(target: Target) -> Any:
-    """Make an instance with its own defaults and small networks; None if it needs arguments from the user."""
+    """Make an instance with its own defaults and small networks; raises if it needs arguments from the user."""
     given: dict[str, Any] = {}
     for name, parameter in inspect.signature(target).parameters.items():
         if "NetworkFactory" in str(parameter.annotation):
             given[name] = MLP([4])
-        elif parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
-            if name != "latent_dim" and parameter.annotation not in ("int", int):
-                return None
-            given[name] = 2 if name == "latent_dim" else 1
-    try:
-        return target(**given)
-    except Exception:  # defaults that contradict each other until the user chooses
-        return None
+        elif name == "max_plate_nesting":
+            given[name] = 1  # Pyro's objectives would guess it, and say so
+        elif parameter.default is parameter.empty and name == "latent_dim":
+            given[name] = 2
+        elif parameter.default is parameter.empty and parameter.annotation in ("int", int):
+            given[name] = 1
+    return target(**given)
 
 
-def _pair(prior: Target, posterior: Target) -> tuple[Any, Any] | None:
-    """Return p(z) and q(z|x) of two small instances, or None if one cannot be made."""
-    p, q = _small(prior), _small(posterior)
-    if p is None or q is None:
-        return None
-    binding = Binding(_X_SHAPE, (getattr(p, "latent_dim", 2),))
-    if hasattr(q, "bind"):
-        q.bind(binding)
-    if hasattr(p, "bind"):
-        p.bind(replace(binding, posterior=q))
-    if isinstance(p, nn.Module):
-        p.eval()
-    if isinstance(q, nn.Module):
-        q.eval()
-    return p(), q(torch.rand(3, *_X_SHAPE))
-
-
+@functools.cache
+@torch.no_grad()
 def _goes_with(prior: Target, posterior: Target) -> bool:
+    """Return whether a VAE takes small instances of both, and their densities refer to the same measure."""
+    torch.manual_seed(0)
     try:
-        with torch.no_grad():
-            pair = _pair(prior, posterior)
-            if pair is None or tuple(pair[0].event_shape) != tuple(pair[1].event_shape):
-                return False
-            check_same_space(*pair)
-            # a simplex or one-hot vectors inside a larger set: densities with respect to other measures
-            free = [Density(p, 50).axis(0) is not None for p in pair]
-            if free[0] != free[1]:
-                return False
+        vae = _vae(prior=_small(prior), posterior=_small(posterior)).eval()
+        p_z, q_z = vae.p_z(), vae.q_z(torch.rand(3, *_X_SHAPE))
+        # a simplex or one-hot vectors inside a larger set: densities with respect to other measures
+        return (Density(p_z, 50).axis(0) is None) == (Density(q_z, 50).axis(0) is None)
     except Exception:  # any error says that the two cannot be combined
         return False
-    return True
 
 
-def _combinations(kind: Kind, names: list[str]) -> dict[str, list[str]]:
-    """Return for each prior the posteriors that go with it, or the other way round."""
-    torch.manual_seed(0)
-    if kind.name == "prior":
-        others = KINDS["posterior"].known
-        return {n: [o for o, q in others.items() if _goes_with(kind.known[n], q)] for n in names}
-    others = KINDS["prior"].known
-    return {n: [o for o, p in others.items() if _goes_with(p, kind.known[n])] for n in names}
+def _vae(**pieces: Any) -> VAE:
+    """Return a small VAE of normal pieces, but for those given."""
+    usual = {"prior": StandardNormal(2), "likelihood": Normal(MLP([4])), "posterior": DiagonalNormal(MLP([4]))}
+    return VAE(_X_SHAPE, **(usual | pieces))
 
 
 def _reparameterised(target: Target) -> bool | None:
-    q = _small(target)
     try:
-        if hasattr(q, "bind"):
-            q.bind(Binding(_X_SHAPE, (2,)))
-        return bool(q(torch.rand(3, *_X_SHAPE)).has_rsample)
+        return bool(_sized(target)(torch.rand(3, *_X_SHAPE)).has_rsample)
     except Exception:  # it needs arguments
         return None
 
 
+@torch.no_grad()
 def _data(target: Target) -> str | None:
     """Return in words the values that a likelihood is a density of; None if that depends on required arguments."""
-    likelihood = _small(target)
     try:
-        with torch.no_grad():
-            if hasattr(likelihood, "bind"):
-                likelihood.bind(Binding(_X_SHAPE, (2,)))
-            p = likelihood(torch.zeros(1, 2))
-            axis = Density(p, 200).axis(0)
+        p = _sized(target)(torch.zeros(1, 2))
+        axis = Density(p, 200).axis(0)
     except Exception:  # it needs arguments
         return None
     return _in_words(axis) if axis is not None else str(p.support)
+
+
+def _sized(target: Target) -> Any:
+    piece = _small(target)
+    bind_piece(piece, Binding(_X_SHAPE, (2,)))
+    return piece
 
 
 def _in_words(axis: Axis) -> str:
@@ -235,65 +202,37 @@ class _Opaque(DiagonalNormal):
 
 def _needs_reparameterised(target: Target) -> bool | None:
     """Return whether an objective refuses a posterior that is not reparameterised; None if it cannot be tried."""
-    objective = _small(target)
-    if objective is None:
-        return None
-    vae = VAE(_X_SHAPE, prior=StandardNormal(2), likelihood=Normal(MLP([4])), posterior=_Opaque(MLP([4])))
+    vae = _vae(posterior=_Opaque(MLP([4])))
     try:
-        with _quiet():
-            as_loss(objective)((vae.model, vae.guide), torch.rand(3, *_X_SHAPE))
+        with warnings.catch_warnings(action="ignore"):  # of Pyro, about programs that nobody will train
+            as_loss(_small(target))((vae.model, vae.guide), torch.rand(3, *_X_SHAPE))
     except ValueError as error:
         return True if "reparameterised" in str(error) else None
-    except Exception:  # an objective for other programs
+    except Exception:  # an objective for other programs, or one that needs arguments
         return None
     return False
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Pyro's messages about programs that nobody will train."""
-    before = logging.root.manager.disable
-    logging.disable(logging.INFO)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _table(found: dict[str, list[dict[str, Any]]]) -> str:
     lines = []
     for kind, entries in found.items():
-        lines += [f"{kind} (--{kind if kind != 'network' else 'likelihood.network, --posterior.network'})"]
-        width = max(len(entry["name"]) for entry in entries)
+        lines.append(f"{kind} (--{kind if kind != 'network' else 'likelihood.network, --posterior.network'})")
+        width = max(len(entry["name"]) for entry in entries) + 4
         for entry in entries:
-            lines += _wrapped(f"  {entry['name']:{width}}  ", entry["summary"])
-            if note := _note(entry):
-                lines += _wrapped(" " * (width + 4), note)
-        lines += [""]
+            for start, text in ((f"  {entry['name']}", entry["summary"]), ("", _note(entry))):
+                lines += textwrap.wrap(f"{start:{width}}{text}", _WIDTH, subsequent_indent=" " * width)
+        lines.append("")
     return "\n".join([*lines, "ppl-vae pieces NAME explains one; ppl-vae check tries your own."])
 
 
 def _note(entry: dict[str, Any]) -> str:
-    if "posteriors" in entry:
-        return f"with {_several(entry['posteriors'])}"
-    if "priors" in entry:
-        manner = {True: "reparameterised; ", False: "not reparameterised; ", None: ""}[entry["reparameterised"]]
-        return f"{manner}with {_several(entry['priors'])}"
+    """Return in words what a piece combines with; empty if nothing is known."""
+    if "posteriors" in entry or "priors" in entry:
+        manner = {True: "reparameterised; ", False: "not reparameterised; "}.get(entry.get("reparameterised"), "")
+        return f"{manner}with {', '.join(entry.get('posteriors', entry.get('priors'))) or 'what its arguments say'}"
     if entry.get("data"):
         return f"data: {entry['data']}"
-    if entry.get("needs_reparameterised"):
-        return "needs reparameterised posteriors"
-    return ""
-
-
-def _several(names: list[str]) -> str:
-    return ", ".join(names) if names else "what its arguments say"
-
-
-def _wrapped(start: str, text: str) -> list[str]:
-    return textwrap.wrap(start + text, _WIDTH, subsequent_indent=" " * len(start), drop_whitespace=True) or [start]
+    return "needs reparameterised posteriors" if entry.get("needs_reparameterised") else ""
 
 
 def _detail(kind: Kind, entry: dict[str, Any]) -> str:
