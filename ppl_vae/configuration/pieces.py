@@ -11,7 +11,7 @@ import functools
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -116,8 +116,8 @@ def _is_piece(cls: type) -> bool:
     return any("__call__" in vars(parent) for parent in cls.__mro__) and not getattr(cls, "_is_protocol", False)
 
 
-def _derives(base: type, but: Container[str] = ()) -> Callable[[type], bool]:
-    return lambda cls: issubclass(cls, base) and cls is not base and cls.__name__ not in but
+def _derives(base: type) -> Callable[[type], bool]:
+    return lambda cls: issubclass(cls, base) and cls is not base and not cls.__name__.startswith("Jit")
 
 
 _OPTIMIZERS_REFUSED = {
@@ -135,12 +135,6 @@ _OBJECTIVES_REFUSED = {
     "Regularized": "it is made of two parts; give the objective itself and --regularizer",
     "Trace_MMD": "it takes kernels, which a configuration cannot hold; use it in Python: fit(objective=...)",
 }
-_PYRO_OBJECTIVES = {
-    name: cls
-    for name, cls in _classes(pyro.infer, _derives(pyro.infer.ELBO, but=_OBJECTIVES_REFUSED)).items()
-    if not name.startswith("Jit") and not hasattr(objectives, name)
-}
-
 _FAMILIES = (  # in the order in which objectives are listed
     "pathwise",
     "importance",
@@ -154,31 +148,20 @@ _FAMILIES = (  # in the order in which objectives are listed
     "upper",
 )
 _OBJECTIVES = {
-    name: cls
-    for family in _FAMILIES
-    for name, cls in _classes(objectives, _is_piece).items()
-    if cls.__module__ == f"{objectives.__name__}.{family}"
+    name: cls for family in _FAMILIES for name, cls in _classes(getattr(objectives, family), _is_piece).items()
 }
 
 NETWORK = Kind("network", _classes(networks, lambda cls: _is_piece(cls) and not issubclass(cls, nn.Module)))
 KINDS = {
-    kind.name: kind
-    for kind in (
-        Kind("prior", _classes(priors, _is_piece)),
-        Kind("likelihood", _classes(likelihoods, _is_piece)),
-        Kind("posterior", _classes(posteriors, _is_piece)),
-        Kind("objective", _OBJECTIVES | _PYRO_OBJECTIVES, _OBJECTIVES_REFUSED),
-        Kind("regularizer", _classes(regularizers, lambda cls: _is_piece(cls) and cls is not regularizers.Schedule)),
-        Kind(
-            "optimizer",
-            _classes(torch.optim, _derives(torch.optim.Optimizer, but=_OPTIMIZERS_REFUSED)),
-            _OPTIMIZERS_REFUSED,
-        ),
-        Kind(
-            "scheduler",
-            _classes(lr_scheduler, _derives(lr_scheduler.LRScheduler, but=_SCHEDULERS_REFUSED)),
-            _SCHEDULERS_REFUSED,
-        ),
+    kind: Kind(kind, {name: cls for name, cls in classes.items() if name not in refused}, refused)
+    for kind, classes, refused in (
+        ("prior", _classes(priors, _is_piece), {}),
+        ("likelihood", _classes(likelihoods, _is_piece), {}),
+        ("posterior", _classes(posteriors, _is_piece), {}),
+        ("objective", _OBJECTIVES | _classes(pyro.infer, _derives(pyro.infer.ELBO)), _OBJECTIVES_REFUSED),
+        ("regularizer", _classes(regularizers, lambda cls: _is_piece(cls) and cls is not regularizers.Schedule), {}),
+        ("optimizer", _classes(torch.optim, _derives(torch.optim.Optimizer)), _OPTIMIZERS_REFUSED),
+        ("scheduler", _classes(lr_scheduler, _derives(lr_scheduler.LRScheduler)), _SCHEDULERS_REFUSED),
     )
 }
 
