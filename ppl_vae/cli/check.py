@@ -44,12 +44,9 @@ def run(argv: Sequence[str]) -> int:
         return 0
     with bad_input():
         given = words.split(argv)
-        if len(given.runs) > 1:
-            raise ValueError(f"check was given the runs {', '.join(given.runs)}; expected one at most")
-        options = dict(given.options)
+        word, options = given.only("check"), given.options
         only = options.pop("only", None)
-        arguments = _of_run(given.runs[0], options) if given.runs else _of_config(options)
-        report = check(only=only, **arguments)
+        report = check(only=only, **(_of_config(options) if word is None else _of_run(word, options)))
     print(report)
     return 0 if report else 1
 
@@ -57,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
 def _of_config(options: dict[str, str]) -> dict[str, Any]:
     if meaningless := [name for name in ("out", "resume", "print_config") if name in options]:
         raise ValueError(f"--{meaningless[0]} is an option of ppl-vae train; check writes nothing")
-    settings = config.parse([word for name, value in options.items() for word in (f"--{name}", value)])
+    settings = config.parse([f"--{name}={value}" for name, value in options.items()])
     dataset = settings.build_dataset()
     objective = settings.build_fit_arguments()["objective"]
     torch.manual_seed(settings.values["seed"])
@@ -76,9 +73,8 @@ def _of_run(word: str, options: dict[str, str]) -> dict[str, Any]:
         )
     opened = OpenRun.at(word)
     rows = DataOptions(options).open(opened, None)
+    batch = dict(zip(("data", "y"), rows.head(_BATCH), strict=False))  # y for a conditional model
     objective = opened.config.build_fit_arguments()["objective"]
-    x, *y = rows.head(_BATCH)
-    batch = {"data": x, "y": y[0] if y else None}
     return {"program": opened.vae, **batch, "objective": objective, "seed": int(seed)}
 
 

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import re
 from argparse import Action
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
-from ppl_vae import comparison, plots
-from ppl_vae._validation import did_you_mean
+from ppl_vae import comparison, plots, runs
+from ppl_vae._validation import check_positive_int, did_you_mean
 from ppl_vae.cli import estimators, words
 from ppl_vae.cli import help as explained
 from ppl_vae.cli.errors import bad_input
-from ppl_vae.cli.fields import Field, of_config, of_run
+from ppl_vae.cli.folders import folder_for
 from ppl_vae.cli.help import Formatter, make_parser
+from ppl_vae.cli.opening import DataOptions, OpenRun, Rows, SplitName
 from ppl_vae.cli.options import check_seed
-from ppl_vae.cli.racing import race
+from ppl_vae.cli.racing import TRAINING, race
 from ppl_vae.cli.telling import teller
 from ppl_vae.configuration import config
 from ppl_vae.configuration.pieces import KINDS, Arguments, arguments_of
+from ppl_vae.data import Dataset
 from ppl_vae.training import fit
+from ppl_vae.vae import VAE
 
 USAGE = "ppl-vae compare [RUN] [--config PRESET|FILE] [--train true] [--OPTION VALUE ...]"
 DESCRIPTION = """\
@@ -47,9 +50,26 @@ true also --optimizer, --scheduler, --epochs, --batch_size and --clip_norm.
 Written are a table (.csv), everything (.json), what is printed (summary.txt) and pictures.
 """
 PIECES = ("config", "data", *config.PIECES, "device")  # options of a model at initialisation
-TRAINING = ("optimizer", "scheduler", "epochs", "batch_size", "clip_norm")  # and of its training
 
 _SKIP = frozenset({"field", "settings"})
+
+
+class Field(NamedTuple):
+    """A model with the data to compare estimators on.
+
+    Attributes:
+        name: A description for people.
+        vae: The model.
+        rows: The data of a split, by default test (or another split if test has no rows).
+        folder: The default folder for files.
+        caveat: The caveat that all output must state, or None.
+    """
+
+    name: str
+    vae: VAE
+    rows: Callable[[SplitName | None], Rows]
+    folder: Path
+    caveat: str | None = None
 
 
 def run(argv: Sequence[str]) -> int:
@@ -96,7 +116,7 @@ def fixed(
             compare-NAME-2, ... that is free.
     """
     check_seed(seed)
-    folder = estimators.check_folder(field.folder if out is None else Path(out).expanduser())
+    folder = folder_for(out, field.folder)
     asked = None if objectives is None else estimators.read_objectives(objectives)
     several = [1, 8, 64] if particles is None else particles
     if asked is not None:
@@ -106,8 +126,8 @@ def fixed(
     tell = teller()
     found = comparison.compare(
         field.vae,
-        field.batch(rows, size),
-        objectives=asked or estimators.defaults_for(field.vae, field.batch(rows, 2)),
+        rows.head(check_positive_int(size, "--size")),
+        objectives=asked or estimators.defaults_for(field.vae, rows.head(2)),
         particles=several,
         replicates=replicates,
         reference=_reference(reference),
@@ -115,23 +135,21 @@ def fixed(
         minibatch=minibatch,
         progress=tell,
     )
-    caveat = field.caveat
-    head = [f"{field.name}: the first {found.data_shape[0]} of {rows.name}", *([f"note: {caveat}"] if caveat else [])]
-    text = "\n".join([*head, "", found.table(), "", *estimators.bullets(found.sentences())])
-    content = {"model": field.name, "data": rows.name, "caveat": caveat, **found.to_dict()}
-    tell("pictures")
-    pictures = {
-        name: lambda draw=draw: draw(found, caveat=caveat)
-        for name, draw in (
-            ("bias_variance", plots.bias_variance),
-            ("signal_to_noise", plots.signal_to_noise),
-            ("cost", plots.cost_of_precision),
-            ("values", plots.estimator_values),
-        )
-    }
-    written = estimators.write(folder, "comparison", content, found.to_csv(), text, pictures)
-    tell("")
-    return [text, "", *written]
+    return estimators.write(
+        found,
+        folder,
+        "comparison",
+        title=f"{field.name}: the first {found.data_shape[0]} of {rows.name}",
+        facts={"model": field.name, "data": rows.name},
+        caveat=field.caveat,
+        pictures={
+            "bias_variance": plots.bias_variance,
+            "signal_to_noise": plots.signal_to_noise,
+            "cost": plots.cost_of_precision,
+            "values": plots.estimator_values,
+        },
+        tell=tell,
+    )
 
 
 def _reference(word: str) -> Any:
@@ -145,49 +163,85 @@ def _reference(word: str) -> Any:
 
 def _compare(argv: Sequence[str]) -> list[str]:
     given = words.split(argv)
-    options = dict(given.options)
-    if len(given.runs) > 1:
-        raise ValueError(f"compare was given the runs {', '.join(given.runs)}; expected one at most")
+    word, options = given.only("compare"), given.options
     train = options.pop("train", "false").lower()
     if train not in ("true", "false"):
         raise ValueError(f"--train is {train!r}; expected true or false")
-    command: Callable[..., list[str]] = race if train == "true" else fixed
+    command, other = (race, fixed) if train == "true" else (fixed, race)
     schema = arguments_of(command, "", _SKIP)
-    _check_names(options, schema, train == "true", bool(given.runs))
-    mine = {name: options.pop(name) for name in list(options) if name in schema.names}
-    if given.runs and train == "true":
+    _check_names(options, schema, arguments_of(other, "", _SKIP).names, command is race, word is not None)
+    if word is not None and command is race:
         raise ValueError(
-            f"--train true starts from initial parameters, and {given.runs[0]} is trained; give --config "
-            f"{words.find_run(given.runs[0])}/config.yaml"
+            f"--train true starts from initial parameters, and {word} is trained; give --config "
+            f"{words.find_run(word)}/config.yaml"
         )
+    mine = {name: options.pop(name) for name in list(options) if name in schema.names}
     arguments = schema.objects(mine)
-    if given.runs:
-        return fixed(of_run(given.runs[0], options), **arguments)
-    if train == "false" and "seed" in mine:
+    if word is not None:
+        return fixed(_of_run(word, options), **arguments)
+    if command is fixed and "seed" in mine:
         options["seed"] = mine["seed"]
-    settings = config.parse([word for name, value in options.items() for word in (f"--{name}", value)])
-    return race(settings, **arguments) if train == "true" else fixed(of_config(settings), **arguments)
+    settings = config.parse([f"--{name}={value}" for name, value in options.items()])
+    return race(settings, **arguments) if command is race else fixed(_of_config(settings), **arguments)
 
 
-def _check_names(options: Mapping[str, str], schema: Arguments, train: bool, of_a_run: bool) -> None:
+def _of_run(word: str, options: dict[str, str]) -> Field:
+    """Return the field of a trained run.
+
+    Args:
+        word: The path or name of the run.
+        options: ``--data`` and its arguments; without them the run's own data.
+    """
+    opened = OpenRun.at(word)
+    data = DataOptions(options)
+    name = f"{opened.folder}, its {'checkpoint' if opened.checkpoint == opened.folder else opened.checkpoint.name}"
+    return Field(name, opened.vae, lambda split: data.open(opened, split), opened.folder / "comparison", opened.caveat)
+
+
+def _of_config(settings: config.Config) -> Field:
+    """Return the field of a model at initialisation, built as ``ppl-vae train`` builds it."""
+    dataset = settings.build_dataset()
+    vae = settings.build_vae(dataset)
+    caveat = vae.check_support(dataset)
+    vae.to(settings.values["device"])
+    name = f"{settings.name}, a model at initialisation (seed {settings.values['seed']})"
+    folder = runs.next_free(Path("runs") / f"compare-{settings.name}")
+    return Field(name, vae, lambda split: _rows_of(dataset, split), folder, caveat)
+
+
+def _rows_of(dataset: Dataset, split: SplitName | None) -> Rows:
+    """Return the rows of a split, by default test (or another split if test has no rows).
+
+    Raises:
+        ValueError: If the split has no rows.
+    """
+    there = [name for name in ("test", "validation", "train") if len(getattr(dataset, name))]
+    name = there[0] if split is None else split
+    if name not in there:
+        raise ValueError(f"--split is {split}, of which {dataset.name} has no rows; expected {', '.join(there)}")
+    return Rows(f"{dataset.name}, {name}", (getattr(dataset, name).still(),))
+
+
+def _check_names(
+    options: Collection[str], schema: Arguments, other: Collection[str], train: bool, of_a_run: bool
+) -> None:
     """Refuse options that mean nothing here, and say where they mean something."""
-    other = arguments_of(fixed if train else race, "", _SKIP)
-    pieces = ("data",) if of_a_run else (*PIECES, *(TRAINING if train else ()))
+    pieces = ("data",) if of_a_run else (*PIECES, *TRAINING) if train else PIECES
     for name in options:
         root = name.partition(".")[0]
         if name in schema.names or root in pieces:
             continue
-        if name in ("seed", "objective") or root == "objective":
+        if name == "seed" or root == "objective":
             meant = "--seeds, how many or which" if name == "seed" else "--objectives, a list"
             raise ValueError(f"--{name} is of one run; expected {meant}")
-        if name in other.names or (root in TRAINING and not train):
+        if name in other or (root in TRAINING and not train):
             where = "at fixed parameters; leave out --train" if train else "of training; add --train true"
             raise ValueError(f"--{name} is an option {where}")
         if of_a_run and root in PIECES:
             raise ValueError(f"--{name} cannot be given for a run, whose model is trained; leave out the run, or this")
-        known = [*schema.names, *pieces, "train"]
         if root in {*KINDS, *arguments_of(fit, "", config.FIT_OBJECTS).names, *config.NOT_RECORDED}:
             raise ValueError(f"--{name} is an option of ppl-vae train that means nothing here; leave it out")
+        known = [*schema.names, *pieces, "train"]
         names = ", ".join(f"--{n}" for n in known)
         raise ValueError(f"--{name} is unknown; options are {names}{did_you_mean(name, known)}")
 

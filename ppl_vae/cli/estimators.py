@@ -1,9 +1,8 @@
-"""The common part of both modes of ``ppl-vae compare``: default estimators, the output folder, the files."""
+"""The common part of both modes of ``ppl-vae compare``: the estimators to compare, and the files of the results."""
 
 from __future__ import annotations
 
 import json
-import os
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,12 +34,11 @@ DISCRETE = (
 RACING = ("ELBO", "STL", "IWAE", "DReG")  # a race takes minutes to hours for each estimator
 RACING_DISCRETE = ("REINFORCE(baseline=leave_one_out)", "VIMCO", "RWS", "GumbelSoftmaxELBO")
 
-_IF_DEFINED: Mapping[str, Any] = {  # defaults only where the program has what they need
-    "MeanFieldELBO": objectives.MeanFieldELBO,
-    "GumbelSoftmaxELBO": objectives.GumbelSoftmaxELBO,
-    "EnumeratedELBO": objectives.EnumeratedELBO,
-}
+_IF_DEFINED = ("MeanFieldELBO", "GumbelSoftmaxELBO", "EnumeratedELBO")  # where the program has what they need
 _FEW_STATES = 256  # at most, for enumeration by default
+_BULLETS = textwrap.TextWrapper(
+    120, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
+)
 
 
 def read_objectives(text: str) -> list[Any]:
@@ -67,11 +65,10 @@ def read_objectives(text: str) -> list[Any]:
     for part in parts:
         try:
             entry = yaml.safe_load(part) if part.startswith(("{", '"', "'")) else part
-        except yaml.YAMLError as error:
-            raise ValueError(f"--objectives is {text!r}, where {part!r} is no objective; {_EXPECTED}") from error
-        if not isinstance(entry, str) and not (
-            isinstance(entry, dict) and all(isinstance(v, str) for kv in entry.items() for v in kv)
-        ):
+        except yaml.YAMLError:
+            entry = None
+        words = [word for pair in entry.items() for word in pair] if isinstance(entry, dict) else [entry]
+        if not all(isinstance(word, str) for word in words):
             raise ValueError(f"--objectives is {text!r}, where {part!r} is no objective; {_EXPECTED}")
         entries.append(entry)
     if not entries:
@@ -106,72 +103,53 @@ def _is_defined(name: str, vae: VAE, columns: tuple[Tensor, ...], latents: list[
         if name == "EnumeratedELBO":
             states = [len(fn.enumerate_support(expand=False)) for fn in latents]
             return torch.tensor(states).prod().item() <= _FEW_STATES
-        as_loss(_IF_DEFINED[name]())((vae.model, vae.guide), *columns)
+        as_loss(getattr(objectives, name)())((vae.model, vae.guide), *columns)
     except (ValueError, NotImplementedError, TypeError):  # no closed form, nothing to enumerate or to relax
         return False
     return True
 
 
-def check_folder(folder: Path) -> Path:
-    """Return the folder to write to, after a check that it can be written to.
-
-    Raises:
-        OSError: If the folder is a file, or cannot be made or written to.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"--out {folder} is a file; expected a folder")
-    above = next(path for path in (folder, *folder.parents) if path.exists())
-    near = above == folder or above == folder.parent or folder.parent == Path("runs")
-    if not near or not above.is_dir() or not os.access(above, os.W_OK):
-        raise PermissionError(
-            f"cannot write to {folder}: its parent is no folder that can be written to; choose an --out"
-        )
-    return folder
-
-
 def write(
-    folder: Path, stem: str, content: Mapping[str, Any], table: str, text: str, pictures: Mapping[str, Any]
+    found: Any,
+    folder: Path,
+    stem: str,
+    *,
+    title: str,
+    facts: Mapping[str, Any],
+    caveat: str | None,
+    pictures: Mapping[str, Callable[..., Figure]],
+    tell: Callable[[str], None],
 ) -> list[str]:
-    """Write the figures, the text and then the pictures; return the lines that name the files.
+    """Write the figures, the text and then the pictures; return the lines to print.
 
     Args:
+        found: The results of a comparison or of a race.
         folder: The folder to write to.
         stem: The name of the figures' files, ``"comparison"`` or ``"race"``.
-        content: The content of the JSON file.
-        table: The content of the CSV file.
-        text: The text that is also printed.
-        pictures: Functions that draw the pictures, by name. A function with nothing to draw raises a `ValueError`.
+        title: The first line of the text.
+        facts: What the JSON file says before the results.
+        caveat: The caveat that text, file and pictures state, or None.
+        pictures: Functions that draw the results, by name. A function with nothing to draw raises a `ValueError`.
+        tell: A function that shows progress.
     """
+    tell("pictures")
+    head = [title, f"note: {caveat}"] if caveat else [title]
+    text = "\n".join([*head, "", found.table(), "", *map(_BULLETS.fill, found.sentences())])
+    content = {**facts, "caveat": caveat, **found.to_dict()}
+    files = {
+        f"{stem}.csv": found.to_csv(),
+        f"{stem}.json": json.dumps(content, indent=2, allow_nan=False) + "\n",
+        "summary.txt": text + "\n",
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{stem}.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    (folder / f"{stem}.csv").write_text(table, encoding="utf-8")
-    (folder / "summary.txt").write_text(text + "\n", encoding="utf-8")
-    lines = [f"file: {folder / name}" for name in (f"{stem}.csv", f"{stem}.json", "summary.txt")]
+    for name, written in files.items():
+        (folder / name).write_text(written, encoding="utf-8")
+    lines = [text, "", *(f"file: {folder / name}" for name in files)]
     for name, draw in pictures.items():
-        drawn = _drawn(draw)
-        if drawn is not None:
-            lines.append(f"picture: {plots.save(drawn, folder / f'{name}.png')}")
+        try:
+            figure = draw(found, caveat=caveat)
+        except ValueError:  # nothing to show: all estimators failed, as table and summary say
+            continue
+        lines.append(f"picture: {plots.save(figure, folder / f'{name}.png')}")
+    tell("")
     return lines
-
-
-def _drawn(draw: Callable[[], Figure]) -> Figure | None:
-    try:
-        return draw()
-    except ValueError:  # nothing to show: all estimators failed, as table and summary say
-        return None
-
-
-def bullets(sentences: list[str]) -> list[str]:
-    """Return sentences as a bulleted list, in lines of at most 120 characters."""
-    return [
-        line
-        for sentence in sentences
-        for line in textwrap.wrap(
-            sentence,
-            120,
-            initial_indent="- ",
-            subsequent_indent="  ",
-            break_on_hyphens=False,
-            break_long_words=False,
-        )
-    ]

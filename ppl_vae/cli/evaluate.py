@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ppl_vae import data, evaluation
+from ppl_vae.cli.folders import folder_for
 from ppl_vae.cli.opening import DataOptions, OpenRun, Rows, SplitName
 from ppl_vae.cli.options import check_seed, execute
 from ppl_vae.cli.telling import teller
@@ -67,7 +66,7 @@ def evaluate(
         out: The folder to write to; evaluation in the run's folder by default.
     """
     check_seed(seed)
-    folder = _folder(run, out)
+    folder = folder_for(out, run.folder / "evaluation")
     rows = data_options.open(run, split)
     tell = teller()
     columns = rows.columns()
@@ -85,7 +84,7 @@ def evaluate(
         seed=seed,
         progress=tell,
     )
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     content = {"data": rows.name, "seed": seed, **found.to_dict()}
     (folder / "evaluation.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     arrays: dict[str, Any] = {name: value.numpy() for name, value in found.per_datum().items()}
@@ -97,17 +96,6 @@ def evaluate(
     tell("")
     written = [f"file: {folder / name}" for name in ("evaluation.json", "per_datum.npz")]
     return [f"{run.folder}: {rows.name}", found.table(), *written, *(f"picture: {path}" for path in drawn)]
-
-
-def _folder(run: OpenRun, out: str | None) -> Path:
-    folder = run.folder / "evaluation" if out is None else Path(out).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"--out {folder} is a file; expected a folder")
-    if not folder.parent.is_dir() or not os.access(folder if folder.is_dir() else folder.parent, os.W_OK):
-        raise PermissionError(
-            f"cannot write to {folder}: its parent is no folder that can be written to; choose an --out"
-        )
-    return folder
 
 
 def _labelled(run: OpenRun, data_options: DataOptions, rows: Rows, split: SplitName | None) -> data.Split | None:

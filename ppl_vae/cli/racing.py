@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from ppl_vae import comparison, plots, runs
 from ppl_vae.cli import estimators
-from ppl_vae.cli.fields import rows_of
+from ppl_vae.cli.folders import folder_for
 from ppl_vae.cli.telling import teller
 from ppl_vae.configuration.config import Config
 from ppl_vae.evidence.log_evidence import Method
 from ppl_vae.vae import VAE
 
-FROM_TRAIN = ("epochs", "batch_size", "clip_norm", "device", "optimizer", "scheduler")
+TRAINING = ("optimizer", "scheduler", "epochs", "batch_size", "clip_norm")  # options of ppl-vae train that count here
 
 
 def race(
@@ -52,8 +52,7 @@ def race(
         compile: How a step runs: graph needs no compiler; full compiles for up to a minute in each run.
         out: The folder to write to; by default runs/compare-NAME, or the first of compare-NAME-2, ... that is free.
     """
-    base = runs.next_free(Path("runs") / f"compare-{settings.name}") if out is None else Path(out).expanduser()
-    folder = estimators.check_folder(base)
+    folder = folder_for(out, runs.next_free(Path("runs") / f"compare-{settings.name}"))
     if settings.values["regularizer"] is not None:
         raise ValueError(
             "--regularizer has no part in a race of objectives, which its --config names; leave it out there"
@@ -65,8 +64,8 @@ def race(
     dataset = settings.build_dataset()
     first = _vae(settings, dataset, settings.values["seed"])
     caveat = first.check_support(dataset)
-    there = [name for name in ("validation", "test", "train") if len(getattr(dataset, name))]
-    columns = rows_of(dataset, "train").head(2)
+    there = next(name for name in ("validation", "test", "train") if len(getattr(dataset, name)))
+    columns = next(dataset.train.still().batches(min(2, len(dataset.train))))
     arguments = settings.build_fit_arguments()
     tell = teller(log=True)
     found = comparison.race(
@@ -77,24 +76,25 @@ def race(
         seeds=seeds,
         evaluate_every=evaluate_every,
         evaluation_size=evaluation_size,
-        split=there[0] if split is None else split,
+        split=split or there,
         evidence=evidence,
         evidence_particles=evidence_particles,
         target=target,
         max_seconds=max_seconds,
         compile=compile,
         progress=tell,
-        **{name: arguments[name] for name in FROM_TRAIN},
+        **{name: arguments[name] for name in (*TRAINING, "device")},
     )
-    head = [f"{settings.name}: trained on {dataset.name} under {len(found.contenders)} estimators"]
-    head += [f"note: {caveat}"] if caveat else []
-    text = "\n".join([*head, "", found.table(), "", *estimators.bullets(found.sentences())])
-    content: dict[str, Any] = {"config": settings.values, "caveat": caveat, **found.to_dict()}
-    tell("pictures")
-    pictures = {"race": lambda: plots.training_race(found, caveat=caveat)}
-    written = estimators.write(folder, "race", content, found.to_csv(), text, pictures)
-    tell("")
-    return [text, "", *written]
+    return estimators.write(
+        found,
+        folder,
+        "race",
+        title=f"{settings.name}: trained on {dataset.name} under {len(found.contenders)} estimators",
+        facts={"config": settings.values},
+        caveat=caveat,
+        pictures={"race": plots.training_race},
+        tell=tell,
+    )
 
 
 def _vae(settings: Config, dataset: Any, seed: int) -> VAE:

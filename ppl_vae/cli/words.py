@@ -21,6 +21,16 @@ class Words(NamedTuple):
     runs: list[str]
     options: dict[str, str]
 
+    def only(self, command: str, expected: str = "one") -> str | None:
+        """Return the word that belongs to no option, or None if there is none.
+
+        Raises:
+            ValueError: If there are several; the message names the command, and what was expected.
+        """
+        if len(self.runs) > 1:
+            raise ValueError(f"{command} was given {', '.join(self.runs)}; expected {expected} at most")
+        return self.runs[0] if self.runs else None
+
 
 def wants_help(argv: Sequence[str]) -> bool:
     """Return whether a command line asks for help."""
