@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from ppl_vae import data, training
 from ppl_vae.configuration.config import DEFAULT_PRESET, FIT_OBJECTS, Config, Tree, parse, presets
-from ppl_vae.configuration.pieces import KINDS, NETWORK, Arguments, Kind, Target, arguments_of
+from ppl_vae.configuration.pieces import KINDS, NETWORK, Kind, Target, arguments_of
 
 USAGE = "ppl-vae train [--config PRESET|FILE] [--OPTION VALUE ...]"
 DESCRIPTION = """\
@@ -54,13 +54,15 @@ def _piece(path: str, name: str) -> str:
     if kind is None:
         raise ValueError(f"--{path}.help is unknown; expected one of {', '.join(f'--{k}.help' for k in KINDS)}")
     if not name or name.startswith("-"):
-        lines = [f"  {known:30} {_summary(target)}" for known, target in kind.known.items()]
+        summaries = {known: (inspect.getdoc(target) or "").partition("\n")[0] for known, target in kind.known.items()}
+        lines = [f"  {known:30} {summary}" for known, summary in summaries.items()]
         return "\n".join([f"--{path} is one of", "", *lines, "", "or an import path such as mymodule.MyClass.", ""])
     target = kind.find(name, f"--{path}")
     parser = make_parser(f"ppl-vae train --{path} {name} [--{path}.ARGUMENT VALUE ...]", _description(target))
     group = parser.add_argument_group("arguments")
     schema = kind.arguments(target, path)
-    _describe_networks(group, schema, path)
+    for network in schema.networks:
+        group.add_argument(f"--{path}.{network}", metavar="CLASS", help=_choices(NETWORK))
     schema.add_to(group, path)
     return parser.format_help()
 
@@ -103,17 +105,8 @@ def _describe(parser: ArgumentParser, kind: Kind, path: str, node: Tree | None) 
         _describe(parser, NETWORK, f"{path}.{network}", node[network])
 
 
-def _describe_networks(group: Any, schema: Arguments, path: str) -> None:
-    for network in schema.networks:
-        group.add_argument(f"--{path}.{network}", metavar="CLASS", help=_choices(NETWORK))
-
-
 def _choices(kind: Kind) -> str:
     return f"One of {', '.join(kind.known)}, or an import path."
-
-
-def _summary(target: Target) -> str:
-    return (inspect.getdoc(target) or "").partition("\n")[0]
 
 
 def _leaves(tree: Tree, prefix: str = "") -> list[tuple[str, Any]]:

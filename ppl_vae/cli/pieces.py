@@ -1,4 +1,18 @@
-"""``ppl-vae pieces``: everything that a VAE can be made of, and what combines with what."""
+"""``ppl-vae pieces``: everything that a VAE can be made of, and what combines with what.
+
+usage: ppl-vae pieces [NAME] [--json]
+
+Every prior, likelihood, posterior, network and objective that goes by name, a line each, and what combines with what:
+which posteriors live where a prior does, which data a likelihood is a density of, which objectives need reparameterised
+posteriors. Found out by trying small instances of each. With NAME one of them, its arguments and their defaults.
+Pieces of your own go by import path everywhere, --prior mymodule.MyPrior; ppl-vae check tries them.
+
+options:
+  --json  the same for a program to read
+
+ppl-vae pieces
+ppl-vae pieces VampPrior
+"""
 
 from __future__ import annotations
 
@@ -28,20 +42,6 @@ from ppl_vae.posteriors import DiagonalNormal
 from ppl_vae.priors import StandardNormal
 from ppl_vae.vae import VAE
 
-USAGE = """\
-usage: ppl-vae pieces [NAME] [--json]
-
-Every prior, likelihood, posterior, network and objective that goes by name, a line each, and what combines with what:
-which posteriors live where a prior does, which data a likelihood is a density of, which objectives need reparameterised
-posteriors. Found out by trying small instances of each. With NAME one of them, its arguments and their defaults.
-Pieces of your own go by import path everywhere, --prior mymodule.MyPrior; ppl-vae check tries them.
-
-options:
-  --json  the same for a program to read
-
-ppl-vae pieces
-ppl-vae pieces VampPrior
-"""
 LISTED = (*(KINDS[name] for name in ("prior", "likelihood", "posterior")), NETWORK, KINDS["objective"])
 _X_SHAPE = (1, 4, 4)
 _WIDTH = 112
@@ -50,16 +50,15 @@ _WIDTH = 112
 def run(argv: Sequence[str]) -> int:
     """Run the command, and return the exit code."""
     if words.wants_help(argv):
-        print(USAGE, end="")
+        print((__doc__ or "").partition("\n\n")[2], end="")
         return 0
     with bad_input():
         given = words.split(argv, flags=("json",))
         if unknown := given.options.keys() - {"json"}:
             raise ValueError(f"--{sorted(unknown)[0]} is unknown; ppl-vae pieces takes a name and --json")
-        if len(given.runs) > 1:
-            raise ValueError(f"pieces was given {', '.join(given.runs)}; expected one name at most")
-        kinds = _kinds_of(given.runs[0]) if given.runs else []
-    found = {kind.name: [_describe(kind, given.runs[0])] for kind in kinds} or _everything()
+        name = given.only("pieces", "one name")
+        kinds = [] if name is None else _kinds_of(name)
+    found = _everything() if name is None else {kind.name: [_describe(kind, name)] for kind in kinds}
     if "json" in given.options:
         print(json.dumps(found, indent=2))
     elif kinds:
@@ -175,13 +174,11 @@ def _sized(target: Target) -> Any:
 
 def _in_words(axis: Axis) -> str:
     if axis.states is None:
-        ends = (axis.low, axis.high)
-        if ends == (-torch.inf, torch.inf):
+        if (axis.low, axis.high) == (-torch.inf, torch.inf):
             return "real numbers"
         left = "[" if axis.low in axis.edges else "("
         right = "]" if axis.high in axis.edges else ")"
-        low, high = ("-inf" if e == -torch.inf else "inf" if e == torch.inf else f"{e + 0.0:g}" for e in ends)
-        return f"numbers in {left}{low}, {high}{right}"
+        return f"numbers in {left}{axis.low + 0.0:g}, {axis.high + 0.0:g}{right}"
     states = axis.states.tolist()
     if states == [0.0, 1.0]:
         return "0 or 1"
@@ -227,9 +224,10 @@ def _table(found: dict[str, list[dict[str, Any]]]) -> str:
 
 def _note(entry: dict[str, Any]) -> str:
     """Return in words what a piece combines with; empty if nothing is known."""
-    if "posteriors" in entry or "priors" in entry:
-        manner = {True: "reparameterised; ", False: "not reparameterised; "}.get(entry.get("reparameterised"), "")
-        return f"{manner}with {', '.join(entry.get('posteriors', entry.get('priors'))) or 'what its arguments say'}"
+    partners = entry.get("posteriors", entry.get("priors"))
+    if partners is not None:
+        manner = {True: "reparameterised; ", False: "not reparameterised; ", None: ""}[entry.get("reparameterised")]
+        return f"{manner}with {', '.join(partners) or 'what its arguments say'}"
     if entry.get("data"):
         return f"data: {entry['data']}"
     return "needs reparameterised posteriors" if entry.get("needs_reparameterised") else ""
