@@ -1,4 +1,18 @@
-"""``ppl-vae check``: checks that pieces, or a whole program, are what they claim to be, on a batch of real data."""
+"""``ppl-vae check``: checks that pieces, or a whole program, are what they claim to be, on a batch of real data.
+
+options:
+  --only PIECE  prior, likelihood or posterior: ask about this piece alone
+  --seed SEED   of all draws (default: 0)
+
+All options of ppl-vae train say what is checked: --data, --prior, --likelihood, --posterior, --objective and their
+arguments (ppl-vae train --help); for a RUN, only --data and its arguments. The exit code is 0 if nothing is wrong, 1 if
+something is, and 2 if there is nothing to check.
+
+ppl-vae check                                       the quick default on handwritten digits
+ppl-vae check --prior mymodule.MyPrior              a piece of yours; arguments as for ppl-vae train
+ppl-vae check --config mine.yaml --only likelihood  one piece alone
+ppl-vae check runs/digits                           a trained run, on its test data
+"""
 
 from __future__ import annotations
 
@@ -19,21 +33,6 @@ from ppl_vae.configuration import config
 _BATCH = 64
 
 USAGE = "ppl-vae check [RUN] [--config PRESET|FILE] [--only PIECE] [--OPTION VALUE ...]"
-EXAMPLE = """\
-ppl-vae check                                       the quick default on handwritten digits
-ppl-vae check --prior mymodule.MyPrior              a piece of yours; arguments as for ppl-vae train
-ppl-vae check --config mine.yaml --only likelihood  one piece alone
-ppl-vae check runs/digits                           a trained run, on its test data
-"""
-OPTIONS = """\
-options:
-  --only PIECE  prior, likelihood or posterior: ask about this piece alone
-  --seed SEED   of all draws (default: 0)
-
-All options of ppl-vae train say what is checked: --data, --prior, --likelihood, --posterior, --objective and their
-arguments (ppl-vae train --help); for a RUN, only --data and its arguments. The exit code is 0 if nothing is wrong, 1 if
-something is, and 2 if there is nothing to check.
-"""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -80,4 +79,5 @@ def _of_run(word: str, options: dict[str, str]) -> dict[str, Any]:
 
 def _help() -> str:
     description = (inspect.getdoc(check) or "").partition("\nArgs:")[0].replace("``", "").strip()
-    return f"usage: {USAGE}\n\n{description}\n\n{OPTIONS}\n{EXAMPLE}"
+    options = (__doc__ or "").partition("\n\n")[2]
+    return f"usage: {USAGE}\n\n{description}\n\n{options}"

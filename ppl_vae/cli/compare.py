@@ -1,4 +1,12 @@
-"""``ppl-vae compare``: estimators side by side, at fixed parameters or while training."""
+"""``ppl-vae compare``: estimators side by side, at fixed parameters or while training.
+
+Compare estimators of the bound and of its gradient: one model under ELBO, STL, IWAE, DReG, ..., on the same data and
+the same noise.
+
+With a RUN, at the parameters that training has left there; without one, at those of a model at initialisation, put
+together from --config, --data, --prior, --likelihood and --posterior with their arguments, as for ppl-vae train. With
+--train true, models are trained from the same start under each estimator, and raced.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +36,6 @@ from ppl_vae.training import fit
 from ppl_vae.vae import VAE
 
 USAGE = "ppl-vae compare [RUN] [--config PRESET|FILE] [--train true] [--OPTION VALUE ...]"
-DESCRIPTION = """\
-Compare estimators of the bound and of its gradient: one model under ELBO, STL, IWAE, DReG, ..., on the same data and
-the same noise.
-
-With a RUN, at the parameters that training has left there; without one, at those of a model at initialisation, put
-together from --config, --data, --prior, --likelihood and --posterior with their arguments, as for ppl-vae train. With
---train true, models are trained from the same start under each estimator, and raced.
-"""
 EXAMPLE = """\
 ppl-vae compare runs/digits                                  the usual estimators at K = 1, 8, 64
 ppl-vae compare runs/digits --objectives '[IWAE, DReG, "MIWAE(groups=4)", mymodule.my_bound]' --particles '[8, 512]'
@@ -247,7 +247,7 @@ def _check_names(
 
 
 def _help() -> str:
-    parser = make_parser(USAGE, DESCRIPTION, EXAMPLE, _Help)
+    parser = make_parser(USAGE, (__doc__ or "").partition("\n\n")[2], EXAMPLE, _Help)
     for prefix, title, command in (("", "at fixed parameters", fixed), ("race", "with --train true", race)):
         arguments_of(command, "", _SKIP).add_to(parser.add_argument_group(title), prefix or None)
     own, *rest = parser.format_help().partition(EXAMPLE)
@@ -259,7 +259,7 @@ class _Help(Formatter):
 
     def _expand_help(self, action: Action) -> str:
         text = super()._expand_help(action)
-        text = re.sub(r"(?:Optional|Union)\[(.*?)\](?=[,)])", lambda m: m[1].replace(", ", " | "), text)
+        text = re.sub(r"(?:Optional|Union)\[((?:[^][]|\[[^][]*\])*)\]", lambda m: m[1].replace(", ", " | "), text)
         text = re.sub(r"Literal\[(.*?)\]", lambda m: m[1].replace("'", "").replace(", ", " | "), text)
         text = re.sub(r"(?<=default: )(True|False)", lambda m: m[0].lower(), text)
         return re.sub(r", default: null| \| NoneType| \| null", "", text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ppl_vae import comparison, plots, runs
 from ppl_vae.cli import estimators
@@ -12,7 +12,6 @@ from ppl_vae.cli.folders import folder_for
 from ppl_vae.cli.telling import teller
 from ppl_vae.configuration.config import Config
 from ppl_vae.evidence.log_evidence import Method
-from ppl_vae.vae import VAE
 
 TRAINING = ("optimizer", "scheduler", "epochs", "batch_size", "clip_norm")  # options of ppl-vae train that count here
 
@@ -62,14 +61,14 @@ def race(
     if asked is not None:
         comparison.contenders(asked, k)
     dataset = settings.build_dataset()
-    first = _vae(settings, dataset, settings.values["seed"])
+    first = settings.build_vae(dataset)
     caveat = first.check_support(dataset)
     there = next(name for name in ("validation", "test", "train") if len(getattr(dataset, name)))
     columns = next(dataset.train.still().batches(min(2, len(dataset.train))))
     arguments = settings.build_fit_arguments()
     tell = teller(log=True)
     found = comparison.race(
-        lambda seed: _vae(settings, dataset, seed),
+        lambda seed: replace(settings, values=settings.values | {"seed": seed}).build_vae(dataset),
         dataset,
         objectives=asked or estimators.defaults_for(first, columns, racing=True),
         num_particles=k,
@@ -95,7 +94,3 @@ def race(
         pictures={"race": plots.training_race},
         tell=tell,
     )
-
-
-def _vae(settings: Config, dataset: Any, seed: int) -> VAE:
-    return replace(settings, values=settings.values | {"seed": seed}).build_vae(dataset)
