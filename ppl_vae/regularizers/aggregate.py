@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 
 from ppl_vae._validation import check_choice, check_not_negative, check_positive_int
 from ppl_vae.objectives.log_weights import LogWeights
 from ppl_vae.objectives.regularized import Penalty
-from ppl_vae.regularizers.terms import factors, kl, log_prior
+from ppl_vae.regularizers.terms import factors, kl, log_prior, one_site
 
 Kernel = Literal["imq", "rbf"]
 
@@ -55,10 +54,8 @@ class TotalCorrelation:
         self.gamma = check_not_negative(gamma, "regularizer TotalCorrelation: gamma")
 
     def __repr__(self) -> str:
-        return (
-            f"TotalCorrelation(dataset_size={self.dataset_size}, beta={self.beta}, alpha={self.alpha}, "
-            f"gamma={self.gamma})"
-        )
+        weights = f"beta={self.beta}, alpha={self.alpha}, gamma={self.gamma}"
+        return f"TotalCorrelation(dataset_size={self.dataset_size}, {weights})"
 
     def __call__(self, log_weights: LogWeights) -> Penalty | None:
         """Return the penalty of each datum."""
@@ -78,9 +75,7 @@ def decompose(log_weights: LogWeights, dataset_size: int) -> tuple[Tensor, Tenso
     q, _ = factors(log_weights, owner)
     if not hasattr(q, "loc"):
         raise ValueError(f"{owner} takes continuous latents, and q is {type(q).__name__}; use another regularizer")
-    (z,) = log_weights.z.values()
-    if torch.is_grad_enabled() and not z.requires_grad:
-        raise ValueError(f"{owner} needs latents that carry a gradient; use ELBO, STL or IWAE, reparameterised")
+    _, z = one_site(log_weights, owner)
     k, batch = log_weights.log_lik.shape
     z = z.reshape(k, batch, 1, -1)
     first = type(q)(*(parameter.reshape(-1, batch, z.shape[-1])[0] for parameter in (q.loc, q.scale)))
@@ -152,13 +147,7 @@ class InfoVAE:
 
     def _discrepancy(self, log_weights: LogWeights) -> Tensor:
         """Return MMD^2, split over the data, (batch,)."""
-        if len(log_weights.z) != 1:
-            raise ValueError(f"regularizer InfoVAE takes one latent site, and the program has {list(log_weights.z)}")
-        ((name, z),) = log_weights.z.items()
-        if torch.is_grad_enabled() and not z.requires_grad:
-            raise ValueError(
-                "regularizer InfoVAE needs latents that carry a gradient; use ELBO, STL or IWAE, reparameterised"
-            )
+        name, z = one_site(log_weights, "regularizer InfoVAE")
         k, batch = log_weights.log_lik.shape
         if batch < 2:
             raise ValueError("regularizer InfoVAE compares the data of a batch with each other; expected at least 2")

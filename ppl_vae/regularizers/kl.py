@@ -2,7 +2,7 @@ r"""Penalties on the KL: a weight, free bits, a capacity."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from torch import nn
 
@@ -63,15 +63,12 @@ class KLWeight(nn.Module):
 
     def forward(self, log_weights: LogWeights) -> Penalty | None:
         """Return the penalty of each datum."""
-        if self.weight.shape == "constant":
-            if self.weight.stop == 1:
-                return None
-            weight: Any = self.weight.stop - 1
-        else:
-            weight = (self.weight() - 1).to(log_weights.log_lik)
+        constant = self.weight.shape == "constant"
+        if constant and self.weight.stop == 1:
+            return None
+        weight = self.weight.stop - 1 if constant else (self.weight() - 1).to(log_weights.log_lik)
         term = kl(log_weights)
-        at_least_one = self.weight.shape == "constant" and self.weight.stop >= 1
-        return Penalty(weight * term.value, weight * term.surrogate, at_least_one)
+        return Penalty(weight * term.value, weight * term.surrogate, constant and self.weight.stop >= 1)
 
 
 class FreeBits(nn.Module):
@@ -160,9 +157,8 @@ class Capacity(nn.Module):
         super().__init__()
         self.gamma = check_positive(gamma, "regularizer Capacity: gamma")
         check_positive(nats, "regularizer Capacity: nats")
-        self.capacity = Schedule(
-            "constant" if steps is None else "linear", nats, 0.0, steps, name="regularizer Capacity"
-        )
+        shape: Shape = "constant" if steps is None else "linear"
+        self.capacity = Schedule(shape, nats, 0.0, steps, name="regularizer Capacity")
 
     def forward(self, log_weights: LogWeights) -> Penalty:
         """Return the penalty of each datum."""

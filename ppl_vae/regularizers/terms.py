@@ -22,6 +22,11 @@ class Term(NamedTuple):
     surrogate: Tensor
 
 
+def differentiable(value: Tensor) -> Term:
+    """Return the term of a value that is its own surrogate."""
+    return Term(value.detach(), value)
+
+
 def kl(log_weights: LogWeights) -> Term:
     r"""Return :math:`\mathrm{KL}(q(z|x) \,\|\, p(z))` of each datum.
 
@@ -32,16 +37,13 @@ def kl(log_weights: LogWeights) -> Term:
     """
     if len(log_weights.posterior) == 1:
         try:
-            closed = log_weights.analytic_kl().mean(0)
-            return Term(closed.detach(), closed)
+            return differentiable(log_weights.analytic_kl().mean(0))
         except NotImplementedError:
             pass
     if log_weights.enumerated:
-        exact = (log_weights.joint_log_q.exp() * log_weights.kl).sum(0)
-        return Term(exact.detach(), exact)
+        return differentiable((log_weights.joint_log_q.exp() * log_weights.kl).sum(0))
     if any(z.requires_grad for z in log_weights.z.values()):
-        sampled = (log_weights.joint_log_q - log_prior(log_weights)).mean(0)
-        return Term(sampled.detach(), sampled)
+        return differentiable((log_weights.joint_log_q - log_prior(log_weights)).mean(0))
     signal = log_weights.kl.detach()
     value = signal.mean(0)
     if log_weights.num_particles > 1:
@@ -78,8 +80,21 @@ def kl_per_dimension(log_weights: LogWeights, owner: str) -> Term:
     kl = torch.distributions.kl_divergence(q, p)
     if kl.dim() > 2:  # equal for all particles, unless a distribution depends on another latent
         kl = kl.flatten(0, -3).mean(0)
-    kl = kl.expand(log_weights.log_lik.shape[1], -1)
-    return Term(kl.detach(), kl)
+    return differentiable(kl.expand(log_weights.log_lik.shape[1], -1))
+
+
+def one_site(log_weights: LogWeights, owner: str) -> tuple[str, Tensor]:
+    """Return the name and the draws of the one latent site.
+
+    Raises:
+        ValueError: If there are several sites, or the draws carry no gradient while gradients are recorded.
+    """
+    if len(log_weights.z) != 1:
+        raise ValueError(f"{owner} takes one latent site, and the program has {list(log_weights.z)}")
+    ((name, z),) = log_weights.z.items()
+    if torch.is_grad_enabled() and not z.requires_grad:
+        raise ValueError(f"{owner} needs latents that carry a gradient; use ELBO, STL or IWAE, reparameterised")
+    return name, z
 
 
 def factors(log_weights: LogWeights, owner: str) -> tuple[Any, Any]:
