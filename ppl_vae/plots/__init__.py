@@ -14,19 +14,17 @@ Example:
     'noise'
 """
 
-from ppl_vae.plots.bias_variance import bias_variance
-from ppl_vae.plots.curves import training_curves
+from ppl_vae.plots.aggregate import aggregate_posterior
+from ppl_vae.plots.curves import training_curves, training_race
 from ppl_vae.plots.estimator_costs import cost_of_precision, estimator_values
 from ppl_vae.plots.evaluation import evidence_by_particles, evidence_histogram
 from ppl_vae.plots.figure import save
 from ppl_vae.plots.gaps import gaps_by_class
-from ppl_vae.plots.images import image_grid, interpolations, reconstructions, samples
-from ppl_vae.plots.latent import grid_points, latent_grid, latent_scatter
-from ppl_vae.plots.latent_evaluation import aggregate_posterior, latent_map
+from ppl_vae.plots.gradients import bias_variance, signal_to_noise
+from ppl_vae.plots.images import grid_points, image_grid, interpolations, latent_grid, reconstructions, samples
+from ppl_vae.plots.latent import latent_map, latent_scatter
 from ppl_vae.plots.posterior_grids import posterior_close_ups
-from ppl_vae.plots.race import training_race
 from ppl_vae.plots.rate_distortion import rate_distortion
-from ppl_vae.plots.signal_to_noise import signal_to_noise
 from ppl_vae.plots.true_posterior import true_posteriors
 
 __all__ = [

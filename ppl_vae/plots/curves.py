@@ -1,21 +1,40 @@
-"""The curves of a training."""
+"""The course of a training: the curves of one run, and the race of several."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
-from ppl_vae.plots.figure import TEXT_SIZE, TITLE_SIZE, WIDTH, note_style, tidy, write_foot
+from ppl_vae.plots.arguments import number
+from ppl_vae.plots.estimators import Style, styles_of, write_keys
+from ppl_vae.plots.figure import NOTE, WIDTH, key, naming, new_figure, tidy, write_foot, write_legend
 
-TRAIN, VALIDATION, OBJECTIVE = "#0072B2", "#D55E00", "#009E73"
+if TYPE_CHECKING:
+    from ppl_vae.comparison.races.outcome import Race
+
+NATS = "nats per datum"
+TRAIN: dict[str, Any] = {"label": "training", "color": "#0072B2"}
+VALIDATION: dict[str, Any] = {"label": "validation", "color": "#D55E00"}
+OBJECTIVE: dict[str, Any] = {"label": "the objective's own bound, training", "color": "#009E73", "linestyle": "--"}
+PANELS = (  # the title, the unit, and the look of each line by its key in the history
+    ("ELBO", NATS, {"elbo": TRAIN, "validation_elbo": VALIDATION, "bound": OBJECTIVE}),
+    (r"$\mathbb{E}_q[\log p(x\,|\,z)]$", NATS, {"log_likelihood": TRAIN, "validation_log_likelihood": VALIDATION}),
+    (r"KL$(q(z\,|\,x)\,\|\,p(z))$", NATS, {"kl": TRAIN, "validation_kl": VALIDATION}),
+    ("Reconstruction error (validation)", "mean L2 norm", {"reconstruction_error": VALIDATION}),
+)
+BANDS = 4  # the most contenders with bands; more bands cannot be distinguished, and only lines are drawn
+SEED_LINES = 0.35  # opacity of single runs
+_TARGET: dict[str, Any] = {"color": "#555555", "linestyle": (0, (6, 3)), "linewidth": 1.0}
+_CROSS: dict[str, Any] = {"marker": "x", "markersize": 6.5, "markeredgewidth": 1.8, "color": "#333333"}
+
+Curve = tuple[dict[str, Any], np.ndarray, np.ndarray]  # the look, the epochs, and the values, NaN where not finite
 
 
 def training_curves(history: Sequence[Mapping[str, Any]], *, caveat: str | None = None) -> Figure:
@@ -46,10 +65,14 @@ def training_curves(history: Sequence[Mapping[str, Any]], *, caveat: str | None 
         ['ELBO', 'KL$(q(z\\,|\\,x)\\,\\|\\,p(z))$']
     """
     history = list(history)
-    panels = [(panel, _curves(history, panel)) for panel in PANELS]
-    panels = [(panel, curves) for panel, curves in panels if curves]
+    for record in history:
+        if not isinstance(record, Mapping):
+            kind = type(record).__name__
+            raise ValueError(f"training_curves: history holds a {kind}; expected one mapping an epoch")
+    panels = [(title, unit, _curves(history, looks)) for title, unit, looks in PANELS]
+    panels = [panel for panel in panels if panel[2]]
     if not panels:
-        known = ", ".join(series.key for panel in PANELS for series in panel.series)
+        known = ", ".join(name for _, _, looks in PANELS for name in looks)
         raise ValueError(
             "training_curves: history holds nothing to draw; expected one mapping an epoch, with some of the "
             f"keys {known}"
@@ -57,158 +80,62 @@ def training_curves(history: Sequence[Mapping[str, Any]], *, caveat: str | None 
 
     columns = {1: 1, 2: 2, 3: 3, 4: 2}[len(panels)]
     rows = math.ceil(len(panels) / columns)
-    layout = ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.04, wspace=0.02, hspace=0.06)
     width, panel_height = {1: (4.5, 3.0), 2: (WIDTH, 2.6), 3: (WIDTH, 2.3)}[columns]
-    figure = Figure(figsize=(width, panel_height * rows + 0.25), layout=layout)
+    figure = new_figure(width, panel_height * rows + 0.25, hspace=0.06)
     entries: dict[str, Line2D] = {}
-    for number, (panel, curves) in enumerate(panels):
-        axes = figure.add_subplot(rows, columns, number + 1)
-        _draw_panel(axes, panel, curves, bottom=number + columns >= len(panels))
-        for curve in curves:
-            _, label, colour, style = curve.series
-            entries.setdefault(label, Line2D([], [], color=colour, linestyle=style, label=label))
-    figure.legend(
-        handles=list(entries.values()),
-        loc="outside upper center",
-        ncols=len(entries),
-        frameon=False,
-        fontsize=TEXT_SIZE,
-        borderaxespad=0.0,
-    )
+    for i, (title, unit, curves) in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        _draw_panel(axes, curves)
+        tidy(axes, title=title, x="epoch" if i + columns >= len(panels) else "", y=unit, pad=4, grid=True)
+        entries |= {look["label"]: key(**look) for look, _, _ in curves}
+    write_legend(figure, list(entries.values()), len(entries))
     figure.align_ylabels()
-    write_foot(figure, layout, caveat)
-    return figure
+    return write_foot(figure, caveat)
 
 
-class _Series(NamedTuple):
-    """One line of a panel."""
-
-    key: str
-    label: str
-    colour: str
-    style: Literal["-", "--"] = "-"
-
-
-class _Panel(NamedTuple):
-    """The title, unit and lines of one axes of :func:`training_curves`."""
-
-    title: str
-    unit: str
-    series: tuple[_Series, ...]
-
-
-class _Curve(NamedTuple):
-    """The points of a line, NaN where the value was not finite."""
-
-    series: _Series
-    epochs: np.ndarray
-    values: np.ndarray
-
-
-NATS = "nats per datum"
-PANELS = (
-    _Panel(
-        "ELBO",
-        NATS,
-        (
-            _Series("elbo", "training", TRAIN),
-            _Series("validation_elbo", "validation", VALIDATION),
-            _Series("bound", "the objective's own bound, training", OBJECTIVE, "--"),
-        ),
-    ),
-    _Panel(
-        r"$\mathbb{E}_q[\log p(x\,|\,z)]$",
-        NATS,
-        (
-            _Series("log_likelihood", "training", TRAIN),
-            _Series("validation_log_likelihood", "validation", VALIDATION),
-        ),
-    ),
-    _Panel(
-        r"KL$(q(z\,|\,x)\,\|\,p(z))$",
-        NATS,
-        (_Series("kl", "training", TRAIN), _Series("validation_kl", "validation", VALIDATION)),
-    ),
-    _Panel(
-        "Reconstruction error (validation)",
-        "mean L2 norm",
-        (_Series("reconstruction_error", "validation", VALIDATION),),
-    ),
-)
-
-
-def _curves(history: Sequence[Mapping[str, Any]], panel: _Panel) -> list[_Curve]:
+def _curves(history: Sequence[Mapping[str, Any]], looks: Mapping[str, dict[str, Any]]) -> list[Curve]:
     """Return the lines of a panel that the history has values for."""
     curves = {}
-    for series in panel.series:
+    for name, look in looks.items():
         points = []
-        for number, record in enumerate(history, start=1):
-            if not isinstance(record, Mapping):
-                kind = type(record).__name__
-                raise ValueError(f"training_curves: history holds a {kind}; expected one mapping an epoch")
-            value, epoch = record.get(series.key), record.get("epoch")
+        for i, record in enumerate(history, start=1):
+            value, epoch = record.get(name), record.get("epoch")
             if value is not None:
-                at = float(number) if epoch is None else _number(epoch, "epoch", number)
-                points.append((at, _number(value, series.key, number)))
+                at = float(i) if epoch is None else _number(epoch, "epoch", i)
+                points.append((at, _number(value, name, i)))
         if points:
             epochs, values = np.array(points, dtype=float).T
-            curves[series.key] = _Curve(series, epochs, np.where(np.isfinite(values), values, np.nan))
-    if "bound" in curves and "elbo" in curves and _same(curves["bound"], curves["elbo"]):
-        del curves["bound"]
+            curves[name] = (look, epochs, np.where(np.isfinite(values), values, np.nan))
+    if "bound" in curves and "elbo" in curves:
+        bound, elbo = curves["bound"][2], curves["elbo"][2]
+        if bound.shape == elbo.shape:
+            both = np.isfinite(bound) & np.isfinite(elbo)
+            if np.allclose(bound[both], elbo[both], rtol=1e-6):
+                del curves["bound"]
     return list(curves.values())
 
 
-def _number(value: Any, key: str, record: int) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = None
-    if number is None or (key == "epoch" and not math.isfinite(number)):
-        raise ValueError(
-            f"training_curves: {key} in record {record} of history is {value!r}; expected a number or None"
-        )
-    return number
+def _number(value: Any, name: str, record: int) -> float:
+    with contextlib.suppress(TypeError, ValueError):
+        if name != "epoch" or math.isfinite(float(value)):
+            return float(value)
+    raise ValueError(f"training_curves: {name} in record {record} of history is {value!r}; expected a number or None")
 
 
-def _same(one: _Curve, other: _Curve) -> bool:
-    """Return whether two lines agree where both are finite."""
-    if one.values.shape != other.values.shape:
-        return False
-    both = np.isfinite(one.values) & np.isfinite(other.values)
-    return np.allclose(one.values[both], other.values[both], rtol=1e-6)
-
-
-def _draw_panel(axes: Axes, panel: _Panel, curves: list[_Curve], bottom: bool) -> None:
-    for curve in curves:
-        axes.plot(
-            curve.epochs,
-            curve.values,
-            color=curve.series.colour,
-            linestyle=curve.series.style,
-            linewidth=1.4,
-            marker="o",
-            markersize=3,
-            markevery=_lonely(curve.values),
-            label=curve.series.label,
-        )
-    broken = sum(int(np.isnan(curve.values).sum()) for curve in curves)
+def _draw_panel(axes: Axes, curves: list[Curve]) -> None:
+    for look, epochs, values in curves:
+        axes.plot(epochs, values, linewidth=1.4, marker="o", markersize=3, markevery=_lonely(values), **look)
+    broken = sum(int(np.isnan(values).sum()) for _, _, values in curves)
     if broken:
-        axes.text(0.98, 0.04, f"{broken} not finite", transform=axes.transAxes, ha="right", **note_style())
-    low, high = _curve_limits([curve.values for curve in curves])
-    axes.set_ylim(low, high)
-    first, last = (f(f(curve.epochs) for curve in curves) for f in (min, max))
+        axes.text(0.98, 0.04, f"{broken} not finite", transform=axes.transAxes, ha="right", **NOTE)
+    some = settled([values for _, _, values in curves], factor=3)
+    axes.set_ylim(_with_margin(some.min(), some.max()) if len(some) else (0.0, 1.0))
+    first, last = (end(end(epochs) for _, epochs, _ in curves) for end in (min, max))
     margin = 0.02 * (last - first) if last > first else 0.5
     axes.set_xlim(first - margin, last + margin)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.locator_params(axis="x", nbins=5, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
+    axes.locator_params(axis="y", nbins=5, steps=[1, 2, 2.5, 5, 10])
     axes.ticklabel_format(axis="y", useOffset=False)
-    axes.set_title(panel.title, fontsize=TITLE_SIZE - 1, pad=4)
-    axes.set_ylabel(panel.unit, fontsize=TEXT_SIZE)
-    if bottom:
-        axes.set_xlabel("epoch", fontsize=TEXT_SIZE)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.set_axisbelow(True)
-    tidy(axes)
 
 
 def _lonely(values: np.ndarray) -> list[int]:
@@ -219,16 +146,124 @@ def _lonely(values: np.ndarray) -> list[int]:
     return [int(i) for i in np.flatnonzero(finite[1:-1] & ~finite[:-2] & ~finite[2:])]
 
 
-def _curve_limits(curves: list[np.ndarray]) -> tuple[float, float]:
-    """Return limits that hold every value, or all but the first tenth where it would flatten the rest."""
-    everything = np.concatenate(curves)
-    first = [math.ceil(0.1 * len(values)) if len(values) >= 5 else 0 for values in curves]
-    later = np.concatenate([values[skip:] for values, skip in zip(curves, first, strict=True)])
-    everything, later = everything[np.isfinite(everything)], later[np.isfinite(later)]
-    if not len(everything):
-        return 0.0, 1.0
-    low, high = everything.min(), everything.max()
-    if len(later) and high - low > 3 * (later.max() - later.min()) > 0:
-        low, high = later.min(), later.max()
+def settled(curves: Sequence[np.ndarray], factor: float, short: int = 0) -> np.ndarray:
+    """Return the finite values of curves, without the first tenth of each where it flattens the rest.
+
+    Args:
+        curves: The values of each curve.
+        factor: How many times the span of all must be that of the rest, for the first tenth to go.
+        short: How many of fewer than five values count as the first tenth.
+    """
+    rest = [c[math.ceil(0.1 * len(c)) if len(c) >= 5 else short :] for c in curves]
+    every, later = (values[np.isfinite(values)] for values in (np.concatenate(curves), np.concatenate(rest)))
+    return later if len(later) and np.ptp(every) > factor * np.ptp(later) > 0 else every
+
+
+def _with_margin(low: float, high: float) -> tuple[float, float]:
+    """Return the limits of an axis that holds these values."""
     margin = 0.06 * (high - low) or max(0.01 * abs(low), 1e-3)
     return float(low - margin), float(high + margin)
+
+
+def training_race(race: Race, *, caveat: str | None = None) -> Figure:
+    r"""Plot the log p(x) of each contender against steps and against seconds of training, means over seeds.
+
+    Pale lines are single runs. Up to four contenders have bands, the 95% intervals of their means over seeds, which are
+    wide for few seeds. Differences within seeds (`Race.at_equal_steps`) show which contenders are behind the best; they
+    can be clear where bands overlap. The dashed line is the target that was named before the race. A cross marks where
+    a run failed, and the legend counts failed runs. No mean includes a failed run. The start is cut off where it would
+    flatten the rest.
+
+    Args:
+        race: The result of `ppl_vae.comparison.race`.
+        caveat: Written at the foot.
+
+    Returns:
+        A figure of two axes that share the y axis.
+
+    Raises:
+        ValueError: If no run was evaluated at any point.
+
+    Example:
+        >>> from ppl_vae.comparison.races.outcome import Race
+        >>> from ppl_vae.comparison.races.runs import Point, RaceRun
+        >>> points = tuple(Point(i, 100 * i, 2.0 * i, -150.0 + 10 * i, 0.0, -155.0 + 10 * i) for i in range(3))
+        >>> runs = tuple(RaceRun("IWAE", 8, seed, points, "quadrature", "exact") for seed in (0, 1))
+        >>> figure = training_race(Race(runs, (), -132.0, {}, {}, 10.0))
+        >>> [axes.get_xlabel() for axes in figure.axes]
+        ['steps', 'seconds of training']
+    """
+    if not any(run.points for run in race.runs):
+        raise ValueError(f"training_race: none of {len(race.runs)} runs was looked at; all failed at their start")
+    several = len({k for _, k in race.contenders}) > 1
+    labels = {(name, k): f"{name}, K = {k:,}" if several else name for name, k in race.contenders}
+    styles = dict(zip(labels, styles_of(labels.values()).values(), strict=True))
+    figure = new_figure(WIDTH, 3.1, w_pad=0.04)
+    left, right = figure.subplots(1, 2, sharey=True)
+    left.set_ylim(_race_limits(race))
+    _draw_race(left, race, styles, "step")
+    _draw_race(right, race, styles, "seconds")
+    kinds = {run.kind for run in race.runs if run.points}
+    measure = "log p(x), nats per datum" if kinds == {"exact"} else "estimate of log p(x), nats"
+    tidy(left, title="equal steps", x="steps", y=measure, grid=True)
+    tidy(right, title="equal time", x="seconds of training", grid=True)
+    write_keys(figure, _keys(race, styles))
+    seeds = len(race.seeds)
+    over = f"Means over {seeds} seeds, pale: single runs" if seeds > 1 else "One seed, which says nothing about another"
+    if seeds > 1 and len(race.contenders) <= BANDS:
+        over += "; bands: 95% intervals of the means"
+    never = [labels[run.key] for run in race.runs if run.failed and not run.points]
+    return write_foot(figure, caveat, over, naming("Failed at the start, without a point", never))
+
+
+def _keys(race: Race, styles: dict[tuple[str, int], Style]) -> list[Line2D]:
+    handles = []
+    for contender, style in styles.items():
+        runs = race.runs_of(*contender, failed=True)
+        failed = sum(run.failed for run in runs)
+        label = style.label + (f" (failed: {failed} of {len(runs)})" if failed else "")
+        handles.append(key(label, linewidth=1.8, **style.line()))
+    if any(run.failed and run.points for run in race.runs):
+        handles.append(key("failed here", linestyle="", **_CROSS))
+    if race.target is not None:
+        handles.append(key(f"target, {number(race.target, 2).rstrip('0').rstrip('.')}", **_TARGET))
+    return handles
+
+
+def _draw_race(axes: Axes, race: Race, styles: dict[tuple[str, int], Style], axis: Literal["step", "seconds"]) -> None:
+    low, high = axes.get_ylim()
+    if race.target is not None:
+        axes.axhline(race.target, zorder=1, **_TARGET)
+    for contender, style in styles.items():
+        runs = race.runs_of(*contender, failed=True)
+        for run in runs:
+            if len(runs) > 1 or run.failed:
+                axes.plot(run.column(axis), run.column("log_evidence"), linewidth=0.7, alpha=SEED_LINES, **style.line())
+            if run.failed and run.points:
+                x, y = run.column(axis)[-1], run.points[-1].log_evidence
+                x = max(x, run.steps) if axis == "step" else x
+                y = min(max(y, low), high) if math.isfinite(y) else low
+                axes.plot([x], [y], zorder=5, clip_on=False, **{**_CROSS, "color": style.colour})
+        band = race.band(*contender, axis)
+        if not band.x:
+            continue
+        if len(styles) <= BANDS and np.isfinite(band.low).all():
+            axes.fill_between(band.x, band.low, band.high, color=style.colour, alpha=0.13, linewidth=0, zorder=1)
+        axes.plot(band.x, band.value, linewidth=1.6, zorder=3, **style.line())
+    axes.set_xlim(left=0.0)
+    axes.locator_params(axis="x", nbins=5, integer=axis == "step", steps=[1, 2, 5, 10])
+    axes.locator_params(axis="y", nbins=6, steps=[1, 2, 2.5, 5, 10])
+    axes.ticklabel_format(axis="y", useOffset=False)
+
+
+def _race_limits(race: Race) -> tuple[float, float]:
+    """Return limits of all values, or of all but the first tenth (at least the start) where it flattens the rest."""
+    curves = [run.column("log_evidence") for run in race.runs if run.points and not run.failed]
+    curves = curves or [run.column("log_evidence") for run in race.runs if run.points]
+    some = settled([np.asarray(c, float) for c in curves], factor=2, short=1)
+    if not len(some):
+        return 0.0, 1.0
+    low, high = float(some.min()), float(some.max())
+    if race.target is not None and low - (high - low) < race.target < high + 0.5 * (high - low):
+        low, high = min(low, race.target), max(high, race.target)
+    return _with_margin(low, high)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ppl_vae.plots.arguments import IntervalLike, finite, number, to_ends, to_vector
-from ppl_vae.plots.figure import SMALL_SIZE, TEXT_SIZE, WIDTH, ArrayLike, join, note_style, tidy, to_array, write_foot
-from ppl_vae.plots.images import to_tiles
+from ppl_vae.plots.arguments import ArrayLike, IntervalLike, check_captions, finite, number, to_ends, to_vector
+from ppl_vae.plots.figure import NOTE, SMALL_SIZE, WIDTH, key, new_figure, tidy, write_foot, write_legend
 from ppl_vae.plots.latent import CLASS_COLOURS
+from ppl_vae.plots.mosaics import GREY, to_tiles
 
 EVIDENCE, ELBO = "#0072B2", "#D55E00"  # in every picture blue is the truth and orange the bound
 MOST_WORST = 20
@@ -59,93 +59,66 @@ def evidence_histogram(
         >>> figure.axes[0].get_xlabel()
         'nats per datum'
     """
-    values = to_vector(log_evidence, "evidence_histogram: log_evidence")
-    series = [("$\\log p(x)$", EVIDENCE, values)]
+    series = {"$\\log p(x)$": to_vector(log_evidence, "evidence_histogram: log_evidence")}
     if elbo is not None:
-        series.append(("ELBO", ELBO, to_vector(elbo, "evidence_histogram: elbo", len(values))))
-    keep, missing = finite("evidence_histogram", "evidence or ELBO is", *(one for _, _, one in series))
-    series = [(name, colour, one[keep]) for name, colour, one in series]
-    tiles, marks, note = _worst(worst_images, worst_values, worst_captions, value_range)
+        series["ELBO"] = to_vector(elbo, "evidence_histogram: elbo", len(*series.values()))
+    missing, kept = finite("evidence_histogram", "evidence or ELBO is", *series.values())
+    tiles, marks, note = np.empty((0, 1, 1)), np.empty(0), None
+    if worst_images is not None and worst_values is not None:
+        tiles, note = to_tiles(worst_images, "worst_images", value_range)
+        marks = to_vector(worst_values, "evidence_histogram: worst_values", len(tiles))
+        if len(tiles) > MOST_WORST:
+            raise ValueError(f"evidence_histogram: got {len(tiles)} worst images; expected at most {MOST_WORST}")
+        check_captions(worst_captions, "evidence_histogram: worst_captions", len(tiles))
+    elif any(given is not None for given in (worst_images, worst_values, worst_captions)):
+        raise ValueError("evidence_histogram: got one of worst_images and worst_values; expected both, or neither")
 
     columns = min(len(tiles), 10)
     rows = math.ceil(len(tiles) / 10)
     line_height = 0.16 * (1 + (worst_captions is not None))  # inches, of the words under an image
     row_height = WIDTH / max(columns, 7) * 0.85 + line_height + 0.12 if rows else 0.0
-    layout = ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.04)
-    figure = Figure(figsize=(WIDTH, 2.9 + rows * row_height), layout=layout)
-    ratios = [2.9, *[row_height] * rows]
-    gridspec = figure.add_gridspec(1 + rows, max(columns, 1), height_ratios=ratios)
-    axes = figure.add_subplot(gridspec[0, :])
-    _draw_histograms(axes, series, marks)
+    figure = new_figure(WIDTH, 2.9 + rows * row_height)
+    gridspec = figure.add_gridspec(1 + rows, max(columns, 1), height_ratios=[2.9, *[row_height] * rows])
+    _draw_histograms(figure.add_subplot(gridspec[0, :]), dict(zip(series, kept, strict=True)), marks)
     for i, tile in enumerate(tiles):
-        image_axes = figure.add_subplot(gridspec[1 + i // 10, i % 10])
-        image_axes.imshow(tile, cmap="gray", vmin=0.0, vmax=1.0, interpolation="antialiased")
-        image_axes.set_xticks([])
-        image_axes.set_yticks([])
-        image_axes.spines[:].set_visible(False)
+        axes = figure.add_subplot(gridspec[1 + i // 10, i % 10], xticks=[], yticks=[])
+        axes.imshow(tile, **GREY)
+        axes.spines[:].set_visible(False)
         lines = [number(marks[i]), *([worst_captions[i]] if worst_captions else [])]
-        image_axes.set_xlabel("\n".join(lines), fontsize=SMALL_SIZE, labelpad=2)
+        axes.set_xlabel("\n".join(lines), fontsize=SMALL_SIZE, labelpad=2)
     below = "The worst data and their log p(x) in nats, which the short lines on the axis mark." if len(tiles) else None
-    write_foot(figure, layout, join(caveat, below, missing, note))
-    return figure
+    return write_foot(figure, caveat, below, missing, note)
 
 
-def _worst(
-    images: ArrayLike | None,
-    values: ArrayLike | None,
-    captions: Sequence[str] | None,
-    value_range: tuple[float, float] | None,
-) -> tuple[np.ndarray, np.ndarray, str | None]:
-    if images is None and values is None and captions is None:
-        return np.empty((0, 1, 1)), np.empty(0), None
-    if images is None or values is None:
-        raise ValueError("evidence_histogram: got one of worst_images and worst_values; expected both, or neither")
-    tiles, note = to_tiles(images, "worst_images", value_range)
-    marks = to_vector(values, "evidence_histogram: worst_values", len(tiles))
-    if len(tiles) > MOST_WORST:
-        raise ValueError(f"evidence_histogram: got {len(tiles)} worst images; expected at most {MOST_WORST}")
-    if captions is not None and (isinstance(captions, str) or len(captions) != len(tiles)):
-        raise ValueError(f"evidence_histogram: worst_captions are {captions!r}; expected {len(tiles)} strings")
-    return tiles, marks, note
-
-
-def _draw_histograms(axes: Axes, series: list[tuple[str, str, np.ndarray]], marks: np.ndarray) -> None:
-    everything = np.concatenate([one for _, _, one in series])
+def _draw_histograms(axes: Axes, series: Mapping[str, np.ndarray], marks: np.ndarray) -> None:
+    everything = np.concatenate(list(series.values()))
     low, high = np.quantile(everything, 0.005), everything.max()
     if len(marks) and marks.min() > low - 0.5 * (high - low):
         low = min(low, marks.min())
     shown = everything[everything >= low]
     spread = np.subtract(*np.quantile(shown, [0.75, 0.25]))
-    width = 2 * spread / len(series[0][2]) ** (1 / 3)  # Freedman & Diaconis
+    width = 2 * spread / (len(everything) / len(series)) ** (1 / 3)  # Freedman & Diaconis
     count = int(np.clip((high - low) / width, 8, 70)) if width > 0 else 1
     if high == low:
         low, high = low - 0.5, high + 0.5
     edges = np.linspace(low, high, count + 1).tolist()
-    for name, colour, one in series:
-        label = f"{name}, mean {number(one.mean(), 2)}"
+    handles, below = [], []
+    for (name, one), colour in zip(series.items(), (EVIDENCE, ELBO), strict=False):
         axes.hist(one, edges, color=colour, alpha=0.3, linewidth=0)
         axes.hist(one, edges, color=colour, histtype="step", linewidth=1.2)
-        axes.axvline(one.mean(), color=colour, linestyle="--", linewidth=1.1, label=label)
-    lines = [f"{int((one < low).sum())} below ({name})" for name, _, one in series if (one < low).any()]
-    if lines:
-        text = "← " + "\n← ".join(lines)
-        axes.text(0.012, 0.96, text, transform=axes.transAxes, va="top", **note_style() | {"fontstyle": "normal"})
+        axes.axvline(one.mean(), color=colour, linestyle="--", linewidth=1.1)
+        handles.append(key(f"{name}, mean {number(one.mean(), 2)}", color=colour, linestyle="--", linewidth=1.3))
+        if (one < low).any():
+            below.append(f"← {int((one < low).sum())} below ({name})")
+    if below:
+        axes.text(0.012, 0.96, "\n".join(below), transform=axes.transAxes, va="top", **NOTE | {"fontstyle": "normal"})
     margin = 0.02 * (high - low)
     axes.set_xlim(low - margin, high + margin)
     inside = marks[(marks >= low - margin) & (marks <= high + margin)]
     axes.vlines(inside, 0.0, 0.07, color="#000000", linewidth=1.0, transform=axes.get_xaxis_transform(), zorder=4)
-    axes.set_xlabel("nats per datum", fontsize=TEXT_SIZE)
-    axes.set_ylabel("data", fontsize=TEXT_SIZE)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    handles = [
-        Line2D([], [], color=line.get_color(), linestyle="--", linewidth=1.3, label=str(line.get_label()))
-        for line in axes.lines
-        if not str(line.get_label()).startswith("_")
-    ]
-    axes.legend(
-        handles=handles, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, frameon=False, fontsize=TEXT_SIZE
-    )
-    tidy(axes)
+    write_legend(axes, handles, 2, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.5)
+    tidy(axes, x="nats per datum", y="data")
 
 
 def evidence_by_particles(
@@ -193,25 +166,18 @@ def evidence_by_particles(
     """
     ks = to_vector(num_particles, "evidence_by_particles: num_particles")
     if not (ks >= 1).all() or not np.isfinite(ks).all() or len(set(ks)) != len(ks):
-        raise ValueError(
-            f"evidence_by_particles: num_particles are {ks.tolist()}; expected numbers from 1 on, each once"
-        )
+        given = f"num_particles are {ks.tolist()}"
+        raise ValueError(f"evidence_by_particles: {given}; expected numbers from 1 on, each once")
     curves = dict(means) if isinstance(means, Mapping) else {"importance sampling": means}
-    bars = (
-        dict(intervals)
-        if isinstance(intervals, Mapping)
-        else {}
-        if intervals is None
-        else {next(iter(curves)): intervals}
-    )
+    if intervals is not None and not isinstance(intervals, Mapping):
+        intervals = {next(iter(curves)): intervals}
+    bars = dict(intervals or {})
     if not set(bars) <= set(curves) or len(curves) > len(CLASS_COLOURS) - 2 or not curves:
         raise ValueError(
             f"evidence_by_particles: means are of {sorted(curves)} and intervals of {sorted(bars)}; expected up to "
             f"{len(CLASS_COLOURS) - 2} curves, and intervals of these"
         )
-    order = np.argsort(ks)
-    layout = ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.04)
-    figure = Figure(figsize=(5.2, 3.3), layout=layout)
+    figure = new_figure(5.2, 3.3)
     axes = figure.add_subplot()
     colours = [colour for colour in CLASS_COLOURS if colour not in (ELBO, "#000000")]
     broken, handles = 0, []
@@ -220,21 +186,19 @@ def evidence_by_particles(
         broken += int((~np.isfinite(curve)).sum())
         if not np.isfinite(curve).any():
             raise ValueError(f"evidence_by_particles: no mean of {name} is finite")
-        ends = _ends(bars.get(name), curve, f"evidence_by_particles: intervals of {name}")
-        shift = 1.0 + 0.04 * (place - (len(curves) - 1) / 2)  # side by side, so that no bar hides another
-        handles += _draw_curve(axes, ks[order] * shift, curve[order], ends[:, order], colours[place], "o", name)
+        x = ks * (1.0 + 0.04 * (place - (len(curves) - 1) / 2))  # side by side, so that no bar hides another
+        handles.append(_draw_curve(axes, x, curve, bars.get(name), name, color=colours[place], marker="o"))
     if elbo is not None:
+        bar = None if elbo_interval is None else [to_ends(elbo_interval, "evidence_by_particles: elbo_interval")]
         at = np.array([float(elbo)])
-        bar = _ends(None if elbo_interval is None else [elbo_interval], at, "evidence_by_particles: elbo_interval")
-        handles += _draw_curve(axes, np.ones(1), at, bar, ELBO, "s", "ELBO, at $K=1$")
+        handles.append(_draw_curve(axes, np.ones(1), at, bar, "ELBO, at $K=1$", color=ELBO, marker="s"))
     if exact is not None:
         if exact_interval is not None:
-            axes.axhspan(
-                *to_ends(exact_interval, "evidence_by_particles: exact_interval"), color="#000000", alpha=0.08, lw=0
-            )
-        axes.axhline(float(exact), color="#000000", linestyle="--", linewidth=1.1)
-        label = f"{exact_name}: {number(float(exact), 2)}"
-        handles.append(Line2D([], [], color="#000000", linestyle="--", linewidth=1.1, label=label))
+            band = to_ends(exact_interval, "evidence_by_particles: exact_interval")
+            axes.axhspan(*band, color="#000000", alpha=0.08, lw=0)
+        dashed: dict[str, Any] = {"color": "#000000", "linestyle": "--", "linewidth": 1.1}
+        axes.axhline(float(exact), **dashed)
+        handles.append(key(f"{exact_name}: {number(float(exact), 2)}", **dashed))
     axes.set_xscale("log")
     first = 1.0 if elbo is not None else ks.min()
     ticks = sorted({first, *ks})
@@ -242,42 +206,23 @@ def evidence_by_particles(
         axes.set_xticks(ticks, [f"{k:,.0f}" for k in ticks])
         axes.minorticks_off()
     axes.set_xlim(first / 1.35, max(ks.max(), first) * 1.35)
-    axes.set_xlabel("number of particles $K$", fontsize=TEXT_SIZE)
-    axes.set_ylabel("mean $\\log p(x)$, nats per datum", fontsize=TEXT_SIZE)
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    axes.locator_params(axis="y", nbins=6, steps=[1, 2, 2.5, 5, 10])
     axes.ticklabel_format(axis="y", useOffset=False)
-    axes.grid(alpha=0.25, linewidth=0.6, which="major")
-    axes.set_axisbelow(True)
-    tidy(axes)
-    figure.legend(
-        handles=handles,
-        loc="outside upper center",
-        ncols=2 if len(handles) > 1 else 1,
-        frameon=False,
-        fontsize=TEXT_SIZE,
-        borderaxespad=0.0,
-    )
-    write_foot(figure, layout, join(caveat, f"{broken} means are not finite, and not drawn." if broken else None))
-    return figure
-
-
-def _ends(intervals: Sequence[IntervalLike] | None, centre: np.ndarray, name: str) -> np.ndarray:
-    """Return the lower and upper ends, (2, k); NaN where there is no interval."""
-    if intervals is None:
-        return np.full((2, len(centre)), np.nan)
-    if isinstance(intervals, np.ndarray) or hasattr(intervals, "tolist"):
-        intervals = to_array(intervals, name).tolist()
-    if len(intervals) != len(centre):
-        raise ValueError(f"{name} are {len(intervals)}; expected {len(centre)}, one for each mean")
-    return np.array([to_ends(interval, name) for interval in intervals]).T
+    tidy(axes, x="number of particles $K$", y="mean $\\log p(x)$, nats per datum", grid=True)
+    write_legend(figure, handles, 2 if len(handles) > 1 else 1)
+    return write_foot(figure, caveat, f"{broken} means are not finite, and not drawn." if broken else None)
 
 
 def _draw_curve(
-    axes: Axes, x: np.ndarray, y: np.ndarray, ends: np.ndarray, colour: str, marker: str, label: str
-) -> list[Line2D]:
-    y = np.where(np.isfinite(y), y, np.nan)
-    axes.plot(x, y, color=colour, marker=marker, markersize=4.5, linewidth=1.4, label=label, zorder=3)
-    if not np.isnan(ends).all():
-        axes.vlines(x, *ends, color=colour, linewidth=1.2, alpha=0.8)
-    width = 1.4 if len(x) > 1 else 0.0
-    return [Line2D([], [], color=colour, marker=marker, markersize=4.5, linewidth=width, label=label)]
+    axes: Axes, x: np.ndarray, y: np.ndarray, intervals: Sequence[IntervalLike] | None, label: str, **look: Any
+) -> Line2D:
+    """Draw a curve with its intervals, and return its entry of the legend."""
+    order = np.argsort(x)
+    if intervals is not None:
+        name = f"evidence_by_particles: intervals of {label}"
+        if len(intervals) != len(x):
+            raise ValueError(f"{name} are {len(intervals)}; expected {len(x)}, one for each mean")
+        low, high = np.array([to_ends(interval, name) for interval in intervals])[order].T
+        axes.vlines(x[order], low, high, color=look["color"], linewidth=1.2, alpha=0.8)
+    axes.plot(x[order], np.where(np.isfinite(y), y, np.nan)[order], linewidth=1.4, markersize=4.5, zorder=3, **look)
+    return key(label, linewidth=1.4 if len(x) > 1 else 0.0, markersize=4.5, **look)

@@ -1,4 +1,4 @@
-"""Shared parts of all pictures: sizes, notes at the foot, and the file."""
+"""Shared parts of all pictures: sizes, legends, notes at the foot, and the file."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ import math
 import os
 import textwrap
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
-import torch
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from torch import Tensor
+from matplotlib.lines import Line2D
 
-ArrayLike: TypeAlias = "Tensor | np.ndarray | Sequence[Any]"
+from ppl_vae.comparison.words import listed
 
 DPI = 200  # of `save`; an image pixel is a whole number of dots where that fits
 WIDTH, TALLEST = 7.0, 9.0  # inches: at 100 pixels an inch, a README's 700 pixels
 TITLE_SIZE, TEXT_SIZE, SMALL_SIZE = 10.0, 8.5, 7.5  # points
-NOTE_COLOUR = "#555555"
+NOTE: dict[str, Any] = {"fontsize": SMALL_SIZE, "color": "#555555", "fontstyle": "italic"}  # the style of notes
+CENTRED: dict[str, Any] = {"ha": "center", "va": "center"}
+PAPER: dict[str, Any] = {"facecolor": "#FFFFFF", "edgecolor": "none"}  # behind words that a line may cross
 
 
 def save(figure: Figure, path: str | os.PathLike[str], dpi: float = DPI) -> Path:
@@ -68,58 +70,87 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: float = DPI) -> Path
     return path
 
 
-def to_array(values: ArrayLike, name: str) -> np.ndarray:
-    """Return tensors, arrays and lists of them as one array of numbers."""
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        return (values.float() if values.dtype in (torch.bfloat16, torch.float16) else values).numpy()
-    if not isinstance(values, np.ndarray):
-        try:
-            values = np.asarray([to_array(v, name) if isinstance(v, Tensor) else v for v in values])
-        except (TypeError, ValueError):  # not a sequence, or a ragged one
-            raise ValueError(f"{name} are no array; expected a tensor, an array, or a list of one shape") from None
-    if values.dtype.kind not in "biuf":
-        raise ValueError(f"{name} hold {values.dtype}; expected numbers")
-    return values
+def new_figure(width: float, height: float, w_pad: float = 0.05, h_pad: float = 0.04, hspace: float = 0.02) -> Figure:
+    """Return an empty figure of this size in inches, in constrained layout."""
+    layout = ConstrainedLayoutEngine(w_pad=w_pad, h_pad=h_pad, wspace=0.02, hspace=hspace)
+    return Figure(figsize=(width, height), layout=layout)
 
 
-def note_style() -> dict[str, Any]:
-    """Return the text style of notes."""
-    return {"fontsize": SMALL_SIZE, "color": NOTE_COLOUR, "fontstyle": "italic"}
+def fitted(text: str | None, width: float, size: float) -> tuple[str, float]:
+    """Break text into lines that fit `width` inches, and return it with the inches that it takes, with a space.
 
-
-def wrap(text: str | None, width: float, size: float) -> str | None:
-    """Break text into lines that fit ``width`` inches: a letter is 0.56 of its size wide on average."""
-    return "\n".join(textwrap.wrap(text, max(10, int(width * 72 / (0.56 * size))))) if text else None
-
-
-def lines_height(text: str | None, size: float) -> float:
-    """Return the inches that lines of text take, with the space between them and the picture."""
-    return (text.count("\n") + 1) * 1.25 * size / 72 + 0.06 if text else 0.0
+    A letter is 0.56 of its size wide on average.
+    """
+    if not text:
+        return "", 0.0
+    text = "\n".join(textwrap.wrap(text, max(10, int(width * 72 / (0.56 * size)))))
+    return text, (text.count("\n") + 1) * 1.25 * size / 72 + 0.06
 
 
 def join(*sentences: str | None) -> str | None:
     """Join the sentences that are given to one foot, or return None if there are none."""
-    given = [s.strip() if s.strip().endswith((".", "!", "?")) else f"{s.strip()}." for s in sentences[1:] if s]
-    first = sentences[0]
-    if not first or not given:
-        return first or " ".join(given) or None
-    return " ".join([first if first.endswith((".", "!", "?")) else f"{first}.", *given])
+    given = [s.strip() for s in sentences if s]
+    if len(given) == 1 and sentences[0]:
+        return sentences[0]  # a caveat alone stays as it is
+    return " ".join(s if s.endswith((".", "!", "?")) else f"{s}." for s in given) or None
 
 
-def write_foot(figure: Figure, layout: ConstrainedLayoutEngine, foot: str | None) -> None:
-    """Write text at the foot of a figure in constrained layout, and keep the panels off the text."""
-    width, height = figure.get_size_inches()
-    foot = wrap(foot, width, SMALL_SIZE)
+def naming(words: str, names: Iterable[str]) -> str | None:
+    """Return a sentence that names some, or None if there are none."""
+    return f"{words}: {listed(names)}" if (names := list(names)) else None
+
+
+def put_foot(figure: Figure, foot: str) -> None:
+    """Write text at the foot of a figure, where there is room for it."""
     if foot:
-        taken = lines_height(foot, SMALL_SIZE)
-        figure.set_size_inches(width, height + taken)
-        share = taken / (height + taken)
-        layout.set(rect=(0, share, 1, 1 - share))
-        figure.text(0.5, 0.04 / (height + taken), foot, ha="center", va="bottom", **note_style())
+        figure.text(0.5, 0.04 / figure.get_figheight(), foot, ha="center", va="bottom", **NOTE)
 
 
-def tidy(axes: Axes) -> None:
-    """Remove the spines that carry no information, and make the ticks small."""
-    axes.spines[["top", "right"]].set_visible(False)
+def write_foot(figure: Figure, *sentences: str | None) -> Figure:
+    """Write sentences at the foot of a figure in constrained layout, keep the panels off them, and return it."""
+    width, height = figure.get_size_inches()
+    foot, taken = fitted(join(*sentences), width, SMALL_SIZE)
+    figure.set_size_inches(width, height + taken)
+    share = taken / (height + taken)
+    layout = figure.get_layout_engine()
+    assert isinstance(layout, ConstrainedLayoutEngine)
+    layout.set(rect=(0, share, 1, 1 - share))
+    put_foot(figure, foot)
+    return figure
+
+
+def key(label: str, **style: Any) -> Line2D:
+    """Return an entry of a legend."""
+    return Line2D([], [], label=label, **style)
+
+
+def write_legend(owner: Figure | Axes, handles: Sequence[Line2D], columns: int, **more: Any) -> None:
+    """Write a legend, above the panels if nothing else is said."""
+    style: dict[str, Any] = {"loc": "outside upper center", "frameon": False, "fontsize": TEXT_SIZE, "borderaxespad": 0}
+    owner.legend(handles=handles, ncols=columns, **style | more)
+
+
+def colour_bar(figure: Figure, drawn: ScalarMappable, label: str, *, length: float = 2.5, **more: Any) -> Colorbar:
+    """Draw a colour bar in small print."""
+    bar = figure.colorbar(drawn, **more)
+    bar.set_label(label, fontsize=TEXT_SIZE)
+    bar.ax.tick_params(labelsize=SMALL_SIZE, length=length)
+    return bar
+
+
+def write_labels(axes: Axes, *, title: str = "", x: str = "", y: str = "", pad: float = 3, labelpad: float = 4) -> None:
+    """Write the title and the labels of axes in small print."""
+    if title:
+        axes.set_title(title, fontsize=TITLE_SIZE - 1, pad=pad)
+    axes.set_xlabel(x, fontsize=TEXT_SIZE, labelpad=labelpad)
+    axes.set_ylabel(y, fontsize=TEXT_SIZE, labelpad=labelpad)
     axes.tick_params(labelsize=SMALL_SIZE, length=2.5)
+
+
+def tidy(axes: Axes, *, grid: bool = False, **labels: Any) -> None:
+    """Write the labels, as `write_labels`, and remove the spines that carry no information."""
+    write_labels(axes, **labels)
+    axes.spines[["top", "right"]].set_visible(False)
+    if grid:
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.set_axisbelow(True)

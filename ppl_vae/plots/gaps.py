@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from ppl_vae._validation import check_choice
-from ppl_vae.plots.arguments import IntervalLike, finite, number, to_ends, to_vector
-from ppl_vae.plots.figure import SMALL_SIZE, TEXT_SIZE, ArrayLike, join, tidy, to_array, write_foot
-from ppl_vae.plots.latent import MOST_CLASSES
+from ppl_vae.plots.arguments import ArrayLike, IntervalLike, finite, number, to_ends, to_vector
+from ppl_vae.plots.figure import PAPER, SMALL_SIZE, TEXT_SIZE, key, new_figure, tidy, write_foot, write_legend
+from ppl_vae.plots.latent import to_labels
 
 APPROXIMATION, AMORTISATION = "#56B4E9", "#E69F00"
 
@@ -64,24 +61,19 @@ def gaps_by_class(
         ['1', '0']
     """
     check_choice(order, ("gap", "class"), "gaps_by_class: order")
-    parts = np.stack(
-        [
-            (first := to_vector(approximation_gap, "gaps_by_class: approximation_gap")),
-            to_vector(amortisation_gap, "gaps_by_class: amortisation_gap", len(first)),
-        ]
-    )  # (2, n)
-    classes = np.zeros(len(first), int) if labels is None else _labels(labels, len(first))
-    keep, missing = finite("gaps_by_class", "gap is", parts.T)
-    parts, classes = parts[:, keep], classes[keep]
-    names = [int(c) for c in np.unique(classes)]
-    means = np.stack([parts[:, classes == c].mean(1) for c in names], 1)  # (2, classes)
-    counts = [int((classes == c).sum()) for c in names]
+    first = to_vector(approximation_gap, "gaps_by_class: approximation_gap")
+    second = to_vector(amortisation_gap, "gaps_by_class: amortisation_gap", len(first))
+    given = np.zeros(len(first), int) if labels is None else to_labels(labels, "gaps_by_class: labels", len(first))
+    missing, (first, second, given) = finite("gaps_by_class", "gap is", first, second, given)
+    parts = np.stack([first, second])  # (2, n)
+    classes, index, counts = np.unique(given, return_inverse=True, return_counts=True)
+    means = np.stack([parts[:, index == i].mean(1) for i in range(len(classes))], 1)  # (2, classes)
+    names = [_class_name(int(c), class_names, labels is None) for c in classes]
     ranks = np.argsort(-means.sum(0), kind="stable") if order == "gap" else np.arange(len(names))
-    layout = ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.04)
     height = min(0.27 if len(names) <= 20 else 0.17, 8.0 / len(names))
-    figure = Figure(figsize=(5.6, height * len(names) + 1.1), layout=layout)
+    figure = new_figure(5.6, height * len(names) + 1.1)
     axes = figure.add_subplot()
-    reach = []
+    low = high = 0.0
     for place, c in enumerate(ranks):
         total = float(means[:, c].sum())
         edges = {True: 0.0, False: 0.0}  # the ends of the bars right and left of zero
@@ -89,56 +81,41 @@ def gaps_by_class(
             axes.barh(place, value, left=edges[value >= 0], height=0.72, color=colour, linewidth=0)
             edges[value >= 0] += value
         ends = (total, total)
-        if intervals is not None and names[c] in intervals:
-            ends = to_ends(intervals[names[c]], f"gaps_by_class: the interval of class {names[c]}")
+        if intervals is not None and classes[c] in intervals:
+            ends = to_ends(intervals[classes[c]], f"gaps_by_class: the interval of class {classes[c]}")
             axes.hlines(place, *ends, color="#000000", linewidth=1.0)
         axes.plot(total, place, "o", color="#000000", markersize=3)
-        right = max(edges[True], ends[1] if math.isfinite(ends[1]) else total)
-        reach.append((min(edges[False], ends[0] if math.isfinite(ends[0]) else total), right))
+        left, right = (end if math.isfinite(end) else total for end in ends)
+        right = max(edges[True], right)
+        low, high = min(low, edges[False], left), max(high, right)
         words = f"{number(total, 2 if abs(total) < 10 else 1)}  (n = {counts[c]})"
-        paper = {"facecolor": "#FFFFFF", "edgecolor": "none", "pad": 0.5}  # the line of the mean may cross the words
+        paper = PAPER | {"pad": 0.5}
         axes.annotate(
             words, (right, place), (5, 0), textcoords="offset points", va="center", fontsize=SMALL_SIZE, bbox=paper
         )
-    mean = float(parts.sum(0).mean())
+    square = {"marker": "s", "linestyle": "", "markersize": 6}
     handles = [
-        Line2D([], [], marker="s", linestyle="", markersize=6, color=colour, label=name)
-        for name, colour in (("approximation gap", APPROXIMATION), ("amortisation gap", AMORTISATION))
+        key("approximation gap", color=APPROXIMATION, **square),
+        key("amortisation gap", color=AMORTISATION, **square),
     ]
     if intervals:
-        handles.append(
-            Line2D([], [], marker="o", markersize=3, color="#000000", linewidth=1.0, label="sum, its interval")
-        )
+        handles.append(key("sum, its interval", marker="o", markersize=3, color="#000000", linewidth=1.0))
     if len(names) > 1:
-        axes.axvline(mean, color="#555555", linestyle="--", linewidth=1.0, zorder=0)
-        label = f"all data: {number(mean, 2)}"
-        handles.append(Line2D([], [], color="#555555", linestyle="--", linewidth=1.0, label=label))
-    low, high = min(0.0, *(r[0] for r in reach)), max(0.0, *(r[1] for r in reach))
+        mean = float(parts.sum(0).mean())
+        dashed: dict[str, Any] = {"color": "#555555", "linestyle": "--", "linewidth": 1.0}
+        axes.axvline(mean, zorder=0, **dashed)
+        handles.append(key(f"all data: {number(mean, 2)}", **dashed))
     length = high - low or 1.0
     axes.set_xlim(low - (0.03 * length if low < 0 else 0.0), high + 0.24 * length)
     if low < 0:
         axes.axvline(0.0, color="#000000", linewidth=0.8)
     axes.set_ylim(len(names) - 0.4, -0.6)  # the first on top
-    axes.set_yticks(range(len(names)), [_class_name(names[c], class_names, labels is None) for c in ranks])
-    axes.set_xlabel("mean gap, nats per datum", fontsize=TEXT_SIZE)
-    axes.set_ylabel("" if labels is None or class_names else "class", fontsize=TEXT_SIZE)
-    axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
-    tidy(axes)
+    axes.set_yticks(range(len(names)), [names[c] for c in ranks])
+    axes.locator_params(axis="x", nbins=7, steps=[1, 2, 5, 10])
+    tidy(axes, x="mean gap, nats per datum", y="" if labels is None or class_names else "class")
     axes.tick_params(axis="y", length=0, labelsize=TEXT_SIZE if len(names) <= 20 else SMALL_SIZE)
-    figure.legend(
-        handles=handles, loc="outside upper center", ncols=2, frameon=False, fontsize=TEXT_SIZE, borderaxespad=0.0
-    )
-    write_foot(figure, layout, join(caveat, missing))
-    return figure
-
-
-def _labels(labels: ArrayLike, count: int) -> np.ndarray:
-    array = to_array(labels, "labels")
-    if array.shape != (count,) or not (array == np.round(array)).all():
-        raise ValueError(f"gaps_by_class: labels have shape {array.shape}; expected ({count},), integers")
-    if len(np.unique(array)) > MOST_CLASSES:
-        raise ValueError(f"gaps_by_class: labels hold {len(np.unique(array))} classes; expected at most {MOST_CLASSES}")
-    return array.astype(int)
+    write_legend(figure, handles, 2)
+    return write_foot(figure, caveat, missing)
 
 
 def _class_name(value: int, names: Mapping[int, str] | Sequence[str] | None, alone: bool) -> str:

@@ -1,27 +1,19 @@
-"""Images side by side: mosaics, samples, reconstructions, interpolations."""
+"""Images side by side: mosaics, samples, reconstructions, interpolations, and the decoded latent plane."""
 
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 
 import numpy as np
-from matplotlib.axes import Axes
+import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
-from ppl_vae.plots.figure import (
-    DPI,
-    SMALL_SIZE,
-    TALLEST,
-    TEXT_SIZE,
-    TITLE_SIZE,
-    WIDTH,
-    ArrayLike,
-    join,
-    lines_height,
-    note_style,
-    to_array,
-    wrap,
-)
+from ppl_vae.plots.arguments import ArrayLike, to_array
+from ppl_vae.plots.figure import SMALL_SIZE, TEXT_SIZE, WIDTH, fitted, write_labels
+from ppl_vae.plots.mosaics import apart, gap_of, image_figure, to_mosaic, to_tiles
 
 
 def image_grid(
@@ -61,8 +53,7 @@ def image_grid(
     if columns < 1:
         raise ValueError(f"image_grid: columns is {columns}; expected at least 1")
     columns = min(columns, len(tiles))
-    figure, _ = image_figure(to_mosaic(tiles, columns, _gap(tiles)), columns, title, join(caveat, note))
-    return figure
+    return image_figure(to_mosaic(tiles, columns, gap_of(tiles)), columns, title, caveat, note)[0]
 
 
 def samples(
@@ -126,36 +117,24 @@ def reconstructions(
     above, note_above = to_tiles(inputs, "inputs", value_range)
     below, note_below = to_tiles(outputs, "outputs", value_range)
     if above.shape != below.shape:
-        raise ValueError(
-            f"reconstructions: inputs are {_describe(above)} and outputs {_describe(below)}; expected as "
-            "many of one size"
-        )
+        given = f"inputs are {_describe(above)} and outputs {_describe(below)}"
+        raise ValueError(f"reconstructions: {given}; expected as many of one size")
     count, tile_height = above.shape[:2]
     columns = count if count <= 10 else _near_square(2 * count)
-    gap = _gap(above)
+    gap = gap_of(above)
     between = max(3 * gap, tile_height // 3)
+    pairs = [
+        apart([to_mosaic(tiles[start : start + columns], columns, gap) for tiles in (above, below)], gap, axis=0)
+        for start in range(0, count, columns)
+    ]
+    mosaic = apart(pairs, between, axis=0)  # (height, width) or (height, width, 3)
+    tops = [i * (len(pairs[0]) + between) + row * (tile_height + gap) for i in range(len(pairs)) for row in (0, 1)]
 
-    blocks: list[np.ndarray] = []
-    ticks: list[float] = []
-    row = 0
-    for start in range(0, count, columns):
-        pair = [to_mosaic(tiles[start : start + columns], columns, gap) for tiles in (above, below)]
-        if blocks:
-            blocks.append(_blank(between, pair[0]))
-            row += between
-        blocks += [pair[0], _blank(gap, pair[0]), pair[1]]
-        middle = row + (tile_height - 1) / 2
-        ticks += [middle, middle + tile_height + gap]
-        row += 2 * tile_height + gap
-    mosaic = np.concatenate(blocks)  # (height, width) or (height, width, 3)
-
-    figure, axes = image_figure(mosaic, columns, title, join(caveat, note_above, note_below), left=0.55)
+    figure, axes = image_figure(mosaic, columns, title, caveat, note_above, note_below, left=0.55)
     row_points = 72 * figure.get_figheight() * axes.get_position().height * tile_height / len(mosaic)
-    axes.set_axis_on()
-    axes.spines[:].set_visible(False)
     axes.set_xticks([])
-    axes.set_yticks(ticks, ["input", "output"] * (len(ticks) // 2), fontsize=min(TEXT_SIZE, 0.8 * row_points))
-    axes.tick_params(length=0)
+    middles = [top + (tile_height - 1) / 2 for top in tops]
+    axes.set_yticks(middles, ["input", "output"] * len(pairs), fontsize=min(TEXT_SIZE, 0.8 * row_points))
     return figure
 
 
@@ -194,12 +173,14 @@ def interpolations(
     if array.ndim not in (4, 5):
         raise ValueError(f"paths have shape {array.shape}; expected (paths, steps, C, H, W) or (paths, steps, H, W)")
     tiles, note = to_tiles(array.reshape(-1, *array.shape[2:]), "paths", value_range)
-    gap, notes, blocks = _gap(tiles), [note], [to_mosaic(tiles, array.shape[1], _gap(tiles))]
     if (first is None) != (last is None):
         raise ValueError("interpolations: only one of first and last was given; expected both or neither")
+    gap, width, columns = gap_of(tiles), tiles.shape[2], array.shape[1]
+    path = to_mosaic(tiles, columns, gap)
+    if first is None or last is None:
+        return image_figure(path, columns, title, caveat, note)[0]
+    notes, columns_of_data = [note], []
     for name, ends in (("first", first), ("last", last)):
-        if ends is None:
-            continue
         column, note = to_tiles(ends, name, value_range)
         if column.shape != (len(array), *tiles.shape[1:]):
             raise ValueError(
@@ -207,51 +188,106 @@ def interpolations(
                 f"size of {_describe(tiles)}"
             )
         notes.append(note)
-        blocks.insert(0 if name == "first" else len(blocks), to_mosaic(column, 1, gap))
-
-    width = tiles.shape[2]
-    between = max(3 * gap, width // 3) if len(blocks) > 1 else 0
-    space = np.ones((len(blocks[0]), between, *blocks[0].shape[2:]), blocks[0].dtype)
-    mosaic = np.concatenate([part for block in blocks for part in (space, block)][1:], axis=1)
-    columns = array.shape[1] + (3 if len(blocks) > 1 else 0)
-    bottom = lines_height("input", SMALL_SIZE) if len(blocks) > 1 else 0.0
-    figure, axes = image_figure(mosaic, columns, title, join(caveat, *notes), bottom=bottom)
-    if len(blocks) > 1:
-        axes.set_axis_on()
-        axes.spines[:].set_visible(False)
-        axes.set_yticks([])
-        middle = (width - 1) / 2
-        axes.set_xticks([middle, mosaic.shape[1] - 1 - middle], ["input", "input"], fontsize=SMALL_SIZE)
-        axes.tick_params(length=0, pad=2)
+        columns_of_data.append(to_mosaic(column, 1, gap))
+    mosaic = apart([columns_of_data[0], path, columns_of_data[1]], max(3 * gap, width // 3), axis=1)
+    _, bottom = fitted("input", WIDTH, SMALL_SIZE)
+    figure, axes = image_figure(mosaic, columns + 3, title, caveat, *notes, bottom=bottom)
+    axes.set_yticks([])
+    middle = (width - 1) / 2
+    axes.set_xticks([middle, mosaic.shape[1] - 1 - middle], ["input", "input"], fontsize=SMALL_SIZE)
+    axes.tick_params(pad=2)
     return figure
 
 
-def to_tiles(images: ArrayLike, name: str, value_range: tuple[float, float] | None) -> tuple[np.ndarray, str | None]:
-    """Return images as (n, H, W) or (n, H, W, 3) with values in [0, 1], and a note if values were clipped to it."""
-    array = to_array(images, name)
-    shape = tuple(array.shape)
-    if array.ndim not in (3, 4) or 0 in shape or (array.ndim == 4 and shape[1] not in (1, 3)):
-        fix = ""
-        if array.ndim == 4 and shape[-1] in (1, 3):
-            fix = "; the channels come second: permute(0, 3, 1, 2)"
-        elif array.ndim == 2 and math.isqrt(shape[1]) ** 2 == shape[1]:
-            fix = "; make vectors images first: reshape(-1, 1, {0}, {0})".format(math.isqrt(shape[1]))
-        raise ValueError(f"{name} have shape {shape}; expected (n, C, H, W) with C = 1 or 3, or (n, H, W){fix}")
-    if array.ndim == 4:
-        array = array[:, 0] if shape[1] == 1 else array.transpose(0, 2, 3, 1)
+def latent_grid(
+    images: ArrayLike,
+    *,
+    low: float = -2.0,
+    high: float = 1.8,
+    caveat: str | None = None,
+    value_range: tuple[float, float] | None = None,
+) -> Figure:
+    """Draw the decoded latent plane: images decoded on a square grid of z, without gaps between them.
 
-    low, high = value_range or ((0.0, 255.0) if array.dtype == np.uint8 else (0.0, 1.0))
+    As on the article's canvas, the first index of the grid is the row and the first coordinate of z: z1 rises
+    downwards, z2 to the right. Image (i, j) is decoded at ``grid_points()[i, j]``, and its centre lies at that
+    z on the axes.
+
+    Args:
+        images: Decoded images, of shape (n, n, C, H, W), (n, n, H, W), or flattened to n*n images.
+        low: First coordinate of the grid, in both directions.
+        high: Last coordinate of the grid (included: 1.8, where ``grid_points(high=2.0)`` stops).
+        caveat: Written at the foot.
+        value_range: Values drawn black and white, as in :func:`image_grid`.
+
+    Returns:
+        A figure with one axes that holds one image, its axes in units of z.
+
+    Raises:
+        ValueError: As :func:`image_grid`, or if the images do not fill a square, or ``low`` is not below
+            ``high``.
+
+    Example:
+        >>> figure = latent_grid(torch.rand(20, 20, 1, 28, 28))
+        >>> figure.axes[0].images[0].get_array().shape
+        (560, 560)
+    """
     if not -math.inf < low < high < math.inf:
-        raise ValueError(f"value_range is ({low}, {high}); expected two finite numbers, the lower first")
-    if not np.issubdtype(array.dtype, np.floating):
-        array = array.astype(np.float32)
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} hold NaN or infinity; fill missing values before drawing")
-    if (low, high) != (0.0, 1.0):  # otherwise every value stays as it is, to the last bit
-        array = (array - low) / (high - low)
-    beyond = float(((array < -1e-6) | (array > 1 + 1e-6)).mean())
-    note = f"{100 * beyond:.2g}% of the values of {name} lie outside [{low:g}, {high:g}] and are cut to it."
-    return array.clip(0, 1), note if beyond else None
+        raise ValueError(f"latent_grid: low is {low} and high is {high}; expected finite numbers, low below high")
+    array = to_array(images, "images")
+    if array.ndim == 5 or (array.ndim == 4 and array.shape[0] == array.shape[1]):
+        if array.shape[0] != array.shape[1]:
+            given = f"{array.shape[0]} x {array.shape[1]}"
+            raise ValueError(f"latent_grid: images form a grid of {given}; expected a square")
+        array = array.reshape(-1, *array.shape[2:])
+    tiles, note = to_tiles(array, "images", value_range)
+    n = math.isqrt(len(tiles))
+    if n * n != len(tiles):
+        raise ValueError(f"latent_grid: got {len(tiles)} images; expected a square number, one for each z of a grid")
+
+    mosaic = to_mosaic(tiles, n, gap=0)
+    figure, axes = image_figure(mosaic, n, "Decoded latent plane", caveat, note, left=0.55, bottom=0.38)
+    half = (high - low) / (2 * n - 2) if n > 1 else 0.0  # of a tile: z lies at its centre
+    first, last = low - half, high + half
+    axes.images[0].set_extent((first, last, last, first))  # rows go down
+    write_labels(axes, x="$z_2$", y="$z_1$ (downwards)", labelpad=2)
+    for axis in (axes.xaxis, axes.yaxis):  # not locator_params, which would move the limits
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    return figure
+
+
+def grid_points(low: float = -2.0, high: float = 2.0, step: float = 0.2) -> Tensor:
+    """Return a square grid of two-dimensional z; the default is the article's, {-2.0, -1.8, ..., 1.8} squared.
+
+    Coordinates are low + index * step in decimal arithmetic, each rounded once. Adding up 0.2 would drift, and
+    rounding would decide whether 2.0 itself belongs.
+
+    Args:
+        low: First coordinate.
+        high: End of the coordinates, which is excluded (as in `range`).
+        step: Distance between neighbours.
+
+    Returns:
+        Points of shape (n, n, 2), in the default dtype; ``[i, j]`` is (low + i * step, low + j * step).
+
+    Raises:
+        ValueError: If ``low`` is not below ``high``, or ``step`` is not positive.
+
+    Example:
+        >>> points = grid_points()
+        >>> points.shape
+        torch.Size([20, 20, 2])
+        >>> points[0, 19]
+        tensor([-2.0000,  1.8000])
+    """
+    if not (-math.inf < low < high < math.inf and 0 < step < math.inf):
+        raise ValueError(
+            f"grid_points: low, high, step are {low}, {high}, {step}; expected low below high and a positive step"
+        )
+    first, last, distance = (Decimal(str(float(value))) for value in (low, high, step))
+    count = math.ceil((last - first) / distance)
+    coordinates = torch.tensor([float(first + index * distance) for index in range(count)])  # (n,)
+    return torch.stack(torch.meshgrid(coordinates, coordinates, indexing="ij"), dim=-1)  # (n, n, 2)
 
 
 def _near_square(count: int) -> int:
@@ -260,61 +296,6 @@ def _near_square(count: int) -> int:
     return next((c for c in range(least, 2 * least) if count % c == 0), least)
 
 
-def _gap(tiles: np.ndarray) -> int:
-    return max(1, tiles.shape[1] // 28)
-
-
-def _blank(height: int, like: np.ndarray) -> np.ndarray:
-    return np.ones((height, *like.shape[1:]), like.dtype)
-
-
-def to_mosaic(tiles: np.ndarray, columns: int, gap: int) -> np.ndarray:
-    """Return the tiles row by row, with white pixels between them and in place of missing tiles."""
-    count, height, width = tiles.shape[:3]
-    rows = math.ceil(count / columns)
-    shape = (rows * (height + gap) - gap, columns * (width + gap) - gap, *tiles.shape[3:])
-    mosaic = np.ones(shape, tiles.dtype)
-    for number, tile in enumerate(tiles):
-        top, left = number // columns * (height + gap), number % columns * (width + gap)
-        mosaic[top : top + height, left : left + width] = tile
-    return mosaic
-
-
 def _describe(tiles: np.ndarray) -> str:
     channels = "colour" if tiles.ndim == 4 else "grey"
     return f"{len(tiles)} {channels} images of {tiles.shape[1]} x {tiles.shape[2]}"
-
-
-def image_figure(
-    mosaic: np.ndarray,
-    columns: int,
-    title: str | None,
-    foot: str | None,
-    left: float = 0.0,
-    bottom: float = 0.0,
-) -> tuple[Figure, Axes]:
-    """Return a figure that fits one image, with ``left`` and ``bottom`` inches beside it for labels."""
-    edge = 0.06
-    height, width = mosaic.shape[:2]
-    wanted = min(max(1.1 * columns, 2.4), WIDTH - left - 2 * edge)
-    scale = min(wanted / width, TALLEST / height)  # inches per image pixel
-    if scale * DPI >= 2:
-        scale = math.floor(scale * DPI) / DPI  # a whole number of dots: sharp, and no pixel wider than another
-    width, height = width * scale, height * scale
-
-    figure_width = max(width + left, 2.4) + 2 * edge
-    title = wrap(title, figure_width, TITLE_SIZE)
-    foot = wrap(foot, figure_width, SMALL_SIZE)
-    above = lines_height(title, TITLE_SIZE) + edge
-    below = lines_height(foot, SMALL_SIZE) + bottom + edge
-    figure_height = below + height + above
-    figure = Figure(figsize=(figure_width, figure_height))
-    x = edge + left + (figure_width - 2 * edge - left - width) / 2
-    axes = figure.add_axes((x / figure_width, below / figure_height, width / figure_width, height / figure_height))
-    axes.imshow(mosaic, cmap="gray", vmin=0.0, vmax=1.0, interpolation="antialiased", aspect="auto")
-    axes.set_axis_off()
-    if title:
-        axes.set_title(title, fontsize=TITLE_SIZE, pad=4)
-    if foot:
-        figure.text(0.5, 0.04 / figure_height, foot, ha="center", va="bottom", **note_style())
-    return figure, axes

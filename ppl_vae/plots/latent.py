@@ -1,23 +1,32 @@
-"""The latent plane: images decoded from it, and the posterior means of data in it."""
+"""The posterior means of data in a latent plane, coloured by their class or by a number of each datum."""
 
 from __future__ import annotations
 
 import math
-from decimal import Decimal
 from typing import Any
 
 import matplotlib
 import numpy as np
-import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
-from torch import Tensor
+from matplotlib.patches import Circle
 
-from ppl_vae.plots.figure import SMALL_SIZE, TEXT_SIZE, WIDTH, ArrayLike, join, tidy, to_array, write_foot
-from ppl_vae.plots.images import image_figure, to_mosaic, to_tiles
+from ppl_vae.plots.arguments import ArrayLike, finite, to_array, to_points, to_vector
+from ppl_vae.plots.figure import (
+    CENTRED,
+    PAPER,
+    SMALL_SIZE,
+    TEXT_SIZE,
+    WIDTH,
+    colour_bar,
+    key,
+    new_figure,
+    tidy,
+    write_foot,
+    write_legend,
+)
 
 # the eight colours of Okabe & Ito (2008), distinct with any colour vision
 CLASS_COLOURS = (
@@ -25,104 +34,8 @@ CLASS_COLOURS = (
     *("#999999", "#882255"),  # two more, the last from Paul Tol's muted scheme
 )
 MOST_CLASSES = 50
-
-
-def latent_grid(
-    images: ArrayLike,
-    *,
-    low: float = -2.0,
-    high: float = 1.8,
-    caveat: str | None = None,
-    value_range: tuple[float, float] | None = None,
-) -> Figure:
-    """Draw the decoded latent plane: images decoded on a square grid of z, without gaps between them.
-
-    As on the article's canvas, the first index of the grid is the row and the first coordinate of z: z1 rises
-    downwards, z2 to the right. Image (i, j) is decoded at ``grid_points()[i, j]``, and its centre lies at that
-    z on the axes.
-
-    Args:
-        images: Decoded images, of shape (n, n, C, H, W), (n, n, H, W), or flattened to n*n images.
-        low: First coordinate of the grid, in both directions.
-        high: Last coordinate of the grid (included: 1.8, where ``grid_points(high=2.0)`` stops).
-        caveat: Written at the foot.
-        value_range: Values drawn black and white, as in :func:`image_grid`.
-
-    Returns:
-        A figure with one axes that holds one image, its axes in units of z.
-
-    Raises:
-        ValueError: As :func:`image_grid`, or if the images do not fill a square, or ``low`` is not below
-            ``high``.
-
-    Example:
-        >>> figure = latent_grid(torch.rand(20, 20, 1, 28, 28))
-        >>> figure.axes[0].images[0].get_array().shape
-        (560, 560)
-    """
-    if not -math.inf < low < high < math.inf:
-        raise ValueError(f"latent_grid: low is {low} and high is {high}; expected finite numbers, low below high")
-    array = to_array(images, "images")
-    if array.ndim == 5 or (array.ndim == 4 and array.shape[0] == array.shape[1]):
-        if array.shape[0] != array.shape[1]:
-            raise ValueError(
-                f"latent_grid: images form a grid of {array.shape[0]} x {array.shape[1]}; expected a square"
-            )
-        array = array.reshape(-1, *array.shape[2:])
-    tiles, note = to_tiles(array, "images", value_range)
-    n = math.isqrt(len(tiles))
-    if n * n != len(tiles):
-        raise ValueError(f"latent_grid: got {len(tiles)} images; expected a square number, one for each z of a grid")
-
-    figure, axes = image_figure(
-        to_mosaic(tiles, n, gap=0), n, "Decoded latent plane", join(caveat, note), left=0.55, bottom=0.38
-    )
-    half = (high - low) / (2 * n - 2) if n > 1 else 0.0  # of a tile: z lies at its centre
-    first, last = low - half, high + half
-    axes.images[0].set_extent((first, last, last, first))  # rows go down
-    axes.set_aspect("auto")
-    axes.set_axis_on()
-    axes.spines[:].set_visible(False)
-    axes.set_xlabel("$z_2$", fontsize=TEXT_SIZE, labelpad=2)
-    axes.set_ylabel("$z_1$ (downwards)", fontsize=TEXT_SIZE, labelpad=2)
-    axes.tick_params(labelsize=SMALL_SIZE, length=2.5)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    return figure
-
-
-def grid_points(low: float = -2.0, high: float = 2.0, step: float = 0.2) -> Tensor:
-    """Return a square grid of two-dimensional z; the default is the article's, {-2.0, -1.8, ..., 1.8} squared.
-
-    Coordinates are low + index * step in decimal arithmetic, each rounded once. Adding up 0.2 would drift, and
-    rounding would decide whether 2.0 itself belongs.
-
-    Args:
-        low: First coordinate.
-        high: End of the coordinates, which is excluded (as in `range`).
-        step: Distance between neighbours.
-
-    Returns:
-        Points of shape (n, n, 2), in the default dtype; ``[i, j]`` is (low + i * step, low + j * step).
-
-    Raises:
-        ValueError: If ``low`` is not below ``high``, or ``step`` is not positive.
-
-    Example:
-        >>> points = grid_points()
-        >>> points.shape
-        torch.Size([20, 20, 2])
-        >>> points[0, 19]
-        tensor([-2.0000,  1.8000])
-    """
-    if not (-math.inf < low < high < math.inf and 0 < step < math.inf):
-        raise ValueError(
-            f"grid_points: low, high, step are {low}, {high}, {step}; expected low below high and a positive step"
-        )
-    first, last, distance = (Decimal(str(float(value))) for value in (low, high, step))
-    count = math.ceil((last - first) / distance)
-    coordinates = torch.tensor([float(first + index * distance) for index in range(count)])  # (n,)
-    return torch.stack(torch.meshgrid(coordinates, coordinates, indexing="ij"), dim=-1)  # (n, n, 2)
+MORE = ": a latent of more dimensions needs a projection or a choice of two first"
+BESIDE = (1.02, 0.0, 0.03, 1.0)  # the place of a colour bar, in units of the plane
 
 
 def latent_scatter(means: ArrayLike, labels: ArrayLike | None = None, *, caveat: str | None = None) -> Figure:
@@ -145,100 +58,144 @@ def latent_scatter(means: ArrayLike, labels: ArrayLike | None = None, *, caveat:
         ValueError: If ``means`` are not finite points of a plane, or ``labels`` are not one class a point.
 
     Example:
+        >>> import torch
         >>> figure = latent_scatter(torch.randn(100, 2), torch.arange(100) % 3)
         >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
         ['0', '1', '2']
     """
-    points = to_array(means, "means")
-    if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0:
-        raise ValueError(
-            f"latent_scatter: means have shape {points.shape}; expected (n, 2): a latent of more "
-            "dimensions needs a projection or a choice of two first"
-        )
-    points = points.astype(float)
+    points = to_points(means, "latent_scatter: means", 2, MORE)
     if not np.isfinite(points).all():
         raise ValueError("latent_scatter: means hold NaN or infinity; has the training diverged?")
-    classes, index = _classes(labels, len(points))
+    given = np.zeros(len(points), int) if labels is None else to_labels(labels, "latent_scatter: labels", len(points))
+    classes, index = np.unique(given, return_inverse=True)
 
-    limits = [_robust_range(points[:, axis]) for axis in (0, 1)]
-    widest = max(high - low for low, high in limits) or 2.0
-    # a collapsed coordinate gets half the length of the other, so that the picture is not a sliver
-    (left, right), (bottom, top) = (_widen(low, high, widest / 2) for low, high in limits)
-    inside = (points >= (left, bottom)).all(1) & (points <= (right, top)).all(1)
-    missing = int((~inside).sum())
-    note = f"Outside the picture: {missing} of {len(points)} points." if missing else None
-
-    beside = 0.6 if labels is None else 1.3  # inches for the labels of the y axis, and the legend
-    unit = min((WIDTH - beside) / (right - left), 6.0 / (top - bottom))  # inches
-    height = unit * (top - bottom)
-    layout = ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.05)
-    figure = Figure(figsize=(unit * (right - left) + beside, height + 0.55), layout=layout)
-    axes = figure.add_subplot(aspect="equal", xlim=(left, right), ylim=(bottom, top))
+    beside = 0.6 if labels is None else 1.3  # for the labels of the y axis, and the legend
+    figure, axes, note = _plane(points, beside, tallest=6.0, above=0.55)
     order = np.random.default_rng(0).permutation(len(points))
     cmap, norm = _class_colours(classes)
-    drawn = axes.scatter(
-        points[order, 0],
-        points[order, 1],
-        c=index[order],
-        cmap=cmap,
-        norm=norm,
-        s=float(np.clip(2e4 / len(points), 3, 20)),
-        alpha=0.75 if len(points) <= 2000 else 0.6,
-        linewidths=0,
-        rasterized=True,
-    )
-    axes.set_xlabel("posterior mean of $z_1$", fontsize=TEXT_SIZE)
-    axes.set_ylabel("posterior mean of $z_2$", fontsize=TEXT_SIZE)
-    tidy(axes)
+    alpha = 0.75 if len(points) <= 2000 else 0.6
+    drawn = _dots(axes, points[order], c=index[order], cmap=cmap, norm=norm, alpha=alpha)
     if labels is not None and len(classes) <= len(CLASS_COLOURS):
-        dots = [
-            Line2D([], [], linestyle="", marker="o", markersize=5, color=cmap(norm(i)), label=str(c))
-            for i, c in enumerate(classes)
-        ]
-        axes.legend(
-            handles=dots,
-            title="class",
-            loc="upper left",
-            bbox_to_anchor=(1.0, 1.0),
-            frameon=False,
-            fontsize=TEXT_SIZE,
-            title_fontsize=TEXT_SIZE,
-            handletextpad=0.2,
-            borderaxespad=0.0,
-        )
+        dots = {"linestyle": "", "marker": "o", "markersize": 5}
+        handles = [key(str(c), color=cmap(norm(i)), **dots) for i, c in enumerate(classes)]
+        place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+        write_legend(axes, handles, 1, title="class", title_fontsize=TEXT_SIZE, handletextpad=0.2, **place)
     elif labels is not None:
-        every = math.ceil(len(classes) / (6 * height))  # as many tick labels as fit
-        beside_axes = axes.inset_axes((1.02, 0.0, 0.03, 1.0))
-        bar = figure.colorbar(drawn, cax=beside_axes, ticks=range(0, len(classes), every))
+        every = math.ceil(len(classes) / (6 * (figure.get_figheight() - 0.55)))  # as many tick labels as fit
+        bar = colour_bar(
+            figure, drawn, "class", length=0, cax=axes.inset_axes(BESIDE), ticks=range(0, len(classes), every)
+        )
         bar.ax.set_yticklabels([str(c) for c in classes[::every]])
-        bar.ax.tick_params(labelsize=SMALL_SIZE, length=0)
         bar.ax.minorticks_off()
-        bar.set_label("class", fontsize=TEXT_SIZE)
         if bar.solids is not None:
             bar.solids.set_alpha(1.0)
-    write_foot(figure, layout, join(caveat, note))
-    return figure
+    return write_foot(figure, caveat, note)
 
 
-def _classes(labels: ArrayLike | None, count: int) -> tuple[list[int], np.ndarray]:
-    """Return the classes in order, and for each point the place of its class among them."""
-    if labels is None:
-        return [0], np.zeros(count, int)
-    array = to_array(labels, "labels")
+def latent_map(
+    means: ArrayLike,
+    values: ArrayLike,
+    *,
+    label: str = "gap, nats",
+    prior_circles: bool = False,
+    caveat: str | None = None,
+) -> Figure:
+    """Plot posterior means in a two-dimensional latent plane, coloured by a number of each datum, such as its gap.
+
+    The colours span the 2% to the 98% quantile. Their scale is logarithmic where all values are positive and the two
+    quantiles are more than a factor of 30 apart. The arrows of the colour bar stand for values beyond. Points of larger
+    values are drawn over those of smaller values, so dense regions look worse than they are. The picture spans 99% of
+    the points in each direction.
+
+    Args:
+        means: Posterior means, (n, 2). Data with a mean or value that is not finite are left out and counted.
+        values: The number of each datum, (n,).
+        label: The name of the values, with their unit.
+        prior_circles: Whether to draw the circles of 1, 2 and 3 sigma of a prior N(0, I).
+        caveat: Written at the foot.
+
+    Returns:
+        A figure of one axes that holds one scatter, with the colour bar as a child.
+
+    Raises:
+        ValueError: If the shapes do not fit, or nothing is finite.
+
+    Example:
+        >>> import torch
+        >>> latent_map(torch.randn(100, 2), torch.rand(100)).axes[0].child_axes[0].get_ylabel()
+        'gap, nats'
+    """
+    points = to_points(means, "latent_map: means", 2, MORE)
+    numbers = to_vector(values, "latent_map: values", len(points))
+    missing, (points, numbers) = finite("latent_map", "mean or value is", points, numbers)
+
+    low, high = (float(q) for q in np.quantile(numbers, [0.02, 0.98]))
+    log = bool(numbers.min() > 0 and high > 30 * low)
+    figure, axes, hidden = _plane(points, beside=1.75, tallest=5.5, above=0.6)
+    if prior_circles:
+        draw_sigmas(axes, "#999999", zorder=0)
+        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        for sigma in (1, 2, 3):
+            if left < 0 < right and bottom < sigma < top:
+                words = {"fontsize": SMALL_SIZE, "color": "#555555"}
+                axes.text(0, sigma, rf"${sigma}\sigma$", bbox=PAPER | {"pad": 0.6}, **CENTRED | words)
+    order = np.argsort(numbers, kind="stable")
+    colours = {"cmap": "viridis_r", "norm": "log" if log else "linear", "vmin": low}
+    drawn = _dots(axes, points[order], c=numbers[order], vmax=high if high > low else low + 1.0, **colours)
+    extend = ("neither", "min", "max", "both")[int(numbers.min() < low) + 2 * int(numbers.max() > high)]
+    colour_bar(figure, drawn, label, cax=axes.inset_axes(BESIDE), extend=extend)
+    return write_foot(figure, caveat, missing, hidden)
+
+
+def _plane(points: np.ndarray, beside: float, tallest: float, above: float) -> tuple[Figure, Axes, str | None]:
+    """Return a figure with axes that span 99% of the points with a margin, and a note that counts the points beyond.
+
+    Args:
+        points: Posterior means, (n, 2).
+        beside: Inches for what stands at the sides of the plane.
+        tallest: The most inches that the plane takes upwards.
+        above: Inches for what stands above and below the plane.
+    """
+    low, high = np.quantile(points, [0.005, 0.995], axis=0)  # (2,) each
+    margin = 0.12 * (high - low)
+    low = np.maximum(low - margin, points.min(0) - margin / 3)
+    high = np.minimum(high + margin, points.max(0) + margin / 3)
+    # a collapsed coordinate gets half the length of the other, so that the picture is not a sliver
+    more = np.maximum(((high - low).max() or 2.0) / 2 - (high - low), 0.0) / 2
+    (left, bottom), (right, top) = low - more, high + more
+    outside = int((~((points >= (left, bottom)) & (points <= (right, top))).all(1)).sum())
+    unit = min((WIDTH - beside) / (right - left), tallest / (top - bottom))  # inches
+    figure = new_figure(unit * (right - left) + beside, unit * (top - bottom) + above, h_pad=0.05)
+    axes = figure.add_subplot(aspect="equal", xlim=(left, right), ylim=(bottom, top))
+    tidy(axes, x="posterior mean of $z_1$", y="posterior mean of $z_2$")
+    return figure, axes, f"Outside the picture: {outside} of {len(points)} points." if outside else None
+
+
+def _dots(axes: Axes, points: np.ndarray, **look: Any) -> PathCollection:
+    size = float(np.clip(2e4 / len(points), 3, 20))
+    return axes.scatter(points[:, 0], points[:, 1], s=size, linewidths=0, rasterized=True, **look)
+
+
+def draw_sigmas(axes: Axes, colour: str, **more: Any) -> None:
+    """Draw the circles of 1, 2 and 3 sigma of N(0, I)."""
+    for sigma in (1, 2, 3):
+        axes.add_patch(Circle((0, 0), sigma, fill=False, ec=colour, lw=0.8, ls="--", **more))
+
+
+def to_labels(labels: ArrayLike, name: str, count: int) -> np.ndarray:
+    """Return integer labels of at most 50 classes, (n,)."""
+    array = to_array(labels, name)
     if array.shape != (count,):
-        raise ValueError(f"latent_scatter: labels have shape {array.shape}; expected ({count},): one class a point")
+        raise ValueError(f"{name} have shape {array.shape}; expected ({count},): one class a datum")
     if not (array == np.round(array)).all():
-        raise ValueError("latent_scatter: labels hold fractions or NaN; expected integers")
-    classes, index = np.unique(array, return_inverse=True)
-    if len(classes) > MOST_CLASSES:
-        raise ValueError(
-            f"latent_scatter: labels hold {len(classes)} classes; expected at most {MOST_CLASSES}: more "
-            "cannot be told apart"
-        )
-    return [int(c) for c in classes], index
+        raise ValueError(f"{name} hold fractions or NaN; expected integers")
+    several = len(np.unique(array))
+    if several > MOST_CLASSES:
+        raise ValueError(f"{name} hold {several} classes; expected at most {MOST_CLASSES}: more cannot be told apart")
+    return array.astype(int)
 
 
-def _class_colours(classes: list[int]) -> tuple[ListedColormap, BoundaryNorm]:
+def _class_colours(classes: np.ndarray) -> tuple[ListedColormap, BoundaryNorm]:
     """Return a colour for each class; a digit keeps its colour, whichever other digits are present."""
     count = len(classes)
     if count > len(CLASS_COLOURS):
@@ -248,16 +205,3 @@ def _class_colours(classes: list[int]) -> tuple[ListedColormap, BoundaryNorm]:
     else:
         colours = list(CLASS_COLOURS[:count])
     return ListedColormap(colours), BoundaryNorm(np.arange(count + 1) - 0.5, count)
-
-
-def _robust_range(values: np.ndarray) -> tuple[float, float]:
-    """Return the range from the 0.5% to the 99.5% quantile, or to the extremes where they are near, with a margin."""
-    low, high = (float(q) for q in np.quantile(values, [0.005, 0.995]))
-    margin = 0.12 * (high - low)
-    return max(low - margin, values.min() - margin / 3), min(high + margin, values.max() + margin / 3)
-
-
-def _widen(low: float, high: float, length: float) -> tuple[float, float]:
-    """Return an interval of at least this length with the same middle."""
-    more = max(length - (high - low), 0.0) / 2
-    return low - more, high + more

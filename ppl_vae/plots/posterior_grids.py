@@ -7,8 +7,7 @@ import math
 import numpy as np
 from scipy import ndimage
 
-from ppl_vae.plots.arguments import to_points
-from ppl_vae.plots.figure import ArrayLike, to_array
+from ppl_vae.plots.arguments import ArrayLike, to_array, to_points
 
 MOST_VIEWS = 3
 MASSES = {1: 1 - math.exp(-0.5), 2: 1 - math.exp(-2.0)}  # of a normal in the plane, within 1 and 2 standard deviations
@@ -87,11 +86,9 @@ def _main_mode(grid: np.ndarray, box: np.ndarray, share: float) -> np.ndarray:
     parts, num_parts = ndimage.label(grid >= _level(grid, masses, share), np.ones((3, 3)))
     heaviest = 1 + int(np.argmax(ndimage.sum_labels(masses, parts, range(1, num_parts + 1))))
     slices = ndimage.find_objects(parts)[heaviest - 1]
-    sides = np.empty((2, 2))
-    for side, (low, high), part in zip(sides, box.reshape(2, 2), slices, strict=True):
-        step = (high - low) / (len(grid) - 1)
-        side[:] = low + step * (part.start - 0.5), low + step * (part.stop - 0.5)
-    return sides
+    low, high = box.reshape(2, 2).T[..., None]  # (2, 1) each
+    ends = np.array([(part.start, part.stop) for part in slices])
+    return low + (high - low) / (len(grid) - 1) * (ends - 0.5)
 
 
 def to_views(log_posterior: ArrayLike, extents: ArrayLike, n: int, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -137,19 +134,15 @@ def to_normals(q_mean: ArrayLike, q_covariance: ArrayLike, n: int, name: str) ->
     return mean, covariance
 
 
-def total_masses(grids: np.ndarray, boxes: np.ndarray) -> list[float]:
-    """Return for each datum the mass nearest to one among its views."""
-    totals = [
-        [_cell_masses(*view).sum() for view in zip(*datum, strict=True)] for datum in zip(grids, boxes, strict=True)
-    ]
-    return [float(min(some, key=lambda total: abs(total - 1))) for some in totals]
+def levels_of(grids: np.ndarray, boxes: np.ndarray) -> tuple[dict[int, float], float]:
+    """Return the log densities above which the masses of 1 and 2 sigma lie, and the mass of all.
 
-
-def levels_of(grids: np.ndarray, boxes: np.ndarray) -> dict[int, float]:
-    """Return the log densities above which the masses of 1 and 2 sigma lie, from the view with mass nearest to one."""
-    masses = [_cell_masses(grid, box) for grid, box in zip(grids, boxes, strict=True)]
+    Both are of the view with mass nearest to one.
+    """
+    masses = [_cell_masses(*view) for view in zip(grids, boxes, strict=True)]
     best = min(range(len(masses)), key=lambda v: abs(masses[v].sum() - 1))
-    return {sigma: _level(grids[best], masses[best], share) for sigma, share in MASSES.items()}
+    levels = {sigma: _level(grids[best], masses[best], share) for sigma, share in MASSES.items()}
+    return levels, float(masses[best].sum())
 
 
 def held_by_q(grids: np.ndarray, boxes: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> float:
@@ -158,11 +151,10 @@ def held_by_q(grids: np.ndarray, boxes: np.ndarray, mean: np.ndarray, covariance
     holds = (boxes[:, ::2] <= mean - reach).all(1) & (boxes[:, 1::2] >= mean + reach).all(1)  # NaN holds nothing
     view = min(np.flatnonzero(holds), key=lambda v: boxes[v, 1] - boxes[v, 0], default=0)
     masses = _cell_masses(grids[view], boxes[view])
-    thirds = []  # of cells, since the ellipse may cut a cell
-    for axis, (low, high) in enumerate(boxes[view].reshape(2, 2)):
-        step = (high - low) / (len(masses) - 1)
-        thirds.append(np.linspace(low - step / 3, high + step / 3, 3 * len(masses)) - mean[axis])
-    offset = np.stack(np.meshgrid(*thirds, indexing="ij"), -1)  # (3S, 3S, 2)
+    low, high = boxes[view].reshape(2, 2).T
+    third = (high - low) / (len(masses) - 1) / 3  # of a cell, since the ellipse may cut a cell
+    axes = (np.linspace(low - third, high + third, 3 * len(masses)) - mean).T  # (2, 3S)
+    offset = np.stack(np.meshgrid(*axes, indexing="ij"), -1)  # (3S, 3S, 2)
     inside = np.einsum("ijk,kl,ijl->ij", offset, np.linalg.inv(covariance), offset) <= 4.0
     share = inside.reshape(len(masses), 3, len(masses), 3).mean((1, 3))  # of each cell, inside the ellipse
     return min(float((masses * share).sum()), 1.0)

@@ -8,18 +8,15 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ppl_vae.plots.arguments import IntervalLike, number, to_ends, to_points
-from ppl_vae.plots.figure import SMALL_SIZE, TEXT_SIZE, WIDTH, ArrayLike, join, tidy, to_array, write_foot
+from ppl_vae.plots.arguments import ArrayLike, IntervalLike, number, to_array, to_ends, to_points
+from ppl_vae.plots.curves import settled
+from ppl_vae.plots.figure import CENTRED, PAPER, SMALL_SIZE, key, new_figure, tidy, write_foot, write_legend
 from ppl_vae.plots.latent import CLASS_COLOURS
 
 MARKERS = "osD^v"
-COLOURS = tuple(
-    c for c in CLASS_COLOURS if c not in ("#000000", "#F0E442", "#999999")
-)  # visible on white, and distinct from grey
+COLOURS = tuple(c for c in CLASS_COLOURS if c not in ("#000000", "#F0E442", "#999999"))  # seen on white, and not grey
 LINE_COLOUR = "#999999"
 
 
@@ -77,12 +74,10 @@ def rate_distortion(
     truths = {name: np.array([lasts[name][0], -float(log_p) - lasts[name][0]]) for name, log_p in log_evidence.items()}
     for name, truth in truths.items():
         if not np.isfinite(truth).all():
-            raise ValueError(
-                f"rate_distortion: log_evidence of {name} is {log_evidence[name]}; expected a finite number"
-            )
+            given = f"log_evidence of {name} is {log_evidence[name]}"
+            raise ValueError(f"rate_distortion: {given}; expected a finite number")
 
-    layout = ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.04)
-    figure = Figure(figsize=(min(5.6, WIDTH), 4.0), layout=layout)
+    figure = new_figure(5.6, 4.0)
     axes = figure.add_subplot()
     corners = [point.reshape(-1, 2) for point in (*truths.values(), *(e.T for e in ends.values()))]
     outside = _set_limits(axes, list(paths.values()), corners)
@@ -105,33 +100,24 @@ def rate_distortion(
         label = f"{name}, ELBO {number(-rate_at - distortion_at, 2)}"
         label += f", log p(x) {number(float(log_evidence[name]), 2)}" if name in log_evidence else ""
         width = 1.1 if len(path) > 1 else 0.0
-        handles.append(Line2D([], [], color=colour, marker=marker, markersize=6, linewidth=width, label=label))
+        handles.append(key(label, color=colour, marker=marker, markersize=6, linewidth=width))
     if truths:
-        handles.append(
-            Line2D(
-                [], [], color="#333333", marker="o", markerfacecolor="#FFFFFF", linestyle=":", label="gap to −log p(x)"
-            )
-        )
-    handles.append(Line2D([], [], color=LINE_COLOUR, linewidth=0.8, label="equal ELBO"))
-    axes.set_xlabel("distortion $D$, nats per datum", fontsize=TEXT_SIZE)
-    axes.set_ylabel("rate $R$, nats per datum", fontsize=TEXT_SIZE)
-    tidy(axes)
+        hollow = {"marker": "o", "markerfacecolor": "#FFFFFF", "linestyle": ":"}
+        handles.append(key("gap to −log p(x)", color="#333333", **hollow))
+    handles.append(key("equal ELBO", color=LINE_COLOUR, linewidth=0.8))
+    tidy(axes, x="distortion $D$, nats per datum", y="rate $R$, nats per datum")
     longest = max(len(str(handle.get_label())) for handle in handles)
     columns = 2 if longest <= 38 and len(handles) > 2 else 1
-    figure.legend(
-        handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=TEXT_SIZE, borderaxespad=0.0
-    )
+    write_legend(figure, handles, columns)
     figure.set_figheight(4.0 + 0.19 * math.ceil(len(handles) / columns))
     broken = sum(int((~np.isfinite(path).all(1)).sum()) for path in paths.values())
-    notes = [f"{broken} points are not finite." if broken else None]
-    notes.append(f"The first {outside} points of the paths are outside the picture." if outside else None)
-    write_foot(figure, layout, join(caveat, *notes))
-    return figure
+    beyond = f"The first {outside} points of the paths are outside the picture." if outside else None
+    return write_foot(figure, caveat, f"{broken} points are not finite." if broken else None, beyond)
 
 
 def _path(name: str, given: ArrayLike) -> np.ndarray:
-    array = to_array(given, f"rate_distortion: points of {name}")
-    path = to_points(array[None] if array.ndim == 1 else array, f"rate_distortion: points of {name}", 2)
+    what = f"rate_distortion: points of {name}"
+    path = to_points(np.atleast_2d(to_array(given, what)), what, 2)
     if not np.isfinite(path).all(1).any():
         raise ValueError(f"rate_distortion: no point of {name} is finite; has the training diverged?")
     return np.where(np.isfinite(path).all(1, keepdims=True), path, np.nan)
@@ -149,18 +135,13 @@ def _intervals(name: str, given: tuple[IntervalLike, IntervalLike]) -> np.ndarra
 
 def _set_limits(axes: Axes, paths: list[np.ndarray], corners: list[np.ndarray]) -> int:
     """Set limits of all points, or without the first tenth of paths where it flattens the rest; count those outside."""
-    later = [path[math.ceil(0.1 * len(path)) if len(path) >= 5 else 0 :] for path in paths]
-    everything, rest = np.concatenate([*paths, *corners]), np.concatenate([*later, *corners])
     outside = 0
     for axis, set_limits in ((1, axes.set_xlim), (0, axes.set_ylim)):
-        some, all_of = (values[np.isfinite(values)] for values in (rest[:, axis], everything[:, axis]))
-        if not len(some) or not np.ptp(all_of) > 3 * np.ptp(some) > 0:
-            some = all_of
+        some = settled([points[:, axis] for points in (*paths, *corners)], factor=3)
         margin = 0.1 * np.ptp(some) or max(0.05 * abs(some[0]), 1.0)
         low, high = some.min() - margin, some.max() + margin
         set_limits(low, high)
-        out = [(path[:, axis] < low) | (path[:, axis] > high) for path in paths]
-        outside = max(outside, sum(int(mask.sum()) for mask in out))
+        outside = max(outside, sum(int(((path[:, axis] < low) | (path[:, axis] > high)).sum()) for path in paths))
     return outside
 
 
@@ -177,17 +158,7 @@ def _draw_lines_of_equal_elbo(axes: Axes) -> None:
             x = left + 0.06 * width
             y = total - x
         if x < right - 0.04 * width and y > bottom + 0.05 * height:
-            axes.text(
-                x,
-                y,
-                number(-total, 0 if total == round(total) else 1),
-                fontsize=SMALL_SIZE,
-                color="#666666",
-                ha="center",
-                va="center",
-                rotation=-45,
-                rotation_mode="anchor",
-                transform_rotates_text=True,
-                bbox={"facecolor": "#FFFFFF", "edgecolor": "none", "pad": 0.8},
-                zorder=2,
-            ).set_in_layout(False)
+            words = number(-total, 0 if total == round(total) else 1)
+            look = CENTRED | {"fontsize": SMALL_SIZE, "color": "#666666", "bbox": PAPER | {"pad": 0.8}, "zorder": 2}
+            along = {"rotation": -45, "rotation_mode": "anchor", "transform_rotates_text": True}
+            axes.text(x, y, words, **look | along).set_in_layout(False)

@@ -10,25 +10,25 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator
 
-from ppl_vae.plots.arguments import number, to_vector
+from ppl_vae.plots.arguments import ArrayLike, check_captions, number, to_vector
 from ppl_vae.plots.figure import (
     SMALL_SIZE,
     TALLEST,
     TEXT_SIZE,
     WIDTH,
-    ArrayLike,
+    colour_bar,
+    fitted,
     join,
-    lines_height,
-    note_style,
-    wrap,
+    key,
+    put_foot,
+    write_labels,
+    write_legend,
 )
-from ppl_vae.plots.images import to_tiles
-from ppl_vae.plots.posterior_grids import MASSES, held_by_q, levels_of, to_normals, to_views, total_masses
+from ppl_vae.plots.mosaics import CELLS, GREY, to_tiles
+from ppl_vae.plots.posterior_grids import MASSES, held_by_q, levels_of, to_normals, to_views
 
 MOST_DATA = 6
 DEPTHS = (0, 1, 3, 10, 30, 100, 300)  # edges of the colours, nats below the peak: a mode is 0.05 wide, the plane 8
@@ -99,50 +99,44 @@ def true_posteriors(
         raise ValueError(f"true_posteriors: got {n} images; expected at most {MOST_DATA}: draw several figures")
     grids, boxes = to_views(log_posterior, extents, n, "true_posteriors")
     mean, covariance = to_normals(q_mean, q_covariance, n, "true_posteriors")
-    if captions is not None and (isinstance(captions, str) or len(captions) != n):
-        raise ValueError(f"true_posteriors: captions are {captions!r}; expected {n} strings, one a datum")
-    evidence = None if log_evidence is None else to_vector(log_evidence, "true_posteriors: log_evidence", n)
-    bound = None if elbo is None else to_vector(elbo, "true_posteriors: elbo", n)
+    check_captions(captions, "true_posteriors: captions", n)
+    evidence = [None] * n if log_evidence is None else to_vector(log_evidence, "true_posteriors: log_evidence", n)
+    bound = [None] * n if elbo is None else to_vector(elbo, "true_posteriors: elbo", n)
 
-    held = np.array([held_by_q(*datum) for datum in zip(grids, boxes, mean, covariance, strict=True)])
-    lines = [_sentence(captions[i] if captions else None, evidence, bound, i, held[i]) for i in range(n)]
-    rough = [
-        f"{total:.2g} (datum {i + 1})" for i, total in enumerate(total_masses(grids, boxes)) if abs(total - 1) > 0.05
-    ]
+    held = [held_by_q(*datum) for datum in zip(grids, boxes, mean, covariance, strict=True)]
+    lines = [_sentence(*datum) for datum in zip(captions or [""] * n, evidence, bound, held, strict=True)]
+    levels, totals = zip(*(levels_of(*datum) for datum in zip(grids, boxes, strict=True)), strict=True)
+    rough = [f"{total:.2g} (datum {i + 1})" for i, total in enumerate(totals) if abs(total - 1) > 0.05]
     care = f"Read with care: the grids' masses add up to {', '.join(rough)}, not to 1." if rough else None
-    figure, image_axes, view_axes, bar_axes = _frame(lines, np.isfinite(boxes[..., 0]), join(caveat, note, care))
-    for i in range(n):
-        image_axes[i].imshow(tiles[i], cmap="gray", vmin=0.0, vmax=1.0, interpolation="antialiased")
-        levels = levels_of(grids[i], boxes[i])
-        peak = max(grids[i, v].max() for v in view_axes[i])
-        for v, axes in view_axes[i].items():
+    figure, image_axes, view_axes, bar_axes = _frame(lines, np.isfinite(boxes[..., 0]), caveat, note, care)
+    for i, views in enumerate(view_axes):
+        image_axes[i].imshow(tiles[i], **GREY)
+        peak = max(grids[i, v].max() for v in views)
+        for v, axes in views.items():
             _draw_density(axes, peak - grids[i, v], boxes[i, v])
             axes.plot(*mean[i], "+", color=Q_COLOUR, markersize=5, scalex=False, scaley=False)
-            if v > 0 or len(view_axes[i]) == 1:
-                _draw_lines(axes, grids[i, v], boxes[i, v], levels, mean[i], covariance[i])
+            if v > 0 or len(views) == 1:
+                _draw_lines(axes, grids[i, v], boxes[i, v], levels[i], mean[i], covariance[i])
             if v > 0:
-                colour = BOTH_COLOUR if len(view_axes[i]) == 2 else (P_COLOUR, Q_COLOUR)[v - 1]
+                colour = BOTH_COLOUR if len(views) == 2 else (P_COLOUR, Q_COLOUR)[v - 1]
                 axes.spines[:].set_color(colour)
-                _draw_box(view_axes[i][0], boxes[i, v], boxes[i, 0], colour)
-    bar = figure.colorbar(ScalarMappable(BANDS, BLUES), cax=bar_axes, extend="max")
+                _draw_box(views[0], boxes[i, v], boxes[i, 0], colour)
+    words = r"$\log p(z\,|\,x)$, nats below its peak"
+    bar = colour_bar(figure, ScalarMappable(BANDS, BLUES), words, length=2, cax=bar_axes, extend="max")
     bar.ax.invert_yaxis()  # the peak on top
-    bar.set_label(r"$\log p(z\,|\,x)$, nats below its peak", fontsize=TEXT_SIZE)
-    bar.ax.tick_params(labelsize=SMALL_SIZE, length=2)
     return figure
 
 
-def _sentence(caption: str | None, evidence: np.ndarray | None, bound: np.ndarray | None, i: int, held: float) -> str:
-    parts = [] if evidence is None else [f"log p(x) = {number(evidence[i], 2)}"]
-    parts += [] if bound is None else [f"ELBO = {number(bound[i], 2)}"]
-    if evidence is not None and bound is not None:
-        parts.append(f"gap = {number(evidence[i] - bound[i], 2)}")
-    figures = f"{', '.join(parts)} nats; " if parts else ""
-    share = f"{100 * held:.0f}% of p(z|x) within 2σ of q"
-    return (f"{caption}: " if caption else "") + figures + share
+def _sentence(caption: str, evidence: float | None, bound: float | None, held: float) -> str:
+    gap = None if evidence is None or bound is None else evidence - bound
+    figures = {"log p(x)": evidence, "ELBO": bound, "gap": gap}
+    words = ", ".join(f"{name} = {number(value, 2)}" for name, value in figures.items() if value is not None)
+    start = (f"{caption}: " if caption else "") + (f"{words} nats; " if words else "")
+    return f"{start}{100 * held:.0f}% of p(z|x) within 2σ of q"
 
 
 def _frame(
-    lines: list[str], shown: np.ndarray, foot: str | None
+    lines: list[str], shown: np.ndarray, *notes: str | None
 ) -> tuple[Figure, list[Axes], list[dict[int, Axes]], Axes]:
     """Return the figure with its words, and the axes of images, of views that are `shown`, (n, V), and of the bar."""
     n, num_views = len(lines), int(shown.any(0).sum())
@@ -150,11 +144,9 @@ def _frame(
     above, z_label = 0.46, 0.16
     words = edge + z_label + right + num_views * left_of_view
     size = max((WIDTH - words) / (1 + num_views), (WIDTH - words - 1.5) / num_views)
-    lines = [wrap(line, 6.2, TEXT_SIZE) or "" for line in lines]
-    text_heights = [lines_height(line, TEXT_SIZE) + 0.05 for line in lines]  # above the labels of ticks
-    foot = wrap(foot, 6.5, SMALL_SIZE)
-    foot_height = lines_height(foot, SMALL_SIZE)
-    room = TALLEST - above - sum(text_heights) - n * below_view - z_label - foot_height - edge
+    texts = [fitted(line, 6.2, TEXT_SIZE) for line in lines]
+    foot, foot_height = fitted(join(*notes), 6.5, SMALL_SIZE)
+    room = TALLEST - above - sum(taken + 0.05 for _, taken in texts) - n * below_view - z_label - foot_height - edge
     size = min(size, room / n, 3.5)
     image_size = min(size, 1.5)
     width = max(words + image_size + num_views * size, 6.6)
@@ -167,49 +159,42 @@ def _frame(
     image_axes: list[Axes] = []
     view_axes: list[dict[int, Axes]] = []
     y = height - above
-    for i in range(n):
-        figure.text(edge / width, (y - 0.04) / height, lines[i], fontsize=TEXT_SIZE, va="top")
-        y -= text_heights[i] + size
+    for i, (line, taken) in enumerate(texts):
+        figure.text(edge / width, (y - 0.04) / height, line, fontsize=TEXT_SIZE, va="top")
+        y -= taken + 0.05 + size  # above the labels of ticks
         image_axes.append(place(edge, y + size - image_size, image_size, image_size))
         image_axes[-1].set_axis_off()
         view_axes.append({})
         for v in np.flatnonzero(shown[i]):
             axes = place(edge + image_size + z_label + v * size + (v + 1) * left_of_view, y, size, size)
-            axes.set_xlabel("$z_1$" if i == n - 1 else "", fontsize=TEXT_SIZE, labelpad=1)
-            axes.set_ylabel("$z_2$" if v == 0 else "", fontsize=TEXT_SIZE, labelpad=1)
-            for axis in (axes.xaxis, axes.yaxis):
-                axis.set_major_locator(MaxNLocator(3 if size > 1.1 else 2, steps=[1, 2, 4, 5, 10]))
+            write_labels(axes, x="$z_1$" if i == n - 1 else "", y="$z_2$" if v == 0 else "", labelpad=1)
+            axes.locator_params(nbins=3 if size > 1.1 else 2, steps=[1, 2, 4, 5, 10])
             view_axes[i][int(v)] = axes
         y -= below_view
     bar_height = min(height - above - y - 0.1, 3.6)
     bar_axes = place(width - right + 0.14, (y + height - above - bar_height) / 2, 0.1, bar_height)
     handles = [
-        Line2D([], [], color=colour, linestyle=STYLES[sigma], linewidth=1.3, label=rf"${q}(z\,|\,x)$: {what} {share}")
-        for q, colour in (("p", P_COLOUR), ("q", Q_COLOUR))
+        key(
+            rf"${q}(z\,|\,x)$: {what.format(sigma)} {100 * MASSES[sigma]:.0f}%",
+            color=colour,
+            linestyle=STYLES[sigma],
+            linewidth=1.3,
+        )
+        for q, colour, what in (("p", P_COLOUR, "the densest"), ("q", Q_COLOUR, r"${}\sigma$,"))
         for sigma in MASSES
-        for what, share in [("the densest" if q == "p" else rf"${sigma}\sigma$,", f"{100 * MASSES[sigma]:.0f}%")]
     ]
-    figure.legend(handles=handles, loc="upper center", ncols=2, frameon=False, fontsize=TEXT_SIZE, borderaxespad=0.2)
-    if foot:
-        figure.text(0.5, 0.04 / height, foot, ha="center", va="bottom", **note_style())
+    write_legend(figure, handles, 2, loc="upper center", borderaxespad=0.2)
+    put_foot(figure, foot)
     return figure, image_axes, view_axes, bar_axes
 
 
 def _draw_density(axes: Axes, depth: np.ndarray, box: np.ndarray) -> None:
     left, right, bottom, top = box
     x, y = ((high - low) / (2 * len(depth) - 2) for low, high in box.reshape(2, 2))  # half a cell
-    axes.imshow(
-        np.minimum(depth, 1e4).T,
-        extent=(left - x, right + x, bottom - y, top + y),
-        origin="lower",
-        cmap=BLUES,
-        norm=BANDS,
-        aspect="auto",
-        interpolation="nearest",  # the colours have nothing between two steps
-    )
-    axes.set_xlim(left, right)
-    axes.set_ylim(bottom, top)
-    axes.tick_params(labelsize=SMALL_SIZE, length=2.5, pad=2)
+    around = (left - x, right + x, bottom - y, top + y)
+    axes.imshow(np.minimum(depth, 1e4).T, extent=around, cmap=BLUES, norm=BANDS, **CELLS)
+    axes.set(xlim=(left, right), ylim=(bottom, top))
+    axes.tick_params(pad=2)
     axes.ticklabel_format(useOffset=False)
 
 

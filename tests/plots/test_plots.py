@@ -285,6 +285,7 @@ def test_latent_grid_is_one_picture_without_gaps() -> None:
     figure = plots.latent_grid(images)
     pixels = mosaic(figure)
     assert pixels.shape == (80, 80)
+    assert figure.axes[0].get_title() == "Decoded latent plane"
     for i, j in ((0, 0), (0, 19), (7, 3), (19, 19)):
         assert np.array_equal(pixels[4 * i : 4 * i + 4, 4 * j : 4 * j + 4], images[i, j, 0].numpy())
 

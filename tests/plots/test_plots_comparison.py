@@ -12,8 +12,8 @@ from ppl_vae import plots
 from ppl_vae.comparison import Block, Comparison, KnownEvidence, Measured, Row
 from ppl_vae.comparison.races.outcome import Race
 from ppl_vae.comparison.races.runs import Point, RaceRun
-from ppl_vae.plots.bias_variance import is_biased
 from ppl_vae.plots.estimators import COLOURS, log_ticks, styles_of
+from ppl_vae.plots.gradients import is_biased
 
 FLOOR = 0.025
 MANY = [f"Estimator{i}" for i in range(12)]

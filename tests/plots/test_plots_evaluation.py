@@ -426,8 +426,10 @@ def test_gaps_say_what_is_wrong() -> None:
         plots.gaps_by_class(torch.ones(2), torch.ones(3))
     with pytest.raises(ValueError, match=r"approximation_gap have shape \(0,\); expected \(n,\)"):
         plots.gaps_by_class(torch.ones(0), torch.ones(0))
-    with pytest.raises(ValueError, match="labels have shape"):
+    with pytest.raises(ValueError, match="labels hold fractions"):
         plots.gaps_by_class(torch.ones(2), torch.ones(2), [0.5, 1.0])
+    with pytest.raises(ValueError, match=r"labels have shape \(1,\); expected \(2,\)"):
+        plots.gaps_by_class(torch.ones(2), torch.ones(2), [1])
     with pytest.raises(ValueError, match="labels hold 60 classes; expected at most 50"):
         plots.gaps_by_class(torch.ones(60), torch.ones(60), torch.arange(60))
     with pytest.raises(ValueError, match="order is 'name'; expected one of gap, class"):
