@@ -59,9 +59,10 @@ def evidence_histogram(
         >>> figure.axes[0].get_xlabel()
         'nats per datum'
     """
-    series = {"$\\log p(x)$": to_vector(log_evidence, "evidence_histogram: log_evidence")}
+    values = to_vector(log_evidence, "evidence_histogram: log_evidence")
+    series = {"$\\log p(x)$": values}
     if elbo is not None:
-        series["ELBO"] = to_vector(elbo, "evidence_histogram: elbo", len(*series.values()))
+        series["ELBO"] = to_vector(elbo, "evidence_histogram: elbo", len(values))
     missing, kept = finite("evidence_histogram", "evidence or ELBO is", *series.values())
     tiles, marks, note = np.empty((0, 1, 1)), np.empty(0), None
     if worst_images is not None and worst_values is not None:

@@ -63,12 +63,14 @@ def gaps_by_class(
     check_choice(order, ("gap", "class"), "gaps_by_class: order")
     first = to_vector(approximation_gap, "gaps_by_class: approximation_gap")
     second = to_vector(amortisation_gap, "gaps_by_class: amortisation_gap", len(first))
-    given = np.zeros(len(first), int) if labels is None else to_labels(labels, "gaps_by_class: labels", len(first))
+    if labels is None:
+        labels, class_names = np.zeros(len(first)), {0: "all data"}
+    given = to_labels(labels, "gaps_by_class: labels", len(first))
     missing, (first, second, given) = finite("gaps_by_class", "gap is", first, second, given)
     parts = np.stack([first, second])  # (2, n)
     classes, index, counts = np.unique(given, return_inverse=True, return_counts=True)
     means = np.stack([parts[:, index == i].mean(1) for i in range(len(classes))], 1)  # (2, classes)
-    names = [_class_name(int(c), class_names, labels is None) for c in classes]
+    names = [_class_name(int(c), class_names) for c in classes]
     ranks = np.argsort(-means.sum(0), kind="stable") if order == "gap" else np.arange(len(names))
     height = min(0.27 if len(names) <= 20 else 0.17, 8.0 / len(names))
     figure = new_figure(5.6, height * len(names) + 1.1)
@@ -112,15 +114,13 @@ def gaps_by_class(
     axes.set_ylim(len(names) - 0.4, -0.6)  # the first on top
     axes.set_yticks(range(len(names)), [names[c] for c in ranks])
     axes.locator_params(axis="x", nbins=7, steps=[1, 2, 5, 10])
-    tidy(axes, x="mean gap, nats per datum", y="" if labels is None or class_names else "class")
+    tidy(axes, x="mean gap, nats per datum", y="" if class_names else "class")
     axes.tick_params(axis="y", length=0, labelsize=TEXT_SIZE if len(names) <= 20 else SMALL_SIZE)
     write_legend(figure, handles, 2)
     return write_foot(figure, caveat, missing)
 
 
-def _class_name(value: int, names: Mapping[int, str] | Sequence[str] | None, alone: bool) -> str:
-    if alone:
-        return "all data"
+def _class_name(value: int, names: Mapping[int, str] | Sequence[str] | None) -> str:
     try:
         return str(value) if names is None else str(names[value])
     except (KeyError, IndexError):

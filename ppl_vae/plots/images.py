@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ppl_vae.plots.arguments import ArrayLike, to_array
 from ppl_vae.plots.figure import SMALL_SIZE, TEXT_SIZE, WIDTH, fitted, write_labels
-from ppl_vae.plots.mosaics import apart, gap_of, image_figure, to_mosaic, to_tiles
+from ppl_vae.plots.mosaics import apart, gap_of, image_figure, near_square, to_mosaic, to_tiles
 
 
 def image_grid(
@@ -49,7 +49,7 @@ def image_grid(
         (17, 26, 3)
     """
     tiles, note = to_tiles(images, "images", value_range)
-    columns = _near_square(len(tiles)) if columns is None else columns
+    columns = near_square(len(tiles)) if columns is None else columns
     if columns < 1:
         raise ValueError(f"image_grid: columns is {columns}; expected at least 1")
     columns = min(columns, len(tiles))
@@ -120,7 +120,7 @@ def reconstructions(
         given = f"inputs are {_describe(above)} and outputs {_describe(below)}"
         raise ValueError(f"reconstructions: {given}; expected as many of one size")
     count, tile_height = above.shape[:2]
-    columns = count if count <= 10 else _near_square(2 * count)
+    columns = count if count <= 10 else near_square(2 * count)
     gap = gap_of(above)
     between = max(3 * gap, tile_height // 3)
     pairs = [
@@ -288,12 +288,6 @@ def grid_points(low: float = -2.0, high: float = 2.0, step: float = 0.2) -> Tens
     count = math.ceil((last - first) / distance)
     coordinates = torch.tensor([float(first + index * distance) for index in range(count)])  # (n,)
     return torch.stack(torch.meshgrid(coordinates, coordinates, indexing="ij"), dim=-1)  # (n, n, 2)
-
-
-def _near_square(count: int) -> int:
-    """Return a number of columns near that of rows, or up to twice as many columns if they make full rows."""
-    least = math.ceil(math.sqrt(count))
-    return next((c for c in range(least, 2 * least) if count % c == 0), least)
 
 
 def _describe(tiles: np.ndarray) -> str:

@@ -45,6 +45,12 @@ def to_tiles(images: ArrayLike, name: str, value_range: tuple[float, float] | No
     return array.clip(0, 1), note if beyond else None
 
 
+def near_square(count: int) -> int:
+    """Return a number of columns near that of rows, or up to twice as many columns if they make full rows."""
+    least = math.ceil(math.sqrt(count))
+    return next((c for c in range(least, 2 * least) if count % c == 0), least)
+
+
 def gap_of(tiles: np.ndarray) -> int:
     """Return the pixels between tiles."""
     return max(1, tiles.shape[1] // 28)

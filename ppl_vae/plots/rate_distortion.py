@@ -12,10 +12,10 @@ from matplotlib.ticker import MaxNLocator
 
 from ppl_vae.plots.arguments import ArrayLike, IntervalLike, number, to_array, to_ends, to_points
 from ppl_vae.plots.curves import settled
+from ppl_vae.plots.estimators import MARKERS
 from ppl_vae.plots.figure import CENTRED, PAPER, SMALL_SIZE, key, new_figure, tidy, write_foot, write_legend
 from ppl_vae.plots.latent import CLASS_COLOURS
 
-MARKERS = "osD^v"
 COLOURS = tuple(c for c in CLASS_COLOURS if c not in ("#000000", "#F0E442", "#999999"))  # seen on white, and not grey
 LINE_COLOUR = "#999999"
 
@@ -71,11 +71,10 @@ def rate_distortion(
         raise ValueError(f"rate_distortion: there is no point for {sorted(unknown)}; expected names of {sorted(paths)}")
     ends = {name: _intervals(name, given) for name, given in intervals.items()}  # (2, 2): rate and distortion
     lasts = {name: path[np.isfinite(path).all(1)][-1] for name, path in paths.items()}
+    for name, log_p in log_evidence.items():
+        if not math.isfinite(log_p):
+            raise ValueError(f"rate_distortion: log_evidence of {name} is {log_p}; expected a finite number")
     truths = {name: np.array([lasts[name][0], -float(log_p) - lasts[name][0]]) for name, log_p in log_evidence.items()}
-    for name, truth in truths.items():
-        if not np.isfinite(truth).all():
-            given = f"log_evidence of {name} is {log_evidence[name]}"
-            raise ValueError(f"rate_distortion: {given}; expected a finite number")
 
     figure = new_figure(5.6, 4.0)
     axes = figure.add_subplot()

@@ -108,9 +108,9 @@ def true_posteriors(
     levels, totals = zip(*(levels_of(*datum) for datum in zip(grids, boxes, strict=True)), strict=True)
     rough = [f"{total:.2g} (datum {i + 1})" for i, total in enumerate(totals) if abs(total - 1) > 0.05]
     care = f"Read with care: the grids' masses add up to {', '.join(rough)}, not to 1." if rough else None
-    figure, image_axes, view_axes, bar_axes = _frame(lines, np.isfinite(boxes[..., 0]), caveat, note, care)
-    for i, views in enumerate(view_axes):
-        image_axes[i].imshow(tiles[i], **GREY)
+    figure, rows, bar_axes = _frame(lines, np.isfinite(boxes[..., 0]), caveat, note, care)
+    for i, (image_axes, views) in enumerate(rows):
+        image_axes.imshow(tiles[i], **GREY)
         peak = max(grids[i, v].max() for v in views)
         for v, axes in views.items():
             _draw_density(axes, peak - grids[i, v], boxes[i, v])
@@ -137,8 +137,8 @@ def _sentence(caption: str, evidence: float | None, bound: float | None, held: f
 
 def _frame(
     lines: list[str], shown: np.ndarray, *notes: str | None
-) -> tuple[Figure, list[Axes], list[dict[int, Axes]], Axes]:
-    """Return the figure with its words, and the axes of images, of views that are `shown`, (n, V), and of the bar."""
+) -> tuple[Figure, list[tuple[Axes, dict[int, Axes]]], Axes]:
+    """Return the figure with its words, the axes of each image and of the views `shown`, (n, V), and of the bar."""
     n, num_views = len(lines), int(shown.any(0).sum())
     edge, left_of_view, below_view, right = 0.06, 0.44, 0.22, 0.85  # inches
     above, z_label = 0.46, 0.16
@@ -156,36 +156,31 @@ def _frame(
     def place(x: float, y: float, w: float, h: float) -> Axes:
         return figure.add_axes((x / width, y / height, w / width, h / height))
 
-    image_axes: list[Axes] = []
-    view_axes: list[dict[int, Axes]] = []
+    rows = []
     y = height - above
     for i, (line, taken) in enumerate(texts):
         figure.text(edge / width, (y - 0.04) / height, line, fontsize=TEXT_SIZE, va="top")
         y -= taken + 0.05 + size  # above the labels of ticks
-        image_axes.append(place(edge, y + size - image_size, image_size, image_size))
-        image_axes[-1].set_axis_off()
-        view_axes.append({})
+        image_axes = place(edge, y + size - image_size, image_size, image_size)
+        image_axes.set_axis_off()
+        views: dict[int, Axes] = {}
         for v in np.flatnonzero(shown[i]):
             axes = place(edge + image_size + z_label + v * size + (v + 1) * left_of_view, y, size, size)
             write_labels(axes, x="$z_1$" if i == n - 1 else "", y="$z_2$" if v == 0 else "", labelpad=1)
             axes.locator_params(nbins=3 if size > 1.1 else 2, steps=[1, 2, 4, 5, 10])
-            view_axes[i][int(v)] = axes
+            views[int(v)] = axes
+        rows.append((image_axes, views))
         y -= below_view
     bar_height = min(height - above - y - 0.1, 3.6)
     bar_axes = place(width - right + 0.14, (y + height - above - bar_height) / 2, 0.1, bar_height)
-    handles = [
-        key(
-            rf"${q}(z\,|\,x)$: {what.format(sigma)} {100 * MASSES[sigma]:.0f}%",
-            color=colour,
-            linestyle=STYLES[sigma],
-            linewidth=1.3,
-        )
-        for q, colour, what in (("p", P_COLOUR, "the densest"), ("q", Q_COLOUR, r"${}\sigma$,"))
-        for sigma in MASSES
-    ]
+    handles = []
+    for q, colour, what in (("p", P_COLOUR, "the densest"), ("q", Q_COLOUR, r"${}\sigma$,")):
+        for sigma, mass in MASSES.items():
+            label = rf"${q}(z\,|\,x)$: {what.format(sigma)} {100 * mass:.0f}%"
+            handles.append(key(label, color=colour, linestyle=STYLES[sigma], linewidth=1.3))
     write_legend(figure, handles, 2, loc="upper center", borderaxespad=0.2)
     put_foot(figure, foot)
-    return figure, image_axes, view_axes, bar_axes
+    return figure, rows, bar_axes
 
 
 def _draw_density(axes: Axes, depth: np.ndarray, box: np.ndarray) -> None:

@@ -66,7 +66,7 @@ class TotalCorrelation:
         return Penalty(penalty.detach(), penalty, False)
 
 
-def decompose(log_weights: LogWeights, dataset_size: int) -> tuple[Tensor, Tensor, Tensor]:
+def decompose(log_weights: LogWeights, dataset_size: int) -> tuple[Tensor, ...]:
     r"""Return the mutual information, total correlation and dimension-wise KL of each datum, (batch,).
 
     Their sum is exactly the sampled KL.
@@ -85,7 +85,7 @@ def decompose(log_weights: LogWeights, dataset_size: int) -> tuple[Tensor, Tenso
     marginals = (log_q.logsumexp(-2) - offset).sum(-1)
     own = log_weights.joint_log_q
     parts = own - joint, joint - marginals, marginals - log_prior(log_weights)
-    return parts[0].mean(0), parts[1].mean(0), parts[2].mean(0)
+    return tuple(part.mean(0) for part in parts)
 
 
 class InfoVAE:
