@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,15 +25,18 @@ from ppl_vae.plots.figure import (
 from ppl_vae.plots.latent import draw_sigmas
 from ppl_vae.plots.mosaics import CELLS
 
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
+
 PRIOR, AGGREGATE = "#333333", "#0072B2"
 MOST_DIMENSIONS = 24
 
 
 def aggregate_posterior(
-    samples: ArrayLike,
-    prior_samples: ArrayLike | None = None,
+    samples: Shaped[ArrayLike, "S d"],
+    prior_samples: Shaped[ArrayLike, "P d"] | None = None,
     *,
-    kl: ArrayLike | None = None,
+    kl: Shaped[ArrayLike, " d"] | None = None,
     dimensions: Sequence[int] | None = None,
     caveat: str | None = None,
 ) -> Figure:
@@ -44,10 +48,10 @@ def aggregate_posterior(
     misses the prior, not that it fits.
 
     Args:
-        samples: Draws from q(z), each from the q(z|x) of a random datum, (S, d). Draws that are not finite are left out
+        samples: Draws from q(z), each from the q(z|x) of a random datum. Draws that are not finite are left out
             and counted. Some 10,000 make a smooth picture.
-        prior_samples: Draws from p(z), (P, d); without them the prior is N(0, I).
-        kl: The KL of each dimension, (d,), nats per datum, written over each. Above two dimensions, those with the most
+        prior_samples: Draws from p(z); without them the prior is N(0, I).
+        kl: The KL of each dimension, nats per datum, written over each. Above two dimensions, those with the most
             KL come first.
         dimensions: The dimensions to draw, counted from 0; by default the first 24.
         caveat: Written at the foot.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,16 +18,19 @@ from ppl_vae.plots.figure import NOTE, SMALL_SIZE, WIDTH, key, new_figure, tidy,
 from ppl_vae.plots.latent import CLASS_COLOURS
 from ppl_vae.plots.mosaics import GREY, to_tiles
 
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
+
 EVIDENCE, ELBO = "#0072B2", "#D55E00"  # in every picture blue is the truth and orange the bound
 MOST_WORST = 20
 
 
 def evidence_histogram(
-    log_evidence: ArrayLike,
+    log_evidence: Shaped[ArrayLike, " n"],
     worst_images: ArrayLike | None = None,
-    worst_values: ArrayLike | None = None,
+    worst_values: Shaped[ArrayLike, " m"] | None = None,
     *,
-    elbo: ArrayLike | None = None,
+    elbo: Shaped[ArrayLike, " n"] | None = None,
     worst_captions: Sequence[str] | None = None,
     caveat: str | None = None,
     value_range: tuple[float, float] | None = None,
@@ -39,10 +42,10 @@ def evidence_histogram(
     the two means is the mean gap. No other distance between the histograms is the gap of a datum.
 
     Args:
-        log_evidence: log p(x), (n,), nats. Data whose value is not finite are left out and counted.
+        log_evidence: log p(x), nats. Data whose value is not finite are left out and counted.
         worst_images: The worst data, worst first, images (m, C, H, W) with C = 1 or 3, or (m, H, W); at most 20.
-        worst_values: Their log p(x), (m,), nats, written under them and marked on the axis.
-        elbo: The ELBO of the same data, (n,), nats.
+        worst_values: Their log p(x), nats, written under them and marked on the axis.
+        elbo: The ELBO of the same data, nats.
         worst_captions: A further line under each image, such as its class.
         caveat: Written at the foot.
         value_range: Values of the images drawn black and white, as in :func:`image_grid`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,13 +14,16 @@ from ppl_vae.plots.arguments import ArrayLike, IntervalLike, finite, number, to_
 from ppl_vae.plots.figure import PAPER, SMALL_SIZE, TEXT_SIZE, key, new_figure, tidy, write_foot, write_legend
 from ppl_vae.plots.latent import to_labels
 
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
+
 APPROXIMATION, AMORTISATION = "#56B4E9", "#E69F00"
 
 
 def gaps_by_class(
-    approximation_gap: ArrayLike,
-    amortisation_gap: ArrayLike,
-    labels: ArrayLike | None = None,
+    approximation_gap: Shaped[ArrayLike, " n"],
+    amortisation_gap: Shaped[ArrayLike, " n"],
+    labels: Shaped[ArrayLike, " n"] | None = None,
     *,
     intervals: Mapping[int, IntervalLike] | None = None,
     class_names: Mapping[int, str] | Sequence[str] | None = None,
@@ -37,9 +40,9 @@ def gaps_by_class(
     gaps of hundreds of nats.
 
     Args:
-        approximation_gap: (n,), nats. Data with a part that is not finite are left out and counted.
-        amortisation_gap: (n,), nats.
-        labels: Integer classes, (n,), at most 50; without them there is one bar.
+        approximation_gap: Nats per datum. Data with a part that is not finite are left out and counted.
+        amortisation_gap: Nats per datum.
+        labels: Integer classes, at most 50; without them there is one bar.
         intervals: By class, the interval of its mean sum: a pair (low, high) or an object with these attributes.
         class_names: Names of the classes, by class or in order from 0.
         order: ``"gap"``, or ``"class"`` for the classes in their own order, to compare two models side by side.

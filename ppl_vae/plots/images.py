@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 from ppl_vae.plots.arguments import ArrayLike, to_array
 from ppl_vae.plots.figure import SMALL_SIZE, TEXT_SIZE, WIDTH, fitted, write_labels
 from ppl_vae.plots.mosaics import apart, gap_of, image_figure, near_square, to_mosaic, to_tiles
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 def image_grid(
@@ -256,7 +260,7 @@ def latent_grid(
     return figure
 
 
-def grid_points(low: float = -2.0, high: float = 2.0, step: float = 0.2) -> Tensor:
+def grid_points(low: float = -2.0, high: float = 2.0, step: float = 0.2) -> Float[Tensor, "n n 2"]:
     """Return a square grid of two-dimensional z; the default is the article's, {-2.0, -1.8, ..., 1.8} squared.
 
     Coordinates are low + index * step in decimal arithmetic, each rounded once. Adding up 0.2 would drift, and
@@ -268,7 +272,7 @@ def grid_points(low: float = -2.0, high: float = 2.0, step: float = 0.2) -> Tens
         step: Distance between neighbours.
 
     Returns:
-        Points of shape (n, n, 2), in the default dtype; ``[i, j]`` is (low + i * step, low + j * step).
+        Points, in the default dtype; ``[i, j]`` is (low + i * step, low + j * step).
 
     Raises:
         ValueError: If ``low`` is not below ``high``, or ``step`` is not positive.

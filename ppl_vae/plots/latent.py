@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -28,6 +28,9 @@ from ppl_vae.plots.figure import (
     write_legend,
 )
 
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
+
 # the eight colours of Okabe & Ito (2008), distinct with any colour vision
 CLASS_COLOURS = (
     *("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442"),
@@ -38,7 +41,12 @@ MORE = ": a latent of more dimensions needs a projection or a choice of two firs
 BESIDE = (1.02, 0.0, 0.03, 1.0)  # the place of a colour bar, in units of the plane
 
 
-def latent_scatter(means: ArrayLike, labels: ArrayLike | None = None, *, caveat: str | None = None) -> Figure:
+def latent_scatter(
+    means: Shaped[ArrayLike, "n 2"],
+    labels: Shaped[ArrayLike, " n"] | None = None,
+    *,
+    caveat: str | None = None,
+) -> Figure:
     """Plot posterior means in a two-dimensional latent plane, coloured by class.
 
     The picture spans 99% of the points in each direction, with a margin. Points beyond are not drawn, and a
@@ -46,8 +54,8 @@ def latent_scatter(means: ArrayLike, labels: ArrayLike | None = None, *, caveat:
     whether together they fill the prior.
 
     Args:
-        means: Posterior means, of shape (n, 2).
-        labels: Integer classes, of shape (n,), at most 50 of them; up to ten get a legend, more a colour bar.
+        means: Posterior means.
+        labels: Integer classes, at most 50 of them; up to ten get a legend, more a colour bar.
         caveat: Written at the foot.
 
     Returns:
@@ -93,8 +101,8 @@ def latent_scatter(means: ArrayLike, labels: ArrayLike | None = None, *, caveat:
 
 
 def latent_map(
-    means: ArrayLike,
-    values: ArrayLike,
+    means: Shaped[ArrayLike, "n 2"],
+    values: Shaped[ArrayLike, " n"],
     *,
     label: str = "gap, nats",
     prior_circles: bool = False,
@@ -108,8 +116,8 @@ def latent_map(
     the points in each direction.
 
     Args:
-        means: Posterior means, (n, 2). Data with a mean or value that is not finite are left out and counted.
-        values: The number of each datum, (n,).
+        means: Posterior means. Data with a mean or value that is not finite are left out and counted.
+        values: The number of each datum.
         label: The name of the values, with their unit.
         prior_circles: Whether to draw the circles of 1, 2 and 3 sigma of a prior N(0, I).
         caveat: Written at the foot.

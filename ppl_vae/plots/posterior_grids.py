@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage
 
 from ppl_vae.plots.arguments import ArrayLike, to_array, to_points
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Shaped
+
 MOST_VIEWS = 3
 MASSES = {1: 1 - math.exp(-0.5), 2: 1 - math.exp(-2.0)}  # of a normal in the plane, within 1 and 2 standard deviations
 
 
 def posterior_close_ups(
-    log_posterior: ArrayLike,
+    log_posterior: Shaped[ArrayLike, "n S S"],
     extents: ArrayLike,
-    q_mean: ArrayLike,
-    q_covariance: ArrayLike,
+    q_mean: Shaped[ArrayLike, "n 2"],
+    q_covariance: Shaped[ArrayLike, "n 2 2"],
     *,
     mass: float = 0.999,
     num_sigmas: float = 3.0,
-) -> np.ndarray:
+) -> Float[np.ndarray, "n 2 4"]:
     r"""Return the close-ups of each datum for :func:`true_posteriors`: a square for p(z|x) and q(z|x), or one for each.
 
     The box of p(z|x) comes from the smallest set of cells that holds the share `mass` of the grid. It surrounds the
@@ -33,15 +37,15 @@ def posterior_close_ups(
     or between nodes further apart than two standard deviations of the posterior.
 
     Args:
-        log_posterior: log p(z|x), normalised or not, on a grid for each datum, (n, S, S); first index z1.
+        log_posterior: log p(z|x), normalised or not, on a grid for each datum; first index z1.
         extents: First and last nodes, (left, right, bottom, top): (4,) or (n, 4).
-        q_mean: Means of q(z|x), (n, 2).
-        q_covariance: Covariances of q(z|x), (n, 2, 2).
+        q_mean: Means of q(z|x).
+        q_covariance: Covariances of q(z|x).
         mass: The share of the posterior's mass to show.
         num_sigmas: The number of standard deviations of q to show.
 
     Returns:
-        Extents (left, right, bottom, top), (n, 2, 4), float64. Where one square holds both, the second of a datum is
+        Extents (left, right, bottom, top), float64. Where one square holds both, the second of a datum is
         NaN. Otherwise the first is that of p(z|x) and the second that of q(z|x).
 
     Raises:

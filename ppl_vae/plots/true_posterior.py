@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -30,6 +30,9 @@ from ppl_vae.plots.figure import (
 from ppl_vae.plots.mosaics import CELLS, GREY, to_tiles
 from ppl_vae.plots.posterior_grids import MASSES, held_by_q, levels_of, to_normals, to_views
 
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
+
 MOST_DATA = 6
 DEPTHS = (0, 1, 3, 10, 30, 100, 300)  # edges of the colours, nats below the peak: a mode is 0.05 wide, the plane 8
 STYLES: dict[int, Any] = {1: "-", 2: (0, (3.5, 1.8))}
@@ -43,12 +46,12 @@ def true_posteriors(
     images: ArrayLike,
     log_posterior: ArrayLike,
     extents: ArrayLike,
-    q_mean: ArrayLike,
-    q_covariance: ArrayLike,
+    q_mean: Shaped[ArrayLike, "n 2"],
+    q_covariance: Shaped[ArrayLike, "n 2 2"],
     captions: Sequence[str] | None = None,
     *,
-    log_evidence: ArrayLike | None = None,
-    elbo: ArrayLike | None = None,
+    log_evidence: Shaped[ArrayLike, " n"] | None = None,
+    elbo: Shaped[ArrayLike, " n"] | None = None,
     caveat: str | None = None,
     value_range: tuple[float, float] | None = None,
 ) -> Figure:
@@ -69,11 +72,11 @@ def true_posteriors(
         extents: First and last nodes of the grids, (left, right, bottom, top) = (lowest z1, highest z1, lowest z2,
             highest z2): (n, 4) or (n, V, 4). The first view is the widest and shows the others as boxes;
             `posterior_close_ups` chooses those. Where extents are NaN, the datum has no such view.
-        q_mean: Means of q(z|x), (n, 2).
-        q_covariance: Covariances of q(z|x), (n, 2, 2).
+        q_mean: Means of q(z|x).
+        q_covariance: Covariances of q(z|x).
         captions: A few words about each datum.
-        log_evidence: log p(x), (n,), nats, written over each row.
-        elbo: The ELBO, (n,), nats, written there too; with both given, so is their difference, KL(q(z|x) || p(z|x)).
+        log_evidence: log p(x), nats, written over each row.
+        elbo: The ELBO, nats, written there too; with both given, so is their difference, KL(q(z|x) || p(z|x)).
         caveat: Written at the foot.
         value_range: Values of the images drawn black and white, as in :func:`image_grid`.
 

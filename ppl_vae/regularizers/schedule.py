@@ -2,12 +2,15 @@ r"""A weight that changes during training; it is a tensor, so a captured graph s
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ppl_vae._validation import check_choice, check_positive_int
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 Shape = Literal["constant", "linear", "cyclical", "sigmoid"]
 
@@ -72,8 +75,8 @@ class Schedule(nn.Module):
         """Return the settings for ``repr``."""
         return f"{self.shape}, {self.start} to {self.stop} in {self.steps} steps"
 
-    def forward(self) -> Tensor:
-        """Return the weight at this step, shape (), and count the step if gradients are recorded."""
+    def forward(self) -> Float[Tensor, ""]:
+        """Return the weight at this step, and count the step if gradients are recorded."""
         share = (self.step / self.steps).clamp(max=1.0)
         if self.shape == "constant":
             share = torch.ones_like(share)
