@@ -13,12 +13,14 @@ import yaml
 from pyro.infer import ELBO as PyroELBO
 
 from ppl_vae._validation import check_positive_int
+from ppl_vae.comparison.words import at_k, one_line
 from ppl_vae.configuration.pieces import KINDS
 from ppl_vae.objectives.estimate import Estimate, Objective
 from ppl_vae.objectives.log_weights import LogWeights
 from ppl_vae.objectives.losses import as_loss
 
 _UNSAID = ("num_particles", "vectorize_particles", "max_plate_nesting")  # left out of names; K is shown beside a name
+_OF_FUNCTIONS = {"max_plate_nesting": 1, "latents": "pathwise", "reference": None}  # attributes, and what holds without
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,13 @@ class Contenders(Sequence[Contender]):
     def __getitem__(self, index: Any) -> Any:
         return self.items[index]
 
-    def __iter__(self) -> Iterator[Contender]:
-        return iter(self.items)
-
 
 @dataclass(frozen=True)
 class FunctionOfLogWeights:
     """A bare function of log-weights, with its number of particles.
+
+    It has the attributes by which the function says how latents are drawn (``latents``, ``max_plate_nesting``) and
+    which objective's gradient it estimates (``reference``).
 
     Args:
         function: ``function(log_weights)`` -> (batch,) or an `Estimate`.
@@ -82,25 +84,15 @@ class FunctionOfLogWeights:
         """Return the function's estimate for each datum."""
         return self.function(log_weights)
 
-    @property
-    def max_plate_nesting(self) -> int:
-        """The function's attribute ``max_plate_nesting``; 1 if it has none."""
-        return getattr(self.function, "max_plate_nesting", 1)
-
-    @property
-    def latents(self) -> Any:
-        """The function's attribute ``latents``, how latents are drawn; ``"pathwise"`` if it has none."""
-        return getattr(self.function, "latents", "pathwise")
+    def __getattr__(self, name: str) -> Any:
+        if name not in _OF_FUNCTIONS:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return getattr(self.function, name, _OF_FUNCTIONS[name])
 
     @property
     def __name__(self) -> str:
         """The function's name, for messages."""
         return _name_of(self.function)
-
-    @property
-    def reference(self) -> object | None:
-        """The function's attribute ``reference``, the objective whose gradient it estimates; None if it has none."""
-        return getattr(self.function, "reference", None)
 
 
 class _Entry(NamedTuple):
@@ -139,8 +131,11 @@ def contenders(objectives: object, particles: int | Iterable[int] = (1, 8, 64)) 
         >>> [(c.name, c.num_particles) for c in contenders(["ELBO", "ArticleELBO(eps=0.0)"], [1, 8])]
         [('ELBO', 1), ('ELBO', 8), ('ArticleELBO(eps=0.0)', 1), ('ArticleELBO(eps=0.0)', 8)]
     """
-    several = check_particles(particles)
-    found: list[Contender] = []
+    several = tuple(particles) if isinstance(particles, Iterable) else (particles,)
+    if not several:
+        raise ValueError("particles is empty; expected at least one positive integer, such as (1, 8, 64)")
+    several = tuple(dict.fromkeys(check_positive_int(k, "particles") for k in several))
+    found: dict[tuple[str, int], Contender] = {}
     undefined: list[Undefined] = []
     for entry in _entries(objectives):
         for k in several[:1] if entry.once else several:
@@ -149,31 +144,21 @@ def contenders(objectives: object, particles: int | Iterable[int] = (1, 8, 64)) 
             except (ValueError, AssertionError) as error:  # Pyro refuses by assertions
                 if entry.once:
                     raise
-                undefined.append(Undefined(entry.name, k, " ".join(str(error).split())))
+                undefined.append(Undefined(entry.name, k, one_line(error)))
                 continue
             as_loss(objective)  # raises for an objective without a value or a gradient
-            found.append(Contender(entry.name, getattr(objective, "num_particles", 1), objective))
-    seen: set[tuple[str, int]] = set()
-    for contender in found:
-        key = (contender.name, contender.num_particles)
-        if key in seen:
-            raise ValueError(
-                f"objectives has two called {contender.name!r} at K = {contender.num_particles}; give one another name "
-                "by a mapping, {'my name': objective}"
-            )
-        seen.add(key)
+            contender = Contender(entry.name, getattr(objective, "num_particles", 1), objective)
+            key = contender.name, contender.num_particles
+            if key in found:
+                raise ValueError(
+                    f"objectives has two called {key[0]!r} at K = {key[1]}; give one another name by a mapping, "
+                    "{'my name': objective}"
+                )
+            found[key] = contender
     if not found:
-        why = f": {undefined[0].name} at K = {undefined[0].num_particles}: {undefined[0].reason}" if undefined else ""
+        why = f": {at_k(undefined[0])}: {undefined[0].reason}" if undefined else ""
         raise ValueError(f"objectives leave nothing to compare{why}")
-    return Contenders(tuple(found), tuple(undefined))
-
-
-def check_particles(particles: int | Iterable[int]) -> tuple[int, ...]:
-    """Return the numbers of particles as a tuple without repetitions."""
-    several = tuple(particles) if isinstance(particles, Iterable) else (particles,)
-    if not several:
-        raise ValueError("particles is empty; expected at least one positive integer, such as (1, 8, 64)")
-    return tuple(dict.fromkeys(check_positive_int(k, "particles") for k in several))
+    return Contenders(tuple(found.values()), tuple(undefined))
 
 
 def _entries(objectives: object) -> Iterator[_Entry]:
@@ -190,10 +175,10 @@ def _entries(objectives: object) -> Iterator[_Entry]:
 def _entry(entry: Any) -> _Entry:
     if isinstance(entry, str):
         return _from_text(entry)
-    if isinstance(entry, functools.partial) and inspect.isclass(entry.func):
-        return _from_factory(entry.func, dict(entry.keywords), entry)
     if inspect.isclass(entry):
-        return _from_factory(entry, {}, entry)
+        entry = functools.partial(entry)
+    if isinstance(entry, functools.partial) and inspect.isclass(entry.func):
+        return _from_class(entry, entry.func.__name__)
     if inspect.isroutine(entry) or isinstance(entry, functools.partial):
         if _takes_particles(entry):
             return _Entry(_name_of(entry), lambda k: entry(num_particles=k), once=False)
@@ -212,27 +197,21 @@ def _from_text(text: str) -> _Entry:
     match = re.fullmatch(r"\s*([^()\s]+)\s*(?:\((.*)\))?\s*", text, re.DOTALL)
     if match is None:
         raise ValueError(f"objective is {text!r}; expected a name, with arguments in brackets: 'MIWAE(groups=4)'")
-    name, inside = match[1], match[2]
-    target = kind.find(name, "objective")
-    given = {key: yaml.safe_load(value) for key, value in _arguments(inside or "", text)}
+    target = kind.find(match[1], "objective")
+    given: dict[str, Any] = {}
+    for part in split_at_commas(match[2] or ""):
+        key, equals, value = part.partition("=")
+        if not equals or not key.strip().isidentifier():
+            raise ValueError(f"objective is {text!r}, where {part!r} is no argument; expected name=value")
+        given[key.strip()] = yaml.safe_load(value.strip())
     try:
         arguments = kind.arguments(target, "objective").objects(given) if given or inspect.isclass(target) else {}
     except ValueError as error:
-        raise ValueError(re.sub(r"^--objective\.?", f"objective {name}: ", str(error))) from error
-    short = name.rpartition(".")[2]
+        raise ValueError(re.sub(r"^--objective\.?", f"objective {match[1]}: ", str(error))) from error
+    short = match[1].rpartition(".")[2]
     if not inspect.isclass(target):
         return _Entry(short, functools.partial(FunctionOfLogWeights, target), once=False)
-    said = {key: arguments[key] for key in given}
-    return _from_factory(target, said, functools.partial(target, **said), short)
-
-
-def _arguments(text: str, whole: str) -> Iterator[tuple[str, str]]:
-    """Split ``"a=1, b=[2, 3]"`` into ``("a", "1"), ("b", "[2, 3]")``; commas inside brackets belong to a value."""
-    for part in split_at_commas(text):
-        key, equals, value = part.partition("=")
-        if not equals or not key.strip().isidentifier():
-            raise ValueError(f"objective is {whole!r}, where {part!r} is no argument; expected name=value")
-        yield key.strip(), value.strip()
+    return _from_class(functools.partial(target, **{key: arguments[key] for key in given}), short)
 
 
 def split_at_commas(text: str) -> list[str]:
@@ -260,28 +239,25 @@ def split_at_commas(text: str) -> list[str]:
     return [part for part in parts if part]
 
 
-def _from_factory(target: type, given: dict[str, Any], factory: Callable[..., Any], name: str | None = None) -> _Entry:
-    """Return the entry of a class with its given arguments."""
-    name = _with_arguments(name or target.__name__, given)
-    once = "num_particles" in given or not _takes_particles(target)
-    vectorizes = issubclass(target, PyroELBO) and "vectorize_particles" not in given
+def _from_class(factory: functools.partial[Any], name: str) -> _Entry:
+    """Return the entry of a class with some arguments."""
+    target: Any = factory.func
+    once = "num_particles" in factory.keywords or not _takes_particles(target)
+    vectorizes = issubclass(target, PyroELBO) and "vectorize_particles" not in factory.keywords
 
     def make(k: int) -> Any:
-        k = given.get("num_particles", k)
+        k = factory.keywords.get("num_particles", k)
         options = ({} if once else {"num_particles": k}) | ({"vectorize_particles": k > 1} if vectorizes else {})
         return factory(**options)
 
-    return _Entry(name, make, once)
+    return _Entry(_with_arguments(name, factory.keywords), make, once)
 
 
 def _takes_particles(target: Any) -> bool:
     """Return whether a class or function has a parameter ``num_particles``, or passes one on to a base class."""
     owners = [c for c in target.__mro__ if "__init__" in vars(c)] if inspect.isclass(target) else [target]
     for owner in owners:
-        try:
-            parameters = inspect.signature(owner).parameters
-        except (ValueError, TypeError):  # a callable written in C has no signature
-            return False
+        parameters = _parameters(owner)
         if "num_particles" in parameters:
             return True
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -289,13 +265,21 @@ def _takes_particles(target: Any) -> bool:
     return False
 
 
+def _parameters(target: Any) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(target).parameters
+    except (ValueError, TypeError):  # a callable written in C has no signature
+        return {}
+
+
 def _with_arguments(name: str, arguments: Mapping[str, Any]) -> str:
-    said = ", ".join(f"{key}={_shown(value)}" for key, value in arguments.items() if key not in _UNSAID)
-    return f"{name}({said})" if said else name
+    said = {key: value for key, value in arguments.items() if key not in _UNSAID}
+    words = [f"{key}={value if _is_plain(value) else one_line(repr(value))}" for key, value in said.items()]
+    return f"{name}({', '.join(words)})" if words else name
 
 
-def _shown(value: object) -> str:
-    return str(value) if isinstance(value, (bool, int, float, str)) else re.sub(r"\s+", " ", repr(value))
+def _is_plain(value: object) -> bool:
+    return isinstance(value, (bool, int, float, str))
 
 
 def _name_of(function: Any) -> str:
@@ -306,15 +290,7 @@ def _name_of(function: Any) -> str:
 
 def _name_of_instance(objective: Any) -> str:
     """Return the class name with the plain arguments (numbers, strings, booleans) that differ from the defaults."""
-    name = type(objective).__name__
-    try:
-        parameters = inspect.signature(type(objective)).parameters
-    except (ValueError, TypeError):
-        return name
-    told = {
-        key: getattr(objective, key)
-        for key, parameter in parameters.items()
-        if isinstance(getattr(objective, key, None), (bool, int, float, str))
-        and getattr(objective, key) != parameter.default
-    }
-    return _with_arguments(name, told)
+    parameters = _parameters(type(objective))
+    told = {key: getattr(objective, key, None) for key in parameters}
+    told = {key: value for key, value in told.items() if _is_plain(value) and value != parameters[key].default}
+    return _with_arguments(type(objective).__name__, told)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_vae.comparison.fixed.moments import Resamples, moments
+from ppl_vae.comparison.fixed.figures import Resamples, moments
 from ppl_vae.comparison.fixed.records import Layout, Record, new_records
 from ppl_vae.comparison.fixed.signal_to_noise import signal_to_noise
 from ppl_vae.comparison.statistics.measured import measured

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_vae.objectives.losses import Program
 from ppl_vae.vae import VAE
@@ -67,12 +67,11 @@ def find_parameters(
             raise ValueError(
                 "the program has no parameter to differentiate by; register networks with pyro.module or use pyro.param"
             )
-        names = _by_piece(vae, leaves) if vae is not None else {}
+        names = {} if vae is None else _by_piece(vae, leaves)
         if name_block is not None:
             names = {name: name_block(_readable(name, vae)) for name in leaves}
         elif len(names) < len(leaves):
-            sides = _by_side(leaves, guide_trace, model_trace, set(of_guide.trace.nodes))
-            names = {name: names.get(name, sides[name]) for name in leaves}
+            names = {**_by_side(leaves, guide_trace, model_trace, set(of_guide.trace.nodes)), **names}
     order = dict.fromkeys([*(b for b, _ in _PIECES), "guide", "model", *names.values()])
     blocks = {b: tuple(i for i, name in enumerate(leaves) if names[name] == b) for b in order if b is not None}
     blocks = {block: places for block, places in blocks.items() if places}
@@ -93,32 +92,23 @@ def _leaves(sites: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _by_piece(vae: VAE, leaves: Mapping[str, Tensor]) -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
-    for block, role in _PIECES:
-        piece = getattr(vae, role)
-        own = {id(p) for p in piece.parameters()} if isinstance(piece, torch.nn.Module) else set()
-        for name, leaf in leaves.items():
-            if id(leaf) in own:
-                found.setdefault(name, block)
-    return found
+    pieces = [(block, getattr(vae, role)) for block, role in reversed(_PIECES)]  # the first owner of a leaf comes last
+    owners = {id(p): block for block, piece in pieces if isinstance(piece, nn.Module) for p in piece.parameters()}
+    return {name: owners[id(leaf)] for name, leaf in leaves.items() if id(leaf) in owners}
 
 
 def _by_side(
     leaves: Mapping[str, Tensor], guide_trace: poutine.Trace, model_trace: poutine.Trace, seen_by_guide: set[str]
-) -> dict[str, str]:
+) -> dict[str, str | None]:
     draws, densities = [], []
     for site in _samples(guide_trace):
         draws.append(site["value"])
         densities.append(site["fn"].log_prob(site["value"].detach()))
     of_guide = _reached([*draws, *densities], leaves)
     of_model = _reached([site["fn"].log_prob(site["value"]) for site in _samples(model_trace)], leaves)
-    sides = {}
-    for name in leaves:
-        both = name in of_guide, name in of_model
-        if both == (False, False):
-            both = (name in seen_by_guide, name not in seen_by_guide)
-        sides[name] = {(True, True): "shared", (True, False): "guide", (False, True): "model"}[both]
-    return sides
+    sides: dict[str, str | None] = {name: "guide" if name in seen_by_guide else "model" for name in leaves}
+    sides |= dict.fromkeys(of_guide, "guide") | dict.fromkeys(of_model, "model")
+    return sides | dict.fromkeys(of_guide & of_model, "shared")
 
 
 def _samples(trace: poutine.Trace) -> list[Any]:

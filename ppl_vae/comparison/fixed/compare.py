@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,13 @@ from ppl_vae._scopes import evaluation_mode
 from ppl_vae._validation import check_positive_int
 from ppl_vae.capture import buffers_of, modules_of, untouched
 from ppl_vae.comparison.contenders import contenders
-from ppl_vae.comparison.fixed.batch import known_evidence, take_batch
 from ppl_vae.comparison.fixed.blocks import NameBlock, find_parameters
 from ppl_vae.comparison.fixed.comparison import Comparison
-from ppl_vae.comparison.fixed.results import Row
+from ppl_vae.comparison.fixed.results import KnownEvidence, Row
 from ppl_vae.comparison.fixed.rows import LEAST_REPLICATES, Progress, Rows
+from ppl_vae.comparison.words import one_line
 from ppl_vae.data import Split
+from ppl_vae.evidence.log_evidence import log_evidence as find_log_evidence
 from ppl_vae.evidence.results import Evidence
 from ppl_vae.objectives.losses import Program
 from ppl_vae.vae import VAE
@@ -116,47 +117,106 @@ def compare(
     pair: Program = (program.model, program.guide) if isinstance(program, VAE) else program
     chosen = contenders(objectives, particles)
     modules = modules_of(*pair)
-    mode = evaluation_mode(*modules) if evaluation else nullcontext()
-    with mode, untouched(buffers_of(modules)):
+    told = progress or (lambda text: None)
+    with evaluation_mode(*modules) if evaluation else nullcontext(), untouched(buffers_of(modules)):
         torch.manual_seed(seed)
-        batch = take_batch(data, size, modules)
-        parameters = find_parameters(pair, batch.tensors, vae=vae, name_block=blocks)
-        told = progress or _silent
+        batch = _take_batch(data, size, modules)
+        parameters = find_parameters(pair, batch, vae=vae, name_block=blocks)
         told("log p(x)")
-        evidence, note = known_evidence(program, batch, log_evidence, seed)
-        rows = Rows(pair, batch, parameters, replicates, seed, minibatch, reference, evidence, told, [])
-        found: dict[int, Row] = {}
+        known, note = _known_evidence(program, batch, log_evidence, seed)
+        notes = [] if note is None else [note]
+        rows = Rows(pair, batch, parameters, replicates, seed, minibatch, reference, known, told, notes)
+        found: list[Row] = []
         for k in sorted({c.num_particles for c in chosen}):
-            found |= rows.of({i: c for i, c in enumerate(chosen) if c.num_particles == k})
-    order = sorted(found, key=lambda i: (found[i].num_particles, i))
-    notes = [*([note] if note else []), *rows.notes]
+            found += rows.of([c for c in chosen if c.num_particles == k])
     if evaluation and any(m.training and isinstance(m, _HAVE_MODES) for module in modules for m in module.modules()):
         notes.append("modules were in evaluation mode: no dropout, and batch normalisation by its running statistics")
     leaf = next(iter(parameters.leaves.values()))
-    return Comparison(
-        rows=tuple(found[i] for i in order),
-        undefined=chosen.undefined,
-        evidence=evidence,
-        replicates=replicates,
-        seed=seed,
-        data_shape=tuple(batch.x.shape),
-        machine=_machine(leaf),
-        seconds=time.perf_counter() - began,
-        notes=tuple(dict.fromkeys(notes)),
-        split_size=len(data) if isinstance(data, Split) and len(data) > len(batch.x) else None,
-    )
-
-
-def _machine(leaf: Tensor) -> dict[str, Any]:
-    name = torch.cuda.get_device_name(leaf.device) if leaf.is_cuda else processor()
-    return {
+    machine = {
         "device": str(leaf.device),
-        "name": name,
+        "name": torch.cuda.get_device_name(leaf.device) if leaf.is_cuda else processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "dtype": str(leaf.dtype).removeprefix("torch."),
     }
+    return Comparison(
+        rows=tuple(found),
+        undefined=chosen.undefined,
+        evidence=known,
+        replicates=replicates,
+        seed=seed,
+        data_shape=tuple(batch[0].shape),
+        machine=machine,
+        seconds=time.perf_counter() - began,
+        notes=tuple(dict.fromkeys(notes)),
+        split_size=len(data) if isinstance(data, Split) and len(data) > len(batch[0]) else None,
+    )
 
 
-def _silent(text: str) -> None:
-    pass
+def _take_batch(
+    data: Tensor | tuple[Tensor, ...] | Split, size: int, modules: Sequence[nn.Module]
+) -> tuple[Tensor, ...]:
+    """Return the batch, on the device of the parameters.
+
+    Args:
+        data: One tensor, several, or a split.
+        size: The number of rows taken from a split.
+        modules: The modules of the program.
+
+    Raises:
+        TypeError: If the data are none of these.
+        ValueError: If the data are empty.
+    """
+    if isinstance(data, Split):
+        columns = data.head(check_positive_int(size, "compare: size")).columns
+        tensors = tuple(column for column in columns if isinstance(column, Tensor))
+    else:
+        tensors = (data,) if isinstance(data, Tensor) else tuple(data) if isinstance(data, (tuple, list)) else ()
+    if not tensors or not all(isinstance(t, Tensor) for t in tensors):
+        raise TypeError(
+            f"compare: data is a {type(data).__name__}; expected the batch as a tensor, a tuple of tensors, or a split "
+            "such as data.load('digits').test"
+        )
+    if not tensors[0].dim() or not len(tensors[0]):
+        raise ValueError(f"compare: data has shape {tuple(tensors[0].shape)}; expected (batch, ...), batch > 0")
+    like = next((p for module in modules for p in module.parameters()), torch.empty(0))
+    return tuple(t.detach().to(like.device).contiguous() for t in tensors)
+
+
+def _known_evidence(
+    program: VAE | Program, batch: tuple[Tensor, ...], given: Tensor | Evidence | float | None, seed: int
+) -> tuple[KnownEvidence | None, str | None]:
+    """Return the mean of log p(x) over the batch, and a note for the reader if it is not exact.
+
+    Args:
+        program: The `VAE`, or model and guide.
+        batch: The data.
+        given: log p(x) if it is known: the mean, one number for each datum, or an `Evidence` with its error.
+        seed: For an estimate.
+
+    Raises:
+        ValueError: If `given` has another number of data.
+    """
+    if given is not None and not isinstance(given, Evidence):
+        values = torch.as_tensor(given).detach().double()
+        if values.dim() and values.shape != (len(batch[0]),):
+            raise ValueError(
+                f"compare: log_evidence has shape {tuple(values.shape)}; expected one number for each datum, "
+                f"({len(batch[0])},), or their mean"
+            )
+        return KnownEvidence(float(values.mean()), "given", 0.0, True), None
+    if given is None:
+        try:
+            given = find_log_evidence(program, *batch[:2], seed=seed)
+        except Exception as error:  # a program that trains but has no log p(x): the other figures remain
+            return None, f"log p(x) could not be had: {one_line(error)}"
+    if len(given) != len(batch[0]):
+        raise ValueError(f"compare: log_evidence is of {len(given)} data; expected the {len(batch[0])} of the batch")
+    if given.kind == "exact":
+        wrong, note = float(given.error.mean()), None
+    else:
+        wrong = float(given.error.square().sum().sqrt()) / len(given)
+        bad = int((~given.error.isfinite()).sum())
+        unreliable = f", unreliable for {bad} of {len(given)} data" if bad else ""
+        note = f"log p(x) is an estimate by {given.method}, a {given.kind} bound in expectation{unreliable}"
+    return KnownEvidence(given.mean, given.method, math.inf if math.isnan(wrong) else wrong, note is None), note

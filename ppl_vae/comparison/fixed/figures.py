@@ -1,7 +1,19 @@
-"""The figures of a row, computed from the records of the replicates."""
+r"""The figures of a row, from the records of the replicates: moments of gradients, their bootstrap, weights.
+
+Let :math:`S_g` be the sum of the gradients of a group of :math:`n_g` replicates. The mean over pairs of *different*
+groups
+
+.. math::
+    \frac{\sum_{g \ne h} S_g \cdot S'_h}{\sum_{g \ne h} n_g n_h}
+
+is unbiased for :math:`\mathbb E g \cdot \mathbb E g'`, whatever the noise. In contrast, :math:`\lVert \bar g \rVert^2`
+is too large by :math:`\mathrm{tr} \, \mathrm{Cov}(g) / R`. The Gram matrix of all :math:`S_g` suffices for both.
+"""
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,7 +21,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_vae.comparison.fixed.moments import NUM_RESAMPLES, Resamples, moments
 from ppl_vae.comparison.fixed.records import Record
 from ppl_vae.comparison.fixed.results import Block, KnownEvidence
 from ppl_vae.comparison.fixed.signal_to_noise import signal_to_noise
@@ -18,8 +29,100 @@ from ppl_vae.comparison.statistics.zero_bias import effective_number, zero_bias_
 from ppl_vae.objectives import sample_log_weights
 from ppl_vae.objectives.losses import Program
 
+NUM_RESAMPLES = 1000
+
 _PRECISION = 0.1  # the relative standard error whose cost is reported
 _ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-13}
+
+
+@dataclass(frozen=True)
+class Resamples:
+    """Bootstrap resamples of the groups, the same for every estimator.
+
+    Attributes:
+        weights: How often each group was drawn; the first row has every group once.
+        sizes: Replicates in each group.
+    """
+
+    weights: Tensor
+    sizes: Tensor
+
+    @classmethod
+    def of(cls, sizes: Tensor, seed: int) -> Resamples:
+        """Draw the resamples.
+
+        Args:
+            sizes: Replicates in each group.
+            seed: For the draws.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randint(len(sizes), (NUM_RESAMPLES, len(sizes)), generator=generator)
+        counts = torch.nn.functional.one_hot(drawn, len(sizes)).sum(1).double()
+        return cls(torch.cat([torch.ones(1, len(sizes), dtype=torch.float64), counts]), sizes)
+
+    def products(self, gram: Tensor) -> Tensor:
+        """Return the inner product of two means and its resamples, from their Gram matrix.
+
+        A group that was drawn twice is not two independent groups: pairs of a group with itself never count.
+        """
+        return self._pairs(gram) / self._pairs(self.sizes[:, None] * self.sizes)
+
+    def means(self, sums: Tensor) -> Tensor:
+        """Return the mean over replicates of a number and its resamples, from its sums over groups."""
+        return (self.weights @ sums) / (self.weights @ self.sizes)
+
+    def _pairs(self, gram: Tensor) -> Tensor:
+        w = self.weights
+        return ((w @ gram) * w).sum(1) - w.square() @ gram.diagonal()
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Figures of one block's gradient, each with its bootstrap resamples.
+
+    Attributes:
+        norm_squared: The squared norm of the mean gradient.
+        variance: The trace of the covariance of one gradient.
+        bias_squared: The squared norm of the mean difference from the reference; None without a reference.
+        cosine: The cosine between the mean gradients; None without a reference.
+        is_reference: Whether all gradients equal the reference's, up to rounding.
+    """
+
+    norm_squared: Tensor
+    variance: Tensor
+    bias_squared: Tensor | None = None
+    cosine: Tensor | None = None
+    is_reference: bool = False
+
+
+def moments(record: Record, reference: Record | None, block: str, resamples: Resamples) -> Moments:
+    """Return the moments of one block.
+
+    Args:
+        record: The estimator's record.
+        reference: The record of its reference estimator, from the same noise.
+        block: The block's name.
+        resamples: The resamples of the groups.
+    """
+    own = torch.stack([(a @ a.T).cpu() for a in record.chunks(block)]).sum(0)
+    norm_squared = resamples.products(own)
+    bounds = record.layout.bounds
+    squares = record.squares(block)
+    sums = torch.stack([squares[a:b].sum() for a, b in itertools.pairwise(bounds)])
+    variance = torch.zeros_like(norm_squared) if record.constant else resamples.means(sums) - norm_squared
+    if reference is None:
+        return Moments(norm_squared, variance)
+    products = [
+        torch.stack([a @ b.T, b @ b.T, (a - b) @ (a - b).T]).cpu()
+        for a, b in zip(record.chunks(block), reference.chunks(block), strict=True)
+    ]
+    cross, theirs, difference = torch.stack(products).sum(0)
+    scale = torch.maximum(own.diagonal().sum(), theirs.diagonal().sum())
+    same = bool(difference.diagonal().sum() <= record.layout.tolerance**2 * scale)
+    bias_squared = torch.zeros_like(norm_squared) if same else resamples.products(difference)
+    lengths = norm_squared.clamp(min=0).sqrt() * resamples.products(theirs).clamp(min=0).sqrt()
+    cosine = torch.ones_like(lengths) if same else (resamples.products(cross) / lengths).clamp(-1, 1)
+    return Moments(norm_squared, variance, bias_squared, cosine, same)
 
 
 @dataclass(frozen=True)
@@ -30,7 +133,7 @@ class Figures:
         record: The record of its replicates.
         reference: The record of its reference's replicates; None without a reference.
         resamples: The resamples of the groups.
-        seconds: The times of single steps, (rounds,).
+        seconds: The times of single steps.
         seed: For the other bootstraps.
         ties: The effective number of draws in which several particles share the weight, see `weights_of`; infinite
             where no weights are used.
@@ -43,15 +146,55 @@ class Figures:
     seed: int
     ties: float = math.inf
 
-    def median_seconds(self) -> Measured:
-        """Return the median time of a step, with the interval of the median."""
-        return measured(self.resampled_seconds(), len(self.seconds))
-
-    def resampled_seconds(self) -> Tensor:
-        """Return the median time of a step and its resamples, (1 + B,)."""
+    @functools.cached_property
+    def seconds_resampled(self) -> Tensor:
+        """The median time of a step and its resamples."""
         generator = torch.Generator().manual_seed(self.seed)
         rows = torch.randint(len(self.seconds), (NUM_RESAMPLES, len(self.seconds)), generator=generator)
         return torch.cat([self.seconds.median()[None], self.seconds[rows].median(1).values])
+
+    def block(self, name: str, of_data: Measured | None) -> Block:
+        """Return the figures of one block.
+
+        Args:
+            name: The block's name.
+            of_data: The noise of the choice of data, if it was measured.
+        """
+        record, reference, resamples = self.record, self.reference, self.resamples
+        layout, groups = record.layout, len(resamples.sizes)
+        found = moments(record, reference, name, resamples)
+        rounding = _ROUNDING.get(layout.leaves[0].dtype, 1e-3)
+        noise = signal_to_noise(record.kept(name), rounding=rounding, seed=self.seed)
+        steps = found.variance / found.norm_squared / _PRECISION**2
+        steps = torch.where(found.norm_squared > 0, steps, math.inf).clamp(min=1.0)  # at least one step
+        cost = steps * self.seconds_resampled
+        bias = bias_p = cosine = unclear = None
+        if reference is not None:
+            assert found.bias_squared is not None
+            assert found.cosine is not None
+            bias = measured(found.bias_squared.clamp(min=0).sqrt(), groups)
+            p = zero_bias_p(record.projected(name), reference.projected(name), layout.tolerance, self.ties)
+            bias_p = 1.0 if found.is_reference else p
+            if bias_p is None:
+                unclear = f"its paired differences are too heavy-tailed for {layout.replicates:,} replicates"
+            cosine = measured(found.cosine, groups)
+        return Block(
+            size=sum(layout.leaves[i].numel() for i in layout.blocks[name]),
+            dead=record.num_dead(name),
+            norm=measured(found.norm_squared.clamp(min=0).sqrt(), groups),
+            variance=measured(found.variance.clamp(min=0), groups),
+            snr=noise.median,
+            snr_quartiles=noise.quartiles,
+            snr_floor=noise.floor,
+            bias=bias,
+            bias_p=bias_p,
+            cosine=cosine,
+            is_reference=found.is_reference,
+            bias_unclear=unclear,
+            minibatch_variance=of_data,
+            seconds_to_tenth=measured(cost, groups),
+            resampled={"snr": noise.resampled, "seconds_to_tenth": cost},
+        )
 
 
 def value_of(record: Record, evidence: KnownEvidence | None) -> tuple[float, float, Measured | None]:
@@ -65,51 +208,6 @@ def value_of(record: Record, evidence: KnownEvidence | None) -> tuple[float, flo
     t = t_quantile(len(values))
     half = t * error + evidence.error if evidence.exact else t * math.hypot(error, evidence.error)
     return value, error, Measured(bias, bias - half, bias + half)
-
-
-def block_of(figures: Figures, name: str, of_data: Measured | None) -> Block:
-    """Return the figures of one block.
-
-    Args:
-        figures: The data behind them.
-        name: The block's name.
-        of_data: The noise of the choice of data, if it was measured.
-    """
-    record, reference, resamples = figures.record, figures.reference, figures.resamples
-    layout, groups = record.layout, len(resamples.sizes)
-    found = moments(record, reference, name, resamples)
-    rounding = _ROUNDING.get(layout.leaves[0].dtype, 1e-3)
-    noise = signal_to_noise(record.kept(name), rounding=rounding, seed=figures.seed)
-    steps = found.variance / found.norm_squared / _PRECISION**2
-    steps = torch.where(found.norm_squared > 0, steps, math.inf).clamp(min=1.0)  # at least one step
-    cost = steps * figures.resampled_seconds()
-    bias = bias_p = cosine = unclear = None
-    if reference is not None:
-        assert found.bias_squared is not None
-        assert found.cosine is not None
-        bias = measured(found.bias_squared.clamp(min=0).sqrt(), groups)
-        p = zero_bias_p(record.projected(name), reference.projected(name), layout.tolerance, figures.ties)
-        bias_p = 1.0 if found.is_reference else p
-        if bias_p is None:
-            unclear = f"its paired differences are too heavy-tailed for {layout.replicates:,} replicates"
-        cosine = measured(found.cosine, groups)
-    return Block(
-        size=sum(layout.leaves[i].numel() for i in layout.blocks[name]),
-        dead=record.num_dead(name),
-        norm=measured(found.norm_squared.clamp(min=0).sqrt(), groups),
-        variance=measured(found.variance.clamp(min=0), groups),
-        snr=noise.median,
-        snr_quartiles=noise.quartiles,
-        snr_floor=noise.floor,
-        bias=bias,
-        bias_p=bias_p,
-        cosine=cosine,
-        is_reference=found.is_reference,
-        bias_unclear=unclear,
-        minibatch_variance=of_data,
-        seconds_to_tenth=measured(cost, groups),
-        resampled={"snr": noise.resampled, "seconds_to_tenth": cost},
-    )
 
 
 class Weights(NamedTuple):

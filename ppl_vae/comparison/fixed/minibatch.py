@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ppl_vae.comparison.fixed.moments import Resamples
+from ppl_vae.comparison.fixed.figures import Resamples
 from ppl_vae.comparison.fixed.steps import Stepper
 from ppl_vae.comparison.statistics.measured import Measured, measured
 
@@ -42,28 +43,23 @@ def minibatch_variance(
         return {}
     calls = max(1, math.ceil(replicates / size / 2))  # in each half
     seeds = torch.randint(2**32, (num_data, 2, calls), generator=torch.Generator().manual_seed(seed)).tolist()
-    sums: list[Tensor] | None = None
-    for i in range(num_data):
+    sums: dict[int, Tensor] = {}  # of each half of a datum's draws, (data, 2, numel)
+    for i, half, call in itertools.product(range(num_data), range(2), range(calls)):
+        torch.manual_seed(seeds[i][half][call])
         copies = [t[i : i + 1].repeat(size, *(1,) * (t.dim() - 1)) for t in tensors]
-        for half in range(2):
-            for one in seeds[i][half]:
-                torch.manual_seed(one)
-                gradients = stepper(*copies).gradients
-                if sums is None:
-                    sums = [torch.zeros(0) if g is None else g.new_zeros(num_data, 2, g.numel()) for g in gradients]
-                for total, gradient in zip(sums, gradients, strict=True):
-                    if gradient is not None:
-                        total[i, half].add_(gradient.detach().reshape(-1))
-    assert sums is not None
+        for place, gradient in enumerate(stepper(*copies).gradients):
+            if gradient is not None:
+                if place not in sums:
+                    sums[place] = gradient.new_zeros(num_data, 2, gradient.numel())
+                sums[place][i, half].add_(gradient.detach().reshape(-1))
     resamples = Resamples.of(torch.ones(num_data, dtype=torch.float64), seed)
     found = {}
     for block, places in blocks.items():
         gram = torch.zeros(2 * num_data, 2 * num_data, dtype=torch.float64)
-        for place in places:
-            if sums[place].numel():
-                for piece in sums[place].flatten(0, 1).split(_CHUNK, 1):
-                    piece = piece.double()
-                    gram += (piece @ piece.T).cpu()
+        for total in (sums[place] for place in places if place in sums):
+            for piece in total.flatten(0, 1).split(_CHUNK, 1):
+                wide = piece.double()
+                gram += (wide @ wide.T).cpu()
         gram = gram.view(num_data, 2, num_data, 2) / calls**2
         own = gram.diagonal(dim1=0, dim2=2)[0, 1]  # (data,): |E[g|x_i]|^2 from its two halves
         cross = gram.mean((1, 3))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -160,3 +160,12 @@ class Results:
             if row.name == name and row.num_particles == num_particles:
                 return row
         raise KeyError(f"there is no row {name!r} at K = {num_particles}")
+
+
+def by_block(rows: Iterable[Row]) -> dict[str, list[tuple[Row, Block]]]:
+    """Return the rows that have each block, with the block, under its name."""
+    found: dict[str, list[tuple[Row, Block]]] = {}
+    for row in rows:
+        for name, block in row.blocks.items():
+            found.setdefault(name, []).append((row, block))
+    return found

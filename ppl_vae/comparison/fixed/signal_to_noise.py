@@ -27,7 +27,7 @@ class SignalToNoise(NamedTuple):
         median: The median over parameters, with its interval over replicates.
         quartiles: The quartiles over parameters.
         floor: The signal-to-noise that a parameter without signal would show if the noise were not removed.
-        resampled: The median and its resamples, (1 + B,); resample b draws the same replicates for every estimator.
+        resampled: The median and its resamples; resample b draws the same replicates for every estimator.
     """
 
     median: Measured
@@ -44,7 +44,7 @@ def signal_to_noise(kept: Tensor, *, rounding: float, seed: int) -> SignalToNois
     median is still a little too large: half of the noise of a square is positive.
 
     Args:
-        kept: Gradients of some parameters in every replicate, (R, n), float64.
+        kept: Gradients of some parameters in every replicate.
         rounding: The share of the mean below which a standard deviation counts as zero, and the ratio as infinite.
         seed: For the resamples.
     """
@@ -56,7 +56,9 @@ def signal_to_noise(kept: Tensor, *, rounding: float, seed: int) -> SignalToNois
     mean, variance = alive.mean(0), alive.var(0)
     ratios = _ratios(mean, variance, 1 / replicates, rounding)
     quartiles = torch.stack([_quantile(ratios, q) for q in (0.25, 0.75)]).tolist()
-    counts = _counts(replicates, seed)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(replicates, (NUM_RESAMPLES, replicates), generator=generator)
+    counts = torch.zeros(drawn.shape).scatter_add_(1, drawn, torch.ones(1, 1).expand(drawn.shape))  # (B, R)
     centred = alive - mean
     scale = centred.square().mean(0).sqrt().clamp(min=torch.finfo(torch.float32).tiny)
     centred = (centred / scale).float()  # after scaling, sums in float32 are precise enough, and faster
@@ -75,13 +77,6 @@ def _ratios(mean: Tensor, variance: Tensor, noise: float, rounding: float) -> Te
     squared = mean.square() / variance - noise
     squared = torch.where(variance <= (rounding * mean).square(), math.inf, squared)
     return squared.clamp(min=0).sqrt()
-
-
-def _counts(replicates: int, seed: int) -> Tensor:
-    """Return how often each resample draws each replicate, (B, R)."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randint(replicates, (NUM_RESAMPLES, replicates), generator=generator)
-    return torch.zeros(NUM_RESAMPLES, replicates).scatter_add_(1, rows, torch.ones(1, 1).expand(rows.shape))
 
 
 def _quantile(values: Tensor, share: float) -> Tensor:

@@ -7,12 +7,14 @@ Variational Bounds are Not Necessarily Better, 2018, https://arxiv.org/abs/1802.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import NamedTuple
 
 from ppl_vae.comparison.fixed.results import Block, Row
+from ppl_vae.comparison.statistics.measured import Measured
+
+_QUANTILE = NormalDist().inv_cdf(0.975)
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,6 @@ class Slope:
     left_out: tuple[int, ...]
 
 
-class _Point(NamedTuple):
-    num_particles: int
-    x: float
-    y: float
-    error: float
-
-
 def slopes_of(rows: Iterable[Row]) -> list[Slope]:
     r"""Fit :math:`\log \mathrm{SNR} = a + s \log K` to the rows of each estimator and block.
 
@@ -63,8 +58,8 @@ def slopes_of(rows: Iterable[Row]) -> list[Slope]:
             grouped.setdefault((row.name, name), []).append((row.num_particles, block))
     found = []
     for (name, block_name), blocks in grouped.items():
-        points = [point for k, block in blocks if (point := _point(k, block)) is not None]
-        used = tuple(point.num_particles for point in points)
+        points = [(k, b.snr) for k, b in blocks if b.above_floor and all(map(math.isfinite, b.snr))]
+        used = tuple(k for k, _ in points)
         if len(set(used)) < 2:
             continue
         intercept, slope, error = _fit(points)
@@ -73,24 +68,18 @@ def slopes_of(rows: Iterable[Row]) -> list[Slope]:
     return found
 
 
-def _point(num_particles: int, block: Block) -> _Point | None:
-    snr = block.snr
-    if not all(map(math.isfinite, snr)) or not block.above_floor:
-        return None
-    error = math.log(snr.high / snr.low) / (2 * NormalDist().inv_cdf(0.975))
-    return _Point(num_particles, math.log(num_particles), math.log(snr.value), max(error, 1e-6))
-
-
-def _fit(points: list[_Point]) -> tuple[float, float, float]:
+def _fit(points: Sequence[tuple[int, Measured]]) -> tuple[float, float, float]:
     """Return the intercept, the slope and the half-width of the slope's 95% interval."""
-    weights = [point.error**-2 for point in points]
-    total = sum(weights)
-    mean_x = sum(w * p.x for w, p in zip(weights, points, strict=True)) / total
-    mean_y = sum(w * p.y for w, p in zip(weights, points, strict=True)) / total
-    spread = sum(w * (p.x - mean_x) ** 2 for w, p in zip(weights, points, strict=True))
-    slope = sum(w * (p.x - mean_x) * (p.y - mean_y) for w, p in zip(weights, points, strict=True)) / spread
+    weights = [max(math.log(snr.high / snr.low) / (2 * _QUANTILE), 1e-6) ** -2 for _, snr in points]
+    xy = [(math.log(k), math.log(snr.value)) for k, snr in points]
+    mean_x, mean_y = (
+        sum(w * v for w, v in zip(weights, axis, strict=True)) / sum(weights) for axis in zip(*xy, strict=True)
+    )
+    weighted = [(w, x - mean_x, y - mean_y) for w, (x, y) in zip(weights, xy, strict=True)]
+    spread = sum(w * x**2 for w, x, _ in weighted)
+    slope = sum(w * x * y for w, x, y in weighted) / spread
     intercept = mean_y - slope * mean_x
     freedom = len(points) - 2
-    chi2 = sum(w * (p.y - intercept - slope * p.x) ** 2 for w, p in zip(weights, points, strict=True))
+    chi2 = sum(w * (y - intercept - slope * x) ** 2 for w, (x, y) in zip(weights, xy, strict=True))
     widened = math.sqrt(max(1.0, chi2 / freedom)) if freedom else 1.0
-    return intercept, slope, NormalDist().inv_cdf(0.975) * widened / math.sqrt(spread)
+    return intercept, slope, _QUANTILE * widened / math.sqrt(spread)

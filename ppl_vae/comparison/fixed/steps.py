@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from ppl_vae.comparison.fixed.blocks import Parameters
 from ppl_vae.objectives.log_weights import LogWeights
 from ppl_vae.objectives.losses import BatchLoss, Program, as_loss, kind_of
 
-_WARM_UP = 3
+_WARM_UP, _MOST_ROUNDS, _MOST_SECONDS = 3, 40, 8.0
 
 
 class Seen(NamedTuple):
@@ -69,10 +70,11 @@ class Stepper:
         def run(*tensors: Tensor) -> BatchLoss:
             return loss(program, *tensors)
 
-        self._run: Callable[..., BatchLoss] = run
+        self._run = run
         self.captured: CapturedStep | None = None
         self.kind = _kind(objective, program, tensors)
-        self._check(eager_step(run, self._leaves, list(tensors), mean=True))
+        if all(gradient is None for gradient in self._eager(*tensors).gradients):
+            raise ValueError("the objective depends on no parameter of the program")
         # saved after the first step: a baseline starts from what it learnt on its first batch
         self._state = [(buffer, buffer.clone()) for buffer in buffers_of(modules_of(loss))]
         try:
@@ -90,11 +92,10 @@ class Stepper:
 
     def __call__(self, *tensors: Tensor) -> Seen:
         """Take a step on a batch of the same shapes."""
-        if self.captured is None:
-            step = eager_step(self._run, self._leaves, list(tensors), mean=True)
-        else:
-            step = self.captured(*tensors)
-        return seen_of(step)
+        return seen_of(self._eager(*tensors) if self.captured is None else self.captured(*tensors))
+
+    def _eager(self, *tensors: Tensor) -> Step:
+        return eager_step(self._run, self._leaves, list(tensors), mean=True)
 
     @torch.no_grad()
     def reset(self) -> None:
@@ -110,7 +111,7 @@ class Stepper:
         if self._leaves[0].is_cuda:
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-            eager_step(self._run, self._leaves, list(tensors), mean=True)
+            self._eager(*tensors)
             return torch.cuda.max_memory_allocated() - before
         own = {t.untyped_storage().data_ptr() for t in (*self._leaves, *tensors)}
         kept: dict[int, int] = {}
@@ -122,49 +123,41 @@ class Stepper:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            eager_step(self._run, self._leaves, list(tensors), mean=True)
+            self._eager(*tensors)
         return sum(kept.values())
 
-    def _check(self, step: Step) -> None:
-        if all(gradient is None for gradient in step.gradients):
-            raise ValueError("the objective depends on no parameter of the program")
 
+def time_steps(steppers: Sequence[Stepper], tensors: Sequence[Tensor]) -> dict[Stepper, Tensor]:
+    """Return the seconds of single steps of each estimator.
 
-def time_steps(
-    steppers: Mapping[Any, Stepper], tensors: Sequence[Tensor], *, most_rounds: int = 40, most_seconds: float = 8.0
-) -> dict[Any, Tensor]:
-    """Return the seconds of single steps, (rounds,) for each estimator.
-
-    The estimators warm up, then take turns, so that other load on the machine affects all alike.
+    The estimators warm up, then take turns, so that other load on the machine affects all alike. There are 40 rounds;
+    fewer, but at least five, if they take more than eight seconds.
 
     Args:
         steppers: The steps to time.
         tensors: The batch.
-        most_rounds: The most rounds; there are at least five.
-        most_seconds: The time after which no further round starts.
     """
     waits = any(t.is_cuda for t in tensors)
-    taken: dict[Any, list[float]] = {key: [] for key in steppers}
+    taken: dict[Stepper, list[float]] = {stepper: [] for stepper in steppers}
     began = time.perf_counter()
-    for turn in range(_WARM_UP + most_rounds):
-        for key, stepper in steppers.items():
+    for turn in range(_WARM_UP + _MOST_ROUNDS):
+        for stepper, seconds in taken.items():
             start = time.perf_counter()
             stepper(*tensors)
             if waits:
                 torch.cuda.synchronize()
-            if turn >= _WARM_UP:
-                taken[key].append(time.perf_counter() - start)
-        if turn >= _WARM_UP + 5 and time.perf_counter() - began > most_seconds:
+            seconds.append(time.perf_counter() - start)
+        if turn >= _WARM_UP + 5 and time.perf_counter() - began > _MOST_SECONDS:
             break
-    return {key: torch.tensor(seconds, dtype=torch.float64) for key, seconds in taken.items()}
+    return {stepper: torch.tensor(s[_WARM_UP:], dtype=torch.float64) for stepper, s in taken.items()}
 
 
+@dataclass(eq=False)
 class _Listening:
     """An unchanged objective that notes the kind of its estimates."""
 
-    def __init__(self, objective: Any) -> None:
-        self._objective = objective
-        self.heard = "neither"
+    _objective: Any
+    heard: str = "neither"
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._objective, name)
