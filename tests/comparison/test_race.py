@@ -14,11 +14,10 @@ from linear_gaussian import LinearGaussian
 from torch import nn
 
 from ppl_vae import VAE, data, fit, likelihoods, networks, objectives, posteriors, priors
-from ppl_vae.comparison.races.evaluation import Evaluator
 from ppl_vae.comparison.races.race import race, seeds_of
 from ppl_vae.comparison.races.runs import Point
 from ppl_vae.comparison.races.start import Entrant, Start
-from ppl_vae.comparison.races.watch import Watch
+from ppl_vae.comparison.races.watch import Evaluator, Watch
 from ppl_vae.data import Split
 from ppl_vae.evaluation import Evidence
 from ppl_vae.evidence import importance, log_evidence

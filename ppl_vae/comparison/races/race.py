@@ -17,11 +17,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_choice, check_positive, check_positive_int, is_integer
 from ppl_vae.comparison.contenders import Contender, contenders
-from ppl_vae.comparison.races.evaluation import Evaluator, MakeEvidence
 from ppl_vae.comparison.races.outcome import Race
 from ppl_vae.comparison.races.runs import Point, RaceRun, Stopped
 from ppl_vae.comparison.races.start import Entrant, MakeProgram, Start, take_apart
-from ppl_vae.comparison.races.watch import Watch, reason_of
+from ppl_vae.comparison.races.watch import Evaluator, MakeEvidence, Watch
+from ppl_vae.comparison.words import at_k, reason_of
 from ppl_vae.data import Dataset, Split
 from ppl_vae.evidence.log_evidence import Method
 from ppl_vae.objectives.losses import Program
@@ -135,13 +135,10 @@ def race(
     if not isinstance(data, Dataset):
         raise TypeError(f"race: data is a {type(data).__name__}; expected a Dataset (data.from_tensors makes one)")
     check_choice(split, _SPLITS, "race: split")
-    for name, value in (
-        ("epochs", epochs),
-        ("batch_size", batch_size),
-        ("evaluation_size", evaluation_size),
-        ("evidence_particles", evidence_particles),
-    ):
-        check_positive_int(value, f"race: {name}")
+    check_positive_int(epochs, "race: epochs")
+    check_positive_int(batch_size, "race: batch_size")
+    check_positive_int(evaluation_size, "race: evaluation_size")
+    check_positive_int(evidence_particles, "race: evidence_particles")
     every = max(1, epochs // 10) if evaluate_every is None else check_positive_int(evaluate_every, "evaluate_every")
     if max_seconds is not None:
         check_positive(max_seconds, "race: max_seconds")
@@ -156,12 +153,12 @@ def race(
         bare, entrants = take_apart(objectives)
         field = contenders(bare, num_particles)
     columns = cast("tuple[Tensor, ...]", looked_at.head(evaluation_size).to(where).columns)
-    evaluator = Evaluator(columns, evidence, evidence_particles)
     if scheduler is None:  # nothing uses the validation of `fit`
         data = replace(data, validation=Split(tuple(data.train.head(0).columns)))
+    data = data.to(where)
     fitting = functools.partial(
         fit,
-        data=data.to(where),
+        data=data,
         optimizer=optimizer,
         scheduler=scheduler,
         clip_norm=clip_norm,
@@ -170,30 +167,37 @@ def race(
         compile=compile,
         device=where,
     )
-    track = _Track(fitting, evaluator, every, epochs, max_seconds, progress or (lambda text: None), on_run)
+    track = _Track(
+        fitting,
+        Evaluator(columns, evidence, evidence_particles),
+        functools.partial(Watch, every=every, epochs=epochs, max_seconds=max_seconds),
+        steps=-(-len(data.train) // batch_size),
+        progress=progress or (lambda text: None),
+        on_run=on_run,
+    )
     runs: list[RaceRun] = []
     with pyro.get_param_store().scope():  # programs get a store of their own; the caller's stays as it is
         for i, seed in enumerate(some):
             starts: dict[int, Start] = {}
-            for contender in _turned(field.items, i):
+            first = i % len(field)  # turned, so that none is always first on a cold machine
+            for contender in field.items[first:] + field.items[:first]:
                 entrant = entrants.get(contender.name, Entrant(None))
                 make = entrant.make_program or make_program
                 if id(make) not in starts:
-                    batch = next(fitting.keywords["data"].train.head(2).batches(2, device=where))
+                    batch = next(data.train.head(2).batches(2, device=where))
                     starts[id(make)] = Start(make, seed, batch, where)
                 runs.append(track.run(contender, entrant, starts[id(make)], seed))
             if i == 0 and not any(run.steps for run in runs):
-                first = runs[0]
-                raise ValueError(f"race: no run took a step; {first.name} at K = {first.num_particles}: {first.reason}")
+                raise ValueError(f"race: no run took a step; {at_k(runs[0])}: {runs[0].reason}")
             pyro.clear_param_store()
     settings = {
         "data": data.name,
         "epochs": epochs,
         "batch_size": batch_size,
-        "steps": epochs * -(-len(data.train) // batch_size),
+        "steps": epochs * track.steps,
         "seeds": list(some),
         "split": split,
-        "evaluation_size": len(evaluator.columns[0]),
+        "evaluation_size": len(columns[0]),
         "evaluate_every": every,
         "evidence_particles": evidence_particles,
         "max_seconds": max_seconds,
@@ -204,8 +208,8 @@ def race(
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
-    target = None if target is None else float(target)
-    return Race(tuple(runs), field.undefined, target, settings, machine, time.perf_counter() - began)
+    aim = None if target is None else float(target)
+    return Race(tuple(runs), field.undefined, aim, settings, machine, time.perf_counter() - began)
 
 
 def seeds_of(seeds: int | Sequence[int]) -> tuple[int, ...]:
@@ -216,8 +220,7 @@ def seeds_of(seeds: int | Sequence[int]) -> tuple[int, ...]:
     """
     some = tuple(range(seeds)) if is_integer(seeds) else seeds
     if (
-        isinstance(some, (str, bool))
-        or not isinstance(some, Sequence)
+        not isinstance(some, Sequence)
         or not some
         or len(set(some)) < len(some)
         or not all(is_integer(s) and 0 <= s < 2**63 for s in some)
@@ -228,53 +231,37 @@ def seeds_of(seeds: int | Sequence[int]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class _Track:
-    """The settings that all runs have in common."""
+    """The settings that all runs have in common; `steps` is the number of steps in an epoch."""
 
     fit: Callable[..., Run]
     evaluator: Evaluator
-    every: int
-    epochs: int
-    max_seconds: float | None
+    watch: Callable[..., Watch]
+    steps: int
     progress: Callable[[str], None]
     on_run: OnRun | None
 
     def run(self, contender: Contender, entrant: Entrant, start: Start, seed: int) -> RaceRun:
         """Train one contender from its start."""
-        label = f"seed {seed}, {contender.name} at K = {contender.num_particles}"
+        label = f"seed {seed}, {at_k(contender)}"
 
         def tell(point: Point) -> None:
-            self.progress(f"{label}: epoch {point.epoch} of {self.epochs}, log p(x) = {point.log_evidence:.2f}")
+            self.progress(f"{label}: epoch {point.epoch} of {watch.epochs}, log p(x) = {point.log_evidence:.2f}")
 
         start.restore()
         seen = start.program if entrant.evaluated_as is None else entrant.evaluated_as(start.program)
-        method = self.evaluator.choose(seen)
-        watch = Watch(
-            self.evaluator,
-            seen,
-            method,
-            every=self.every,
-            epochs=self.epochs,
-            max_seconds=self.max_seconds,
-            tell=tell,
-        )
+        watch = self.watch(self.evaluator, seen, self.evaluator.choose(seen), tell=tell)
         stopped: Stopped = "finished"
         reason = why_eager = None
         try:
             with untouched_random_state():  # an objective may draw while it is copied or made
                 torch.manual_seed(seed)
-                run = self.fit(
-                    start.program,
-                    objective=copy.deepcopy(contender.objective),
-                    seed=seed,
-                    callbacks=[watch],
-                    stop=watch.stop,
-                )
+                objective = copy.deepcopy(contender.objective)
+                run = self.fit(start.program, objective=objective, seed=seed, callbacks=[watch], stop=watch.stop)
             stopped, why_eager = ("out of time" if run.stopped == "interrupted" else "finished"), run.why_eager
         except Exception as error:
             stopped, reason = "failed", reason_of(error)
             if isinstance(error, DivergedError):
-                steps = -(-len(self.fit.keywords["data"].train) // self.fit.keywords["batch_size"])  # type: ignore[attr-defined]
-                watch.steps = (error.epoch - 1) * steps + error.step
+                watch.steps = (error.epoch - 1) * self.steps + error.step
                 reason = f"diverged at step {watch.steps}: {error.term}"
             self.progress(f"{label}: failed: {reason}")
         found = RaceRun(
@@ -294,9 +281,3 @@ class _Track:
         if self.on_run is not None:
             self.on_run(found, start.program)
         return found
-
-
-def _turned(items: Sequence[Contender], by: int) -> list[Contender]:
-    """Rotate the contenders, so that none is always first on a cold machine."""
-    by %= len(items)
-    return [*items[by:], *items[:by]]

@@ -12,7 +12,7 @@ import numpy as np
 from ppl_vae.comparison.contenders import Undefined
 from ppl_vae.comparison.races.runs import Axis, RaceRun
 from ppl_vae.comparison.statistics.measured import Measured, exponential, negated
-from ppl_vae.comparison.statistics.seeds import BesideBest, beside_the_best, geometric, over_seeds
+from ppl_vae.comparison.statistics.seeds import beside_the_best, geometric, over_seeds
 
 
 class Standing(NamedTuple):
@@ -73,6 +73,11 @@ class Arrival(NamedTuple):
     may_be_fastest: bool = False
 
 
+def arrived(found: Arrival) -> int:
+    """Return the number of seeds that reached the target."""
+    return sum(time is not None for time in found.per_seed.values())
+
+
 class Band(NamedTuple):
     """A contender's curve over seeds: x (steps or seconds), the mean of log p(x), and its 95% interval at each x."""
 
@@ -130,6 +135,12 @@ class RaceResults:
         """The shortest training time of a whole run, without runs that failed; None if all failed."""
         return min((run.points[-1].seconds for run in self.runs if not run.failed), default=None)
 
+    @property
+    def methods(self) -> list[str]:
+        """The methods for log p(x), each once: ``"quadrature (exact)"``."""
+        kinds = {"exact": "exact", "lower": "a lower bound in expectation", "upper": "an upper bound in expectation"}
+        return list(dict.fromkeys(f"{run.method} ({kinds.get(run.kind, run.kind)})" for run in self.runs if run.points))
+
     def at_equal_steps(self, step: float | None = None) -> list[Standing]:
         """Return the standings after `step` steps, `equal_steps` by default."""
         return self._standings("step", self.equal_steps if step is None else step)
@@ -152,24 +163,21 @@ class RaceResults:
         target = self.target if target is None else target
         if target is None:
             raise ValueError("time_to was given no target, nor was the race; expected a log p(x) in nats per datum")
-        reached: dict[tuple[str, int], dict[int, tuple[float, float] | None]] = {}
-        for key in self.contenders:
-            reached[key] = {}
+        reached: dict[tuple[str, int], dict[int, tuple[float, float] | None]] = {key: {} for key in self.contenders}
+        for key, found in reached.items():
             for run in self.runs_of(*key, failed=True):
                 after = run.reaches(target, "seconds"), run.reaches(target, "step")
-                reached[key][run.seed] = None if after[0] is None or after[1] is None else (after[0], after[1])
+                found[run.seed] = None if after[0] is None or after[1] is None else (after[0], after[1])
         times = {key: {s: t[0] for s, t in found.items() if t is not None} for key, found in reached.items()}
         from_start = any(t <= 0 for found in times.values() for t in found.values())
         speed = {key: {s: -t if from_start else -math.log(t) for s, t in f.items()} for key, f in times.items()}
-        beside = _beside(speed)
         arrivals = []
-        for key, found in reached.items():
+        for (key, found), (behind, fastest, may_be) in zip(reached.items(), _beside(speed), strict=True):
             came = [t for t in found.values() if t is not None]
             seconds, steps = (geometric([t[i] for t in came]) if came else None for i in (0, 1))
-            place = beside.get(key, _NOWHERE)
-            slower = None if place.behind is None or from_start else exponential(negated(place.behind))
-            may_be = place.may_be_best or (from_start and bool(came))
-            arrivals.append(Arrival(*key, seconds, steps, slower, found, place.best, may_be))
+            slower = None if behind is None or from_start else exponential(negated(behind))
+            may_be = may_be or (from_start and bool(came))
+            arrivals.append(Arrival(*key, seconds, steps, slower, found, fastest, may_be))
         return arrivals
 
     def band(self, name: str, num_particles: int, axis: Axis = "step", *, num_points: int = 101) -> Band:
@@ -193,35 +201,27 @@ class RaceResults:
             key: {r.seed: v for r in self.runs_of(*key) if where is not None and (v := r.at(axis, where)) is not None}
             for key in self.contenders
         }
-        beside = _beside(values)
         standings = []
-        for key, found in values.items():
+        for (key, found), (behind, *best) in zip(values.items(), _beside(values), strict=True):
             mean = over_seeds([*found.values()]) if found else None
-            place = beside.get(key, _NOWHERE)
-            standings.append(Standing(*key, mean, place.behind, tuple(found), place.best, place.may_be_best))
+            standings.append(Standing(*key, mean, behind, tuple(found), *best))
         return standings
 
 
-class _Place(NamedTuple):
-    behind: Measured | None
-    best: bool
-    may_be_best: bool
+def _beside(values: Mapping[tuple[str, int], Mapping[int, float]]) -> list[tuple[Measured | None, bool, bool]]:
+    """Compare each contender with the best; higher is better.
 
-
-_NOWHERE = _Place(None, False, False)
-
-
-def _beside(values: Mapping[tuple[str, int], Mapping[int, float]]) -> dict[tuple[str, int], _Place]:
-    """Compare each contender that has a value with the best; higher is better."""
-    some = {key: found for key, found in values.items() if found}
-    if not some:
-        return {}
-    seeds = sorted({seed for found in some.values() for seed in found})
-    beside = beside_the_best(np.array([[found.get(seed, math.nan) for seed in seeds] for found in some.values()]))
-    return {key: _place(beside, i) for i, key in enumerate(some)}
-
-
-def _place(beside: BesideBest, i: int) -> _Place:
-    best = i == int(beside.best)
-    figures = Measured(float(beside.difference[i]), float(beside.low[i]), float(beside.high[i]))
-    return _Place(None if best or math.isnan(figures.value) else figures, best, bool(beside.may_be_best[i]))
+    Returns:
+        For each contender its values minus the best's (None for the best, and where the two share no seed), whether it
+        has the highest mean, and whether it may be the best.
+    """
+    seeds = sorted({seed for found in values.values() for seed in found})
+    if not seeds:
+        return [(None, False, False)] * len(values)
+    beside = beside_the_best(np.array([[found.get(seed, math.nan) for seed in seeds] for found in values.values()]))
+    places: list[tuple[Measured | None, bool, bool]] = []
+    for i, may_be_best in enumerate(beside.may_be_best.tolist()):
+        figures = Measured(float(beside.difference[i]), float(beside.low[i]), float(beside.high[i]))
+        best = i == int(beside.best)
+        places.append((None if best or math.isnan(figures.value) else figures, best, may_be_best))
+    return places

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ppl_vae.comparison.statistics.seeds import at, first_arrival
+import numpy as np
 
 Stopped = Literal["finished", "out of time", "failed"]
 Axis = Literal["step", "seconds"]
@@ -91,11 +91,17 @@ class RaceRun:
 
     def at(self, axis: Axis, where: float) -> float | None:
         """Interpolate log p(x) linearly at a step or a time; return None beyond the run's end."""
-        return at(self.column(axis), self.column("log_evidence"), where)
+        x = self.column(axis)
+        return float(np.interp(where, x, self.column("log_evidence"))) if x and x[0] <= where <= x[-1] else None
 
     def reaches(self, target: float, axis: Axis) -> float | None:
         """Return the step or the time at which log p(x) first reaches `target`; None if it never does."""
-        return first_arrival(self.column(axis), self.column("log_evidence"), target)
+        x, y = self.column(axis), self.column("log_evidence")
+        i = next((i for i, value in enumerate(y) if value >= target), None)
+        if i is None or i == 0:
+            return None if i is None else float(x[0])
+        share = (target - y[i - 1]) / (y[i] - y[i - 1])
+        return float(x[i - 1] + share * (x[i] - x[i - 1]))
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> RaceRun:

@@ -47,30 +47,26 @@ def take_apart(objectives: Any) -> tuple[Any, dict[str, Entrant]]:
     """
     own: dict[str, Entrant] = {}
 
-    def walk(entry: Any) -> Any:
+    def bare(entry: Any, name: str | None = None) -> Any:
         if isinstance(entry, Mapping):
-            return {name: _bare(str(name), value, own) for name, value in entry.items()}
+            return {key: bare(value, str(key)) for key, value in entry.items()}
+        if isinstance(entry, tuple) and name is not None:
+            if not 1 <= len(entry) <= 3 or not all(part is None or callable(part) for part in entry[1:]):
+                raise TypeError(
+                    f"objectives[{name!r}] is {entry!r}; expected (objective, make_program), and perhaps a third "
+                    "function from the trained program to the one to evaluate"
+                )
+            entry = Entrant(*entry)
         if isinstance(entry, (list, tuple)):
-            return [walk(part) for part in entry]
-        if isinstance(entry, Entrant):
+            return [bare(part) for part in entry]
+        if not isinstance(entry, Entrant):
+            return entry
+        if name is None:
             raise TypeError(f"objectives has {entry!r} without a name; expected a mapping, {{'my name': Entrant(...)}}")
-        return entry
+        own[name] = entry
+        return entry.objective
 
-    return walk(objectives), own
-
-
-def _bare(name: str, value: Any, own: dict[str, Entrant]) -> Any:
-    if isinstance(value, tuple):
-        if not 1 <= len(value) <= 3 or not all(part is None or callable(part) for part in value[1:]):
-            raise TypeError(
-                f"objectives[{name!r}] is {value!r}; expected (objective, make_program), and perhaps a third function "
-                "from the trained program to the one to evaluate"
-            )
-        value = Entrant(*value)
-    if not isinstance(value, Entrant):
-        return value
-    own[name] = value
-    return value.objective
+    return bare(objectives), own
 
 
 class Start:
@@ -89,9 +85,15 @@ class Start:
     def __init__(self, make_program: MakeProgram, seed: int, batch: tuple[Tensor, ...], device: torch.device) -> None:
         with untouched_random_state():
             torch.manual_seed(seed)
-            self.program = _checked(make_program(seed))
-            program = self.program
-            model, guide = (program.model, program.guide) if isinstance(program, VAE) else program
+            made: Any = make_program(seed)
+            pair = (made.model, made.guide) if isinstance(made, VAE) else made
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(map(callable, pair)):
+                raise TypeError(
+                    f"make_program returned a {type(made).__name__}; expected a VAE, or a pair of functions "
+                    "(model, guide)"
+                )
+            model, guide = pair
+            self.program: VAE | Program = made if isinstance(made, VAE) else (model, guide)
             self.modules = modules_of(model, guide)
             for module in self.modules:
                 module.to(device)
@@ -106,6 +108,7 @@ class Start:
         """Put every tensor back, and remove from Pyro's store the entries that a run has added."""
         for module, state in zip(self.modules, self._states, strict=True):
             module.load_state_dict(state)
+            module.zero_grad(set_to_none=True)
         store = pyro.get_param_store()
         for name, leaf in list(store._params.items()):
             if name in self._store:
@@ -113,15 +116,3 @@ class Start:
                 leaf.grad = None
             else:
                 del store[name]
-        for module in self.modules:
-            module.zero_grad(set_to_none=True)
-
-
-def _checked(program: Any) -> VAE | Program:
-    if isinstance(program, VAE):
-        return program
-    if isinstance(program, (tuple, list)) and len(program) == 2 and all(callable(part) for part in program):
-        return (program[0], program[1])
-    raise TypeError(
-        f"make_program returned a {type(program).__name__}; expected a VAE, or a pair of functions (model, guide)"
-    )

@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 from statistics import quantiles
 
-from ppl_vae.comparison.races.results import Arrival, RaceResults, Standing
+from ppl_vae.comparison.races.results import Arrival, RaceResults, Standing, arrived
 from ppl_vae.comparison.races.runs import RaceRun
-from ppl_vae.comparison.races.tables import methods_of, seconds_in_words, shown
 from ppl_vae.comparison.statistics.measured import negated
-from ppl_vae.comparison.words import listed
+from ppl_vae.comparison.words import at_k, listed, seconds_in_words, shown
 
 _FEW = 5  # epochs, too few for quartiles
 _UNSTEADY = 1.25  # a greater ratio of quartiles brings a warning
@@ -39,84 +38,83 @@ def _of_standings(when: str, standings: Sequence[Standing]) -> list[str]:
     best = next((s for s in standings if s.best), None)
     if best is None:
         return []
-    figure = f"{shown(best.value)} nats per datum"
+    figure, seeds = f"{shown(best.value)} nats per datum", f"{len(best.seeds)} seeds"
     others = [s for s in standings if s.value is not None and not s.best]
     if not others:
-        return [f"{when}, {_name(best)}'s log p(x) is {figure}."]
+        return [f"{when}, {at_k(best)}'s log p(x) is {figure}."]
     if len(best.seeds) == 1:
-        return [f"{when}, {_name(best)} has the highest log p(x) in this run, {figure}."]
-    behind = sorted((s for s in others if s.behind is not None and s.behind.high < 0), key=_by_behind)
+        return [f"{when}, {at_k(best)} has the highest log p(x) in this run, {figure}."]
+    behind = [(negated(s.behind), s) for s in others if s.behind is not None and s.behind.high < 0]
     rivals = [s for s in others if s.may_be_best]
-    unclear = [s for s in others if s not in behind and s not in rivals]
+    unclear = [s for s in others if not s.may_be_best and (s.behind is None or s.behind.high >= 0)]
     if rivals:
-        some = listed([f"{_name(s)} ({_difference(s)})" for s in rivals])
         said = [
-            f"{when}, {_name(best)} has the highest mean of log p(x), {figure}, but {_count(best.seeds)} do not "
-            f"separate it from {some}: each of them may be the best."
+            f"{when}, {at_k(best)} has the highest mean of log p(x), {figure}, but {seeds} do not "
+            f"separate it from {listed(map(_difference, rivals))}: each of them may be the best."
         ]
     else:
-        fewer = any(len(s.seeds) < len(best.seeds) for s in unclear)
-        among = f" of those with {_count(best.seeds)}" if fewer else ""
-        said = [f"{when}, {_name(best)} has the highest log p(x){among}, {figure}."]
+        among = f" of those with {seeds}" if any(len(s.seeds) < len(best.seeds) for s in unclear) else ""
+        said = [f"{when}, {at_k(best)} has the highest log p(x){among}, {figure}."]
     if behind:
-        by = [f"{_name(s)} by {shown(None if s.behind is None else negated(s.behind))}" for s in behind]
-        whom = "the best, whichever it is," if rivals else _name(best)
-        said.append(f"{when}, behind {whom} {_are(behind)} {listed(by)} nats per datum.")
+        by = [f"{at_k(s)} by {shown(distance)}" for distance, s in sorted(behind, key=lambda pair: pair[0].value)]
+        whom = "the best, whichever it is," if rivals else at_k(best)
+        said.append(f"{when}, behind {whom} {_are(by)} {listed(by)} nats per datum.")
     if unclear:
-        some = listed([f"{_name(s)} ({_difference(s)})" for s in unclear])
+        some = listed(map(_difference, unclear))
         said.append(f"{when}, the seeds leave open whether {some} {_are(unclear)} behind the best.")
     return said
 
 
 def _of_arrivals(race: RaceResults) -> list[str]:
-    arrivals, target = race.time_to(), f"{race.target:g} nats per datum"
+    arrivals, target = race.time_to(), f"the target of {race.target:g} nats per datum"
     came = [a for a in arrivals if a.seconds is not None]
-    never = [a for a in arrivals if a.seconds is None]
+    never = [at_k(a) for a in arrivals if a.seconds is None]
     if not came:
-        return [f"No contender came to the target of {target}."]
+        return [f"No contender came to {target}."]
     fastest = next(a for a in came if a.fastest)
     others = [a for a in came if a is not fastest and len(fastest.per_seed) > 1]
-    slower = sorted((a for a in others if a.slower is not None and a.slower.low > 1), key=_by_slower)
+    slower = [(a.slower, a) for a in others if a.slower is not None and a.slower.low > 1]
     rivals = [a for a in others if a.may_be_fastest]
-    unclear = [a for a in others if a not in slower and a not in rivals]
+    unclear = [a for a in others if not a.may_be_fastest and (a.slower is None or a.slower.low <= 1)]
     time = f"{shown(fastest.seconds)} seconds and {shown(fastest.steps)} steps{_in_seeds(fastest)}"
     if rivals:
-        some = listed([f"{_name(a)}{_in_seeds(a)} ({_times(a)})" for a in rivals])
         said = [
-            f"{_name(fastest)} came to the target of {target} in {time}, the shortest mean, but the seeds do not "
-            f"separate it from {some}: each of them may be the fastest."
+            f"{at_k(fastest)} came to {target} in {time}, the shortest mean, but the seeds do not "
+            f"separate it from {listed(map(_times, rivals))}: each of them may be the fastest."
         ]
     elif others:
-        fewer = any(_arrived(a) < _arrived(fastest) for a in unclear)
-        among = f" of those that came there in {_arrived(fastest)} seeds" if fewer else ""
-        said = [f"{_name(fastest)} came to the target of {target} first{among}, in {time}."]
+        fewer = any(arrived(a) < arrived(fastest) for a in unclear)
+        among = f" of those that came there in {arrived(fastest)} seeds" if fewer else ""
+        said = [f"{at_k(fastest)} came to {target} first{among}, in {time}."]
     else:
-        said = [f"{_name(fastest)} came to the target of {target} in {time}."]
+        said = [f"{at_k(fastest)} came to {target} in {time}."]
     if slower:
-        took = [f"{_name(a)} {shown(a.slower)}{_in_seeds(a)}" for a in slower]
-        whose = "the fastest's seconds, whichever it is" if rivals else f"{_name(fastest)}'s seconds"
+        took = [
+            f"{at_k(a)} {shown(times)}{_in_seeds(a)}" for times, a in sorted(slower, key=lambda pair: pair[0].value)
+        ]
+        whose = "the fastest's seconds, whichever it is" if rivals else f"{at_k(fastest)}'s seconds"
         said.append(f"To the target took, as multiples of {whose}, {listed(took)}.")
     if unclear:
-        some = listed([f"{_name(a)}{_in_seeds(a)} ({_times(a)})" for a in unclear])
+        some = listed(map(_times, unclear))
         said.append(f"The seeds leave open whether {some} {_are(unclear)} slower to the target than the fastest.")
     if never:
-        said.append(f"{listed([_name(a) for a in never])} never came to the target of {target}.")
+        said.append(f"{listed(never)} never came to {target}.")
     return said
 
 
 def _of_failures(race: RaceResults) -> list[str]:
-    said = []
+    failed: dict[tuple[str, int, str | None], list[RaceRun]] = {}
     for key in race.contenders:
-        runs = race.runs_of(*key, failed=True)
-        failed = [run for run in runs if run.failed]
-        reasons = list(dict.fromkeys(run.reason for run in failed))
-        for reason in reasons:
-            some = [run for run in failed if run.reason == reason]
-            seeds = ", ".join(str(run.seed) for run in some)
-            reached = [run.final.log_evidence for run in some if run.final is not None and run.final.step]
-            last = f" (last seen at log p(x) = {', '.join(f'{v:.2f}' for v in reached)})" if reached else ""
-            share = f"{len(some)} of {len(runs)} runs, seed{'s' * (len(some) > 1)} {seeds}"
-            said.append(f"{key[0]} at K = {key[1]} failed in {share}{last}: {_whole(reason or 'no reason was given')}")
+        for run in race.runs_of(*key, failed=True):
+            if run.failed:
+                failed.setdefault((*key, run.reason), []).append(run)
+    said = []
+    for (name, k, reason), runs in failed.items():
+        reached = [f"{run.final.log_evidence:.2f}" for run in runs if run.final is not None and run.final.step]
+        last = f" (last seen at log p(x) = {', '.join(reached)})" if reached else ""
+        seeds = f"seed{'s' * (len(runs) > 1)} {', '.join(str(run.seed) for run in runs)}"
+        share = f"{len(runs)} of {len(race.runs_of(name, k, failed=True))} runs, {seeds}"
+        said.append(f"{name} at K = {k} failed in {share}{last}: {_whole(reason or 'no reason was given')}")
     return said
 
 
@@ -131,7 +129,7 @@ def _caveats(race: RaceResults) -> list[str]:
             f"The machine was not steady: a quarter of the epochs of one run took less than {low:.3g} seconds and "
             f"another more than {high:.3g}, so take the times as rough."
         )
-    methods = methods_of(race)
+    methods = race.methods
     if len(methods) > 1:
         said.append(f"log p(x) was not found in one way: {listed(methods)}; compare across them with care.")
     elif any("importance sampling from q" in method for method in methods):
@@ -148,43 +146,25 @@ def _unsteadiness(run: RaceRun) -> float:
     return high / low if low > 0 else math.inf
 
 
-def _name(found: Standing | Arrival) -> str:
-    return f"{found.name} at K = {found.num_particles}"
-
-
-def _arrived(found: Arrival) -> int:
-    return sum(time is not None for time in found.per_seed.values())
-
-
 def _in_seeds(found: Arrival) -> str:
-    came = _arrived(found)
-    return "" if came == len(found.per_seed) else f" (in {came} of {len(found.per_seed)} seeds)"
+    came, started = arrived(found), len(found.per_seed)
+    return "" if came == started else f" (in {came} of {started} seeds)"
 
 
-def _count(seeds: Sequence[int]) -> str:
-    return f"{len(seeds)} seeds"
-
-
-def _are(some: Sequence[Standing] | Sequence[Arrival]) -> str:
+def _are(some: Sequence[object]) -> str:
     return "is" if len(some) == 1 else "are"
 
 
 def _difference(found: Standing) -> str:
-    return "no seed in common" if found.behind is None else f"difference {shown(found.behind)}"
+    difference = "no seed in common" if found.behind is None else f"difference {shown(found.behind)}"
+    return f"{at_k(found)} ({difference})"
 
 
 def _times(found: Arrival) -> str:
-    return "not to be compared" if found.slower is None else f"{shown(found.slower)} times its seconds"
-
-
-def _by_behind(found: Standing) -> float:
-    return 0.0 if found.behind is None else -found.behind.value
-
-
-def _by_slower(found: Arrival) -> float:
-    return 0.0 if found.slower is None else found.slower.value
+    times = "not to be compared" if found.slower is None else f"{shown(found.slower)} times its seconds"
+    return f"{at_k(found)}{_in_seeds(found)} ({times})"
 
 
 def _whole(reason: str) -> str:
     """Return the reason with a full stop."""
-    return reason if reason.endswith(".") else f"{reason}."
+    return f"{reason.removesuffix('.')}."

@@ -1,22 +1,121 @@
-"""The callback of one run of a race: it times training without evaluation, and records the points of the curve."""
+"""The watch on one run of a race: it times training alone, and evaluates the program in the same way for every run."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
-from ppl_vae.comparison.races.evaluation import Evaluator, MakeEvidence, in_words
+import torch
+from torch import Tensor
+
+from ppl_vae._distributions import measure
+from ppl_vae._scopes import evaluation_mode, untouched_random_state
+from ppl_vae._validation import check_choice
 from ppl_vae.comparison.races.runs import Point
-from ppl_vae.evidence.log_evidence import Method
+from ppl_vae.evidence.importance import importance
+from ppl_vae.evidence.log_evidence import Method, log_evidence
+from ppl_vae.evidence.results import Evidence
 from ppl_vae.objectives.losses import Program
 from ppl_vae.training import Callback, Progress, Run
 from ppl_vae.vae import VAE
 
+MakeEvidence = Callable[..., Evidence]
 
+_ELBO_PARTICLES = 100  # draws for the ELBO, unless log p(x) itself is estimated from q(z|x)
+_SEED = 0  # of the noise
+_MOST_CONDITIONS = 100  # exact methods treat each condition separately
+
+
+class Look(NamedTuple):
+    """One evaluation of a program, in nats, means over data.
+
+    Attributes:
+        log_evidence: log p(x), or its estimate.
+        error: The mean error bound of an exact log p(x); for an estimate the standard error of the mean, given data and
+            program.
+        elbo: The ELBO, K = 1.
+    """
+
+    log_evidence: float
+    error: float
+    elbo: float
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """An evaluator that finds log p(x) of the same data in the same way each time.
+
+    Args:
+        columns: The data, each (n, ...).
+        evidence: ``"auto"`` (exact where that takes reasonable time, else importance sampling from q(z|x)), a method of
+            `evaluation.log_evidence`, or a function ``evidence(program, *columns)`` -> `Evidence`.
+        num_particles: K of importance sampling.
+    """
+
+    columns: tuple[Tensor, ...]
+    evidence: Method | MakeEvidence
+    num_particles: int
+
+    def __post_init__(self) -> None:
+        if not callable(self.evidence):
+            check_choice(self.evidence, get_args(Method), "race: evidence")
+
+    def choose(self, program: VAE | Program) -> Method | MakeEvidence:
+        """Return the method for a program; ``"auto"`` is resolved by a trial on the first datum."""
+        if self.evidence != "auto":
+            return self.evidence
+        conditions = len(self.columns[1].unique(dim=0)) if len(self.columns) > 1 else 1
+        if not isinstance(program, VAE) or conditions > _MOST_CONDITIONS:
+            return "posterior"
+        x, *y = (column[:1] for column in self.columns)
+        with torch.no_grad(), evaluation_mode(program):
+            space = measure(program.p_z(*y))
+        # three dimensions take seconds per datum to integrate: too slow for repeated evaluation
+        exact: Method = "closed form" if space == "a region of space" and program.latent_shape[0] > 2 else "exact"
+        try:
+            log_evidence(program, x, *y, method=exact, seed=_SEED)
+        except ValueError:
+            return "posterior"
+        return exact
+
+    def __call__(self, program: VAE | Program, method: Method | MakeEvidence) -> tuple[Look, Evidence]:
+        """Evaluate a program.
+
+        Raises:
+            ValueError: If log p(x) of a datum is not finite, or the method does not apply.
+        """
+        with torch.no_grad(), untouched_random_state():
+            torch.manual_seed(_SEED)
+            found = self._evidence(program, method)
+            elbo: Any = found.details.get("elbo") if method == "posterior" else None
+            if elbo is None:
+                elbo = self._importance(program, _ELBO_PARTICLES).details["elbo"]
+        values, n = found.log_evidence, len(found)
+        if not values.isfinite().all():
+            raise ValueError(f"log p(x) is not finite for {int((~values.isfinite()).sum())} of {n} data")
+        errors: Any = found.details.get("standard_error", found.error)
+        error = errors.mean() if found.kind == "exact" else errors.square().sum().sqrt() / n
+        return Look(found.mean, float(error), float(elbo.mean())), found
+
+    def _evidence(self, program: VAE | Program, method: Method | MakeEvidence) -> Evidence:
+        if callable(method):
+            return method(program, *self.columns)
+        if method == "posterior":
+            return self._importance(program, self.num_particles)
+        return log_evidence(program, *self.columns, method=method, num_particles=(self.num_particles,), seed=_SEED)
+
+    def _importance(self, program: VAE | Program, num_particles: int) -> Evidence:
+        """Estimate log p(x) by samples of q(z|x); a conditional VAE runs as a program, which takes any condition."""
+        if isinstance(program, VAE) and len(self.columns) > 1:
+            program = (program.model, program.guide)
+        return importance(program, *self.columns, num_particles=num_particles, proposal="posterior", seed=_SEED)
+
+
+@dataclass(eq=False)
 class Watch(Callback):
     """The callback of one run.
 
@@ -34,27 +133,25 @@ class Watch(Callback):
         clock: A function that returns seconds, from any origin.
     """
 
-    def __init__(
-        self,
-        evaluator: Evaluator,
-        program: VAE | Program,
-        method: Method | MakeEvidence,
-        *,
-        every: int,
-        epochs: int,
-        max_seconds: float | None = None,
-        tell: Callable[[Point], None] = lambda point: None,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        self.clock = clock
-        self.evaluator, self.program, self.method = evaluator, program, method
-        self.every, self.epochs, self.max_seconds, self.tell = every, epochs, max_seconds, tell
-        self.points: list[Point] = []
-        self.epoch_seconds: list[float] = []
-        self.steps = self.epoch = 0
-        self.how, self.kind = str(method), "lower"
-        self._seconds = 0.0
-        self._since: float | None = None
+    evaluator: Evaluator
+    program: VAE | Program
+    method: Method | MakeEvidence
+    every: int
+    epochs: int
+    max_seconds: float | None = None
+    tell: Callable[[Point], None] = lambda point: None
+    clock: Callable[[], float] = time.perf_counter
+    points: list[Point] = field(default_factory=list, init=False)
+    epoch_seconds: list[float] = field(default_factory=list, init=False)
+    epoch: int = field(default=0, init=False)
+    steps: int = field(default=0, init=False)
+    how: str = field(default="", init=False)
+    kind: str = field(default="lower", init=False)
+    _seconds: float = field(default=0.0, init=False)
+    _since: float | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.how = str(self.method)
 
     @property
     def seconds(self) -> float:
@@ -64,11 +161,6 @@ class Watch(Callback):
     def stop(self) -> bool:
         """Count a step; return whether the time is up."""
         self.steps += 1
-        return self.is_late
-
-    @property
-    def is_late(self) -> bool:
-        """Whether the time is up."""
         return self.max_seconds is not None and self.seconds >= self.max_seconds
 
     def on_start(self, run: Run) -> None:
@@ -113,13 +205,16 @@ class Watch(Callback):
 
     def _look(self, bound: float | None) -> None:
         seen, found = self.evaluator(self.program, self.method)
-        self.how, self.kind = in_words(self.method, found, self.evaluator.num_particles), found.kind
+        self.how, self.kind = _in_words(self.method, found, self.evaluator.num_particles), found.kind
         bound = bound if bound is not None and math.isfinite(bound) else None
         self.points.append(Point(self.epoch, self.steps, self._seconds, *seen, bound))
         self.tell(self.points[-1])
 
 
-def reason_of(error: BaseException) -> str:
-    """Return an error's message in one line, with the kind of error unless it is a `ValueError` with a message."""
-    words: Any = " ".join(str(error).split())
-    return words if isinstance(error, ValueError) and words else f"{type(error).__name__}: {words}".rstrip(": ")
+def _in_words(method: Method | MakeEvidence, found: Evidence, num_particles: int) -> str:
+    """Return the name of the method: ``"quadrature"``, ``"importance sampling from q(z|x), K = 1000"``."""
+    if method == "posterior":
+        return f"importance sampling from q(z|x), K = {num_particles}"
+    if found.method == "importance" and not callable(method):
+        return f"importance sampling from the defensive proposal, K = {num_particles}"
+    return found.method

@@ -1,4 +1,4 @@
-"""Arithmetic on curves and over seeds: interpolation, first arrivals, intervals of a few paired runs."""
+"""Statistics over seeds: means, and intervals of a few paired runs against the best."""
 
 from __future__ import annotations
 
@@ -13,35 +13,6 @@ from scipy import stats
 from ppl_vae.comparison.statistics.measured import Measured, exponential
 
 LEVEL = 0.95
-
-
-def at(x: Sequence[float], y: Sequence[float], where: float) -> float | None:
-    """Interpolate a curve linearly at `where`; return None outside of its points.
-
-    Example:
-        >>> at([0.0, 10.0, 20.0], [1.0, 2.0, 4.0], 15.0), at([0.0, 10.0], [1.0, 2.0], 11.0)
-        (3.0, None)
-    """
-    if not x or not x[0] <= where <= x[-1]:
-        return None
-    return float(np.interp(where, x, y))
-
-
-def first_arrival(x: Sequence[float], y: Sequence[float], target: float) -> float | None:
-    """Return where a curve, linear between its points, first reaches `target`; None if it never does.
-
-    Example:
-        >>> first_arrival([0.0, 10.0, 20.0], [0.0, 2.0, 6.0], 4.0), first_arrival([0.0, 10.0], [0.0, 2.0], 4.0)
-        (15.0, None)
-    """
-    for i, value in enumerate(y):
-        if value < target:
-            continue
-        if i == 0:
-            return float(x[0])
-        share = (target - y[i - 1]) / (value - y[i - 1])
-        return float(x[i - 1] + share * (x[i] - x[i - 1]))
-    return None
 
 
 def over_seeds(values: Sequence[float], *, level: float = LEVEL) -> Measured:
