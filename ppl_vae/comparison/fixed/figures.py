@@ -16,7 +16,7 @@ import functools
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ from ppl_vae.comparison.statistics.measured import Measured, measured, t_quantil
 from ppl_vae.comparison.statistics.zero_bias import effective_number, zero_bias_p
 from ppl_vae.objectives import sample_log_weights
 from ppl_vae.objectives.losses import Program
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64
 
 NUM_RESAMPLES = 1000
 
@@ -44,11 +47,11 @@ class Resamples:
         sizes: Replicates in each group.
     """
 
-    weights: Tensor
-    sizes: Tensor
+    weights: Float64[Tensor, "1+B G"]
+    sizes: Float64[Tensor, " G"]
 
     @classmethod
-    def of(cls, sizes: Tensor, seed: int) -> Resamples:
+    def of(cls, sizes: Float64[Tensor, " G"], seed: int) -> Resamples:
         """Draw the resamples.
 
         Args:
@@ -60,14 +63,14 @@ class Resamples:
         counts = torch.nn.functional.one_hot(drawn, len(sizes)).sum(1).double()
         return cls(torch.cat([torch.ones(1, len(sizes), dtype=torch.float64), counts]), sizes)
 
-    def products(self, gram: Tensor) -> Tensor:
+    def products(self, gram: Float64[Tensor, "G G"]) -> Float64[Tensor, " 1+B"]:
         """Return the inner product of two means and its resamples, from their Gram matrix.
 
         A group that was drawn twice is not two independent groups: pairs of a group with itself never count.
         """
         return self._pairs(gram) / self._pairs(self.sizes[:, None] * self.sizes)
 
-    def means(self, sums: Tensor) -> Tensor:
+    def means(self, sums: Float64[Tensor, " G"]) -> Float64[Tensor, " 1+B"]:
         """Return the mean over replicates of a number and its resamples, from its sums over groups."""
         return (self.weights @ sums) / (self.weights @ self.sizes)
 
@@ -88,10 +91,10 @@ class Moments:
         is_reference: Whether all gradients equal the reference's, up to rounding.
     """
 
-    norm_squared: Tensor
-    variance: Tensor
-    bias_squared: Tensor | None = None
-    cosine: Tensor | None = None
+    norm_squared: Float64[Tensor, " 1+B"]
+    variance: Float64[Tensor, " 1+B"]
+    bias_squared: Float64[Tensor, " 1+B"] | None = None
+    cosine: Float64[Tensor, " 1+B"] | None = None
     is_reference: bool = False
 
 
@@ -142,12 +145,12 @@ class Figures:
     record: Record
     reference: Record | None
     resamples: Resamples
-    seconds: Tensor
+    seconds: Float64[Tensor, " rounds"]
     seed: int
     ties: float = math.inf
 
     @functools.cached_property
-    def seconds_resampled(self) -> Tensor:
+    def seconds_resampled(self) -> Float64[Tensor, " 1+B"]:
         """The median time of a step and its resamples."""
         generator = torch.Generator().manual_seed(self.seed)
         rows = torch.randint(len(self.seconds), (NUM_RESAMPLES, len(self.seconds)), generator=generator)

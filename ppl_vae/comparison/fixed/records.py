@@ -10,10 +10,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64
 
 NUM_GROUPS = 20  # of replicates: the units of the bootstrap
 NUM_COORDINATES = 2000  # entries per block that are kept from every replicate
@@ -82,7 +85,7 @@ class Layout:
         return cls(leaves, blocks, replicates, bounds, tuple(coordinates), tuple(signs))
 
     @property
-    def sizes(self) -> Tensor:
+    def sizes(self) -> Float64[Tensor, " G"]:
         """The number of replicates in each group."""
         return torch.tensor(self.bounds, dtype=torch.float64).diff()
 
@@ -167,15 +170,15 @@ class Record:
         rows = [self.values, *(row for of in self._of for row in (of.squares, of.projected, of.kept))]
         return all(bool((r[:replicates] == r[:1]).all()) for r in rows)
 
-    def squares(self, block: str) -> Tensor:
+    def squares(self, block: str) -> Float64[Tensor, " R"]:
         """Return the squared norm of each replicate's gradient."""
         return torch.stack([of.squares.double() for of in self._in(block)]).sum(0).cpu()
 
-    def projected(self, block: str) -> Tensor:
+    def projected(self, block: str) -> Float64[Tensor, "R 16"]:
         """Return random projections of each replicate's gradient."""
         return torch.stack([of.projected.double() for of in self._in(block)]).sum(0).cpu()
 
-    def kept(self, block: str) -> Tensor:
+    def kept(self, block: str) -> Float64[Tensor, "R n"]:
         """Return the kept entries of each replicate's gradient, with those of dead parameters."""
         return torch.cat([of.kept for of in self._in(block)], 1).double().cpu()
 
@@ -183,7 +186,7 @@ class Record:
         """Return how many parameters have a gradient of exactly zero in every replicate."""
         return sum(int((of.sums == 0).all(0).sum()) for of in self._in(block))
 
-    def chunks(self, block: str) -> Iterator[Tensor]:
+    def chunks(self, block: str) -> Iterator[Float64[Tensor, "G some"]]:
         """Yield the sum of each group's gradients, piece by piece."""
         for of in self._in(block):
             for piece in of.sums.split(_CHUNK, 1):

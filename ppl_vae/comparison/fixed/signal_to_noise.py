@@ -8,12 +8,15 @@ estimate of the square; a negative estimate counts as zero.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ppl_vae.comparison.statistics.measured import Measured, measured
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64
 
 NUM_RESAMPLES = 500
 
@@ -33,10 +36,10 @@ class SignalToNoise(NamedTuple):
     median: Measured
     quartiles: tuple[float, float]
     floor: float
-    resampled: Tensor
+    resampled: Float64[Tensor, " 1+B"]
 
 
-def signal_to_noise(kept: Tensor, *, rounding: float, seed: int) -> SignalToNoise:
+def signal_to_noise(kept: Float64[Tensor, "R n"], *, rounding: float, seed: int) -> SignalToNoise:
     """Return the signal-to-noise over parameters whose gradient is not always zero.
 
     The interval is a bootstrap over replicates. A resample's mean has the noise of the replicates and the noise of the

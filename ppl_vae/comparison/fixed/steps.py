@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from pyro.infer import ELBO as PyroELBO
@@ -18,6 +18,9 @@ from ppl_vae.comparison.contenders import Contender
 from ppl_vae.comparison.fixed.blocks import Parameters
 from ppl_vae.objectives.log_weights import LogWeights
 from ppl_vae.objectives.losses import BatchLoss, Program, as_loss, kind_of
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64
 
 _WARM_UP, _MOST_ROUNDS, _MOST_SECONDS = 3, 40, 8.0
 
@@ -127,7 +130,7 @@ class Stepper:
         return sum(kept.values())
 
 
-def time_steps(steppers: Sequence[Stepper], tensors: Sequence[Tensor]) -> dict[Stepper, Tensor]:
+def time_steps(steppers: Sequence[Stepper], tensors: Sequence[Tensor]) -> dict[Stepper, Float64[Tensor, " rounds"]]:
     """Return the seconds of single steps of each estimator.
 
     The estimators warm up, then take turns, so that other load on the machine affects all alike. There are 40 rounds;

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from scipy import stats
 from torch import Tensor
 
 from ppl_vae._interval import Interval
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 def t_quantile(replicates: int) -> float:
@@ -47,7 +50,7 @@ def negated(figure: Measured) -> Measured:
     return Measured(-figure.value, -figure.high, -figure.low)
 
 
-def measured(resampled: Tensor, num_units: int) -> Measured:
+def measured(resampled: Float[Tensor, " 1+B"], num_units: int) -> Measured:
     r"""Return a figure with its 95% interval from ``[figure, *resamples]``.
 
     The ends are percentiles at levels that correct for few units. A bootstrap of n units has a spread that is too small
@@ -55,7 +58,7 @@ def measured(resampled: Tensor, num_units: int) -> Measured:
     Should Know About the Bootstrap, 2015, https://doi.org/10.1080/00031305.2015.1089789).
 
     Args:
-        resampled: (1 + B,); infinite where a resample has no figure.
+        resampled: The figure and its B resamples; infinite where a resample has no figure.
         num_units: n, the number of units that the bootstrap draws from.
     """
     share = 0.025

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from scipy import stats
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float64
 
 _MOST = 8  # directions; each of them needs:
 _REPLICATES, _DEVIATIONS, _TIES = 10, 3, 8
 _CERTAIN = 0.01  # the level for a claim of bias where the tails are too heavy for Hotelling's test
 
 
-def zero_bias_p(projected: Tensor, reference: Tensor, tolerance: float, ties: float = math.inf) -> float | None:
+def zero_bias_p(
+    projected: Float64[Tensor, "R p"], reference: Float64[Tensor, "R p"], tolerance: float, ties: float = math.inf
+) -> float | None:
     r"""Return the p-value of "the mean gradients are equal" from projections of both on the same random directions.
 
     The test is Hotelling's. With :math:`\bar d` and S the mean and covariance of R paired differences in p directions,
@@ -54,8 +60,8 @@ def zero_bias_p(projected: Tensor, reference: Tensor, tolerance: float, ties: fl
     nothing varies beyond rounding, unless the mean differs there: then the p-value is zero.
 
     Args:
-        projected: Projections of the estimator's gradients, (R, p), float64.
-        reference: Projections of its reference's gradients in the same replicates, (R, p).
+        projected: Projections of the estimator's gradients.
+        reference: Projections of its reference's gradients in the same replicates.
         tolerance: The largest relative difference that counts as rounding.
         ties: :math:`n_w`; infinite where particles are not weighted.
 
@@ -103,11 +109,11 @@ def zero_bias_p(projected: Tensor, reference: Tensor, tolerance: float, ties: fl
     return float(stats.f.sf((replicates - p) / (p * (replicates - 1)) * t_squared, p, freedom - p))
 
 
-def effective_number(shares: Tensor) -> Tensor:
+def effective_number(shares: Float[Tensor, "R ..."]) -> Float[Tensor, " ..."]:
     r"""Return how many rows a sum effectively rests on, :math:`(\sum_r s_r)^2 / \sum_r s_r^2`; zero if all are zero.
 
     Args:
-        shares: The terms of the sum, at least zero, (R, ...).
+        shares: The terms of the sum, at least zero.
 
     Example:
         >>> effective_number(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 3.0]]))
