@@ -254,6 +254,21 @@ class TestFailures:
         assert found.row("ELBO", 8).failed is None
         assert not found.row("fails", 8).blocks
 
+    def test_a_failure_in_some_replicates_fails_the_estimator(self, model, x):
+        """It runs eagerly, fails once in three calls, and may fail in the first replicate alone."""
+        calls = iter(range(10**6))
+
+        def fails_at_times(log_weights: LogWeights) -> Tensor:
+            value = log_weights.log_w.mean(0)
+            if value.sum().item() < 1e9 and next(calls) % 3 == 0:
+                raise RuntimeError("at times")
+            return value
+
+        objectives = {"ELBO": ELBO(), "at_times": fails_at_times}
+        found = compare(model.vae(), x, objectives=objectives, particles=1, replicates=20, minibatch=False)
+        assert found.row("ELBO", 1).failed is None
+        assert found.row("at_times", 1).failed == "RuntimeError: at times"
+
     def test_what_cannot_be_captured_says_why_and_gives_the_same(self, found):
         row, captured = found.row("branches", 8), found.row("same", 8)
         assert "reads a number out of a tensor" in row.why_eager

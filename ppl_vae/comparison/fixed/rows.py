@@ -147,7 +147,8 @@ class Rows:
                 seen = {stepper: step for stepper, step in steps.items() if not isinstance(step, Exception)}
                 records = records or new_records(layout, {stepper: step.gradients for stepper, step in seen.items()})
                 for stepper, step in seen.items():
-                    records[stepper].add(r, *step)
+                    if stepper not in failed:  # one that failed at first has no record
+                        records[stepper].add(r, *step)
             for stepper, record in records.items():
                 if stepper not in failed and not record.is_finite(start, stop):
                     failed[stepper] = f"a value or a gradient is not finite in replicates {start} to {stop - 1}"
