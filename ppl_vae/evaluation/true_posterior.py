@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from ppl_vae._distributions import unwrapped
-from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_positive, check_positive_int
-from ppl_vae.evidence.densities import VAEDensities
+from ppl_vae.evidence.densities import VAEDensities, pair_scores
 from ppl_vae.evidence.grids import support
 from ppl_vae.evidence.interpolation import CellRule
 from ppl_vae.evidence.quadrature import integrate, quadrature
 from ppl_vae.evidence.results import Evidence
+from ppl_vae.evidence.seeds import seeded
 
 _REACH = 6.0  # half the side of the box around q, in standard deviations of q: beyond it, a normal has 2e-9 per axis
 _NODES = {1: (8, 12, 18, 28, 42, 64), 2: (6, 10, 16, 24, 36), 3: (4, 6, 9, 14)}
@@ -72,10 +72,7 @@ def posterior_moments(
         >>> posterior_moments(VAEDensities(vae), vae.sample(3, mean=False)).covariance.shape
         torch.Size([3, 1, 1])
     """
-    evidence, mean, covariance = integrate(
-        densities, x, tolerance=tolerance, max_latents=max_latents, max_bytes=max_bytes, seed=seed
-    )
-    return PosteriorMoments(mean, covariance, evidence)
+    return PosteriorMoments(*integrate(densities, x, tolerance, max_latents, max_bytes, seed))
 
 
 @dataclass(frozen=True)
@@ -148,8 +145,7 @@ def kl_to_posterior(
     cross = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
     error, last = torch.full_like(cross, math.inf), torch.full_like(cross, math.inf)
     left = torch.arange(len(x), device=x.device)
-    with untouched_random_state():
-        torch.manual_seed(seed)
+    with seeded(seed):
         for num_nodes in _NODES[d]:
             rule = CellRule(d, num_nodes, _FINE[d], torch.zeros(1, dtype=torch.float64, device=x.device))
             latents = len(rule.nodes) * (x[0].numel() + 64) + 4 * len(rule.fine)
@@ -175,15 +171,19 @@ def _cross(densities: VAEDensities, x: Tensor, rule: CellRule) -> tuple[Tensor, 
     z = to_z(rule.fine)
     log_volume = len(rule.nodes[0]) * math.log(2 * _REACH) + factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     log_q = q.log_prob(z.to(x.dtype)).double().T
-    inside = support(prior).check(z.to(x.dtype)).T
-    safe = torch.where(inside.T[..., None], z, prior.sample().to(z)).to(x.dtype)
-    log_prior = torch.where(inside, prior.log_prob(safe).double().T, -math.inf)
+    log_prior = _log_prior(prior, z.to(x.dtype), prior.sample().to(x)).T
     weight = (log_q + rule.log_weights + log_volume[:, None]).exp()
     weight = torch.where(weight > 1e-12, weight, 0.0)
     mass = weight.sum(-1)
     height = torch.where(weight > 0, log_q - f - log_prior, 0.0)
     value = (weight * height).sum(-1) / mass
     return value, (mass - 1).abs() * (1 + height.abs().amax(-1))
+
+
+def _log_prior(prior: Any, z: Tensor, valid: Tensor) -> Tensor:
+    """Return log p(z), float64, minus infinity outside the support, where `valid` is scored instead."""
+    inside = support(prior).check(z)
+    return torch.where(inside, prior.log_prob(torch.where(inside[..., None], z, valid)).double(), -math.inf)
 
 
 def _spread(q: Any) -> tuple[Tensor, Tensor]:
@@ -246,12 +246,8 @@ def log_posterior_grid(
     like = prior.sample()
     first, second = (torch.linspace(low, high, size, dtype=like.dtype, device=like.device) for low, high in bounds)
     z = torch.cartesian_prod(first, second)
-    inside = support(prior).check(z)
-    log_prior = torch.where(inside, prior.log_prob(torch.where(inside[:, None], z, like)).double(), -math.inf)
+    log_prior = _log_prior(prior, z, like)
     result = torch.empty(len(x), len(z), dtype=torch.float64, device=x.device)
-    pairs = max(1, max_bytes // 8 // (16 * x[0].numel()))
-    for nodes in torch.arange(len(z), device=z.device).split(min(2048, pairs)):
-        score = densities.likelihood_at(z[nodes])
-        for rows in torch.arange(len(x), device=x.device).split(max(1, pairs // len(nodes))):
-            result[rows[:, None], nodes] = score(x[rows]).double() + log_prior[nodes]
+    for rows, nodes, log_lik in pair_scores(densities, x, z, max_bytes):
+        result[rows[:, None], nodes] = log_lik + log_prior[nodes]
     return (result - log_evidence[:, None]).unflatten(-1, (size, size))

@@ -2,17 +2,16 @@ r"""Adaptive quadrature over pairs of a datum and a cell of latent space, which 
 
 from __future__ import annotations
 
-import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from ppl_vae._distributions import unwrapped
-from ppl_vae.evidence.densities import Model, Score, VAEDensities
-from ppl_vae.evidence.grids import Cells, Region, support
+from ppl_vae.evidence.densities import Score, VAEDensities, rounding
+from ppl_vae.evidence.grids import Cells, Region, Rows, support
 from ppl_vae.evidence.interpolation import CellRule, LogSums, Measured, cheapest
 from ppl_vae.evidence.results import Evidence
 
@@ -25,15 +24,13 @@ _CERTAIN = 25.0  # a cell that holds at most so many nats below log p(x) is drop
 
 
 @dataclass
-class Pairs:
-    """Pairs of a datum and a cell: indices of both, and the log of the integral over the cell; each (P,)."""
+class Pairs(Rows):
+    """Pairs of a datum and a cell: indices of both, the log of the integral over the cell, and its most; each (P,)."""
 
     row: Tensor
     cell: Tensor
     log_mass: Tensor
-
-    def __getitem__(self, which: Tensor) -> Pairs:
-        return Pairs(self.row[which], self.cell[which], self.log_mass[which])
+    reach: Tensor  # the log mass and its doubt
 
 
 class Integral:
@@ -51,7 +48,7 @@ class Integral:
             )
         z = prior.sample((1,))
         self.dtype = z.dtype
-        self.rule = CellRule(d, _NODES[d], _FINE[d], z)
+        self.rule = _rule(d, z)
         self.region = Region(prior, _SIDE[d], self.rule.fine, self.rule.log_weights)
         likelihood = unwrapped(densities.likelihood(z))
         self._values = 1 if type(likelihood) in (dist.Bernoulli, dist.Normal) else 8 * x[0].numel()  # held per score
@@ -73,16 +70,15 @@ class Integral:
             "mass_beyond": (self.log_beyond - log_p).exp(),
         }
         share = torch.stack(list(parts.values())).sum(0).nan_to_num(math.inf)
-        rounding = self._rounding()
-        error = -torch.log1p(-share.clamp(max=1.0)) + rounding
-        if abs(self.region.prior_mass - 1) > 1e-2:
-            error = torch.full_like(error, math.inf)
         numbers = {
-            "rounding": rounding,
+            "rounding": rounding(self.densities, self.dtype, self._on_best_cells),
             "num_latents": float(self.num_latents),
             "num_scores": float(self.num_scores),
             "prior_mass": self.region.prior_mass,
         }
+        error = -torch.log1p(-share.clamp(max=1.0)) + numbers["rounding"]
+        if abs(self.region.prior_mass - 1) > 1e-2:
+            error = torch.full_like(error, math.inf)
         return Evidence(log_p, error, "quadrature", "exact", {**parts, **numbers})
 
     def moments(self) -> tuple[Tensor, Tensor]:
@@ -122,7 +118,7 @@ class Integral:
             more, last = self._scan(shell, len(self.cells))
             best, taken = torch.maximum(best, last), taken + 1
             self.cells = Cells.joined([self.cells, shell])
-            self.pairs = Pairs(*(torch.cat([getattr(p, k) for p in (self.pairs, more)]) for k in vars(more)))
+            self.pairs = Pairs.joined([self.pairs, more])
         self.log_beyond = (best if taken <= 3 else last) + self.region.log_beyond[taken]
 
     def _scan(self, cells: Cells, offset: int) -> tuple[Pairs, Tensor]:
@@ -130,7 +126,7 @@ class Integral:
         n, p = len(self.x), len(self.rule.nodes)
         best = torch.full((n,), -math.inf, dtype=torch.float64, device=self.x.device)
         width = max(1, 2304 // p)
-        kept, reaches = [], []
+        kept = []
         for index in torch.arange(len(cells), device=self.x.device).split(width):
             block = cells[index]
             score, log_prior = self._decode(block), self.region.log_prior(block).to(self.dtype)
@@ -141,21 +137,20 @@ class Integral:
                 best[rows] = torch.maximum(best[rows], measured.top.reshape(k, -1).amax(-1))
                 doubt = self._doubt(measured, row, block[cell - index[0]])
                 self._lower.add(row, measured.log_mass - doubt)
-                reach = measured.log_mass + doubt
-                keep = reach > self._lower.log()[row] - _CERTAIN
-                self.dropped.add(row[~keep], reach[~keep])
-                kept.append(Pairs(row, cell + offset, measured.log_mass)[keep])
-                reaches.append(reach[keep])
-        pairs = Pairs(*(torch.cat([getattr(p, k) for p in kept]) for k in ("row", "cell", "log_mass")))
-        reach = torch.cat(reaches)
-        keep = reach > self._lower.log()[pairs.row] - _CERTAIN  # the low estimate of p(x) has risen
-        self.dropped.add(pairs.row[~keep], reach[~keep])
-        return pairs[keep], best
+                pairs = Pairs(row, cell + offset, measured.log_mass, measured.log_mass + doubt)
+                kept.append(self._kept(pairs))
+        return self._kept(Pairs.joined(kept)), best  # again, as the low estimate of p(x) has risen
+
+    def _kept(self, pairs: Pairs) -> Pairs:
+        """Return the pairs that may matter beside the low estimate of p(x), and drop the others."""
+        keep = pairs.reach > self._lower.log()[pairs.row] - _CERTAIN
+        self.dropped.add(pairs.row[~keep], pairs.reach[~keep])
+        return pairs[keep]
 
     def _refine(self) -> None:
         """Halve the cells of all pairs until no datum's integral changes."""
         c, depth = 2**self.rule.dim, 0
-        while len(self.pairs.row):
+        while len(self.pairs):
             depth += 1
             pairs, children, masses, doubts, edges, moments = self._halve()
             row = pairs.row
@@ -171,16 +166,12 @@ class Integral:
                 change = torch.logaddexp(change, reach.where(~sure[:, None], -torch.inf).logsumexp(-1))
             which = pairs.cell[:, None] * c + torch.arange(c, device=row.device)
             self.change.add(row[accept], change[accept])
-            self._finish(
-                row[accept].repeat_interleave(c),
-                children[which[accept].flatten()],
-                masses[accept].flatten(),
-                moments[accept].flatten(0, 1),
-            )
-            rest = Pairs(row[~accept].repeat_interleave(c), which[~accept].flatten(), masses[~accept].flatten())
-            reach, moments = reach[~accept].flatten(), moments[~accept].flatten(0, 1)
-            drop = cheapest(rest.row, reach, _half_of_rest(log_budget + math.log(0.1), self.dropped))
-            self.dropped.add(rest.row[drop], reach[drop])
+            found = children[which[accept].flatten()], masses[accept].flatten(), moments[accept].flatten(0, 1)
+            self._finish(row[accept].repeat_interleave(c), *found)
+            rest = Pairs(row[~accept].repeat_interleave(c), *(t[~accept].flatten() for t in (which, masses, reach)))
+            moments = moments[~accept].flatten(0, 1)
+            drop = cheapest(rest.row, rest.reach, _half_of_rest(log_budget + math.log(0.1), self.dropped))
+            self.dropped.add(rest.row[drop], rest.reach[drop])
             self._finish(rest.row[drop], children[rest.cell[drop]], rest.log_mass[drop], moments[drop])
             self.cells, self.pairs = children, rest[~drop]
 
@@ -194,7 +185,7 @@ class Integral:
         d, p, c = self.rule.dim, len(self.rule.nodes), 2**self.rule.dim
         used, cell = self.pairs.cell.unique(return_inverse=True)
         order = cell.argsort(stable=True)
-        pairs = Pairs(self.pairs.row, cell, self.pairs.log_mass)[order]
+        pairs = replace(self.pairs, cell=cell)[order]
         children = self.cells[used].halved()
         ends = [0, *torch.bincount(pairs.cell, minlength=len(used)).cumsum(0).tolist()]
         masses = torch.empty(len(order), c, dtype=torch.float64, device=order.device)
@@ -205,9 +196,8 @@ class Integral:
             last = min(first + group, len(used))
             block = children[slice(first * c, last * c)]
             score, log_prior = self._decode(block), self.region.log_prior(block).to(self.dtype)
-            for some in torch.arange(ends[first], ends[last], device=order.device).split(
-                self._rows(c * (last - first))
-            ):
+            here, most = torch.arange(ends[first], ends[last], device=order.device), self._rows(c * (last - first))
+            for some in here.split(most):
                 rows, row = pairs.row[some].unique(return_inverse=True)
                 cell = pairs.cell[some] - first
                 f = self._score(score, rows).reshape(len(rows), last - first, c, p)[row, cell]
@@ -257,28 +247,19 @@ class Integral:
         cached = _CACHED // (num_cells * len(self.rule.fine))
         return max(1, min(cached, self.max_bytes // 8 // (values * self.dtype.itemsize)))
 
-    def _rounding(self) -> float:
-        """Return twice the largest change of log p(x) on the best cells of 32 data when all is computed in float64."""
+    def _on_best_cells(self, densities: VAEDensities, dtype: torch.dtype) -> Tensor:
+        """Return the log mass of the best cell of 32 data, computed in `dtype`."""
         rows = torch.linspace(0, len(self.x) - 1, min(32, len(self.x)), device=self.x.device).round().long()
-        given = self._on_best_cells(self.densities.vae, rows, self.dtype)
-        least = 16 * torch.finfo(torch.float64).eps * max(1.0, given.abs().max().item())
-        try:
-            precise = self._on_best_cells(copy.deepcopy(self.densities.vae).double(), rows, torch.float64)
-        except RuntimeError:  # tensors that the VAE does not register keep their precision, and do not mix with float64
-            return least * torch.finfo(self.dtype).eps / torch.finfo(torch.float64).eps
-        return 2 * (given - precise).abs().max().item() + least
-
-    def _on_best_cells(self, vae: Model, rows: Tensor, dtype: torch.dtype) -> Tensor:
-        densities = VAEDensities(vae)
-        rule = CellRule(
-            self.rule.dim, _NODES[self.rule.dim], _FINE[self.rule.dim], torch.zeros(1, dtype=dtype).to(self.x.device)
-        )
+        rule = _rule(self.rule.dim, torch.zeros(1, dtype=dtype, device=self.x.device))
         cells = Cells(self.best_cell[rows, 0], self.best_cell[rows, 1])
-        z = cells.nodes(rule.nodes).to(dtype)
-        score = densities.likelihood_at(z.flatten(0, 1))
+        score = densities.likelihood_at(cells.nodes(rule.nodes).to(dtype).flatten(0, 1))
         f = score(self.x[rows].to(dtype)).reshape(len(rows), len(rows), -1).diagonal().T
         log_prior = densities.prior().log_prob(cells.nodes(rule.fine).to(dtype)) + rule.log_weights
         return rule.measure(f, log_prior.to(dtype)).log_mass
+
+
+def _rule(dim: int, like: Tensor) -> CellRule:
+    return CellRule(dim, _NODES[dim], _FINE[dim], like)
 
 
 def _half_of_rest(log_budget: Tensor, spent: LogSums) -> Tensor:

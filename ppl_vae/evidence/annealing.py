@@ -9,13 +9,13 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_choice, check_positive_int
 from ppl_vae.evidence.blocks import MAX_BYTES, capacity
 from ppl_vae.evidence.densities import Densities, Model, VAEDensities
 from ppl_vae.evidence.hamiltonian import Path, transition
-from ppl_vae.evidence.pareto import effective_sample_size
+from ppl_vae.evidence.pareto import check_numbers, relative_error
 from ppl_vae.evidence.results import Evidence
+from ppl_vae.evidence.seeds import seeded
 
 _ACCEPTANCE = 0.65  # optimal for HMC in many dimensions: Neal 2011, section 4.4
 _GAIN = 0.2  # change of log step size per transition and unit of acceptance; if all is rejected, steps shrink by 1.14
@@ -98,8 +98,7 @@ def annealed(
     """
     settings = _Settings(num_temperatures, num_chains, num_leapfrog, start, max_bytes)
     densities = VAEDensities(densities) if isinstance(densities, Model) else densities
-    with untouched_random_state():
-        torch.manual_seed(seed)
+    with seeded(seed):
         parts = [_forward(Path.of(densities, part, start), settings)[0] for part in x.split(settings.rows(x))]
     return Evidence.joined(parts)
 
@@ -181,8 +180,7 @@ def bidirectional(
     check_positive_int(size, "bidirectional: size")
     densities = VAEDensities(densities) if isinstance(densities, Model) else densities
     lower, upper = [], []
-    with untouched_random_state():
-        torch.manual_seed(seed)
+    with seeded(seed):
         with torch.no_grad():
             z = densities.prior().sample((size,))
             x = torch.cat([densities.likelihood(part).sample() for part in z.split(_SIMULATED)])
@@ -191,7 +189,8 @@ def bidirectional(
             path = Path.of(densities, part, start)
             below, steps = _forward(path, settings)
             lower.append(below)
-            upper.append(_backward(path, exact, steps, settings))
+            chains = exact.expand(num_chains, *exact.shape)
+            upper.append(_run(path, chains, steps, settings, backwards=True))
     return Sandwich(x, z, Evidence.joined(lower), Evidence.joined(upper))
 
 
@@ -224,55 +223,36 @@ def _forward(path: Path, settings: _Settings) -> tuple[Evidence, Tensor]:
         pilot = path.sample(_PILOT_CHAINS)
         log_step = torch.full((len(path.x),), math.log(_FIRST_STEP), dtype=torch.float64, device=pilot.device)
         steps = log_step.new_empty(settings.num_temperatures - 1, len(path.x))
-        betas = settings.schedule()
-        for t, beta in enumerate(betas[1:-1]):
+        for t, beta in enumerate(settings.schedule()[1:-1]):
             pilot, _, accepted = transition(path, pilot, beta, log_step.exp(), settings.num_leapfrog)
             log_step = log_step + _GAIN * (accepted.mean(0) - _ACCEPTANCE)
             steps[t] = log_step.exp()
         z = path.sample(settings.num_chains)
-        slope, acceptance = path.terms(z)[1].double(), torch.zeros_like(log_step)
-        log_w = torch.zeros_like(slope)
-        for t in range(settings.num_temperatures):
-            log_w = log_w + (betas[t + 1] - betas[t]) * slope  # (C, n)
-            if t < len(steps):
-                z, slope, accepted = transition(path, z, betas[t + 1], steps[t], settings.num_leapfrog)
-                acceptance = acceptance + accepted.mean(0) / len(steps)
-    return _evidence(log_w, 1, acceptance, steps), steps
+    return _run(path, z, steps, settings, backwards=False), steps
 
 
-def _backward(path: Path, exact: Tensor, steps: Tensor, settings: _Settings) -> Evidence:
-    """Return the upper bound, from exact draws (n, d) of p(z|x)."""
+def _run(path: Path, z: Tensor, steps: Tensor, settings: _Settings, backwards: bool) -> Evidence:
+    """Return the lower bound from chains at z (C, n, d) on f_0; or, backwards, the upper bound from draws of p(z|x)."""
     with torch.no_grad(), pyro.validation_enabled(False):
-        z, betas = exact.expand(settings.num_chains, *exact.shape), settings.schedule()
+        betas, intervals = settings.schedule(), list(range(settings.num_temperatures))
+        if backwards:
+            intervals.reverse()
         slope = path.terms(z)[1].double()
         log_w, acceptance = torch.zeros_like(slope), torch.zeros_like(slope[0])
-        for t in reversed(range(settings.num_temperatures)):
-            log_w = log_w + (betas[t + 1] - betas[t]) * slope
-            if t > 0:
-                z, slope, accepted = transition(path, z, betas[t], steps[t - 1], settings.num_leapfrog)
+        for place, t in enumerate(intervals):
+            log_w = log_w + (betas[t + 1] - betas[t]) * slope  # (C, n)
+            if place < len(steps):
+                between = max(t, intervals[place + 1])  # the temperature that both intervals share
+                z, slope, accepted = transition(path, z, betas[between], steps[between - 1], settings.num_leapfrog)
                 acceptance = acceptance + accepted.mean(0) / len(steps)
-    return _evidence(log_w, -1, acceptance, steps)
-
-
-def _evidence(log_w: Tensor, sign: int, acceptance: Tensor, steps: Tensor) -> Evidence:
-    """Return the evidence from log-weights (C, n): the mean weight, or with sign -1 the harmonic mean."""
-    count = len(log_w)
-    if log_w.isnan().any():
-        raise ValueError(
-            f"annealed importance sampling: the weights of {int(log_w.isnan().any(0).sum())} of {log_w.shape[1]} data "
-            "are not numbers; expected numbers or -inf: look for overflow in the likelihood, or NaN in the data"
-        )
-    ess = effective_sample_size(sign * log_w).nan_to_num(0.0)
-    relative_variance = (count / ess - 1).clamp_min(0) / (count - 1) if count > 1 else torch.full_like(ess, math.inf)
-    return Evidence(
-        sign * ((sign * log_w).logsumexp(0) - math.log(count)),
-        relative_variance.sqrt(),
-        "ais",
-        "lower" if sign > 0 else "upper",
-        {
-            "ess": ess,
-            "log_weight_std": log_w.std(0) if count > 1 else torch.full_like(ess, math.inf),
-            "acceptance": acceptance,
-            "step_size": steps[-1] if len(steps) else torch.full_like(ess, math.nan),
-        },
-    )
+    check_numbers(log_w, "annealed importance sampling: the weights")
+    count, sign = len(log_w), -1 if backwards else 1  # the mean weight, or backwards the harmonic mean
+    ess, error = relative_error(sign * log_w)
+    details = {
+        "ess": ess,
+        "log_weight_std": log_w.std(0) if count > 1 else torch.full_like(ess, math.inf),
+        "acceptance": acceptance,
+        "step_size": steps[-1] if len(steps) else torch.full_like(ess, math.nan),
+    }
+    estimate = sign * ((sign * log_w).logsumexp(0) - math.log(count))
+    return Evidence(estimate, error, "ais", "upper" if backwards else "lower", details)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
@@ -17,13 +17,16 @@ _MOST = 1000  # conditions; each is evaluated separately
 Found = TypeVar("Found")
 
 
-def by_condition(vae: Model, x: Tensor, y: Tensor) -> Iterator[tuple[Model, Tensor]]:
-    """Yield, for each condition in the data, the model given this condition and the indices of its data.
+def found_by_condition(
+    vae: Model, x: Tensor, y: Tensor, find: Callable[[Model, Tensor], Found]
+) -> tuple[list[Found], Tensor]:
+    """Return the results of `find` for each condition, and the place of each datum in their concatenation.
 
     Args:
         vae: A conditional model.
         x: The data, (n, *x_shape).
         y: Their conditions, (n, k), or labels (n,).
+        find: A function of the model given one condition, and of the data of this condition.
 
     Raises:
         ValueError: If the numbers of conditions and data differ, or more than a thousand conditions are different.
@@ -37,9 +40,14 @@ def by_condition(vae: Model, x: Tensor, y: Tensor) -> Iterator[tuple[Model, Tens
             "itself: take fewer data, or weigh the program, importance((vae.model, vae.guide), x, y, "
             "proposal='posterior')"
         )
-    for i, value in enumerate(values):
-        condition = value if value.dim() else int(value)
-        yield vae.given(condition), (member == i).nonzero()[:, 0]
+    rows = [(member == i).nonzero()[:, 0] for i in range(len(values))]
+    parts = [find(given(vae, value), x[index]) for value, index in zip(values, rows, strict=True)]
+    return parts, torch.cat(rows).argsort()
+
+
+def given(vae: Model, value: Tensor) -> Model:
+    """Return the model of one condition, (k,), or label, ()."""
+    return vae.given(value if value.dim() else int(value))
 
 
 def evidence_by_condition(vae: Model, x: Tensor, y: Tensor, find: Callable[[Model, Tensor], Evidence]) -> Evidence:
@@ -48,14 +56,3 @@ def evidence_by_condition(vae: Model, x: Tensor, y: Tensor, find: Callable[[Mode
     whole = Evidence.joined(parts, largest=["rounding", "num_states"], same=["prior_mass"])
     details = {n: v[place] if isinstance(v, Tensor) and v.dim() else v for n, v in whole.details.items()}
     return replace(whole, log_evidence=whole.log_evidence[place], error=whole.error[place], details=details)
-
-
-def found_by_condition(
-    vae: Model, x: Tensor, y: Tensor, find: Callable[[Model, Tensor], Found]
-) -> tuple[list[Found], Tensor]:
-    """Return the results of `find` for each condition, and the place of each datum in their concatenation."""
-    parts, rows = [], []
-    for given, index in by_condition(vae, x, y):
-        parts.append(find(given, x[index]))
-        rows.append(index)
-    return parts, torch.cat(rows).argsort()

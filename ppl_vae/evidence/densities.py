@@ -2,8 +2,9 @@ r"""The densities of a program at any latents: what every method for log p(x) ne
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, cast, runtime_checkable
 
 import pyro
@@ -33,19 +34,15 @@ class Densities(Protocol):
 
     def prior_sample(self, x: Tensor, size: int) -> Tensor:
         """Draw `size` latents from p(z) for every datum, (size, n, d)."""
-        ...
 
     def log_prior(self, x: Tensor, z: Tensor) -> Tensor:
         """Return log p(z_k) for z of shape (K, n, d), as (K, n)."""
-        ...
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         """Return log p(x|z_k) for z of shape (K, n, d), as (K, n). All K * n decoded data are in memory at once."""
-        ...
 
     def posterior(self, x: Tensor) -> Any:
         """Return q(z|x), a distribution of batch shape (n,) and event shape (d,)."""
-        ...
 
 
 @runtime_checkable
@@ -59,23 +56,18 @@ class Model(Protocol):
 
     def p_z(self) -> Any:
         """Return p(z)."""
-        ...
 
     def p_x(self, z: Tensor) -> Any:
         """Return p(x|z)."""
-        ...
 
     def q_z(self, x: Tensor) -> Any:
         """Return q(z|x)."""
-        ...
 
     def given(self, y: Any) -> Any:
         """Return the model of one condition."""
-        ...
 
     def double(self) -> Any:
         """Turn all parameters into float64."""
-        ...
 
 
 class VAEDensities:
@@ -136,15 +128,18 @@ class VAEDensities:
             z: The latents, which are decoded in their own precision.
             dtype: The precision of the scores, that of `z` by default; a Bernoulli is also scored in it.
         """
-        distribution, pixels = unwrapped(self.likelihood(z)), math.prod(self.vae.x_shape)
+        whole, pixels = self.likelihood(z), math.prod(self.vae.x_shape)
+        distribution = unwrapped(whole)
         if type(distribution) is dist.Bernoulli:
             logits = distribution.logits.reshape(len(z), pixels)
             logits = logits if dtype is None else logits.to(dtype)
             normaliser = softplus(logits).sum(-1)
             return lambda x: x.reshape(len(x), pixels).to(logits.dtype) @ logits.T - normaliser
         if type(distribution) is dist.Normal:
-            return _normal_scores(distribution, len(z), pixels, dtype or z.dtype)
-        whole = self.likelihood(z)
+            mean = distribution.loc.reshape(len(z), pixels).double()
+            scale = distribution.scale.expand(distribution.loc.shape).reshape(len(z), pixels).double()
+            score = normal_scores(mean, scale.reciprocal().square(), scale.log().sum(-1))
+            return lambda x: score(x.reshape(len(x), pixels)).to(dtype or z.dtype)
         return lambda x: whole.log_prob(x.unsqueeze(1)).to(dtype or z.dtype)
 
 
@@ -181,12 +176,8 @@ class ProgramDensities:
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         """Return log p(x|z_k), (K, n)."""
-        sites = self._conditioned(x, z).nodes
-        observed = [
-            site["log_prob"]
-            for name, site in sites.items()
-            if site["type"] == "sample" and name != self._site and "log_prob" in site and site["is_observed"]
-        ]
+        trace: Any = self._conditioned(x, z)
+        observed = [trace.nodes[name]["log_prob"] for name in trace.observation_nodes if name != self._site]
         return torch.stack([log_p.expand(z.shape[:2]) for log_p in observed]).sum(0)
 
     def _find(self, x: Tensor) -> str:
@@ -203,11 +194,10 @@ class ProgramDensities:
             return poutine.trace(function).get_trace(x)
 
     def _conditioned(self, x: Tensor, z: Tensor) -> poutine.Trace:
-        model = poutine.condition(self.model, data={self._site: z})
-        if len(z) > 1:
+        several = len(z) > 1
+        model = poutine.condition(self.model, data={self._site: z if several else z[0]})
+        if several:
             model = pyro.plate(PARTICLES, len(z), dim=-2)(model)
-        else:
-            model = poutine.condition(self.model, data={self._site: z[0]})
         trace = self._trace(model, x)
         trace.compute_log_prob()
         return trace
@@ -218,17 +208,45 @@ def densities_of(program: Model | Program, x: Tensor) -> VAEDensities | ProgramD
     return VAEDensities(program) if isinstance(program, Model) else ProgramDensities(program, x)
 
 
-def _normal_scores(distribution: Any, size: int, pixels: int, dtype: torch.dtype) -> Score:
-    mean = distribution.loc.reshape(size, pixels).double()
-    scale = distribution.scale.expand(distribution.loc.shape).reshape(size, pixels).double()
-    precision = scale.reciprocal().square()
+def pair_scores(
+    densities: VAEDensities, x: Tensor, z: Tensor, max_bytes: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Score data (n, *x_shape) at latents (G, d), each decoded once: yield indices of both and log p(x|z), float64."""
+    pairs = max(1, max_bytes // 8 // (16 * x[0].numel()))
+    for nodes in torch.arange(len(z), device=z.device).split(min(2048, pairs)):
+        score = densities.likelihood_at(z[nodes])
+        for rows in torch.arange(len(x), device=x.device).split(max(1, pairs // len(nodes))):
+            yield rows, nodes, score(x[rows]).double()
+
+
+def rounding(
+    densities: VAEDensities, dtype: torch.dtype, log_p: Callable[[VAEDensities, torch.dtype], Tensor]
+) -> float:
+    """Return twice the largest change of `log_p`, computed in `dtype`, when it is computed in float64 instead."""
+    given = log_p(densities, dtype)
+    least = 16 * torch.finfo(torch.float64).eps * max(1.0, given.abs().max().item())
+    try:
+        precise = log_p(VAEDensities(copy.deepcopy(densities.vae).double()), torch.float64)
+    except RuntimeError:  # tensors that the VAE does not register keep their precision, and do not mix with float64
+        return least * torch.finfo(dtype).eps / torch.finfo(torch.float64).eps
+    return 2 * (given - precise).abs().max().item() + least
+
+
+def normal_scores(mean: Tensor, precision: Tensor, log_det: Tensor) -> Score:
+    """Return a function from points (n, d) to their log-densities under G diagonal normals, (n, G), float64.
+
+    Args:
+        mean: The means, (G, d), float64.
+        precision: The reciprocals of the variances, (G, d).
+        log_det: The logs of the products of the standard deviations, (G,).
+    """
     centre = mean.mean(0)  # centred values have smaller squares, which cancel less
     mean = mean - centre
     linear = (mean * precision).T
-    constant = -0.5 * (mean.square() * precision).sum(-1) - scale.log().sum(-1) - 0.5 * pixels * math.log(2 * math.pi)
+    constant = -0.5 * (mean.square() * precision).sum(-1) - log_det - 0.5 * mean.shape[1] * math.log(2 * math.pi)
 
-    def score(x: Tensor) -> Tensor:
-        x = x.reshape(len(x), pixels).double() - centre
-        return (x @ linear - 0.5 * x.square() @ precision.T + constant).to(dtype)
+    def score(points: Tensor) -> Tensor:
+        points = points.double() - centre
+        return points @ linear - 0.5 * points.square() @ precision.T + constant
 
     return score

@@ -2,7 +2,6 @@ r"""Exact log p(x) of a discrete latent: a sum over its states."""
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from ppl_vae._distributions import unwrapped
 from ppl_vae._validation import check_positive_int
-from ppl_vae.evidence.densities import Model, VAEDensities
+from ppl_vae.evidence.densities import Model, VAEDensities, pair_scores, rounding
 from ppl_vae.evidence.results import Evidence
 
 
@@ -68,20 +67,22 @@ def enumerate_evidence(
     log_prior = prior.log_prob(z).double()
     log_p = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
     best, best_state = log_p.clone(), torch.zeros(len(x), dtype=torch.long, device=x.device)
-    pixels = x[0].numel()
-    size = max(1, max_bytes // 8 // (16 * pixels))
-    for states in torch.arange(len(z), device=z.device).split(min(size, 2048)):
-        score = densities.likelihood_at(z[states])
-        for rows in torch.arange(len(x), device=x.device).split(max(1, size // len(states))):
-            joint = score(x[rows]).double() + log_prior[states]
-            log_p[rows] = torch.logaddexp(log_p[rows], joint.logsumexp(-1))
-            top, index = joint.max(-1)
-            better = top > best[rows]
-            best[rows] = torch.where(better, top, best[rows])
-            best_state[rows] = torch.where(better, states[index], best_state[rows])
-    rows = torch.linspace(0, len(x) - 1, min(16, len(x)), device=x.device).round().long()
-    error = _rounding(densities, x[rows], z[best_state[rows]])
-    return Evidence(log_p, torch.full_like(log_p, error), "enumeration", "exact", {"num_states": float(len(z))})
+    for rows, states, log_lik in pair_scores(densities, x, z, max_bytes):
+        joint = log_lik + log_prior[states]
+        log_p[rows] = torch.logaddexp(log_p[rows], joint.logsumexp(-1))
+        top, index = joint.max(-1)
+        better = top > best[rows]
+        best[rows] = torch.where(better, top, best[rows])
+        best_state[rows] = torch.where(better, states[index], best_state[rows])
+    some = torch.linspace(0, len(x) - 1, min(16, len(x)), device=x.device).round().long()
+
+    def at_best(model: VAEDensities, dtype: torch.dtype) -> Tensor:
+        state = z[best_state[some]].to(dtype)
+        log_lik = model.likelihood_at(state)(x[some].to(dtype)).diagonal().double()
+        return log_lik + model.prior().log_prob(state).double()
+
+    error = torch.full_like(log_p, rounding(densities, z.dtype, at_best))
+    return Evidence(log_p, error, "enumeration", "exact", {"num_states": float(len(z))})
 
 
 def states_of(prior: Any, max_states: int) -> Tensor:
@@ -97,25 +98,11 @@ def states_of(prior: Any, max_states: int) -> Tensor:
             "quadrature for a continuous latent of up to 3 dimensions, else importance sampling"
         )
     values = base.enumerate_support()
-    if base.event_shape:  # a state of the whole vector
-        states, num_states = values, len(values)
-    else:
-        states, num_states = None, len(values) ** values.shape[-1]
+    whole = bool(base.event_shape)  # each value is a state of the whole vector
+    num_states = len(values) if whole else len(values) ** values.shape[-1]
     if num_states > max_states:
         raise ValueError(
             f"enumerate_evidence was given a prior of {num_states} states; expected at most max_states={max_states}: "
             "raise it, or use importance sampling"
         )
-    return states if states is not None else torch.cartesian_prod(*values.T).reshape(num_states, -1)
-
-
-def _rounding(densities: VAEDensities, x: Tensor, z: Tensor) -> float:
-    """Return twice the largest change of log p(x|z) + log p(z), over pairs of one x and one z, when in float64."""
-    given = densities.likelihood_at(z)(x).diagonal().double() + densities.prior().log_prob(z).double()
-    least = 16 * torch.finfo(torch.float64).eps * max(1.0, given.abs().max().item())
-    try:
-        precise = VAEDensities(copy.deepcopy(densities.vae).double())
-        exact = precise.likelihood_at(z.double())(x.double()).diagonal() + precise.prior().log_prob(z.double())
-    except RuntimeError:  # tensors that the VAE does not register keep their precision, and do not mix with float64
-        return least * torch.finfo(z.dtype).eps / torch.finfo(torch.float64).eps
-    return 2 * (given - exact).abs().max().item() + least
+    return values if whole else torch.cartesian_prod(*values.T).reshape(num_states, -1)

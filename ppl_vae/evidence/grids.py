@@ -5,20 +5,36 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppl_vae._distributions import innermost
+
 _INNER = 6.0  # the inner box reaches this many scales of the prior either way
 _SHELLS = 40  # each twice as wide as the last
 _SAMPLES = 10_000
-_UNBOUNDED = (("lower", -math.inf), ("upper", math.inf))
+
+
+class Rows:
+    """Tensors whose rows belong together: the fields of a dataclass."""
+
+    def __len__(self) -> int:
+        return len(next(iter(vars(self).values())))
+
+    def __getitem__(self, rows: Tensor | slice) -> Self:
+        return type(self)(*(column[rows] for column in vars(self).values()))
+
+    @classmethod
+    def joined(cls, parts: list[Self]) -> Self:
+        """Concatenate several sets of rows."""
+        return cls(*(torch.cat(column) for column in zip(*(vars(part).values() for part in parts), strict=True)))
 
 
 @dataclass(frozen=True)
-class Cells:
+class Cells(Rows):
     """Boxes whose sides are parallel to the axes.
 
     Attributes:
@@ -33,17 +49,6 @@ class Cells:
 
     centre: Tensor
     half: Tensor
-
-    def __len__(self) -> int:
-        return len(self.centre)
-
-    def __getitem__(self, rows: Tensor | slice) -> Cells:
-        return Cells(self.centre[rows], self.half[rows])
-
-    @staticmethod
-    def joined(parts: list[Cells]) -> Cells:
-        """Concatenate several sets of cells."""
-        return Cells(torch.cat([p.centre for p in parts]), torch.cat([p.half for p in parts]))
 
     @staticmethod
     def between(edges: list[Tensor]) -> Cells:
@@ -67,7 +72,7 @@ class Cells:
         return (2 * self.half).log().sum(-1)
 
     def holds(self, points: Tensor) -> Tensor:
-        """Return a mask (m,): whether cell i holds row i of `points`, (m, d)."""
+        """Return a mask (..., m): whether cell i holds row i of `points`, (..., m, d) or (..., 1, d)."""
         return ((points - self.centre).abs() <= self.half).all(-1)
 
 
@@ -97,9 +102,9 @@ class Region:
         samples = prior.sample((_SAMPLES,))
         self._dtype, samples = samples.dtype, samples.double()
         lower, upper = bounds(prior, samples[0])
-        edges = [
-            _edges(*axis, side) for axis in zip(_centre(prior, samples), _scale(samples), lower, upper, strict=True)
-        ]
+        low, high = samples.quantile(torch.tensor([0.1587, 0.8413]).to(samples), dim=0)
+        scale = ((high - low) / 2).clamp(min=torch.finfo(torch.float32).tiny)
+        edges = [_edges(*axis, side) for axis in zip(_centre(prior, samples), scale, lower, upper, strict=True)]
         cells = self._resolved(Cells.between(edges), samples)
         log_mass = self._log_mass(cells)
         self.inner = cells[log_mass.argsort(descending=True)]
@@ -131,8 +136,7 @@ class Region:
             children = cells.halved()
             change = (self._log_mass(children).exp().reshape(len(cells), -1).sum(-1) - mass).abs()
             parts = (cells[rows] for rows in torch.arange(len(cells)).split(64))
-            inside = [((samples[:, None] - c.centre).abs() <= c.half).all(-1) for c in parts]
-            share = torch.cat([mask.double().mean(0) for mask in inside])
+            share = torch.cat([some.holds(samples[:, None]).double().mean(0) for some in parts])
             missed = share - mass > 5 * (share / len(samples)).sqrt() + 5 / len(samples)
             split = (change > 1e-3 * mass + 1e-7) | missed
             finished.append(cells[~split])
@@ -153,11 +157,9 @@ def support(prior: Any) -> Any:
 
 def bounds(prior: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     """Return the bounds of a prior's support along each axis, (d,) as `like`; infinite where there are none."""
-    constraint = support(prior)
-    while hasattr(constraint, "base_constraint"):
-        constraint = constraint.base_constraint
-    lower, upper = (getattr(constraint, f"{side}_bound", limit) for side, limit in _UNBOUNDED)
-    lower, upper = torch.as_tensor(lower).to(like), torch.as_tensor(upper).to(like)
+    constraint = innermost(support(prior))
+    lower = torch.as_tensor(getattr(constraint, "lower_bound", -math.inf)).to(like)
+    upper = torch.as_tensor(getattr(constraint, "upper_bound", math.inf)).to(like)
     if lower.dim() > like.dim():  # a mixture has a row for each component
         lower, upper = lower.flatten(0, -2).amin(0), upper.flatten(0, -2).amax(0)
     return lower.expand_as(like), upper.expand_as(like)
@@ -170,11 +172,6 @@ def _centre(prior: Any, samples: Tensor) -> Tensor:
     except NotImplementedError:
         return median
     return torch.where(mean.isfinite(), mean, median)
-
-
-def _scale(samples: Tensor) -> Tensor:
-    low, high = samples.quantile(torch.tensor([0.1587, 0.8413]).to(samples), dim=0)
-    return ((high - low) / 2).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def _edges(centre: Tensor, scale: Tensor, lower: Tensor, upper: Tensor, side: float) -> Tensor:

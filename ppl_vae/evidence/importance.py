@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import partial
 
 import pyro
 import torch
@@ -15,16 +15,15 @@ from ppl_vae._validation import check_choice, check_positive_int
 from ppl_vae.capture.reach import Reach
 from ppl_vae.evidence.blocks import MAX_BYTES, capacity
 from ppl_vae.evidence.densities import Densities, Model, densities_of
-from ppl_vae.evidence.pareto import effective_sample_size, k_threshold, pareto_k
+from ppl_vae.evidence.pareto import check_numbers, k_threshold, pareto_k, relative_error
 from ppl_vae.evidence.proposals import Defensive, Proposal, log_joint
 from ppl_vae.evidence.results import Evidence
+from ppl_vae.evidence.seeds import seeded
 from ppl_vae.objectives.losses import Program
 from ppl_vae.objectives.sampling import sample_log_weights
 
 # data and particles drawn together: fixed, so that the draws do not depend on `max_bytes`
 _ROWS, _PARTICLES = 64, 256
-
-Weigh = Callable[[tuple[Tensor, ...], int], Tensor]
 
 
 def importance(
@@ -85,13 +84,36 @@ def importance(
     """
     counts = _counts(num_particles)
     check_positive_int(max_bytes, "importance: max_bytes")
-    num_data = _num_data(data)
-    modules, weigh = _weigher(source, data, proposal, max_bytes, max_plate_nesting)
+    lengths = {len(d) for d in data}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(
+            f"importance was given tensors of {sorted(lengths)} rows; expected one number of data, at least one"
+        )
+    if isinstance(proposal, str):
+        check_choice(proposal, ("posterior", "defensive"), "importance: proposal")
+    elif not callable(proposal):
+        raise TypeError(
+            f"importance: proposal is {proposal!r}; expected 'posterior', 'defensive', or a function from data to a "
+            "distribution"
+        )
+    modules: list[nn.Module] = []
+    if isinstance(source, tuple) and proposal == "posterior":
+        modules = Reach().visit(*source).modules
+        weights = partial(_weights_of_program, source, max_plate_nesting)
+    elif len(data) != 1:
+        raise ValueError(
+            f"importance was given {len(data)} tensors; expected x alone, as several need a (model, guide) pair and "
+            "proposal='posterior'"
+        )
+    else:
+        densities = densities_of(source, data[0]) if isinstance(source, (Model, tuple)) else source
+        if isinstance(proposal, str):
+            proposal = densities.posterior if proposal == "posterior" else Defensive(densities, max_bytes=max_bytes)
+        weights = partial(_weights_of_draws, densities, proposal)
     parts = []
-    with torch.no_grad(), untouched_random_state(), evaluation_mode(*modules):
-        torch.manual_seed(seed)
-        for i in range(0, num_data, _ROWS):
-            log_w = weigh(tuple(d[i : i + _ROWS] for d in data), counts[-1])
+    with torch.no_grad(), seeded(seed), evaluation_mode(*modules):
+        for block in zip(*(d.split(_ROWS) for d in data), strict=True):
+            log_w = torch.cat(list(weights(max_bytes, counts[-1], *block)))
             parts.append(from_log_weights(log_w, num_particles=counts))
     return Evidence.joined(parts)
 
@@ -123,18 +145,11 @@ def from_log_weights(log_w: Tensor, *, num_particles: int | Sequence[int] | None
             f"from_log_weights was given log-weights of shape {tuple(log_w.shape)}; expected (K, n) with K at least "
             f"{counts[-1]}: draw more, or lower num_particles"
         )
-    log_w = log_w[: counts[-1]].double()
-    if log_w.isnan().any():
-        raise ValueError(
-            f"the log-weights of {int(log_w.isnan().any(0).sum())} of {log_w.shape[1]} data are not numbers; expected "
-            "numbers or -inf: look for overflow in the parameters, or NaN in the data"
-        )
     count = counts[-1]
+    log_w = log_w[:count].double()
+    check_numbers(log_w, "the log-weights")
     estimates = {k: log_w[:k].logsumexp(0) - math.log(k) for k in counts}
-    ess = effective_sample_size(log_w).nan_to_num(0.0)  # nan where all weights are zero
-    k = pareto_k(log_w)
-    relative_variance = (count / ess - 1).clamp_min(0) / (count - 1) if count > 1 else torch.full_like(ess, math.inf)
-    standard_error = relative_variance.sqrt()
+    k, (ess, standard_error) = pareto_k(log_w), relative_error(log_w)
     unreliable = k > k_threshold(count)
     return Evidence(
         estimates[count],
@@ -152,84 +167,43 @@ def from_log_weights(log_w: Tensor, *, num_particles: int | Sequence[int] | None
     )
 
 
-def _weigher(
-    source: Any, data: tuple[Tensor, ...], proposal: Any, max_bytes: int, max_plate_nesting: int
-) -> tuple[list[nn.Module], Weigh]:
-    """Return the modules to hold in evaluation mode, and a function from some data and K to log-weights (K, n)."""
-    if isinstance(proposal, str):
-        check_choice(proposal, ("posterior", "defensive"), "importance: proposal")
-    elif not callable(proposal):
-        raise TypeError(
-            f"importance: proposal is {proposal!r}; expected 'posterior', 'defensive', or a function from data to a "
-            "distribution"
-        )
-    if isinstance(source, tuple) and proposal == "posterior":
-        return Reach().visit(*source).modules, _Program(source, max_bytes, max_plate_nesting)
-    if len(data) != 1:
+def _weights_of_draws(
+    densities: Densities, propose: Callable[[Tensor], Proposal], max_bytes: int, count: int, x: Tensor
+) -> Iterator[Tensor]:
+    """Yield log-weights (K, n), float64, of `count` draws from a proposal for a block of data."""
+    with untouched_random_state():  # under Pyro's validation, which refuses data outside the support
+        densities.log_likelihood(x, densities.posterior(x).sample((1,)))
+    with pyro.validation_enabled(False):  # a draw outside the prior's support is valid: its weight is zero
+        drawn = propose(x)
+        for start in range(0, count, _PARTICLES):
+            expected = (min(_PARTICLES, count - start), len(x), densities.latent_dim)
+            z = drawn.sample(torch.Size(expected[:1]))
+            if z.shape != expected:
+                raise ValueError(
+                    f"importance: the proposal drew latents of shape {tuple(z.shape)}; expected {expected}: batch "
+                    "shape (n,), event shape (latent,)"
+                )
+            log_m = drawn.log_prob(z).double()
+            yield log_joint(densities, x, z, max_bytes) - log_m
+
+
+def _weights_of_program(
+    program: Program, max_plate_nesting: int, max_bytes: int, count: int, *data: Tensor
+) -> Iterator[Tensor]:
+    """Yield log-weights (K, n), float64, of `count` runs of a guide with any number of latent sites."""
+    weigh = partial(sample_log_weights, *program, *data, max_plate_nesting=max_plate_nesting)
+    with untouched_random_state():  # under Pyro's validation
+        one = weigh()
+    if one.log_lik.shape[1] != len(data[0]):
         raise ValueError(
-            f"importance was given {len(data)} tensors; expected x alone, as several need a (model, guide) pair and "
-            "proposal='posterior'"
+            f"importance: the program weighs {one.log_lik.shape[1]} of {len(data[0])} data; expected all of them: "
+            "remove subsampling from its plate"
         )
-    densities = densities_of(source, data[0]) if isinstance(source, (Model, tuple)) else source
-    if not isinstance(proposal, str):
-        propose = proposal
-    else:
-        propose = densities.posterior if proposal == "posterior" else Defensive(densities, max_bytes=max_bytes)
-    return [], _FromDensities(densities, propose, max_bytes)
-
-
-class _FromDensities:
-    """The log-weights of draws from a proposal for a block of data, scored in pieces."""
-
-    def __init__(self, densities: Densities, propose: Callable[[Tensor], Proposal], max_bytes: int) -> None:
-        self.densities, self.propose, self.max_bytes = densities, propose, max_bytes
-
-    def __call__(self, data: tuple[Tensor, ...], count: int) -> Tensor:
-        (x,) = data
-        with untouched_random_state():  # under Pyro's validation, which refuses data outside the support
-            self.densities.log_likelihood(x, self.densities.posterior(x).sample((1,)))
-        with pyro.validation_enabled(False):  # a draw outside the prior's support is valid: its weight is zero
-            proposal = self.propose(x)
-            return torch.cat([self._weights(proposal, x, size) for size in _chunks(count, _PARTICLES)])
-
-    def _weights(self, proposal: Proposal, x: Tensor, size: int) -> Tensor:
-        z = proposal.sample(torch.Size([size]))
-        if z.shape != (size, len(x), self.densities.latent_dim):
-            raise ValueError(
-                f"importance: the proposal drew latents of shape {tuple(z.shape)}; expected "
-                f"{(size, len(x), self.densities.latent_dim)}: batch shape (n,), event shape (latent,)"
-            )
-        log_m = proposal.log_prob(z).double()
-        return log_joint(self.densities, x, z, self.max_bytes) - log_m
-
-
-class _Program:
-    """The log-weights of draws from a guide with any number of latent sites, by runs of guide and model."""
-
-    def __init__(self, program: Program, max_bytes: int, max_plate_nesting: int) -> None:
-        self.program, self.max_bytes, self.max_plate_nesting = program, max_bytes, max_plate_nesting
-
-    def __call__(self, data: tuple[Tensor, ...], count: int) -> Tensor:
-        with untouched_random_state():  # under Pyro's validation
-            one = sample_log_weights(*self.program, *data, max_plate_nesting=self.max_plate_nesting)
-        if one.log_lik.shape[1] != len(data[0]):
-            raise ValueError(
-                f"importance: the program weighs {one.log_lik.shape[1]} of {len(data[0])} data; expected all of them: "
-                "remove subsampling from its plate"
-            )
-        values = [*one.z.values(), *(value for _, value in one.observed.values())]
-        size = capacity(torch.cat([v.flatten() for v in values]).unsqueeze(0), self.max_bytes)
-        with pyro.validation_enabled(False):
-            return torch.cat([self._weights(data, k) for k in _chunks(count, min(size, _PARTICLES))])
-
-    def _weights(self, data: tuple[Tensor, ...], size: int) -> Tensor:
-        weights = sample_log_weights(*self.program, *data, num_particles=size, max_plate_nesting=self.max_plate_nesting)
-        return weights.log_w.double()
-
-
-def _chunks(count: int, size: int) -> Iterator[int]:
-    for start in range(0, count, size):
-        yield min(size, count - start)
+    values = [*one.z.values(), *(value for _, value in one.observed.values())]
+    size = min(_PARTICLES, capacity(torch.cat([v.flatten() for v in values]).unsqueeze(0), max_bytes))
+    with pyro.validation_enabled(False):
+        for start in range(0, count, size):
+            yield weigh(num_particles=min(size, count - start)).log_w.double()
 
 
 def _counts(num_particles: int | Sequence[int]) -> list[int]:
@@ -237,12 +211,3 @@ def _counts(num_particles: int | Sequence[int]) -> list[int]:
     if not given:
         raise ValueError("num_particles is empty; expected a positive integer or several, such as (100, 1000, 5000)")
     return sorted({check_positive_int(k, "num_particles") for k in given})
-
-
-def _num_data(data: tuple[Tensor, ...]) -> int:
-    lengths = {len(d) for d in data}
-    if len(lengths) != 1 or 0 in lengths:
-        raise ValueError(
-            f"importance was given tensors of {sorted(lengths)} rows; expected one number of data, at least one"
-        )
-    return lengths.pop()

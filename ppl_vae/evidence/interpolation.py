@@ -6,6 +6,7 @@ be far narrower than the distance over which f bends, so it is integrated on man
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -138,10 +139,7 @@ def _grid(points: np.ndarray, dim: int) -> np.ndarray:
 
 
 def _power(matrix: np.ndarray, dim: int) -> np.ndarray:
-    result = matrix
-    for _ in range(dim - 1):
-        result = np.kron(result, matrix)
-    return result
+    return functools.reduce(np.kron, [matrix] * dim)
 
 
 class LogSums:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -72,11 +73,8 @@ def log_evidence(
             raise ValueError(
                 "log_evidence: a conditional VAE takes data and conditions, (x, y), any other takes x alone"
             )
-
-        def of_one(given: Model, some: Tensor) -> Evidence:
-            return log_evidence(given, some, method=method, num_particles=num_particles, tolerance=tolerance, seed=seed)
-
-        return evidence_by_condition(program, x, y, of_one)
+        options = {"method": method, "num_particles": num_particles, "tolerance": tolerance, "seed": seed}
+        return evidence_by_condition(program, x, y, partial(log_evidence, **options))  # type: ignore[arg-type]
     exact = ("auto", "exact", "closed form", "enumeration", "quadrature")
     if isinstance(program, Model) and method in exact:
         densities = VAEDensities(program)

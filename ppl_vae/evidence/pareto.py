@@ -29,6 +29,29 @@ def effective_sample_size(log_w: Tensor) -> Tensor:
     return (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp()
 
 
+def relative_error(log_w: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the effective sample size (0 where all weights are zero), and the relative error of the mean weight.
+
+    The error, that of the mean's logarithm by the delta method, is infinite for a single weight.
+
+    Args:
+        log_w: Log-weights, (K, ...), nats.
+    """
+    count, ess = len(log_w), effective_sample_size(log_w).nan_to_num(0.0)
+    if count == 1:
+        return ess, torch.full_like(ess, math.inf)
+    return ess, ((count / ess - 1).clamp_min(0) / (count - 1)).sqrt()
+
+
+def check_numbers(log_w: Tensor, what: str) -> None:
+    """Raise if some of the log-weights, (K, n), are not numbers."""
+    if broken := int(log_w.isnan().any(0).sum()):
+        raise ValueError(
+            f"{what} of {broken} of {log_w.shape[1]} data are not numbers; expected numbers or -inf: look for overflow "
+            "in the parameters of the likelihood, or NaN in the data"
+        )
+
+
 def pareto_k(log_w: Tensor) -> Tensor:
     r"""Return the shape k of the tail of importance weights, per datum.
 

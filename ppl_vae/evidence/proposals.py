@@ -11,12 +11,12 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_positive_int
 from ppl_vae.evidence.blocks import MAX_BYTES, capacity, particle_blocks, row_blocks
 from ppl_vae.evidence.densities import Densities, VAEDensities
 from ppl_vae.evidence.mixtures import StudentMixture, fit_student_mixture
-from ppl_vae.evidence.pareto import effective_sample_size
+from ppl_vae.evidence.pareto import check_numbers, effective_sample_size
+from ppl_vae.evidence.seeds import seeded
 
 _WIDENED = (1.5, 4.0)  # in standard deviations of q, which is more often too narrow than too wide
 _MOMENT_DRAWS = 256
@@ -27,11 +27,9 @@ class Proposal(Protocol):
 
     def sample(self, sample_shape: torch.Size) -> Tensor:
         """Draw latents, (K, n, d) for a `sample_shape` of (K,)."""
-        ...
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return the log-density of latents (K, n, d), as (K, n)."""
-        ...
 
 
 def log_joint(densities: Densities, x: Tensor, z: Tensor, max_bytes: int = MAX_BYTES) -> Tensor:
@@ -53,14 +51,11 @@ def log_joint(densities: Densities, x: Tensor, z: Tensor, max_bytes: int = MAX_B
         for k in particle_blocks(num_particles, x[rows], max_bytes):
             log_prior = densities.log_prior(x[rows], z[k, rows]).double()
             log_p[k, rows] = log_prior + densities.log_likelihood(x[rows], z[k, rows])
-    if log_p.isnan().any():
-        raise ValueError(
-            f"log p(x, z) is not a number for {int(log_p.isnan().any(0).sum())} of {num_data} data; expected numbers "
-            "or -inf: look for overflow in the likelihood's parameters, or NaN in the data"
-        )
+    check_numbers(log_p, "the values of log p(x, z)")
     return log_p
 
 
+@dataclass(frozen=True)
 class DefensiveMixture:
     r"""A mixture of q(z|x), the prior and a fitted mixture, as one proposal for each of n data.
 
@@ -70,7 +65,7 @@ class DefensiveMixture:
     The denominator of a weight is the whole density. So a weight is at most p(x|z) over the prior's share, and bounded
     whatever q and the fit are.
 
-    Args:
+    Attributes:
         densities: The model, for p(z).
         x: The data, (n, *x_shape).
         posterior: q(z|x).
@@ -78,11 +73,11 @@ class DefensiveMixture:
         log_share: The logs of the three shares of each datum, (3, n): q, prior, fitted mixture.
     """
 
-    def __init__(
-        self, densities: Densities, x: Tensor, posterior: Any, fitted: StudentMixture, log_share: Tensor
-    ) -> None:
-        self.densities, self.x, self.posterior, self.fitted = densities, x, posterior, fitted
-        self.log_share = log_share
+    densities: Densities
+    x: Tensor
+    posterior: Any
+    fitted: StudentMixture
+    log_share: Tensor
 
     def sample(self, sample_shape: torch.Size) -> Tensor:
         """Draw latents, (K, n, d), in the posterior's precision."""
@@ -180,7 +175,8 @@ class Defensive:
             z, log_w = self._open(x, mean, covariance)
             variance = covariance.diagonal(dim1=-2, dim2=-1)
             count = min(self.num_components, max(1, self.num_draws // (10 * z.shape[-1])))
-            floors = self._floors(z.new_ones(len(x), dtype=torch.float64))
+            shares = [self.posterior_share, self.prior_share, 1 - self.posterior_share - self.prior_share]
+            floors = torch.tensor(shares, dtype=torch.float64, device=z.device)[:, None].expand(3, len(x))
             for _ in range(self.num_rounds):
                 log_w, enough = _tempered(log_w, self.target_ess, 0.25 * self.num_draws)
                 fitted = fit_student_mixture(*_heaviest(z, log_w, self.num_draws), variance, count)
@@ -193,12 +189,8 @@ class Defensive:
                     break
             # the fit has not seen these draws, so they judge its share fairly
             share = _best_share(log_parts, log_w, floors.log())
-            share = torch.maximum(share, torch.stack([floors[0], floors[1], torch.zeros_like(floors[2])]))
+            share[:2] = torch.maximum(share[:2], floors[:2])
             return DefensiveMixture(self.densities, x, q, fitted, (share / share.sum(0)).log())
-
-    def _floors(self, ones: Tensor) -> Tensor:
-        q, prior = self.posterior_share, self.prior_share
-        return torch.stack([q * ones, prior * ones, (1 - q - prior) * ones])
 
     def _open(self, x: Tensor, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
         """Return draws from the prior and from a widened q, with log-weights against the mixture of both."""
@@ -231,8 +223,7 @@ class Defensive:
         """Prior draws (G, d), decoded once for all data, and a function from data to log p(x, z) at them, (G, n)."""
         densities = cast(VAEDensities, self.densities)
         pixels = math.prod(densities.vae.x_shape)
-        with untouched_random_state():
-            torch.manual_seed(0)
+        with seeded(0):
             z = densities.prior().sample((1,))
             held = max(pixels, 64 * densities.latent_dim) * z.element_size()  # decoded, or copied for 64 data
             size = max(1, min(self.num_prior_draws, self.max_bytes // held))

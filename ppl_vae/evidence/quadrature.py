@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_positive, check_positive_int
 from ppl_vae.evidence.adaptive import Integral
 from ppl_vae.evidence.densities import VAEDensities
 from ppl_vae.evidence.results import Evidence
+from ppl_vae.evidence.seeds import seeded
 
 _BYTES_PER_DATUM = 50_000  # of its pairs with cells, before any is finished
 
@@ -80,17 +80,14 @@ def quadrature(
         >>> evidence.log_evidence.shape, bool((evidence.error < 1e-3).all())
         (torch.Size([3]), True)
     """
-    evidence, _, _ = integrate(
-        densities, x, tolerance=tolerance, max_latents=max_latents, max_bytes=max_bytes, seed=seed
-    )
-    return evidence
+    return integrate(densities, x, tolerance, max_latents, max_bytes, seed)[-1]
 
 
 @torch.no_grad()
 def integrate(
-    densities: VAEDensities, x: Tensor, *, tolerance: float, max_latents: int, max_bytes: int, seed: int
-) -> tuple[Evidence, Tensor, Tensor]:
-    """Return the evidence and the mean, (n, d), and covariance, (n, d, d), of p(z|x); arguments as in `quadrature`."""
+    densities: VAEDensities, x: Tensor, tolerance: float, max_latents: int, max_bytes: int, seed: int
+) -> tuple[Tensor, Tensor, Evidence]:
+    """Return the mean, (n, d), and covariance, (n, d, d), of p(z|x), and the evidence; arguments as in `quadrature`."""
     check_positive(tolerance, "tolerance")
     check_positive_int(max_latents, "max_latents")
     check_positive_int(max_bytes, "max_bytes")
@@ -107,11 +104,10 @@ def integrate(
     if not len(x):
         raise ValueError("quadrature was given no data; expected at least one datum")
     parts, moments = [], []
-    with untouched_random_state():
-        for block in x.split(max(100, max_bytes // _BYTES_PER_DATUM)):
-            torch.manual_seed(seed)
+    for block in x.split(max(100, max_bytes // _BYTES_PER_DATUM)):
+        with seeded(seed):
             integral = Integral(densities, block, tolerance, max_latents, max_bytes)
-            parts.append(integral.evidence())
-            moments.append(integral.moments())
+        parts.append(integral.evidence())
+        moments.append(integral.moments())
     mean, covariance = (torch.cat(part) for part in zip(*moments, strict=True))
-    return Evidence.joined(parts, largest=["rounding"], same=["prior_mass"]), mean, covariance
+    return mean, covariance, Evidence.joined(parts, largest=["rounding"], same=["prior_mass"])
