@@ -5,6 +5,7 @@ themselves are in `ppl_vae.evidence`. The other measures have a module each: `el
 `diagnostics`, `surgery`, `bits`, `practical`. `bootstrap` gives intervals over data.
 """
 
+from ppl_vae import evidence
 from ppl_vae.evaluation.bits import bits_per_dim
 from ppl_vae.evaluation.bootstrap import Interval, difference, interval
 from ppl_vae.evaluation.diagnostics import LatentUse, kl_per_dimension, latent_use
@@ -16,62 +17,34 @@ from ppl_vae.evaluation.report import evaluate
 from ppl_vae.evaluation.surgery import AggregatePosterior, Surgery, aggregate_posterior, surgery
 from ppl_vae.evaluation.table_errors import column_errors
 from ppl_vae.evaluation.true_posterior import kl_to_posterior, log_posterior_grid, posterior_moments
-from ppl_vae.evidence import (
-    Defensive,
-    Densities,
-    Evidence,
-    ProgramDensities,
-    VAEDensities,
-    annealed,
-    bidirectional,
-    closed_form_evidence,
-    densities_of,
-    enumerate_evidence,
-    importance,
-    linear_gaussian_evidence,
-    log_evidence,
-    quadrature,
-)
+from ppl_vae.evidence import *  # noqa: F403 - log p(x) and its methods are found here too
 
 __all__ = [
     "AggregatePosterior",
     "Bound",
-    "Defensive",
-    "Densities",
     "Evaluation",
-    "Evidence",
     "Gaps",
     "Imputation",
     "Interval",
     "LatentUse",
-    "ProgramDensities",
     "Surgery",
-    "VAEDensities",
     "aggregate_posterior",
-    "annealed",
-    "bidirectional",
     "bits_per_dim",
-    "closed_form_evidence",
     "column_errors",
-    "densities_of",
     "difference",
     "elbo",
-    "enumerate_evidence",
     "evaluate",
     "gaps",
     "gauss_hermite_elbo",
-    "importance",
     "impute",
     "interval",
     "kl_per_dimension",
     "kl_to_posterior",
     "knn_accuracy",
     "latent_use",
-    "linear_gaussian_evidence",
-    "log_evidence",
     "log_posterior_grid",
     "monte_carlo_elbo",
     "posterior_moments",
-    "quadrature",
     "surgery",
 ]
+__all__ += evidence.__all__

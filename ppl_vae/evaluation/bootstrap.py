@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ppl_vae._interval import Interval
-from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_positive_int
+from ppl_vae.evidence.seeds import seeded
 
 Statistic = Callable[[Tensor], Tensor]
 
@@ -149,8 +149,7 @@ def _resampled(table: Tensor, statistic: Statistic | None, num_resamples: int, s
     """Return the statistic of every row of `table` over the same resamples of its columns, (R, m)."""
     size, found = table.shape[1], []
     step = max(1, BLOCK // size)
-    with untouched_random_state():
-        torch.manual_seed(seed)
+    with seeded(seed):
         for start in range(0, num_resamples, step):
             rows = torch.randint(size, (min(step, num_resamples - start), size))
             if statistic is None:  # a mean is a product with the counts of each datum

@@ -11,9 +11,9 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Mul
 from torch.distributions import Normal as TorchNormal
 
 from ppl_vae._distributions import describe
-from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_positive_int
 from ppl_vae.evidence.densities import Densities
+from ppl_vae.evidence.seeds import seeded
 
 ACTIVE = 0.01  # Burda et al.'s threshold for the variance of a unit's posterior mean
 UNUSED = 0.01  # nats per datum below which a dimension carries nothing
@@ -99,8 +99,7 @@ def kl_per_dimension(densities: Densities, x: Tensor, *, num_samples: int = 500,
             f"the KL of each dimension needs the marginals of the prior, which are not known for "
             f"{'a program without prior()' if p_z is None else describe(p_z)}; look at the whole KL, elbo(...).rate"
         )
-    with untouched_random_state():
-        torch.manual_seed(seed)
+    with seeded(seed):
         return torch.cat([_marginal_kl(densities.posterior(some), p_u, num_samples) for some in x.split(ROWS)])
 
 
@@ -142,8 +141,7 @@ def latent_use(densities: Densities, x: Tensor, *, num_samples: int = 500, seed:
     if len(x) < 2:
         raise ValueError(f"latent_use was given {len(x)} data; expected at least 2, for a variance over data")
     kl = kl_per_dimension(densities, x, num_samples=num_samples, seed=seed)
-    with untouched_random_state():
-        torch.manual_seed(seed)
+    with seeded(seed):
         moments = [_moments(densities.posterior(some), num_samples) for some in x.split(ROWS)]
     mean, variance = (torch.cat(parts) for parts in zip(*moments, strict=True))
     moves = (variance.std(0) / variance.mean(0).clamp_min(1e-300)) > 0.01  # a dimension may code in its spread alone
@@ -155,10 +153,10 @@ def marginals(distribution: Any) -> Any:
     """Return the marginals of all dimensions, batch shape (..., d), event shape (); None if they are not known."""
     if isinstance(distribution, MixtureSameFamily):
         parts = marginals(distribution.component_distribution)  # (..., components, d)
-        if parts is None:
+        if not isinstance(parts, TorchNormal):
             return None
+        columns = TorchNormal(parts.loc.mT, parts.scale.mT)  # (..., d, components)
         weights = distribution.mixture_distribution.probs.unsqueeze(-2)  # (..., 1, components)
-        columns = _moved(parts)
         return MixtureSameFamily(Categorical(weights.expand(columns.batch_shape)), columns)
     if isinstance(distribution, MultivariateNormal):
         return TorchNormal(distribution.loc, distribution.variance.sqrt())
@@ -167,13 +165,6 @@ def marginals(distribution: Any) -> Any:
             return distribution.base_dist
         return marginals(distribution.base_dist) if distribution.reinterpreted_batch_ndims == 0 else None
     return None
-
-
-def _moved(parts: Any) -> Any:
-    """Return normals of batch shape (..., components, d) as (..., d, components); None for other distributions."""
-    if not isinstance(parts, TorchNormal):
-        return None
-    return TorchNormal(parts.loc.mT, parts.scale.mT)
 
 
 def _marginal_kl(q: Any, p_u: Any, num_samples: int) -> Tensor:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ppl_vae._distributions import describe
-from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_choice, check_positive, check_positive_int
 from ppl_vae.evidence.blocks import MAX_BYTES, particle_blocks, row_blocks
 from ppl_vae.evidence.conditional import found_by_condition
 from ppl_vae.evidence.densities import Densities, Model
 from ppl_vae.evidence.normals import Normals, tensor_nodes
+from ppl_vae.evidence.seeds import seeded
 
 Method = Literal["auto", "gauss-hermite", "monte carlo"]
 
@@ -225,8 +225,7 @@ def monte_carlo_elbo(
     if check_positive_int(num_samples, "monte_carlo_elbo: num_samples") < 2:
         raise ValueError("monte_carlo_elbo: num_samples is 1; expected at least 2, for a standard error")
     parts: list[Tensor] = []
-    with untouched_random_state():
-        torch.manual_seed(seed)
+    with seeded(seed):
         for rows in row_blocks(len(x), x, max_bytes):
             q = None if posterior is None else posterior[rows]
             draws, kl, log_ratio = draws_of(densities, x[rows], q, num_samples, max_bytes)
@@ -240,9 +239,9 @@ def monte_carlo_elbo(
 def bound_by_condition(vae: Model, x: Tensor, y: Tensor, find: Callable[[Model, Tensor], Bound]) -> Bound:
     """Return the bound that `find` computes for the data of each condition, in the order of the data."""
     parts, place = found_by_condition(vae, x, y, find)
-    columns = zip(*((part.elbo, part.rate, part.error, part.rate_error) for part in parts), strict=True)
-    elbo, rate, error, rate_error = (torch.cat(column)[place] for column in columns)
-    return Bound(elbo, rate, error, rate_error, parts[0].method)
+    names = ("elbo", "rate", "error", "rate_error")
+    figures = {name: torch.cat([getattr(part, name) for part in parts])[place] for name in names}
+    return Bound(**figures, method=parts[0].method)
 
 
 def draws_of(

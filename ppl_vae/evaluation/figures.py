@@ -73,7 +73,8 @@ class Evaluation:
     def table(self) -> str:
         """Return the figures as lines of text, with units and 95% intervals over data, and the notes."""
         n, width = len(self.evidence), max(len(UNITS[name][0]) for name in self.figures)
-        lines = [f"{n:,} data, log p(x) by {self.evidence.method} ({_kind(self.evidence)}); 95% intervals over data"]
+        kind = "exact" if self.evidence.kind == "exact" else f"a stochastic {self.evidence.kind} bound"
+        lines = [f"{n:,} data, log p(x) by {self.evidence.method} ({kind}); 95% intervals over data"]
         for name, figure in self.figures.items():
             label, unit = UNITS[name]
             shown = str(figure) if isinstance(figure, Interval) else f"{figure:.4g}"
@@ -110,7 +111,3 @@ class Evaluation:
             for name in ("approximation_gap", "amortisation_gap"):
                 found[name] = torch.cat([getattr(self.gaps, name).cpu(), torch.full((n,), math.nan).double()])[:n]
         return {name: value.detach().cpu().double() for name, value in found.items()}
-
-
-def _kind(evidence: Evidence) -> str:
-    return "exact" if evidence.kind == "exact" else f"a stochastic {evidence.kind} bound"

@@ -3,26 +3,19 @@ r"""The gap between log p(x) and the ELBO, split into the share of the family of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ppl_vae._distributions import describe
-from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_positive_int
-from ppl_vae.evaluation.elbo import (
-    Bound,
-    draws_of,
-    gauss_hermite_elbo,
-    mean_and_error,
-    monte_carlo_elbo,
-    normals_of,
-)
-from ppl_vae.evaluation.refinement import refine
+from ppl_vae.evaluation.elbo import Method, draws_of, elbo, mean_and_error
+from ppl_vae.evaluation.refinement import normals_to_refine, refine
 from ppl_vae.evidence.blocks import MAX_BYTES, capacity, row_blocks
 from ppl_vae.evidence.densities import Densities
 from ppl_vae.evidence.normals import Normals
 from ppl_vae.evidence.results import Evidence
+from ppl_vae.evidence.seeds import seeded
 
 APART = 3.0  # another start must be so many standard deviations (times sqrt(d)) from every optimum found
 CLEARLY = 0.01  # another start must be so many nats better to count as another mode, not as a better ascent to the same
@@ -149,92 +142,59 @@ def gaps(
         raise ValueError(
             f"gaps was given the evidence of {len(evidence.log_evidence)} data and {len(x)} data; expected the same"
         )
-    q = normals_of(densities, x)
-    if q is None:
-        raise ValueError(
-            f"the posterior is {describe(densities.posterior(x[:1]))}, which has no parameters to refine; the gap can "
-            "be split for Normal(...).to_event(1) and MultivariateNormal: use posteriors.DiagonalNormal"
-        )
+    q = normals_to_refine(densities, x)
     options = {"num_iterations": num_iterations, "tolerance": tolerance, "max_bytes": max_bytes, "seed": seed}
-    optima = [refine(densities, x, start=q, **options)]  # type: ignore[arg-type]
     exact = densities.latent_dim <= 3
-    chooser = _Chooser(densities, x, q, num_samples, exact, max_bytes, seed)
-    chooser.offer(optima[0], torch.arange(len(x), device=x.device), elsewhere=False)
-    pool = _pool(densities, x, q, seed) if num_starts > 1 and hasattr(densities, "likelihood_at") else None
-    for _ in range(num_starts - 1):
-        if pool is None:
-            break
-        start, rows = _next_start(densities, x, pool, optima, max_bytes)
-        if len(rows) == 0:
-            break
+    method: Method = "gauss-hermite" if exact else "monte carlo"
+    bound_of = partial(elbo, densities, method=method, num_samples=num_samples, max_bytes=max_bytes, seed=seed)
+    own = bound_of(x, posterior=q)
+    best, best_elbo, best_error = q, own.elbo.clone(), own.error.clone()
+    elsewhere = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    if not hasattr(densities, "likelihood_at"):
+        num_starts = 1
+    pool = _pool(densities, x, q, seed) if num_starts > 1 else q
+    start, rows = q, torch.arange(len(x), device=x.device)
+    optima: list[Normals] = []
+    for turn in range(num_starts):
+        if turn:
+            start, rows = _next_start(densities, x, pool, optima, max_bytes)
+            if len(rows) == 0:
+                break
         found = refine(densities, x[rows], start=start, **options)  # type: ignore[arg-type]
-        chooser.offer(found, rows, elsewhere=True)
-        optima.append(optima[0].put(rows, found))
-    return _measured(chooser, evidence, num_samples, max_bytes, seed + 1)
-
-
-class _Chooser:
-    """The best q of each datum among the encoder's and those offered."""
-
-    def __init__(
-        self, densities: Densities, x: Tensor, q: Normals, num_samples: int, exact: bool, max_bytes: int, seed: int
-    ) -> None:
-        self.densities, self.x, self.q, self.exact = densities, x, q, exact
-        self.num_samples, self.max_bytes, self.seed = num_samples, max_bytes, seed
-        self.start = self.bound(torch.arange(len(x), device=x.device), q)
-        self.best_elbo, self.best_error = self.start.elbo.clone(), self.start.error.clone()
-        self.best = Normals(q.loc.clone(), q.scale.clone())
-        self.elsewhere = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-
-    def bound(self, rows: Tensor, q: Normals) -> Bound:
-        if self.exact:
-            return gauss_hermite_elbo(self.densities, self.x[rows], posterior=q, max_bytes=self.max_bytes)
-        return monte_carlo_elbo(
-            self.densities,
-            self.x[rows],
-            posterior=q,
-            num_samples=self.num_samples,
-            max_bytes=self.max_bytes,
-            seed=self.seed,
-        )
-
-    def offer(self, q: Normals, rows: Tensor, elsewhere: bool) -> None:
-        """Take q, a posterior for each of `rows`, where its ELBO is larger than the best so far."""
-        bound = self.bound(rows, q)
-        better = bound.elbo > self.best_elbo[rows]
+        optima.append(optima[0].put(rows, found) if turn else found)
+        bound = bound_of(x[rows], posterior=found)
+        better = bound.elbo > best_elbo[rows]
         taken = rows[better]
-        self.best = self.best.put(taken, q[better])
-        if elsewhere:
-            self.elsewhere[taken] |= bound.elbo[better] - self.best_elbo[taken] > CLEARLY
-        self.best_elbo[taken], self.best_error[taken] = bound.elbo[better], bound.error[better]
-
-
-def _measured(chooser: _Chooser, evidence: Evidence, num_samples: int, max_bytes: int, seed: int) -> Gaps:
-    """Return the gaps with the chosen q*: by Gauss-Hermite from the ELBOs at hand, by Monte Carlo with fresh noise."""
-    x, q, best = chooser.x, chooser.q, chooser.best
-    if chooser.exact:
-        start, error = chooser.start, chooser.best_error
-        figures = [start.elbo, start.error, chooser.best_elbo, error, start.error + error]
-    else:
-        parts = []
-        for rows in row_blocks(len(x), x, max_bytes):
-            draws = []
-            for posterior in (q, best):  # the same noise for both
-                with torch.no_grad(), untouched_random_state():
-                    torch.manual_seed(seed + rows.start)
-                    draws.append(draws_of(chooser.densities, x[rows], posterior[rows], num_samples, max_bytes)[0])
-            paired = mean_and_error(draws[1] - draws[0])[1]
-            parts.append(torch.stack([*mean_and_error(draws[0]), *mean_and_error(draws[1]), paired]))
-        figures = list(torch.cat(parts, dim=1))
+        best = best.put(taken, found[better])
+        if turn:
+            elsewhere[taken] |= bound.elbo[better] - best_elbo[taken] > CLEARLY
+        best_elbo[taken], best_error[taken] = bound.elbo[better], bound.error[better]
+    figures = [own.elbo, own.error, best_elbo, best_error, own.error + best_error]
+    if not exact:
+        figures = _with_fresh_noise(densities, x, q, best, num_samples, max_bytes, seed + 1)
     log_evidence, error = (value.to(figures[0]) for value in (evidence.log_evidence, evidence.error))
-    return Gaps(log_evidence, error, evidence.kind, *figures, refined=best, elsewhere=chooser.elsewhere)  # type: ignore
+    return Gaps(log_evidence, error, evidence.kind, *figures, refined=best, elsewhere=elsewhere)  # type: ignore
+
+
+def _with_fresh_noise(
+    densities: Densities, x: Tensor, q: Normals, best: Normals, num_samples: int, max_bytes: int, seed: int
+) -> list[Tensor]:
+    """Return the ELBO of q with its error, that of `best` with its error, and the error of their difference."""
+    parts = []
+    for rows in row_blocks(len(x), x, max_bytes):
+        draws = []
+        for posterior in (q, best):  # the same noise for both
+            with torch.no_grad(), seeded(seed + rows.start):
+                draws.append(draws_of(densities, x[rows], posterior[rows], num_samples, max_bytes)[0])
+        paired = mean_and_error(draws[1] - draws[0])[1]
+        parts.append(torch.stack([*mean_and_error(draws[0]), *mean_and_error(draws[1]), paired]))
+    return list(torch.cat(parts, dim=1))
 
 
 @torch.no_grad()
 def _pool(densities: Densities, x: Tensor, q: Normals, seed: int, size: int = 2048) -> Normals:
     """Return starts: prior draws with a typical scale, and some of the encoder's posteriors."""
-    with untouched_random_state():
-        torch.manual_seed(seed)
+    with seeded(seed):
         drawn = densities.prior_sample(x[:1], size)[:, 0]
         some = torch.randperm(len(x), device=x.device)[:size]
     typical = q.scale[some].median(0).values if q.diagonal else torch.diag_embed(q.std[some].median(0).values)
@@ -251,8 +211,7 @@ def _next_start(
     log_prior = densities.log_prior(x[:1], pool.loc[:, None]).reshape(1, -1)  # (1, G)
     step = max(1, capacity(x, max_bytes) // len(pool))
     rows, chosen = [], []
-    for begin in range(0, len(x), step):
-        part = torch.arange(begin, min(begin + step, len(x)), device=x.device)
+    for part in torch.arange(len(x), device=x.device).split(step):
         some = x[part]
         best = torch.full((len(part),), -torch.inf, device=x.device)
         log_joint = score(some) + log_prior  # (n, G)

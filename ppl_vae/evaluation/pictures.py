@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from ppl_vae.evaluation.true_posterior import log_posterior_grid
 from ppl_vae.evidence.densities import VAEDensities
 from ppl_vae.evidence.normals import Normals
 from ppl_vae.evidence.results import Evidence
+from ppl_vae.evidence.seeds import seeded
 from ppl_vae.plots.latent import MOST_CLASSES
 from ppl_vae.vae import VAE
 
@@ -58,64 +59,60 @@ def draw(
     image = x.dim() == 3 or (x.dim() == 4 and x.shape[1] in (1, 3))
     whole = labels is not None and bool((labels == labels.round()).all())
     classes = labels.long() if labels is not None and whole and len(labels.unique()) <= MOST_CLASSES else None
-    gap = evidence.log_evidence - bound.elbo
-    worst = evidence.log_evidence.nan_to_num(torch.inf).argsort()[:_WORST] if image else None
-    figures["evidence"] = plots.evidence_histogram(
-        evidence.log_evidence,
-        None if worst is None else x[worst],
-        None if worst is None else evidence.log_evidence[worst],
-        elbo=bound.elbo,
-        worst_captions=None if worst is None or classes is None else [f"class {c}" for c in classes[worst].tolist()],
-        caveat=caveat,
-    )
+    worst: dict[str, Any] = {}
+    if image:
+        rows = evidence.log_evidence.nan_to_num(torch.inf).argsort()[:_WORST]
+        worst = {"worst_images": x[rows], "worst_values": evidence.log_evidence[rows]}
+        worst["worst_captions"] = None if classes is None else [f"class {c}" for c in classes[rows].tolist()]
+    figures["evidence"] = plots.evidence_histogram(evidence.log_evidence, elbo=bound.elbo, caveat=caveat, **worst)
     if evaluation.gaps is not None:
         split = evaluation.gaps
         some = None if classes is None else classes[: len(split.gap)]
+        intervals = None if some is None else _by_class(split.gap, some)
         figures["gaps"] = plots.gaps_by_class(
-            split.approximation_gap,
-            split.amortisation_gap,
-            some,
-            intervals=None if some is None else _by_class(split.gap, some),
-            caveat=caveat,
+            split.approximation_gap, split.amortisation_gap, some, intervals=intervals, caveat=caveat
         )
     by_particles = evaluation.sampled or (evidence if evidence.method == "importance" else None)
     if by_particles is not None:
         figures["particles"] = _by_particles(evaluation, by_particles, caveat)
-    name, means = "this model", [_interval(evaluation, n) for n in ("rate", "distortion", "log_evidence")]
+    rate, distortion, mean = (cast(Interval, evaluation.figures[n]) for n in ("rate", "distortion", "log_evidence"))
     figures["rate_distortion"] = plots.rate_distortion(
-        {name: [means[0].value, means[1].value]},
-        intervals={name: (means[0], means[1])},
-        log_evidence={name: means[2].value},
+        {"this model": [rate.value, distortion.value]},
+        intervals={"this model": (rate, distortion)},
+        log_evidence={"this model": mean.value},
         caveat=caveat,
     )
-    if vae.y_shape is not None:  # the remaining pictures need one latent space
-        return [plots.save(figure, Path(folder) / f"{name}.png") for name, figure in figures.items()]
-    q = densities.posterior(x)
-    if evaluation.use is not None:
-        with untouched_random_state():
-            torch.manual_seed(0)
-            drawn = q.sample((1 + _SHOWN // len(x),)).flatten(0, 1)[:_SHOWN]
-            prior = densities.prior_sample(x[:1], _SHOWN)[:, 0]
-        figures["aggregate_posterior"] = plots.aggregate_posterior(drawn, prior, kl=evaluation.use.kl, caveat=caveat)
-    normals = Normals.of(q)
-    if densities.latent_dim == 2 and normals is not None:
-        figures["latent_map"] = plots.latent_map(
-            normals.loc, gap, label="log p(x) - ELBO, nats", prior_circles=_is_standard(densities), caveat=caveat
-        )
-        if image and evidence.kind == "exact" and evidence.method == "quadrature":
-            figures["true_posteriors"] = _true_posteriors(densities, x, evaluation, normals, classes, caveat)
+    if vae.y_shape is None:
+        figures |= _of_latents(densities, x, evaluation, classes, image, caveat)
     return [plots.save(figure, Path(folder) / f"{name}.png") for name, figure in figures.items()]
 
 
-def _is_standard(densities: VAEDensities) -> bool:
-    prior = Normals.of(densities.prior().expand((1,)))
-    return prior is not None and bool((prior.loc == 0).all() and (prior.std == 1).all())
-
-
-def _interval(evaluation: Evaluation, name: str) -> Interval:
-    figure = evaluation.figures[name]
-    assert isinstance(figure, Interval)
-    return figure
+def _of_latents(
+    densities: VAEDensities, x: Tensor, evaluation: Evaluation, labels: Tensor | None, image: bool, caveat: str | None
+) -> dict[str, Any]:
+    """Draw the pictures that need one latent space for all data."""
+    figures: dict[str, Any] = {}
+    evidence, q = evaluation.evidence, densities.posterior(x)
+    if evaluation.use is not None:
+        with seeded(0):
+            drawn = q.sample((1 + _SHOWN // len(x),)).flatten(0, 1)[:_SHOWN]
+            from_prior = densities.prior_sample(x[:1], _SHOWN)[:, 0]
+        figures["aggregate_posterior"] = plots.aggregate_posterior(
+            drawn, from_prior, kl=evaluation.use.kl, caveat=caveat
+        )
+    normals = Normals.of(q)
+    if densities.latent_dim == 2 and normals is not None:
+        prior = Normals.of(densities.prior().expand((1,)))
+        figures["latent_map"] = plots.latent_map(
+            normals.loc,
+            evidence.log_evidence - evaluation.bound.elbo,
+            label="log p(x) - ELBO, nats",
+            prior_circles=prior is not None and bool((prior.loc == 0).all() and (prior.std == 1).all()),
+            caveat=caveat,
+        )
+        if image and evidence.kind == "exact" and evidence.method == "quadrature":
+            figures["true_posteriors"] = _true_posteriors(densities, x, evaluation, normals, labels, caveat)
+    return figures
 
 
 def _by_class(values: Tensor, labels: Tensor) -> dict[int, Interval]:
@@ -129,17 +126,14 @@ def _by_class(values: Tensor, labels: Tensor) -> dict[int, Interval]:
 def _by_particles(evaluation: Evaluation, sampled: Evidence, caveat: str | None) -> Any:
     """Draw the estimates at each K on the sampled data, beside the exact mean of the same data."""
     n, prefix = len(sampled), "log_evidence_"
-    estimates = {
-        int(name.removeprefix(prefix)): value for name, value in sampled.details.items() if name.startswith(prefix)
-    }
-    ks = sorted(estimates)
-    columns = [torch.as_tensor(estimates[k]) for k in ks]
-    columns += [evaluation.bound.elbo[:n], evaluation.evidence.log_evidence[:n]]
+    found: dict[str, Any] = {name: value for name, value in sampled.details.items() if name.startswith(prefix)}
+    estimates: dict[int, Tensor] = {int(name.removeprefix(prefix)): value for name, value in found.items()}
+    columns = [*estimates.values(), evaluation.bound.elbo[:n], evaluation.evidence.log_evidence[:n]]
     finite = torch.stack(columns).isfinite().all(0)
     *values, elbo, truth = (interval(column[finite]) for column in columns)
     exact = evaluation.evidence.kind == "exact"
     return plots.evidence_by_particles(
-        ks,
+        list(estimates),
         [v.value for v in values],
         values,
         exact=truth.value if exact else None,

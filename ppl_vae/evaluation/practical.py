@@ -12,10 +12,11 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from ppl_vae._distributions import describe, unwrapped
-from ppl_vae._scopes import evaluation_mode, untouched_random_state
+from ppl_vae._scopes import evaluation_mode
 from ppl_vae._validation import check_choice, check_positive_int
 from ppl_vae.evaluation.bootstrap import Interval, interval
 from ppl_vae.evaluation.table_errors import column_errors
+from ppl_vae.evidence.seeds import seeded
 from ppl_vae.vae import VAE
 
 Sampler = Literal["metropolis", "pseudo-gibbs", "importance"]
@@ -143,24 +144,30 @@ def impute(
     warmup = max(2, num_steps // 5) if num_warmup is None else check_positive_int(num_warmup, "impute: num_warmup")
     holes = _checked(vae, x, x.isnan() if missing is None else missing)
     chain = lambda t: t.repeat_interleave(num_chains, 0)  # noqa: E731
-    with untouched_random_state(), evaluation_mode(vae):
-        torch.manual_seed(seed)
+    with seeded(seed), evaluation_mode(vae):
         likelihood = vae.p_x(vae.p_z().sample((2,)))
-        _check_factorised(likelihood)
+        if unwrapped(likelihood).event_shape and not _takes_missing(likelihood):
+            raise ValueError(
+                f"impute: under the likelihood {describe(likelihood)} values depend on each other given z, so that "
+                "missing ones cannot be drawn by themselves; expected independent ones, such as "
+                "Bernoulli(...).to_event(3)"
+            )
         if sampler == "importance":
             moments, filled, taken = _importance(vae, chain(torch.where(holes, torch.nan, x)), num_steps)
         else:
             start = chain(torch.where(holes, 0.0, x).to(x))
             moments, filled, taken = _markov(vae, start, chain(holes), warmup, num_steps, sampler)
-    chains = moments.unflatten(0, (len(x), num_chains))  # (n, chains, *moments)
-    error = chains.std(1) / math.sqrt(num_chains) if num_chains > 1 else torch.full_like(chains[:, 0], torch.nan)
-    mean, error = likelihood.point(chains.mean(1), error) if _takes_missing(likelihood) else (chains.mean(1), error)
+    chains, draws, taken = (t.unflatten(0, (len(x), num_chains)) for t in (moments, filled, taken))  # (n, chains, ...)
+    mean = chains.mean(1)
+    error = chains.std(1) / math.sqrt(num_chains) if num_chains > 1 else torch.full_like(mean, torch.nan)
+    if _takes_missing(likelihood):
+        mean, error = likelihood.point(mean, error)
     return Imputation(
         mean=torch.where(holes, mean, x),
-        draw=torch.where(holes, filled.unflatten(0, (len(x), num_chains))[:, 0], x),
+        draw=torch.where(holes, draws[:, 0], x),
         error=torch.where(holes, error, 0.0),
         missing=holes,
-        acceptance=taken.unflatten(0, (len(x), num_chains)).mean(1),
+        acceptance=taken.mean(1),
     )
 
 
@@ -171,8 +178,7 @@ def _markov(
     filled = torch.where(hole, vae.p_x(vae.p_z().sample((len(hole),))).sample(), x)
     z = vae.q_z(filled).sample()
     likelihood = vae.p_x(z)
-    total = torch.zeros_like(_moments(likelihood))
-    taken = torch.zeros(len(hole), dtype=torch.float64, device=x.device)
+    total, taken = torch.zeros_like(_moments(likelihood)), torch.zeros(len(hole), dtype=torch.float64, device=x.device)
     for step in range(warmup + num_steps):
         q = vae.q_z(filled)
         proposed = q.sample()
@@ -209,7 +215,9 @@ def _importance(vae: VAE, x: Tensor, num_steps: int) -> tuple[Tensor, Tensor, Te
             "networks.TableEncoder, or choose 'metropolis'"
         )
     top = torch.full((len(x),), -math.inf, dtype=x.dtype, device=x.device)
-    total, squares, sums, kept = torch.zeros_like(top), torch.zeros_like(top), None, q.sample()
+    total, squares, kept = torch.zeros_like(top), torch.zeros_like(top), q.sample()
+    sums = torch.zeros_like(_moments(vae.p_x(kept)))
+    spread = lambda t: t.reshape(-1, *[1] * (sums.dim() - 1))  # noqa: E731
     for _ in range(num_steps):
         z = q.sample()
         likelihood = vae.p_x(z)
@@ -217,16 +225,11 @@ def _importance(vae: VAE, x: Tensor, num_steps: int) -> tuple[Tensor, Tensor, Te
         now = torch.maximum(top, log_w)
         old, new = (top - now).exp(), (log_w - now).exp()
         total, squares = total * old + new, squares * old.square() + new.square()
-        moments = _moments(likelihood)
-        spread = lambda t, like: t.reshape(-1, *[1] * (like.dim() - 1))  # noqa: E731
-        fresh = spread(new, moments) * moments
-        sums = fresh if sums is None else sums * spread(old, moments) + fresh
+        sums = sums * spread(old) + spread(new) * _moments(likelihood)
         # each draw is kept with the probability of its share of the weight
         kept = torch.where((torch.rand_like(total) * total < new)[:, None], z, kept)
         top = now
-    assert sums is not None
-    moments = sums / total.reshape(-1, *[1] * (sums.dim() - 1))
-    return moments, vae.p_x(kept).sample(), (total.square() / squares / num_steps).double()
+    return sums / spread(total), vae.p_x(kept).sample(), (total.square() / squares / num_steps).double()
 
 
 def knn_accuracy(
@@ -296,14 +299,6 @@ def _checked(vae: VAE, x: Tensor, missing: Tensor) -> Tensor:
     if not bool(torch.isfinite(x[~holes]).all()):
         raise ValueError("impute: an observed value is NaN or infinite; mark it in missing")
     return holes
-
-
-def _check_factorised(likelihood: Any) -> None:
-    if unwrapped(likelihood).event_shape and not _takes_missing(likelihood):
-        raise ValueError(
-            f"impute: under the likelihood {describe(likelihood)} values depend on each other given z, so that missing "
-            "ones cannot be drawn by themselves; expected independent ones, such as Bernoulli(...).to_event(3)"
-        )
 
 
 def _takes_missing(likelihood: Any) -> bool:

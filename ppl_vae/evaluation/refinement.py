@@ -2,19 +2,23 @@ r"""The best normal posterior of each datum: natural-gradient ascent of the ELBO
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ppl_vae._distributions import describe
-from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_positive, check_positive_int
 from ppl_vae.evaluation.elbo import normals_of
 from ppl_vae.evidence.blocks import MAX_BYTES, particle_blocks, row_blocks
 from ppl_vae.evidence.densities import Densities
 from ppl_vae.evidence.normals import Normals, tensor_nodes
+from ppl_vae.evidence.seeds import seeded
 
+Gradients = Callable[[Tensor, Normals], tuple[Tensor, Tensor, Tensor]]
+
+ROTATIONS = 3  # sets of points, one after the other, above three dimensions
 STRETCH = 10.0  # the largest factor by which one step changes a precision
 
 
@@ -25,7 +29,6 @@ def refine(
     start: Normals | None = None,
     num_iterations: int = 50,
     tolerance: float = 1e-3,
-    num_rotations: int = 3,
     max_bytes: int = MAX_BYTES,
     seed: int = 0,
 ) -> Normals:
@@ -65,7 +68,6 @@ def refine(
         start: The starting posteriors; the encoder's q(z|x) by default.
         num_iterations: The most iterations with each set of points.
         tolerance: Stop below this expected gain, nats.
-        num_rotations: The number of successive sets of points, above three dimensions.
         max_bytes: About the most memory that decoded data may take.
         seed: The seed of the rotations; the global random state is left alone.
 
@@ -90,48 +92,46 @@ def refine(
         True
     """
     check_positive_int(num_iterations, "refine: num_iterations")
-    check_positive_int(num_rotations, "refine: num_rotations")
     check_positive(tolerance, "refine: tolerance")
-    q = normals_of(densities, x, start)
+    q = normals_to_refine(densities, x) if start is None else start
+    q = Normals(q.loc.clone(), q.scale.clone())
+    with seeded(seed):
+        for points, weights in _point_sets(q):
+            gradients = partial(_gradients, densities, points, weights, max_bytes // 4)
+            for rows in row_blocks(len(x), x, max_bytes // 4, len(points)):  # a quarter: the graph keeps activations
+                _ascend(x[rows], q[rows], gradients, num_iterations, tolerance)
+    return q
+
+
+def normals_to_refine(densities: Densities, x: Tensor) -> Normals:
+    """Return q(z|x) as `Normals`.
+
+    Raises:
+        ValueError: If q(z|x) is not normal.
+    """
+    q = normals_of(densities, x)
     if q is None:
         raise ValueError(
             f"the posterior is {describe(densities.posterior(x[:1]))}, whose parameters cannot be refined for a datum "
             "by itself; expected Normal(...).to_event(1) or MultivariateNormal, as posteriors.DiagonalNormal gives"
         )
-    q = Normals(q.loc.clone(), q.scale.clone())
-    with untouched_random_state():
-        torch.manual_seed(seed)
-        for points, weights in _point_sets(q, num_rotations):
-            for rows in row_blocks(len(x), x, max_bytes // 4, len(points)):  # a quarter: the graph keeps activations
-                best = _ascend(densities, x[rows], q[rows], points, weights, num_iterations, tolerance, max_bytes // 4)
-                q.loc[rows], q.scale[rows] = best.loc, best.scale
     return q
 
 
-def _point_sets(q: Normals, num_rotations: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _point_sets(q: Normals) -> Iterator[tuple[Tensor, Tensor]]:
     d = q.latent_dim
     if d <= 3:
         yield from (tensor_nodes(num_nodes, d, q.loc) for num_nodes in (5, 9))
         return
-    for _ in range(num_rotations):
+    for _ in range(ROTATIONS):
         u = torch.linalg.qr(torch.randn(d, d, dtype=torch.float64)).Q * d**0.5
         weights = torch.full((2 * d,), 0.5 / d, dtype=torch.float64)
         yield torch.cat([u, -u]).to(q.loc), weights.to(q.loc.device)
 
 
-def _ascend(
-    densities: Densities,
-    x: Tensor,
-    q: Normals,
-    points: Tensor,
-    weights: Tensor,
-    num_iterations: int,
-    tolerance: float,
-    max_bytes: int,
-) -> Normals:
-    """Ascend the ELBO estimated at these points for all data at once; each datum keeps its best posterior."""
-    q = Normals(q.loc.clone(), q.scale.clone())
-    value, mean_step, curvature = _gradients(densities, x, q, points, weights, max_bytes)
+def _ascend(x: Tensor, q: Normals, gradients: Gradients, num_iterations: int, tolerance: float) -> None:
+    """Ascend the ELBO by its gradients for all data at once; the tensors of q keep the best posteriors."""
+    value, mean_step, curvature = gradients(x, q)
     rho = torch.ones(len(x), dtype=q.loc.dtype, device=x.device)
     for _ in range(num_iterations):
         gain = 0.5 * mean_step.square().sum(-1) + 0.25 * curvature.square().flatten(1).sum(-1)
@@ -139,17 +139,16 @@ def _ascend(
         if len(rows) == 0:
             break
         moved = _stepped(q[rows], mean_step[rows], curvature[rows], rho[rows])
-        new = _gradients(densities, x[rows], moved, points, weights, max_bytes)
+        new = gradients(x[rows], moved)
         better = new[0] > value[rows]  # False for NaN
         accepted = rows[better]
         q.loc[accepted], q.scale[accepted] = moved.loc[better], moved.scale[better]
         value[accepted], mean_step[accepted], curvature[accepted] = (part[better] for part in new)
         rho[rows] = torch.where(better, (2 * rho[rows]).clamp_max(1), 0.3 * rho[rows])
-    return q
 
 
 def _gradients(
-    densities: Densities, x: Tensor, q: Normals, points: Tensor, weights: Tensor, max_bytes: int
+    densities: Densities, points: Tensor, weights: Tensor, max_bytes: int, x: Tensor, q: Normals
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the ELBO (n,), S' E[grad] (n, d), and I + S' E[Hessian] S, its diagonal (n, d) or whole (n, d, d)."""
     value = q.entropy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,10 +23,12 @@ from ppl_vae.evaluation.gaps import gaps
 from ppl_vae.evaluation.practical import impute, knn_accuracy
 from ppl_vae.evaluation.surgery import aggregate_posterior, surgery
 from ppl_vae.evaluation.true_posterior import kl_to_posterior
+from ppl_vae.evidence.conditional import given
 from ppl_vae.evidence.densities import VAEDensities
 from ppl_vae.evidence.importance import importance
 from ppl_vae.evidence.log_evidence import Method, log_evidence
 from ppl_vae.evidence.results import Evidence
+from ppl_vae.evidence.seeds import seeded
 from ppl_vae.objectives import sample_log_weights
 from ppl_vae.objectives.impossible import CHANCE, limits_of, strange
 from ppl_vae.vae import VAE
@@ -97,29 +100,24 @@ def evaluate(
     x, labels, y = _tensors(data, size)
     if len(x) < 2:
         raise ValueError(f"evaluate was given {len(x)} data; expected at least 2, for intervals over data")
-    for name, value in (
-        ("gap_size", gap_size),
-        ("importance_size", importance_size),
-        ("imputation_size", imputation_size),
-    ):
+    sizes = {"gap_size": gap_size, "importance_size": importance_size, "imputation_size": imputation_size}
+    for name, value in sizes.items():
         if value != 0:
             check_positive_int(value, f"evaluate: {name}")
     x = x.to(next(vae.parameters(), x).device)
-    clock = _Clock(progress)
+    seconds: dict[str, float] = {}
+    clock = partial(_clock, seconds, progress)
     alarms, discrete = _look(vae, x, y, seed)
     with clock("log p(x)"):
         found = log_evidence(vae, x, y, method=evidence, num_particles=tuple(num_particles), seed=seed)
     exact = found.kind == "exact"
     with clock("the ELBO"):
-        bound = (
-            elbo(VAEDensities(vae), x, seed=seed)
-            if y is None
-            else bound_by_condition(vae, x, y, lambda given, some: elbo(VAEDensities(given), some, seed=seed))
-        )
+        find = lambda model, some: elbo(VAEDensities(model), some, seed=seed)  # noqa: E731
+        bound = find(vae, x) if y is None else bound_by_condition(vae, x, y, find)
     if discrete:
         _refuse_above_zero(found)
     notes = [*_caveats(vae, x), *alarms]
-    densities = VAEDensities(vae if y is None else vae.given(y[0] if y.dim() > 1 else int(y[0])))
+    densities = VAEDensities(vae if y is None else given(vae, y[0]))
     if y is not None:
         gap_size = importance_size = imputation_size = 0
         notes.append(
@@ -130,17 +128,9 @@ def evaluate(
     finite = found.log_evidence.isfinite() & bound.elbo.isfinite()
     if not finite.all():
         notes.append(f"{int((~finite).sum())} data without a finite value are left out of the averages")
+    rates = {"distortion": bound.distortion, "rate": bound.rate}
     figures: dict[str, Figure] = {}
-    figures |= _over_data(
-        {
-            "log_evidence": found.log_evidence,
-            "elbo": bound.elbo,
-            "gap": gap,
-            "distortion": bound.distortion,
-            "rate": bound.rate,
-        },
-        seed,
-    )
+    figures |= _over_data({"log_evidence": found.log_evidence, "elbo": bound.elbo, "gap": gap, **rates}, seed)
     if not figures:
         raise ValueError("fewer than two data have a finite log p(x) and ELBO: nothing can be said of this model")
     if exact:
@@ -157,7 +147,7 @@ def evaluate(
         notes.append("annealing gives a standard error over its chains, which knows nothing of modes that all missed")
     split = None
     if gap_size:
-        first = slice(0, min(gap_size, len(x)))
+        first = slice(gap_size)
         head = Evidence(found.log_evidence[first], found.error[first], found.method, found.kind)
         if exact and densities.latent_dim <= 3 and found.method != "enumeration":
             with clock("the identity log p(x) = ELBO + KL"):
@@ -168,7 +158,7 @@ def evaluate(
                 if residual.max() > 1e-2:
                     notes.append("the two sides of log p(x) = ELBO + KL differ: one of the integrals has not converged")
         with clock("the gap"):
-            split = _tried(notes, "the gap was not taken apart", lambda: gaps(densities, x[first], head, seed=seed))
+            split = _tried(notes, "the gap was not taken apart", gaps, densities, x[first], head, seed=seed)
         if split is not None:
             if split.elsewhere.any():
                 share = split.elsewhere.double().mean()
@@ -179,19 +169,17 @@ def evaluate(
                 notes.append(f"the gap was taken apart for the first {len(split.gap)} data")
     sampled = None
     if importance_size and exact:
-        first = slice(0, min(importance_size, len(x)))
+        first = slice(importance_size)
         with clock("importance sampling"):
             sampled = importance(densities, x[first], num_particles=num_particles, seed=seed)
         figures |= _over_data({"importance_error": found.log_evidence[first] - sampled.log_evidence}, seed)
     use = surgeon = aggregate = None
     if y is None:
         with clock("the latent code"):
-            use = _tried(notes, "the use of each dimension is not told", lambda: latent_use(densities, x, seed=seed))
-            some = x[:_MOST_PAIRS]
-            surgeon = _tried(notes, "the rate was not taken apart", lambda: surgery(densities, some, seed=seed))
-            aggregate = _tried(
-                notes, "the aggregate posterior is not told", lambda: aggregate_posterior(densities, some, seed=seed)
-            )
+            tried, some = partial(_tried, notes), x[:_MOST_PAIRS]
+            use = tried("the use of each dimension is not told", latent_use, densities, x, seed=seed)
+            surgeon = tried("the rate was not taken apart", surgery, densities, some, seed=seed)
+            aggregate = tried("the aggregate posterior is not told", aggregate_posterior, densities, some, seed=seed)
     if use is not None:
         notes += use.alarms
         figures |= {"active_units": use.num_active, "effective_dim": use.effective_dim}
@@ -206,10 +194,9 @@ def evaluate(
         figures["empty_share"] = aggregate.empty_share
     if bins is None and isinstance(data, Split):
         bins = data.bins
-    with suppress(ValueError):  # where they mean nothing
-        figures |= _over_data(
-            {"bits_per_dim": bits_per_dim(found.log_evidence, x, _likelihood(densities, x), bins=bins)}, seed
-        )
+    with suppress(ValueError), untouched_random_state():  # where they mean nothing
+        p_x = densities.likelihood(densities.prior_sample(x[:1], 1)[0])  # at any z: only its support counts
+        figures |= _over_data({"bits_per_dim": bits_per_dim(found.log_evidence, x, p_x, bins=bins)}, seed)
     if imputation_size:
         with clock("imputation"):
             figures |= _imputation(vae, x[:imputation_size], notes, seed)
@@ -222,7 +209,7 @@ def evaluate(
             means = [vae.encode(part.to(x.device)) for part in known.split(4096)]
             figures["knn_accuracy"] = knn_accuracy(torch.cat(means), known_labels, vae.encode(x), labels, seed=seed)
     ordered = {name: figures[name] for name in UNITS if name in figures}
-    return Evaluation(ordered, found, bound, split, use, surgeon, aggregate, sampled, tuple(notes), clock.seconds)
+    return Evaluation(ordered, found, bound, split, use, surgeon, aggregate, sampled, tuple(notes), seconds)
 
 
 def _over_data(values: dict[str, Tensor], seed: int) -> dict[str, Interval]:
@@ -231,29 +218,23 @@ def _over_data(values: dict[str, Tensor], seed: int) -> dict[str, Interval]:
     return interval({name: value[finite] for name, value in values.items()}, seed=seed) if finite.sum() > 1 else {}
 
 
-def _tried(notes: list[str], what: str, function: Callable[[], Any]) -> Any:
+def _tried(notes: list[str], what: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """Return the result of a part, or add a note and return None if the part does not apply to this model."""
     try:
-        return function()
+        return function(*args, **options)
     except (ValueError, NotImplementedError) as error:
         notes.append(f"{what}: {str(error).splitlines()[0][:200]}")
         return None
 
 
-class _Clock:
-    """A timer of parts by name, which reports each part as it begins."""
-
-    def __init__(self, progress: Callable[[str], None] | None) -> None:
-        self.progress = progress
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        if self.progress is not None:
-            self.progress(name)
-        began = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - began
+@contextmanager
+def _clock(seconds: dict[str, float], progress: Callable[[str], None] | None, name: str) -> Iterator[None]:
+    """Report a part as it begins, and add its time to `seconds`."""
+    if progress is not None:
+        progress(name)
+    began = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - began
 
 
 def _tensors(data: Split | Tensor, size: int | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -264,12 +245,6 @@ def _tensors(data: Split | Tensor, size: int | None) -> tuple[Tensor, Tensor | N
         data = data.head(min(size, len(data)))
     columns = [torch.cat(column) for column in zip(*data.batches(min(4096, len(data))), strict=True)]
     return columns[0], data.labels, columns[1] if len(columns) > 1 else None
-
-
-def _likelihood(densities: VAEDensities, x: Tensor) -> Any:
-    """Return p(x|z) at one z of the prior, for properties that do not depend on z."""
-    with untouched_random_state():
-        return densities.likelihood(densities.prior_sample(x[:1], 1)[0])
 
 
 def _caveats(vae: VAE, x: Tensor) -> list[str]:
@@ -289,8 +264,7 @@ def _look(vae: VAE, x: Tensor, y: Tensor | None, seed: int) -> tuple[list[str], 
         ValueError: If a figure is impossible for any model.
     """
     some = tuple(column[:_LOOKED_AT] for column in (x, y) if column is not None)
-    with torch.no_grad(), untouched_random_state(), evaluation_mode(vae):
-        torch.manual_seed(seed)
+    with torch.no_grad(), seeded(seed), evaluation_mode(vae):
         log_weights = sample_log_weights(vae.model, vae.guide, *some, num_particles=_LOOKS)
     wrong, alarm = strange(log_weights)
     if wrong is not None:
@@ -317,7 +291,7 @@ def _imputation(vae: VAE, x: Tensor, notes: list[str], seed: int) -> dict[str, F
     if x.isnan().any():
         notes.append("nothing was imputed: some values are missing, so that not all are there to compare with")
         return {}
-    filled = _tried(notes, "nothing was imputed", lambda: impute(vae, x, missing, num_steps=100, seed=seed))
+    filled = _tried(notes, "nothing was imputed", impute, vae, x, missing, num_steps=100, seed=seed)
     if filled is None:
         return {}
     binary = bool(((x == 0) | (x == 1)).all())

@@ -3,20 +3,17 @@ r"""The aggregate posterior q(z) = 1/N sum q(z|x_n): the parts of the rate, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_positive_int
 from ppl_vae.evidence.blocks import MAX_BYTES
-from ppl_vae.evidence.densities import Densities
+from ppl_vae.evidence.densities import Densities, Score, normal_scores
 from ppl_vae.evidence.normals import Normals
-
-Score = Callable[[Tensor], Tensor]
+from ppl_vae.evidence.seeds import seeded
 
 
 @dataclass(frozen=True)
@@ -123,15 +120,15 @@ def surgery(
         raise ValueError(f"surgery was given {len(x)} data and num_samples={num_samples}; expected at least 2 of each")
     q = _precise(densities.posterior(x))
     score = mixture_score(q, max_bytes)
-    with untouched_random_state():
-        torch.manual_seed(seed)
+    with seeded(seed):
         z = q.sample((num_samples,))  # (S, N, d)
     own = q.log_prob(z).double()
     whole = torch.stack([score(draw) for draw in z])
     prior = torch.stack([densities.log_prior(x, draw[None].to(x.dtype))[0].double() for draw in z])
-    figures = [_mean_and_error(part) for part in (own - prior, own - whole, whole - prior)]
-    (rate, rate_error), (information, information_error), (marginal, marginal_error) = figures
-    return Surgery(rate, information, marginal, rate_error, information_error, marginal_error, len(x))
+    parts = {"rate": own - prior, "mutual_information": own - whole, "marginal_kl": whole - prior}
+    means = {name: float(part.mean()) for name, part in parts.items()}
+    errors = {f"{name}_error": math.sqrt(float(v.var(0).mean()) / v.numel()) for name, v in parts.items()}
+    return Surgery(**means, **errors, num_data=len(x))
 
 
 @torch.no_grad()
@@ -182,8 +179,7 @@ def aggregate_posterior(
     if not 0 < level < 1:
         raise ValueError(f"aggregate_posterior: level is {level!r}; expected a share between 0 and 1, such as 0.01")
     q = _precise(densities.posterior(x))
-    with untouched_random_state():
-        torch.manual_seed(seed)
+    with seeded(seed):
         drawn = q.sample((-(-num_draws // len(x)),)).flatten(0, 1)
         drawn = drawn[torch.randperm(len(drawn), device=x.device)[:num_draws]]
         prior = densities.prior_sample(x[:1], num_draws)[:, 0].double()
@@ -191,15 +187,8 @@ def aggregate_posterior(
     threshold = torch.quantile(score(drawn), level)
     empty = float((score(prior) < threshold).double().mean())
     mean, variance = _moments(q, drawn)
-    return AggregatePosterior(
-        mean,
-        variance,
-        prior.mean(0),
-        prior.var(0),
-        empty,
-        math.sqrt(empty * (1 - empty) / num_draws),
-        level,
-    )
+    empty_error = math.sqrt(empty * (1 - empty) / num_draws)
+    return AggregatePosterior(mean, variance, prior.mean(0), prior.var(0), empty, empty_error, level)
 
 
 def mixture_score(q: Any, max_bytes: int = MAX_BYTES) -> Score:
@@ -216,25 +205,15 @@ def mixture_score(q: Any, max_bytes: int = MAX_BYTES) -> Score:
     normals = Normals.of(q)
     size, dim = q.batch_shape[0], q.event_shape[0]
     if normals is not None and normals.diagonal:
-        centre = normals.loc.double().mean(0)
-        mean, precision = normals.loc.double() - centre, normals.scale.double().square().reciprocal()
-        linear, constant = (mean * precision).T, -0.5 * (mean.square() * precision).sum(-1) - normals.log_det()
-        constant = constant - 0.5 * dim * math.log(2 * math.pi)
-
-        def log_pairs(z: Tensor) -> Tensor:  # (M, N)
-            z = z.double() - centre
-            return z @ linear - 0.5 * z.square() @ precision.T + constant
-
-        step = max(1, max_bytes // (16 * size))
+        precision = normals.scale.double().square().reciprocal()
+        log_pairs, held = normal_scores(normals.loc.double(), precision, normals.log_det()), 16
     else:
-
-        def log_pairs(z: Tensor) -> Tensor:
-            return q.log_prob(z.unsqueeze(1)).double()
-
-        step = max(1, max_bytes // (8 * size * (4 + 2 * dim * (1 if normals is None else dim))))
+        log_pairs = lambda z: q.log_prob(z.unsqueeze(1)).double()  # noqa: E731
+        held = 8 * (4 + 2 * dim * (1 if normals is None else dim))  # bytes for each pair
 
     def score(z: Tensor) -> Tensor:
-        return torch.cat([log_pairs(some).logsumexp(-1) for some in z.split(step)]) - math.log(size)
+        parts = z.split(max(1, max_bytes // (held * size)))
+        return torch.cat([log_pairs(some).logsumexp(-1) for some in parts]) - math.log(size)
 
     return score
 
@@ -243,11 +222,6 @@ def _precise(q: Any) -> Any:
     """Return q in float64 if it is normal; a narrow posterior far from zero loses digits in float32."""
     normals = Normals.of(q)
     return q if normals is None else Normals(normals.loc.double(), normals.scale.double()).distribution()
-
-
-def _mean_and_error(values: Tensor) -> tuple[float, float]:
-    """Return the mean of values (S, N) and its standard error for these N data."""
-    return float(values.mean()), math.sqrt(float(values.var(0).mean()) / values.numel())
 
 
 def _moments(q: Any, drawn: Tensor) -> tuple[Tensor, Tensor]:

@@ -424,5 +424,5 @@ def test_gaps_refuse():
     with pytest.raises(ValueError, match="evidence of 2 data and 6"):
         gaps(densities, x, Evidence(zero, zero, "closed form"))
     heavy = VAEDensities(bernoulli(posterior=Heavy(20, 2)))
-    with pytest.raises(ValueError, match=r"Laplace.*no parameters to refine"):
+    with pytest.raises(ValueError, match=r"Laplace.*cannot be refined"):
         gaps(heavy, torch.zeros(2, 20), Evidence(zero, zero, "closed form"))
