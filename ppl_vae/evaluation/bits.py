@@ -3,15 +3,20 @@ r"""Bits per dimension, where they are a code length."""
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ppl_vae._distributions import describe
 from ppl_vae._validation import check_positive_int
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
-def bits_per_dim(log_evidence: Tensor, x: Tensor, likelihood: Any, *, bins: int | None = None) -> Tensor:
+
+def bits_per_dim(
+    log_evidence: Float[Tensor, " n"], x: Float[Tensor, " n *x_shape"], likelihood: Any, *, bins: int | None = None
+) -> Float[Tensor, " n"]:
     r"""Return the code length of each datum in bits per dimension, and refuse figures that are no code length.
 
     .. math::
@@ -31,8 +36,8 @@ def bits_per_dim(log_evidence: Tensor, x: Tensor, likelihood: Any, *, bins: int 
     al., section 3.1).
 
     Args:
-        log_evidence: log p(x), (n,), nats.
-        x: The data, (n, *x_shape).
+        log_evidence: log p(x), nats.
+        x: The data.
         likelihood: p(x|z) at any z, such as ``densities.likelihood(z)``; only its support is used.
         bins: B for dequantised data, 256 for `ppl_vae.data.load` (``dataset.bins``); None for discrete data.
 

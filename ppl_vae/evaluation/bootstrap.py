@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from statistics import NormalDist
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch import Tensor
 from ppl_vae._interval import Interval
 from ppl_vae._validation import check_positive_int
 from ppl_vae.evidence.seeds import seeded
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 Statistic = Callable[[Tensor], Tensor]
 
@@ -99,15 +102,15 @@ def interval(
     return found if isinstance(values, Mapping) else found["values"]
 
 
-def difference(first: Tensor, second: Tensor, **options: object) -> Interval:
+def difference(first: Float[Tensor, " n"], second: Float[Tensor, " n"], **options: object) -> Interval:
     r"""Return a bootstrap interval of the mean of ``first - second`` over the same data, paired by datum.
 
     Two models can differ clearly even where their own intervals overlap widely. Data that are hard for one model are
     hard for the other, and pairing removes this common part. Wrong for figures of different data.
 
     Args:
-        first: The figures of one model, (n,).
-        second: The figures of the other, (n,), of the same data in the same order.
+        first: The figures of one model.
+        second: The figures of the other, of the same data in the same order.
         **options: The options of `interval`.
 
     Raises:

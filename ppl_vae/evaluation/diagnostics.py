@@ -3,7 +3,7 @@ r"""The use of each latent dimension: KL per dimension, active units, and alarms
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from ppl_vae._validation import check_positive_int
 from ppl_vae.evidence.densities import Densities
 from ppl_vae.evidence.seeds import seeded
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+
 ACTIVE = 0.01  # Burda et al.'s threshold for the variance of a unit's posterior mean
 UNUSED = 0.01  # nats per datum below which a dimension carries nothing
 ROWS = 2000  # data encoded at once
@@ -25,19 +28,19 @@ class LatentUse:
     r"""The use of each latent dimension over n data.
 
     Attributes:
-        kl: Mean KL of each dimension, nats per datum, (d,).
-        mean_variance: :math:`\mathrm{Var}_x(\mathbb E_{q(z|x)}[z_u])` over the data, (d,).
+        kl: Mean KL of each dimension, nats per datum.
+        mean_variance: :math:`\mathrm{Var}_x(\mathbb E_{q(z|x)}[z_u])` over the data.
         alarms: One sentence for each fault (more than three unused dimensions count as one fault); empty without
             faults. Dimensions are counted from z_1, as in the pictures.
     """
 
-    kl: Tensor
-    mean_variance: Tensor
+    kl: Float[Tensor, " d"]
+    mean_variance: Float[Tensor, " d"]
     alarms: tuple[str, ...]
 
     @property
-    def active(self) -> Tensor:
-        """Whether each dimension is active (`mean_variance` above 0.01), (d,)."""
+    def active(self) -> Bool[Tensor, " d"]:
+        """Whether each dimension is active (`mean_variance` above 0.01)."""
         return self.mean_variance > ACTIVE
 
     @property
@@ -58,7 +61,9 @@ class LatentUse:
 
 
 @torch.no_grad()
-def kl_per_dimension(densities: Densities, x: Tensor, *, num_samples: int = 500, seed: int = 0) -> Tensor:
+def kl_per_dimension(
+    densities: Densities, x: Float[Tensor, " n *x_shape"], *, num_samples: int = 500, seed: int = 0
+) -> Float[Tensor, "n d"]:
     r"""Return the KL of each latent dimension's marginal, :math:`\mathrm{KL}(q(z_u|x) \,\|\, p(z_u))`, per datum.
 
     Its sum over dimensions is the whole KL if both q and p have independent dimensions, and *not* otherwise: no
@@ -69,7 +74,7 @@ def kl_per_dimension(densities: Densities, x: Tensor, *, num_samples: int = 500,
 
     Args:
         densities: The model, see `densities_of`; it must have ``prior()``, as a `VAE` has.
-        x: The data, (n, *x_shape).
+        x: The data.
         num_samples: K.
         seed: The seed of the draws; the global random state is left alone.
 
@@ -104,7 +109,9 @@ def kl_per_dimension(densities: Densities, x: Tensor, *, num_samples: int = 500,
 
 
 @torch.no_grad()
-def latent_use(densities: Densities, x: Tensor, *, num_samples: int = 500, seed: int = 0) -> LatentUse:
+def latent_use(
+    densities: Densities, x: Float[Tensor, " n *x_shape"], *, num_samples: int = 500, seed: int = 0
+) -> LatentUse:
     r"""Return active units, KL per dimension and alarms for posterior collapse.
 
     A unit is active if the mean of its posterior varies with the data,
@@ -117,7 +124,7 @@ def latent_use(densities: Densities, x: Tensor, *, num_samples: int = 500, seed:
 
     Args:
         densities: The model, see `densities_of`; it must have ``prior()``, as a `VAE` has.
-        x: The data, (n, *x_shape), at least two.
+        x: The data, at least two.
         num_samples: As in `kl_per_dimension`.
         seed: The seed of the draws, where there is no closed form.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from ppl_vae.evidence.conditional import found_by_condition
 from ppl_vae.evidence.densities import Densities, Model
 from ppl_vae.evidence.normals import Normals, tensor_nodes
 from ppl_vae.evidence.seeds import seeded
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 Method = Literal["auto", "gauss-hermite", "monte carlo"]
 
@@ -29,10 +32,10 @@ class Bound:
         R = \mathrm{KL}(q(z|x) \,\|\, p(z)).
 
     Attributes:
-        elbo: (n,).
-        rate: R, (n,).
-        error: The error of `elbo`, (n,): see `gauss_hermite_elbo`, or the standard error of Monte Carlo.
-        rate_error: The error of `rate`, (n,); zero where the rate has a closed form.
+        elbo: The ELBO.
+        rate: R, the KL.
+        error: The error of `elbo`: see `gauss_hermite_elbo`, or the standard error of Monte Carlo.
+        rate_error: The error of `rate`; zero where the rate has a closed form.
         method: ``"gauss-hermite"`` or ``"monte carlo"``.
 
     Reference:
@@ -44,21 +47,21 @@ class Bound:
         70.0
     """
 
-    elbo: Tensor
-    rate: Tensor
-    error: Tensor
-    rate_error: Tensor
+    elbo: Float[Tensor, " n"]
+    rate: Float[Tensor, " n"]
+    error: Float[Tensor, " n"]
+    rate_error: Float[Tensor, " n"]
     method: str
 
     @property
-    def distortion(self) -> Tensor:
-        """D, (n,)."""
+    def distortion(self) -> Float[Tensor, " n"]:
+        """D, the expected negative log-likelihood."""
         return -(self.elbo + self.rate)
 
 
 def elbo(
     densities: Densities,
-    x: Tensor,
+    x: Float[Tensor, " n *x_shape"],
     *,
     posterior: Normals | None = None,
     method: Method = "auto",
@@ -74,7 +77,7 @@ def elbo(
 
     Args:
         densities: The model, see `densities_of`.
-        x: The data, (n, *x_shape).
+        x: The data.
         posterior: Normals to use instead of q(z|x).
         method: ``"gauss-hermite"`` or ``"monte carlo"`` instead of the choice above.
         num_samples: Monte Carlo draws per datum.
@@ -106,7 +109,7 @@ def elbo(
 @torch.no_grad()
 def gauss_hermite_elbo(
     densities: Densities,
-    x: Tensor,
+    x: Float[Tensor, " n *x_shape"],
     *,
     posterior: Normals | None = None,
     num_nodes: int = 5,
@@ -131,7 +134,7 @@ def gauss_hermite_elbo(
 
     Args:
         densities: The model, see `densities_of`.
-        x: The data, (n, *x_shape).
+        x: The data.
         posterior: Normals to use instead of q(z|x).
         num_nodes: The number of nodes per dimension at the start.
         max_nodes: The most nodes per dimension. With these, the error may stay above the tolerance. The default is 100,
@@ -187,7 +190,7 @@ def gauss_hermite_elbo(
 @torch.no_grad()
 def monte_carlo_elbo(
     densities: Densities,
-    x: Tensor,
+    x: Float[Tensor, " n *x_shape"],
     *,
     posterior: Normals | None = None,
     num_samples: int = 1000,
@@ -205,7 +208,7 @@ def monte_carlo_elbo(
 
     Args:
         densities: The model, see `densities_of`.
-        x: The data, (n, *x_shape).
+        x: The data.
         posterior: Normals to use instead of q(z|x).
         num_samples: K.
         max_bytes: About the most memory that decoded data may take.

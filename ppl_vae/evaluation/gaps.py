@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from ppl_vae.evidence.densities import Densities
 from ppl_vae.evidence.normals import Normals
 from ppl_vae.evidence.results import Evidence
 from ppl_vae.evidence.seeds import seeded
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 APART = 3.0  # another start must be so many standard deviations (times sqrt(d)) from every optimum found
 CLEARLY = 0.01  # another start must be so many nats better to count as another mode, not as a better ascent to the same
@@ -31,56 +35,56 @@ class Gaps:
         + \underbrace{\mathcal L(q^*) - \mathcal L(q)}_{\text{amortisation}}.
 
     Attributes:
-        log_evidence: log p(x), (n,).
-        evidence_error: The error of log p(x), as in `Evidence`, (n,).
+        log_evidence: log p(x).
+        evidence_error: The error of log p(x), as in `Evidence`.
         evidence_kind: ``"exact"``, ``"lower"`` or ``"upper"``: the side of the truth on which the approximation gap
             lies.
-        elbo: The ELBO of the encoder's q, (n,).
-        elbo_error: The error of `elbo`, (n,).
-        refined_elbo: The ELBO of q*, (n,).
-        refined_error: The error of `refined_elbo`, (n,).
-        amortisation_error: The error of the amortisation gap, (n,). By Monte Carlo both ELBOs share their noise, and
+        elbo: The ELBO of the encoder's q.
+        elbo_error: The error of `elbo`.
+        refined_elbo: The ELBO of q*.
+        refined_error: The error of `refined_elbo`.
+        amortisation_error: The error of the amortisation gap. By Monte Carlo both ELBOs share their noise, and
             this error is smaller than theirs.
         refined: q* itself.
-        elsewhere: Whether q* was reached from another start than the encoder's, (n,), with an ELBO better by more than
+        elsewhere: Whether q* was reached from another start than the encoder's, with an ELBO better by more than
             0.01 nats: the encoder chose the wrong mode.
     """
 
-    log_evidence: Tensor
-    evidence_error: Tensor
+    log_evidence: Float[Tensor, " n"]
+    evidence_error: Float[Tensor, " n"]
     evidence_kind: str
-    elbo: Tensor
-    elbo_error: Tensor
-    refined_elbo: Tensor
-    refined_error: Tensor
-    amortisation_error: Tensor
+    elbo: Float[Tensor, " n"]
+    elbo_error: Float[Tensor, " n"]
+    refined_elbo: Float[Tensor, " n"]
+    refined_error: Float[Tensor, " n"]
+    amortisation_error: Float[Tensor, " n"]
     refined: Normals
-    elsewhere: Tensor
+    elsewhere: Bool[Tensor, " n"]
 
     @property
-    def gap(self) -> Tensor:
-        """Log p(x) - ELBO(q) = KL(q(z|x) || p(z|x)), (n,)."""
+    def gap(self) -> Float[Tensor, " n"]:
+        """Log p(x) - ELBO(q) = KL(q(z|x) || p(z|x))."""
         return self.log_evidence - self.elbo
 
     @property
-    def approximation_gap(self) -> Tensor:
-        """Log p(x) - ELBO(q*), (n,): the cost of the family of q, whatever the encoder."""
+    def approximation_gap(self) -> Float[Tensor, " n"]:
+        """Log p(x) - ELBO(q*): the cost of the family of q, whatever the encoder."""
         return self.log_evidence - self.refined_elbo
 
     @property
-    def amortisation_gap(self) -> Tensor:
-        """ELBO(q*) - ELBO(q), (n,): the cost of one encoder for all data."""
+    def amortisation_gap(self) -> Float[Tensor, " n"]:
+        """ELBO(q*) - ELBO(q): the cost of one encoder for all data."""
         return self.refined_elbo - self.elbo
 
     @property
-    def approximation_error(self) -> Tensor:
-        """The sum of the errors of evidence and refined ELBO, (n,); one may be a bound, the other a standard error."""
+    def approximation_error(self) -> Float[Tensor, " n"]:
+        """The sum of the errors of evidence and refined ELBO; one may be a bound, the other a standard error."""
         return self.evidence_error + self.refined_error
 
 
 def gaps(
     densities: Densities,
-    x: Tensor,
+    x: Float[Tensor, " n *x_shape"],
     evidence: Evidence,
     *,
     num_starts: int = 2,
@@ -109,7 +113,7 @@ def gaps(
 
     Args:
         densities: The model, see `densities_of`; differentiable in z.
-        x: The data, (n, *x_shape).
+        x: The data.
         evidence: log p(x) of the same data.
         num_starts: Starts for each datum, including the encoder's.
         num_iterations: See `refine`.

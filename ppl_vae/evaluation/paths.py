@@ -2,13 +2,16 @@ r"""Decoded paths through the latent space between pairs of data."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ppl_vae._validation import is_integer
 from ppl_vae.vae import VAE
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 TINY = 1e-6  # radians from opposite directions, between which all great circles are equally short
 
@@ -17,16 +20,21 @@ class Interpolation(NamedTuple):
     """Paths between pairs of data.
 
     Attributes:
-        z: The latents, (pairs, steps, latent).
-        x: The means of p(x|z) there, (pairs, steps, *x_shape).
+        z: The latents.
+        x: The means of p(x|z) there.
     """
 
-    z: Tensor
-    x: Tensor
+    z: Float[Tensor, "pairs steps latent"]
+    x: Float[Tensor, "pairs steps *x_shape"]
 
 
 def interpolate(
-    vae: VAE, x_from: Tensor, x_to: Tensor, num_steps: int = 10, *, spherical: bool = False
+    vae: VAE,
+    x_from: Float[Tensor, " pairs *x_shape"],
+    x_to: Float[Tensor, " pairs *x_shape"],
+    num_steps: int = 10,
+    *,
+    spherical: bool = False,
 ) -> Interpolation:
     """Decode latents on a path from the mean of q(z|x) of one datum to that of another.
 
@@ -35,8 +43,8 @@ def interpolate(
 
     Args:
         vae: The model; used in evaluation mode.
-        x_from: The data at the start of the paths, (pairs, *x_shape).
-        x_to: The data at the end of the paths, (pairs, *x_shape).
+        x_from: The data at the start of the paths.
+        x_to: The data at the end of the paths.
         num_steps: The number of points on a path, both ends included; at least 2.
         spherical: See `path`.
 
@@ -67,7 +75,13 @@ def interpolate(
     return Interpolation(z, vae.decode(z))
 
 
-def path(z_from: Tensor, z_to: Tensor, num_steps: int = 10, *, spherical: bool = False) -> Tensor:
+def path(
+    z_from: Float[Tensor, "*batch latent"],
+    z_to: Float[Tensor, "*batch latent"],
+    num_steps: int = 10,
+    *,
+    spherical: bool = False,
+) -> Float[Tensor, "*batch num_steps latent"]:
     r"""Return evenly spaced points from one latent to another.
 
     The points of the straight line, the default, come closer to the origin than its ends. In many dimensions a normal

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from sklearn.neighbors import KNeighborsClassifier
@@ -19,6 +19,9 @@ from ppl_vae.evaluation.table_errors import column_errors
 from ppl_vae.evidence.seeds import seeded
 from ppl_vae.vae import VAE
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+
 Sampler = Literal["metropolis", "pseudo-gibbs", "importance"]
 
 
@@ -31,40 +34,40 @@ class Imputation:
             (n, *x_shape). In a categorical column of a table, it is the most likely code.
         draw: The data with one draw of :math:`p(x_\text{mis} | x_\text{obs})` at the missing values, the last of the
             first chain.
-        error: The standard error of `mean` from the differences between chains, (n, *x_shape); in a categorical column,
+        error: The standard error of `mean` from the differences between chains; in a categorical column,
             that of the code's probability. Zero where observed, NaN for one chain.
-        missing: Which values were missing, (n, *x_shape).
-        acceptance: The share of accepted proposals, (n,); one for pseudo-Gibbs. For importance sampling, the effective
+        missing: Which values were missing.
+        acceptance: The share of accepted proposals; one for pseudo-Gibbs. For importance sampling, the effective
             share of the draws.
     """
 
-    mean: Tensor
-    draw: Tensor
-    error: Tensor
-    missing: Tensor
-    acceptance: Tensor
+    mean: Float[Tensor, " n *x_shape"]
+    draw: Float[Tensor, " n *x_shape"]
+    error: Float[Tensor, " n *x_shape"]
+    missing: Bool[Tensor, " n *x_shape"]
+    acceptance: Float[Tensor, " n"]
 
-    def root_mean_square(self, x: Tensor) -> Tensor:
-        """Return the root mean squared error at the missing values, (n,); NaN where none was missing.
+    def root_mean_square(self, x: Float[Tensor, " n *x_shape"]) -> Float[Tensor, " n"]:
+        """Return the root mean squared error at the missing values; NaN where none was missing.
 
         Args:
-            x: The true data, (n, *x_shape).
+            x: The true data.
         """
         return self._over_missing((self.mean - x).square()).sqrt()
 
-    def share_wrong(self, x: Tensor) -> Tensor:
-        """Return the share of missing binary values that the rounded mean gets wrong, (n,); NaN where none was missing.
+    def share_wrong(self, x: Float[Tensor, " n *x_shape"]) -> Float[Tensor, " n"]:
+        """Return the share of missing binary values that the rounded mean gets wrong; NaN where none was missing.
 
         Args:
-            x: The true data, 0 or 1, (n, *x_shape).
+            x: The true data, 0 or 1.
         """
         return self._over_missing(((self.mean > 0.5) != (x > 0.5)).to(self.mean))
 
-    def column_errors(self, x: Tensor, columns: Sequence[str]) -> Tensor:
-        """Return `column_errors` of the mean over the missing entries, (columns,).
+    def column_errors(self, x: Float[Tensor, "n columns"], columns: Sequence[str]) -> Float[Tensor, " columns"]:
+        """Return `column_errors` of the mean over the missing entries.
 
         Args:
-            x: The true data, (n, columns); NaN where the truth is unknown.
+            x: The true data; NaN where the truth is unknown.
             columns: The kind of each column.
         """
         return column_errors(self.mean, x, self.missing, columns)
@@ -77,7 +80,7 @@ class Imputation:
 @torch.no_grad()
 def impute(
     vae: VAE,
-    x: Tensor,
+    x: Float[Tensor, " n *x_shape"],
     missing: Tensor | None = None,
     *,
     num_steps: int = 1000,
@@ -110,7 +113,7 @@ def impute(
 
     Args:
         vae: The model; its likelihood must have independent values.
-        x: The data, (n, *x_shape). Entries at missing values are never read, and may be NaN.
+        x: The data. Entries at missing values are never read, and may be NaN.
         missing: A boolean mask, True where missing, of a shape that broadcasts to that of `x`; by default the mask of
             NaN entries.
         num_steps: The steps that are averaged.
@@ -233,10 +236,10 @@ def _importance(vae: VAE, x: Tensor, num_steps: int) -> tuple[Tensor, Tensor, Te
 
 
 def knn_accuracy(
-    train_means: Tensor,
-    train_labels: Tensor,
-    test_means: Tensor,
-    test_labels: Tensor,
+    train_means: Float[Tensor, "m d"],
+    train_labels: Int[Tensor, " m"],
+    test_means: Float[Tensor, "n d"],
+    test_labels: Int[Tensor, " n"],
     *,
     k: int = 5,
     level: float = 0.95,
@@ -251,10 +254,10 @@ def knn_accuracy(
     the choice of test data, not the choice of neighbours.
 
     Args:
-        train_means: Means of q(z|x) of data with known labels, (m, d), such as ``vae.encode(x)``.
-        train_labels: Their labels, (m,), integers.
-        test_means: The means of the scored data, (n, d).
-        test_labels: Their labels, (n,).
+        train_means: Means of q(z|x) of data with known labels, such as ``vae.encode(x)``.
+        train_labels: Their labels, integers.
+        test_means: The means of the scored data.
+        test_labels: Their labels.
         k: The number of neighbours that vote, 1 to m.
         level: See `interval`.
         num_resamples: See `interval`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from ppl_vae.evidence.blocks import MAX_BYTES
 from ppl_vae.evidence.densities import Densities, Score, normal_scores
 from ppl_vae.evidence.normals import Normals
 from ppl_vae.evidence.seeds import seeded
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 @dataclass(frozen=True)
@@ -57,20 +60,20 @@ class AggregatePosterior:
     """The aggregate posterior beside the prior.
 
     Attributes:
-        mean: The mean of the aggregate posterior, (d,), float64.
-        variance: The variance of the aggregate posterior, (d,).
-        prior_mean: The mean of the prior, (d,), from the same prior draws as `empty_share`.
-        prior_variance: The variance of the prior, (d,), from the same draws.
+        mean: The mean of the aggregate posterior, float64.
+        variance: The variance of the aggregate posterior.
+        prior_mean: The mean of the prior, from the same prior draws as `empty_share`.
+        prior_variance: The variance of the prior, from the same draws.
         empty_share: The share of prior mass outside the densest region that holds 1 - `level` of the aggregate
             posterior; `level` itself where the two agree.
         empty_share_error: Its standard error.
         level: The `level` of `aggregate_posterior`.
     """
 
-    mean: Tensor
-    variance: Tensor
-    prior_mean: Tensor
-    prior_variance: Tensor
+    mean: Float[Tensor, " d"]
+    variance: Float[Tensor, " d"]
+    prior_mean: Float[Tensor, " d"]
+    prior_variance: Float[Tensor, " d"]
     empty_share: float
     empty_share_error: float
     level: float
@@ -78,7 +81,12 @@ class AggregatePosterior:
 
 @torch.no_grad()
 def surgery(
-    densities: Densities, x: Tensor, *, num_samples: int = 4, max_bytes: int = MAX_BYTES, seed: int = 0
+    densities: Densities,
+    x: Float[Tensor, " N *x_shape"],
+    *,
+    num_samples: int = 4,
+    max_bytes: int = MAX_BYTES,
+    seed: int = 0,
 ) -> Surgery:
     r"""Split the mean KL into mutual information and the KL of the aggregate posterior from the prior (ELBO surgery).
 
@@ -95,7 +103,7 @@ def surgery(
 
     Args:
         densities: The model, see `densities_of`.
-        x: The data, (N, *x_shape).
+        x: The data.
         num_samples: S, the draws per datum, at least two.
         max_bytes: About the most memory that densities of pairs may take.
         seed: The seed of the draws; the global random state is left alone.
@@ -134,7 +142,7 @@ def surgery(
 @torch.no_grad()
 def aggregate_posterior(
     densities: Densities,
-    x: Tensor,
+    x: Float[Tensor, " N *x_shape"],
     *,
     num_draws: int = 10_000,
     level: float = 0.01,
@@ -151,7 +159,7 @@ def aggregate_posterior(
 
     Args:
         densities: The model, see `densities_of`.
-        x: The data, (N, *x_shape).
+        x: The data.
         num_draws: The draws from the prior, and from q(z).
         level: The share of q(z) outside its densest region.
         max_bytes: About the most memory that densities of pairs may take.

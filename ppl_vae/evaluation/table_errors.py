@@ -3,14 +3,23 @@ r"""The error of imputed entries of a table, per column."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ppl_vae._columns import split_kinds
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
-def column_errors(filled: Tensor, x: Tensor, missing: Tensor, columns: Sequence[str]) -> Tensor:
+
+def column_errors(
+    filled: Float[Tensor, "n columns"],
+    x: Float[Tensor, "n columns"],
+    missing: Bool[Tensor, "n columns"],
+    columns: Sequence[str],
+) -> Float[Tensor, " columns"]:
     r"""Return the error of each column of a filled table, over its missing entries.
 
     The error of a binary (rounded) or categorical column is the share of wrong entries. The error of any other column
@@ -18,9 +27,9 @@ def column_errors(filled: Tensor, x: Tensor, missing: Tensor, columns: Sequence[
     column's mean gives about 1. If the column has a long tail, few entries decide this error.
 
     Args:
-        filled: The filled table, (n, columns), by `impute` or any other method.
-        x: The true table, (n, columns); NaN where the truth is unknown.
-        missing: A boolean mask of the filled entries, (n, columns).
+        filled: The filled table, by `impute` or any other method.
+        x: The true table; NaN where the truth is unknown.
+        missing: A boolean mask of the filled entries.
         columns: The kind of each column, as in `likelihoods.Mixed`.
 
     Returns:

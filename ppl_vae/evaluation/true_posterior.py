@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from ppl_vae.evidence.quadrature import integrate, quadrature
 from ppl_vae.evidence.results import Evidence
 from ppl_vae.evidence.seeds import seeded
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 _REACH = 6.0  # half the side of the box around q, in standard deviations of q: beyond it, a normal has 2e-9 per axis
 _NODES = {1: (8, 12, 18, 28, 42, 64), 2: (6, 10, 16, 24, 36), 3: (4, 6, 9, 14)}
 _FINE = {1: 48, 2: 32, 3: 20}
@@ -29,19 +32,19 @@ class PosteriorMoments:
     """The mean and covariance of the true posterior p(z|x), and the evidence computed with them.
 
     Attributes:
-        mean: (n, d), float64.
-        covariance: (n, d, d), float64.
+        mean: The mean, float64.
+        covariance: The covariance, float64.
         evidence: log p(x) with its error.
     """
 
-    mean: Tensor
-    covariance: Tensor
+    mean: Float[Tensor, "n d"]
+    covariance: Float[Tensor, "n d d"]
     evidence: Evidence
 
 
 def posterior_moments(
     densities: VAEDensities,
-    x: Tensor,
+    x: Float[Tensor, " n *x_shape"],
     *,
     tolerance: float = 1e-3,
     max_latents: int = 5_000_000,
@@ -56,7 +59,7 @@ def posterior_moments(
 
     Args:
         densities: The model; its latent must have at most three dimensions.
-        x: Data, (n, *x_shape).
+        x: Data.
         tolerance: The error of log p(x) aimed at, nats per datum.
         max_latents: Stop halving once so many latents have been decoded.
         max_bytes: About how much memory to use beyond the data and the model.
@@ -80,18 +83,18 @@ class Divergence:
     r"""KL(q(z|x) || p(z|x)) of n data, nats.
 
     Attributes:
-        kl: The divergence, (n,), float64; infinite where q has mass outside the prior's support.
-        error: The possible error of `kl`, (n,), float64.
+        kl: The divergence, float64; infinite where q has mass outside the prior's support.
+        error: The possible error of `kl`, float64.
     """
 
-    kl: Tensor
-    error: Tensor
+    kl: Float[Tensor, " n"]
+    error: Float[Tensor, " n"]
 
 
 @torch.no_grad()
 def kl_to_posterior(
     densities: VAEDensities,
-    x: Tensor,
+    x: Float[Tensor, " n *x_shape"],
     evidence: Evidence,
     *,
     tolerance: float = 1e-3,
@@ -111,7 +114,7 @@ def kl_to_posterior(
 
     Args:
         densities: The model; its latent must have at most three dimensions.
-        x: Data, (n, *x_shape).
+        x: Data.
         evidence: log p(x) of the same data.
         tolerance: The error aimed at, nats per datum.
         max_bytes: About how much memory to use beyond the data and the model.
@@ -201,13 +204,13 @@ def _spread(q: Any) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def log_posterior_grid(
     densities: VAEDensities,
-    x: Tensor,
+    x: Float[Tensor, " n *x_shape"],
     bounds: Sequence[tuple[float, float]],
     size: int,
     *,
-    log_evidence: Tensor | None = None,
+    log_evidence: Float[Tensor, " n"] | None = None,
     max_bytes: int = 2**30,
-) -> Tensor:
+) -> Float[Tensor, "n size size"]:
     """Return the log density of the true posterior, log p(z|x), on a regular grid of a 2-D latent, for pictures.
 
     **Wrong** as a basis of integrals: the caller chooses the spacing, and a posterior narrower than this falls between
@@ -215,10 +218,10 @@ def log_posterior_grid(
 
     Args:
         densities: The model, with a 2-D latent.
-        x: Data, (n, *x_shape).
+        x: Data.
         bounds: The lowest and the highest value of each of the two latents; the nodes include both.
         size: The number of nodes along each axis.
-        log_evidence: log p(x), (n,); by default computed by `quadrature`.
+        log_evidence: log p(x); by default computed by `quadrature`.
         max_bytes: About how much memory to use at once beyond the data, the model and the result.
 
     Returns:

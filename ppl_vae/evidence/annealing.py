@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyro
 import torch
@@ -17,6 +18,9 @@ from ppl_vae.evidence.pareto import check_numbers, relative_error
 from ppl_vae.evidence.results import Evidence
 from ppl_vae.evidence.seeds import seeded
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 _ACCEPTANCE = 0.65  # optimal for HMC in many dimensions: Neal 2011, section 4.4
 _GAIN = 0.2  # change of log step size per transition and unit of acceptance; if all is rejected, steps shrink by 1.14
 _SLOPE = 4.0  # of the sigmoidal schedule, Wu et al.
@@ -27,7 +31,7 @@ _SIMULATED = 256  # data drawn together
 
 def annealed(
     densities: Model | Densities,
-    x: Tensor,
+    x: Float[Tensor, " n *x_shape"],
     *,
     num_temperatures: int = 500,
     num_chains: int = 16,
@@ -65,7 +69,7 @@ def annealed(
 
     Args:
         densities: The model: a `VAE` or its densities. Gradients move the latents, so z must be unconstrained.
-        x: Data, (n, *x_shape).
+        x: Data.
         num_temperatures: T. Once the chains mix, doubling T roughly halves the variance of log w.
         num_chains: C.
         num_leapfrog: Leapfrog steps of a transition.
@@ -108,20 +112,20 @@ class Sandwich:
     """Data simulated from a model, with log p(x) bounded from both sides.
 
     Attributes:
-        x: The data, (n, *x_shape).
-        z: The latents that generated the data, exact draws of p(z|x), (n, d).
+        x: The data.
+        z: The latents that generated the data, exact draws of p(z|x).
         lower: The lower bound, by annealed importance sampling.
         upper: The upper bound, by the same chains run backwards from z.
     """
 
-    x: Tensor
-    z: Tensor
+    x: Float[Tensor, " n *x_shape"]
+    z: Float[Tensor, "n d"]
     lower: Evidence
     upper: Evidence
 
     @property
-    def gap(self) -> Tensor:
-        """The upper bound minus the lower bound, (n,), nats; below zero only by noise."""
+    def gap(self) -> Float[Tensor, " n"]:
+        """The upper bound minus the lower bound, nats; below zero only by noise."""
         return self.upper.log_evidence - self.lower.log_evidence
 
 

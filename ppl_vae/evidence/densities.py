@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import pyro
 import pyro.distributions as dist
@@ -20,6 +20,9 @@ from ppl_vae.capture.reach import Reach
 from ppl_vae.objectives.losses import Program
 from ppl_vae.objectives.traces import PARTICLES
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 Score = Callable[[Tensor], Tensor]
 
 
@@ -32,16 +35,16 @@ class Densities(Protocol):
 
     latent_dim: int
 
-    def prior_sample(self, x: Tensor, size: int) -> Tensor:
-        """Draw `size` latents from p(z) for every datum, (size, n, d)."""
+    def prior_sample(self, x: Float[Tensor, " n *x_shape"], size: int) -> Float[Tensor, "size n d"]:
+        """Draw `size` latents from p(z) for every datum."""
 
-    def log_prior(self, x: Tensor, z: Tensor) -> Tensor:
+    def log_prior(self, x: Float[Tensor, " n *x_shape"], z: Float[Tensor, "K n d"]) -> Float[Tensor, "K n"]:
         """Return log p(z_k) for z of shape (K, n, d), as (K, n)."""
 
-    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+    def log_likelihood(self, x: Float[Tensor, " n *x_shape"], z: Float[Tensor, "K n d"]) -> Float[Tensor, "K n"]:
         """Return log p(x|z_k) for z of shape (K, n, d), as (K, n). All K * n decoded data are in memory at once."""
 
-    def posterior(self, x: Tensor) -> Any:
+    def posterior(self, x: Float[Tensor, " n *x_shape"]) -> Any:
         """Return q(z|x), a distribution of batch shape (n,) and event shape (d,)."""
 
 
@@ -96,29 +99,29 @@ class VAEDensities:
         with evaluation_mode(cast(nn.Module, self.vae)):
             return self.vae.p_z()
 
-    def posterior(self, x: Tensor) -> Any:
+    def posterior(self, x: Float[Tensor, " n *x_shape"]) -> Any:
         """Return q(z|x)."""
         with evaluation_mode(cast(nn.Module, self.vae)):
             return self.vae.q_z(x)
 
-    def likelihood(self, z: Tensor) -> Any:
+    def likelihood(self, z: Float[Tensor, "*batch d"]) -> Any:
         """Return p(x|z) for z of shape (..., d)."""
         with evaluation_mode(cast(nn.Module, self.vae)):
             return self.vae.p_x(z)
 
-    def prior_sample(self, x: Tensor, size: int) -> Tensor:
-        """Draw `size` latents from p(z) for every datum, (size, n, d)."""
+    def prior_sample(self, x: Float[Tensor, " n *x_shape"], size: int) -> Float[Tensor, "size n d"]:
+        """Draw `size` latents from p(z) for every datum."""
         return self.prior().sample((size, len(x)))
 
-    def log_prior(self, x: Tensor, z: Tensor) -> Tensor:
-        """Return log p(z_k), (K, n)."""
+    def log_prior(self, x: Float[Tensor, " n *x_shape"], z: Float[Tensor, "K n d"]) -> Float[Tensor, "K n"]:
+        """Return log p(z_k)."""
         return self.prior().log_prob(z)
 
-    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-        """Return log p(x|z_k), (K, n)."""
+    def log_likelihood(self, x: Float[Tensor, " n *x_shape"], z: Float[Tensor, "K n d"]) -> Float[Tensor, "K n"]:
+        """Return log p(x|z_k)."""
         return self.likelihood(z).log_prob(x)
 
-    def likelihood_at(self, z: Tensor, dtype: torch.dtype | None = None) -> Score:
+    def likelihood_at(self, z: Float[Tensor, "G d"], dtype: torch.dtype | None = None) -> Score:
         r"""Decode latents z of shape (G, d) once; return a function from data (n, *x_shape) to log p(x|z), (n, G).
 
         A Bernoulli takes one matrix product, :math:`x \cdot \ell - \sum \log(1 + e^\ell)`. A Normal takes two, in
@@ -161,21 +164,21 @@ class ProgramDensities:
         self._site = self._find(x[:2])
         self.latent_dim = self.posterior(x[:2]).event_shape[-1]
 
-    def posterior(self, x: Tensor) -> Any:
+    def posterior(self, x: Float[Tensor, " n *x_shape"]) -> Any:
         """Return q(z|x)."""
         return self._trace(self.guide, x).nodes[self._site]["fn"]
 
-    def prior_sample(self, x: Tensor, size: int) -> Tensor:
-        """Draw `size` latents from p(z) for every datum, (size, n, d)."""
+    def prior_sample(self, x: Float[Tensor, " n *x_shape"], size: int) -> Float[Tensor, "size n d"]:
+        """Draw `size` latents from p(z) for every datum."""
         p_z: Any = self._trace(self.model, x).nodes[self._site]["fn"]
         return p_z.expand((size, len(x))).sample()
 
-    def log_prior(self, x: Tensor, z: Tensor) -> Tensor:
-        """Return log p(z_k), (K, n)."""
+    def log_prior(self, x: Float[Tensor, " n *x_shape"], z: Float[Tensor, "K n d"]) -> Float[Tensor, "K n"]:
+        """Return log p(z_k)."""
         return self._conditioned(x, z).nodes[self._site]["log_prob"].reshape(z.shape[:2])
 
-    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-        """Return log p(x|z_k), (K, n)."""
+    def log_likelihood(self, x: Float[Tensor, " n *x_shape"], z: Float[Tensor, "K n d"]) -> Float[Tensor, "K n"]:
+        """Return log p(x|z_k)."""
         trace: Any = self._conditioned(x, z)
         observed = [trace.nodes[name]["log_prob"] for name in trace.observation_nodes if name != self._site]
         return torch.stack([log_p.expand(z.shape[:2]) for log_p in observed]).sum(0)

@@ -3,7 +3,7 @@ r"""Exact log p(x) of a discrete latent: a sum over its states."""
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,10 +13,13 @@ from ppl_vae._validation import check_positive_int
 from ppl_vae.evidence.densities import Model, VAEDensities, pair_scores, rounding
 from ppl_vae.evidence.results import Evidence
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 
 @torch.no_grad()
 def enumerate_evidence(
-    program: Model | VAEDensities, x: Tensor, *, max_states: int = 2**16, max_bytes: int = 2**30
+    program: Model | VAEDensities, x: Float[Tensor, " n *x_shape"], *, max_states: int = 2**16, max_bytes: int = 2**30
 ) -> Evidence:
     r"""Return the exact log evidence of each datum under a discrete latent, by a sum over all states.
 
@@ -29,7 +32,7 @@ def enumerate_evidence(
 
     Args:
         program: The model.
-        x: Data, (n, *x_shape).
+        x: Data.
         max_states: The most states to sum over.
         max_bytes: About how much memory to use beyond the data and the model.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro.distributions as dist
 import torch
@@ -17,11 +17,16 @@ from ppl_vae._scopes import evaluation_mode
 from ppl_vae.evidence.densities import Model, VAEDensities
 from ppl_vae.evidence.results import Evidence
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 _AFFINE = (nn.Linear, nn.Identity, nn.Flatten, nn.Unflatten)
 
 
-def linear_gaussian_evidence(weight: Tensor, bias: Tensor, scale: float | Tensor, x: Tensor) -> Tensor:
-    r"""Return the log evidence of the linear-Gaussian model (probabilistic PCA), (n,), float64, nats.
+def linear_gaussian_evidence(
+    weight: Float[Tensor, "D d"], bias: Float[Tensor, " D"], scale: float | Float[Tensor, " D"], x: Float[Tensor, "n D"]
+) -> Float[Tensor, " n"]:
+    r"""Return the log evidence of the linear-Gaussian model (probabilistic PCA), float64, nats.
 
     With p(z) = N(0, I) and p(x|z) = N(W z + b, diag(s^2)), and m(x) the mean of p(z|x),
 
@@ -33,10 +38,10 @@ def linear_gaussian_evidence(weight: Tensor, bias: Tensor, scale: float | Tensor
     not cancel where s is small.
 
     Args:
-        weight: W, (D, d).
-        bias: b, (D,).
+        weight: W.
+        bias: b.
         scale: s, a number or (D,).
-        x: Data, (n, D).
+        x: Data.
 
     Raises:
         ValueError: If the scale is not above zero.
@@ -61,7 +66,7 @@ def linear_gaussian_evidence(weight: Tensor, bias: Tensor, scale: float | Tensor
 
 
 @torch.no_grad()
-def closed_form_evidence(vae: Model, x: Tensor) -> Evidence | None:
+def closed_form_evidence(vae: Model, x: Float[Tensor, " n *x_shape"]) -> Evidence | None:
     """Return the exact log evidence of a linear-Gaussian model, or None for any other model.
 
     A model counts as linear-Gaussian if it has a normal prior with diagonal covariance, a likelihood `Normal` whose
@@ -70,7 +75,7 @@ def closed_form_evidence(vae: Model, x: Tensor) -> Evidence | None:
 
     Args:
         vae: The model.
-        x: Data, (n, *x_shape).
+        x: Data.
 
     Returns:
         Evidence of kind ``"exact"``, method ``"closed form"``, with float64's rounding as `error`; or None.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from torch import Tensor
 
@@ -19,12 +19,15 @@ from ppl_vae.evidence.quadrature import quadrature
 from ppl_vae.evidence.results import Evidence
 from ppl_vae.objectives.losses import Program
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 Method = Literal["auto", "exact", "closed form", "enumeration", "quadrature", "importance", "posterior", "ais"]
 
 
 def log_evidence(
     program: Model | Program,
-    x: Tensor,
+    x: Float[Tensor, " n *x_shape"],
     y: Tensor | None = None,
     *,
     method: Method = "auto",
@@ -47,7 +50,7 @@ def log_evidence(
 
     Args:
         program: The `VAE`, or a ``(model, guide)`` pair with one latent site (importance sampling and AIS only).
-        x: The data, (n, *x_shape).
+        x: The data.
         y: The conditions of a conditional model, (n, k), or labels (n,). The result is then log p(x|y), computed for
             the data of each condition separately.
         method: ``"auto"``, ``"exact"``, or the name of one method: ``"closed form"``, ``"enumeration"``,

@@ -3,9 +3,13 @@ r"""Diagnostics of a mean of importance weights: the effective sample size, and 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 _TAIL_MIN = 5  # fewer exceedances give no information about a tail
 _PRIOR_K, _PRIOR_WEIGHT = 0.5, 10.0  # Vehtari et al., appendix C: a prior at k = 1/2 worth ten draws
@@ -13,7 +17,7 @@ _FLAT = 1e-3  # relative: in float32, equal log-weights of -1000 nats differ by 
 _FALLBACK = 1e-300  # replaces a quartile that underflows: the tail of such weights is too heavy to measure
 
 
-def effective_sample_size(log_w: Tensor) -> Tensor:
+def effective_sample_size(log_w: Float[Tensor, " K *batch"]) -> Float[Tensor, "*batch"]:
     r"""Return the effective sample size of importance weights, :math:`(\sum_k w_k)^2 / \sum_k w_k^2`, per datum.
 
     It lies between 1 and K. Like `pareto_k`, it is blind to modes that no draw has reached. It is noisy where it is
@@ -52,7 +56,7 @@ def check_numbers(log_w: Tensor, what: str) -> None:
         )
 
 
-def pareto_k(log_w: Tensor) -> Tensor:
+def pareto_k(log_w: Float[Tensor, " K *batch"]) -> Float[Tensor, "*batch"]:
     r"""Return the shape k of the tail of importance weights, per datum.
 
     The generalised Pareto density :math:`p(y) = \frac1\sigma (1 + k y/\sigma)^{-1/k - 1}` is fitted to the largest
@@ -93,7 +97,7 @@ def pareto_k(log_w: Tensor) -> Tensor:
     return k.reshape(log_w.shape[1:])
 
 
-def fit_generalized_pareto(exceedances: Tensor) -> tuple[Tensor, Tensor]:
+def fit_generalized_pareto(exceedances: Float[Tensor, "M n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     r"""Fit the shape k and scale :math:`\sigma` of generalised Pareto draws, each column separately.
 
     The estimate is the posterior mean of Zhang & Stephens under their data-dependent prior, in one pass without
@@ -101,7 +105,7 @@ def fit_generalized_pareto(exceedances: Tensor) -> tuple[Tensor, Tensor]:
     estimate rests on ratios of very large numbers and says only that k is large.
 
     Args:
-        exceedances: Draws of at least zero, (M, n), in ascending order.
+        exceedances: Draws of at least zero, in ascending order.
 
     Returns:
         k and :math:`\sigma`, (n,) each, float64.

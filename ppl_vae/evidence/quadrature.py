@@ -2,6 +2,8 @@ r"""Exact log p(x) by adaptive quadrature over a latent space of one to three di
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -11,12 +13,15 @@ from ppl_vae.evidence.densities import VAEDensities
 from ppl_vae.evidence.results import Evidence
 from ppl_vae.evidence.seeds import seeded
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 _BYTES_PER_DATUM = 50_000  # of its pairs with cells, before any is finished
 
 
 def quadrature(
     densities: VAEDensities,
-    x: Tensor,
+    x: Float[Tensor, " n *x_shape"],
     *,
     tolerance: float = 1e-3,
     max_latents: int = 5_000_000,
@@ -57,7 +62,7 @@ def quadrature(
 
     Args:
         densities: The model; its latent must have at most three dimensions.
-        x: Data, (n, *x_shape).
+        x: Data.
         tolerance: The error aimed at, nats per datum.
         max_latents: Stop halving once so many latents have been decoded. The count starts anew for each block of data
             that fits into `max_bytes` (some 20,000 data by default).

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 @dataclass(frozen=True)
@@ -18,9 +21,9 @@ class Evidence:
     error says nothing about modes that no sample has reached: read `details` (``"pareto_k"``) beside it.
 
     Attributes:
-        log_evidence: log p(x) or its estimate, (n,), float64.
-        error: (n,), float64, nats: for quadrature, enumeration and closed form a bound on the absolute error; for Monte
-            Carlo the standard error of `log_evidence`.
+        log_evidence: log p(x) or its estimate, float64.
+        error: Its error, float64, nats: for quadrature, enumeration and closed form a bound on the absolute error; for
+            Monte Carlo the standard error of `log_evidence`.
         method: ``"quadrature"``, ``"enumeration"``, ``"closed form"``, ``"importance"`` or ``"ais"``.
         kind: ``"exact"`` (up to `error`); ``"lower"`` or ``"upper"``: a stochastic bound, whose expectation lies on
             that side of log p(x).
@@ -32,8 +35,8 @@ class Evidence:
         (2, -3.0)
     """
 
-    log_evidence: Tensor
-    error: Tensor
+    log_evidence: Float[Tensor, " n"]
+    error: Float[Tensor, " n"]
     method: str
     kind: str = "exact"
     details: Mapping[str, Tensor | float] = field(default_factory=dict)
