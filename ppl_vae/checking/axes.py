@@ -34,6 +34,11 @@ class Axis:
     high: float = torch.inf
     edges: tuple[float, ...] = ()
 
+    @property
+    def is_line(self) -> bool:
+        """Whether every number is a value."""
+        return self.states is None and self.low == -torch.inf and self.high == torch.inf
+
     def nodes(self, count: int, centre: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
         """Return the points and weights of the trapezoid rule in a transformed variable, each (count, *centre.shape).
 
@@ -52,7 +57,7 @@ class Axis:
                 s < 0, self.low + half * 2 * torch.sigmoid(2 * s), self.high - half * 2 * torch.sigmoid(-2 * s)
             )
             slope = half * 0.5 * torch.pi * 3.2 * (3.2 * t).cosh() / s.cosh() ** 2
-        elif self.low == -torch.inf and self.high == torch.inf:
+        elif self.is_line:
             points = centre + width * (_REACH * t).sinh()
             slope = width * _REACH * (_REACH * t).cosh()
         else:
@@ -76,10 +81,9 @@ def find_axis(inside: Inside, values: Tensor) -> Axis | None:
     near = torch.stack([middle + 1.37e-3, middle - 1.37e-3])
     if not inside(near).any():
         return _listed(inside, values)
-    high, has_high = _edge(inside, middle.item(), 1.0)
-    low, has_low = _edge(inside, middle.item(), -1.0)
-    edges = tuple(end for end, has in ((low, has_low), (high, has_high)) if has)
-    return Axis(None, low, high, edges)
+    ends = [_edge(inside, middle.item(), sign) for sign in (-1.0, 1.0)]
+    (low, _), (high, _) = ends
+    return Axis(None, low, high, tuple(end for end, contained in ends if contained))
 
 
 def _listed(inside: Inside, values: Tensor) -> Axis | None:

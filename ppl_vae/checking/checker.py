@@ -3,7 +3,6 @@ r"""`check`: all questions about a piece, a VAE or any Pyro program."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,19 +12,23 @@ from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae._validation import check_choice
 from ppl_vae.checking import places, programs
 from ppl_vae.checking.alone import check_alone, one_hot
-from ppl_vae.checking.asking import Findings
-from ppl_vae.checking.pieces import Batch, Pieces, ask_about_piece, ask_about_space
+from ppl_vae.checking.asking import ROLES, Findings, one_line, wrong_by
+from ppl_vae.checking.pieces import Piece, ask_about_piece, ask_about_space
 from ppl_vae.checking.report import Report
 from ppl_vae.checking.sites import check_pair
+from ppl_vae.objectives.losses import Program
 from ppl_vae.vae import VAE
 
 if TYPE_CHECKING:
     from ppl_vae.data import Dataset
 
-Program = tuple[Callable[..., Any], Callable[..., Any]]
-
-ROLES = ("prior", "likelihood", "posterior")
 _BATCH = 64
+_CALLS = {"prior": "p_z", "likelihood": "p_x", "posterior": "q_z"}  # the methods of a VAE
+_SUBJECTS = (  # of what `VAE` refuses, by the words of its message
+    (r"batch_shape|event_shape|network maps", "shapes"),
+    (r"mass outside|lives on|say its support", "space"),
+    (r"cannot see|nothing would train", "gradients"),
+)
 
 
 def check(
@@ -102,41 +105,34 @@ def check(
         raise TypeError(
             "check was given no program, or one beside pieces; expected a VAE, a (model, guide) pair, or pieces"
         )
-    x, y, name = _batch_of(data, y)
+    x, y, of_data = _batch_of(data, y)
     _check_batch(program, x, y)
+    title = ", ".join(places.name_of(p) for p in pieces.values())
     findings = Findings()
     with untouched_random_state(), programs.store_as_it_was():
         torch.manual_seed(seed)
-        if program is None and len(pieces) == len(ROLES):
-            program = _put_together(findings, pieces, data, x, y)
-            if program is None:
-                return _report("the pieces", name, x, findings)
-        if program is None:
+        if program is None and len(pieces) < len(ROLES):
             check_alone(findings, pieces, x, y, z)
-            return _report(", ".join(places.name_of(p) for p in pieces.values()), name, x, findings)
-        if x is None:
-            raise ValueError(
-                "check was given a program and no data; give check(program, data) a batch of what it is for"
-            )
-        if isinstance(program, VAE):
+        elif x is None:
+            what, example = ("three pieces", "data=..., prior=..., ...") if pieces else ("a program", "program, data")
+            raise ValueError(f"check was given {what} and no data; give check({example}) a batch of what it is for")
+        elif program is None and (program := _put_together(findings, pieces, data, x, y)) is None:
+            title = "the pieces"
+        elif isinstance(program, VAE):
             title = " + ".join(places.name_of(getattr(program, role)) for role in ROLES)
             with evaluation_mode(program):
                 _check_vae(findings, program, x, y, objective, only)
         else:
             title = " / ".join(places.name_of(part) for part in program)
-            check_pair(findings, program, tuple(t for t in (x, y) if t is not None), objective)
-    return _report(title, name, x, findings)
-
-
-def _report(title: str, name: str, x: Tensor | None, findings: Findings) -> Report:
-    of_what = "" if x is None else f" on {len(x)} data{name}"
+            check_pair(findings, program, (x,) if y is None else (x, y), objective)
+    of_what = "" if x is None else f" on {len(x)} data{of_data}"
     return Report(title + of_what, tuple(findings.found))
 
 
 def _batch_of(data: Any, y: Tensor | None) -> tuple[Tensor | None, Tensor | None, str]:
     if data is None or isinstance(data, Tensor):
         return data, y, ""
-    columns = data.train.head(min(_BATCH, len(data.train))).columns
+    columns = data.train.head(_BATCH).columns
     if y is None and len(columns) > 1:
         y = columns[1]
     return columns[0], y, f" of {data.name}"
@@ -167,27 +163,21 @@ def _check_batch(program: Any, x: Tensor | None, y: Tensor | None) -> None:
         )
 
 
-def _put_together(
-    findings: Findings, pieces: dict[str, Any], data: Any, x: Tensor | None, y: Tensor | None
-) -> VAE | None:
+def _put_together(findings: Findings, pieces: dict[str, Any], data: Any, x: Tensor, y: Tensor | None) -> VAE | None:
     """Return the VAE of three pieces; a refusal by `VAE` becomes a finding, and the result is None."""
-    if x is None:
-        raise ValueError(
-            "check was given three pieces and no data; give check(data=..., prior=..., ...) what they are for"
-        )
     y_shape = None if y is None else one_hot(y).shape[1:]
+    shape_or_data = tuple(x.shape[1:]) if isinstance(data, Tensor) else data
     try:
-        made = VAE(
-            data if not isinstance(data, Tensor) else tuple(x.shape[1:]),
-            **pieces,
-            y_shape=y_shape,
-        )
+        made = VAE(shape_or_data, **pieces, y_shape=y_shape)
     except (ValueError, TypeError, RuntimeError) as error:
-        message = " ".join(str(error).split())
-        part = next((role for role in _roles_in(message)), "program")
-        sentence, _, fix = message.partition("; ")
+        refusal = wrong_by(error)
+        message = one_line(error)
+        part = _part_of(message)
         place = places.of_error(error.__cause__ or error)
-        findings.wrong(part, _subject(message), sentence, fix, place or _place_of(pieces, part, message))
+        if part in pieces:
+            place = place or places.of_call(pieces[part])
+        name = next((name for pattern, name in _SUBJECTS if re.search(pattern, message)), "runs")
+        findings.wrong(part, name, refusal.sentence, refusal.fix, place)
         for role in ROLES:
             if role != part:
                 findings.skipped(role, "shapes", f"mend {part!r} first: the VAE cannot be put together")
@@ -195,57 +185,36 @@ def _put_together(
     return made.to(x.dtype) if x.is_floating_point() else made
 
 
-def _roles_in(message: str) -> list[str]:
+def _part_of(message: str) -> str:
+    """Return the part that an error of `VAE` is about."""
+    if message.startswith("the prior") and "the posterior" in message:
+        return "posterior"  # the two do not go together: the posterior is the one to change
     found = re.match(r"(?:the )?(prior|likelihood|posterior)\b", message)
-    if found and "the posterior" in message and message.startswith("the prior"):
-        return ["posterior"]  # the two do not go together: the posterior is the one to change
-    return [found[1]] if found else []
-
-
-def _subject(message: str) -> str:
-    for pattern, name in (
-        (r"batch_shape|event_shape|network maps", "shapes"),
-        (r"mass outside|lives on|say its support", "space"),
-        (r"cannot see|nothing would train", "gradients"),
-    ):
-        if re.search(pattern, message):
-            return name
-    return "runs"
-
-
-def _place_of(pieces: dict[str, Any], part: str, message: str) -> str:
-    return places.of_call(pieces[part]) if part in pieces else ""
+    return found[1] if found else "program"
 
 
 def _check_vae(findings: Findings, vae: VAE, x: Tensor, y: Tensor | None, objective: Any, only: str | None) -> None:
-    calls: dict[str, Callable[..., Any]] = {"prior": vae.p_z, "likelihood": vae.p_x, "posterior": vae.q_z}
-    pieces = Pieces(calls, {role: getattr(vae, role) for role in ROLES}, vae)
-    args = (x,) if y is None else (x, y)
-    shapes = {"prior": vae.latent_shape, "likelihood": vae.x_shape, "posterior": vae.latent_shape}
-    batch = Batch(x, _latents(findings, vae, x, y), y)
-    for role in ROLES if only is None else (only,):
-        if role == "likelihood" and batch.z is None:
+    z = _latents(findings, vae, x, y)
+    for role, call in _CALLS.items():
+        if only not in (None, role):
+            continue
+        if role == "likelihood" and z is None:
             findings.skipped(role, "shapes", "there are no latents to decode: mend the prior first")
             continue
-        ask_about_piece(findings, pieces, role, batch, shapes[role])
+        shape = vae.x_shape if role == "likelihood" else vae.latent_shape
+        ask_about_piece(findings, Piece(role, getattr(vae, role), getattr(vae, call), vae), x, y, z, shape)
     if only is not None:
         return
     if not findings.is_wrong("prior", "posterior"):
         with torch.no_grad():
             ask_about_space(findings, vae.p_z(y), vae.q_z(x, y), vae.posterior)
-    if findings.is_wrong(
-        "prior", "likelihood", "posterior", names=("runs", "shapes", "space", "finite", "draws", "support")
-    ):
+    if findings.is_wrong(*ROLES, names=("runs", "shapes", "space", "finite", "draws", "support")):
         findings.skipped("program", "the rest", "mend its pieces first")
         return
     with torch.no_grad():
-        objective = programs.default_objective([vae.q_z(x, y)]) if objective is None else objective
-    if not programs.ask_about_objective(findings, (vae.model, vae.guide), objective, args):
-        return
-    programs.ask_about_terms(findings, (vae.model, vae.guide), args)
-    programs.ask_about_gradients(findings, (vae.model, vae.guide), objective, args, vae)
-    programs.ask_about_bound(findings, vae, objective, args)
-    programs.ask_about_capture(findings, vae, objective, tuple(a[:16] for a in args))
+        posteriors = [vae.q_z(x, y)]
+    args = (x,) if y is None else (x, y)
+    programs.ask_about_program(findings, (vae.model, vae.guide), objective, posteriors, args, vae)
 
 
 def _latents(findings: Findings, vae: VAE, x: Tensor, y: Tensor | None) -> Tensor | None:

@@ -3,7 +3,7 @@ r"""Draws and log-densities of a distribution over flattened events, and the str
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent
 
-from ppl_vae._distributions import innermost, measure
+from ppl_vae._distributions import describe, innermost, measure
+from ppl_vae.checking.asking import Unanswered
 from ppl_vae.checking.axes import Axis, find_axis
 
 _AT_ONCE = 4_000_000  # numbers handed to log_prob at a time
@@ -33,16 +34,16 @@ class Density:
 
     def __init__(self, distribution: Any, num_draws: int) -> None:
         self.distribution = distribution
+        self.support = support_of(distribution)
         self.shape = tuple(distribution.event_shape)
         self.batch = tuple(distribution.batch_shape)
         self.size = math.prod(self.batch)
         self.dim = math.prod(self.shape)
         with torch.no_grad():
             self.draws = self.sample(num_draws)
-        support = innermost(distribution.support)
         self.measure = measure(distribution)
         self._base = _elementwise(distribution)
-        self.coupled = getattr(support, "event_dim", 0) > 0 and not self._moves_freely()
+        self.coupled = getattr(innermost(self.support), "event_dim", 0) > 0 and not self._moves_freely()
 
     @cached_property
     def independent(self) -> bool:
@@ -56,24 +57,50 @@ class Density:
         drawn = [draw((n,)).detach() for draw, n in ways if n]
         return torch.cat(drawn).reshape(count, self.size, self.dim)
 
-    @torch.no_grad()
     def log_prob(self, points: Tensor) -> Tensor:
-        """Return the log-densities (m, B) of points (m, B, D), float64; -inf outside the support."""
-        rows = max(1, _AT_ONCE // max(1, self.size * self.dim))
-        return torch.cat([self._log_prob(part) for part in points.split(rows)])
+        """Return the log-densities (..., B) of points (..., B, D), float64; -inf outside the support."""
+        return torch.cat(list(self._scored(self.distribution, self._events(points)))).reshape(points.shape[:-1])
 
-    def _log_prob(self, points: Tensor) -> Tensor:
-        events = points.to(self.draws.dtype).reshape(len(points), *self.batch, *self.shape)
-        inside = self.distribution.support.check(events)
-        if not inside.all():  # validation refuses points outside; a draw replaces them
-            spare = self.draws[0].reshape(*self.batch, *self.shape).expand_as(events)
-            events = torch.where(inside.reshape(*inside.shape, *[1] * len(self.shape)), events, spare)
-        log_p = torch.where(inside, self.distribution.log_prob(events).double(), -torch.inf)
-        return log_p.reshape(len(points), self.size)
+    def in_support(self, points: Tensor) -> Tensor:
+        """Return whether each of the points (m, B, D) lies in the support, (m, *batch)."""
+        return self.support.check(self._events(points))
+
+    def _events(self, points: Tensor) -> Tensor:
+        return points.to(self.draws.dtype).reshape(-1, *self.batch, *self.shape)
+
+    @torch.no_grad()
+    def _scored(self, distribution: Any, events: Tensor) -> Iterator[Tensor]:
+        """Yield the log-densities of events block by block."""
+        spare = self._events(self.draws[0])
+        for part in events.split(max(1, _AT_ONCE // max(1, spare.numel()))):
+            inside = distribution.support.check(part)
+            # validation refuses points outside; a draw replaces them
+            valid = part.where(inside.reshape(*inside.shape, *[1] * (part.dim() - inside.dim())), spare)
+            yield torch.where(inside, distribution.log_prob(valid).double(), -torch.inf)
+
+    def some_coordinates(self, count: int) -> list[int]:
+        """Return at most `count` coordinates, spread evenly."""
+        return sorted({round(i) for i in torch.linspace(0, self.dim - 1, count).tolist()})
+
+    def states(self, most: int) -> Tensor:
+        """Return all states of a discrete distribution, (m, 1, D)."""
+        try:
+            states = self.distribution.enumerate_support(expand=False)
+        except NotImplementedError:
+            raise Unanswered(f"a density on {self.support} whose values it does not list (enumerate_support)") from None
+        if len(states) > most:
+            raise Unanswered(f"it has {len(states):,} states")
+        return states.reshape(len(states), 1, self.dim)
 
     def axis(self, coordinate: int) -> Axis | None:
         """Return the values that a coordinate can take, or None where they are unknown."""
         return None if self.coupled else self._axis(coordinate)
+
+    def known_axis(self, coordinate: int) -> Axis:
+        """Return the values that a coordinate can take, or leave the question unanswered."""
+        if (axis := self.axis(coordinate)) is None:
+            raise Unanswered(f"its support {self.support} does not let coordinate {coordinate} move by itself")
+        return axis
 
     def _axis(self, coordinate: int) -> Axis | None:
         return find_axis(self._inside(coordinate), self.draws[:500, :, coordinate].double().flatten())
@@ -84,8 +111,8 @@ class Density:
             return False
         return all(self._axis(i) is not None for i in range(self.dim))
 
-    def along(self, coordinate: int, points: Tensor, others: Tensor | None = None) -> Tensor:
-        """Return log-densities while one coordinate moves, up to a constant for each event.
+    def along(self, coordinate: int, points: Tensor) -> Tensor:
+        """Return log-densities while one coordinate moves, in the first draw, up to a constant.
 
         For an `Independent` distribution with an elementwise base, the result is the log-density of the coordinate
         alone, constant included.
@@ -93,11 +120,12 @@ class Density:
         Args:
             coordinate: The index of the coordinate.
             points: The values of the coordinate, (m, B).
-            others: The event in which the coordinate moves, (B, D); by default the first draw.
         """
         if self._base is not None:
-            return self._elementwise_log_prob(coordinate, points)
-        events = (self.draws[0] if others is None else others).expand(len(points), -1, -1).clone()
+            alike = points.to(self.draws.dtype).unsqueeze(-1).expand(-1, -1, self.dim)
+            parts = self._scored(self._base, self._events(alike))
+            return torch.cat([part.reshape(len(part), self.size, self.dim)[..., coordinate] for part in parts])
+        events = self.draws[0].expand(len(points), -1, -1).clone()
         events[..., coordinate] = points.to(events.dtype)
         return self.log_prob(events)
 
@@ -106,28 +134,12 @@ class Density:
         """Whether `along` gives the normalised density of the coordinate alone."""
         return self._base is not None or self.dim == 1
 
-    @torch.no_grad()
-    def _elementwise_log_prob(self, coordinate: int, points: Tensor) -> Tensor:
-        base = self._base
-        assert base is not None
-        lead = self.draws[0].reshape(*self.batch, *self.shape)
-        rows = max(1, _AT_ONCE // lead.numel())
-        found = []
-        for part in points.split(rows):
-            here = part.to(self.draws.dtype).reshape(len(part), *self.batch, *[1] * len(self.shape))
-            events = here.expand(len(part), *self.batch, *self.shape)
-            inside = base.support.check(events)
-            events = torch.where(inside, events, lead)
-            log_p = torch.where(inside, base.log_prob(events).double(), -torch.inf)
-            found.append(log_p.flatten(log_p.dim() - len(self.shape))[..., coordinate].reshape(len(part), self.size))
-        return torch.cat(found)
-
     def _inside(self, coordinate: int) -> Callable[[Tensor], Tensor]:
         def check(values: Tensor) -> Tensor:
             events = self.draws[0, 0].expand(len(values), -1).clone()
             events[:, coordinate] = values.to(events.dtype)
             events = events.reshape(len(values), *[1] * len(self.batch), *self.shape)
-            return self.distribution.support.check(events).reshape(len(values), -1).all(1)
+            return self.support.check(events).reshape(len(values), -1).all(1)
 
         return check
 
@@ -139,15 +151,19 @@ class Density:
         a, b = self.draws[:n], self.draws[n : 2 * n]
         swap = torch.rand(n, 1, self.dim) < 0.5
         mixed, rest = torch.where(swap, b, a), torch.where(swap, a, b)
-        if not all(self._in_support(events).all() for events in (mixed, rest)):
+        if not all(self.in_support(events).all() for events in (mixed, rest)):
             return False
         before, after = self.log_prob(a) + self.log_prob(b), self.log_prob(mixed) + self.log_prob(rest)
         rounding = 1e-5 if self.draws.dtype == torch.float32 else 1e-10
         size = torch.stack([self.log_prob(part).abs() for part in (a, b)]).amax()
         return bool(((before - after).abs() <= rounding * (1 + size)).all())
 
-    def _in_support(self, points: Tensor) -> Tensor:
-        return self.distribution.support.check(points.reshape(len(points), *self.batch, *self.shape))
+
+def support_of(distribution: Any) -> Any:
+    """Return the support that a distribution states."""
+    if (support := getattr(distribution, "support", None)) is None:
+        raise Unanswered(f"{describe(distribution)} does not say its support; give it a property support")
+    return support
 
 
 def _elementwise(distribution: Any) -> Any:

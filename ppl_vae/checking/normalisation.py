@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.distributions import MultivariateNormal
+from torch.nn.functional import logsigmoid, normalize
 
 from ppl_vae.checking.asking import Unanswered
 from ppl_vae.checking.density import Density
@@ -45,20 +46,30 @@ class Mass(NamedTuple):
         return abs(self.log_mass) <= self.error
 
 
-def total_mass(density: Density) -> Mass | str:
-    """Return the mass of the worst distribution of a batch, or the reason why it is unknown."""
+def total_mass(density: Density) -> Mass:
+    """Return the mass of the worst distribution of a batch.
+
+    Raises:
+        Unanswered: If it is unknown.
+    """
     if density.measure == "a discrete set" and not density.independent:
-        return _enumerated(density)
+        points = density.states(most=_MOST_STATES)
+        log_mass = density.log_prob(points.expand(-1, density.size, -1)).logsumexp(0)
+        return _worst(log_mass, f"summed over {len(points)} states")
     if density.measure == "the unit sphere":
         return _on_sphere(density)
     if density.coupled and density.dim == 2 and (found := on_segment(density, 0, 1)) is not None:
-        log_mass = found.log_mass.logsumexp(0).flatten()
-        return Mass(log_mass[log_mass.abs().argmax()].item(), _TOLERANCE, "integrated over the segment")
+        return _worst(found.log_mass.logsumexp(0), "integrated over the segment")
     if density.coupled:
-        return f"a density on {density.distribution.support} in {density.dim} coordinates that move only together"
+        raise Unanswered(f"a density on {density.support} in {density.dim} coordinates that move only together")
     if density.independent:
         return _of_product(density)
     return _of_plane(density) if density.dim == 2 else _sampled(density)
+
+
+def _worst(log_mass: Tensor, how: str, error: float = _TOLERANCE) -> Mass:
+    log_mass = log_mass.flatten()
+    return Mass(log_mass[log_mass.abs().argmax()].item(), error, how)
 
 
 class Segment(NamedTuple):
@@ -104,7 +115,7 @@ def on_segment(density: Density, i: int, j: int, count: int = 20) -> Segment | N
     events = draws.expand(len(ratio), *draws.shape).clone()
     events[..., i] = total * ratio.sigmoid()
     events[..., j] = total * (-ratio).sigmoid()
-    log_p = density.log_prob(events.reshape(-1, density.size, density.dim)).reshape(ratio.shape)
+    log_p = density.log_prob(events)
     log_p = torch.where(log_p.isfinite(), log_p, -torch.inf)
     slope = logsigmoid(ratio) + logsigmoid(-ratio) + (width * t.cosh() * (14 / 400)).log()
     return Segment(ratio, log_p + slope + total.log(), all_ratios[:count])
@@ -119,37 +130,33 @@ def spread(values: Tensor) -> tuple[Tensor, Tensor]:
     return centre, torch.where(width > 0, width, torch.ones_like(width))
 
 
-def _of_product(density: Density) -> Mass | str:
+def _of_product(density: Density) -> Mass:
     """Return the worst mass of a single coordinate, or the mass of all together if single ones are not normalised."""
-    coordinates = range(density.dim)
-    if density.has_marginals:
-        coordinates = sorted({round(i) for i in torch.linspace(0, density.dim - 1, 12).tolist()})  # type: ignore[assignment]
+    single = density.has_marginals
+    coordinates = density.some_coordinates(12) if single else list(range(density.dim))
+    if not single and len(coordinates) * _NODES * density.size * density.dim > _WORK:
+        raise Unanswered(f"{density.dim} coordinates take too long to integrate one by one; try smaller data")
+    how = "summed" if density.measure == "a discrete set" else "integrated"
+    worst = Mass(0.0, 0.0, "")
     total: Tensor | float = 0.0
-    worst, where, lost = 0.0, 0, 0.0
-    work = len(coordinates) * _NODES * density.size * density.dim
-    if not density.has_marginals and work > _WORK:
-        return f"{density.dim} coordinates take too long to integrate one by one; try smaller data"
+    lost = 0.0
     for i in coordinates:
-        axis = density.axis(i)
-        if axis is None:
-            return f"its support {density.distribution.support} does not let coordinate {i} move by itself"
-        centre, width = spread(density.draws[..., i])
-        points, weights = axis.nodes(_NODES, centre, width)
+        axis = density.known_axis(i)
+        points, weights = axis.nodes(_NODES, *spread(density.draws[..., i]))
         log_p = density.along(i, points)
         log_p = torch.where(log_p < torch.inf, log_p, -torch.inf)  # an integrable pole at an edge
-        reference = 0.0 if density.has_marginals else density.log_prob(density.draws[:1])
+        reference = 0.0 if single else density.log_prob(density.draws[:1])
         log_mass = (log_p - reference + weights.log()).logsumexp(0).flatten()
         total = total + log_mass
-        for end in (axis.low, axis.high):
-            lost = max(lost, _beyond(points, log_p - reference, end))
-        if density.has_marginals and log_mass.abs().max() > abs(worst):
-            worst, where = log_mass[log_mass.abs().argmax()].item(), i
-    if density.has_marginals:
-        of_what = f"coordinate {where} of {density.dim}" if density.dim > 1 else "its one coordinate"
-        return Mass(worst, _TOLERANCE + lost, f"{_rule(density)} over {of_what}")
-    sums = (total + density.log_prob(density.draws[:1])).flatten()
-    log_mass_all = sums[sums.abs().argmax()].item()
-    return Mass(log_mass_all, (_TOLERANCE + lost) * math.sqrt(density.dim), f"{_rule(density)} over each coordinate")
+        lost = max(lost, *(_beyond(points, log_p - reference, end) for end in (axis.low, axis.high)))
+        which = f"coordinate {i} of {density.dim}" if density.dim > 1 else "its one coordinate"
+        found = _worst(log_mass, f"{how} over {which}")
+        if not worst.how or abs(found.log_mass) > abs(worst.log_mass):
+            worst = found
+    if single:
+        return worst._replace(error=_TOLERANCE + lost)
+    log_mass = total + density.log_prob(density.draws[:1])
+    return _worst(log_mass, f"{how} over each coordinate", (_TOLERANCE + lost) * math.sqrt(density.dim))
 
 
 def _beyond(points: Tensor, log_p: Tensor, end: float) -> float:
@@ -171,43 +178,29 @@ def _beyond(points: Tensor, log_p: Tensor, end: float) -> float:
     return lost.nan_to_num(0.0).max().item()
 
 
-def _rule(density: Density) -> str:
-    return "summed" if density.measure == "a discrete set" else "integrated"
-
-
-def _of_plane(density: Density) -> Mass | str:
+def _of_plane(density: Density) -> Mass:
     for side in _PLANES:
         found = _of_grid(density, side)
-        if isinstance(found, Mass) and found.error < 0.1:
+        if found.error < 0.1:
             return found
-    return found if isinstance(found, str) else f"quadrature in the plane is still {found.error:.2g} nats unsure"
+    raise Unanswered(f"quadrature in the plane is still {found.error:.2g} nats unsure")
 
 
-def _of_grid(density: Density, side: int) -> Mass | str:
-    axes = [density.axis(i) for i in range(2)]
-    if any(axis is None for axis in axes):
-        return f"its support {density.distribution.support} does not let a coordinate move by itself"
+def _of_grid(density: Density, side: int) -> Mass:
+    axes = [density.known_axis(i) for i in range(2)]
     draws = density.draws.double()
-    rotate = all(axis.low == -torch.inf and axis.high == torch.inf for axis in axes if axis is not None)
-    centred = draws - draws.median(0).values
-    if rotate:
-        clipped = centred.clamp(-20, 20)  # the covariance of heavy tails need not exist
+    middle = torch.zeros(())
+    basis = torch.eye(2, dtype=torch.float64).expand(density.size, 2, 2)
+    if all(axis.is_line for axis in axes):
+        middle = draws.median(0).values
+        draws = draws - middle
+        clipped = draws.clamp(-20, 20)  # the covariance of heavy tails need not exist
         basis = torch.linalg.eigh(torch.einsum("nbi,nbj->bij", clipped, clipped)).eigenvectors
-    else:
-        basis = torch.eye(2, dtype=torch.float64).expand(density.size, 2, 2)
-    turned = torch.einsum("nbi,bij->nbj", centred if rotate else draws, basis)
-    grids = []
-    for i, axis in enumerate(axes):
-        assert axis is not None
-        centre, width = spread(turned[..., i])
-        grids.append(axis.nodes(side, centre, width))
-    (u, wu), (v, wv) = grids
+    turned = torch.einsum("nbi,bij->nbj", draws, basis)
+    (u, wu), (v, wv) = (axis.nodes(side, *spread(turned[..., i])) for i, axis in enumerate(axes))
     sides = len(u), len(v)
     points = torch.stack([u[:, None].expand(*sides, -1), v[None].expand(*sides, -1)], -1)  # (U, V, B, 2)
-    points = torch.einsum("uvbj,bij->uvbi", points, basis)
-    if rotate:
-        points = points + draws.median(0).values
-    log_p = density.log_prob(points.reshape(-1, density.size, 2)).reshape(*sides, -1)
+    log_p = density.log_prob(torch.einsum("uvbj,bij->uvbi", points, basis) + middle)
     log_p = torch.where(log_p < torch.inf, log_p, -torch.inf)
     mass = log_p + (wu[:, None] * wv[None]).log()
     fine = mass.logsumexp((0, 1))
@@ -217,57 +210,51 @@ def _of_grid(density: Density, side: int) -> Mass | str:
     return Mass(fine[worst].item(), error, "integrated over the plane")
 
 
-def _enumerated(density: Density) -> Mass | str:
-    try:
-        states = density.distribution.enumerate_support(expand=False)
-    except NotImplementedError:
-        return f"a density on {density.distribution.support} whose values it does not list (enumerate_support)"
-    if len(states) > _MOST_STATES:
-        return f"it has {len(states):,} states"
-    points = states.reshape(len(states), 1, density.dim).expand(-1, density.size, -1)
-    log_mass = density.log_prob(points).logsumexp(0)
-    return Mass(log_mass[log_mass.abs().argmax()].item(), _TOLERANCE, f"summed over {len(states)} states")
-
-
-def _on_sphere(density: Density) -> Mass | str:
+def _on_sphere(density: Density) -> Mass:
     """Integrate over a circle by the trapezoid rule, and over other spheres by uniformly distributed points."""
     if density.dim == 2:
         angle = torch.linspace(0, 2 * math.pi, 20_001, dtype=torch.float64)[:-1]
         points = torch.stack([angle.cos(), angle.sin()], -1)[:, None].expand(-1, density.size, -1)
         log_mass = (density.log_prob(points) + math.log(2 * math.pi / 20_000)).logsumexp(0)
-        return Mass(log_mass[log_mass.abs().argmax()].item(), _TOLERANCE, "integrated over the circle")
-    points = torch.nn.functional.normalize(torch.randn(20_000, density.size, density.dim, dtype=torch.float64), dim=-1)
+        return _worst(log_mass, "integrated over the circle")
+    points = normalize(torch.randn(20_000, density.size, density.dim, dtype=torch.float64), dim=-1)
     log_area = math.log(2) + density.dim / 2 * math.log(math.pi) - math.lgamma(density.dim / 2)
     return _from_weights(density.log_prob(points) + log_area, "sampled evenly on the sphere")
 
 
-def _sampled(density: Density) -> Mass | str:
+def _sampled(density: Density) -> Mass:
     """Estimate the mass with draws of a fitted normal and with draws of the density; keep the more certain estimate."""
     draws = density.draws.double()
     n, _, d = draws.shape
     if n < 20 * d:
-        return f"{d} coordinates that hang together are too many to integrate"
-    fitted = draws[: n // 2]
+        raise Unanswered(f"{d} coordinates that hang together are too many to integrate")
+    fitted, fresh = draws[: n // 2], draws[n // 2 :]
     mean = fitted.mean(0)
     covariance = torch.einsum("nbi,nbj->bij", fitted - mean, fitted - mean) / (n // 2 - 1)
     covariance = covariance + 1e-9 * torch.eye(d) * covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
-    narrow = torch.distributions.MultivariateNormal(mean, 0.9 * covariance, validate_args=False)
-    fresh = draws[n // 2 :]
-    backward = _from_weights(narrow.log_prob(fresh) - density.log_prob(fresh), "by importance sampling", sign=-1)
-    wide = torch.distributions.MultivariateNormal(mean, 1.3 * covariance, validate_args=False)
+    narrow, wide = (MultivariateNormal(mean, by * covariance, validate_args=False) for by in (0.9, 1.3))
     points = wide.sample((n // 2,))
-    forward = _from_weights(density.log_prob(points) - wide.log_prob(points), "by importance sampling")
-    known = [mass for mass in (forward, backward) if isinstance(mass, Mass)]
-    return min(known, key=lambda mass: mass.error) if known else backward
+    forward = density.log_prob(points) - wide.log_prob(points)
+    backward = narrow.log_prob(fresh) - density.log_prob(fresh)
+    found = []
+    for log_w, sign in ((forward, 1), (backward, -1)):
+        try:
+            found.append(_from_weights(log_w, "by importance sampling", sign))
+        except Unanswered as error:
+            why = error
+    if not found:
+        raise why
+    return min(found, key=lambda mass: mass.error)
 
 
-def _from_weights(log_w: Tensor, how: str, sign: int = 1) -> Mass | str:
+def _from_weights(log_w: Tensor, how: str, sign: int = 1) -> Mass:
     n = len(log_w)
     if not (log_w < torch.inf).all() or log_w.isnan().any():
-        return f"{how}: log-weights are not finite"
+        raise Unanswered(f"{how}: log-weights are not finite")
     log_mean = log_w.logsumexp(0) - math.log(n)
     relative = ((log_w - log_mean).exp().var(0) / n).sqrt()
     if relative.max() > 0.1 or (pareto_k(log_w) > k_threshold(n)).any():
-        return f"{how} its mass is known to a factor of {math.exp(min(5 * relative.max().item(), 20)):.2g} only"
+        known_to = math.exp(min(5 * relative.max().item(), 20))
+        raise Unanswered(f"{how} its mass is known to a factor of {known_to:.2g} only")
     worst = int((log_mean.abs() / (5 * relative + 1e-2)).argmax())
     return Mass(sign * log_mean[worst].item(), 1e-2 + 5 * relative[worst].item(), how)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,10 +13,10 @@ from torch import Tensor, nn
 
 from ppl_vae._distributions import check_same_space
 from ppl_vae.checking import places
-from ppl_vae.checking.asking import Findings, Unanswered
+from ppl_vae.checking.asking import Findings, Unanswered, Wrong, one_line, wrong_by
 from ppl_vae.checking.questions import Asked, ask_about_data, ask_about_edges, ask_of_density
 
-Call = Callable[..., Any]
+Given = tuple[Tensor | None, ...]
 
 FEW = 3  # data at which each distribution is asked about by itself
 _PARTICLES = 3
@@ -24,267 +25,219 @@ _SYMBOLS = {"prior": "p(z)", "likelihood": "p(x|z)", "posterior": "q(z|x)"}
 
 
 @dataclass(frozen=True)
-class Batch:
-    """The arguments of the pieces.
+class Piece:
+    """A piece that is asked about, and how to call it.
 
     Attributes:
-        x: Data, (n, *x_shape), or None where a prior or likelihood is asked about alone.
-        z: Latents, (n, latent); None where the prior cannot draw them.
-        y: The condition, (n, k), or None.
+        role: prior, likelihood or posterior.
+        piece: The piece itself.
+        call: The call: ``prior(y)``, ``likelihood(z, y)`` or ``posterior(x, y)``; without a condition y is None.
+        module: The module that holds its parameters.
     """
 
-    x: Tensor | None = None
-    z: Tensor | None = None
-    y: Tensor | None = None
+    role: str
+    piece: Any
+    call: Callable[..., Any]
+    module: nn.Module
 
-    def few(self) -> Batch:
-        """Return the first few data."""
-        return Batch(*(None if t is None else t[:FEW] for t in (self.x, self.z, self.y)))
+    @property
+    def symbol(self) -> str:
+        """The symbol of its distribution."""
+        return _SYMBOLS[self.role]
 
-    def to(self, dtype: torch.dtype) -> Batch:
-        """Return the batch in another floating-point type; integers stay integers."""
-        return Batch(*(t if t is None or not t.is_floating_point() else t.to(dtype) for t in (self.x, self.z, self.y)))
-
-
-@dataclass(frozen=True)
-class Pieces:
-    """The pieces that are asked about, and how to call them.
-
-    Attributes:
-        calls: The calls, by role: ``prior(y)``, ``likelihood(z, y)``, ``posterior(x, y)``.
-        pieces: The pieces themselves, by role.
-        module: The module that holds their parameters, or None.
-    """
-
-    calls: dict[str, Call]
-    pieces: dict[str, Any]
-    module: nn.Module | None
-
-    def distribution(self, role: str, batch: Batch) -> Any:
-        """Return the distribution of a piece for a batch."""
-        if role == "prior":
-            return self.calls[role](batch.y)
-        return self.calls[role](batch.z if role == "likelihood" else batch.x, batch.y)
+    def doubled(self) -> Piece:
+        """Return a copy in float64."""
+        try:
+            module, call = copy.deepcopy((self.module, self.call))
+        except Exception as error:
+            raise Unanswered(f"it cannot be copied ({type(error).__name__}: {error})") from error
+        return Piece(self.role, self.piece, call, module.double())
 
 
-def ask_about_piece(findings: Findings, pieces: Pieces, role: str, batch: Batch, shape: tuple[int, ...] | None) -> None:
+def ask_about_piece(
+    findings: Findings,
+    piece: Piece,
+    x: Tensor | None,
+    y: Tensor | None,
+    z: Tensor | None,
+    shape: tuple[int, ...] | None,
+) -> None:
     """Ask all questions about one piece alone.
 
     Args:
         findings: Collects the answers.
-        pieces: The pieces.
-        role: The role of the piece to ask about.
-        batch: The arguments to call it with.
-        shape: The event shape that it must have; None allows any.
+        piece: The piece.
+        x: Data, (n, *x_shape), or None where a prior or likelihood is asked about alone.
+        y: The condition, (n, k), or None.
+        z: Latents, (n, latent).
+        shape: The event shape that it must have. None allows any for a likelihood, and any vector for a latent.
     """
-    piece, few = pieces.pieces[role], batch.few()
-    place = places.of_call(piece)
+    role = piece.role
+    given: Given = {"prior": (y,), "likelihood": (z, y), "posterior": (x, y)}[role]
+    few = _few(given)
+    place = places.of_call(piece.piece)
+
+    def ask(name: str, question: Callable[..., str | None], *arguments: Any) -> None:
+        findings.ask(role, name, partial(question, piece, *arguments), place)
+
     with torch.no_grad():
-        findings.ask(role, "shapes", lambda: _shapes(findings, pieces, role, batch, shape), place)
+        ask("shapes", _shapes, given, shape)
         if findings.is_wrong(role, names=("runs", "shapes")):
             return
-        asked = Asked(role, _SYMBOLS[role], piece, pieces.distribution(role, few))
-        precise = _in_float64(pieces, role, few)
-        if role == "likelihood" and batch.x is not None:
-            whole = Asked(role, _SYMBOLS[role], piece, pieces.distribution(role, batch))
-            ask_about_data(findings, whole, batch.x)
-        ask_of_density(findings, asked if precise is None else Asked(role, _SYMBOLS[role], piece, precise))
-    if role == "likelihood" and batch.x is not None:
-        assert few.z is not None
-        assert few.x is not None
-        ask_about_edges(findings, asked, lambda z: pieces.calls[role](z, few.y), few.z, few.x)
+        asked = Asked(role, piece.symbol, piece.piece, piece.call(*few))
+        precise = _in_float64(piece, few)
+        if role == "likelihood" and x is not None:
+            ask_about_data(findings, replace(asked, distribution=piece.call(*given)), x)
+        ask_of_density(findings, asked if precise is None else replace(asked, distribution=precise))
     if role == "likelihood":
-        findings.ask(role, "uses z", lambda: _uses_latent(findings, pieces, few), place)
+        if x is not None and z is not None:
+            ask_about_edges(findings, asked, lambda z: piece.call(z, *few[1:]), z[:FEW], x[:FEW])
+        ask("uses z", _uses_latent, *few)
     if role == "posterior":
-        findings.ask(role, "finite", lambda: _at_corners(findings, pieces, batch), place)
+        ask("finite", _at_corners, *given)
     if role != "prior":
-        findings.ask(role, "batches", lambda: _batches(findings, pieces, role, batch), place)
-    findings.ask(role, "float64", lambda: _float64(findings, pieces, role, few), place)
+        ask("batches", _batches, few)
+    ask("float64", _float64, few)
 
 
-def _shapes(findings: Findings, pieces: Pieces, role: str, batch: Batch, shape: tuple[int, ...] | None) -> None:
+def _few(given: Given) -> Given:
+    return tuple(None if t is None else t[:FEW] for t in given)
+
+
+def _double(given: Given) -> Given:
+    return tuple(t.double() if t is not None and t.is_floating_point() else t for t in given)
+
+
+def _shapes(piece: Piece, given: Given, shape: tuple[int, ...] | None) -> str:
     try:
-        p = pieces.distribution(role, batch)
+        p = piece.call(*given)
     except Exception as error:
-        _say_failed(findings, pieces.pieces[role], role, batch, error)
-        return
-    lead = batch.z if role == "likelihood" else batch.x
-    expected = () if role == "prior" else (len(lead),) if lead is not None else ()
-    given = tuple(p.batch_shape), tuple(p.event_shape)
-    of_each = role == "prior" and batch.y is not None and given[0] == (len(batch.y),)  # p(z|y)
-    fits = of_each or given[0] == expected
-    if fits and (shape is None or given[1] == shape):
-        findings.ok(role, "shapes", f"{_SYMBOLS[role]} has batch {given[0]}, event {given[1]}")
-        return
-    count = len(shape) if shape is not None else 1
-    findings.wrong(
-        role,
-        "shapes",
-        f"{_SYMBOLS[role]} has batch {given[0]}, event {given[1]}; expected batch {expected}"
-        + ("" if shape is None else f", event {shape}"),
-        f"make the dimensions of one {'datum' if role == 'likelihood' else 'latent vector'} the event: "
-        f".to_event({count})",
-        places.of_call(pieces.pieces[role]),
+        raise _failed(piece, given, error) from error
+    batch, event = tuple(p.batch_shape), tuple(p.event_shape)
+    has = f"{piece.symbol} has batch {batch}, event {event}"
+    *inputs, y = given
+    expected = tuple(len(t) for t in inputs if t is not None)
+    fits = batch == expected or (piece.role == "prior" and y is not None and batch == (len(y),))  # p(z|y)
+    if shape is None and piece.role != "likelihood" and len(event) != 1:
+        raise Wrong(f"{has}; expected an event (latent,), a vector", "make the latent vector the event: .to_event(1)")
+    if fits and shape in (None, event):
+        return has
+    raise Wrong(
+        f"{has}; expected batch {expected}" + ("" if shape is None else f", event {shape}"),
+        f"make the dimensions of one {'datum' if piece.role == 'likelihood' else 'latent vector'} the event: "
+        f".to_event({1 if shape is None else len(shape)})",
     )
 
 
-def _say_failed(findings: Findings, piece: Any, role: str, batch: Batch, error: Exception) -> None:
-    fix = ""
-    if role == "posterior" and batch.x is not None and batch.x.isnan().any():
+def _failed(piece: Piece, given: Given, error: Exception) -> Wrong:
+    fix, x = "", given[0]
+    if piece.role == "posterior" and x is not None and x.isnan().any():
         fix = "the data hold NaN, which a network makes NaN of: fill it first, as networks.TableEncoder does"
-    message = " ".join(str(error).split())
+    message = one_line(error)
     message = message if len(message) < 200 else message[:200] + " ..."
-    findings.wrong(
-        role,
-        "runs",
-        f"it fails when called with the data: {type(error).__name__}: {message}",
-        fix,
-        places.of_error(error) or places.of_call(piece),
-    )
+    sentence = f"it fails when called with the data: {type(error).__name__}: {message}"
+    return Wrong(sentence, fix, places.of_error(error) or None, "runs")
 
 
-def _uses_latent(findings: Findings, pieces: Pieces, few: Batch) -> None:
-    if few.z is None or not few.z.is_floating_point():
+def _uses_latent(piece: Piece, z: Tensor | None, y: Tensor | None) -> str:
+    if z is None or not z.is_floating_point():
         raise Unanswered("its latents are whole numbers, without a derivative")
-    z = few.z.detach().clone().requires_grad_()
-    p = pieces.calls["likelihood"](z, few.y)
+    z = z.detach().clone().requires_grad_()
+    p = piece.call(z, y)
     with torch.no_grad():
         x = p.sample()
     log_p = p.log_prob(x)
     slope = torch.autograd.grad(log_p.sum(), z, allow_unused=True)[0] if log_p.requires_grad else None
     if slope is not None and slope.abs().max() > 0:
-        findings.ok("likelihood", "uses z", "log p(x|z) has a derivative with respect to z")
-        return
+        return "log p(x|z) has a derivative with respect to z"
     depends = log_p.requires_grad and slope is None
-    findings.wrong(
-        "likelihood",
-        "uses z",
+    raise Wrong(
         "log p(x|z) has no derivative with respect to z, so that q(z|x) learns nothing from the data"
         + ("" if depends else ": the path to z is cut"),
         "compute the parameters of p(x|z) from z without .detach(), .data, torch.no_grad or a rounding",
-        places.of_cut(pieces.pieces["likelihood"]),
+        places.of_cut(piece.piece),
     )
 
 
-def _at_corners(findings: Findings, pieces: Pieces, batch: Batch) -> None:
-    x = batch.x
-    assert x is not None
+def _at_corners(piece: Piece, x: Tensor, y: Tensor | None) -> str:
     if x.dim() == 2:  # columns of a table, each with a range of its own
         missing = x.isnan()
         ends = [torch.where(missing, torch.inf, x).amin(0), torch.where(missing, -torch.inf, x).amax(0)]
         corners = torch.stack([torch.where(missing.all(0), torch.nan, end) for end in ends])
     else:
         corners = torch.stack([torch.full_like(x[0], end) for end in (x.min().item(), x.max().item())])
-    y = None if batch.y is None else batch.y[:2]
     with torch.no_grad():
-        q = pieces.calls["posterior"](corners, y)
+        q = piece.call(corners, None if y is None else y[:2])
         z = q.sample((64,))
         log_q = q.log_prob(z)
     if log_q.isfinite().all() and z.isfinite().all():
-        findings.ok("posterior", "finite", "q(z|x) is finite where all of x is at its least and at its largest value")
-        return
-    findings.wrong(
-        "posterior",
-        "finite",
+        return "q(z|x) is finite where all of x is at its least and at its largest value"
+    raise Wrong(
         "log q(z|x) or its draws are not finite where all of x is at its least or its largest value",
         "bound the scale from below (softplus plus a floor), and work from log-scales",
-        places.of_method(q, ("log_prob",), pieces.pieces["posterior"]),
+        places.of_method(q, ("log_prob",), piece.piece),
     )
 
 
-def _batches(findings: Findings, pieces: Pieces, role: str, batch: Batch) -> None:
+@torch.no_grad()
+def _batches(piece: Piece, few: Given) -> str:
     """Check that particles side by side equal particles one by one, and that the data of a batch do not interact."""
-    few, symbol, tolerance = batch.few(), _SYMBOLS[role], _ROUNDING
-    if _in_float64(pieces, role, few) is not None:  # in float32 rounding can exceed a fault
-        pieces, few, tolerance = _doubled(pieces, role), few.to(torch.float64), _ROUNDING_64
-    call = pieces.calls[role]
-    with torch.no_grad():
-        inputs = few.z if role == "likelihood" else few.x
-        assert inputs is not None
-        whole = call(inputs, few.y)
-        value = whole.sample()
-        together = whole.log_prob(value)
-        alone = torch.cat(
-            [
-                call(inputs[i : i + 1], None if few.y is None else few.y[i : i + 1]).log_prob(value[i : i + 1])
-                for i in range(len(inputs))
-            ]
+    tolerance = _ROUNDING
+    if _in_float64(piece, few) is not None:  # in float32 rounding can exceed a fault
+        piece, few, tolerance = piece.doubled(), _double(few), _ROUNDING_64
+    inputs, y = few
+    assert inputs is not None
+    whole = piece.call(inputs, y)
+    value = whole.sample()
+    together = whole.log_prob(value)
+    rows = [slice(i, i + 1) for i in range(len(inputs))]
+    alone = torch.cat([piece.call(inputs[i], None if y is None else y[i]).log_prob(value[i]) for i in rows])
+    if not _close(together, alone, tolerance):
+        raise Wrong(
+            f"log {piece.symbol} of a datum depends on the others in its batch, also in evaluation mode: "
+            f"{together[0]:.6g} among {len(inputs)}, {alone[0]:.6g} alone",
+            "compute the parameters of each datum from that datum alone",
         )
-        if not _close(together, alone, tolerance):
-            findings.wrong(
-                role,
-                "batches",
-                f"log {symbol} of a datum depends on the others in its batch, also in evaluation mode: "
-                f"{together[0]:.6g} among {len(inputs)}, {alone[0]:.6g} alone",
-                "compute the parameters of each datum from that datum alone",
-                places.of_call(pieces.pieces[role]),
-            )
-            return
-        if role == "posterior":
-            findings.ok(role, "batches", f"log {symbol} of a datum is the same alone and in a batch")
-            return
-        particles = torch.stack([inputs * (1 - 0.1 * k) for k in range(_PARTICLES)])  # (K, n, latent)
-        p = call(particles, few.y)
-        expected = torch.stack([call(z, few.y).log_prob(value) for z in particles])
-        given = p.log_prob(value) if tuple(p.batch_shape) == tuple(expected.shape) else None
-        if given is None or not _close(given, expected, tolerance):
-            what = f"batch {tuple(p.batch_shape)}" if given is None else f"log p {given[1, 0]:.6g}"
-            wanted = f"{tuple(expected.shape)}" if given is None else f"{expected[1, 0]:.6g}"
-            findings.wrong(
-                role,
-                "batches",
-                f"for {_PARTICLES} particles side by side, z of shape {tuple(particles.shape)}, {symbol} has {what}; "
-                f"one by one it is {wanted}",
-                "leave leading dimensions alone: apply networks to z.reshape(-1, z.shape[-1]) and give the batch its "
-                "shape back, and make events by .to_event(n)",
-                places.of_call(pieces.pieces[role]),
-            )
-            return
-    findings.ok(
-        role,
-        "batches",
-        f"{_PARTICLES} particles side by side are the same as one by one, and a datum alone as in a batch",
+    if piece.role == "posterior":
+        return f"log {piece.symbol} of a datum is the same alone and in a batch"
+    particles = torch.stack([inputs * (1 - 0.1 * k) for k in range(_PARTICLES)])  # (K, n, latent)
+    p = piece.call(particles, y)
+    expected = torch.stack([piece.call(z, y).log_prob(value) for z in particles])
+    given = p.log_prob(value) if tuple(p.batch_shape) == tuple(expected.shape) else None
+    if given is not None and _close(given, expected, tolerance):
+        return f"{_PARTICLES} particles side by side are the same as one by one, and a datum alone as in a batch"
+    what = f"batch {tuple(p.batch_shape)}" if given is None else f"log p {given[1, 0]:.6g}"
+    wanted = f"{tuple(expected.shape)}" if given is None else f"{expected[1, 0]:.6g}"
+    raise Wrong(
+        f"for {_PARTICLES} particles side by side, z of shape {tuple(particles.shape)}, {piece.symbol} has {what}; "
+        f"one by one it is {wanted}",
+        "leave leading dimensions alone: apply networks to z.reshape(-1, z.shape[-1]) and give the batch its "
+        "shape back, and make events by .to_event(n)",
     )
 
 
-def _float64(findings: Findings, pieces: Pieces, role: str, few: Batch) -> None:
-    if not isinstance(pieces.pieces[role], nn.Module) and role == "prior":
+@torch.no_grad()
+def _float64(piece: Piece, few: Given) -> str:
+    if not isinstance(piece.piece, nn.Module) and piece.role == "prior":
         raise Unanswered(
             "a prior that is no nn.Module cannot be told the type; register_buffer would let it follow .double()"
         )
-    with torch.no_grad():
-        p = _doubled(pieces, role).distribution(role, few.to(torch.float64))
-        value = p.sample()
-        log_p = p.log_prob(value)
-        parts = {"draws": value, "log_prob": log_p}
-        wrong = [f"{name} {tensor.dtype}" for name, tensor in parts.items() if tensor.dtype == torch.float32]
-    if wrong:
-        findings.wrong(
-            role,
-            "float64",
-            f"in float64 its {' and its '.join(wrong)}".replace("torch.", ""),
-            "make constants with the type of z or x (torch.zeros_like, register_buffer), not of a fixed type",
-            places.of_call(pieces.pieces[role]),
-        )
-        return
-    findings.ok(role, "float64", "works in float64")
+    p = piece.doubled().call(*_double(few))
+    value = p.sample()
+    parts = {"draws": value, "log_prob": p.log_prob(value)}
+    wrong = [f"{name} {tensor.dtype}" for name, tensor in parts.items() if tensor.dtype == torch.float32]
+    if not wrong:
+        return "works in float64"
+    raise Wrong(
+        f"in float64 its {' and its '.join(wrong)}".replace("torch.", ""),
+        "make constants with the type of z or x (torch.zeros_like, register_buffer), not of a fixed type",
+    )
 
 
-def _doubled(pieces: Pieces, role: str) -> Pieces:
-    """Return a copy of a piece in float64."""
-    try:
-        module, call = copy.deepcopy((pieces.module, pieces.calls[role]))
-    except Exception as error:
-        raise Unanswered(f"it cannot be copied ({type(error).__name__}: {error})") from error
-    if module is None:
-        raise Unanswered("no nn.Module to move to float64")
-    return Pieces({role: call}, {role: pieces.pieces[role]}, module.double())
-
-
-def _in_float64(pieces: Pieces, role: str, few: Batch) -> Any:
+def _in_float64(piece: Piece, few: Given) -> Any:
     """Return the distribution of a float64 copy, where rounding loses no mass at an edge; None if there is none."""
     try:
-        p = _doubled(pieces, role).distribution(role, few.to(torch.float64))
+        p = piece.doubled().call(*_double(few))
         value = p.sample()
         whole = not value.is_floating_point() or value.dtype == torch.float64
         return p if whole and p.log_prob(value).dtype == torch.float64 else None
@@ -295,16 +248,14 @@ def _in_float64(pieces: Pieces, role: str, few: Batch) -> Any:
 def ask_about_space(findings: Findings, prior: Any, posterior: Any, piece: Any) -> None:
     """Ask whether q(z|x) is a density on the space of p(z), with its draws in the support of p(z)."""
 
-    def space() -> None:
+    def space() -> str:
         try:
             check_same_space(prior, posterior)
         except ValueError as error:
-            sentence, _, fix = str(error).partition("; ")
-            findings.wrong("posterior", "space", sentence, fix, places.of_call(piece))
-        else:
-            findings.ok("posterior", "space", "draws of q(z|x) lie in the support of p(z)")
+            raise wrong_by(error) from error
+        return "draws of q(z|x) lie in the support of p(z)"
 
-    findings.ask("posterior", "space", space)
+    findings.ask("posterior", "space", space, places.of_call(piece))
 
 
 def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import linecache
 import os
 import textwrap
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ _HIDDEN = (".detach()", ".data", "no_grad", ".item()", ".numpy()", "torch.tensor
 
 def of_call(piece: Any) -> str:
     """Return the line where a piece returns its distribution."""
-    return _line(_call_of(piece), lambda node: isinstance(node, ast.Return))
+    return _line(_call_of(piece))
 
 
 def of_method(distribution: Any, names: tuple[str, ...], piece: Any) -> str:
@@ -34,43 +35,38 @@ def of_method(distribution: Any, names: tuple[str, ...], piece: Any) -> str:
         names: Methods in order of preference; the first that a class outside the libraries defines is used.
         piece: The piece that returned the distribution.
     """
-    for inner in _layers(distribution):
-        for name in names:
-            for cls in type(inner).__mro__:
-                method = getattr(vars(cls).get(name), "fget", vars(cls).get(name))
-                if inspect.isfunction(method) and cls.__module__.partition(".")[0] not in _LIBRARIES:
-                    return _line(method, lambda node: isinstance(node, ast.Return))
-    return of_call(piece)
+    while True:
+        for name, cls in itertools.product(names, type(distribution).__mro__):
+            method = getattr(vars(cls).get(name), "fget", vars(cls).get(name))
+            if inspect.isfunction(method) and _is_users(cls):
+                return _line(method)
+        if not isinstance(distribution, (Independent, TransformedDistribution)):
+            return of_call(piece)
+        distribution = distribution.base_dist
 
 
 def of_cut(piece: Any) -> str:
     """Return the line of a piece that cuts the gradient, by ``.detach()`` or the like, else the line of its result."""
-    modules = list(piece.modules()) if isinstance(piece, nn.Module) else [piece]
-    for part in modules:
+    for part in piece.modules() if isinstance(piece, nn.Module) else [piece]:
         call = _call_of(part)
-        if _is_users(call):
-            for number, line in _source(call):
-                code = line.partition("#")[0]
-                if any(cut in code for cut in _HIDDEN):
-                    return _say(call, number, line)
+        for number, line in _source(call):
+            if any(cut in line.partition("#")[0] for cut in _HIDDEN):
+                return _say(call, number, line)
     return of_call(piece)
 
 
 def of_parameter(module: nn.Module, name: str) -> str:
     """Return the line that makes a parameter of a module, found by its dotted name; "" where it is unknown."""
-    *path, leaf = name.split(".")
     owners: list[tuple[Any, str]] = []
     owner: Any = module
-    for step in [*path, leaf]:
+    for step in name.split("."):
         owners.append((owner, step))
         owner = getattr(owner, step, None)
     for owner, attribute in reversed(owners):
-        for cls in type(owner).__mro__:
+        for cls in filter(_is_users, type(owner).__mro__):
             init = vars(cls).get("__init__")
-            if cls.__module__.partition(".")[0] in _LIBRARIES or init is None:
-                continue
             for number, line in _source(init):
-                if f"self.{attribute} =" in line or f"self.{attribute}:" in line or f'"{attribute}"' in line:
+                if any(made in line for made in (f"self.{attribute} =", f"self.{attribute}:", f'"{attribute}"')):
                     return _say(init, number, line)
     return ""
 
@@ -94,14 +90,6 @@ def name_of(piece: Any) -> str:
     return getattr(piece, "__name__", type(piece).__name__)
 
 
-def _layers(distribution: Any) -> Iterator[Any]:
-    while True:
-        yield distribution
-        if not isinstance(distribution, (Independent, TransformedDistribution)):
-            return
-        distribution = distribution.base_dist
-
-
 def _call_of(piece: Any) -> Callable[..., Any]:
     if isinstance(piece, Distribution) or inspect.isroutine(piece):
         return piece  # type: ignore[return-value]
@@ -110,31 +98,30 @@ def _call_of(piece: Any) -> Callable[..., Any]:
     return getattr(piece, "func", None) or type(piece).__call__
 
 
-def _is_users(function: Any) -> bool:
-    return (getattr(function, "__module__", None) or "").partition(".")[0] not in _LIBRARIES
+def _is_users(thing: Any) -> bool:
+    return (getattr(thing, "__module__", None) or "").partition(".")[0] not in _LIBRARIES
 
 
 def _source(function: Any) -> list[tuple[int, str]]:
+    """Return the numbered lines of a user's function: users are not asked to mend a library."""
     try:
         lines, first = inspect.getsourcelines(inspect.unwrap(function))
     except (OSError, TypeError, ValueError):
         return []
-    return [(first + i, line) for i, line in enumerate(lines)]
+    return list(enumerate(lines, first)) if _is_users(function) else []
 
 
-def _line(function: Any, wanted: Callable[[ast.AST], bool]) -> str:
-    """Return the last statement of a kind in a user's function, or the function's first line if there is none."""
-    source = _source(function) if _is_users(function) else []  # users are not asked to mend a library
+def _line(function: Any) -> str:
+    """Return the last return statement of a user's function, or the function's first line if there is none."""
+    source = _source(function)
     if not source:
         return ""
-    number = source[0][0]
     try:
         tree = ast.parse(textwrap.dedent("".join(line for _, line in source)))
+        last = max((node.lineno for node in ast.walk(tree) if isinstance(node, ast.Return)), default=1)
     except SyntaxError:  # a lambda within an expression
-        return _say(function, *source[0])
-    hits = [node.lineno for node in ast.walk(tree) if wanted(node) and isinstance(node, ast.stmt)]
-    index = max(hits) - 1 if hits else 0
-    return _say(function, number + index, source[index][1])
+        last = 1
+    return _say(function, *source[last - 1])
 
 
 def _say(function: Any, number: int, line: str) -> str:

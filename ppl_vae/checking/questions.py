@@ -2,6 +2,7 @@ r"""Questions about one distribution that a piece returns: its support, finitene
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +11,10 @@ from torch import Tensor
 
 from ppl_vae._distributions import describe, unwrapped
 from ppl_vae.checking import places
-from ppl_vae.checking.asking import Findings, Unanswered, reason
-from ppl_vae.checking.density import Density
-from ppl_vae.checking.normalisation import Mass, total_mass
-from ppl_vae.checking.sampling import Deviation, deviation
+from ppl_vae.checking.asking import Findings, Wrong, one_line, reason
+from ppl_vae.checking.density import Density, support_of
+from ppl_vae.checking.normalisation import total_mass
+from ppl_vae.checking.sampling import deviation
 
 _DRAWS = 4000
 _DRAWN_NUMBERS = 20_000_000  # at most: large data get fewer draws
@@ -42,153 +43,122 @@ class Asked:
         """The family of the distribution."""
         return describe(self.distribution)
 
-    @property
-    def place(self) -> str:
-        """The line that returns it."""
-        return places.of_call(self.piece)
+    def wrong(self, sentence: str, fix: str, *methods: str, name: str = "") -> Wrong:
+        """Return a fault of some methods of the distribution, in order of preference."""
+        return Wrong(sentence, fix, places.of_method(self.distribution, methods, self.piece), name)
+
+    def ask(self, findings: Findings, name: str, question: Callable[[], str | None]) -> None:
+        """Ask a question about the distribution."""
+        findings.ask(self.part, name, question, places.of_call(self.piece))
 
 
 def ask_of_density(findings: Findings, asked: Asked) -> None:
     """Ask whether draws lie in the support, with finite log p, and follow the density, and whether its mass is one."""
     made: list[Density] = []
 
-    def finite() -> None:
-        density = _density(asked)
+    def finite() -> str | None:
+        p = asked.distribution
+        size = max(1, p.batch_shape.numel() * p.event_shape.numel())
+        density = Density(p, max(200, min(_DRAWS, _DRAWN_NUMBERS // size)))
         try:
-            _finite_draws(findings, asked, density)
+            sentence = _finite_draws(asked, density)
         except (NotImplementedError, KeyError) as error:  # the other two questions need scores
             findings.skipped(asked.part, "draws", reason(error))
             for name in ("sampling", "normalised"):
                 findings.skipped(asked.part, name, "it cannot score a given value: see draws")
-            return
+            return None
         made.append(density)
+        return sentence
 
-    findings.ask(asked.part, "draws", finite, asked.place)
-    if not made:
-        return
-    findings.ask(asked.part, "sampling", lambda: _sampling(findings, asked, made[0]), asked.place)
-    findings.ask(asked.part, "normalised", lambda: _normalised(findings, asked, made[0]), asked.place)
-
-
-def _density(asked: Asked) -> Density:
-    p = asked.distribution
-    size = max(1, p.batch_shape.numel() * p.event_shape.numel())
-    if getattr(p, "support", None) is None:
-        raise Unanswered(f"{asked.family} does not say its support; give it a property support")
-    return Density(p, max(200, min(_DRAWS, _DRAWN_NUMBERS // size)))
+    asked.ask(findings, "draws", finite)
+    if made:
+        (density,) = made
+        asked.ask(findings, "sampling", lambda: _sampling(asked, density))
+        asked.ask(findings, "normalised", lambda: _normalised(findings, asked, density))
 
 
-def _finite_draws(findings: Findings, asked: Asked, density: Density) -> None:
-    draws = density.draws
-    inside = asked.distribution.support.check(draws.reshape(len(draws), *density.batch, *density.shape))
+def _finite_draws(asked: Asked, density: Density) -> str:
+    inside = density.in_support(density.draws)
     if not inside.all():
-        findings.wrong(
-            asked.part,
-            "draws",
+        raise asked.wrong(
             f"{(~inside).double().mean():.1%} of the draws of {asked.symbol} lie outside of the support it states, "
-            f"{asked.distribution.support}",
+            f"{density.support}",
             "state the support of what is drawn (a property support), or draw inside it",
-            places.of_method(asked.distribution, ("support", "rsample", "sample"), asked.piece),
+            *("support", "rsample", "sample"),
         )
-        return
-    log_p = density.log_prob(draws)
+    log_p = density.log_prob(density.draws)
     bad = ~log_p.isfinite()
     if bad.any():
-        where = draws[bad][0]
-        findings.wrong(
-            asked.part,
-            "finite",
+        where = density.draws[bad][0]
+        raise asked.wrong(
             f"log_prob of {asked.symbol} is {log_p[bad][0]} at {bad.double().mean():.1%} of its own draws, such as "
             f"values from {where.min():.4g} to {where.max():.4g}",
             "work from logits or log-scales, and mask with torch.where before the logarithm",
-            places.of_method(asked.distribution, ("log_prob",), asked.piece),
+            "log_prob",
+            name="finite",
         )
-        return
-    findings.ok(asked.part, "draws", f"{len(draws)} draws of {asked.symbol} lie in its support, log p finite at each")
+    return f"{len(log_p)} draws of {asked.symbol} lie in its support, log p finite at each"
 
 
-def _sampling(findings: Findings, asked: Asked, density: Density) -> None:
+def _sampling(asked: Asked, density: Density) -> str:
     found = deviation(density)
-    if not isinstance(found, Deviation):
-        raise Unanswered(found)
     if found.agrees:
         worst = f", at most {found.errors:.1f} standard errors off" if found.errors else ""
-        findings.ok(asked.part, "sampling", f"draws of {asked.symbol} follow its log_prob{worst}")
-        return
-    findings.wrong(
-        asked.part,
-        "sampling",
+        return f"draws of {asked.symbol} follow its log_prob{worst}"
+    raise asked.wrong(
         f"draws of {asked.symbol} ({asked.family}) do not follow its log_prob: {found.what}",
         "use the same parameters in sample, rsample and log_prob; a standard deviation from a log-variance is "
         "exp(0.5 * log_var), not 0.5 * exp(log_var)",
-        places.of_method(asked.distribution, ("rsample", "sample", "log_prob"), asked.piece),
+        *("rsample", "sample", "log_prob"),
     )
 
 
-def _normalised(findings: Findings, asked: Asked, density: Density) -> None:
+def _normalised(findings: Findings, asked: Asked, density: Density) -> str:
     found = total_mass(density)
-    if not isinstance(found, Mass):
-        raise Unanswered(found)
-    if found.how.startswith("by importance") and (first := findings.is_wrong(asked.part, names=("sampling",))):
-        raise Unanswered(f"mend {first!r} first: the mass is estimated from draws")
+    if found.how.startswith("by importance"):
+        findings.require(asked.part, names=("sampling",), why=": the mass is estimated from draws")
     value = f"exp({found.log_mass:.4g})" if abs(found.log_mass) > 5 else f"{torch.tensor(found.log_mass).exp():.4f}"
     if found.is_one:
-        findings.ok(asked.part, "normalised", f"{asked.symbol} {found.how} has mass {value}")
-        return
-    findings.wrong(
-        asked.part,
-        "normalised",
+        return f"{asked.symbol} {found.how} has mass {value}"
+    raise asked.wrong(
         f"{asked.symbol} ({asked.family}) {found.how} has mass {value}, not 1: it is no density",
         f"subtract log of the mass, {found.log_mass:.5g} nats, from log_prob there: its normalising constant is "
         "missing or wrong",
-        places.of_method(asked.distribution, ("log_prob",), asked.piece),
+        "log_prob",
     )
 
 
 def ask_about_data(findings: Findings, asked: Asked, x: Tensor) -> None:
-    """Ask whether data lie in the support of the likelihood, and whether their log-densities are finite."""
-
-    def support() -> None:
-        stated = getattr(asked.distribution, "support", None)
-        if stated is None:
-            raise Unanswered(f"{asked.family} does not say its support; give it a property support")
-        inside = stated.check(x)
-        if inside.all():
-            findings.ok(asked.part, "support", f"all {len(x)} data lie in the support of p(x|z)")
-            return
-        known = x[~x.isnan()]
-        grey = len(known) == x.numel() and ((known >= 0) & (known <= 1)).all()
-        fix = "choose a likelihood for such data (Normal, ContinuousBernoulli, ...)"
-        if len(known) < x.numel() and not hasattr(stated, "explain"):
-            fix = "choose a likelihood that leaves missing values out (likelihoods.Mixed), or fill them"
-        if grey and _on_two_points(asked.distribution):
-            fix = "binarise the data (binarize='threshold', 'dynamic' or 'fixed'), or " + fix
-        findings.wrong(
-            asked.part,
-            "support",
-            f"{(~inside).sum()} of {len(x)} data lie outside of the support of p(x|z) ({asked.family}, {stated}), "
-            f"{_what_lies_outside(stated, x)}: their log_prob is no log-density",
-            fix,
-            asked.place,
-        )
-
-    findings.ask(asked.part, "support", support, asked.place)
+    """Ask whether data lie in the support of the likelihood."""
+    asked.ask(findings, "support", lambda: _support(asked, x))
 
 
-def _what_lies_outside(support: Any, x: Tensor) -> str:
-    if hasattr(support, "explain"):  # which column of a table it is
-        return str(support.explain(x))
+def _support(asked: Asked, x: Tensor) -> str:
+    stated = support_of(asked.distribution)
+    inside = stated.check(x)
+    if inside.all():
+        return f"all {len(x)} data lie in the support of p(x|z)"
     known = x[~x.isnan()]
     missing = x.numel() - len(known)
-    values = f"values from {known.min():.4g} to {known.max():.4g}" if len(known) else "no values"
-    return f"{values} and {missing} missing (NaN)" if missing else values
+    what = f"values from {known.min():.4g} to {known.max():.4g}" if len(known) else "no values"
+    what += f" and {missing} missing (NaN)" if missing else ""
+    fix = "choose a likelihood for such data (Normal, ContinuousBernoulli, ...)"
+    if hasattr(stated, "explain"):  # which column of a table it is
+        what = str(stated.explain(x))
+    elif missing:
+        fix = "choose a likelihood that leaves missing values out (likelihoods.Mixed), or fill them"
+    if not missing and ((known >= 0) & (known <= 1)).all() and _on_two_points(asked.distribution):
+        fix = "binarise the data (binarize='threshold', 'dynamic' or 'fixed'), or " + fix
+    raise Wrong(
+        f"{(~inside).sum()} of {len(x)} data lie outside of the support of p(x|z) ({asked.family}, {stated}), "
+        f"{what}: their log_prob is no log-density",
+        fix,
+    )
 
 
 def _on_two_points(distribution: Any) -> bool:
-    inside = unwrapped(distribution).support
-    probe = torch.tensor([0.0, 0.5, 1.0])
     try:
-        return inside.check(probe).tolist() == [True, False, True]
+        return unwrapped(distribution).support.check(torch.tensor([0.0, 0.5, 1.0])).tolist() == [True, False, True]
     except RuntimeError:
         return False
 
@@ -200,60 +170,48 @@ def ask_about_edges(findings: Findings, asked: Asked, p_x: Any, z: Tensor, x: Te
     of x is improbable yet, the density saturates. Plain overflow comes only at far lower log-densities.
     """
 
-    def edges() -> None:
-        if first := findings.is_wrong(asked.part, names=("support",)):
-            raise Unanswered(f"mend {first!r} first")
+    def edges() -> str:
+        findings.require(asked.part, names=("support",))
         with torch.no_grad():
             log_p = p_x(z).log_prob(x)
         if not log_p.isfinite().all():
             bad = int((~log_p.isfinite()).nonzero()[0])
-            findings.wrong(
-                asked.part,
-                "finite",
+            raise asked.wrong(
                 f"log p(x|z) is {log_p[bad]} at datum {bad} of the batch, values from {x[bad].min():.4g} to "
                 f"{x[bad].max():.4g}, which lies in the support",
                 "compute log_prob so that it is finite on all of the support: no log of 0, no atanh of 1",
-                places.of_method(asked.distribution, ("log_prob",), asked.piece),
+                "log_prob",
             )
-            return
-        reached, level, failed = _stretch(p_x, z, x)
-        if failed is not None and level is not None:
-            findings.wrong(
-                asked.part,
-                "finite",
-                f"{failed} once the parameters grow ({reached:.3g} times the latents), while log p of a number of x is "
-                f"still {-level:.3g}: it saturates",
-                "work from logits (binary_cross_entropy_with_logits, logsigmoid) or logsumexp instead of the log of a "
-                "probability",
-                places.of_method(asked.distribution, ("log_prob",), asked.piece),
-            )
-            return
-        findings.ok(
-            asked.part,
-            "finite",
-            f"log p(x|z) and its gradient are finite for latents up to {reached:.3g} times as large",
+        reached, fault = _stretch(p_x, z, x)
+        if fault is None:
+            return f"log p(x|z) and its gradient are finite for latents up to {reached:.3g} times as large"
+        raise asked.wrong(
+            f"{fault[0]} once the parameters grow ({reached:.3g} times the latents), while log p of a number of x is "
+            f"still {-fault[1]:.3g}: it saturates",
+            "work from logits (binary_cross_entropy_with_logits, logsigmoid) or logsumexp instead of the log of a "
+            "probability",
+            "log_prob",
         )
 
-    findings.ask(asked.part, "finite", edges, asked.place)
+    asked.ask(findings, "finite", edges)
 
 
-def _stretch(p_x: Any, z: Tensor, x: Tensor) -> tuple[float, float | None, str | None]:
-    """Return how far latents can be stretched; if the density saturates, also the level of log p and what failed."""
-    scales = [2.0**i for i in range(13)]
-    last = 1.0
-    for scale in scales:
-        if _failure(p_x, z * scale, x) is None:
-            last = scale
-            continue
-        low, high = last, scale
-        for _ in range(16):
-            middle = (low * high) ** 0.5
-            low, high = (middle, high) if _failure(p_x, z * middle, x) is None else (low, middle)
-        level, limit = _level(p_x, z * low, x)
-        if level < limit:
-            return low, level, _failure(p_x, z * high, x)
-        return low, None, None
-    return last, None, None
+def _stretch(p_x: Any, z: Tensor, x: Tensor) -> tuple[float, tuple[str, float] | None]:
+    """Return how far latents can be stretched; if the density saturates, also what failed, and the level of log p."""
+    low, high = 1.0, 2.0**12
+    for scale in (2.0**i for i in range(13)):
+        if _failure(p_x, z * scale, x) is not None:
+            high = scale
+            break
+        low = scale
+    else:
+        return low, None
+    for _ in range(16):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if _failure(p_x, z * middle, x) is None else (low, middle)
+    level, limit = _level(p_x, z * low, x)
+    failed = _failure(p_x, z * high, x) if level < limit else None
+    return low, None if failed is None else (failed, level)
 
 
 def _failure(p_x: Any, z: Tensor, x: Tensor) -> str | None:
@@ -273,7 +231,7 @@ def _failure(p_x: Any, z: Tensor, x: Tensor) -> str | None:
             if slope is not None and not slope.isfinite().all():
                 return "the gradient of log p of the data is not finite"
     except (ValueError, RuntimeError) as error:  # validation refuses parameters that overflowed
-        return f"it fails ({' '.join(str(error).split())[:80]})"
+        return f"it fails ({one_line(error)[:80]})"
     return None
 
 

@@ -9,6 +9,7 @@ mean of (2u - 1)^2 with 1/3, in standard errors.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -46,26 +47,25 @@ class Deviation(NamedTuple):
         return self.errors <= _LIMIT
 
 
-def deviation(density: Density) -> Deviation | str:
-    """Return the largest deviation of draws from the density, or the reason why it is unknown."""
+def deviation(density: Density) -> Deviation:
+    """Return the largest deviation of draws from the density.
+
+    Raises:
+        Unanswered: If it is unknown.
+    """
     if density.coupled and density.measure == "a discrete set":
         return _frequencies(density)
     if density.measure == "the unit sphere":
         return _uniformity(_on_circles(density), "along great circles")
     if density.coupled:
-        for i, j in zip(range(density.dim - 1), range(1, density.dim), strict=True):
+        for i, j in itertools.pairwise(range(density.dim)):
             if (line := on_segment(density, i, j, _LINES)) is not None:
                 mass = (line.log_mass - line.log_mass.amax(0)).exp()
-                return _uniformity(
-                    _below(line.ratio, mass, line.own[None], listed=False)[0], f"between coordinates {i} and {j}"
-                )
-        return f"a density on {density.distribution.support} in coordinates that move only together"
-    chosen = sorted({round(i) for i in torch.linspace(0, density.dim - 1, _COORDINATES).tolist()})
+                return _uniformity(_below(line.ratio, mass, line.own[None])[0], f"between coordinates {i} and {j}")
+        raise Unanswered(f"a density on {density.support} in coordinates that move only together")
     worst = Deviation(0.0, f"{len(density.draws)} draws")
-    for i in chosen:
-        axis = density.axis(i)
-        if axis is None:
-            return f"its support {density.distribution.support} does not let coordinate {i} move by itself"
+    for i in density.some_coordinates(_COORDINATES):
+        axis = density.known_axis(i)
         u = (_from_shared_line if density.independent else _from_own_lines)(density, i, axis)
         found = _uniformity(u, f"in coordinate {i}")
         if not found.errors <= worst.errors:
@@ -75,30 +75,26 @@ def deviation(density: Density) -> Deviation | str:
 
 def _from_shared_line(density: Density, i: int, axis: Axis) -> Tensor:
     draws = density.draws[..., i].double()  # (n, B)
-    centre, width = spread(draws)
-    points, weights = axis.nodes(_NODES, centre, width)
-    log_p = density.along(i, points)
-    mass = _masses(log_p, weights)
+    points, weights = axis.nodes(_NODES, *spread(draws))
+    mass = _masses(density.along(i, points), weights)
     return _below(points, mass, draws, listed=axis.states is not None)
 
 
 def _from_own_lines(density: Density, i: int, axis: Axis) -> Tensor:
     draws = density.draws[:_LINES].double()
     shared, width = spread(density.draws[..., i])
-    free = axis.states is None and axis.low == -torch.inf and axis.high == torch.inf
     found = []
     for part in draws.split(max(1, 2_000_000 // (_FEW * density.size * density.dim))):
         here = part[..., i]  # (m, B)
         own_width = width.expand_as(here)
         for _ in range(_NARROWER):
-            points, weights = axis.nodes(_FEW, here if free else shared.expand_as(here), own_width)
+            points, weights = axis.nodes(_FEW, here if axis.is_line else shared.expand_as(here), own_width)
             events = part.expand(len(points), *part.shape).clone()
             events[..., i] = points
-            log_p = density.log_prob(events.reshape(-1, density.size, density.dim)).reshape(points.shape)
-            mass = _masses(log_p, weights)
+            mass = _masses(density.log_prob(events), weights)
             # if coordinates depend on each other, a line is narrower than all draws together and may fall between nodes
             coarse = _nodes_used(mass) < _RESOLVED
-            if not free or not coarse.any():
+            if not axis.is_line or not coarse.any():
                 break
             own_width = torch.where(coarse, 0.2 * own_width, own_width)
         else:
@@ -118,27 +114,24 @@ def _masses(log_p: Tensor, weights: Tensor) -> Tensor:
     return (log_mass - log_mass.amax(0)).exp()
 
 
-def _below(points: Tensor, mass: Tensor, draws: Tensor, *, listed: bool) -> Tensor:
+def _below(points: Tensor, mass: Tensor, draws: Tensor, *, listed: bool = False) -> Tensor:
     """Return the fraction of the mass below each draw; mass at a listed value or within a cell is spread evenly."""
-    total = mass.sum(0)
-    cumulative = mass.cumsum(0)
-    flat = draws.shape[0]
-    moved = [t.movedim(0, -1).contiguous() for t in (points, cumulative, mass)]
-    at = draws.movedim(0, -1).contiguous()
+    total = mass.sum(0).unsqueeze(-1)
+    tensors = (points, mass, mass.cumsum(0), draws)
+    points, mass, cumulative, at = (t.movedim(0, -1).contiguous() for t in tensors)
+    last = points.shape[-1] - 1
     if listed:
-        index = torch.searchsorted(moved[0], at - 1e-6).clamp(max=points.shape[0] - 1)
-        low = moved[1].gather(-1, index) - moved[2].gather(-1, index)
-        u = low + torch.rand(at.shape, dtype=torch.float64) * moved[2].gather(-1, index)
+        index = torch.searchsorted(points, at - 1e-6).clamp(max=last)
+        own = mass.gather(-1, index)
+        u = cumulative.gather(-1, index) - own + torch.rand(at.shape, dtype=torch.float64) * own
     else:
         # the trapezoid rule puts half the mass of each node between the two
-        index = torch.searchsorted(moved[0], at).clamp(1, points.shape[0] - 1)
-        left, right = moved[0].gather(-1, index - 1), moved[0].gather(-1, index)
+        index = torch.searchsorted(points, at).clamp(1, last)
+        left, right = points.gather(-1, index - 1), points.gather(-1, index)
         share = ((at - left) / (right - left).clamp(min=1e-300)).clamp(0, 1)
-        before = moved[1].gather(-1, index - 1) - 0.5 * moved[2].gather(-1, index - 1)
-        step = 0.5 * (moved[2].gather(-1, index - 1) + moved[2].gather(-1, index))
-        u = before + share * step
-    assert u.shape[-1] == flat
-    return (u / total.unsqueeze(-1)).movedim(-1, 0)
+        before = cumulative.gather(-1, index - 1) - 0.5 * mass.gather(-1, index - 1)
+        u = before + share * (0.5 * (mass.gather(-1, index - 1) + mass.gather(-1, index)))
+    return (u / total).movedim(-1, 0)
 
 
 def _uniformity(u: Tensor, where: str) -> Deviation:
@@ -149,31 +142,24 @@ def _uniformity(u: Tensor, where: str) -> Deviation:
     width = ((centred**2).mean(0) - 1 / 3) * math.sqrt(45 * n / 4)
     if not (shift.isfinite().all() and width.isfinite().all()):
         return Deviation(math.inf, f"{where} the density at the draws is not a number")
+    off, more, less = width, "spread wider", "spread narrower"
     if shift.abs().max() > width.abs().max():
-        worst = shift[shift.abs().argmax()].item()
-        way = "higher" if worst > 0 else "lower"
-        return Deviation(abs(worst), f"{where} draws lie {way} than log_prob says, by {abs(worst):.1f} standard errors")
-    worst = width[width.abs().argmax()].item()
-    way = "wider" if worst > 0 else "narrower"
-    return Deviation(abs(worst), f"{where} draws spread {way} than log_prob says, by {abs(worst):.1f} standard errors")
+        off, more, less = shift, "lie higher", "lie lower"
+    worst = off[off.abs().argmax()].item()
+    way = more if worst > 0 else less
+    return Deviation(abs(worst), f"{where} draws {way} than log_prob says, by {abs(worst):.1f} standard errors")
 
 
-def _frequencies(density: Density) -> Deviation | str:
+def _frequencies(density: Density) -> Deviation:
     """Compare how often each of a few listed states is drawn with its probability."""
-    try:
-        states = density.distribution.enumerate_support(expand=False)
-    except NotImplementedError:
-        return f"a density on {density.distribution.support} whose values it does not list (enumerate_support)"
-    if len(states) > 512:
-        return f"it has {len(states):,} states"
-    points = states.reshape(len(states), 1, density.dim)
+    points = density.states(most=512)
     p = density.log_prob(points.expand(-1, density.size, -1)).softmax(0)
     same = (density.draws[:, None] == points.to(density.draws.dtype)).all(-1).double()  # (n, states, B)
     n = len(density.draws)
     # a standard error that allows for rare states
     errors = (same.mean(0) - p).abs() / (p * (1 - p) / n + 2 / n**2).sqrt()
     worst = int(errors.amax(1).argmax())
-    what = f"state {worst} of {len(states)} is drawn {same.mean(0)[worst].max():.3f} of the time where log_prob says"
+    what = f"state {worst} of {len(points)} is drawn {same.mean(0)[worst].max():.3f} of the time where log_prob says"
     return Deviation(errors.max().item(), f"{what} {p[worst].max():.3f}")
 
 
@@ -187,8 +173,6 @@ def _on_circles(density: Density) -> Tensor:
     start = torch.atan2(v @ pole, x @ pole)  # the point nearest to the pole: the same for all draws on a circle
     angle = torch.linspace(0, 2 * math.pi, 2 * _FEW, dtype=torch.float64)[:, None, None] + start + math.pi
     points = angle.cos()[..., None] * x + angle.sin()[..., None] * v  # (m, n, B, D)
-    log_p = density.log_prob(points.reshape(-1, density.size, density.dim)).reshape(angle.shape)
-    mass = _masses(log_p, torch.ones_like(log_p))
+    mass = _masses(density.log_prob(points), torch.ones_like(angle))
     own = (-(start + math.pi)).remainder(2 * math.pi)  # the draw itself is at angle 0
-    ticks = (angle - start - math.pi).contiguous()
-    return _below(ticks, mass, own[None], listed=False)[0]
+    return _below(angle - start - math.pi, mass, own[None])[0]

@@ -9,7 +9,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_vae.checking import places, programs
-from ppl_vae.checking.asking import Findings
+from ppl_vae.checking.asking import Findings, Wrong
 from ppl_vae.checking.pieces import FEW
 from ppl_vae.checking.questions import Asked, ask_about_data, ask_of_density
 from ppl_vae.objectives.losses import Program
@@ -37,8 +37,7 @@ def check_pair(findings: Findings, program: Program, args: tuple[Tensor, ...], o
             if site["type"] != "sample" or name == PARTICLES or type(site["fn"]).__name__ == "_Subsample":
                 continue
             part, fn = f"{symbol}({name})", site["fn"]
-            frames = [f for f in site["cond_indep_stack"] if f.vectorized]
-            if not any(f.dim == -1 and f.size == len(few[0]) for f in frames):
+            if not any(f.vectorized and f.dim == -1 and f.size == len(few[0]) for f in site["cond_indep_stack"]):
                 findings.wrong(
                     part,
                     "shapes",
@@ -53,31 +52,18 @@ def check_pair(findings: Findings, program: Program, args: tuple[Tensor, ...], o
                 ask_about_data(findings, asked, site["value"])
             elif symbol == "q":
                 posteriors.append(fn)
-                other = model_trace.nodes.get(name)
-                if other is not None:
-                    _ask_inside(findings, part, other["fn"], site["value"], places.of_call(function))
+                if (prior := model_trace.nodes.get(name)) is not None:
+                    asked.ask(findings, "space", lambda: _space(prior["fn"].support, site["value"]))  # noqa: B023
             ask_of_density(findings, asked)
     parts = {f.part for f in findings.found if f.status == "wrong"}
     if parts:
         for name in ("gradients", "bound"):
             findings.skipped("program", name, f"mend {', '.join(sorted(parts))} first")
         return
-    objective = programs.default_objective(posteriors) if objective is None else objective
-    if not programs.ask_about_objective(findings, program, objective, args):
-        return
-    programs.ask_about_terms(findings, program, args)
-    programs.ask_about_gradients(findings, program, objective, args, None)
-    programs.ask_about_bound(findings, program, objective, args)
-    findings.skipped("program", "capture", "only a VAE can be copied to try it; SVI says why_eager while it trains")
+    programs.ask_about_program(findings, program, objective, posteriors, args)
 
 
-def _ask_inside(findings: Findings, part: str, prior: Any, value: Tensor, place: str) -> None:
-    def inside() -> None:
-        if prior.support.check(value).all():
-            findings.ok(part, "space", "its draws lie in the support of the prior")
-        else:
-            findings.wrong(
-                part, "space", f"its draws lie outside of the support of the prior, {prior.support}", "", place
-            )
-
-    findings.ask(part, "space", inside)
+def _space(support: Any, value: Tensor) -> str:
+    if support.check(value).all():
+        return "its draws lie in the support of the prior"
+    raise Wrong(f"its draws lie outside of the support of the prior, {support}")
