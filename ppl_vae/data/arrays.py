@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -75,13 +77,17 @@ def to_float(x: Tensor) -> Tensor:
     return x.contiguous()
 
 
+def blocks(rows: Rows) -> Iterator[tuple[int, Tensor]]:
+    """Yield the rows a block at a time, each with the number of its first row."""
+    numbers = torch.arange(rows.shape[0])
+    for part in numbers.split(max(1, BLOCK // math.prod(rows.shape[1:]))):
+        yield int(part[0]), rows[part]
+
+
 def value_range(rows: Rows, what: str) -> tuple[float, float]:
     """Return the smallest and largest value, or raise an error that counts NaN and infinite values of `what`."""
-    shape = tuple(rows.shape)
     low, high, broken, first = float("inf"), float("-inf"), 0, -1
-    step = max(1, BLOCK // int(np.prod(shape[1:])))
-    for start in range(0, shape[0], step):
-        x = rows[torch.arange(start, min(start + step, shape[0]))]
+    for start, x in blocks(rows):
         smallest, largest = (float(end) for end in x.aminmax())  # NaN spreads to both
         low, high = min(low, smallest), max(high, largest)
         if not np.isfinite([smallest, largest]).all():

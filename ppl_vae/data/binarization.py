@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,14 +29,7 @@ class Binarization:
         """Return the rows `x` as 0. and 1.; `x`, (n, ...), holds the rows of the source with the numbers `rows`."""
         if self.mode == "threshold":
             return (x > self.threshold).to(torch.float32)
-        drawn = torch.empty_like(x, dtype=torch.float32)
-        size = x[0].numel() if len(x) else 1
-        step = max(1, BLOCK // size)
-        for start in range(0, len(x), step):
-            part = slice(start, start + step)
-            noise = uniforms(rows[part].cpu().numpy(), size, self.key)  # (step, size)
-            drawn[part] = torch.from_numpy(noise).to(x.device).view(x[part].shape) < x[part]
-        return drawn
+        return with_noise(x, rows, self.key, lambda part, noise: noise < part)
 
 
 def noise_key(seed: int, part: int) -> int:
@@ -47,6 +41,18 @@ def noise_key(seed: int, part: int) -> int:
         key = ((key ^ (key >> 27)) * MIX_2) & MASK
         key ^= key >> 31
     return key
+
+
+def with_noise(x: Tensor, rows: Tensor, key: int, rule: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Return `rule` of the rows `x` and of their own draws from U[0, 1), float32, made a block at a time."""
+    drawn = torch.empty_like(x, dtype=torch.float32)
+    size = x[0].numel() if len(x) else 1
+    step = max(1, BLOCK // size)
+    for start in range(0, len(x), step):
+        part = slice(start, start + step)
+        noise = torch.from_numpy(uniforms(rows[part].cpu().numpy(), size, key)).to(x.device)  # (step, size)
+        drawn[part] = rule(x[part], noise.view(x[part].shape))
+    return drawn
 
 
 def uniforms(rows: np.ndarray, size: int, key: int) -> np.ndarray:

@@ -2,14 +2,13 @@ r"""Dequantisation of 8-bit pixels by uniform noise, row by row, independent of 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ppl_vae.data.arrays import BLOCK as CHECKED
-from ppl_vae.data.binarization import BLOCK, uniforms
+from ppl_vae.data.arrays import blocks
+from ppl_vae.data.binarization import with_noise
 from ppl_vae.data.rows import Rows
 
 BINS = 256  # levels of an 8-bit pixel
@@ -24,14 +23,7 @@ class Dequantization:
 
     def __call__(self, x: Tensor, rows: Tensor) -> Tensor:
         """Return `x` as (k + u) / 256; `x`, (n, ...), holds the rows of the source with the numbers `rows`."""
-        drawn = torch.empty_like(x, dtype=torch.float32)
-        size = x[0].numel() if len(x) else 1
-        step = max(1, BLOCK // size)
-        for start in range(0, len(x), step):
-            part = slice(start, start + step)
-            noise = torch.from_numpy(uniforms(rows[part].cpu().numpy(), size, self.key)).to(x.device)  # (step, size)
-            drawn[part] = dequantize(x[part], noise.view(x[part].shape))
-        return drawn
+        return with_noise(x, rows, self.key, dequantize)
 
 
 def dequantize(x: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -56,9 +48,8 @@ def check_levels(x: Rows, what: str) -> None:
     Raises:
         ValueError: If a value is not k / 255; the message names the first such row.
     """
-    step = max(1, CHECKED // math.prod(x.shape[1:]))
-    for start in range(0, len(x), step):
-        rows = x[torch.arange(start, min(start + step, len(x)))].flatten(1)
+    for start, x_block in blocks(x):
+        rows = x_block.flatten(1)
         level = rows * (BINS - 1)
         wrong = ~(((level - level.round()).abs() < 1e-3) & (level > -0.5) & (level < BINS - 0.5)).all(1)  # NaN is wrong
         if wrong.any():

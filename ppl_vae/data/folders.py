@@ -6,13 +6,14 @@ import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ppl_vae.data.arrays import to_float
 from ppl_vae.data.sources import Source
@@ -29,15 +30,15 @@ class ImageFiles:
     is_uint8 = True  # values are then known to be in [0, 1]
 
     def __init__(self, folder: Path, names: Sequence[str], shape: tuple[int, int, int]) -> None:
-        self.folder = folder
         self.names = names
+        self.paths = [folder / name for name in names]
         self.shape: tuple[int, ...] = (len(names), *shape)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: Tensor, /) -> Tensor:
-        return to_float(_pixels(_Decoder(self)[index.tolist()]))
+        return to_float(_pixels(_decode_all(self.shape[1:], [self.paths[row] for row in index.tolist()])))
 
     def stream(self, pieces: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield the rows of each piece in turn, decoded ahead by worker processes where that pays."""
@@ -48,9 +49,9 @@ class ImageFiles:
         wanted = [piece.tolist() for piece in pieces]
         size = sum(len(rows) for rows in wanted) * int(np.prod(self.shape[1:]))
         loader: DataLoader = DataLoader(
-            _Decoder(self),
-            batch_size=None,  # an item is already a batch
-            sampler=wanted,
+            self.paths,  # type: ignore[arg-type]
+            batch_sampler=wanted,
+            collate_fn=partial(_decode_all, self.shape[1:]),
             num_workers=_workers() if size >= WORTH_WORKERS else 0,
             generator=torch.Generator(),  # otherwise every pass draws a number from the global one
         )
@@ -58,25 +59,19 @@ class ImageFiles:
 
     def identity(self) -> str:
         """Return a string that identifies these files, without decoding them."""
-        stats = [(name, (self.folder / name).stat()) for name in self.names]
+        stats = [(name, path.stat()) for name, path in zip(self.names, self.paths, strict=True)]
         return " ".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
 
 
-class _Decoder(Dataset):
-    """The data set of a worker: row numbers to pixels, or to an error (raised there, it would gain a traceback)."""
-
-    def __init__(self, files: ImageFiles) -> None:
-        self.paths = [files.folder / name for name in files.names]
-        self.shape = files.shape[1:]
-
-    def __getitem__(self, rows: list[int]) -> Tensor | OSError:
-        pixels = np.empty((len(rows), *self.shape), dtype=np.uint8)
-        for place, row in enumerate(rows):
-            try:
-                pixels[place] = _decode(self.paths[row], self.shape[0])
-            except Exception as error:  # Pillow's plugins raise all kinds
-                return OSError(_unreadable(self.paths[row], error))
-        return torch.from_numpy(pixels)
+def _decode_all(shape: tuple[int, ...], paths: Sequence[Path]) -> Tensor | OSError:
+    """Return pixels, (len(paths), *shape), or the error (raised by a worker, it would gain a traceback)."""
+    pixels = np.empty((len(paths), *shape), dtype=np.uint8)
+    for place, path in enumerate(paths):
+        try:
+            pixels[place] = _decode(path, shape[0])
+        except Exception as error:  # Pillow's plugins raise all kinds
+            return OSError(_unreadable(path, error))
+    return torch.from_numpy(pixels)
 
 
 def read_folder(folder: Path, max_bytes: float) -> Source:

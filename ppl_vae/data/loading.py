@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae._validation import is_real
+from ppl_vae._validation import did_you_mean, is_real
 from ppl_vae.data.arrays import data_tensor, label_tensor, numeric, single, value_range
 from ppl_vae.data.binarization import Binarize
 from ppl_vae.data.conditions import with_labels
@@ -195,10 +194,8 @@ def _source(name: str | Path, root: str | Path | None, max_bytes: float) -> Sour
             f"there is no file or folder {path}, where an .npy or .npz file, a folder of images or one of "
             f"{', '.join(names())} was expected: check the path"
         )
-    near = difflib.get_close_matches(_key(name), built_in, 1)
-    hint = f" (did you mean {built_in[near[0]]!r}?)" if near else ""
     raise ValueError(
-        f"there is no data set {name!r}{hint}: give one of {', '.join(names())}, "
+        f"there is no data set {name!r}{did_you_mean(name, built_in.values())}: give one of {', '.join(names())}, "
         f"emnist_{'/'.join(EMNIST_SPLITS)}, or the path of an .npy file, an .npz file or a folder of images"
     )
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from ppl_vae._validation import is_integer, is_real
+from ppl_vae._validation import did_you_mean, is_integer, is_real
 from ppl_vae.data.arrays import to_float, value_range
 from ppl_vae.data.binarization import Binarization, Binarize, noise_key
 from ppl_vae.data.dataset import Dataset
@@ -28,8 +27,7 @@ def check_options(
     """Refuse options that are wrong for every source, before one is read or downloaded."""
     modes = get_args(Binarize)
     if binarize is not None and binarize not in modes:
-        near = difflib.get_close_matches(str(binarize), modes, 1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = did_you_mean(binarize, modes)
         raise ValueError(f"binarize={binarize!r} is unknown{hint}: give one of {', '.join(modes)}")
     if not isinstance(dequantize, bool):
         raise ValueError(f"dequantize={dequantize!r} was given, where True or False was expected")
@@ -76,31 +74,28 @@ def divide(
         )
     sizes = [num_test, num_validation, num_train]
     for_test, for_validation, for_training = (rows.sort().values for rows in order.split(sizes))
-    bins = BINS if dequantize else None
+    dynamic, bins = dequantize or binarize == "dynamic", BINS if dequantize else None
 
     def rule(source_part: int, fresh: bool = False) -> Rule | None:
-        if dequantize:
-            return None if fresh else Dequantization(noise_key(seed, source_part))
-        if binarize == "threshold":
-            return Binarization(binarize, threshold, noise_key(seed, source_part))
-        if binarize == "none" or (binarize == "dynamic" and fresh):
+        if fresh if dynamic else binarize == "none":
             return None
-        return Binarization("fixed", threshold, noise_key(seed, source_part))
+        key = noise_key(seed, source_part)
+        if dequantize:
+            return Dequantization(key)
+        return Binarization("threshold" if binarize == "threshold" else "fixed", threshold, key)
 
     def part(rows: Tensor, fresh: bool = False) -> Split:
-        columns = (
-            _chosen(x, rows, rule(TRAIN_PART, fresh)),
-            *(column[rows.to(column.device)] for column in source.columns),
-        )
+        data = _chosen(x, rows, rule(TRAIN_PART, fresh))
+        others = [column[rows.to(column.device)] for column in source.columns]
         labels = None if source.labels is None else source.labels[rows.to(source.labels.device)]
-        return Split(columns, labels, dynamic=fresh and (dequantize or binarize == "dynamic"), bins=bins)
+        return Split((data, *others), labels, dynamic=fresh and dynamic, bins=bins)
 
     if x_test is None:
-        test_split = part(for_test)
+        tested = part(for_test)
     else:
         everything = _chosen(x_test, torch.arange(len(x_test)), rule(TEST_PART))
-        test_split = Split((everything,), source.labels_test, bins=bins)
-    return Dataset(source.name, part(for_training, fresh=True), part(for_validation), test_split, binarize)
+        tested = Split((everything,), source.labels_test, bins=bins)
+    return Dataset(source.name, part(for_training, fresh=True), part(for_validation), tested, binarize)
 
 
 def _chosen(x: Rows, rows: Tensor, rule: Rule | None) -> Rows:

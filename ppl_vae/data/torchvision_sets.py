@@ -11,7 +11,7 @@ import tempfile
 import textwrap
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,8 @@ QMNIST = tuple(
     f"qmnist-{part}-{kind}" for part in ("train", "test") for kind in ("images-idx3-ubyte", "labels-idx2-int")
 )
 EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
-TRAIN, TEST = {"train": True}, {"train": False}
-SPLIT_TRAIN, SPLIT_TEST = {"split": "train"}, {"split": "test"}
+BY_TRAIN = {"train": True}, {"train": False}
+BY_SPLIT = {"split": "train"}, {"split": "test"}
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,15 @@ class Kind:
     cls: str  # its name in torchvision.datasets
     folder: str  # under the root; "." where the files lie in the root itself
     files: tuple[str, ...]  # in that folder; all must be there
-    train: Mapping[str, Any] = field(default_factory=lambda: TRAIN)
-    test: Mapping[str, Any] = field(default_factory=lambda: TEST)
+    parts: tuple[dict[str, Any], dict[str, Any]] = BY_TRAIN
 
 
 def _emnist(split: str) -> Kind:
     files = (
         f"emnist-{split}-{part}-{kind}-ubyte" for part in ("train", "test") for kind in ("images-idx3", "labels-idx1")
     )
-    return Kind("EMNIST", "EMNIST/raw", tuple(files), {"split": split, **TRAIN}, {"split": split, **TEST})
+    train, test = ({"split": split, **part} for part in BY_TRAIN)
+    return Kind("EMNIST", "EMNIST/raw", tuple(files), (train, test))
 
 
 KINDS: dict[str, Kind] = {
@@ -68,20 +68,18 @@ KINDS: dict[str, Kind] = {
         (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"),
     ),
     "cifar100": Kind("CIFAR100", "cifar-100-python", ("train", "test", "meta")),
-    "svhn": Kind("SVHN", ".", ("train_32x32.mat", "test_32x32.mat"), SPLIT_TRAIN, SPLIT_TEST),
+    "svhn": Kind("SVHN", ".", ("train_32x32.mat", "test_32x32.mat"), BY_SPLIT),
     "omniglot": Kind(
         "Omniglot",
         "omniglot-py",
         ("images_background.zip", "images_evaluation.zip", "images_background", "images_evaluation"),
-        {"background": True},
-        {"background": False},
+        ({"background": True}, {"background": False}),
     ),
     "stl10": Kind(
         "STL10",
         "stl10_binary",
         ("train_X.bin", "train_y.bin", "unlabeled_X.bin", "test_X.bin", "test_y.bin"),
-        SPLIT_TRAIN,
-        SPLIT_TEST,
+        BY_SPLIT,
     ),
     **{f"emnist_{split}": _emnist(split) for split in EMNIST_SPLITS},
 }
@@ -91,8 +89,7 @@ def read_set(name: str, root: Path) -> Source:
     """Read one of `KINDS` from the files under `root`; download missing files to there."""
     kind = KINDS[name]
     with _files_of(name, kind, root) as place:
-        x, labels = _read(name, kind, place, root, kind.train)
-        x_test, labels_test = _read(name, kind, place, root, kind.test)
+        (x, labels), (x_test, labels_test) = (_read(name, kind, place, root, part) for part in kind.parts)
     if kind.cls == "Omniglot":
         labels_test = labels_test + labels.max() + 1  # its test set has other characters
     return Source(name, x, labels, x_test=x_test, labels_test=labels_test)
@@ -190,7 +187,7 @@ def _download(name: str, kind: Kind, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=f".{name}-") as scratch:
             with _silence():
-                for part in (kind.train, kind.test):
+                for part in kind.parts:
                     getattr(torchvision.datasets, kind.cls)(Path(scratch), download=True, **part)
             _move(Path(scratch), root)
     except Exception as error:  # torchvision raises another kind for each set

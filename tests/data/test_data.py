@@ -259,7 +259,7 @@ class TestPartition:
             data.load("digits", threshold=threshold)
 
     def test_bad_binarize(self):
-        with pytest.raises(ValueError, match=r"binarize='treshold'.*did you mean 'threshold'"):
+        with pytest.raises(ValueError, match=r"binarize='treshold'.*did you mean threshold"):
             data.load("digits", binarize="treshold")
 
     @pytest.mark.parametrize("size", [-1, math.nan, "4"])
@@ -572,9 +572,9 @@ class TestArrayFiles:
             data.load(Path("missing"))
 
     def test_unknown_names(self):
-        with pytest.raises(ValueError, match=r"'digit' \(did you mean 'digits'\?\).*omniglot.*\.npz.*folder"):
+        with pytest.raises(ValueError, match=r"'digit' \(did you mean digits\?\).*omniglot.*\.npz.*folder"):
             data.load("digit")
-        with pytest.raises(ValueError, match="did you mean 'fashion_mnist'"):
+        with pytest.raises(ValueError, match="did you mean fashion_mnist"):
             data.load("fasion-mnist")
         with pytest.raises(ValueError, match="no data set ''"):
             data.load("")
@@ -711,8 +711,8 @@ class TestFolders:
         lazy = data.load(tmp_path, max_in_memory_gib=TINY, validation=0, test=0)
         monkeypatch.setattr(folders, "WORTH_WORKERS", 0)
         assert folders._workers() >= 1
-        decoder = folders._Decoder(lazy.train.x.source)
-        assert torch.equal(pickle.loads(pickle.dumps(decoder))[[3]], decoder[[3]]), "workers may be spawned"
+        images, third = lazy.train.x.source, torch.tensor([3])
+        assert torch.equal(pickle.loads(pickle.dumps(images))[third], images[third]), "workers may be spawned"
         for (x,) in lazy.train.batches(2):
             assert x.shape == (2, 1, 6, 5)
             break
