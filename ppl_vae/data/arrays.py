@@ -22,14 +22,11 @@ def numeric(value: Any, what: str) -> np.ndarray:
         array = np.asarray(value)
     except ValueError as error:
         raise ValueError(f"{what} is not an array ({error}): give rows of equal length") from error
-    check_numeric(array.dtype, what)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(
+            f"{what} has dtype {array.dtype}, where real numbers were expected: save it as float32 or uint8"
+        )
     return array.astype(array.dtype.newbyteorder("="), copy=False)
-
-
-def check_numeric(dtype: np.dtype, what: str) -> None:
-    """Refuse a dtype that does not hold real numbers."""
-    if dtype.kind not in "fiub":
-        raise ValueError(f"{what} has dtype {dtype}, where real numbers were expected: save it as float32 or uint8")
 
 
 def single(array: np.ndarray) -> np.ndarray:
@@ -41,21 +38,21 @@ def single(array: np.ndarray) -> np.ndarray:
 
 
 def data_tensor(value: Any, what: str) -> Tensor:
-    """Return rows of data in the layout of `lay_out`; uint8 stays uint8 until `to_float`, all else becomes float32."""
+    """Return rows of data of shape (n, d) or (n, C, H, W): channels first, with a channel where there was none.
+
+    uint8 stays uint8 until `to_float`, all else becomes float32.
+    """
     if isinstance(value, Tensor):
         if value.is_complex() or value.is_quantized or value.layout != torch.strided:
             raise ValueError(
                 f"{what} is a {value.dtype} tensor of layout {value.layout}, where a dense one of real "
                 "numbers was expected: convert it to float32"
             )
-        tensor = value.detach()
-        return lay_out(tensor if tensor.dtype == torch.uint8 else tensor.to(torch.float32), what)
-    array = single(numeric(value, what))
-    return lay_out(torch.from_numpy(array if array.dtype == np.uint8 else array.astype(np.float32)), what)
-
-
-def lay_out(x: Tensor, what: str) -> Tensor:
-    """Return a view of shape (n, d) or (n, C, H, W): channels first, with a channel where there was none."""
+        x = value.detach()
+        x = x if x.dtype == torch.uint8 else x.to(torch.float32)
+    else:
+        array = single(numeric(value, what))
+        x = torch.from_numpy(array if array.dtype == np.uint8 else array.astype(np.float32))
     if not 2 <= x.ndim <= 4:
         fix = "; reshape scalars to (n, 1)" if x.ndim == 1 else ""
         raise ValueError(

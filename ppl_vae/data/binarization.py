@@ -13,8 +13,8 @@ from torch import Tensor
 Binarize = Literal["none", "threshold", "dynamic", "fixed"]
 
 BLOCK = 2**18  # draws made in one go: as many as stay in the processor's cache
-MASK = 2**64 - 1
-STEP, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # the constants of SplitMix64
+# the constants of SplitMix64
+STEP, MIX_1, MIX_2 = map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,10 @@ class Binarization:
 
 def noise_key(seed: int, part: int) -> int:
     """Return a 64-bit key from a seed and the number of the source's part (0: train, 1: test, 2: pictures)."""
-    key = (seed * 4 + part) & MASK
+    key = np.array([(seed * 4 + part) % 2**64], dtype=np.uint64)
     for _ in range(2):
-        key = (key + STEP) & MASK
-        key = ((key ^ (key >> 30)) * MIX_1) & MASK
-        key = ((key ^ (key >> 27)) * MIX_2) & MASK
-        key ^= key >> 31
-    return key
+        key = _mixed(key + STEP)
+    return int(key[0])
 
 
 def with_noise(x: Tensor, rows: Tensor, key: int, rule: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -63,8 +60,11 @@ def uniforms(rows: np.ndarray, size: int, key: int) -> np.ndarray:
     before it, which a `torch.Generator` cannot do.
     """
     place = np.arange(1, size + 1, dtype=np.uint64)
-    state = (rows.astype(np.uint64)[:, None] * np.uint64(size) + place) * np.uint64(STEP) + np.uint64(key)
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(MIX_1)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(MIX_2)
-    state ^= state >> np.uint64(31)
+    state = _mixed((rows.astype(np.uint64)[:, None] * np.uint64(size) + place) * STEP + np.uint64(key))
     return (state >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
+
+
+def _mixed(state: np.ndarray) -> np.ndarray:
+    state = (state ^ (state >> np.uint64(30))) * MIX_1
+    state = (state ^ (state >> np.uint64(27))) * MIX_2
+    return state ^ (state >> np.uint64(31))

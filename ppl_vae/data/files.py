@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ppl_vae.data.arrays import check_numeric, data_tensor, label_tensor, to_float
+from ppl_vae.data.arrays import data_tensor, label_tensor, to_float
 from ppl_vae.data.sources import Source
 
 DATA, LABELS = ("x", "images", "data"), ("y", "labels", "targets")
@@ -46,18 +46,20 @@ def read_arrays(path: Path, max_bytes: float) -> Source:
             file.seek(0)
             return _from_archive(path, _readable(path, lambda: np.load(file, allow_pickle=False)))
     loaded = _readable(path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
-    check_numeric(loaded.dtype, path.name)
     if 2 <= loaded.ndim <= 4 and loaded.size and loaded.size * 4 > max_bytes:
         return Source(path.stem, MappedArray(path, loaded), file=path.name)
     return Source(path.stem, data_tensor(np.array(loaded), path.name), file=path.name)
 
 
 def _from_archive(path: Path, archive: np.lib.npyio.NpzFile) -> Source:
-    def read(name: str) -> np.ndarray:
-        return _readable(path, lambda: archive[name])
-
     def title(name: str) -> str:
         return f"array {name!r} of {path.name}"
+
+    def read_data(name: str) -> Tensor:
+        return data_tensor(_readable(path, lambda: archive[name]), title(name))
+
+    def read_labels(name: str, x: Tensor) -> Tensor:
+        return label_tensor(_readable(path, lambda: archive[name]), len(x), title(name))
 
     data_name = _one_of(path, DATA, archive.files)
     if data_name is None:
@@ -69,20 +71,18 @@ def _from_archive(path: Path, archive: np.lib.npyio.NpzFile) -> Source:
             )
         data_name = others[0]
     label_name = _one_of(path, LABELS, archive.files)
-    x = data_tensor(read(data_name), title(data_name))
-    labels = None if label_name is None else label_tensor(read(label_name), len(x), title(label_name))
-    if DATA_TEST not in archive.files:
-        if LABELS_TEST in archive.files:
-            raise ValueError(f"{path.name} holds {LABELS_TEST} without {DATA_TEST}: give both or neither")
-        return Source(path.stem, x, labels, file=path.name)
-    x_test, labels_test = data_tensor(read(DATA_TEST), title(DATA_TEST)), None
-    if x_test.shape[1:] != x.shape[1:]:
+    x, x_test = read_data(data_name), read_data(DATA_TEST) if DATA_TEST in archive.files else None
+    if x_test is not None and x_test.shape[1:] != x.shape[1:]:
         raise ValueError(
             f"{path.name} has rows of shape {tuple(x_test.shape[1:])} in {DATA_TEST} and "
             f"{tuple(x.shape[1:])} in {data_name}: they must be alike"
         )
+    labels = None if label_name is None else read_labels(label_name, x)
+    labels_test = None
     if LABELS_TEST in archive.files:
-        labels_test = label_tensor(read(LABELS_TEST), len(x_test), title(LABELS_TEST))
+        if x_test is None:
+            raise ValueError(f"{path.name} holds {LABELS_TEST} without {DATA_TEST}: give both or neither")
+        labels_test = read_labels(LABELS_TEST, x_test)
     return Source(path.stem, x, labels, x_test=x_test, labels_test=labels_test, file=path.name)
 
 

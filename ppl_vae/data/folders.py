@@ -6,6 +6,7 @@ import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -69,8 +70,8 @@ def _decode_all(shape: tuple[int, ...], paths: Sequence[Path]) -> Tensor | OSErr
     for place, path in enumerate(paths):
         try:
             pixels[place] = _decode(path, shape[0])
-        except Exception as error:  # Pillow's plugins raise all kinds
-            return OSError(_unreadable(path, error))
+        except OSError as error:
+            return error
     return torch.from_numpy(pixels)
 
 
@@ -86,11 +87,8 @@ def read_folder(folder: Path, max_bytes: float) -> Source:
     labels = _labels(names)
     if 4 * float(np.prod(files.shape)) > max_bytes:
         return Source(folder.resolve().name, files, labels)
-    x = torch.empty(files.shape, dtype=torch.uint8)
     pieces = torch.arange(len(files)).split(64)
-    for piece, pixels in zip(pieces, files.pixels(pieces), strict=True):
-        x[piece] = pixels
-    return Source(folder.resolve().name, x, labels)
+    return Source(folder.resolve().name, torch.cat(list(files.pixels(pieces))), labels)
 
 
 def _image_names(folder: Path) -> list[str]:
@@ -111,19 +109,15 @@ def _labels(names: Sequence[str]) -> Tensor | None:
     if any("/" not in name for name in names):
         return None
     classes = [name.split("/", 1)[0] for name in names]
-    number = {name: place for place, name in enumerate(sorted(set(classes)))}
-    return torch.tensor([number[name] for name in classes], dtype=torch.int64)
+    return torch.from_numpy(np.unique(classes, return_inverse=True)[1])
 
 
 def _common_shape(folder: Path, names: Sequence[str]) -> tuple[int, int, int]:
     sizes, grey = [], True
     for name in names:
-        try:
-            with Image.open(folder / name) as image:  # reads only the header
-                sizes.append(image.size)
-                grey = grey and (image.mode in GREY or image.mode.startswith("I"))
-        except Exception as error:  # Pillow's plugins raise all kinds
-            raise OSError(_unreadable(folder / name, error)) from error
+        with _opened(folder / name) as image:  # reads only the header
+            sizes.append(image.size)
+            grey = grey and (image.mode in GREY or image.mode.startswith("I"))
     (width, height), _ = Counter(sizes).most_common(1)[0]
     for name, size in zip(names, sizes, strict=True):
         if size != (width, height):
@@ -134,26 +128,30 @@ def _common_shape(folder: Path, names: Sequence[str]) -> tuple[int, int, int]:
     return (1 if grey else 3), height, width
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as image:
+            yield image
+    except Exception as error:  # Pillow's plugins raise all kinds
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise OSError(f"the image {path} cannot be read ({text}): replace or remove it") from error
+
+
 def _decode(path: Path, channels: int) -> np.ndarray:
-    with Image.open(path) as opened:
+    with _opened(path) as opened:
         image = opened.convert("RGBA") if "transparency" in opened.info else opened  # otherwise Pillow warns
         if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255
-            pixels = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)[..., None]
+            pixels = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
         else:
             pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-            pixels = pixels[..., None] if channels == 1 else pixels  # (H, W, C)
-    return pixels.transpose(2, 0, 1)
+    return pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1)  # (C, H, W)
 
 
 def _pixels(decoded: Tensor | OSError) -> Tensor:
     if isinstance(decoded, OSError):
         raise decoded
     return decoded
-
-
-def _unreadable(path: Path, error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"the image {path} cannot be read ({text or type(error).__name__}): replace or remove it"
 
 
 def _workers() -> int:

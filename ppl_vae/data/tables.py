@@ -87,14 +87,13 @@ def from_table(
     check_options("none", 0.5, validation, test, seed)
     named = _named_columns(table, name)
     given = _given_kinds(columns, list(named), name)
-    kinds, codes, values = [], [], []
+    found = []
     for column, content in named.items():
         what = f"column {column!r} of {name}"
         numbers, kind, categories = _column(content, given.get(column), what)
         _check(numbers, kind, what)
-        kinds.append(kind)
-        codes.append(categories)
-        values.append(numbers)
+        found.append((numbers, kind, categories))
+    values, kinds, codes = zip(*found, strict=True)
     x = torch.from_numpy(np.stack(values, 1).astype(np.float32))
     labels = None if labels is None else label_tensor(labels, len(x), f"the labels of {name}")
     # `divide` refuses NaN in its data, so it gets a column of zeros as data and the table as second column
@@ -103,25 +102,15 @@ def from_table(
     train, held_out, tested = (
         Split(part.columns[1:], part.labels) for part in (divided.train, divided.validation, divided.test)
     )
-    return Table(
-        name,
-        train,
-        held_out,
-        tested,
-        columns=tuple(kinds),
-        column_names=tuple(named),
-        categories=tuple(codes),
-    )
+    return Table(name, train, held_out, tested, columns=kinds, column_names=tuple(named), categories=codes)
 
 
 def _named_columns(table: Any, name: str) -> dict[str, np.ndarray]:
     """Return the columns by name, each of shape (n,)."""
-    if isinstance(table, Tensor):
-        table = table.detach().cpu().numpy()
     if isinstance(table, Mapping):
         found = {str(key): _array(value) for key, value in table.items()}
     else:
-        array = _array(table) if isinstance(table, np.ma.MaskedArray) else np.asarray(table)
+        array = _array(table) if isinstance(table, (Tensor, np.ma.MaskedArray)) else np.asarray(table)
         if array.dtype.names:
             found = {key: array[key] for key in array.dtype.names}
         elif array.ndim == 2:
@@ -155,12 +144,10 @@ def _given_kinds(columns: Any, names: list[str], name: str) -> dict[str, str]:
     if columns is None:
         return {}
     if isinstance(columns, Mapping):
-        given = {str(key): kind for key, kind in columns.items()}
-        by_number = {str(j): column for j, column in enumerate(names)}
-        unknown = [key for key in given if key not in names and key not in by_number]
-        if unknown:
+        known = {str(j): column for j, column in enumerate(names)} | {column: column for column in names}
+        if unknown := [str(key) for key in columns if str(key) not in known]:
             raise ValueError(f"columns names {unknown[0]!r}, and {name} has the columns {', '.join(names)}")
-        given = {key if key in names else by_number[key]: kind for key, kind in given.items()}
+        given = {known[str(key)]: kind for key, kind in columns.items()}
     else:
         if isinstance(columns, str) or len(columns) != len(names):
             raise ValueError(

@@ -23,15 +23,17 @@ from torch import Tensor
 from ppl_vae.data.arrays import data_tensor, label_tensor
 from ppl_vae.data.sources import Source
 
-IDX = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
-QMNIST = tuple(
-    f"qmnist-{part}-{kind}" for part in ("train", "test") for kind in ("images-idx3-ubyte", "labels-idx2-int")
-)
+
+def _idx(
+    prefix: str,
+    parts: tuple[str, str] = ("train", "test"),
+    kinds: tuple[str, str] = ("images-idx3-ubyte", "labels-idx1-ubyte"),
+) -> tuple[str, ...]:
+    return tuple(f"{prefix}{part}-{kind}" for part in parts for kind in kinds)
+
+
+IDX = _idx("", ("train", "t10k"))
+QMNIST = _idx("qmnist-", kinds=("images-idx3-ubyte", "labels-idx2-int"))
 EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
 BY_TRAIN = {"train": True}, {"train": False}
 BY_SPLIT = {"split": "train"}, {"split": "test"}
@@ -48,11 +50,8 @@ class Kind:
 
 
 def _emnist(split: str) -> Kind:
-    files = (
-        f"emnist-{split}-{part}-{kind}-ubyte" for part in ("train", "test") for kind in ("images-idx3", "labels-idx1")
-    )
     train, test = ({"split": split, **part} for part in BY_TRAIN)
-    return Kind("EMNIST", "EMNIST/raw", tuple(files), (train, test))
+    return Kind("EMNIST", "EMNIST/raw", _idx(f"emnist-{split}-"), (train, test))
 
 
 KINDS: dict[str, Kind] = {
@@ -137,16 +136,9 @@ def _files_of(name: str, kind: Kind, root: Path) -> Iterator[Path]:
     folder = root / kind.folder
     missing = [file for file in kind.files if not (folder / file).exists()]
     packed = [file for file in missing if (folder / f"{file}.gz").is_file()]
-    if not missing:
-        yield root
-    elif packed != missing:
+    if packed != missing:
         _download(name, kind, root)
-        yield root
-    elif _may_write(folder):
-        for file in packed:
-            _unpack(folder / f"{file}.gz", folder)
-        yield root
-    else:
+    elif missing and not _may_write(folder):
         with tempfile.TemporaryDirectory(prefix="ppl_vae-") as scratch:
             place = Path(scratch) / kind.folder
             place.mkdir(parents=True)
@@ -156,6 +148,11 @@ def _files_of(name: str, kind: Kind, root: Path) -> Iterator[Path]:
                 else:
                     shutil.copyfile(folder / file, place / file)
             yield Path(scratch)
+            return
+    else:
+        for file in packed:
+            _unpack(folder / f"{file}.gz", folder)
+    yield root
 
 
 def _may_write(folder: Path) -> bool:
