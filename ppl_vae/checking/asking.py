@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
 from ppl_vae.checking import places
 from ppl_vae.checking.report import Finding, Status
@@ -28,6 +30,14 @@ class Wrong(Exception):  # noqa: N818 - the answer to a question, not a fault of
     def __init__(self, sentence: str, fix: str = "", place: str | None = None, name: str = "") -> None:
         super().__init__(sentence)
         self.sentence, self.fix, self.place, self.name = sentence, fix, place, name
+
+
+def copied(thing: Any, name: str) -> Any:
+    """Return a deep copy, or leave the question unanswered."""
+    try:
+        return copy.deepcopy(thing)
+    except Exception as error:
+        raise Unanswered(f"{name} cannot be copied ({type(error).__name__}: {error})") from error
 
 
 def one_line(error: BaseException) -> str:

@@ -6,16 +6,17 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ppl_vae._piece_checks import takes_y
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae._validation import check_choice
 from ppl_vae.checking import places, programs
-from ppl_vae.checking.alone import check_alone, one_hot
 from ppl_vae.checking.asking import ROLES, Findings, one_line, wrong_by
 from ppl_vae.checking.pieces import Piece, ask_about_piece, ask_about_space
 from ppl_vae.checking.report import Report
 from ppl_vae.checking.sites import check_pair
+from ppl_vae.networks import Binding
 from ppl_vae.objectives.losses import Program
 from ppl_vae.vae import VAE
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ppl_vae.data import Dataset
 
 _BATCH = 64
+_LATENT = 2
 _CALLS = {"prior": "p_z", "likelihood": "p_x", "posterior": "q_z"}  # the methods of a VAE
 _SUBJECTS = (  # of what `VAE` refuses, by the words of its message
     (r"batch_shape|event_shape|network maps", "shapes"),
@@ -112,7 +114,7 @@ def check(
     with untouched_random_state(), programs.store_as_it_was():
         torch.manual_seed(seed)
         if program is None and len(pieces) < len(ROLES):
-            check_alone(findings, pieces, x, y, z)
+            _check_alone(findings, pieces, x, y, z)
         elif x is None:
             what, example = ("three pieces", "data=..., prior=..., ...") if pieces else ("a program", "program, data")
             raise ValueError(f"check was given {what} and no data; give check({example}) a batch of what it is for")
@@ -163,9 +165,58 @@ def _check_batch(program: Any, x: Tensor | None, y: Tensor | None) -> None:
         )
 
 
+def _one_hot(y: Tensor) -> Tensor:
+    """Return conditions (n, k); labels (n,) become one-hot, with k the largest label plus one."""
+    return y if y.dim() > 1 else torch.nn.functional.one_hot(y.long()).to(torch.get_default_dtype())
+
+
+class _Alone(nn.Module):
+    """A single piece, called as in a VAE: with the condition y, its last argument, if the piece takes one."""
+
+    def __init__(self, piece: Any) -> None:
+        super().__init__()
+        self.piece = piece
+        self.takes_y = takes_y(piece)
+
+    def forward(self, *given: Tensor | None) -> Any:
+        """Return the piece's distribution."""
+        return self.piece(*given if self.takes_y and given[-1] is not None else given[:-1])
+
+
+def _check_alone(
+    findings: Findings, pieces: dict[str, Any], x: Tensor | None, y: Tensor | None, z: Tensor | None
+) -> None:
+    """Ask about pieces one by one, each without the others.
+
+    Args:
+        findings: Collects the answers.
+        pieces: The pieces, by role.
+        x: Data, or None.
+        y: The condition, (n, k) or labels (n,), or None.
+        z: Latents for a likelihood; by default draws from a standard normal of two dimensions.
+    """
+    if "posterior" in pieces and x is None:
+        raise ValueError("check was given a posterior and no data; give check(data=x, posterior=...) what it reads")
+    y = None if y is None else _one_hot(y)
+    z = torch.randn(_BATCH if x is None else len(x), _LATENT) if z is None else z
+    if x is not None:
+        size = min(len(x), len(z))
+        x, z, y = x[:size], z[:size], None if y is None else y[:size]
+    x_shape, y_shape = (None if t is None else tuple(t.shape[1:]) for t in (x, y))
+    for role, piece in pieces.items():
+        if hasattr(piece, "bind"):
+            if x_shape is None and role == "likelihood":
+                raise ValueError("check was given a likelihood that is sized from the data, and no data; give data=x")
+            latent_dim = getattr(piece, "latent_dim", z.shape[-1])
+            piece.bind(Binding((1,) if x_shape is None else x_shape, (latent_dim,), y_shape))
+        alone = _Alone(piece).eval()
+        shape = x_shape if role == "likelihood" else None
+        ask_about_piece(findings, Piece(role, piece, alone, alone), x, y, z, shape)
+
+
 def _put_together(findings: Findings, pieces: dict[str, Any], data: Any, x: Tensor, y: Tensor | None) -> VAE | None:
     """Return the VAE of three pieces; a refusal by `VAE` becomes a finding, and the result is None."""
-    y_shape = None if y is None else one_hot(y).shape[1:]
+    y_shape = None if y is None else _one_hot(y).shape[1:]
     shape_or_data = tuple(x.shape[1:]) if isinstance(data, Tensor) else data
     try:
         made = VAE(shape_or_data, **pieces, y_shape=y_shape)

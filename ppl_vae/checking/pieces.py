@@ -2,7 +2,6 @@ r"""Questions about a prior, a likelihood and a posterior by themselves."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from ppl_vae._distributions import check_same_space
 from ppl_vae.checking import places
-from ppl_vae.checking.asking import Findings, Unanswered, Wrong, one_line, wrong_by
+from ppl_vae.checking.asking import Findings, Unanswered, Wrong, copied, one_line, wrong_by
 from ppl_vae.checking.questions import Asked, ask_about_data, ask_about_edges, ask_of_density
 
 Given = tuple[Tensor | None, ...]
@@ -47,10 +46,7 @@ class Piece:
 
     def doubled(self) -> Piece:
         """Return a copy in float64."""
-        try:
-            module, call = copy.deepcopy((self.module, self.call))
-        except Exception as error:
-            raise Unanswered(f"it cannot be copied ({type(error).__name__}: {error})") from error
+        module, call = copied((self.module, self.call), "it")
         return Piece(self.role, self.piece, call, module.double())
 
 

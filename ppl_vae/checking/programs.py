@@ -2,7 +2,6 @@ r"""Questions about a whole program: gradients, the objective, the bound, captur
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from ppl_vae import objectives
 from ppl_vae.checking import places
-from ppl_vae.checking.asking import ROLES, Findings, Unanswered, Wrong, wrong_by
+from ppl_vae.checking.asking import ROLES, Findings, Unanswered, Wrong, copied, wrong_by
 from ppl_vae.evidence.log_evidence import log_evidence
 from ppl_vae.evidence.results import Evidence
 from ppl_vae.objectives import NotPerDatumError, sample_log_weights
@@ -251,10 +250,7 @@ def _captured(findings: Findings, objective: Any, args: tuple[Any, ...], vae: VA
     findings.require(*ROLES, "objective", "program")
     states = []
     for level in ("off", "graph"):
-        try:
-            mine = copy.deepcopy(vae).train()
-        except Exception as error:
-            raise Unanswered(f"the program cannot be copied ({type(error).__name__}: {error})") from error
+        mine = copied(vae, "the program").train()
         svi = SVI(mine.model, mine.guide, _adam, objective, compile=level)  # type: ignore[arg-type]
         torch.manual_seed(1)
         losses = [svi.step(*args) for _ in range(_STEPS)]
