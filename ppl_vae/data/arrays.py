@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ppl_vae.data.rows import Rows
+
+if TYPE_CHECKING:
+    from jaxtyping import Int, Shaped
 
 CHANNELS = (1, 3)  # grey, colour
 BLOCK = 2**22  # values checked in one go, so that a check never doubles the memory
@@ -37,8 +40,8 @@ def single(array: np.ndarray) -> np.ndarray:
     return array if array.flags.writeable and array.flags.c_contiguous else array.copy(order="C")
 
 
-def data_tensor(value: Any, what: str) -> Tensor:
-    """Return rows of data of shape (n, d) or (n, C, H, W): channels first, with a channel where there was none.
+def data_tensor(value: Any, what: str) -> Shaped[Tensor, "n d"] | Shaped[Tensor, "n C H W"]:
+    """Return rows of data: channels first, with a channel where there was none.
 
     uint8 stays uint8 until `to_float`, all else becomes float32.
     """
@@ -100,8 +103,8 @@ def value_range(rows: Rows, what: str) -> tuple[float, float]:
     return low, high
 
 
-def label_tensor(value: Any, rows: int, what: str) -> Tensor:
-    """Return labels as int64 of shape (rows,)."""
+def label_tensor(value: Any, rows: int, what: str) -> Int[Tensor, " rows"]:
+    """Return labels as int64."""
     array = numeric(value.detach().cpu() if isinstance(value, Tensor) else value, what)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]

@@ -1,20 +1,28 @@
-"""Binarisation of grey values in [0, 1], row by row, independent of the order of the rows."""
+"""Binarisation of grey values in [0, 1] and dequantisation of 8-bit pixels, row by row, in any order of the rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ppl_vae.data.arrays import blocks
+from ppl_vae.data.rows import Rows
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 Binarize = Literal["none", "threshold", "dynamic", "fixed"]
 
 BLOCK = 2**18  # draws made in one go: as many as stay in the processor's cache
 # the constants of SplitMix64
 STEP, MIX_1, MIX_2 = map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+BINS = 256  # levels of an 8-bit pixel
+FINE = 2**15  # values of the noise u: k + u is exact in float32 for every k, and strictly between k and k + 1
 
 
 @dataclass(frozen=True)
@@ -25,11 +33,25 @@ class Binarization:
     threshold: float
     key: int
 
-    def __call__(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Return the rows `x` as 0. and 1.; `x`, (n, ...), holds the rows of the source with the numbers `rows`."""
+    def __call__(self, x: Float[Tensor, " n *shape"], rows: Int[Tensor, " n"]) -> Float[Tensor, " n *shape"]:
+        """Return the rows `x` as 0. and 1.; `x` holds the rows of the source with the numbers `rows`."""
         if self.mode == "threshold":
             return (x > self.threshold).to(torch.float32)
         return with_noise(x, rows, self.key, lambda part, noise: noise < part)
+
+
+@dataclass(frozen=True)
+class Dequantization:
+    r"""A dequantisation that gives a row k / 255 the same result each time: (k + u) / 256, with u fixed by `key`."""
+
+    key: int
+
+    def __call__(self, x: Float[Tensor, " n *shape"], rows: Int[Tensor, " n"]) -> Float[Tensor, " n *shape"]:
+        """Return `x` as (k + u) / 256; `x` holds the rows of the source with the numbers `rows`."""
+        return with_noise(x, rows, self.key, dequantize)
+
+
+Rule = Binarization | Dequantization
 
 
 def noise_key(seed: int, part: int) -> int:
@@ -40,7 +62,9 @@ def noise_key(seed: int, part: int) -> int:
     return int(key[0])
 
 
-def with_noise(x: Tensor, rows: Tensor, key: int, rule: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def with_noise(
+    x: Float[Tensor, " n *shape"], rows: Int[Tensor, " n"], key: int, rule: Callable[[Tensor, Tensor], Tensor]
+) -> Float[Tensor, " n *shape"]:
     """Return `rule` of the rows `x` and of their own draws from U[0, 1), float32, made a block at a time."""
     drawn = torch.empty_like(x, dtype=torch.float32)
     size = x[0].numel() if len(x) else 1
@@ -52,8 +76,8 @@ def with_noise(x: Tensor, rows: Tensor, key: int, rule: Callable[[Tensor, Tensor
     return drawn
 
 
-def uniforms(rows: np.ndarray, size: int, key: int) -> np.ndarray:
-    """Return float32 draws from U[0, 1) of shape (len(rows), size), each a function of key, row and place alone.
+def uniforms(rows: Int[np.ndarray, " rows"], size: int, key: int) -> Float[np.ndarray, "rows size"]:
+    """Return float32 draws from U[0, 1), each a function of key, row and place alone.
 
     The generator is SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014,
     https://doi.org/10.1145/2660193.2660195) at position row * size + place. It draws any row without the rows
@@ -68,3 +92,38 @@ def _mixed(state: np.ndarray) -> np.ndarray:
     state = (state ^ (state >> np.uint64(30))) * MIX_1
     state = (state ^ (state >> np.uint64(27))) * MIX_2
     return state ^ (state >> np.uint64(31))
+
+
+def dequantize(x: Float[Tensor, "*shape"], noise: Float[Tensor, "*shape"] | None = None) -> Float[Tensor, "*shape"]:
+    """Return 8-bit pixels k / 255 as (k + u) / 256, float32.
+
+    `noise` in [0, 1) is rounded to the middle of one of 2**15 steps. A finer u would be rounded in k + u, at the upper
+    end to the next level or to 1. With these steps each value lies strictly inside the interval of its own level. No
+    value lies at 0 or 1, where a density such as the Beta has none.
+
+    Args:
+        x: pixels k / 255.
+        noise: draws from U[0, 1); None for fresh draws from torch's global generator.
+    """
+    noise = torch.rand_like(x) if noise is None else noise
+    u = (noise.mul(FINE).floor() + 0.5) / FINE
+    return (x.mul(BINS - 1).round() + u) / BINS
+
+
+def check_levels(x: Rows, what: str) -> None:
+    """Refuse floats that are not 8-bit pixels k / 255; `what` names them.
+
+    Raises:
+        ValueError: If a value is not k / 255; the message names the first such row.
+    """
+    for start, x_block in blocks(x):
+        rows = x_block.flatten(1)
+        level = rows * (BINS - 1)
+        wrong = ~(((level - level.round()).abs() < 1e-3) & (level > -0.5) & (level < BINS - 0.5)).all(1)  # NaN is wrong
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"dequantize=True needs 8-bit pixels, uint8 or k / 255, and row {start + row} of {what} holds values "
+                f"from {float(rows[row].min()):g} to {float(rows[row].max()):g} that are none: save pixels as uint8, "
+                "or leave continuous data as they are"
+            )

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from ppl_vae.data.arrays import data_tensor, label_tensor, to_float
-from ppl_vae.data.sources import Source
+from ppl_vae.data.partition import Source
 
 DATA, LABELS = ("x", "images", "data"), ("y", "labels", "targets")
 DATA_TEST, LABELS_TEST = "x_test", "y_test"

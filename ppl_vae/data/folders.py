@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ppl_vae.data.arrays import to_float
-from ppl_vae.data.sources import Source
+from ppl_vae.data.partition import Source
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 GREY = ("1", "L", "LA", "La")  # Pillow's modes; modes that begin with I are 16-bit grey

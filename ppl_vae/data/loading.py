@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,8 +18,7 @@ from ppl_vae.data.conditions import with_labels
 from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.files import read_arrays
 from ppl_vae.data.folders import read_folder
-from ppl_vae.data.partition import check_options, divide
-from ppl_vae.data.sources import Source, digits
+from ppl_vae.data.partition import Source, check_options, divide
 from ppl_vae.data.torchvision_sets import EMNIST_SPLITS, KINDS, read_set
 
 
@@ -178,7 +178,7 @@ def _source(name: str | Path, root: str | Path | None, max_bytes: float) -> Sour
     built_in = {_key(known): known for known in ("digits", *KINDS)}
     known = built_in.get(_key(name)) if isinstance(name, str) else None
     if known == "digits":
-        return digits()
+        return _digits()
     if known is not None:
         folder = root or os.environ.get("PPL_VAE_DATA") or "~/.cache/ppl_vae"
         return read_set(known, Path(folder).expanduser())
@@ -198,6 +198,15 @@ def _source(name: str | Path, root: str | Path | None, max_bytes: float) -> Sour
         f"there is no data set {name!r}{did_you_mean(name, built_in.values())}: give one of {', '.join(names())}, "
         f"emnist_{'/'.join(EMNIST_SPLITS)}, or the path of an .npy file, an .npz file or a folder of images"
     )
+
+
+def _digits() -> Source:
+    """Return scikit-learn's 1797 hand-written digits, 8 by 8, in 17 levels of grey; they come with its installation."""
+    from sklearn.datasets import load_digits  # takes a second
+
+    bunch = load_digits()
+    x = data_tensor((bunch.images / 16).astype(np.float32), "digits")  # (1797, 1, 8, 8)
+    return Source("digits", x, torch.from_numpy(bunch.target.astype(np.int64)), binarize="threshold")
 
 
 def _key(name: str) -> str:

@@ -1,7 +1,8 @@
-"""The division of a source into three parts, each binarised or dequantised."""
+"""A source, and its division into three parts, each binarised or dequantised."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
@@ -9,16 +10,31 @@ from torch import Tensor
 
 from ppl_vae._validation import did_you_mean, is_integer, is_real
 from ppl_vae.data.arrays import to_float, value_range
-from ppl_vae.data.binarization import Binarization, Binarize, noise_key
+from ppl_vae.data.binarization import BINS, Binarization, Binarize, Dequantization, Rule, check_levels, noise_key
 from ppl_vae.data.dataset import Dataset
-from ppl_vae.data.dequantization import BINS, Dequantization, check_levels
 from ppl_vae.data.rows import LazyRows, Rows
-from ppl_vae.data.sources import Source
 from ppl_vae.data.splits import Split
 
-Rule = Binarization | Dequantization
-
 TRAIN_PART, TEST_PART = 0, 1  # parts of a source, for the noise of fixed draws
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Rows, channels first: a uint8 or float32 tensor, or float32 rows that are read when they are used."""
+
+    name: str
+    x: Rows
+    labels: Tensor | None = None
+    columns: tuple[Tensor, ...] = ()  # other columns that programs take
+    x_test: Tensor | None = None  # None: the test set is split off x
+    labels_test: Tensor | None = None
+    binarize: Binarize = "none"  # the default, if the user does not choose
+    file: str | None = None  # the file that it was read from
+
+    @property
+    def title(self) -> str:
+        """The name of the source in errors."""
+        return self.file or self.name
 
 
 def check_options(

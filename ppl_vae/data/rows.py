@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Int, Shaped
 
 
 class Rows(Protocol):
@@ -39,8 +42,8 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: Tensor, /) -> Tensor:
-        """Return the rows with the numbers in `index`, int64 of shape (batch,), as a tensor of shape (batch, ...)."""
+    def __getitem__(self, index: Int[Tensor, " batch"], /) -> Shaped[Tensor, " batch *shape"]:
+        """Return the rows with the numbers in `index`, int64."""
         ...
 
 
@@ -49,7 +52,7 @@ class LazyRows:
     """Some rows of a source that is not in memory, binarised and moved to the device as they are read."""
 
     source: Rows
-    chosen: Tensor  # int64 (n,), on the CPU: the rows of the source, in order
+    chosen: Int[Tensor, " n"]  # int64, on the CPU: the rows of the source, in order
     binarization: Callable[[Tensor, Tensor], Tensor] | None = None  # or a dequantisation
     device: torch.device | None = None
 

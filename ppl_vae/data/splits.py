@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ppl_vae._validation import is_integer
-from ppl_vae.data.binarization import Binarization, noise_key
-from ppl_vae.data.dequantization import Dequantization, dequantize
+from ppl_vae.data.binarization import Binarization, Dequantization, Rule, dequantize, noise_key
 from ppl_vae.data.rows import LazyRows, Rows, stream
+
+if TYPE_CHECKING:
+    from jaxtyping import Int, Shaped
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -75,8 +78,8 @@ class Split:
         return self.columns[0]
 
     def batches(
-        self, batch_size: int, *, order: Tensor | None = None, device: torch.device | str | None = None
-    ) -> Iterator[tuple[Tensor, ...]]:
+        self, batch_size: int, *, order: Int[Tensor, " m"] | None = None, device: torch.device | str | None = None
+    ) -> Iterator[tuple[Shaped[Tensor, " batch *shape"], ...]]:
         """Iterate over batches of rows; the last batch is smaller where the rows do not divide.
 
         Each batch is gathered by index, which takes microseconds for tensors. A memory-mapped column costs
@@ -85,12 +88,12 @@ class Split:
 
         Args:
             batch_size: rows in a batch, from 1 to the number of rows in this split.
-            order: the rows and their order, int64 of shape (m,): a permutation or a subset; None for 0..n-1.
+            order: the rows and their order, int64: a permutation or a subset; None for 0..n-1.
             device: the device of the batches; None leaves them where the columns are.
 
         Returns:
-            An iterator over tuples with one tensor for each column, of shape (batch, ...). In a dynamic split
-            column 0 is drawn from torch's global generator, on the device of the batch.
+            An iterator over tuples with one tensor for each column. In a dynamic split column 0 is drawn from
+            torch's global generator, on the device of the batch.
 
         Raises:
             ValueError: at once, for a batch size or an order that does not fit this split.
@@ -180,7 +183,7 @@ class Split:
         columns = tuple(_moved(column, target) for column in self.columns)
         return replace(self, columns=columns, labels=None if self.labels is None else self.labels.to(target))
 
-    def _rule(self) -> Binarization | Dequantization:
+    def _rule(self) -> Rule:
         key = noise_key(0, 2)
         return Binarization("fixed", 0.5, key) if self.bins is None else Dequantization(key)
 

@@ -13,8 +13,7 @@ from torch import Tensor
 from ppl_vae._columns import VALUES, split_kind
 from ppl_vae.data.arrays import label_tensor
 from ppl_vae.data.dataset import Dataset
-from ppl_vae.data.partition import check_options, divide
-from ppl_vae.data.sources import Source
+from ppl_vae.data.partition import Source, check_options, divide
 from ppl_vae.data.splits import Split
 
 _MOST_CATEGORIES = 100  # in a column of words; more are names or free text

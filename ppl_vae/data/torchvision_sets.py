@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from ppl_vae.data.arrays import data_tensor, label_tensor
-from ppl_vae.data.sources import Source
+from ppl_vae.data.partition import Source
 
 
 def _idx(

@@ -12,7 +12,7 @@ import torch
 import ppl_vae as pv
 from ppl_vae import data, likelihoods, posteriors, priors
 from ppl_vae.configuration.config import parse
-from ppl_vae.data.dequantization import dequantize
+from ppl_vae.data.binarization import dequantize
 from ppl_vae.evaluation.bits import bits_per_dim
 
 PIXELS = torch.arange(256, dtype=torch.uint8).repeat(40, 1).view(160, 1, 8, 8)
