@@ -45,10 +45,10 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def wrong_by(error: Exception, place: str | None = None, name: str = "") -> Wrong:
+def wrong_by(error: Exception, name: str = "") -> Wrong:
     """Return the refusal of another room as an answer: what stands after the first semicolon is the fix."""
     sentence, _, fix = one_line(error).partition("; ")
-    return Wrong(sentence, fix, place, name)
+    return Wrong(sentence, fix, name=name)
 
 
 class Findings:

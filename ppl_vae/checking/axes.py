@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 _REACH = 12.0  # sinh(12) = 81,377 widths to either side
 _MOST_STATES = 2048
@@ -39,8 +43,10 @@ class Axis:
         """Whether every number is a value."""
         return self.states is None and self.low == -torch.inf and self.high == torch.inf
 
-    def nodes(self, count: int, centre: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the points and weights of the trapezoid rule in a transformed variable, each (count, *centre.shape).
+    def nodes(
+        self, count: int, centre: Float[Tensor, "*shape"], width: Float[Tensor, "*shape"]
+    ) -> tuple[Float[Tensor, " count *shape"], Float[Tensor, " count *shape"]]:
+        """Return the points and weights of the trapezoid rule in a transformed variable.
 
         Listed values are the points themselves, with weight 1.
         """
@@ -70,12 +76,12 @@ class Axis:
         return points.expand(count, *centre.shape), (slope * step).expand(count, *centre.shape)
 
 
-def find_axis(inside: Inside, values: Tensor) -> Axis | None:
+def find_axis(inside: Inside, values: Float[Tensor, " n"]) -> Axis | None:
     """Return the axis of a coordinate, or None if the coordinate moves neither freely nor along a known list of values.
 
     Args:
         inside: Whether values of this coordinate lie in the support while the other coordinates stay fixed.
-        values: Some values of the coordinate, float64, (n,).
+        values: Some values of the coordinate, float64.
     """
     middle = values.median()
     near = torch.stack([middle + 1.37e-3, middle - 1.37e-3])

@@ -21,6 +21,8 @@ from ppl_vae.objectives.losses import Program
 from ppl_vae.vae import VAE
 
 if TYPE_CHECKING:
+    from jaxtyping import Int, Shaped
+
     from ppl_vae.data import Dataset
 
 _BATCH = 64
@@ -35,13 +37,13 @@ _SUBJECTS = (  # of what `VAE` refuses, by the words of its message
 
 def check(
     program: VAE | Program | None = None,
-    data: Dataset | Tensor | None = None,
+    data: Dataset | Shaped[Tensor, " n *x_shape"] | None = None,
     *,
     prior: Any = None,
     likelihood: Any = None,
     posterior: Any = None,
-    y: Tensor | None = None,
-    z: Tensor | None = None,
+    y: Shaped[Tensor, "n k"] | Int[Tensor, " n"] | None = None,
+    z: Shaped[Tensor, "n latent"] | None = None,
     objective: Any = None,
     only: str | None = None,
     seed: int = 0,
@@ -77,12 +79,13 @@ def check(
     Args:
         program: A `VAE`, or a ``(model, guide)`` pair of Pyro functions of the data. Without a program, give the
             pieces: all three (what `VAE` refuses about them is a finding), or one alone.
-        data: A data set, whose first 64 training data are used, or x itself, (n, *x_shape).
+        data: A data set, whose first 64 training data are used, or x itself.
         prior: A prior.
         likelihood: A likelihood; alone it is called with `z`, by default standard normal latents of two dimensions.
         posterior: A posterior; alone it needs `data`.
-        y: The condition of a conditional model, (n, k) or labels (n,); by default the data set's second column.
-        z: Latents for a likelihood alone, (n, latent).
+        y: The condition of a conditional model, a row or a label for each datum; by default the data set's second
+            column.
+        z: Latents for a likelihood alone.
         objective: The objective that the program is to be trained with; by default the ELBO.
         only: Ask about this piece alone: prior, likelihood or posterior.
         seed: The seed of all draws.
@@ -118,15 +121,16 @@ def check(
         elif x is None:
             what, example = ("three pieces", "data=..., prior=..., ...") if pieces else ("a program", "program, data")
             raise ValueError(f"check was given {what} and no data; give check({example}) a batch of what it is for")
-        elif program is None and (program := _put_together(findings, pieces, data, x, y)) is None:
-            title = "the pieces"
-        elif isinstance(program, VAE):
-            title = " + ".join(places.name_of(getattr(program, role)) for role in ROLES)
-            with evaluation_mode(program):
-                _check_vae(findings, program, x, y, objective, only)
         else:
-            title = " / ".join(places.name_of(part) for part in program)
-            check_pair(findings, program, (x,) if y is None else (x, y), objective)
+            if program is None:
+                title, program = "the pieces", _put_together(findings, pieces, data, x, y)
+            if isinstance(program, VAE):
+                title = " + ".join(places.name_of(getattr(program, role)) for role in ROLES)
+                with evaluation_mode(program):
+                    _check_vae(findings, program, x, y, objective, only)
+            elif program is not None:
+                title = " / ".join(places.name_of(part) for part in program)
+                check_pair(findings, program, (x,) if y is None else (x, y), objective)
     of_what = "" if x is None else f" on {len(x)} data{of_data}"
     return Report(title + of_what, tuple(findings.found))
 

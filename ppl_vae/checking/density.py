@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from torch.distributions import Independent
 from ppl_vae._distributions import describe, innermost, measure
 from ppl_vae.checking.asking import Unanswered
 from ppl_vae.checking.axes import Axis, find_axis
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Shaped
 
 _AT_ONCE = 4_000_000  # numbers handed to log_prob at a time
 _MOST_COLUMNS = 512  # at most, to be tried one by one where the support is no product
@@ -50,19 +53,19 @@ class Density:
         """Whether the density is a product over the coordinates, as its class says or its values show."""
         return not self.coupled and (self._base is not None or self._is_additive())
 
-    def sample(self, count: int) -> Tensor:
-        """Draw (count, B, D): half by rsample, as programs draw, and half by sample; without rsample all by sample."""
+    def sample(self, count: int) -> Shaped[Tensor, "count B D"]:
+        """Draw, half by rsample, as programs draw, and half by sample; without rsample all by sample."""
         d = self.distribution
         ways = [(d.rsample, count - count // 2), (d.sample, count // 2)] if d.has_rsample else [(d.sample, count)]
         drawn = [draw((n,)).detach() for draw, n in ways if n]
         return torch.cat(drawn).reshape(count, self.size, self.dim)
 
-    def log_prob(self, points: Tensor) -> Tensor:
-        """Return the log-densities (..., B) of points (..., B, D), float64; -inf outside the support."""
+    def log_prob(self, points: Shaped[Tensor, "*m B D"]) -> Float[Tensor, "*m B"]:
+        """Return the log-densities of points, float64; -inf outside the support."""
         return torch.cat(list(self._scored(self.distribution, self._events(points)))).reshape(points.shape[:-1])
 
-    def in_support(self, points: Tensor) -> Tensor:
-        """Return whether each of the points (m, B, D) lies in the support, (m, *batch)."""
+    def in_support(self, points: Shaped[Tensor, "m B D"]) -> Bool[Tensor, " m *batch"]:
+        """Return whether each of the points lies in the support."""
         return self.support.check(self._events(points))
 
     def _events(self, points: Tensor) -> Tensor:
@@ -82,8 +85,8 @@ class Density:
         """Return at most `count` coordinates, spread evenly."""
         return sorted({round(i) for i in torch.linspace(0, self.dim - 1, count).tolist()})
 
-    def states(self, most: int) -> Tensor:
-        """Return all states of a discrete distribution, (m, 1, D)."""
+    def states(self, most: int) -> Shaped[Tensor, "m 1 D"]:
+        """Return all states of a discrete distribution."""
         try:
             states = self.distribution.enumerate_support(expand=False)
         except NotImplementedError:
@@ -111,7 +114,7 @@ class Density:
             return False
         return all(self._axis(i) is not None for i in range(self.dim))
 
-    def along(self, coordinate: int, points: Tensor) -> Tensor:
+    def along(self, coordinate: int, points: Float[Tensor, "m B"]) -> Float[Tensor, "m B"]:
         """Return log-densities while one coordinate moves, in the first draw, up to a constant.
 
         For an `Independent` distribution with an elementwise base, the result is the log-density of the coordinate
@@ -119,7 +122,7 @@ class Density:
 
         Args:
             coordinate: The index of the coordinate.
-            points: The values of the coordinate, (m, B).
+            points: The values of the coordinate.
         """
         if self._base is not None:
             alike = points.to(self.draws.dtype).unsqueeze(-1).expand(-1, -1, self.dim)

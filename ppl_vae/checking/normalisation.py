@@ -8,7 +8,7 @@ says whether the estimate can be trusted.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from torch.nn.functional import logsigmoid, normalize
 from ppl_vae.checking.asking import Unanswered
 from ppl_vae.checking.density import Density
 from ppl_vae.evidence.pareto import k_threshold, pareto_k
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Shaped
 
 _NODES = 1201
 _PLANES = (241, 481, 961)  # nodes per side of a grid in the plane
@@ -76,14 +79,14 @@ class Segment(NamedTuple):
     """The line on which two coordinates change and their sum does not, parametrised by their log-ratio.
 
     Attributes:
-        ratio: Log-ratios of the two coordinates, (m, n, B).
-        log_mass: The log-mass at each ratio, (m, n, B); the line of a draw is as long as the sum of its coordinates.
-        own: The log-ratios of the draws, (n, B).
+        ratio: Log-ratios of the two coordinates.
+        log_mass: The log-mass at each ratio; the line of a draw is as long as the sum of its coordinates.
+        own: The log-ratios of the draws.
     """
 
-    ratio: Tensor
-    log_mass: Tensor
-    own: Tensor
+    ratio: Float[Tensor, "m n B"]
+    log_mass: Float[Tensor, "m n B"]
+    own: Float[Tensor, "n B"]
 
 
 def on_segment(density: Density, i: int, j: int, count: int = 20) -> Segment | None:
@@ -121,8 +124,8 @@ def on_segment(density: Density, i: int, j: int, count: int = 20) -> Segment | N
     return Segment(ratio, log_p + slope + total.log(), all_ratios[:count])
 
 
-def spread(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the median and width of draws (n, ...); the width is the scale of a normal with the same quartiles."""
+def spread(values: Shaped[Tensor, " n *shape"]) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+    """Return the median and width of draws; the width is the scale of a normal with the same quartiles."""
     values = values.double()
     low, centre, high = values.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64), dim=0)
     width = (high - low) / 1.35

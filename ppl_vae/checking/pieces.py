@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from ppl_vae._distributions import check_same_space
 from ppl_vae.checking import places
 from ppl_vae.checking.asking import Findings, Unanswered, Wrong, copied, one_line, wrong_by
 from ppl_vae.checking.questions import Asked, ask_about_data, ask_about_edges, ask_of_density
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 Given = tuple[Tensor | None, ...]
 
@@ -53,9 +56,9 @@ class Piece:
 def ask_about_piece(
     findings: Findings,
     piece: Piece,
-    x: Tensor | None,
-    y: Tensor | None,
-    z: Tensor | None,
+    x: Shaped[Tensor, " n *x_shape"] | None,
+    y: Shaped[Tensor, "n k"] | None,
+    z: Shaped[Tensor, "n latent"] | None,
     shape: tuple[int, ...] | None,
 ) -> None:
     """Ask all questions about one piece alone.
@@ -63,9 +66,9 @@ def ask_about_piece(
     Args:
         findings: Collects the answers.
         piece: The piece.
-        x: Data, (n, *x_shape), or None where a prior or likelihood is asked about alone.
-        y: The condition, (n, k), or None.
-        z: Latents, (n, latent).
+        x: Data, or None where a prior or likelihood is asked about alone.
+        y: The condition, or None.
+        z: Latents.
         shape: The event shape that it must have. None allows any for a likelihood, and any vector for a latent.
     """
     role = piece.role
