@@ -5,14 +5,11 @@ one datum. Each class states how many parameters it needs per dimension of x. It
 networks, that computes them from z.
 """
 
-from ppl_vae.likelihoods.bernoulli import Bernoulli
+from ppl_vae.likelihoods.bernoulli import Bernoulli, Binomial, ContinuousBernoulli
 from ppl_vae.likelihoods.beta import Beta
-from ppl_vae.likelihoods.binomial import Binomial
-from ppl_vae.likelihoods.categorical import Categorical
-from ppl_vae.likelihoods.continuous_bernoulli import ContinuousBernoulli
 from ppl_vae.likelihoods.counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
-from ppl_vae.likelihoods.discretized_logistic import DiscretizedLogistic, DiscretizedLogisticMixture
-from ppl_vae.likelihoods.heavy_tailed import Laplace, StudentT
+from ppl_vae.likelihoods.grid import Categorical, DiscretizedLogistic, DiscretizedLogisticMixture
+from ppl_vae.likelihoods.location_scale import Laplace, StudentT
 from ppl_vae.likelihoods.mixed import Mixed
 from ppl_vae.likelihoods.normal import Normal, OptimalSigmaNormal
 from ppl_vae.likelihoods.protocol import Likelihood

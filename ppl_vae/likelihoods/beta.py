@@ -12,12 +12,13 @@ from torch.nn.functional import softplus
 
 from ppl_vae._numbers import inverse_softplus
 from ppl_vae._validation import check_choice, check_positive
-from ppl_vae.networks import MLP, Binding, NetworkFactory, ParameterNetwork
+from ppl_vae.likelihoods.protocol import _Pixels
+from ppl_vae.networks import Binding, NetworkFactory, ParameterNetwork
 
 Parameters = Literal["mean_precision", "concentrations"]
 
 
-class Beta(nn.Module):
+class Beta(_Pixels):
     r"""Independent beta pixels on the open interval (0, 1).
 
     .. math::
@@ -71,34 +72,20 @@ class Beta(nn.Module):
         ceiling: float = 1e5,
         start_from_data: bool = False,
     ) -> None:
-        super().__init__()
-        check_choice(parameters, get_args(Parameters), "likelihood Beta: parameters")
+        super().__init__(start_from_data)
+        check_choice(parameters, get_args(Parameters), f"{self.owner}: parameters")
         self.parameters_are = parameters
-        self.precision = check_positive(precision, "likelihood Beta: precision")
-        self.floor = check_positive(floor, "likelihood Beta: floor")
-        self.ceiling = check_positive(ceiling, "likelihood Beta: ceiling")
+        self.precision = check_positive(precision, f"{self.owner}: precision")
+        self.floor = check_positive(floor, f"{self.owner}: floor")
+        self.ceiling = check_positive(ceiling, f"{self.owner}: ceiling")
         if not self.floor < self.precision / 2 < self.ceiling:
             raise ValueError(
-                f"likelihood Beta: precision is {precision!r}, whose half is not between floor {floor!r} and ceiling "
+                f"{self.owner}: precision is {precision!r}, whose half is not between floor {floor!r} and ceiling "
                 f"{ceiling!r} of a concentration; choose one that is"
             )
-        self.start_from_data = start_from_data
-        self.raw = ParameterNetwork(MLP() if network is None else network, "likelihood Beta", count=2)
+        self.raw = ParameterNetwork(network, self.owner, count=2)
 
-    def bind(self, binding: Binding) -> None:
-        """Size the network."""
-        self.raw.build(binding.latent_shape, binding.x_shape, binding.y_shape)
-        if self.start_from_data:
-            mean = binding.data_mean("likelihood Beta").clamp(1e-3, 1 - 1e-3)
-            self.raw.start_at(*self._raw_of_mean(mean))
-
-    def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:
-        """Return p(x|z), batch shape ``z.shape[:-1]``."""
-        first, second = self.raw(z, y)
-        alpha, beta = self._concentrations(first, second)
-        return _OpenBeta(alpha, beta).to_event(alpha.dim() - z.dim() + 1)
-
-    def _concentrations(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    def _pixels(self, first: Tensor, second: Tensor) -> Any:
         if self.parameters_are == "concentrations":
             shift = self._shift(1)
             found = softplus(first + shift), softplus(second + shift)
@@ -106,7 +93,7 @@ class Beta(nn.Module):
             spread = softplus(second + self._shift(2))
             found = torch.sigmoid(first) * spread, torch.sigmoid(-first) * spread  # 1 - sigmoid would round to 0
         alpha, beta = (self.floor + one / (1 + one / self.ceiling) for one in found)
-        return alpha, beta
+        return _OpenBeta(alpha, beta)
 
     def _unlimited(self, concentration: Any) -> Any:
         """Return a concentration as it is before floor and ceiling."""
@@ -117,13 +104,15 @@ class Beta(nn.Module):
         """Return the shift of the network's output with which an output of 0 gives the initial precision."""
         return inverse_softplus(parts * self._unlimited(self.precision / 2))
 
-    def _raw_of_mean(self, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the two outputs that give this mean at the initial precision."""
-        limits = 2 * self.floor, self.ceiling / 2
+    def _start(self, binding: Binding) -> None:
+        """Start the two outputs where they give the data's mean at the initial precision."""
+        mean, limits = binding.data_mean(self.owner).clamp(1e-3, 1 - 1e-3), (2 * self.floor, self.ceiling / 2)
         alpha, beta = (self._unlimited((part * self.precision).clamp(*limits)) for part in (mean, 1 - mean))
         if self.parameters_are == "mean_precision":
-            return alpha.log() - beta.log(), _inverse(alpha + beta) - self._shift(2)
-        return _inverse(alpha) - self._shift(1), _inverse(beta) - self._shift(1)
+            outputs = alpha.log() - beta.log(), _inverse(alpha + beta) - self._shift(2)
+        else:
+            outputs = _inverse(alpha) - self._shift(1), _inverse(beta) - self._shift(1)
+        self.raw.start_at(*outputs)
 
 
 class _OpenUnitInterval(constraints.Constraint):

@@ -3,16 +3,16 @@ r"""Likelihoods of counts: Poisson, negative binomial and zero-inflated negative
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ppl_vae._validation import check_choice, check_positive
 from ppl_vae.distributions import counts
-from ppl_vae.networks import MLP, Binding, NetworkFactory, ParameterNetwork
+from ppl_vae.likelihoods.protocol import _Pixels
+from ppl_vae.networks import Binding, NetworkFactory, ParameterNetwork
 
 Link = Literal["exp", "softplus"]
 Dispersion = Literal["global", "feature", "datum"]
@@ -23,20 +23,26 @@ _RAREST = 1e-4  # initial mean of a feature that is zero in all the training dat
 _GATE = -3.0  # logit of the initial share of inflated zeros, 5%
 
 
-def log_mean(raw: Tensor, link: str) -> Tensor:
-    """Return the logarithm of the mean that the link gives for a network's output, without underflow."""
-    if link == "exp":
-        return raw.clamp(max=_HIGHEST)
-    return torch.where(raw < _TAIL, raw, softplus(raw.clamp(min=_TAIL)).log())
+class _Counts(_Pixels):
+    """Counts whose mean a link gives from the network's first output."""
+
+    def __init__(self, link: Link, start_from_data: bool) -> None:
+        super().__init__(start_from_data)
+        check_choice(link, get_args(Link), f"{self.owner}: link")
+        self.link = link
+
+    def _log_mean(self, raw: Tensor) -> Tensor:
+        """Return the logarithm of the mean that the link gives for a network's output, without underflow."""
+        if self.link == "exp":
+            return raw.clamp(max=_HIGHEST)
+        return torch.where(raw < _TAIL, raw, softplus(raw.clamp(min=_TAIL)).log())
+
+    def _link(self, mean: Tensor) -> Tensor:
+        mean = mean.clamp(min=_RAREST)
+        return mean.log() if self.link == "exp" else mean + torch.log(-torch.expm1(-mean))
 
 
-def raw_start(mean: Tensor, link: str) -> Tensor:
-    """Return the network outputs for which the link gives these means."""
-    mean = mean.clamp(min=_RAREST)
-    return mean.log() if link == "exp" else mean + torch.log(-torch.expm1(-mean))
-
-
-class Poisson(nn.Module):
+class Poisson(_Counts):
     r"""Independent Poisson counts.
 
     .. math::
@@ -71,26 +77,14 @@ class Poisson(nn.Module):
         link: Link = "softplus",
         start_from_data: bool = False,
     ) -> None:
-        super().__init__()
-        check_choice(link, get_args(Link), "likelihood Poisson: link")
-        self.link = link
-        self.start_from_data = start_from_data
-        self.mean = ParameterNetwork(MLP() if network is None else network, "likelihood Poisson")
+        super().__init__(link, start_from_data)
+        self.mean = ParameterNetwork(network, self.owner)
 
-    def bind(self, binding: Binding) -> None:
-        """Size the network, and start from the data if asked to."""
-        self.mean.build(binding.latent_shape, binding.x_shape, binding.y_shape)
-        if self.start_from_data:
-            mean = binding.data_mean("likelihood Poisson")
-            self.mean.start_at(mean, link=lambda m: raw_start(m, self.link))
-
-    def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:
-        """Return p(x|z), batch shape ``z.shape[:-1]``."""
-        (raw,) = self.mean(z, y)
-        return counts.Poisson(log_mean(raw, self.link)).to_event(raw.dim() - z.dim() + 1)
+    def _pixels(self, raw: Tensor) -> Any:
+        return counts.Poisson(self._log_mean(raw))
 
 
-class NegativeBinomial(nn.Module):
+class NegativeBinomial(_Counts):
     r"""Independent negative binomial counts, by mean and dispersion.
 
     .. math::
@@ -135,42 +129,26 @@ class NegativeBinomial(nn.Module):
         link: Link = "softplus",
         start_from_data: bool = False,
     ) -> None:
-        super().__init__()
-        self.owner = f"likelihood {type(self).__name__}"
+        super().__init__(link, start_from_data)
         check_choice(dispersion, get_args(Dispersion), f"{self.owner}: dispersion")
-        check_choice(link, get_args(Link), f"{self.owner}: link")
         self.dispersion = dispersion
         self.start = math.log(check_positive(start, f"{self.owner}: start"))
-        self.link = link
-        self.start_from_data = start_from_data
         count = 1 + (dispersion == "datum") + self._extra
-        self.parameters_of_z = ParameterNetwork(MLP() if network is None else network, self.owner, count)
+        self.parameters_of_z = ParameterNetwork(network, self.owner, count)
         one = nn.Parameter(torch.tensor(self.start)) if dispersion == "global" else None
         self.register_parameter("raw_dispersion", one)
 
     def bind(self, binding: Binding) -> None:
         """Size the network and the dispersions, and start from the data if asked to."""
-        network = self.parameters_of_z
-        network.build(binding.latent_shape, binding.x_shape, binding.y_shape)
+        super().bind(binding)
         if self.dispersion == "feature" and self.raw_dispersion is None:
             like = next(self.parameters(), torch.empty(0))
             self.raw_dispersion = nn.Parameter(like.new_full(binding.x_shape, self.start))
-        if self.start_from_data:
-            self._start_at(binding.data_mean(self.owner))
 
-    def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:
-        """Return p(x|z), batch shape ``z.shape[:-1]``."""
-        raw, *others = self.parameters_of_z(z, y)
-        return self._distribution(raw, others).to_event(raw.dim() - z.dim() + 1)
+    def _pixels(self, raw: Tensor, *others: Tensor) -> Any:
+        return counts.NegativeBinomial(self._log_mean(raw), self._log_dispersion(*others))
 
-    def _start_at(self, mean: Tensor) -> None:
-        others = [None] * (self.parameters_of_z.count - 1)
-        self.parameters_of_z.start_at(mean, *others, link=lambda m: raw_start(m, self.link))
-
-    def _distribution(self, raw: Tensor, others: list[Tensor]) -> dist.TorchDistribution:
-        return counts.NegativeBinomial(log_mean(raw, self.link), self._log_dispersion(others))
-
-    def _log_dispersion(self, others: list[Tensor]) -> Tensor:
+    def _log_dispersion(self, *others: Tensor) -> Tensor:
         if self.dispersion == "datum":
             return self.start + others[0]
         if self.raw_dispersion is None:
@@ -213,11 +191,12 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
 
     _extra = 1
 
-    def _start_at(self, mean: Tensor) -> None:
-        super()._start_at(mean * (1 + math.exp(_GATE)))  # the mean of the counts that are not set to zero
-        self.parameters_of_z.start_at(*[None] * (self.parameters_of_z.count - 1), torch.zeros(()))
+    def _start(self, binding: Binding) -> None:
+        mean = binding.data_mean(self.owner) * (1 + math.exp(_GATE))  # of the counts that are not set to zero
+        others = [None] * (self._network.count - 2)
+        self._network.start_at(mean, *others, None, link=self._link)
+        self._network.start_at(None, *others, torch.zeros(()))
 
-    def _distribution(self, raw: Tensor, others: list[Tensor]) -> dist.TorchDistribution:
-        return counts.ZeroInflatedNegativeBinomial(
-            log_mean(raw, self.link), self._log_dispersion(others), _GATE + others[-1]
-        )
+    def _pixels(self, raw: Tensor, *others: Tensor) -> Any:
+        log_dispersion = self._log_dispersion(*others)
+        return counts.ZeroInflatedNegativeBinomial(self._log_mean(raw), log_dispersion, _GATE + others[-1])

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ppl_vae._validation import check_positive
 from ppl_vae.likelihoods.location_scale import LocationScale
-from ppl_vae.networks import MLP, Binding, NetworkFactory, ParameterNetwork
+from ppl_vae.likelihoods.protocol import _Pixels
+from ppl_vae.networks import NetworkFactory, ParameterNetwork
 
 
 class Normal(LocationScale):
@@ -58,13 +59,11 @@ class Normal(LocationScale):
         torch.Size([5])
     """
 
-    def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:
-        """Return p(x|z), batch shape ``z.shape[:-1]``."""
-        mean, scale, event_dim = self.location_and_scale(z, y)
-        return dist.Normal(mean, scale).to_event(event_dim)
+    def _density(self, mean: Tensor, scale: Tensor) -> Any:
+        return dist.Normal(mean, scale)
 
 
-class OptimalSigmaNormal(nn.Module):
+class OptimalSigmaNormal(_Pixels):
     r"""Normal pixels with the one variance that fits the training data best: the sigma-VAE.
 
     .. math::
@@ -119,30 +118,21 @@ class OptimalSigmaNormal(nn.Module):
         floor: float = 1e-3,
         start_from_data: bool = False,
     ) -> None:
-        super().__init__()
-        name = "likelihood OptimalSigmaNormal"
+        super().__init__(start_from_data)
+        name = self.owner
         scale = check_positive(scale, f"{name}: scale")
         self.momentum = check_positive(momentum, f"{name}: momentum")
         if momentum > 1:
             raise ValueError(f"{name}: momentum is {momentum!r}; expected a weight above 0, up to 1")
         self.floor = check_positive(floor, f"{name}: floor")
-        self.start_from_data = start_from_data
-        self.mean = ParameterNetwork(MLP() if network is None else network, name)
+        self.mean = ParameterNetwork(network, name)
         self.register_buffer("variance", torch.tensor(scale**2))
         self.register_buffer("num_batches", torch.tensor(0))
 
-    def bind(self, binding: Binding) -> None:
-        """Size the network."""
-        self.mean.build(binding.latent_shape, binding.x_shape, binding.y_shape)
-        if self.start_from_data:
-            self.mean.start_at(binding.data_mean("likelihood OptimalSigmaNormal"))
-
-    def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:
-        """Return p(x|z), batch shape ``z.shape[:-1]``; while training its variance comes from the x that it scores."""
-        (mean,) = self.mean(z, y)
+    def _pixels(self, mean: Tensor) -> Any:
+        """Return the pixels; while training their variance comes from the x that they score."""
         scale = self.variance.clamp(min=self.floor**2).sqrt().expand_as(mean)
-        pixels = _FittedNormal(mean, scale, self._fit) if self.training else dist.Normal(mean, scale)
-        return pixels.to_event(mean.dim() - z.dim() + 1)
+        return _FittedNormal(mean, scale, self._fit) if self.training else dist.Normal(mean, scale)
 
     @torch.no_grad()
     def _fit(self, errors: Tensor) -> Tensor:

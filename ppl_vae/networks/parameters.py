@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae.networks.binding import Shape
+from ppl_vae.networks.mlp import MLP
 
 
 class NetworkFactory(Protocol):
@@ -32,8 +33,8 @@ class ParameterNetwork(nn.Module):
     and images, behind the channels as constant planes.
 
     Args:
-        network: A `NetworkFactory`, which `build` calls once the sizes are known, or a ready-made ``nn.Module``. A
-            factory is called once: to share weights between two pieces, hand both the same module.
+        network: A `NetworkFactory`, which `build` calls once the sizes are known, or a ready-made ``nn.Module``; None
+            for ``MLP()``. A factory is called once: to share weights between two pieces, hand both the same module.
         owner: The piece that it belongs to, for error messages, e.g. ``"likelihood Bernoulli"``.
         count: The number of parameters per dimension of the event.
 
@@ -48,8 +49,9 @@ class ParameterNetwork(nn.Module):
         [torch.Size([5, 3, 1, 8, 8]), torch.Size([5, 3, 1, 8, 8])]
     """
 
-    def __init__(self, network: NetworkFactory | nn.Module, owner: str, count: int = 1) -> None:
+    def __init__(self, network: NetworkFactory | nn.Module | None, owner: str, count: int = 1) -> None:
         super().__init__()
+        network = MLP() if network is None else network
         if isinstance(network, type) or not callable(network):
             raise TypeError(
                 f"{owner}: network is {network!r}; expected an nn.Module or a factory "
@@ -228,6 +230,24 @@ class ParameterNetwork(nn.Module):
             planes = y[..., None, None].expand(*y.shape, *inputs.shape[-2:])
             return torch.cat([inputs, planes], -3)
         return torch.cat([inputs.flatten(len(batch_shape)), y], -1)
+
+
+class _NetworkPiece(nn.Module):
+    """The base class of the package's pieces with one `ParameterNetwork`, under any name.
+
+    Attributes:
+        owner: The piece, for error messages, ``"likelihood Bernoulli"``.
+    """
+
+    _role: ClassVar[str]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.owner = f"{self._role} {type(self).__name__}"
+
+    @property
+    def _network(self) -> ParameterNetwork:
+        return next(child for child in self.children() if isinstance(child, ParameterNetwork))
 
 
 def _check_fit(network: nn.Module, in_shape: Shape, out_shape: Shape, owner: str) -> None:

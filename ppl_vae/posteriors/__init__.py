@@ -4,13 +4,11 @@ r"""Posteriors q(z|x): callables ``posterior(x)`` that return a Pyro distributio
 ``(latent,)``.
 """
 
-from ppl_vae.posteriors.box import SquashedNormal
 from ppl_vae.posteriors.discrete import BernoulliVector, GumbelSoftmax, OneHotCategorical, RelaxedBernoulliVector
 from ppl_vae.posteriors.flows import CouplingFlow, InverseAutoregressiveFlow, PlanarFlow, SplineFlow
 from ppl_vae.posteriors.hierarchical import TwoLevel
-from ppl_vae.posteriors.laplace import Laplace
-from ppl_vae.posteriors.mixtures import MixtureOfNormals
-from ppl_vae.posteriors.normal import DiagonalNormal, FullCovarianceNormal, LowRankNormal
+from ppl_vae.posteriors.mean_and_scale import DiagonalNormal, Laplace, SquashedNormal
+from ppl_vae.posteriors.normal import FullCovarianceNormal, LowRankNormal, MixtureOfNormals
 from ppl_vae.posteriors.protocol import Posterior
 from ppl_vae.posteriors.sphere import PowerSpherical, VonMisesFisher
 

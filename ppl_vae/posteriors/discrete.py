@@ -2,7 +2,8 @@ r"""Discrete posteriors and their relaxations."""
 
 from __future__ import annotations
 
-import pyro.distributions as dist
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -10,10 +11,34 @@ from ppl_vae._validation import check_positive
 from ppl_vae.distributions.binary_vector import BinaryVector
 from ppl_vae.distributions.one_hot import OneHotVector, check_blocks
 from ppl_vae.distributions.relaxed import RelaxedBits, RelaxedOneHotVector
-from ppl_vae.networks import MLP, Binding, NetworkFactory, ParameterNetwork
+from ppl_vae.networks import NetworkFactory, ParameterNetwork
+from ppl_vae.posteriors.protocol import _Amortised
 
 
-class BernoulliVector(nn.Module):
+class _Logits(_Amortised):
+    """Discrete variables, or their relaxations, from one logit for each entry of z."""
+
+    temperature: Tensor
+
+    def __init__(self, network: NetworkFactory | nn.Module | None = None) -> None:
+        super().__init__()
+        self.logits = ParameterNetwork(network, self.owner)
+
+
+class _Blocks(_Logits):
+    """Categorical variables, or their relaxations, of `num_classes` classes each."""
+
+    num_classes: int | None
+
+    def _width(self, latent_dim: int) -> int:
+        check_blocks(latent_dim, self.num_classes, self.owner)
+        return latent_dim
+
+    def _blocks(self, logits: Tensor) -> Tensor:
+        return logits.unflatten(-1, (-1, self.num_classes or logits.shape[-1]))
+
+
+class BernoulliVector(_Logits):
     r"""Independent bits given x, for `priors.BernoulliVector`.
 
     .. math::
@@ -37,21 +62,11 @@ class BernoulliVector(nn.Module):
         torch.Size([8, 1, 3])
     """
 
-    def __init__(self, network: NetworkFactory | nn.Module | None = None) -> None:
-        super().__init__()
-        self.logits = ParameterNetwork(MLP() if network is None else network, "posterior BernoulliVector")
-
-    def bind(self, binding: Binding) -> None:
-        """Size the network."""
-        self.logits.build(binding.x_shape, binding.latent_shape, binding.y_shape)
-
-    def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
-        """Return q(z|x), batch shape (batch,), event shape (latent,)."""
-        (logits,) = self.logits(x, y)
+    def _distribution(self, logits: Tensor) -> Any:
         return BinaryVector(logits)
 
 
-class OneHotCategorical(nn.Module):
+class OneHotCategorical(_Blocks):
     r"""Independent categorical variables given x, as one-hot blocks, for `priors.OneHotCategorical`.
 
     .. math::
@@ -75,22 +90,14 @@ class OneHotCategorical(nn.Module):
     """
 
     def __init__(self, network: NetworkFactory | nn.Module | None = None, num_classes: int | None = None) -> None:
-        super().__init__()
+        super().__init__(network)
         self.num_classes = num_classes
-        self.logits = ParameterNetwork(MLP() if network is None else network, "posterior OneHotCategorical")
 
-    def bind(self, binding: Binding) -> None:
-        """Size the network."""
-        check_blocks(binding.latent_shape[0], self.num_classes, "posterior OneHotCategorical")
-        self.logits.build(binding.x_shape, binding.latent_shape, binding.y_shape)
-
-    def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
-        """Return q(z|x), batch shape (batch,), event shape (latent,)."""
-        (logits,) = self.logits(x, y)
-        return OneHotVector(_blocks(logits, self.num_classes))
+    def _distribution(self, logits: Tensor) -> Any:
+        return OneHotVector(self._blocks(logits))
 
 
-class RelaxedBernoulliVector(nn.Module):
+class RelaxedBernoulliVector(_Logits):
     r"""Relaxed bits given x, or bits with straight-through gradients.
 
     .. math::
@@ -119,31 +126,22 @@ class RelaxedBernoulliVector(nn.Module):
         True
     """
 
-    temperature: Tensor
-
     def __init__(
         self,
         network: NetworkFactory | nn.Module | None = None,
         temperature: float = 2 / 3,
         straight_through: bool = False,
     ) -> None:
-        super().__init__()
-        check_positive(temperature, "posterior RelaxedBernoulliVector: temperature")
-        self.register_buffer("temperature", torch.tensor(float(temperature)))
+        super().__init__(network)
+        temperature = check_positive(temperature, f"{self.owner}: temperature")
+        self.register_buffer("temperature", torch.tensor(temperature))
         self.straight_through = straight_through
-        self.logits = ParameterNetwork(MLP() if network is None else network, "posterior RelaxedBernoulliVector")
 
-    def bind(self, binding: Binding) -> None:
-        """Size the network."""
-        self.logits.build(binding.x_shape, binding.latent_shape, binding.y_shape)
-
-    def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
-        """Return q(z|x), batch shape (batch,), event shape (latent,)."""
-        (logits,) = self.logits(x, y)
+    def _distribution(self, logits: Tensor) -> Any:
         return (BinaryVector if self.straight_through else RelaxedBits)(logits, self.temperature)
 
 
-class GumbelSoftmax(nn.Module):
+class GumbelSoftmax(_Blocks):
     r"""Relaxed categorical variables given x, or one-hot ones with straight-through gradients.
 
     .. math::
@@ -173,8 +171,6 @@ class GumbelSoftmax(nn.Module):
         torch.Size([6])
     """
 
-    temperature: Tensor
-
     def __init__(
         self,
         network: NetworkFactory | nn.Module | None = None,
@@ -182,24 +178,12 @@ class GumbelSoftmax(nn.Module):
         num_classes: int | None = None,
         straight_through: bool = False,
     ) -> None:
-        super().__init__()
-        check_positive(temperature, "posterior GumbelSoftmax: temperature")
-        self.register_buffer("temperature", torch.tensor(float(temperature)))
+        super().__init__(network)
+        temperature = check_positive(temperature, f"{self.owner}: temperature")
+        self.register_buffer("temperature", torch.tensor(temperature))
         self.num_classes = num_classes
         self.straight_through = straight_through
-        self.logits = ParameterNetwork(MLP() if network is None else network, "posterior GumbelSoftmax")
 
-    def bind(self, binding: Binding) -> None:
-        """Size the network."""
-        check_blocks(binding.latent_shape[0], self.num_classes, "posterior GumbelSoftmax")
-        self.logits.build(binding.x_shape, binding.latent_shape, binding.y_shape)
-
-    def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
-        """Return q(z|x), batch shape (batch,), event shape (latent,)."""
-        (logits,) = self.logits(x, y)
+    def _distribution(self, logits: Tensor) -> Any:
         kind = OneHotVector if self.straight_through else RelaxedOneHotVector
-        return kind(_blocks(logits, self.num_classes), self.temperature)
-
-
-def _blocks(logits: Tensor, num_classes: int | None) -> Tensor:
-    return logits.unflatten(-1, (-1, num_classes or logits.shape[-1]))
+        return kind(self._blocks(logits), self.temperature)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -24,49 +25,71 @@ from ppl_vae._flows import (
 from ppl_vae._validation import check_positive_int
 from ppl_vae.distributions.flow import Flow
 from ppl_vae.distributions.normal import Normal
-from ppl_vae.networks import MLP, Binding, NetworkFactory, ParameterNetwork
+from ppl_vae.networks import Binding, NetworkFactory, ParameterNetwork
+from ppl_vae.posteriors.protocol import _Amortised
 
 _FLOOR = 1e-5  # the smallest standard deviation of the diagonal normal, as in DiagonalNormal
 
 
-class _FlowPosterior(nn.Module):
-    """An encoder to mean, raw scale and context, and a chain of layers that `bind` makes for the dimension of z."""
+class _FlowPosterior(_Amortised):
+    """An encoder to mean, raw scale and context, and a chain of layers that `bind` makes for the dimension of z.
+
+    The layers map a normal variable with the encoder's mean and scale.
+    """
+
+    _invertible = True
 
     def __init__(self, network: NetworkFactory | nn.Module | None, context_dim: int, num_transforms: int) -> None:
         super().__init__()
-        self.owner = f"posterior {type(self).__name__}"
         self.context_dim = check_positive_int(context_dim, f"{self.owner}: context_dim")
         self.num_transforms = num_transforms
-        self.encoder = ParameterNetwork(MLP() if network is None else network, self.owner)
+        self.encoder = ParameterNetwork(network, self.owner)
         self.layers = Chain()
 
     def bind(self, binding: Binding) -> None:
         """Size the networks."""
         (dim,) = binding.latent_shape
         made = [] if len(self.layers) else [self._layer(dim, i) for i in range(self.num_transforms)]
-        self.encoder.build(binding.x_shape, (2 * dim + self.context_dim,), binding.y_shape)
+        super().bind(binding)
         like = next(self.encoder.parameters(), None)
         self.layers.extend(made if like is None else [layer.to(like) for layer in made])
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
+        """Return q(z|x), batch shape (batch,), event shape (latent,)."""
+        if not len(self.layers):
+            raise RuntimeError(f"{self.owner} has no sizes yet: put it into a VAE")
+        return super().forward(x, y)
+
+    def _width(self, latent_dim: int) -> int:
+        return 2 * latent_dim + self.context_dim
 
     def _layer(self, dim: int, i: int) -> Layer:
         raise NotImplementedError
 
-    def _encode(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _distribution(self, parameters: Tensor) -> Any:
+        mean, std, context = self._encode(parameters)
+        normalise = functools.partial(self.layers.inverse, context=context) if self._invertible else None
+        return Flow(Normal(mean, std).to_event(1), functools.partial(self.layers, context=context), normalise)
+
+    def _encode(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean and standard deviation, (*batch, d), and the context, (*batch, context_dim)."""
-        if not len(self.layers):
-            raise RuntimeError(f"{self.owner} has no sizes yet: put it into a VAE")
-        (parameters,) = self.encoder(x, y)
         dim = (parameters.shape[-1] - self.context_dim) // 2
         mean, raw, context = parameters.split([dim, dim, self.context_dim], -1)
         return mean, softplus(raw) + _FLOOR, context
 
 
 class _StandardFlowPosterior(_FlowPosterior):
-    """A flow of a standard normal variable; the encoder's mean and scale are applied last."""
+    """Coupling layers of a standard normal variable; the encoder's mean and scale are applied last."""
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
-        """Return q(z|x), batch shape (batch,), event shape (latent,)."""
-        mean, std, context = self._encode(x, y)
+    hidden: list[int]
+    num_bins: int | None = None  # of splines; None for affine layers
+
+    def _layer(self, dim: int, i: int) -> Layer:
+        check_coupling(dim, self.owner)
+        return Coupling(dim, self.hidden, bool(i % 2), num_bins=self.num_bins, context_dim=self.context_dim)
+
+    def _distribution(self, parameters: Tensor) -> Any:
+        mean, std, context = self._encode(parameters)
         log_scale = std.log().sum(-1)
 
         def generate(e: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,6 +133,7 @@ class InverseAutoregressiveFlow(_FlowPosterior):
         https://arxiv.org/abs/1606.04934
 
     Example:
+        >>> from ppl_vae.networks import MLP
         >>> posterior = InverseAutoregressiveFlow(MLP([32]), context_dim=8, num_transforms=2, hidden=[16])
         >>> posterior.bind(Binding(x_shape=(64,), latent_shape=(2,)))
         >>> q = posterior(torch.zeros(5, 64))
@@ -130,15 +154,6 @@ class InverseAutoregressiveFlow(_FlowPosterior):
     def _layer(self, dim: int, i: int) -> Layer:
         check_masked(dim, self.hidden, self.owner)
         return AffineAutoregressive(dim, self.hidden, bool(i % 2), gated=True, context_dim=self.context_dim)
-
-    def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
-        """Return q(z|x), batch shape (batch,), event shape (latent,)."""
-        mean, std, context = self._encode(x, y)
-        return Flow(
-            Normal(mean, std).to_event(1),
-            generate=functools.partial(self.layers, context=context),
-            normalise=functools.partial(self.layers.inverse, context=context),
-        )
 
 
 class PlanarFlow(_FlowPosterior):
@@ -169,12 +184,15 @@ class PlanarFlow(_FlowPosterior):
         Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015), https://arxiv.org/abs/1505.05770
 
     Example:
+        >>> from ppl_vae.networks import MLP
         >>> posterior = PlanarFlow(MLP([32]), context_dim=8)
         >>> posterior.bind(Binding(x_shape=(64,), latent_shape=(2,)))
         >>> q = posterior(torch.zeros(5, 64))
         >>> q.log_prob(q.rsample()).shape
         torch.Size([5])
     """
+
+    _invertible = False
 
     def __init__(
         self, network: NetworkFactory | nn.Module | None = None, context_dim: int = 32, num_transforms: int = 8
@@ -184,12 +202,6 @@ class PlanarFlow(_FlowPosterior):
 
     def _layer(self, dim: int, i: int) -> Layer:
         return Planar(dim, self.context_dim)
-
-    def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
-        """Return q(z|x), batch shape (batch,), event shape (latent,)."""
-        mean, std, context = self._encode(x, y)
-        base = Normal(mean, std).to_event(1)
-        return Flow(base, generate=functools.partial(self.layers, context=context), normalise=None)
 
 
 class CouplingFlow(_StandardFlowPosterior):
@@ -219,6 +231,7 @@ class CouplingFlow(_StandardFlowPosterior):
         Density Estimation Using Real NVP (Dinh, Sohl-Dickstein & Bengio, 2016), https://arxiv.org/abs/1605.08803
 
     Example:
+        >>> from ppl_vae.networks import MLP
         >>> posterior = CouplingFlow(MLP([32]), context_dim=8, num_transforms=2, hidden=[16])
         >>> posterior.bind(Binding(x_shape=(64,), latent_shape=(2,)))
         >>> posterior(torch.zeros(5, 64)).log_prob(torch.zeros(5, 2)).shape
@@ -234,10 +247,6 @@ class CouplingFlow(_StandardFlowPosterior):
     ) -> None:
         super().__init__(network, context_dim, num_transforms)
         self.hidden = check_layers(num_transforms, hidden, self.owner)
-
-    def _layer(self, dim: int, i: int) -> Layer:
-        check_coupling(dim, self.owner)
-        return Coupling(dim, self.hidden, bool(i % 2), context_dim=self.context_dim)
 
 
 class SplineFlow(_StandardFlowPosterior):
@@ -269,6 +278,7 @@ class SplineFlow(_StandardFlowPosterior):
         https://arxiv.org/abs/2001.05168, whose inverse is exact
 
     Example:
+        >>> from ppl_vae.networks import MLP
         >>> posterior = SplineFlow(MLP([32]), context_dim=8, num_transforms=2, hidden=[16])
         >>> posterior.bind(Binding(x_shape=(64,), latent_shape=(2,)))
         >>> posterior(torch.zeros(5, 64)).log_prob(torch.zeros(5, 2)).shape
@@ -286,7 +296,3 @@ class SplineFlow(_StandardFlowPosterior):
         super().__init__(network, context_dim, num_transforms)
         self.hidden = check_layers(num_transforms, hidden, self.owner)
         self.num_bins = check_bins(num_bins, self.owner)
-
-    def _layer(self, dim: int, i: int) -> Layer:
-        check_coupling(dim, self.owner)
-        return Coupling(dim, self.hidden, bool(i % 2), num_bins=self.num_bins, context_dim=self.context_dim)

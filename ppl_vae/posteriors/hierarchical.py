@@ -8,7 +8,7 @@ from torch.nn.functional import softplus
 
 from ppl_vae._validation import check_positive, check_positive_int
 from ppl_vae.distributions.two_level import TwoBlocks, bottom_dim
-from ppl_vae.networks import MLP, Binding, NetworkFactory, ParameterNetwork
+from ppl_vae.networks import Binding, NetworkFactory, ParameterNetwork
 
 
 class TwoLevel(nn.Module):
@@ -53,10 +53,8 @@ class TwoLevel(nn.Module):
         super().__init__()
         self.top_dim = check_positive_int(top_dim, "posterior TwoLevel: top_dim")
         self.floor = check_positive(floor, "posterior TwoLevel: floor")
-        self.mean_and_scale = ParameterNetwork(MLP() if network is None else network, "posterior TwoLevel", count=2)
-        self.top_mean_and_scale = ParameterNetwork(
-            MLP() if top_network is None else top_network, "posterior TwoLevel, q(z2|z1)", count=2
-        )
+        self.mean_and_scale = ParameterNetwork(network, "posterior TwoLevel", count=2)
+        self.top_mean_and_scale = ParameterNetwork(top_network, "posterior TwoLevel, q(z2|z1)", count=2)
 
     def bind(self, binding: Binding) -> None:
         """Size the networks."""

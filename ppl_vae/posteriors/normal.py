@@ -1,94 +1,27 @@
-r"""Normal posteriors."""
+r"""Posteriors of normals beyond the diagonal: full covariance, low rank plus diagonal, and mixtures."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ppl_vae._numbers import bounded
-from ppl_vae._validation import check_choice, check_positive, check_positive_int
+from ppl_vae._validation import check_positive, check_positive_int
 from ppl_vae.distributions.full_normal import FullNormal
 from ppl_vae.distributions.low_rank_normal import LowRankNormal as LowRankNormalDistribution
-from ppl_vae.distributions.normal import Normal
-from ppl_vae.networks import MLP, Binding, NetworkFactory, ParameterNetwork
+from ppl_vae.distributions.normal_mixture import NormalMixture
+from ppl_vae.networks import Binding, NetworkFactory, ParameterNetwork
+from ppl_vae.posteriors.protocol import _Amortised
 
-_LARGEST = 40.0  # |log standard deviation|: the variance and its reciprocal are finite in float32
 # share kept of the entries below the diagonal of a new Cholesky factor: with 1 its condition number is 1e7 to 1e10 at
 # d = 50 to 100
 _START = 0.1
 
-Scale = Literal["std", "log_var", "softplus"]
 
-
-class DiagonalNormal(nn.Module):
-    r"""A normal posterior with diagonal covariance.
-
-    .. math::
-        q(z|x) = \mathcal N(z; \mu(x), \mathrm{diag}\,\sigma(x)^2).
-
-    It cannot follow correlations or several modes of p(z|x). On a 2-D latent that alone can cost nats, and importance
-    sampling from q(z|x) then underestimates log p(x). The network's second output r gives the standard deviation by
-
-    - ``"std"``: :math:`\sigma = |r| + \text{floor}`, the article's. The article leaves the sign in
-      :math:`z = \mu + r\epsilon`, which samples the same distribution. But :math:`\mathcal N(\mu, r)` is undefined for
-      r < 0, so sampling and density here both use the absolute value.
-    - ``"log_var"``: :math:`\sigma = e^{r/2}`, an alternative in a comment of the article. The comment has
-      ``mean + exp(log_var) * 0.5 * eps`` where ``exp(0.5 * log_var)`` is meant. An r beyond +-80 counts as +-80.
-    - ``"softplus"``: :math:`\sigma = \log(1 + e^r) + \text{floor}`, without kink or overflow.
-
-    Args:
-        network: Maps x to the mean and to r, two values per latent dimension; ``MLP()`` by default.
-        scale: How r gives the standard deviation.
-        floor: The smallest standard deviation under ``"std"`` and ``"softplus"``; ``"log_var"`` needs none.
-
-    Raises:
-        ValueError: For an unknown `scale`, or a `floor` that is not above zero.
-
-    Reference:
-        Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114
-
-    Example:
-        >>> posterior = DiagonalNormal(nn.Linear(64, 4), scale="log_var")
-        >>> posterior(torch.zeros(5, 64)).event_shape
-        torch.Size([2])
-    """
-
-    def __init__(
-        self,
-        network: NetworkFactory | nn.Module | None = None,
-        scale: Scale = "softplus",
-        floor: float = 1e-5,
-    ) -> None:
-        super().__init__()
-        check_choice(scale, get_args(Scale), "posterior DiagonalNormal: scale")
-        self.scale = scale
-        self.floor = check_positive(floor, "posterior DiagonalNormal: floor")
-        self.mean_and_scale = ParameterNetwork(
-            MLP() if network is None else network, "posterior DiagonalNormal", count=2
-        )
-
-    def bind(self, binding: Binding) -> None:
-        """Size the network."""
-        self.mean_and_scale.build(binding.x_shape, binding.latent_shape, binding.y_shape)
-
-    def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
-        """Return q(z|x), batch shape (batch,), event shape (latent,)."""
-        mean, raw = self.mean_and_scale(x, y)
-        if self.scale == "std":
-            std = raw.abs() + self.floor
-        elif self.scale == "log_var":
-            std = bounded(0.5 * raw, _LARGEST).exp()
-        else:
-            std = softplus(raw) + self.floor
-        return Normal(mean, std).to_event(1)
-
-
-class FullCovarianceNormal(nn.Module):
+class FullCovarianceNormal(_Amortised):
     r"""A normal posterior with full covariance, given by its Cholesky factor.
 
     .. math::
@@ -123,23 +56,23 @@ class FullCovarianceNormal(nn.Module):
 
     def __init__(self, network: NetworkFactory | nn.Module | None = None, floor: float = 1e-5) -> None:
         super().__init__()
-        self.floor = check_positive(floor, "posterior FullCovarianceNormal: floor")
-        self.mean_and_factor = ParameterNetwork(MLP() if network is None else network, "posterior FullCovarianceNormal")
+        self.floor = check_positive(floor, f"{self.owner}: floor")
+        self.mean_and_factor = ParameterNetwork(network, self.owner)
 
     def bind(self, binding: Binding) -> None:
         """Size the network."""
-        (d,) = binding.latent_shape
-        self.mean_and_factor.build(binding.x_shape, (d * (d + 3) // 2,), binding.y_shape)
-        self.mean_and_factor.start_small(2 * d, _START)
+        super().bind(binding)
+        self.mean_and_factor.start_small(2 * binding.latent_shape[0], _START)
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
-        """Return q(z|x), batch shape (batch,), event shape (latent,)."""
-        (outputs,) = self.mean_and_factor(x, y)
+    def _width(self, latent_dim: int) -> int:
+        return latent_dim * (latent_dim + 3) // 2
+
+    def _distribution(self, outputs: Tensor) -> Any:
         count = outputs.shape[-1]
         d = (math.isqrt(9 + 8 * count) - 3) // 2
         if d * (d + 3) != 2 * count:
             raise ValueError(
-                f"posterior FullCovarianceNormal: its network has {count} outputs; expected d (d + 3) / 2 for a latent "
+                f"{self.owner}: its network has {count} outputs; expected d (d + 3) / 2 for a latent "
                 "of d dimensions, such as 5 for d = 2"
             )
         mean, raw, below = outputs.split([d, d, count - 2 * d], dim=-1)
@@ -154,7 +87,7 @@ class FullCovarianceNormal(nn.Module):
         return FullNormal(mean, scale_tril=factor)
 
 
-class LowRankNormal(nn.Module):
+class LowRankNormal(_Amortised):
     r"""A normal posterior with covariance of low rank plus a diagonal.
 
     .. math::
@@ -192,24 +125,81 @@ class LowRankNormal(nn.Module):
         floor: float = 1e-5,
     ) -> None:
         super().__init__()
-        self.rank = check_positive_int(rank, "posterior LowRankNormal: rank")
-        self.floor = check_positive(floor, "posterior LowRankNormal: floor")
-        self.mean_and_factor = ParameterNetwork(MLP() if network is None else network, "posterior LowRankNormal")
+        self.rank = check_positive_int(rank, f"{self.owner}: rank")
+        self.floor = check_positive(floor, f"{self.owner}: floor")
+        self.mean_and_factor = ParameterNetwork(network, self.owner)
 
-    def bind(self, binding: Binding) -> None:
-        """Size the network."""
-        (d,) = binding.latent_shape
-        self.mean_and_factor.build(binding.x_shape, (d * (self.rank + 2),), binding.y_shape)
+    def _width(self, latent_dim: int) -> int:
+        return latent_dim * (self.rank + 2)
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
-        """Return q(z|x), batch shape (batch,), event shape (latent,)."""
-        (outputs,) = self.mean_and_factor(x, y)
+    def _distribution(self, outputs: Tensor) -> Any:
         d, rest = divmod(outputs.shape[-1], self.rank + 2)
         if rest:
             raise ValueError(
-                f"posterior LowRankNormal: its network has {outputs.shape[-1]} outputs; expected d (rank + 2), a "
+                f"{self.owner}: its network has {outputs.shape[-1]} outputs; expected d (rank + 2), a "
                 f"multiple of {self.rank + 2}"
             )
         mean, raw, factor = outputs.split([d, d, d * self.rank], dim=-1)
         factor = factor.unflatten(-1, (d, self.rank)) / math.sqrt(self.rank)
         return LowRankNormalDistribution(mean, factor, softplus(raw) + self.floor)
+
+
+class MixtureOfNormals(_Amortised):
+    r"""A reparameterised mixture of diagonal normals.
+
+    .. math::
+        q(z|x) = \sum_{c=1}^C \pi_c(x)\, \mathcal N(z; \mu_c(x), \mathrm{diag}\,\sigma_c(x)^2).
+
+    The reparameterised gradient is unbiased for weights, means and scales. Where components are many standard
+    deviations apart, rare draws between them carry the gradient of the weights, and training practically never sees
+    it: such components keep the weights they have. The ELBO seeks modes, so under it components also tend to collapse
+    onto one another; `objectives` with several particles inside the logarithm reward their spread. A draw costs
+    :math:`O(C^2 d)`. The KL has no closed form, so ``MeanFieldELBO`` refuses this posterior.
+
+    Args:
+        network: Maps x to C logits, then C d means, then C d values r with
+            :math:`\sigma = \log(1 + e^r) + \text{floor}`: together C (2 d + 1) values; ``MLP()`` by default.
+        num_components: The number C of components.
+        floor: The smallest standard deviation.
+
+    Raises:
+        ValueError: If `num_components` is not a positive integer, `floor` is not above zero, or the network does not
+            have C (2 d + 1) outputs.
+
+    Reference:
+        Pathwise Derivatives Beyond the Reparameterization Trick (Jankowiak & Obermeyer,
+        2018), https://arxiv.org/abs/1806.01851, for the gradient, and Implicit Reparameterization Gradients (Figurnov
+        et al., 2018), https://arxiv.org/abs/1805.08498, for another
+
+    Example:
+        >>> import torch
+        >>> posterior = MixtureOfNormals(nn.Linear(64, 3 * 5), num_components=3)
+        >>> posterior(torch.zeros(4, 64)).rsample().shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(
+        self,
+        network: NetworkFactory | nn.Module | None = None,
+        num_components: int = 3,
+        floor: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.num_components = check_positive_int(num_components, f"{self.owner}: num_components")
+        self.floor = check_positive(floor, f"{self.owner}: floor")
+        self.components = ParameterNetwork(network, self.owner)
+
+    def _width(self, latent_dim: int) -> int:
+        return self.num_components * (2 * latent_dim + 1)
+
+    def _distribution(self, outputs: Tensor) -> Any:
+        count, width = self.num_components, outputs.shape[-1]
+        d = (width // count - 1) // 2
+        if d < 1 or count * (2 * d + 1) != width:
+            raise ValueError(
+                f"{self.owner}: its network has {width} outputs; expected {count} (2 d + 1) for a "
+                f"latent of d dimensions, such as {5 * count} for d = 2"
+            )
+        logits, mean, raw = outputs.split([count, count * d, count * d], dim=-1)
+        mean, raw = mean.unflatten(-1, (count, d)), raw.unflatten(-1, (count, d))
+        return NormalMixture(logits, mean, softplus(raw) + self.floor)

@@ -2,19 +2,46 @@ r"""Posteriors on the unit sphere."""
 
 from __future__ import annotations
 
-import pyro.distributions as dist
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ppl_vae.distributions.power_spherical import PowerSpherical as PowerSphericalDistribution
 from ppl_vae.distributions.von_mises_fisher import VonMisesFisher as VonMisesFisherDistribution
-from ppl_vae.networks import MLP, Binding, NetworkFactory, ParameterNetwork
+from ppl_vae.networks import NetworkFactory, ParameterNetwork
+from ppl_vae.posteriors.protocol import _Amortised
 
 _LEAST = 1.0  # smallest concentration: with less, q(z|x) hardly differs from the prior
 
 
-class PowerSpherical(nn.Module):
+class _Sphere(_Amortised):
+    """A density around a direction of the sphere, from that direction and a concentration."""
+
+    _family: Callable[..., Any]  # of direction and concentration
+
+    def __init__(self, network: NetworkFactory | nn.Module | None = None) -> None:
+        super().__init__()
+        self.direction_and_concentration = ParameterNetwork(network, self.owner)
+
+    def _width(self, latent_dim: int) -> int:
+        if latent_dim < 2:
+            raise ValueError(f"{self.owner}: the latent has {latent_dim} dimension; a sphere needs at least 2")
+        return latent_dim + 1
+
+    def _distribution(self, values: Tensor) -> Any:
+        raw, concentration = values[..., :-1], softplus(values[..., -1]) + _LEAST
+        length = raw.square().sum(-1, keepdim=True)
+        usable = length > torch.finfo(raw.dtype).tiny
+        first_axis = torch.cat([torch.ones_like(raw[..., :1]), torch.zeros_like(raw[..., 1:])], -1)
+        # an output of 0 has no direction: take the first axis, without a gradient
+        direction = torch.where(usable, raw, first_axis)
+        return self._family(direction / torch.where(usable, length, 1.0).sqrt(), concentration)
+
+
+class PowerSpherical(_Sphere):
     r"""A power spherical posterior, for `priors.HypersphericalUniform`.
 
     .. math::
@@ -38,21 +65,10 @@ class PowerSpherical(nn.Module):
         torch.Size([3])
     """
 
-    def __init__(self, network: NetworkFactory | nn.Module | None = None) -> None:
-        super().__init__()
-        network = MLP() if network is None else network
-        self.direction_and_concentration = ParameterNetwork(network, "posterior PowerSpherical")
-
-    def bind(self, binding: Binding) -> None:
-        """Size the network."""
-        _build(self.direction_and_concentration, binding)
-
-    def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
-        """Return q(z|x), batch shape (batch,), event shape (latent,)."""
-        return PowerSphericalDistribution(*_direction_and_concentration(self.direction_and_concentration, x, y))
+    _family = PowerSphericalDistribution
 
 
-class VonMisesFisher(nn.Module):
+class VonMisesFisher(_Sphere):
     r"""A von Mises-Fisher posterior, for `priors.HypersphericalUniform`.
 
     .. math::
@@ -75,33 +91,4 @@ class VonMisesFisher(nn.Module):
         torch.Size([3])
     """
 
-    def __init__(self, network: NetworkFactory | nn.Module | None = None) -> None:
-        super().__init__()
-        network = MLP() if network is None else network
-        self.direction_and_concentration = ParameterNetwork(network, "posterior VonMisesFisher")
-
-    def bind(self, binding: Binding) -> None:
-        """Size the network."""
-        _build(self.direction_and_concentration, binding)
-
-    def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
-        """Return q(z|x), batch shape (batch,), event shape (latent,)."""
-        return VonMisesFisherDistribution(*_direction_and_concentration(self.direction_and_concentration, x, y))
-
-
-def _build(network: ParameterNetwork, binding: Binding) -> None:
-    (latent_dim,) = binding.latent_shape
-    if latent_dim < 2:
-        raise ValueError(f"{network.owner}: the latent has {latent_dim} dimension; a sphere needs at least 2")
-    network.build(binding.x_shape, (latent_dim + 1,), binding.y_shape)
-
-
-def _direction_and_concentration(network: ParameterNetwork, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
-    (values,) = network(x, y)
-    raw, concentration = values[..., :-1], softplus(values[..., -1]) + _LEAST
-    length = raw.square().sum(-1, keepdim=True)
-    usable = length > torch.finfo(raw.dtype).tiny
-    first_axis = torch.cat([torch.ones_like(raw[..., :1]), torch.zeros_like(raw[..., 1:])], -1)
-    # an output of 0 has no direction: take the first axis, without a gradient
-    direction = torch.where(usable, raw, first_axis)
-    return direction / torch.where(usable, length, 1.0).sqrt(), concentration
+    _family = VonMisesFisherDistribution

@@ -3,15 +3,13 @@ r"""Priors p(z): callables ``prior()`` that return a Pyro distribution with batc
 A conditional prior, ``prior(y)``, returns batch shape (batch,) for y of shape (batch, k).
 """
 
-from ppl_vae.priors.box import Uniform
 from ppl_vae.priors.discrete import BernoulliVector, OneHotCategorical, RelaxedBernoulliVector, RelaxedOneHotCategorical
 from ppl_vae.priors.flows import CouplingFlow, MaskedAutoregressiveFlow, SplineFlow
-from ppl_vae.priors.heavy_tailed import Laplace, StudentT
 from ppl_vae.priors.hierarchical import TwoLevel
+from ppl_vae.priors.independent import DiagonalNormal, Laplace, StandardNormal, StudentT
 from ppl_vae.priors.mixtures import MixtureOfNormals
-from ppl_vae.priors.normal import DiagonalNormal, StandardNormal
 from ppl_vae.priors.protocol import Prior
-from ppl_vae.priors.sphere import HypersphericalUniform
+from ppl_vae.priors.uniform import HypersphericalUniform, Uniform
 from ppl_vae.priors.vamp import VampPrior
 
 __all__ = [

@@ -6,41 +6,37 @@ import math
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ppl_vae._validation import check_positive, check_positive_int
+from ppl_vae._validation import check_positive
 from ppl_vae.distributions.binary_vector import BinaryVector
 from ppl_vae.distributions.one_hot import OneHotVector, check_blocks
 from ppl_vae.distributions.relaxed import RelaxedBits, RelaxedOneHotVector
+from ppl_vae.priors.protocol import _Prior
 
 
-class _Bits(nn.Module):
+class _Bits(_Prior):
     """A prior over d bits, with a logit for each."""
 
     logits: Tensor
 
     def __init__(self, latent_dim: int, probability: float, learned: bool) -> None:
-        super().__init__()
-        name = f"prior {type(self).__name__}"
-        self.latent_dim = check_positive_int(latent_dim, f"{name}: latent_dim")
-        if not 0 < check_positive(probability, f"{name}: probability") < 1:
-            raise ValueError(f"{name}: probability is {probability!r}; expected a number between 0 and 1")
-        logits = torch.full((latent_dim,), math.log(probability) - math.log1p(-probability))
-        _hold(self, logits, learned)
+        super().__init__(latent_dim)
+        if not 0 < check_positive(probability, f"{self.owner}: probability") < 1:
+            raise ValueError(f"{self.owner}: probability is {probability!r}; expected a number between 0 and 1")
+        logit = math.log(probability) - math.log1p(-probability)
+        self._hold(learned, logits=torch.full((latent_dim,), logit))
 
 
-class _Classes(nn.Module):
+class _Classes(_Prior):
     """A prior over categorical variables, with a logit for each class."""
 
     logits: Tensor
 
     def __init__(self, latent_dim: int, num_classes: int | None, learned: bool) -> None:
-        super().__init__()
-        name = f"prior {type(self).__name__}"
-        self.latent_dim = check_positive_int(latent_dim, f"{name}: latent_dim")
-        num_variables = check_blocks(latent_dim, num_classes, name)
-        logits = torch.zeros(num_variables, latent_dim // num_variables)
-        _hold(self, logits, learned)
+        super().__init__(latent_dim)
+        num_variables = check_blocks(latent_dim, num_classes, self.owner)
+        self._hold(learned, logits=torch.zeros(num_variables, latent_dim // num_variables))
 
 
 class BernoulliVector(_Bits):
@@ -152,8 +148,8 @@ class RelaxedBernoulliVector(_Bits):
         self, latent_dim: int = 8, temperature: float = 0.5, probability: float = 0.5, learned: bool = False
     ) -> None:
         super().__init__(latent_dim, probability, learned)
-        check_positive(temperature, "prior RelaxedBernoulliVector: temperature")
-        self.register_buffer("temperature", torch.tensor(float(temperature)))
+        temperature = check_positive(temperature, f"{self.owner}: temperature")
+        self.register_buffer("temperature", torch.tensor(temperature))
 
     def forward(self) -> dist.Distribution:
         """Return p(z), batch shape (), event shape (latent_dim,)."""
@@ -197,16 +193,9 @@ class RelaxedOneHotCategorical(_Classes):
         learned: bool = False,
     ) -> None:
         super().__init__(latent_dim, num_classes, learned)
-        check_positive(temperature, "prior RelaxedOneHotCategorical: temperature")
-        self.register_buffer("temperature", torch.tensor(float(temperature)))
+        temperature = check_positive(temperature, f"{self.owner}: temperature")
+        self.register_buffer("temperature", torch.tensor(temperature))
 
     def forward(self) -> dist.Distribution:
         """Return p(z), batch shape (), event shape (latent_dim,)."""
         return RelaxedOneHotVector(self.logits, self.temperature)
-
-
-def _hold(prior: nn.Module, logits: Tensor, learned: bool) -> None:
-    if learned:
-        prior.register_parameter("logits", nn.Parameter(logits))
-    else:
-        prior.register_buffer("logits", logits, persistent=False)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pyro.distributions as dist
-import torch
-from torch import Tensor, nn
 
 from ppl_vae._flows import (
     AffineAutoregressive,
@@ -18,22 +16,14 @@ from ppl_vae._flows import (
     check_layers,
     check_masked,
 )
-from ppl_vae._validation import check_positive_int
 from ppl_vae.distributions.flow import Flow
+from ppl_vae.priors.protocol import _LocationScale
 
 
-class _FlowPrior(nn.Module):
+class _FlowPrior(_LocationScale):
     """A flow prior: the inverse of `layers` maps standard normal noise to z; `layers` map z back, to score it."""
 
-    loc: Tensor
-    scale: Tensor
-
-    def __init__(self, latent_dim: int, layers: Chain) -> None:
-        super().__init__()
-        self.latent_dim = latent_dim
-        self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
-        self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
-        self.layers = layers
+    layers: Chain
 
     def forward(self) -> dist.Distribution:
         """Return p(z), batch shape (), event shape (latent_dim,)."""
@@ -69,18 +59,18 @@ class MaskedAutoregressiveFlow(_FlowPrior):
         https://arxiv.org/abs/1705.07057
 
     Example:
+        >>> import torch
         >>> prior = MaskedAutoregressiveFlow(2, num_transforms=2, hidden=[16])
         >>> prior().log_prob(torch.zeros(5, 2)).shape
         torch.Size([5])
     """
 
     def __init__(self, latent_dim: int = 2, num_transforms: int = 4, hidden: Sequence[int] = (128,)) -> None:
-        owner = "prior MaskedAutoregressiveFlow"
-        check_positive_int(latent_dim, f"{owner}: latent_dim")
-        widths = check_layers(num_transforms, hidden, owner)
-        check_masked(latent_dim, widths, owner)
+        super().__init__(latent_dim)
+        widths = check_layers(num_transforms, hidden, self.owner)
+        check_masked(latent_dim, widths, self.owner)
         layers = [AffineAutoregressive(latent_dim, widths, bool(i % 2), gated=False) for i in range(num_transforms)]
-        super().__init__(latent_dim, Chain(layers))
+        self.layers = Chain(layers)
 
 
 class CouplingFlow(_FlowPrior):
@@ -110,16 +100,17 @@ class CouplingFlow(_FlowPrior):
         Density Estimation Using Real NVP (Dinh, Sohl-Dickstein & Bengio, 2016), https://arxiv.org/abs/1605.08803
 
     Example:
+        >>> import torch
         >>> prior = CouplingFlow(4, num_transforms=2, hidden=[16])
         >>> prior().sample((5,)).shape
         torch.Size([5, 4])
     """
 
     def __init__(self, latent_dim: int = 2, num_transforms: int = 8, hidden: Sequence[int] = (128,)) -> None:
-        owner = "prior CouplingFlow"
-        check_coupling(check_positive_int(latent_dim, f"{owner}: latent_dim"), owner)
-        widths = check_layers(num_transforms, hidden, owner)
-        super().__init__(latent_dim, Chain([Coupling(latent_dim, widths, bool(i % 2)) for i in range(num_transforms)]))
+        super().__init__(latent_dim)
+        check_coupling(latent_dim, self.owner)
+        widths = check_layers(num_transforms, hidden, self.owner)
+        self.layers = Chain([Coupling(latent_dim, widths, bool(i % 2)) for i in range(num_transforms)])
 
 
 class SplineFlow(_FlowPrior):
@@ -153,6 +144,7 @@ class SplineFlow(_FlowPrior):
         https://arxiv.org/abs/2001.05168, whose inverse is exact
 
     Example:
+        >>> import torch
         >>> prior = SplineFlow(2, num_transforms=2, hidden=[16], num_bins=4)
         >>> prior().log_prob(torch.zeros(5, 2)).shape
         torch.Size([5])
@@ -161,10 +153,9 @@ class SplineFlow(_FlowPrior):
     def __init__(
         self, latent_dim: int = 2, num_transforms: int = 2, hidden: Sequence[int] = (128,), num_bins: int = 8
     ) -> None:
-        owner = "prior SplineFlow"
-        check_positive_int(latent_dim, f"{owner}: latent_dim")
-        widths = check_layers(num_transforms, hidden, owner)
-        check_masked(latent_dim, widths, owner)
-        bins = check_bins(num_bins, owner)
+        super().__init__(latent_dim)
+        widths = check_layers(num_transforms, hidden, self.owner)
+        check_masked(latent_dim, widths, self.owner)
+        bins = check_bins(num_bins, self.owner)
         layers = [SplineAutoregressive(latent_dim, widths, bool(i % 2), bins) for i in range(num_transforms)]
-        super().__init__(latent_dim, Chain(layers))
+        self.layers = Chain(layers)

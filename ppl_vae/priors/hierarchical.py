@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ppl_vae._validation import check_positive, check_positive_int
+from ppl_vae._validation import check_positive
 from ppl_vae.distributions.two_level import TwoBlocks, bottom_dim
-from ppl_vae.networks import MLP, Binding, NetworkFactory, ParameterNetwork
+from ppl_vae.networks import Binding, NetworkFactory, ParameterNetwork
+from ppl_vae.priors.protocol import _Prior
 
 
-class TwoLevel(nn.Module):
+class TwoLevel(_Prior):
     r"""A prior of two levels, :math:`z = (z_1, z_2)`; the likelihood reads only the first.
 
     .. math::
@@ -58,13 +59,11 @@ class TwoLevel(nn.Module):
         network: NetworkFactory | nn.Module | None = None,
         floor: float = 1e-5,
     ) -> None:
-        super().__init__()
-        self.latent_dim = check_positive_int(latent_dim, "prior TwoLevel: latent_dim")
-        self.visible_dim = bottom_dim(latent_dim, top_dim, "prior TwoLevel")
-        self.floor = check_positive(floor, "prior TwoLevel: floor")
-        self.mean_and_scale = ParameterNetwork(MLP() if network is None else network, "prior TwoLevel", count=2)
-        self.register_buffer("top_loc", torch.zeros(top_dim), persistent=False)
-        self.register_buffer("top_scale", torch.ones(top_dim), persistent=False)
+        super().__init__(latent_dim)
+        self.visible_dim = bottom_dim(latent_dim, top_dim, self.owner)
+        self.floor = check_positive(floor, f"{self.owner}: floor")
+        self.mean_and_scale = ParameterNetwork(network, self.owner, count=2)
+        self._hold(top_loc=torch.zeros(top_dim), top_scale=torch.ones(top_dim))
 
     def bind(self, binding: Binding) -> None:
         """Size the network."""

@@ -12,9 +12,10 @@ from torch.nn.functional import softplus
 from ppl_vae._numbers import inverse_softplus
 from ppl_vae._validation import check_positive, check_positive_int
 from ppl_vae.distributions.normal_mixture import NormalMixture
+from ppl_vae.priors.protocol import _Prior
 
 
-class MixtureOfNormals(nn.Module):
+class MixtureOfNormals(_Prior):
     r"""A mixture of diagonal normals with learned weights, means and scales.
 
     .. math::
@@ -50,12 +51,11 @@ class MixtureOfNormals(nn.Module):
     """
 
     def __init__(self, latent_dim: int = 2, num_components: int = 10, floor: float = 1e-3) -> None:
-        super().__init__()
-        self.latent_dim = check_positive_int(latent_dim, "prior MixtureOfNormals: latent_dim")
-        self.num_components = check_positive_int(num_components, "prior MixtureOfNormals: num_components")
-        self.floor = check_positive(floor, "prior MixtureOfNormals: floor")
+        super().__init__(latent_dim)
+        self.num_components = check_positive_int(num_components, f"{self.owner}: num_components")
+        self.floor = check_positive(floor, f"{self.owner}: floor")
         if floor >= 0.5:
-            raise ValueError(f"prior MixtureOfNormals: floor is {floor}; expected less than 0.5, such as 1e-3")
+            raise ValueError(f"{self.owner}: floor is {floor}; expected less than 0.5, such as 1e-3")
         std = math.sqrt(latent_dim / (latent_dim + 2))
         self.logits = nn.Parameter(torch.zeros(num_components))
         self.loc = nn.Parameter(math.sqrt(1 - std**2) * torch.randn(num_components, latent_dim))

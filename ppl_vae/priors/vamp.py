@@ -18,13 +18,14 @@ from ppl_vae.distributions.box import check_box
 from ppl_vae.distributions.normal import Normal
 from ppl_vae.distributions.normal_mixture import NormalMixture
 from ppl_vae.networks import Binding, Shape
+from ppl_vae.priors.protocol import _Prior
 
 Start = Literal["random", "data"]
 
 _MARGIN = 0.01  # share of the range between its ends and the first pseudo-inputs, where a sigmoid still moves
 
 
-class VampPrior(nn.Module):
+class VampPrior(_Prior):
     r"""The variational mixture of posteriors at learned pseudo-inputs.
 
     .. math::
@@ -71,6 +72,8 @@ class VampPrior(nn.Module):
         (torch.Size([7, 64]), torch.Size([3]))
     """
 
+    logits: Tensor
+
     def __init__(
         self,
         latent_dim: int = 2,
@@ -80,23 +83,18 @@ class VampPrior(nn.Module):
         high: float | None = None,
         learn_weights: bool = False,
     ) -> None:
-        super().__init__()
-        self.latent_dim = check_positive_int(latent_dim, "prior VampPrior: latent_dim")
-        self.num_components = check_positive_int(num_components, "prior VampPrior: num_components")
-        check_choice(start, get_args(Start), "prior VampPrior: start")
+        super().__init__(latent_dim)
+        self.num_components = check_positive_int(num_components, f"{self.owner}: num_components")
+        check_choice(start, get_args(Start), f"{self.owner}: start")
         if (low is None) != (high is None):
-            raise ValueError(f"prior VampPrior: low is {low} and high is {high}; expected both bounds, or neither")
+            raise ValueError(f"{self.owner}: low is {low} and high is {high}; expected both bounds, or neither")
         if low is not None:
-            low, high = check_box(low, high, "prior VampPrior")
+            low, high = check_box(low, high, self.owner)
         self.start = start
         self.low, self.high = low, high
         self.raw_inputs: nn.Parameter | None = None
         self.raw_labels: nn.Parameter | None = None
-        logits = torch.zeros(num_components)
-        if learn_weights:
-            self.logits = nn.Parameter(logits)
-        else:
-            self.register_buffer("logits", logits, persistent=False)
+        self._hold(learn_weights, logits=torch.zeros(num_components))
         self._posterior: Callable[..., Any] | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -112,13 +110,13 @@ class VampPrior(nn.Module):
     def bind(self, binding: Binding) -> None:
         """Make the pseudo-inputs for these data and keep a reference to the posterior."""
         if self._posterior is not None:
-            raise ValueError("prior VampPrior already belongs to a VAE: make a new one for each VAE")
+            raise ValueError(f"{self.owner} already belongs to a VAE: make a new one for each VAE")
         posterior = binding.posterior
         if posterior is None:
-            raise ValueError("prior VampPrior is made of the posterior, and was given none; put it into a VAE")
+            raise ValueError(f"{self.owner} is made of the posterior, and was given none; put it into a VAE")
         like = next(posterior.parameters(), self.logits) if isinstance(posterior, nn.Module) else self.logits
         if self.start == "data":
-            raw = self._unbounded(binding.rows(self.num_components, "prior VampPrior").to(like))
+            raw = self._unbounded(binding.rows(self.num_components, self.owner).to(like))
         else:
             raw = torch.randn(self.num_components, *binding.x_shape).to(like)
         self.raw_inputs = nn.Parameter(raw.clone())
@@ -139,7 +137,7 @@ class VampPrior(nn.Module):
             RuntimeError: If the prior belongs to no VAE yet.
         """
         if self.raw_inputs is None:
-            raise RuntimeError("prior VampPrior has no pseudo-inputs yet: put it into a VAE")
+            raise RuntimeError(f"{self.owner} has no pseudo-inputs yet: put it into a VAE")
         if self.low is None or self.high is None:
             return self.raw_inputs
         return self.low + (self.high - self.low) * self.raw_inputs.sigmoid()
@@ -155,7 +153,7 @@ class VampPrior(nn.Module):
     def _components(self) -> Any:
         inputs, posterior = self.pseudo_inputs(), self._posterior
         if posterior is None:
-            raise RuntimeError("prior VampPrior refers to no posterior: put it into a VAE")
+            raise RuntimeError(f"{self.owner} refers to no posterior: put it into a VAE")
         labels = () if self.raw_labels is None else (self.raw_labels.softmax(-1),)
         with evaluation_mode(posterior) if isinstance(posterior, nn.Module) else nullcontext():
             return posterior(inputs, *labels)
@@ -173,7 +171,7 @@ class VampPrior(nn.Module):
             shapes = (tuple(getattr(components, "batch_shape", ())), tuple(getattr(components, "event_shape", ())))
             if shapes != ((self.num_components,), latent_shape):
                 raise ValueError(
-                    f"prior VampPrior: the posterior {name} has batch and event shapes {shapes} for "
+                    f"{self.owner}: the posterior {name} has batch and event shapes {shapes} for "
                     f"{self.num_components} pseudo-inputs; expected {((self.num_components,), latent_shape)}"
                 )
             z = components.sample()
@@ -181,6 +179,6 @@ class VampPrior(nn.Module):
                 components.log_prob(z.roll(1, 0).clone())
             except Exception as error:
                 raise ValueError(
-                    f"prior VampPrior: the density of the posterior {name} cannot be evaluated at a z that it did not "
+                    f"{self.owner}: the density of the posterior {name} cannot be evaluated at a z that it did not "
                     f"draw ({error}), as a mixture of posteriors needs; choose another posterior, or another prior"
                 ) from error

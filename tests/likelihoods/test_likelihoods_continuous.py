@@ -183,8 +183,9 @@ def test_beta_against_scipy(parameters, float64):
     x = p.sample()
     expected = scipy.stats.beta.logpdf(x.numpy(), a.detach().numpy(), b.detach().numpy()).sum(1)
     torch.testing.assert_close(p.log_prob(x).detach(), torch.from_numpy(expected), rtol=1e-10, atol=1e-10)
-    at_zero = likelihood._concentrations(torch.zeros(1), torch.zeros(1))
-    torch.testing.assert_close(torch.cat(at_zero), torch.ones(2), rtol=1e-10, atol=0)  # uniform
+    at_zero = likelihood._pixels(torch.zeros(1), torch.zeros(1))
+    at_zero = torch.cat([at_zero.concentration1, at_zero.concentration0])
+    torch.testing.assert_close(at_zero, torch.ones(2), rtol=1e-10, atol=0)  # uniform
 
 
 @pytest.mark.parametrize("parameters", ["mean_precision", "concentrations"])

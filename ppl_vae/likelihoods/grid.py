@@ -1,6 +1,8 @@
-r"""Discretized logistic likelihoods of pixels on a grid: a single logistic, and a mixture."""
+r"""Likelihoods of pixels on a grid: a discretized logistic, a mixture of them, and free probabilities."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -11,8 +13,12 @@ from ppl_vae._numbers import inverse_softplus
 from ppl_vae._validation import check_positive, check_positive_int
 from ppl_vae.distributions import discretized_logistic as distributions
 from ppl_vae.distributions.grid import check_bins
+from ppl_vae.distributions.grid_categorical import GridCategorical
 from ppl_vae.likelihoods.location_scale import Learn, LocationScale
-from ppl_vae.networks import MLP, Binding, NetworkFactory, ParameterNetwork
+from ppl_vae.likelihoods.protocol import _Pixels
+from ppl_vae.networks import Binding, NetworkFactory, ParameterNetwork
+
+_ROWS = 10_000  # the most training data whose histograms give the start of `Categorical`
 
 
 class DiscretizedLogistic(LocationScale):
@@ -68,13 +74,14 @@ class DiscretizedLogistic(LocationScale):
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:
         """Return p(x|z), batch shape ``z.shape[:-1]``."""
-        mean, scale, event_dim = self.location_and_scale(z, y)
+        mean, *raw = self.mean(z, y)
+        scale = self._scale(mean, *raw)
         if self.learn != "datum":  # the same for all data: its logarithm is taken once
             scale = scale[tuple(slice(1) for _ in z.shape[:-1])]
-        return distributions.DiscretizedLogistic(mean, scale.log(), self.bins).to_event(event_dim)
+        return distributions.DiscretizedLogistic(mean, scale.log(), self.bins).to_event(mean.dim() - z.dim() + 1)
 
 
-class DiscretizedLogisticMixture(nn.Module):
+class DiscretizedLogisticMixture(_Pixels):
     r"""Independent pixels on a grid, each from a mixture of discretized logistics.
 
     .. math::
@@ -117,30 +124,74 @@ class DiscretizedLogisticMixture(nn.Module):
         floor: float = 2e-4,
         start_from_data: bool = False,
     ) -> None:
-        super().__init__()
-        name = "likelihood DiscretizedLogisticMixture"
+        super().__init__(start_from_data)
+        name = self.owner
         self.num_components = check_positive_int(num_components, f"{name}: num_components")
         self.bins = check_bins(bins, name)
         self.floor = check_positive(floor, f"{name}: floor")
         if check_positive(scale, f"{name}: scale") <= floor:
             raise ValueError(f"{name}: scale is {scale!r}, not above the floor {floor!r}; raise it, or lower the floor")
         self.start = inverse_softplus(scale - floor)
-        self.start_from_data = start_from_data
-        self.mixture = ParameterNetwork(MLP() if network is None else network, name, count=3 * num_components)
+        self.mixture = ParameterNetwork(network, name, count=3 * num_components)
         spread = (torch.arange(num_components) + 0.5) / num_components - 0.5  # or all would start the same
         self.register_buffer("spread", spread, persistent=False)
 
-    def bind(self, binding: Binding) -> None:
-        """Size the network, and start from the data if asked to."""
-        self.mixture.build(binding.latent_shape, binding.x_shape, binding.y_shape)
-        if self.start_from_data:
-            m, mean = self.num_components, binding.data_mean("likelihood DiscretizedLogisticMixture")
-            self.mixture.start_at(*[torch.zeros(())] * m, *[mean] * m, *[None] * m)
+    def _start(self, binding: Binding) -> None:
+        m, mean = self.num_components, binding.data_mean(self.owner)
+        self.mixture.start_at(*[torch.zeros(())] * m, *[mean] * m, *[None] * m)
 
-    def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:
-        """Return p(x|z), batch shape ``z.shape[:-1]``."""
-        raw, m = self.mixture(z, y), self.num_components
+    def _pixels(self, *raw: Tensor) -> Any:
+        m = self.num_components
         logits, means, scales = (torch.stack(raw[i : i + m], -1) for i in (0, m, 2 * m))  # (*batch, *x_shape, M)
         log_scales = (softplus(scales + self.start) + self.floor).log()
-        pixels = distributions.DiscretizedLogisticMixture(logits, means + self.spread, log_scales, self.bins)
-        return pixels.to_event(raw[0].dim() - z.dim() + 1)
+        return distributions.DiscretizedLogisticMixture(logits, means + self.spread, log_scales, self.bins)
+
+
+class Categorical(_Pixels):
+    r"""Independent pixels on a grid, each with a free probability for every level.
+
+    .. math::
+        P\Big(x_i = \frac{k}{n - 1} \,\Big|\, z\Big) = \frac{e^{\ell_{ik}(z)}}{\sum_j e^{\ell_{ij}(z)}}.
+
+    It can take any form, but knows nothing of the order of the levels: what it learns about level 100 says nothing
+    about level 101. With 256 levels it therefore needs many data, where `DiscretizedLogisticMixture` needs fewer. It
+    is also large: K particles of a batch of B data with D pixels take K B D n logits, several times over while
+    training (784 pixels, 256 levels, a batch of 100: 80 MB a copy). The last layer of the network has D n outputs.
+
+    Args:
+        network: Maps z to n logits per pixel; ``MLP()`` by default.
+        bins: The number n of levels; the data are k/(n-1), 256 for 8-bit pixels.
+        start_from_data: Start the probabilities at the histograms of the pixels in up to 10000 training data, with one
+            extra count spread evenly.
+
+    Raises:
+        ValueError: For fewer than two bins, or without training data to start from.
+
+    Reference:
+        Pixel Recurrent Neural Networks (van den Oord et al., 2016), https://arxiv.org/abs/1601.06759
+
+    Example:
+        >>> likelihood = Categorical(nn.Linear(2, 64 * 17), bins=17)
+        >>> likelihood(torch.zeros(5, 2)).event_shape
+        torch.Size([64])
+    """
+
+    def __init__(
+        self,
+        network: NetworkFactory | nn.Module | None = None,
+        bins: int = 256,
+        start_from_data: bool = False,
+    ) -> None:
+        super().__init__(start_from_data)
+        self.bins = check_bins(bins, self.owner)
+        self.logits = ParameterNetwork(network, self.owner, count=bins)
+
+    def _pixels(self, *logits: Tensor) -> Any:
+        return GridCategorical(torch.stack(logits, -1))  # (*batch, *x_shape, n)
+
+    def _start(self, binding: Binding) -> None:
+        """Start at the histograms of the pixels."""
+        x = binding.rows(min(_ROWS, len(binding.train or ()) or _ROWS), self.owner)
+        level = (x * (self.bins - 1)).round()
+        counts = [(level == k).sum(0) for k in range(self.bins)]
+        self.logits.start_at(*[(count + 1 / self.bins) / (len(x) + 1) for count in counts], link=torch.log)
