@@ -11,7 +11,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from pyro.distributions import transforms as T
@@ -22,6 +22,12 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, softplus
 
 from ppl_vae._validation import check_positive_int
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+    Vectors = Float[Tensor, "*batch d"]
+    LogDet = Float[Tensor, "*batch"]
 
 # RealNVP's soft bound on a log-scale, 3 tanh(r / 3): a factor of at most e^3 per layer, so that 8 layers keep a z of 50
 # and its square in the range of float32. IAF's gate has the same bound; its inverse would otherwise overflow far out.
@@ -37,24 +43,24 @@ _START = 0.1
 class Layer(nn.Module):
     """A bijection of vectors, possibly dependent on a context."""
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map (*batch, d) to (*batch, d), and return the log-determinant, (*batch,)."""
+    def forward(self, x: Vectors, context: Tensor | None = None) -> tuple[Vectors, LogDet]:
+        """Map x, and return the log-determinant."""
         raise NotImplementedError
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Undo `forward`, and return the log-determinant of the inverse, (*batch,)."""
+    def inverse(self, y: Vectors, context: Tensor | None = None) -> tuple[Vectors, LogDet]:
+        """Undo `forward`, and return the log-determinant of the inverse."""
         raise NotImplementedError
 
 
 class Chain(nn.ModuleList):
     """A sequence of layers."""
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map (*batch, d) through all layers, and return the log-determinant, (*batch,)."""
+    def forward(self, x: Vectors, context: Tensor | None = None) -> tuple[Vectors, LogDet]:
+        """Map x through all layers, and return the log-determinant."""
         return _through((layer.__call__ for layer in self), x, context)
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Undo `forward`, last layer first, and return the log-determinant of the inverse, (*batch,)."""
+    def inverse(self, y: Vectors, context: Tensor | None = None) -> tuple[Vectors, LogDet]:
+        """Undo `forward`, last layer first, and return the log-determinant of the inverse."""
         return _through((layer.inverse for layer in reversed(self)), y, context)  # type: ignore[union-attr]
 
 
@@ -185,7 +191,7 @@ class Coupling(Layer):
 
     def _affine(self, context: Tensor | None) -> Any:
         def shift_and_log_scale(x: Tensor) -> tuple[Tensor, Tensor]:
-            shift, raw = self._outputs(x, context)
+            shift, raw = conditioned(self.network, x, context)
             return shift, soft_bound(raw)
 
         return T.AffineCoupling(
@@ -193,11 +199,8 @@ class Coupling(Layer):
         )
 
     def _spline(self, first: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
-        parts = self._outputs(first, context)
+        parts = conditioned(self.network, first, context)
         return spline_parameters(*(p.reshape(*p.shape[:-1], self.split[1], -1) for p in parts))
-
-    def _outputs(self, x: Tensor, context: Tensor | None) -> Any:
-        return self.network(x) if context is None else self.network(x, context=context)
 
 
 class Planar(Layer):
@@ -254,12 +257,7 @@ def spline(x: Tensor, parameters: tuple[Tensor, ...], inverse: bool = False) -> 
     """
     boxed = x.clamp(-BOX, BOX)
     transform = ConditionedSpline(parameters, bound=BOX, order="linear")
-    if inverse:
-        y = transform._inv_call(boxed)
-        log_derivative = -transform.log_abs_det_jacobian(y, boxed)
-    else:
-        y = transform(boxed)
-        log_derivative = transform.log_abs_det_jacobian(boxed, y)
+    y, log_derivative = (undo if inverse else apply)(transform, boxed)
     outside = x.abs() > BOX
     return y + (x - boxed), torch.where(outside, torch.zeros_like(log_derivative), log_derivative)
 
@@ -283,7 +281,12 @@ def masked_network(
 def masked_parameters(network: ConditionalAutoRegressiveNN, x: Tensor, context: Tensor | None) -> Any:
     """Return the output of a masked network for x."""
     x = x.to(cast(nn.Linear, network.layers[0]).weight.dtype)  # Pyro's inverse starts from zeros of the default dtype
-    return cast(Any, network)(x) if context is None else network(x, context=context)
+    return conditioned(network, x, context)
+
+
+def conditioned(network: Any, x: Tensor, context: Tensor | None) -> Any:
+    """Return the output of one of Pyro's networks for x and, if there is one, the context."""
+    return network(x) if context is None else network(x, context=context)
 
 
 @torch.no_grad()

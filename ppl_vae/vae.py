@@ -36,6 +36,8 @@ from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae.networks import Binding, Shape
 
 if TYPE_CHECKING:
+    from jaxtyping import Float, Float64
+
     from ppl_vae.data import Dataset
 
 # returns a Pyro distribution: see priors.Prior, likelihoods.Likelihood, posteriors.Posterior
@@ -120,12 +122,12 @@ class VAE(nn.Module):
         """Return p(z), batch shape (), or in a conditional model p(z|y), batch shape (batch,) or ()."""
         return self.prior(*self._condition("prior", y))
 
-    def p_x(self, z: Tensor, y: Tensor | None = None) -> Any:
+    def p_x(self, z: Float[Tensor, "*batch latent"], y: Tensor | None = None) -> Any:
         """Return p(x|z), or in a conditional model p(x|z, y), batch shape ``z.shape[:-1]``."""
         visible = z if self._visible_dim is None else z[..., : self._visible_dim]
         return self.likelihood(visible, *self._condition("likelihood", y))
 
-    def q_z(self, x: Tensor, y: Tensor | None = None) -> Any:
+    def q_z(self, x: Float[Tensor, " batch *x_shape"], y: Tensor | None = None) -> Any:
         """Return q(z|x), or in a conditional model q(z|x, y), batch shape (batch,)."""
         return self.posterior(x, *self._condition("posterior", y))
 
@@ -144,8 +146,8 @@ class VAE(nn.Module):
             return pyro.sample("z", self.q_z(x, y))
 
     @torch.no_grad()
-    def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return the centre of q(z|x), shape (batch, latent), in evaluation mode.
+    def encode(self, x: Float[Tensor, " batch *x_shape"], y: Tensor | None = None) -> Float[Tensor, "batch latent"]:
+        """Return the centre of q(z|x), in evaluation mode.
 
         The centre is the mean of q(z|x) where the mean lies in the support, and the mode on a sphere or discrete set.
         """
@@ -153,18 +155,20 @@ class VAE(nn.Module):
             return centre(self.q_z(x, y))
 
     @torch.no_grad()
-    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+    def decode(self, z: Float[Tensor, "*batch latent"], y: Tensor | None = None) -> Tensor:
         """Return the mean of p(x|z), shape ``(*z.shape[:-1], *x_shape)``, in evaluation mode."""
         with evaluation_mode(self):
             return self.p_x(z, y).mean
 
-    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return the mean of p(x|z) at the centre of q(z|x), shape (batch, *x_shape), without drawing noise."""
+    def reconstruct(
+        self, x: Float[Tensor, " batch *x_shape"], y: Tensor | None = None
+    ) -> Float[Tensor, " batch *x_shape"]:
+        """Return the mean of p(x|z) at the centre of q(z|x), without drawing noise."""
         return self.decode(self.encode(x, y), y)
 
     @torch.no_grad()
-    def sample(self, size: int = 16, *, y: Tensor | None = None, mean: bool = True) -> Tensor:
-        """Return data from the model, shape (size, *x_shape).
+    def sample(self, size: int = 16, *, y: Tensor | None = None, mean: bool = True) -> Float[Tensor, " size *x_shape"]:
+        """Return data from the model.
 
         Args:
             size: The number of data; a condition `y` replaces it by the number of its rows.
@@ -177,8 +181,8 @@ class VAE(nn.Module):
             p_x = self.p_x(z, y)
             return p_x.mean if mean else p_x.sample()
 
-    def score(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return log p(x) of each datum, (batch,), float64, in nats: exact where possible, otherwise an estimate.
+    def score(self, x: Float[Tensor, " batch *x_shape"], y: Tensor | None = None) -> Float64[Tensor, " batch"]:
+        """Return log p(x) of each datum, in nats: exact where possible, otherwise an estimate.
 
         A conditional model returns log p(x|y). `ppl_vae.evidence.log_evidence` also returns the method and its error.
         """

@@ -1,4 +1,4 @@
-"""The base class of the distributions of this package: how they expand to another batch shape."""
+"""The base class of the distributions of this package: how they are scored, and expand to another batch shape."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from typing import Any, ClassVar, Self
 
 import torch
 from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import Distribution
 
 
 class Expanding(TorchDistribution):
     """A distribution that expands to another batch shape: the copy keeps the attributes and expands the parameters.
 
-    The parameters are those that `arg_constraints` names. The copy does not keep the last draw or its noise.
+    The parameters are those that `arg_constraints` names, and the distributions that it is made of. The copy does not
+    keep the last draw or its noise. A subclass defines `_log_prob`, of a value that is checked.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
@@ -21,7 +24,9 @@ class Expanding(TorchDistribution):
         """Return the distribution with another batch shape."""
         new: Any = self._get_checked_instance(type(self), _instance)
         batch_shape = torch.Size(batch_shape)
-        new.__dict__.update({name: value for name, value in self.__dict__.items() if name != "_last"})
+        for name, value in self.__dict__.items():
+            if name != "_last":
+                new.__dict__[name] = value.expand(batch_shape) if isinstance(value, Distribution) else value
         for name, constraint in self.arg_constraints.items() if not self.broadcasts else ():
             parameter = getattr(self, name)
             event = parameter.shape[parameter.dim() - constraint.event_dim :]
@@ -29,3 +34,12 @@ class Expanding(TorchDistribution):
         TorchDistribution.__init__(new, batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return log p(value), of the batch's shape, in nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        return self._log_prob(value)
+
+    def _log_prob(self, value: Tensor) -> Tensor:
+        raise NotImplementedError

@@ -2,7 +2,8 @@ r"""Vectors of independent bits whose states can be listed, also with straight-t
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.distributions import constraints
@@ -13,12 +14,82 @@ from torch.nn.functional import softplus
 
 from ppl_vae._numbers import expected, finite, impossible
 from ppl_vae.distributions._expanding import Expanding
-from ppl_vae.distributions.relaxed import logistic_noise
+from ppl_vae.distributions.relaxed import Bits, logistic_noise
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 MAX_STATES = 2**20  # the most that a distribution lists: 20 bits, 84 MB in float32
 
 
-class BinaryVector(Expanding):
+class Listed(Expanding):
+    """Independent discrete variables whose joint states can be listed, with straight-through draws at a temperature.
+
+    A subclass defines `probs`, and what follows below.
+    """
+
+    logits: Tensor
+    temperature: Tensor | None
+    _sizes: tuple[int, int]  # the number of variables, and that of the values of each
+    _noisy: Callable[[Any], Tensor]  # logits with noise, of a sample shape
+    _relaxed: Callable[[Tensor], Tensor]  # the relaxed state of noisy logits over the temperature
+    _nearest: Callable[[Tensor], Tensor]  # the state that has the largest logits
+    _states: Callable[[Tensor], Tensor]  # the states of the values' numbers, (n, variables)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether draws carry the straight-through gradient."""
+        return self.temperature is not None
+
+    @property
+    def has_enumerate_support(self) -> bool:  # type: ignore[override]
+        """Whether there are few enough states to list."""
+        variables, values = self._sizes
+        return values**variables <= MAX_STATES
+
+    @property
+    def mode(self) -> Tensor:
+        """The most probable state."""
+        return self._nearest(self.logits)
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 - torch's own signature
+        """Draw states."""
+        with torch.no_grad():
+            return self._nearest(self._noisy(sample_shape))
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 - torch's own signature
+        """Draw states that carry the gradient of relaxed ones.
+
+        Raises:
+            NotImplementedError: If there is no temperature.
+        """
+        if self.temperature is None:
+            name = type(self).__name__
+            raise NotImplementedError(f"{name} without a temperature has no reparameterised draws; use sample")
+        noisy = self._noisy(sample_shape)
+        relaxed = self._relaxed(noisy / self.temperature)
+        return self._nearest(noisy) + (relaxed - relaxed.detach())  # the bracket is 0 exactly
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """Return all n states in the order of numbers, (n, *batch, d), or (n, 1, ..., d) if `expand` is False.
+
+        Raises:
+            ValueError: If there are more than `MAX_STATES` states.
+        """
+        v, c = self._sizes
+        if not self.has_enumerate_support:
+            raise ValueError(
+                f"{type(self).__name__} of {v} variables with {c} values has {c}^{v} states, expected at most "
+                f"{MAX_STATES} to list; sum over samples instead (importance sampling, or an objective such as "
+                "Trace_ELBO)"
+            )
+        powers = c ** torch.arange(v - 1, -1, -1, device=self.logits.device)
+        values = torch.arange(c**v, device=self.logits.device)[:, None] // powers % c
+        states = self._states(values).to(self.logits).reshape(-1, *(1,) * len(self.batch_shape), *self.event_shape)
+        return states.expand(-1, *self.batch_shape, -1) if expand else states
+
+
+class BinaryVector(Listed, Bits):
     r"""d independent bits as one event.
 
     .. math::
@@ -46,23 +117,7 @@ class BinaryVector(Expanding):
                 [1., 1.]])
     """
 
-    arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012 - the base class declares a mutable mapping
     support = constraints.independent(constraints.boolean, 1)
-
-    def __init__(self, logits: Tensor, temperature: Tensor | None = None, validate_args: bool | None = None) -> None:
-        self.logits = logits
-        self.temperature = temperature
-        super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=validate_args)
-
-    @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
-        """Whether draws carry the straight-through gradient."""
-        return self.temperature is not None
-
-    @property
-    def has_enumerate_support(self) -> bool:  # type: ignore[override]
-        """Whether there are few enough states to list."""
-        return 2 ** self.event_shape[0] <= MAX_STATES
 
     @property
     def probs(self) -> Tensor:
@@ -79,60 +134,31 @@ class BinaryVector(Expanding):
         """The variance of each bit."""
         return torch.sigmoid(self.logits) * torch.sigmoid(-self.logits)
 
-    @property
-    def mode(self) -> Tensor:
-        """The most probable state."""
-        return (self.logits > 0).to(self.logits)
-
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 - torch's own signature
-        """Draw bits."""
-        with torch.no_grad():
-            logits = self.logits.expand(self._extended_shape(sample_shape))
-            return (logits + logistic_noise(logits) > 0).to(logits)
-
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 - torch's own signature
-        """Draw bits that carry the gradient of relaxed bits.
-
-        Raises:
-            NotImplementedError: If there is no temperature.
-        """
-        if self.temperature is None:
-            raise NotImplementedError("BinaryVector without a temperature has no reparameterised draws; use sample")
-        logits = self.logits.expand(self._extended_shape(sample_shape))
-        noisy = logits + logistic_noise(logits)
-        relaxed = torch.sigmoid(noisy / self.temperature)
-        return (noisy > 0).to(logits) + (relaxed - relaxed.detach())  # the bracket is 0 exactly
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return log p, of the batch's shape, in nats."""
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         logits = finite(self.logits)
         return impossible(value * logits - softplus(logits)).sum(-1)
 
-    def entropy(self) -> Tensor:
-        """Return the entropy, (*batch,), in nats."""
+    def entropy(self) -> Float[Tensor, "*batch"]:
+        """Return the entropy, in nats."""
         logits = finite(self.logits)
         return (torch.sigmoid(logits) * softplus(-logits) + torch.sigmoid(-logits) * softplus(logits)).sum(-1)
 
-    def enumerate_support(self, expand: bool = True) -> Tensor:
-        """Return all states in the order of binary numbers.
+    @property
+    def _sizes(self) -> tuple[int, int]:  # type: ignore[override]
+        return self.event_shape[0], 2
 
-        Their shape is (2^d, *batch, d), or (2^d, 1, ..., d) if `expand` is False.
+    def _noisy(self, sample_shape: Any) -> Tensor:
+        logits = self.logits.expand(self._extended_shape(sample_shape))
+        return logits + logistic_noise(logits)
 
-        Raises:
-            ValueError: If there are more than `MAX_STATES` states.
-        """
-        d = self.event_shape[0]
-        if not self.has_enumerate_support:
-            raise ValueError(
-                f"BinaryVector of {d} bits has 2^{d} states, expected at most {MAX_STATES} to list; "
-                "sum over samples instead (importance sampling, or an objective such as Trace_ELBO)"
-            )
-        bits = torch.arange(d - 1, -1, -1, device=self.logits.device)
-        states = (torch.arange(2**d, device=self.logits.device)[:, None] >> bits & 1).to(self.logits)
-        states = states.reshape(-1, *(1,) * len(self.batch_shape), d)
-        return states.expand(-1, *self.batch_shape, -1) if expand else states
+    def _relaxed(self, scores: Tensor) -> Tensor:
+        return scores.sigmoid()
+
+    def _nearest(self, scores: Tensor) -> Tensor:
+        return (scores > 0).to(scores)
+
+    def _states(self, values: Tensor) -> Tensor:
+        return values
 
 
 @register_kl(BinaryVector, BinaryVector)

@@ -115,10 +115,7 @@ class SquashedNormal(Expanding):
         self._last = LastDraw(z, t, parameters=(self.loc, self.scale, self.low, self.high))
         return z
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return log p(value)."""
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         last = recall(self._last, value)
         if last is not None:
             (t,) = last.parts

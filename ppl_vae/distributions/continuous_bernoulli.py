@@ -83,10 +83,8 @@ class ContinuousBernoulli(Expanding):
         decay = torch.exp(-size)
         return torch.where(small, series, 1 / size.square() - decay / torch.expm1(-size).square())
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def _log_prob(self, value: Tensor) -> Tensor:
         """Return log p(x) per element."""
-        if self._validate_args:
-            self._validate_sample(value)
         small, logits, size = self._parts()
         square = logits.square()
         series = _polynomial(square, [c / (2 * k + 2) for k, c in enumerate(_SERIES)])

@@ -27,15 +27,6 @@ class _Counts(Expanding):
             setattr(self, name, parameter)
         super().__init__(getattr(self, next(iter(self.arg_constraints))).shape, validate_args=validate_args)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log probability of each count."""
-        if self._validate_args:
-            self._validate_sample(value)
-        return self._log_mass(value)
-
-    def _log_mass(self, k: Tensor) -> Tensor:
-        raise NotImplementedError
-
 
 class Poisson(_Counts):
     r"""The Poisson distribution, from the logarithm of its rate.
@@ -58,9 +49,6 @@ class Poisson(_Counts):
     arg_constraints: ClassVar[dict[str, Any]] = {"log_rate": constraints.real}
     log_rate: Tensor
 
-    def __init__(self, log_rate: Tensor, validate_args: bool | None = None) -> None:
-        super().__init__(log_rate, validate_args=validate_args)
-
     @property
     def mean(self) -> Tensor:
         """The mean, equal to the rate."""
@@ -76,7 +64,7 @@ class Poisson(_Counts):
         """Return counts."""
         return torch.poisson(self.mean.expand(self.shape(sample_shape)))
 
-    def _log_mass(self, k: Tensor) -> Tensor:
+    def _log_prob(self, k: Tensor) -> Tensor:
         mean = self.mean
         count = k.clamp(min=1)
         deviance = mean - count - count * log_ratio((mean - count) / count, self.log_rate - count.log())
@@ -108,9 +96,6 @@ class NegativeBinomial(_Counts):
     log_mean: Tensor
     log_dispersion: Tensor
 
-    def __init__(self, log_mean: Tensor, log_dispersion: Tensor, validate_args: bool | None = None) -> None:
-        super().__init__(log_mean, log_dispersion, validate_args=validate_args)
-
     @property
     def mean(self) -> Tensor:
         """The mean."""
@@ -131,7 +116,7 @@ class NegativeBinomial(_Counts):
     def _log_r(self) -> Tensor:
         return self.log_dispersion.clamp(-_LOG_DISPERSIONS, _LOG_DISPERSIONS)
 
-    def _log_mass(self, k: Tensor) -> Tensor:
+    def _log_prob(self, k: Tensor) -> Tensor:
         # As in `Poisson`: at mu = k the mass is 1 / sqrt(2 pi k (k + r) / r) up to Stirling remainders. Elsewhere its
         # logarithm is lower by the deviance (k + r) log((mu + r) / (k + r)) - k log(mu / k). For small r these two
         # terms cancel. The terms of r log((mu + r) / (k + r)) + k log(k (mu + r) / (mu (k + r))), the same sum, do not.
@@ -173,11 +158,6 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
     }
     gate_logits: Tensor
 
-    def __init__(
-        self, log_mean: Tensor, log_dispersion: Tensor, gate_logits: Tensor, validate_args: bool | None = None
-    ) -> None:
-        _Counts.__init__(self, log_mean, log_dispersion, gate_logits, validate_args=validate_args)
-
     @property
     def mean(self) -> Tensor:
         """The mean, zeros of either kind included."""
@@ -200,6 +180,6 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
     def _inner(self) -> NegativeBinomial:
         return NegativeBinomial(self.log_mean, self.log_dispersion, validate_args=False)
 
-    def _log_mass(self, k: Tensor) -> Tensor:
-        inner = self._inner._log_mass(k) + logsigmoid(-self.gate_logits)
+    def _log_prob(self, k: Tensor) -> Tensor:
+        inner = self._inner._log_prob(k) + logsigmoid(-self.gate_logits)
         return torch.where(k < 1, torch.logaddexp(logsigmoid(self.gate_logits), inner), inner)

@@ -95,10 +95,7 @@ class DiscretizedLogistic(GridDistribution):
         self.loc, self.log_scale = broadcast_all(loc, log_scale)
         super().__init__(self.loc.shape, validate_args=validate_args)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log mass of each value."""
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         return log_mass(self.level(value), self.loc, self._log_scale, self.bins)
 
     @torch.no_grad()
@@ -147,10 +144,7 @@ class DiscretizedLogisticMixture(GridDistribution):
         self.logits, self.loc, self.log_scale = broadcast_all(logits, loc, log_scale)
         super().__init__(self.loc.shape[:-1], validate_args=validate_args)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log mass of each value."""
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         components = log_mass(self.level(value).unsqueeze(-1), self.loc, self.log_scale, self.bins)
         return torch.logsumexp(log_softmax(self.logits, -1) + components, -1)
 

@@ -3,19 +3,19 @@ r"""The distribution of a base variable, such as a normal one, sent through a no
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
-import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
+from ppl_vae.distributions._expanding import Expanding
 from ppl_vae.distributions._last_draw import LastDraw, recall
 
 Bijection = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-class Flow(dist.TorchDistribution):
+class Flow(Expanding):
     r"""The distribution of :math:`z = f(e)`, for e from a base distribution and a bijection f of :math:`\mathbb R^d`.
 
     .. math::
@@ -45,15 +45,16 @@ class Flow(dist.TorchDistribution):
         NotImplementedError: If a value other than the last draw is scored and there is no inverse.
 
     Example:
+        >>> import pyro.distributions as dist
         >>> base = dist.Normal(torch.zeros(2), torch.ones(2)).to_event(1)
         >>> double = Flow(base, lambda e: (2 * e, e.new_tensor(4.0).log()), lambda z: (z / 2, -z.new_tensor(4.0).log()))
         >>> double.log_prob(torch.zeros(2))
         tensor(-3.2242)
     """
 
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     support = constraints.real_vector
     has_rsample = True
+    _last: LastDraw | None = None  # with its e and its log-density
 
     def __init__(
         self,
@@ -65,13 +66,7 @@ class Flow(dist.TorchDistribution):
         self.base = base
         self.generate = generate
         self.normalise = normalise
-        self._last: LastDraw | None = None  # with its e and its log-density
         super().__init__(base.batch_shape, base.event_shape, validate_args=validate_args)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Flow:
-        """Return the distribution with another batch shape; it does not share the last draw."""
-        base = self.base.expand(torch.Size(batch_shape))
-        return type(self)(base, self.generate, self.normalise, validate_args=self.__dict__.get("_validate_args"))
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw z, (*sample_shape, *batch_shape, d)."""
@@ -80,10 +75,7 @@ class Flow(dist.TorchDistribution):
         self._last = LastDraw(z, e, self.base.log_prob(e) - log_det)
         return z
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-density, (*batch,)."""
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         last = recall(self._last, value)
         if last is not None and (not torch.is_grad_enabled() or (value is last.z and last.parts[1].requires_grad)):
             return last.parts[1]

@@ -3,7 +3,7 @@ r"""A normal with any covariance, which scores its own draws from their noise.""
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro.distributions as dist
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from ppl_vae._numbers import wide
 from ppl_vae.distributions._last_draw import LastDraw, recall
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 class FullNormal(dist.MultivariateNormal):
@@ -39,8 +42,8 @@ class FullNormal(dist.MultivariateNormal):
 
     _last: LastDraw | None = None
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Return draws that carry the gradient, (*sample_shape, *batch, d)."""
+    def rsample(self, sample_shape: Any = ()) -> Float[Tensor, "*sample_and_batch d"]:
+        """Return draws that carry the gradient."""
         shape = self._extended_shape(sample_shape)
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         z = self.loc + (self._unbroadcasted_scale_tril @ noise.unsqueeze(-1)).squeeze(-1)

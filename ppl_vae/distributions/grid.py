@@ -1,15 +1,17 @@
-r"""The base class of distributions over the levels of a pixel: their support, and moments as sums over the levels."""
+r"""Distributions over the levels of a pixel: binomial, categorical, and the base class of those with known tails."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
+from torch.nn.functional import log_softmax, logsigmoid
 
 from ppl_vae._validation import check_positive_int
 from ppl_vae.distributions._expanding import Expanding
+from ppl_vae.distributions._saddle import HALF_LOG_2PI, stirling_remainder
 
 _ELEMENTS = 2**24  # in one chunk of a sum over the levels, 64 MiB in float32
 
@@ -59,7 +61,134 @@ class Grid(constraints.Constraint):
         return hash((Grid, self.bins))
 
 
-class GridDistribution(Expanding):
+class _OnGrid(Expanding):
+    """A distribution over the `bins` levels of a pixel."""
+
+    bins: int
+
+    @property
+    def support(self) -> Any:
+        """The grid of levels."""
+        return Grid(self.bins)
+
+    def level(self, value: Tensor) -> Tensor:
+        """Return the level of each value, as a float."""
+        return (value * (self.bins - 1)).round()
+
+
+class GridBinomial(_OnGrid):
+    r"""The share of successes in n trials: a binomial count over n, from its logit.
+
+    .. math::
+        \log P(x = \tfrac kn) = \log \binom nk + k \log\sigma(\ell) + (n - k) \log\sigma(-\ell),
+
+    computed around the logit that fits k best: from a variance, Stirling remainders and n times the relative entropy
+    of k/n to :math:`\sigma(\ell)`. Float32 then keeps its digits where the binomial coefficient is large.
+
+    Args:
+        logits: :math:`\ell`.
+        total: The number n of trials.
+
+    Example:
+        >>> share = GridBinomial(torch.tensor(0.0), total=2)
+        >>> share.log_prob(torch.tensor([0.0, 0.5, 1.0])).exp(), share.mean
+        (tensor([0.2500, 0.5000, 0.2500]), tensor(0.5000))
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {"logits": constraints.real}
+
+    def __init__(self, logits: Tensor, total: int = 255, validate_args: bool | None = None) -> None:
+        self.logits = logits
+        self.total, self.bins = total, total + 1
+        super().__init__(logits.shape, validate_args=validate_args)
+
+    @property
+    def mean(self) -> Tensor:
+        """The probability of a success."""
+        return torch.sigmoid(self.logits)
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of the share."""
+        return torch.sigmoid(self.logits) * torch.sigmoid(-self.logits) / self.total
+
+    def _log_prob(self, value: Tensor) -> Tensor:
+        n, k = self.total, self.level(value)
+        log_p, log_q = logsigmoid(self.logits), logsigmoid(-self.logits)
+        if n == 1:
+            return torch.where(k < 1, log_q, log_p)
+        inner = k.clamp(1, n - 1)
+        share, rest = inner / n, (n - inner) / n
+        change = self.logits - (inner.log() - (n - inner).log())
+        near = change.clamp(-0.5, 0.5)
+        entropy = torch.where(
+            change.abs() < 0.5,
+            torch.log1p(share * torch.expm1(near)) - share * near,
+            share * (share.log() - log_p) + rest * (rest.log() - log_q),
+        )
+        remainder = stirling_remainder(torch.as_tensor(float(n)).to(k)) - stirling_remainder(inner)
+        remainder = remainder - stirling_remainder(n - inner)
+        at_level = -HALF_LOG_2PI - 0.5 * (n * share * rest).log() + remainder - n * entropy
+        return torch.where(k < 1, n * log_q, torch.where(k > n - 1, n * log_p, at_level))
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Return draws."""
+        success = torch.sigmoid(self.logits).expand(self.shape(sample_shape))
+        return torch.binomial(torch.full_like(success, self.total), success) / self.total
+
+
+class GridCategorical(_OnGrid):
+    r"""A distribution over the levels :math:`k / (n - 1)` of a pixel, with a logit for each level.
+
+    .. math::
+        \log P(x = \tfrac{k}{n - 1}) = \ell_k - \log \sum_j e^{\ell_j}.
+
+    Args:
+        logits: One per level, (..., n).
+
+    Example:
+        >>> pixel = GridCategorical(torch.tensor([1.0, 2.0, 1.0]).log())
+        >>> pixel.log_prob(torch.tensor([0.0, 0.5, 1.0])).exp(), pixel.mean
+        (tensor([0.2500, 0.5000, 0.2500]), tensor(0.5000))
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {"logits": constraints.real_vector}
+
+    def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:
+        self.logits = logits
+        self.bins = logits.shape[-1]
+        super().__init__(logits.shape[:-1], validate_args=validate_args)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean."""
+        return self.logits.softmax(-1) @ self._levels / (self.bins - 1)
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance."""
+        distance = self._levels / (self.bins - 1) - self.mean.unsqueeze(-1)
+        return (self.logits.softmax(-1) * distance.square()).sum(-1)
+
+    def _log_prob(self, value: Tensor) -> Tensor:
+        level = self.level(value).long().clamp(0, self.bins - 1).unsqueeze(-1)
+        logits = log_softmax(self.logits, -1)
+        shape = torch.broadcast_shapes(level.shape[:-1], logits.shape[:-1])
+        return logits.expand(*shape, -1).gather(-1, level.expand(*shape, 1)).squeeze(-1)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Return draws."""
+        level = torch.distributions.Categorical(logits=self.logits, validate_args=False).sample(sample_shape)
+        return level.to(self.logits.dtype) / (self.bins - 1)
+
+    @property
+    def _levels(self) -> Tensor:
+        return torch.arange(self.bins, device=self.logits.device, dtype=self.logits.dtype)
+
+
+class GridDistribution(_OnGrid):
     r"""A distribution of :math:`x = k / (\text{bins} - 1)` whose level k has tail probabilities in closed form.
 
     Mean and variance are sums over the levels,
@@ -75,8 +204,6 @@ class GridDistribution(Expanding):
     A subclass sets ``bins`` and defines `tails` and `middle`.
     """
 
-    bins: int
-
     def tails(self, level: Tensor) -> tuple[Tensor, Tensor]:
         """Return P(k < level) and P(k >= level), for levels of shape (levels, 1, ..., 1) in front of the batch."""
         raise NotImplementedError
@@ -84,11 +211,6 @@ class GridDistribution(Expanding):
     def middle(self) -> Tensor:
         """Return a point near the mean, in levels, of batch shape."""
         raise NotImplementedError
-
-    @property
-    def support(self) -> Any:
-        """The grid of levels."""
-        return Grid(self.bins)
 
     @property
     def mean(self) -> Tensor:
@@ -101,10 +223,6 @@ class GridDistribution(Expanding):
         """The variance of the discrete variable."""
         _, first, second = self._moments(second=True)
         return (second - first.square()) / (self.bins - 1) ** 2
-
-    def level(self, value: Tensor) -> Tensor:
-        """Return the level of each value, as a float."""
-        return (value * (self.bins - 1)).round()
 
     def _moments(self, second: bool) -> tuple[Tensor, Tensor, Tensor]:
         centre = self.middle().detach().round().clamp(0, self.bins - 1)

@@ -3,7 +3,7 @@ r"""A normal with low-rank covariance, in stable arithmetic, and KL divergences 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.distributions import constraints
@@ -13,6 +13,9 @@ from torch.distributions import Independent, MultivariateNormal, Normal, registe
 from ppl_vae._numbers import wide
 from ppl_vae.distributions._expanding import Expanding
 from ppl_vae.distributions._last_draw import LastDraw, recall
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 class LowRankNormal(Expanding):
@@ -67,8 +70,8 @@ class LowRankNormal(Expanding):
         super().__init__(batch_shape, loc.shape[-1:], validate_args=validate_args)
 
     @property
-    def mean(self) -> Tensor:
-        """The mean, (*batch, d)."""
+    def mean(self) -> Float[Tensor, "*batch d"]:
+        """The mean."""
         return self.loc.expand(self.batch_shape + self.event_shape)
 
     @property
@@ -77,19 +80,19 @@ class LowRankNormal(Expanding):
         return self.mean
 
     @property
-    def variance(self) -> Tensor:
-        """The variance of each dimension, (*batch, d)."""
+    def variance(self) -> Float[Tensor, "*batch d"]:
+        """The variance of each dimension."""
         variance = self.factor.square().sum(-1) + self.scale.square()
         return variance.expand(self.batch_shape + self.event_shape)
 
     @property
-    def covariance_matrix(self) -> Tensor:
-        """The covariance, (*batch, d, d)."""
+    def covariance_matrix(self) -> Float[Tensor, "*batch d d"]:
+        """The covariance."""
         covariance = self.factor @ self.factor.mT + self.scale.square().diag_embed()
         return covariance.expand(self.batch_shape + self.event_shape + self.event_shape)
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Return draws that carry the gradient, (*sample_shape, *batch, d)."""
+    def rsample(self, sample_shape: Any = ()) -> Float[Tensor, "*sample_and_batch d"]:
+        """Return draws that carry the gradient."""
         shape = self._extended_shape(sample_shape)
         low = torch.randn(*shape[:-1], self.factor.shape[-1], dtype=self.loc.dtype, device=self.loc.device)
         full = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
@@ -97,10 +100,7 @@ class LowRankNormal(Expanding):
         self._last = LastDraw(z, low, full, parameters=(self.loc, self.factor, self.scale))
         return z
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return log p(value)."""
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         loc, factor, scale, z = (wide(t) for t in (self.loc, self.factor, self.scale, value))
         last = recall(self._last, value)
         low, residual = (0.0, (z - loc) / scale) if last is None else (wide(part) for part in last.parts)
@@ -124,8 +124,8 @@ class LowRankNormal(Expanding):
         log_prob = (-0.5 * (squares + constant + log_det)).to(value.dtype)
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
 
-    def log_det(self) -> Tensor:
-        """Return the log-determinant of the covariance, (*batch,)."""
+    def log_det(self) -> Float[Tensor, "*batch"]:
+        """Return the log-determinant of the covariance."""
         scale = wide(self.scale)
         log_det = self._log_det(scale, self._triangle(wide(self.factor) / scale.unsqueeze(-1)))
         return log_det.to(self.loc.dtype).expand(self.batch_shape)

@@ -3,16 +3,20 @@ r"""The distribution of a row of a table: columns of different kinds, with missi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from ppl_vae.distributions._expanding import Expanding
 
-class MixedColumns(dist.TorchDistribution):
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+class MixedColumns(Expanding):
     r"""Independent columns of different families, any of which may be missing.
 
     .. math::
@@ -37,14 +41,13 @@ class MixedColumns(dist.TorchDistribution):
         https://arxiv.org/abs/1807.03653
 
     Example:
+        >>> import pyro.distributions as dist
         >>> parts = [dist.Normal(torch.zeros(2), 1.0), dist.Bernoulli(logits=torch.zeros(1))]
         >>> row = MixedColumns(parts, (3,), order=torch.tensor([0, 2, 1]))
         >>> row.log_prob(torch.tensor([torch.nan, 1.0, 0.0]))  # log 1/2, and the density of 0 in the last column
         tensor(-1.6121)
     """
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
-    has_rsample = False
     takes_missing = True  # tells `impute` that values are independent and NaN is integrated out
 
     def __init__(
@@ -72,10 +75,8 @@ class MixedColumns(dist.TorchDistribution):
         parts = [part.expand((*batch_shape, k)) for part, k in zip(self.parts, self._sizes, strict=True)]
         return MixedColumns(parts, self.event_shape, self.order, self.fill, validate_args=self._validate_args)
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def _log_prob(self, value: Tensor) -> Tensor:
         """Return the log density of the observed entries, of batch shape."""
-        if self._validate_args:
-            self._validate_sample(value)
         total: Any = 0.0
         for part, x, fill in zip(self.parts, self._split(value), self._fills(value), strict=True):
             missing = x.isnan()
@@ -101,8 +102,8 @@ class MixedColumns(dist.TorchDistribution):
         return self._join([part.variance for part in self.parts])
 
     @property
-    def moments(self) -> Tensor:
-        """The moments that may be averaged over z, (*batch, m): means, and probabilities of categorical columns."""
+    def moments(self) -> Float[Tensor, "*batch m"]:
+        """The moments that may be averaged over z: means, and probabilities of categorical columns."""
         found = [part.probs.flatten(-2) if _is_categorical(part) else part.mean for part in self.parts]
         return torch.cat([m.expand(*self.batch_shape, m.shape[-1]) for m in found], -1)
 

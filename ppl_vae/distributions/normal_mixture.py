@@ -2,13 +2,16 @@ r"""Mixtures of diagonal normals."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.distributions import constraints
 from torch import Size, Tensor
 
 from ppl_vae.distributions._expanding import Expanding
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 _LOG_2PI = 1.8378770664093453
 _LARGEST = 40.0  # the largest logarithm of a velocity: its products with other gradients are finite in float32
@@ -73,33 +76,25 @@ class NormalMixture(Expanding):
         super().__init__(batch_shape, loc.shape[-1:], validate_args=validate_args)
 
     @property
-    def mean(self) -> Tensor:
-        """The mean, (*batch, d)."""
+    def mean(self) -> Float[Tensor, "*batch d"]:
+        """The mean."""
         mean = (self.logits.exp().unsqueeze(-1) * self.loc).sum(-2)
         return mean.expand(self.batch_shape + self.event_shape)
 
     @property
-    def variance(self) -> Tensor:
-        """The variance of each dimension, (*batch, d)."""
+    def variance(self) -> Float[Tensor, "*batch d"]:
+        """The variance of each dimension."""
         weights = self.logits.exp().unsqueeze(-1)
         mean = (weights * self.loc).sum(-2, keepdim=True)
         variance = (weights * (self.scale.square() + (self.loc - mean).square())).sum(-2)
         return variance.expand(self.batch_shape + self.event_shape)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return log p(value)."""
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         log_prob = (self.logits + self._component_log_prob(value)).logsumexp(-1)
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Return draws, (*sample_shape, *batch, d)."""
-        with torch.no_grad():
-            return self._draw(sample_shape)
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Return draws that carry the gradient, (*sample_shape, *batch, d)."""
+    def rsample(self, sample_shape: Any = ()) -> Float[Tensor, "*sample_and_batch d"]:
+        """Return draws that carry the gradient."""
         z = self.sample(sample_shape)
         learned = self.logits.requires_grad
         if not torch.is_grad_enabled() or not (learned or self.loc.requires_grad or self.scale.requires_grad):
@@ -116,7 +111,9 @@ class NormalMixture(Expanding):
             moved = moved + weight_velocity * (self.logits - self.logits.detach()).unsqueeze(-1)
         return z + moved.sum(-2)
 
-    def _draw(self, sample_shape: Any) -> Tensor:
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = ()) -> Float[Tensor, "*sample_and_batch d"]:
+        """Return draws."""
         shape = self._extended_shape(sample_shape)[:-1]
         probs = self.logits.exp()
         noise = torch.randn(shape + self.event_shape, dtype=self.loc.dtype, device=self.loc.device)

@@ -2,7 +2,7 @@ r"""One or several categorical variables as one-hot vectors whose joint states c
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from pyro.distributions import constraints
@@ -10,33 +10,16 @@ from torch import Tensor
 from torch.distributions.kl import register_kl
 from torch.nn.functional import one_hot
 
-from ppl_vae._numbers import expected, finite, impossible
+from ppl_vae._numbers import expected, impossible
 from ppl_vae._validation import check_positive_int
-from ppl_vae.distributions._expanding import Expanding
-from ppl_vae.distributions.binary_vector import MAX_STATES
-from ppl_vae.distributions.relaxed import gumbel_noise
+from ppl_vae.distributions.binary_vector import Listed
+from ppl_vae.distributions.relaxed import Blocks
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
-class _OneHotBlocks(constraints.Constraint):
-    """Vectors made of one-hot blocks of equal size."""
-
-    is_discrete = True
-    event_dim = 1
-
-    def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
-
-    def check(self, value: Tensor) -> Tensor:
-        if value.shape[-1] % self.num_classes:
-            return torch.zeros(value.shape[:-1], dtype=torch.bool, device=value.device)
-        blocks = value.unflatten(-1, (-1, self.num_classes))
-        return (((blocks == 0) | (blocks == 1)).all(-1) & (blocks.sum(-1) == 1)).all(-1)
-
-    def __repr__(self) -> str:
-        return f"one-hot blocks of {self.num_classes}"
-
-
-class OneHotVector(Expanding):
+class OneHotVector(Listed, Blocks):
     r"""V independent categorical variables of C classes, as one vector of V one-hot blocks.
 
     .. math::
@@ -64,40 +47,16 @@ class OneHotVector(Expanding):
                 [0., 1., 0., 1.]])
     """
 
-    arg_constraints = {  # noqa: RUF012 - the base class declares a mutable mapping
-        "logits": constraints.independent(constraints.real, 2)
-    }
-
-    def __init__(self, logits: Tensor, temperature: Tensor | None = None, validate_args: bool | None = None) -> None:
-        self.num_variables, self.num_classes = logits.shape[-2:]
-        self.logits = finite(logits).log_softmax(-1)
-        self.temperature = temperature
-        event_shape = torch.Size((self.num_variables * self.num_classes,))
-        super().__init__(logits.shape[:-2], event_shape, validate_args=validate_args)
-
-    @constraints.dependent_property(is_discrete=True, event_dim=1)
-    def support(self) -> Any:
-        """One-hot blocks."""
-        return _OneHotBlocks(self.num_classes)
+    block = constraints.one_hot
 
     @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
-        """Whether draws carry the straight-through gradient."""
-        return self.temperature is not None
-
-    @property
-    def has_enumerate_support(self) -> bool:  # type: ignore[override]
-        """Whether there are few enough joint states to list."""
-        return self.num_classes**self.num_variables <= MAX_STATES
-
-    @property
-    def probs(self) -> Tensor:
-        """The probabilities, (*batch, V, C)."""
+    def probs(self) -> Float[Tensor, "*batch V C"]:
+        """The probabilities."""
         return self.logits.exp()
 
     @property
-    def mean(self) -> Tensor:
-        """The probabilities, (*batch, V * C), which are not a state."""
+    def mean(self) -> Float[Tensor, "*batch V*C"]:
+        """The probabilities, which are not a state."""
         return self.probs.flatten(-2)
 
     @property
@@ -105,62 +64,26 @@ class OneHotVector(Expanding):
         """The variance of each entry."""
         return self.mean * (1 - self.mean)
 
-    @property
-    def mode(self) -> Tensor:
-        """The most probable state."""
-        return self._state(self.logits)
-
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 - torch's own signature
-        """Draw one-hot blocks."""
-        with torch.no_grad():
-            return self._state(self._noisy(sample_shape))
-
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 - torch's own signature
-        """Draw one-hot blocks that carry the gradient of relaxed blocks.
-
-        Raises:
-            NotImplementedError: If there is no temperature.
-        """
-        if self.temperature is None:
-            raise NotImplementedError("OneHotVector without a temperature has no reparameterised draws; use sample")
-        noisy = self._noisy(sample_shape)
-        relaxed = (noisy / self.temperature).softmax(-1).flatten(-2)
-        return self._state(noisy) + (relaxed - relaxed.detach())  # the bracket is 0 exactly
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return log p, of the batch's shape, in nats."""
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         return impossible(value * self.logits.flatten(-2)).sum(-1)
 
-    def entropy(self) -> Tensor:
-        """Return the entropy, (*batch,), in nats."""
+    def entropy(self) -> Float[Tensor, "*batch"]:
+        """Return the entropy, in nats."""
         return -(self.probs * self.logits).sum((-1, -2))
 
-    def enumerate_support(self, expand: bool = True) -> Tensor:
-        """Return all joint states, (C^V, *batch, V * C), or (C^V, 1, ..., V * C) if `expand` is False.
+    @property
+    def _sizes(self) -> tuple[int, int]:  # type: ignore[override]
+        return self.num_variables, self.num_classes
 
-        Raises:
-            ValueError: If there are more than 2^20 states.
-        """
-        v, c = self.num_variables, self.num_classes
-        if not self.has_enumerate_support:
-            raise ValueError(
-                f"OneHotVector of {v} variables with {c} classes has {c}^{v} states, expected at most {MAX_STATES} to "
-                "list; sum over samples instead (importance sampling, or an objective such as Trace_ELBO)"
-            )
-        powers = c ** torch.arange(v - 1, -1, -1, device=self.logits.device)
-        index = torch.arange(c**v, device=self.logits.device)[:, None] // powers % c
-        states = one_hot(index, c).to(self.logits).reshape(-1, *(1,) * len(self.batch_shape), v * c)
-        return states.expand(-1, *self.batch_shape, -1) if expand else states
+    def _relaxed(self, scores: Tensor) -> Tensor:
+        return scores.softmax(-1).flatten(-2)
 
-    def _noisy(self, sample_shape: Any) -> Tensor:
-        shape = torch.Size(sample_shape) + self.logits.shape
-        return self.logits + gumbel_noise(self.logits.expand(shape))
-
-    def _state(self, scores: Tensor) -> Tensor:
+    def _nearest(self, scores: Tensor) -> Tensor:
         classes = torch.arange(self.num_classes, device=scores.device)
         return (scores.argmax(-1, keepdim=True) == classes).to(scores).flatten(-2)
+
+    def _states(self, values: Tensor) -> Tensor:
+        return one_hot(values, self.num_classes)
 
 
 @register_kl(OneHotVector, OneHotVector)

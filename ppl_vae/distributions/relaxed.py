@@ -3,7 +3,7 @@ r"""Relaxed bits and relaxed one-hot vectors: the Concrete distributions and the
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import constraints
@@ -34,7 +34,65 @@ def _positive(values: Tensor) -> Tensor:
     return values.clamp(min=torch.finfo(values.dtype).tiny)
 
 
-class RelaxedBits(Expanding):
+class Bits(Expanding):
+    """d independent bits, or relaxed bits, as one event, from logits (*batch, d)."""
+
+    arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012 - the base class declares a mutable mapping
+    temperature: Any  # a tensor, or None
+
+    def __init__(self, logits: Tensor, temperature: Tensor | None = None, validate_args: bool | None = None) -> None:
+        self.logits = logits
+        self.temperature = temperature
+        super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=validate_args)
+
+
+class Blocks(Expanding):
+    """V categorical variables of C classes, or relaxed ones, as one vector of V blocks, from logits (*batch, V, C)."""
+
+    arg_constraints = {  # noqa: RUF012 - the base class declares a mutable mapping
+        "logits": constraints.independent(constraints.real, 2)
+    }
+    temperature: Any  # a tensor, or None
+    block: ClassVar[constraints.Constraint]  # the support of one block
+
+    def __init__(self, logits: Tensor, temperature: Tensor | None = None, validate_args: bool | None = None) -> None:
+        self.num_variables, self.num_classes = logits.shape[-2:]
+        self.logits = finite(logits).log_softmax(-1)
+        self.temperature = temperature
+        event_shape = torch.Size((self.num_variables * self.num_classes,))
+        super().__init__(logits.shape[:-2], event_shape, validate_args=validate_args)
+
+    @property
+    def support(self) -> Any:
+        """Blocks in the support of one block."""
+        return _InBlocks(self.block, self.num_classes)
+
+    def _noisy(self, sample_shape: Any) -> Tensor:
+        """Return logits with Gumbel noise."""
+        shape = torch.Size(sample_shape) + self.logits.shape
+        return self.logits + gumbel_noise(self.logits.expand(shape))
+
+
+class _InBlocks(constraints.Constraint):
+    """Vectors made of blocks of equal size, each one-hot or each on the simplex."""
+
+    event_dim = 1
+
+    def __init__(self, block: constraints.Constraint, num_classes: int) -> None:
+        self.block, self.num_classes = block, num_classes
+        self.is_discrete = block.is_discrete
+        self.is_simplex = block is constraints.simplex  # densities are with respect to C - 1 entries of a block
+
+    def check(self, value: Tensor) -> Tensor:
+        if value.shape[-1] % self.num_classes:
+            return torch.zeros(value.shape[:-1], dtype=torch.bool, device=value.device)
+        return self.block.check(value.unflatten(-1, (-1, self.num_classes))).all(-1)
+
+    def __repr__(self) -> str:
+        return f"{'simplex' if self.is_simplex else 'one-hot'} blocks of {self.num_classes}"
+
+
+class RelaxedBits(Bits):
     r"""d independent relaxed bits: the binary Concrete distribution, truncated to logits of z in [-12, 12].
 
     .. math::
@@ -65,14 +123,8 @@ class RelaxedBits(Expanding):
         tensor(True)
     """
 
-    arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012 - the base class declares a mutable mapping
     support = constraints.independent(constraints.interval(_EDGE, 1 - _EDGE), 1)
     has_rsample = True
-
-    def __init__(self, logits: Tensor, temperature: Tensor, validate_args: bool | None = None) -> None:
-        self.logits = logits
-        self.temperature = temperature
-        super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=validate_args)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 - torch's own signature
         """Draw by inverting the distribution function of the truncated logistic, in logarithms throughout."""
@@ -85,10 +137,7 @@ class RelaxedBits(Expanding):
         u = (logits + log_below - log_above) / self.temperature
         return torch.sigmoid(u).clamp(_EDGE, 1 - _EDGE)  # only rounding lies beyond
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return log q, of the batch's shape, in nats."""
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         value = value.clamp(_EDGE, 1 - _EDGE)
         log_z, log_rest = value.log(), torch.log1p(-value)
         logits, _, _, log_mass = self._limits()
@@ -108,25 +157,7 @@ class RelaxedBits(Expanding):
         return logits, low, high, logsigmoid(high) + logsigmoid(-low) + gap
 
 
-class _SimplexBlocks(constraints.Constraint):
-    """Vectors made of blocks of equal size, each positive with sum 1."""
-
-    event_dim = 1
-    is_simplex = True  # densities are with respect to the first C - 1 entries of a block
-
-    def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
-
-    def check(self, value: Tensor) -> Tensor:
-        if value.shape[-1] % self.num_classes:
-            return torch.zeros(value.shape[:-1], dtype=torch.bool, device=value.device)
-        return constraints.simplex.check(value.unflatten(-1, (-1, self.num_classes))).all(-1)
-
-    def __repr__(self) -> str:
-        return f"simplex blocks of {self.num_classes}"
-
-
-class RelaxedOneHotVector(Expanding):
+class RelaxedOneHotVector(Blocks):
     r"""V independent relaxed categorical variables of C classes, as one vector of V points of the simplex.
 
     .. math::
@@ -163,33 +194,15 @@ class RelaxedOneHotVector(Expanding):
         tensor(0.)
     """
 
-    arg_constraints = {  # noqa: RUF012 - the base class declares a mutable mapping
-        "logits": constraints.independent(constraints.real, 2)
-    }
+    block = constraints.simplex
     has_rsample = True
-
-    def __init__(self, logits: Tensor, temperature: Tensor, validate_args: bool | None = None) -> None:
-        self.num_variables, self.num_classes = logits.shape[-2:]
-        self.logits = finite(logits).log_softmax(-1)
-        self.temperature = temperature
-        event_shape = torch.Size((self.num_variables * self.num_classes,))
-        super().__init__(logits.shape[:-2], event_shape, validate_args=validate_args)
-
-    @constraints.dependent_property(is_discrete=False, event_dim=1)
-    def support(self) -> Any:
-        """Blocks on the simplex."""
-        return _SimplexBlocks(self.num_classes)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 - torch's own signature
         """Draw V softmaxes of noisy logits."""
-        shape = torch.Size(sample_shape) + self.logits.shape
-        noisy = (self.logits + gumbel_noise(self.logits.expand(shape))) / self.temperature
+        noisy = self._noisy(sample_shape) / self.temperature
         return noisy.log_softmax(-1).clamp(min=_SMALLEST_LOG).exp().flatten(-2)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return log q, of the batch's shape, in nats."""
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         blocks = value.unflatten(-1, (self.num_variables, self.num_classes))
         seen = blocks > _CENSORED
         log_z = blocks.clamp(min=_CENSORED).log()

@@ -56,22 +56,13 @@ class TwoBlocks(Expanding):
         event_shape = torch.Size((self._root_dim + other_dim,))
         super().__init__(root.batch_shape, event_shape, validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        """Return the distribution with another batch shape."""
-        new = super().expand(batch_shape, _instance)
-        new.root = self.root.expand(torch.Size(batch_shape))
-        return new
-
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 - torch's own signature
         """Draw the root, then the other block given it; gradients also pass through the root."""
         root = self.root.rsample(torch.Size(sample_shape))
         other = self.given(root).rsample()
         return torch.cat([root, other] if self.root_first else [other, root], -1)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the joint log density, of the batch's shape, in nats."""
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         other_dim = self.event_shape[0] - self._root_dim
         if self.root_first:
             root, other = value.split([self._root_dim, other_dim], -1)

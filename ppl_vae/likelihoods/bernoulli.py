@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ppl_vae._validation import check_positive_int
 from ppl_vae.distributions import continuous_bernoulli
-from ppl_vae.distributions.grid_binomial import GridBinomial
+from ppl_vae.distributions.grid import GridBinomial
 from ppl_vae.likelihoods.protocol import _Pixels
 from ppl_vae.networks import Binding, NetworkFactory, ParameterNetwork
 

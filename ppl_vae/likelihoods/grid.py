@@ -12,8 +12,7 @@ from torch.nn.functional import softplus
 from ppl_vae._numbers import inverse_softplus
 from ppl_vae._validation import check_positive, check_positive_int
 from ppl_vae.distributions import discretized_logistic as distributions
-from ppl_vae.distributions.grid import check_bins
-from ppl_vae.distributions.grid_categorical import GridCategorical
+from ppl_vae.distributions.grid import GridCategorical, check_bins
 from ppl_vae.likelihoods.location_scale import Learn, LocationScale
 from ppl_vae.likelihoods.protocol import _Pixels
 from ppl_vae.networks import Binding, NetworkFactory, ParameterNetwork

@@ -169,11 +169,9 @@ class Mixed(nn.Module):
                 spreads += [spread] if kind[0] in _SCALED else []
                 fills.append(fill)
         order = [j for places in self._groups.values() for j in places]
-        tensor = lambda values: torch.tensor(values, dtype=like.dtype, device=like.device)  # noqa: E731
-        self.register_buffer("location", tensor(locations))
-        self.register_buffer("unit", tensor(units))
-        self.register_buffer("spread", tensor(spreads))
-        self.register_buffer("fill", tensor(fills))
+        buffers = {"location": locations, "unit": units, "spread": spreads, "fill": fills}
+        for name, values in buffers.items():
+            self.register_buffer(name, torch.tensor(values, dtype=like.dtype, device=like.device))
         arranged = None if order == sorted(order) else torch.tensor(order, device=like.device)
         self.register_buffer("order", arranged, persistent=False)
         learned = self.scale == "column" and spreads

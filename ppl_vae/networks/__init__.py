@@ -9,8 +9,7 @@ labels behind the flattened input.
 
 from ppl_vae.networks.binding import Binding, Shape
 from ppl_vae.networks.convolutional import Convolutional
-from ppl_vae.networks.gated import GatedMLP
-from ppl_vae.networks.mlp import MLP
+from ppl_vae.networks.mlp import MLP, GatedMLP
 from ppl_vae.networks.parameters import NetworkFactory, ParameterNetwork
 from ppl_vae.networks.residual import ResidualConvolutional
 from ppl_vae.networks.tables import TableEncoder

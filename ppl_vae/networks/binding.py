@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from jaxtyping import Float, Float64
+
     from ppl_vae.data import Split
 
 Shape = tuple[int, ...]
@@ -36,8 +38,8 @@ class Binding:
     posterior: Callable[..., Any] | None = None
     train: Split | None = None
 
-    def data_mean(self, piece: str) -> Tensor:
-        """Return the mean of the training data without NaN values, ``x_shape``, in float64.
+    def data_mean(self, piece: str) -> Float64[Tensor, "*x_shape"]:
+        """Return the mean of the training data without NaN values.
 
         Args:
             piece: The piece that asks, for the error message.
@@ -53,8 +55,8 @@ class Binding:
             count += (~x.isnan()).sum(0)
         return total / count.clamp(min=1)
 
-    def rows(self, size: int, piece: str) -> Tensor:
-        """Return `size` training data drawn by torch's global generator, (size, *x_shape); they repeat if too few.
+    def rows(self, size: int, piece: str) -> Float[Tensor, " size *x_shape"]:
+        """Return `size` training data drawn by torch's global generator; they repeat if too few.
 
         Raises:
             ValueError: If there are no data.

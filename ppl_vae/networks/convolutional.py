@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ppl_vae.networks.layers import Size, _ImageNetwork, activations, dropouts
+from ppl_vae.networks.layers import Size, _ImageNetwork, dropouts
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,4 @@ class Convolutional(_ImageNetwork):
 
     def _rest(self, channels: int) -> list[nn.Module]:
         """Return the modules that follow the linear part of a layer."""
-        return [
-            *self._normalisation(channels),
-            *activations(self.activation),
-            *dropouts(self.dropout, images=True),
-        ]
+        return [*self._activated(channels), *dropouts(self.dropout, images=True)]

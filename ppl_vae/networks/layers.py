@@ -82,6 +82,19 @@ def dropouts(rate: float, images: bool = False) -> list[nn.Module]:
     return [] if rate == 0 else [nn.Dropout2d(rate) if images else nn.Dropout(rate)]
 
 
+def perceptron(
+    in_shape: Shape, out_shape: Shape, hidden: Sequence[int], init: Init, layer: Callable[[int, int], list[nn.Module]]
+) -> list[nn.Module]:
+    """Return ``layer(width, units)`` for each hidden width, and a linear layer; inputs and outputs have any shape."""
+    layers: list[nn.Module] = [nn.Flatten()] if len(in_shape) != 1 else []
+    width = math.prod(in_shape)
+    for units in hidden:
+        layers += layer(width, units)
+        width = units
+    layers.append(linear(width, math.prod(out_shape), init))
+    return layers if len(out_shape) == 1 else [*layers, nn.Unflatten(1, out_shape)]
+
+
 @dataclass(frozen=True)
 class _ImageNetwork:
     """The base class of convolutional networks: convolutions at each end that is an image, linear layers between.
@@ -123,27 +136,22 @@ class _ImageNetwork:
                 "width); use MLP, or give pictures without channels the shape (1, height, width)"
             )
         layers: list[nn.Module] = []
-        width, hidden = math.prod(in_shape), list(self.hidden)
+        hidden = list(self.hidden)
         if len(in_shape) == 3:
             sizes = self._sizes(in_shape)
             layers += [*self._encoder(in_shape[0], sizes), nn.Flatten()]
-            width = self.channels[-1] * math.prod(sizes[-1])
+            in_shape = (self.channels[-1] * math.prod(sizes[-1]),)
         else:
-            layers += [nn.Flatten()] if len(in_shape) != 1 else []
             hidden.reverse()
-        for units in hidden:
-            layers += [linear(width, units, self.init, not self.batch_norm), *self._normalisation(units, images=False)]
-            layers += [*activations(self.activation), *dropouts(self.dropout)]
-            width = units
-        if len(out_shape) == 3:
-            sizes = self._sizes(out_shape)
-            start = (self.channels[-1], *sizes[-1])
-            layers += [linear(width, math.prod(start), self.init), nn.Unflatten(1, start)]
-            layers += self._decoder(out_shape[0], sizes)
-        else:
-            layers.append(linear(width, math.prod(out_shape), self.init))
-            layers += [nn.Unflatten(1, out_shape)] if len(out_shape) != 1 else []
-        return nn.Sequential(*layers)
+        if len(out_shape) != 3:
+            return nn.Sequential(*layers, *perceptron(in_shape, out_shape, hidden, self.init, self._layer))
+        sizes = self._sizes(out_shape)
+        layers += perceptron(in_shape, (self.channels[-1], *sizes[-1]), hidden, self.init, self._layer)
+        return nn.Sequential(*layers, *self._decoder(out_shape[0], sizes))
+
+    def _layer(self, width: int, units: int) -> list[nn.Module]:
+        layer = linear(width, units, self.init, not self.batch_norm)
+        return [layer, *self._activated(units, images=False), *dropouts(self.dropout)]
 
     def _encoder(self, in_channels: int, sizes: list[Size]) -> list[nn.Module]:
         """Return the layers from an image of ``sizes[0]`` to ``channels[-1]`` maps of ``sizes[-1]``."""
@@ -178,5 +186,6 @@ class _ImageNetwork:
         layer = nn.Conv2d(fan_in, fan_out, kernel, stride, padding, bias=bias or not self.batch_norm)
         return initialise(layer, self.init, gain)
 
-    def _normalisation(self, width: int, images: bool = True) -> list[nn.Module]:
-        return normalisation(width, self.batch_norm, self.layer_norm, images)
+    def _activated(self, width: int, images: bool = True) -> list[nn.Module]:
+        """Return normalisation and activation."""
+        return [*normalisation(width, self.batch_norm, self.layer_norm, images), *activations(self.activation)]

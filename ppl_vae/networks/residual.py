@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ppl_vae._validation import check_positive_int
-from ppl_vae.networks.layers import Size, _ImageNetwork, activations, dropouts
+from ppl_vae.networks.layers import Size, _ImageNetwork, dropouts
 
 
 class _Block(nn.Module):
@@ -112,6 +112,3 @@ class ResidualConvolutional(_ImageNetwork):
         branch += dropouts(self.dropout, images=True)
         branch.append(self._convolution(fan_out, fan_out, second, gain=2 / (self.blocks * len(self.channels))))
         return _Block([*skip, *resize], branch)
-
-    def _activated(self, width: int) -> list[nn.Module]:
-        return [*self._normalisation(width), *activations(self.activation)]

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ppl_vae.distributions.power_spherical import PowerSpherical as PowerSphericalDistribution
-from ppl_vae.distributions.von_mises_fisher import VonMisesFisher as VonMisesFisherDistribution
+from ppl_vae.distributions import axial
 from ppl_vae.networks import NetworkFactory, ParameterNetwork
 from ppl_vae.posteriors.protocol import _Amortised
 
@@ -65,7 +64,7 @@ class PowerSpherical(_Sphere):
         torch.Size([3])
     """
 
-    _family = PowerSphericalDistribution
+    _family = axial.PowerSpherical
 
 
 class VonMisesFisher(_Sphere):
@@ -91,4 +90,4 @@ class VonMisesFisher(_Sphere):
         torch.Size([3])
     """
 
-    _family = VonMisesFisherDistribution
+    _family = axial.VonMisesFisher

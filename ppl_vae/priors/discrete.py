@@ -20,7 +20,7 @@ class _Bits(_Prior):
 
     logits: Tensor
 
-    def __init__(self, latent_dim: int, probability: float, learned: bool) -> None:
+    def __init__(self, latent_dim: int = 8, probability: float = 0.5, learned: bool = False) -> None:
         super().__init__(latent_dim)
         if not 0 < check_positive(probability, f"{self.owner}: probability") < 1:
             raise ValueError(f"{self.owner}: probability is {probability!r}; expected a number between 0 and 1")
@@ -33,7 +33,7 @@ class _Classes(_Prior):
 
     logits: Tensor
 
-    def __init__(self, latent_dim: int, num_classes: int | None, learned: bool) -> None:
+    def __init__(self, latent_dim: int = 10, num_classes: int | None = None, learned: bool = False) -> None:
         super().__init__(latent_dim)
         num_variables = check_blocks(latent_dim, num_classes, self.owner)
         self._hold(learned, logits=torch.zeros(num_variables, latent_dim // num_variables))
@@ -71,9 +71,6 @@ class BernoulliVector(_Bits):
         torch.Size([8, 3])
     """
 
-    def __init__(self, latent_dim: int = 8, probability: float = 0.5, learned: bool = False) -> None:
-        super().__init__(latent_dim, probability, learned)
-
     def forward(self) -> dist.Distribution:
         """Return p(z), batch shape (), event shape (latent_dim,)."""
         return BinaryVector(self.logits)
@@ -104,9 +101,6 @@ class OneHotCategorical(_Classes):
         >>> OneHotCategorical(6, num_classes=3)().enumerate_support().shape  # two variables
         torch.Size([9, 6])
     """
-
-    def __init__(self, latent_dim: int = 10, num_classes: int | None = None, learned: bool = False) -> None:
-        super().__init__(latent_dim, num_classes, learned)
 
     def forward(self) -> dist.Distribution:
         """Return p(z), batch shape (), event shape (latent_dim,)."""

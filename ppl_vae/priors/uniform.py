@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.distributions.box import BoxUniform, check_box
-from ppl_vae.distributions.sphere_uniform import SphereUniform
+from ppl_vae.distributions.sphere import SphereUniform
 from ppl_vae.priors.protocol import _Prior
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pyro.distributions as dist
 import torch
@@ -19,6 +19,9 @@ from ppl_vae.distributions.normal import Normal
 from ppl_vae.distributions.normal_mixture import NormalMixture
 from ppl_vae.networks import Binding, Shape
 from ppl_vae.priors.protocol import _Prior
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 Start = Literal["random", "data"]
 
@@ -130,8 +133,8 @@ class VampPrior(_Prior):
             self._posterior = None
             raise
 
-    def pseudo_inputs(self) -> Tensor:
-        """Return the pseudo-inputs u, (num_components, *x_shape).
+    def pseudo_inputs(self) -> Float[Tensor, " num_components *x_shape"]:
+        """Return the pseudo-inputs u.
 
         Raises:
             RuntimeError: If the prior belongs to no VAE yet.

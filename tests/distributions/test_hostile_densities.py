@@ -18,22 +18,20 @@ from torch.distributions import kl_divergence
 from torch.nn.functional import normalize
 
 from ppl_vae import VAE, data, fit, likelihoods, networks, objectives, posteriors, priors
+from ppl_vae.distributions.axial import PowerSpherical, VonMisesFisher
 from ppl_vae.distributions.binary_vector import BinaryVector
 from ppl_vae.distributions.box import SquashedNormal
 from ppl_vae.distributions.continuous_bernoulli import ContinuousBernoulli
 from ppl_vae.distributions.counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from ppl_vae.distributions.discretized_logistic import DiscretizedLogistic, DiscretizedLogisticMixture
 from ppl_vae.distributions.full_normal import FullNormal
-from ppl_vae.distributions.grid_binomial import GridBinomial
-from ppl_vae.distributions.grid_categorical import GridCategorical
+from ppl_vae.distributions.grid import GridBinomial, GridCategorical
 from ppl_vae.distributions.low_rank_normal import LowRankNormal
 from ppl_vae.distributions.normal import Normal
 from ppl_vae.distributions.normal_mixture import NormalMixture
 from ppl_vae.distributions.one_hot import OneHotVector
-from ppl_vae.distributions.power_spherical import PowerSpherical
 from ppl_vae.distributions.relaxed import RelaxedBits, RelaxedOneHotVector
 from ppl_vae.distributions.student_t import StudentT
-from ppl_vae.distributions.von_mises_fisher import VonMisesFisher
 from ppl_vae.evidence.normals import Normals
 from ppl_vae.networks import Binding
 

@@ -18,9 +18,8 @@ from torch.distributions import kl_divergence
 
 from ppl_vae import SVI, VAE, likelihoods, networks, objectives, posteriors, priors
 from ppl_vae._distributions import centre, measure
-from ppl_vae.distributions.power_spherical import PowerSpherical
-from ppl_vae.distributions.sphere_uniform import SphereUniform, log_area
-from ppl_vae.distributions.von_mises_fisher import VonMisesFisher
+from ppl_vae.distributions.axial import PowerSpherical, VonMisesFisher
+from ppl_vae.distributions.sphere import SphereUniform, log_area
 from ppl_vae.networks import MLP
 
 both = pytest.mark.parametrize("family", [PowerSpherical, VonMisesFisher])

@@ -17,9 +17,7 @@ from ppl_vae import SVI, VAE, data, likelihoods, networks, objectives, posterior
 from ppl_vae._distributions import measure
 from ppl_vae.distributions import counts
 from ppl_vae.distributions.discretized_logistic import DiscretizedLogistic, DiscretizedLogisticMixture
-from ppl_vae.distributions.grid import Grid
-from ppl_vae.distributions.grid_binomial import GridBinomial
-from ppl_vae.distributions.grid_categorical import GridCategorical
+from ppl_vae.distributions.grid import Grid, GridBinomial, GridCategorical
 
 both = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 MEANS = (-1e6, -5.0, -0.1, 0.0, 1e-3, 0.3, 127.5 / 255, 1.0, 1.1, 7.0, 1e6)  # beyond either edge, and at one
