@@ -172,22 +172,21 @@ class Coupling(Layer):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map x, in one pass."""
-        x = x.index_select(-1, self.order)
-        if self.num_bins is None:
-            return apply(self._affine(context), x)
-        first, second = x.split(self.split, -1)
-        second, log_det = spline(second, self._spline(first, context))
-        return torch.cat([first, second], -1), log_det.sum(-1)
+        return self._map(x.index_select(-1, self.order), context)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Undo `forward`, in one pass."""
-        if self.num_bins is None:
-            x, log_det = undo(self._affine(context), y)
-        else:
-            first, second = y.split(self.split, -1)
-            second, by_dimension = spline(second, self._spline(first, context), inverse=True)
-            x, log_det = torch.cat([first, second], -1), by_dimension.sum(-1)
+        x, log_det = self._map(y, context, inverse=True)
         return x.index_select(-1, self.order.argsort()), log_det
+
+    def _map(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        if self.num_bins is None:
+            return (undo if inverse else apply)(self._affine(context), x)
+        first, second = x.split(self.split, -1)
+        outputs = conditioned(self.network, first, context)
+        parameters = spline_parameters(*(p.reshape(*p.shape[:-1], self.split[1], -1) for p in outputs))
+        second, log_det = spline(second, parameters, inverse)
+        return torch.cat([first, second], -1), log_det.sum(-1)
 
     def _affine(self, context: Tensor | None) -> Any:
         def shift_and_log_scale(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,10 +196,6 @@ class Coupling(Layer):
         return T.AffineCoupling(
             self.split[0], shift_and_log_scale, log_scale_min_clip=-math.inf, log_scale_max_clip=math.inf
         )
-
-    def _spline(self, first: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
-        parts = conditioned(self.network, first, context)
-        return spline_parameters(*(p.reshape(*p.shape[:-1], self.split[1], -1) for p in parts))
 
 
 class Planar(Layer):

@@ -113,9 +113,10 @@ class MixedColumns(Expanding):
         Means stay as they are. A categorical column gives its most likely code, with the error of that code's
         probability.
         """
-        sizes = [part.probs[..., 0, :].shape[-1] * k if _is_categorical(part) else k for part, k in self._sized()]
+        sized = list(zip(self.parts, self._sizes, strict=True))
+        sizes = [part.probs[..., 0, :].shape[-1] * k if _is_categorical(part) else k for part, k in sized]
         values, errors = [], []
-        for (part, k), m, e in zip(self._sized(), moments.split(sizes, -1), error.split(sizes, -1), strict=True):
+        for (part, k), m, e in zip(sized, moments.split(sizes, -1), error.split(sizes, -1), strict=True):
             if _is_categorical(part):
                 m, e = m.unflatten(-1, (k, -1)), e.unflatten(-1, (k, -1))
                 code = m.argmax(-1)
@@ -124,9 +125,6 @@ class MixedColumns(Expanding):
             values.append(m)
             errors.append(e)
         return self._placed(values), self._placed(errors)
-
-    def _sized(self) -> list[tuple[Any, int]]:
-        return list(zip(self.parts, self._sizes, strict=True))
 
     def _split(self, value: Tensor) -> tuple[Tensor, ...]:
         """Return the entries of each part, (..., k)."""
