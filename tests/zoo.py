@@ -27,6 +27,7 @@ NOT_PIECES = {
     "ParameterNetwork",
     "LocationScale",
     "LogWeights",
+    "ManyParticles",
     "Path",
     "Estimate",
     "BatchLoss",

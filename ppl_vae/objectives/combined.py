@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae._validation import check_positive_int, is_integer, is_real
-from ppl_vae.objectives.estimate import Estimate, owner
+from ppl_vae.objectives.estimate import Estimate, ManyParticles, owner
 from ppl_vae.objectives.importance import IWAE, log_mean_w
 from ppl_vae.objectives.log_weights import LogWeights
 
@@ -19,7 +19,7 @@ _MOST_SUBSETS = 5000
 
 
 @dataclass(frozen=True)
-class CIWAE:
+class CIWAE(ManyParticles):
     r"""A convex combination of the ELBO and the importance-weighted bound.
 
     .. math::
@@ -44,11 +44,10 @@ class CIWAE:
         tensor([1.])
     """
 
-    num_particles: int = 8
     beta: float = 0.5
 
     def __post_init__(self) -> None:
-        check_positive_int(self.num_particles, f"{owner(self)}: num_particles")
+        super().__post_init__()
         if not is_real(self.beta) or not 0 <= self.beta <= 1:
             raise ValueError(f"{owner(self)}: beta is {self.beta!r}; expected the ELBO's share, from 0 to 1")
 
@@ -60,7 +59,27 @@ class CIWAE:
 
 
 @dataclass(frozen=True)
-class MIWAE:
+class _Grouped(ManyParticles):
+    """Particles in groups of one size."""
+
+    groups: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive_int(self.groups, f"{owner(self)}: groups")
+        if self.num_particles % self.groups:
+            raise ValueError(
+                f"{owner(self)}: {self.groups} groups do not divide {self.num_particles} particles evenly; choose "
+                "num_particles a multiple of groups"
+            )
+
+    def _split(self, log_w: Tensor) -> Tensor:
+        """Reshape (K, batch) to (M, K / M, batch)."""
+        return log_w.unflatten(0, (self.groups, -1))
+
+
+@dataclass(frozen=True)
+class MIWAE(_Grouped):
     r"""The mean of the importance-weighted bounds of M groups of particles.
 
     .. math::
@@ -85,22 +104,16 @@ class MIWAE:
         MIWAE(num_particles=64, groups=8)
     """
 
-    num_particles: int = 8
-    groups: int = 2
-
-    def __post_init__(self) -> None:
-        _check_groups(self)
-
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
         log_weights.require_pathwise(self)
-        bound = _grouped(log_weights.log_w, self.groups).logsumexp(1).mean(0)
+        bound = self._split(log_weights.log_w).logsumexp(1).mean(0)
         bound = bound - math.log(self.num_particles // self.groups)
         return Estimate(bound.detach(), bound, "lower")
 
 
 @dataclass(frozen=True)
-class PIWAE:
+class PIWAE(_Grouped):
     r"""The importance-weighted bound of all K particles for the model, and the mean bound of M groups for q.
 
     .. math::
@@ -128,12 +141,6 @@ class PIWAE:
         IWAE(num_particles=64)
     """
 
-    num_particles: int = 8
-    groups: int = 2
-
-    def __post_init__(self) -> None:
-        _check_groups(self)
-
     @property
     def reference(self) -> IWAE:
         """The bound that the model follows."""
@@ -146,13 +153,13 @@ class PIWAE:
         if self.groups == 1:
             return Estimate(bound.detach(), bound, "lower")
         model = log_weights.normalized.clamp_min(_SMALLEST)
-        inner = _grouped(log_weights.log_w.detach(), self.groups).softmax(1) / self.groups
+        inner = self._split(log_weights.log_w.detach()).softmax(1) / self.groups
         path = inner.flatten(0, 1) / model
         return Estimate(bound.detach(), log_weights.surrogate(model, path=path), "lower")
 
 
 @dataclass(frozen=True)
-class JVI:
+class JVI(ManyParticles):
     r"""Jackknife variational inference: the importance-weighted bound without its leading bias.
 
     .. math::
@@ -182,11 +189,10 @@ class JVI:
         [8.0, -7.0]
     """
 
-    num_particles: int = 8
     order: int = 1
 
     def __post_init__(self) -> None:
-        check_positive_int(self.num_particles, f"{owner(self)}: num_particles")
+        super().__post_init__()
         if not is_integer(self.order) or not 0 <= self.order < self.num_particles:
             raise ValueError(
                 f"{owner(self)}: order is {self.order!r}; expected an integer from 0 to {self.num_particles - 1}, "
@@ -230,19 +236,3 @@ def _without(num_particles: int, left_out: int, dtype: torch.dtype, device: torc
     subsets = torch.combinations(torch.arange(num_particles), left_out)
     mask = torch.zeros(len(subsets), num_particles, dtype=dtype).scatter_(1, subsets, -math.inf)
     return mask.unsqueeze(-1).to(device)
-
-
-def _check_groups(objective: MIWAE | PIWAE) -> None:
-    name = f"objective {type(objective).__name__}"
-    check_positive_int(objective.num_particles, f"{name}: num_particles")
-    check_positive_int(objective.groups, f"{name}: groups")
-    if objective.num_particles % objective.groups:
-        raise ValueError(
-            f"{name}: {objective.groups} groups do not divide {objective.num_particles} particles evenly; choose "
-            "num_particles a multiple of groups"
-        )
-
-
-def _grouped(log_w: Tensor, groups: int) -> Tensor:
-    """Reshape (K, batch) to (M, K / M, batch)."""
-    return log_w.reshape(groups, log_w.shape[0] // groups, *log_w.shape[1:])

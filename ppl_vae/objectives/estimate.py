@@ -9,11 +9,13 @@ have in expectation. An objective need not inherit from any class.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from ppl_vae._validation import check_positive_int
 from ppl_vae.objectives.log_weights import LogWeights
 
 Kind = Literal["lower", "upper", "neither"]
@@ -59,6 +61,22 @@ def owner(objective: object) -> str:
     return f"objective {type(objective).__name__}"
 
 
+@dataclass(frozen=True)
+class ManyParticles:
+    """The base of the objectives of this package: a checked number of particles."""
+
+    num_particles: int = 8
+
+    def __post_init__(self) -> None:
+        check_positive_int(self.num_particles, f"{owner(self)}: num_particles")
+
+
+def sampling_of(objective: object) -> dict[str, Any]:
+    """Return the options of `sample_log_weights` that an objective states, or their defaults."""
+    defaults = {"num_particles": 1, "max_plate_nesting": 1, "latents": "pathwise"}
+    return {name: getattr(objective, name, default) for name, default in defaults.items()}
+
+
 def evaluate_objective(objective: Objective, log_weights: LogWeights) -> Estimate:
     """Apply an objective to log-weights, and check that it returns one value per datum."""
     if log_weights.spent and torch.is_grad_enabled():
@@ -68,7 +86,7 @@ def evaluate_objective(objective: Objective, log_weights: LogWeights) -> Estimat
         )
     result = objective(log_weights)
     if isinstance(result, Tensor):
-        if getattr(objective, "latents", "pathwise") == "pathwise":  # the tensor is itself differentiated
+        if sampling_of(objective)["latents"] == "pathwise":  # the tensor is itself differentiated
             log_weights.require_pathwise(getattr(objective, "__name__", type(objective).__name__))
         result = Estimate(result.detach(), result, "neither")
     batch = log_weights.log_lik.shape[1:]

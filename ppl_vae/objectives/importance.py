@@ -17,8 +17,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ppl_vae._validation import check_positive_int
-from ppl_vae.objectives.estimate import Estimate, owner
+from ppl_vae.objectives.estimate import Estimate, ManyParticles
 from ppl_vae.objectives.log_weights import LogWeights
 
 
@@ -28,7 +27,7 @@ def log_mean_w(log_weights: LogWeights) -> Tensor:
 
 
 @dataclass(frozen=True)
-class IWAE:
+class IWAE(ManyParticles):
     r"""The importance-weighted bound, with its own gradient.
 
     .. math::
@@ -57,11 +56,6 @@ class IWAE:
         tensor([2.])
     """
 
-    num_particles: int = 8
-
-    def __post_init__(self) -> None:
-        check_positive_int(self.num_particles, f"{owner(self)}: num_particles")
-
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
         log_weights.require_pathwise(self)
@@ -70,7 +64,7 @@ class IWAE:
 
 
 @dataclass(frozen=True)
-class DReG:
+class DReG(ManyParticles):
     r"""IWAE's bound with the doubly reparameterised gradient.
 
     .. math::
@@ -98,11 +92,6 @@ class DReG:
         IWAE(num_particles=8)
     """
 
-    num_particles: int = 8
-
-    def __post_init__(self) -> None:
-        check_positive_int(self.num_particles, f"{owner(self)}: num_particles")
-
     @property
     def reference(self) -> IWAE:
         """The objective whose gradient this one has in expectation."""
@@ -117,7 +106,7 @@ class DReG:
 
 
 @dataclass(frozen=True)
-class IWAESTL:
+class IWAESTL(ManyParticles):
     r"""IWAE's bound without the score of q in its gradient: **biased**, and here for comparison.
 
     .. math::
@@ -143,11 +132,6 @@ class IWAESTL:
         >>> IWAESTL(8).reference
         IWAE(num_particles=8)
     """
-
-    num_particles: int = 8
-
-    def __post_init__(self) -> None:
-        check_positive_int(self.num_particles, f"{owner(self)}: num_particles")
 
     @property
     def reference(self) -> IWAE:

@@ -170,9 +170,7 @@ class LogWeights:
     @property
     def kl(self) -> Tensor:
         """The sampled KL, log q(z_k|x) - log p(z_k), summed over sites, (K, batch)."""
-        kl = torch.zeros_like(self.log_lik)
-        for log_q in self.log_q.values():
-            kl = kl + log_q
+        kl = sum(self.log_q.values(), torch.zeros_like(self.log_lik))
         for log_prior in self.log_prior.values():
             kl = kl - log_prior
         return kl
@@ -180,10 +178,7 @@ class LogWeights:
     @property
     def log_p(self) -> Tensor:
         """Log p(x, z_k), summed over sites, (K, batch)."""
-        log_p = self.log_lik
-        for log_prior in self.log_prior.values():
-            log_p = log_p + log_prior
-        return log_p
+        return sum(self.log_prior.values(), self.log_lik)
 
     @property
     def normalized(self) -> Tensor:
@@ -306,23 +301,23 @@ class LogWeights:
         Args:
             objective: The objective, or its name, for the message.
         """
-        objective = objective if isinstance(objective, str) else type(objective).__name__
-        if not torch.is_grad_enabled():
-            return
-        self._require_draws(objective)
-        for name, z in self.z.items():
-            if z.requires_grad:
+        for name in self._sites_of_draws(objective):
+            if self.z[name].requires_grad:
                 raise ValueError(
-                    f"objective {objective} takes the score of q, and z at site {name!r} carries a gradient; "
+                    f"objective {_name(objective)} takes the score of q, and z at site {name!r} carries a gradient; "
                     "sample the log-weights with latents='detached'"
                 )
 
-    def _require_draws(self, objective: str) -> None:
+    def _sites_of_draws(self, objective: object) -> list[str]:
+        """Return the sites whose draws an objective may average over: all, or none where no gradient is recorded."""
+        if not torch.is_grad_enabled():
+            return []
         if self.enumerated:
             raise ValueError(
-                f"objective {objective} averages over draws of q, and was given log-weights of all states; use "
+                f"objective {_name(objective)} averages over draws of q, and was given log-weights of all states; use "
                 "EnumeratedELBO, or sample them without latents='enumerated'"
             )
+        return list(self.z)
 
     def require_pathwise(self, objective: object) -> None:
         """Raise if gradients are recorded and a latent carries none: the score term would silently be missing.
@@ -330,23 +325,24 @@ class LogWeights:
         Args:
             objective: The objective, or its name, for the message.
         """
-        objective = objective if isinstance(objective, str) else type(objective).__name__
-        if not torch.is_grad_enabled():
-            return
-        self._require_draws(objective)
-        for name, q in self.posterior.items():
+        for name in self._sites_of_draws(objective):
+            q = self.posterior[name]
             if self.z[name].requires_grad:
                 continue
-            if self.detached and q.has_rsample and self.log_q[name].requires_grad:
-                raise ValueError(
-                    f"objective {objective} follows the path through z, and z at site {name!r} was drawn without a "
-                    "gradient; sample the log-weights with latents='pathwise'"
-                )
             if not q.has_rsample:
                 raise ValueError(
-                    f"objective {objective} needs reparameterised latents, and q at site {name!r} "
+                    f"objective {_name(objective)} needs reparameterised latents, and q at site {name!r} "
                     f"({describe(q)}) is not; use REINFORCE or VIMCO, whose gradients have the score term"
                 )
+            if self.detached and self.log_q[name].requires_grad:
+                raise ValueError(
+                    f"objective {_name(objective)} follows the path through z, and z at site {name!r} was drawn "
+                    "without a gradient; sample the log-weights with latents='pathwise'"
+                )
+
+
+def _name(objective: object) -> str:
+    return objective if isinstance(objective, str) else type(objective).__name__
 
 
 def to_particles(log_p: Tensor, num_particles: int, particle_dim: int | None, size: int | None = None) -> Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
+from unittest import mock
 
 import torch
 from pyro import poutine
@@ -26,7 +27,7 @@ from pyro.infer import (
 )
 from torch import Tensor
 
-from ppl_vae.objectives.estimate import Kind, Objective, evaluate_objective
+from ppl_vae.objectives.estimate import Kind, Objective, evaluate_objective, sampling_of
 from ppl_vae.objectives.impossible import Limits, limits_of
 from ppl_vae.objectives.log_weights import LogWeights
 from ppl_vae.objectives.regularized import Regularized
@@ -146,20 +147,14 @@ class _PerDatumLoss:
     objective: Objective
 
     def __call__(self, program: Program, *args: Any, **kwargs: Any) -> BatchLoss:
-        log_weights = sample_log_weights(
-            *program,
-            *args,
-            num_particles=getattr(self.objective, "num_particles", 1),
-            max_plate_nesting=getattr(self.objective, "max_plate_nesting", 1),
-            latents=getattr(self.objective, "latents", "pathwise"),
-            **kwargs,
-        )
+        options = sampling_of(self.objective)
+        log_weights = sample_log_weights(*program, *args, **options | kwargs)
         estimate = evaluate_objective(self.objective, log_weights)
-        log_lik, kl = estimate.log_likelihood, estimate.kl
+        kl = log_weights.kl.detach().mean(0) if estimate.kl is None else estimate.kl
+        log_lik = estimate.log_likelihood
         log_lik = log_weights.log_lik.detach().mean(0) if log_lik is None else log_lik
-        kl = log_weights.kl.detach().mean(0) if kl is None else kl
         scale = log_weights.scale
-        drawn = isinstance(getattr(self.objective, "latents", "pathwise"), str)
+        drawn = isinstance(options["latents"], str)
         lower = estimate.kind == "lower" and not isinstance(self.objective, Regularized)
         return BatchLoss(
             loss=-(scale * estimate.value).sum(),
@@ -178,11 +173,11 @@ def kind_of(elbo: PyroELBO) -> Kind:
     return "lower" if isinstance(elbo, (Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO)) else "neither"
 
 
+@dataclass(frozen=True)
 class _PyroLoss:
     """A Pyro ELBO object that runs its own code; the terms of the ELBO come from the traces that it makes."""
 
-    def __init__(self, elbo: PyroELBO) -> None:
-        self.elbo: Any = elbo  # the caller's object, not a copy: it may change between steps
+    elbo: Any  # the caller's object, not a copy: it may change between steps
 
     def __call__(self, program: Program, *args: Any, **kwargs: Any) -> BatchLoss:
         if isinstance(self.elbo, TraceEnum_ELBO) and hasattr(getattr(program[1], "__self__", None), "q_z"):
@@ -207,37 +202,28 @@ class _PyroLoss:
     def _recorded(self) -> Iterator[list[tuple[poutine.Trace, poutine.Trace]]]:
         """Record the traces that the object makes in this context."""
         get_traces, traces = self.elbo._get_traces, []
-        own = vars(self.elbo).get("_get_traces")
 
         def record(*args: Any) -> Iterator[tuple[poutine.Trace, poutine.Trace]]:
             for pair in get_traces(*args):
                 traces.append(pair)
                 yield pair
 
-        vars(self.elbo)["_get_traces"] = record
-        try:
+        with mock.patch.object(self.elbo, "_get_traces", record):
             yield traces
-        finally:
-            if own is None:
-                del vars(self.elbo)["_get_traces"]
-            else:
-                vars(self.elbo)["_get_traces"] = own
 
     @torch.no_grad()
     def _terms(
         self, traces: list[tuple[poutine.Trace, poutine.Trace]], args: tuple[Any, ...]
     ) -> tuple[float | Tensor, Tensor | None, Tensor | None, Limits]:
-        if traces:
-            try:
-                particles = [from_traces(*pair) for pair in traces]
-            except NotPerDatumError:
-                pass  # Pyro's objectives accept this program, per-datum ones do not
-            else:
-                log_lik = torch.stack([(w.scale * w.log_lik.mean(0)).sum() for w in particles]).mean()
-                kl = torch.stack([(w.scale * w.kl.mean(0)).sum() for w in particles]).mean()
-                limits = limits_of(particles[0], lower=kind_of(self.elbo) == "lower")
-                return _weight(particles[0]), log_lik, kl, limits
-        return _size_of(args), None, None, Limits()
+        try:
+            particles = [from_traces(*pair) for pair in traces]
+        except NotPerDatumError:  # Pyro's objectives accept this program, per-datum ones do not
+            particles = []
+        if not particles:
+            return _size_of(args), None, None, Limits()
+        log_lik = torch.stack([(w.scale * w.log_lik.mean(0)).sum() for w in particles]).mean()
+        kl = torch.stack([(w.scale * w.kl.mean(0)).sum() for w in particles]).mean()
+        return _weight(particles[0]), log_lik, kl, limits_of(particles[0], lower=kind_of(self.elbo) == "lower")
 
 
 def _weight(log_weights: LogWeights) -> float | Tensor:

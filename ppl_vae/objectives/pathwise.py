@@ -18,13 +18,13 @@ from torch import Tensor
 
 from ppl_vae import closed_form
 from ppl_vae._distributions import unwrapped
-from ppl_vae._validation import check_positive_int, is_real
-from ppl_vae.objectives.estimate import Estimate, owner
+from ppl_vae._validation import is_real
+from ppl_vae.objectives.estimate import Estimate, ManyParticles, owner
 from ppl_vae.objectives.log_weights import LogWeights
 
 
 @dataclass(frozen=True)
-class ELBO:
+class ELBO(ManyParticles):
     r"""The evidence lower bound with a sampled KL: Pyro's `Trace_ELBO`, per datum.
 
     .. math::
@@ -52,9 +52,6 @@ class ELBO:
 
     num_particles: int = 1
 
-    def __post_init__(self) -> None:
-        check_positive_int(self.num_particles, f"{owner(self)}: num_particles")
-
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate of the ELBO of each datum."""
         log_weights.require_pathwise(self)
@@ -63,7 +60,7 @@ class ELBO:
 
 
 @dataclass(frozen=True)
-class STL:
+class STL(ManyParticles):
     r"""The ELBO without the score of q in its gradient: sticking the landing.
 
     .. math::
@@ -93,9 +90,6 @@ class STL:
 
     num_particles: int = 1
 
-    def __post_init__(self) -> None:
-        check_positive_int(self.num_particles, f"{owner(self)}: num_particles")
-
     @property
     def reference(self) -> ELBO:
         """The objective whose gradient this one has in expectation."""
@@ -109,7 +103,7 @@ class STL:
 
 
 @dataclass(frozen=True)
-class MeanFieldELBO:
+class MeanFieldELBO(ManyParticles):
     r"""The evidence lower bound with the KL in closed form: Pyro's `TraceMeanField_ELBO`, per datum.
 
     .. math::
@@ -141,9 +135,6 @@ class MeanFieldELBO:
 
     num_particles: int = 1
 
-    def __post_init__(self) -> None:
-        check_positive_int(self.num_particles, f"{owner(self)}: num_particles")
-
     @property
     def reference(self) -> ELBO:
         """An objective whose value and gradient have the same expectation."""
@@ -158,7 +149,7 @@ class MeanFieldELBO:
 
 
 @dataclass(frozen=True)
-class ArticleELBO:
+class ArticleELBO(ManyParticles):
     r"""The article's own loss, from the formulas of `closed_form`.
 
     .. math::
@@ -198,7 +189,7 @@ class ArticleELBO:
     normalize: bool = False
 
     def __post_init__(self) -> None:
-        check_positive_int(self.num_particles, f"{owner(self)}: num_particles")
+        super().__post_init__()
         if not is_real(self.eps) or not 0 <= self.eps < 1:
             raise ValueError(f"{owner(self)}: eps is {self.eps!r}; expected a number in [0, 1), the article's 1e-8")
 

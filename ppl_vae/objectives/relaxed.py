@@ -11,16 +11,16 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from ppl_vae._distributions import describe, unwrapped
-from ppl_vae._validation import check_positive, check_positive_int
+from ppl_vae._validation import check_positive
 from ppl_vae.distributions.binary_vector import BinaryVector
 from ppl_vae.distributions.one_hot import OneHotVector
 from ppl_vae.objectives.enumeration import EnumeratedELBO
-from ppl_vae.objectives.estimate import Estimate, owner
+from ppl_vae.objectives.estimate import Estimate, ManyParticles, owner
 from ppl_vae.objectives.log_weights import LogWeights
 
 
 @dataclass(frozen=True)
-class GumbelSoftmaxELBO:
+class GumbelSoftmaxELBO(ManyParticles):
     r"""The ELBO of bits and one-hot vectors, with gradients through relaxed draws of temperature T.
 
     .. math::
@@ -56,7 +56,7 @@ class GumbelSoftmaxELBO:
     temperature: float = 0.5
 
     def __post_init__(self) -> None:
-        check_positive_int(self.num_particles, f"{owner(self)}: num_particles")
+        super().__post_init__()
         check_positive(self.temperature, f"{owner(self)}: temperature")
 
     @property

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ppl_vae._validation import check_positive_int, is_real
-from ppl_vae.objectives.estimate import Estimate, owner
+from ppl_vae._validation import is_real
+from ppl_vae.objectives.estimate import Estimate, ManyParticles, owner
 from ppl_vae.objectives.log_weights import LogWeights
 
 _NEARLY_ELBO = 1e-3  # below this distance of alpha from one, the logarithm of the sum loses its digits
 
 
 @dataclass(frozen=True)
-class Renyi:
+class Renyi(ManyParticles):
     r"""The variational Renyi bound of order alpha, from K particles.
 
     .. math::
@@ -44,11 +44,10 @@ class Renyi:
         [1.434, 1.24, 1.0]
     """
 
-    num_particles: int = 8
     alpha: float = 0.5
 
     def __post_init__(self) -> None:
-        check_positive_int(self.num_particles, f"{owner(self)}: num_particles")
+        super().__post_init__()
         if not is_real(self.alpha) or not math.isfinite(self.alpha):
             raise ValueError(
                 f"{owner(self)}: alpha is {self.alpha!r}; expected a finite number (for minus infinity use VRMax)"
@@ -69,7 +68,7 @@ class Renyi:
 
 
 @dataclass(frozen=True)
-class VRMax:
+class VRMax(ManyParticles):
     r"""The largest log-weight of K particles; gradients flow through this particle only.
 
     .. math::
@@ -92,11 +91,6 @@ class VRMax:
         >>> VRMax(5)
         VRMax(num_particles=5)
     """
-
-    num_particles: int = 8
-
-    def __post_init__(self) -> None:
-        check_positive_int(self.num_particles, f"{owner(self)}: num_particles")
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from ppl_vae._validation import check_choice, check_positive_int
 from ppl_vae.objectives.baselines import LearnedBaseline, MovingAverage, leave_one_out
 from ppl_vae.objectives.enumeration import EnumeratedELBO
-from ppl_vae.objectives.estimate import Estimate, owner
+from ppl_vae.objectives.estimate import Estimate, ManyParticles, owner
 from ppl_vae.objectives.importance import log_mean_w
 from ppl_vae.objectives.log_weights import LogWeights
 
@@ -105,7 +105,7 @@ class REINFORCE:
 
 
 @dataclass(frozen=True)
-class VIMCO:
+class VIMCO(ManyParticles):
     r"""The importance-weighted bound with a score-function gradient whose baseline comes from the other particles.
 
     .. math::
@@ -130,11 +130,11 @@ class VIMCO:
         VIMCO(num_particles=8)
     """
 
-    num_particles: int = 8
     latents: ClassVar[str] = "detached"
 
     def __post_init__(self) -> None:
-        if check_positive_int(self.num_particles, f"{owner(self)}: num_particles") == 1:
+        super().__post_init__()
+        if self.num_particles == 1:
             raise ValueError(
                 f"{owner(self)}: num_particles is 1, and each particle is compared with the others; expected at least "
                 "2, or use REINFORCE"

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ppl_vae._validation import check_positive_int, is_real
-from ppl_vae.objectives.estimate import Estimate, owner
+from ppl_vae.objectives.estimate import Estimate, ManyParticles, owner
 from ppl_vae.objectives.log_weights import LogWeights
 
 
 @dataclass(frozen=True)
-class TVO:
+class TVO(ManyParticles):
     r"""The thermodynamic variational objective: a left Riemann sum of the thermodynamic integral.
 
     .. math::
@@ -54,13 +54,13 @@ class TVO:
         [0.0, 0.1, 0.316, 1.0]
     """
 
-    num_particles: int = 8
     partitions: int = 5
     first: float = 0.1
     pathwise: bool = False
 
     def __post_init__(self) -> None:
-        if check_positive_int(self.num_particles, f"{owner(self)}: num_particles") == 1 and not self.pathwise:
+        super().__post_init__()
+        if self.num_particles == 1 and not self.pathwise:
             raise ValueError(
                 f"{owner(self)}: num_particles is 1, which has no covariance; expected at least 2, or pathwise=True"
             )

@@ -110,13 +110,13 @@ def _check_sites(latent: dict, guide_sites: dict, observed: dict) -> None:
 
 
 def _common_scale(sites: list[Any]) -> float | Tensor:
-    first_name, first = sites[0]["name"], sites[0]["scale"]
-    for name, scale in [(site["name"], site["scale"]) for site in sites[1:]]:
-        same = scale is first or _equal(scale, first)
-        if not same:
+    first = sites[0]["scale"]
+    for site in sites[1:]:
+        if site["scale"] is not first and not _equal(site["scale"], first):
             raise NotPerDatumError(
-                f"sites {first_name!r} and {name!r} have the scales {_show(first)} and {_show(scale)}: a scale on one "
-                "side alone is no bound; scale the whole program, or weigh the KL in the objective"
+                f"sites {sites[0]['name']!r} and {site['name']!r} have the scales {_show(first)} and "
+                f"{_show(site['scale'])}: a scale on one side alone is no bound; scale the whole program, or weigh the "
+                "KL in the objective"
             )
     return first
 

@@ -13,13 +13,13 @@ from typing import ClassVar
 
 import torch
 
-from ppl_vae._validation import check_positive, check_positive_int
-from ppl_vae.objectives.estimate import Estimate, owner
+from ppl_vae._validation import check_positive
+from ppl_vae.objectives.estimate import Estimate, ManyParticles, owner
 from ppl_vae.objectives.log_weights import LogWeights
 
 
 @dataclass(frozen=True)
-class CUBO:
+class CUBO(ManyParticles):
     r"""The chi upper bound.
 
     .. math::
@@ -48,12 +48,11 @@ class CUBO:
         (tensor([1.6625]), 'upper')
     """
 
-    num_particles: int = 8
     n: float = 2.0
     latents: ClassVar[str] = "detached"
 
     def __post_init__(self) -> None:
-        check_positive_int(self.num_particles, f"{owner(self)}: num_particles")
+        super().__post_init__()
         if check_positive(self.n, f"{owner(self)}: n") <= 1:
             raise ValueError(f"{owner(self)}: n is {self.n}; expected a number above 1 (at 1 the bound is log p(x))")
 
@@ -67,7 +66,7 @@ class CUBO:
 
 
 @dataclass(frozen=True)
-class EUBO:
+class EUBO(ManyParticles):
     r"""The evidence upper bound: the ELBO with its expectation under the true posterior.
 
     .. math::
@@ -90,11 +89,7 @@ class EUBO:
         EUBO(num_particles=64)
     """
 
-    num_particles: int = 8
     latents: ClassVar[str] = "detached"
-
-    def __post_init__(self) -> None:
-        check_positive_int(self.num_particles, f"{owner(self)}: num_particles")
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""

@@ -7,8 +7,8 @@ from typing import ClassVar, Literal, get_args
 
 import torch
 
-from ppl_vae._validation import check_choice, check_positive_int
-from ppl_vae.objectives.estimate import Estimate, owner
+from ppl_vae._validation import check_choice
+from ppl_vae.objectives.estimate import Estimate, ManyParticles, owner
 from ppl_vae.objectives.importance import log_mean_w
 from ppl_vae.objectives.log_weights import LogWeights
 
@@ -16,7 +16,7 @@ Phase = Literal["wake", "sleep", "both"]
 
 
 @dataclass(frozen=True)
-class RWS:
+class RWS(ManyParticles):
     r"""Reweighted wake-sleep: one objective for the model, another for q.
 
     .. math::
@@ -48,13 +48,13 @@ class RWS:
         RWS(num_particles=8, guide='both')
     """
 
-    num_particles: int = 8
     guide: Phase = "wake"
     latents: ClassVar[str] = "detached"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice(self.guide, get_args(Phase), f"{owner(self)}: guide")
-        if check_positive_int(self.num_particles, f"{owner(self)}: num_particles") == 1 and self.guide != "sleep":
+        if self.num_particles == 1 and self.guide != "sleep":
             raise ValueError(
                 f"{owner(self)}: num_particles is 1, whose one weight says nothing of where q should go; expected at "
                 "least 2, or guide='sleep'"
@@ -74,7 +74,7 @@ class RWS:
 
 
 @dataclass(frozen=True)
-class RWSDReG:
+class RWSDReG(ManyParticles):
     r"""Reweighted wake-sleep with a doubly reparameterised wake phase for q.
 
     .. math::
@@ -98,10 +98,9 @@ class RWSDReG:
         RWS(num_particles=8, guide='wake')
     """
 
-    num_particles: int = 8
-
     def __post_init__(self) -> None:
-        if check_positive_int(self.num_particles, f"{owner(self)}: num_particles") == 1:
+        super().__post_init__()
+        if self.num_particles == 1:
             raise ValueError(
                 f"{owner(self)}: num_particles is 1, for which q's gradient is zero; expected at least 2, or use STL"
             )
