@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ppl_vae.capture.eager import Step
+from ppl_vae.capture.state import Snapshot
 from ppl_vae.objectives.losses import BatchLoss
 
 # relative differences that rounding explains: a sum in float32 where Pyro adds in float64; a compiler or a GPU, which
 # add up a gradient over thousands of rows in another order (the terms cancel: 1e-5 was seen for K = 50); 16 bits
 _TRACED, _COMPILED, _HALF = 1e-5, 1e-4, 2e-2
+
+
+class Outcome(NamedTuple):
+    """A step, and a snapshot of what it left behind."""
+
+    step: Step
+    after: Snapshot
 
 
 class Comparison:
@@ -37,11 +46,10 @@ class Comparison:
             self._tolerance = _HALF
         self._scales = [0.0 if g is None else 0.1 * float(g.norm()) for g in expected.gradients]
 
-    def difference(
-        self, ours: Step, our_writes: Iterable[Tensor], theirs: Step, their_writes: Iterable[Tensor]
-    ) -> str | None:
-        """Say where two steps, or the tensors that they have written, differ; return None where they agree."""
-        for a, b in zip(our_writes, their_writes, strict=True):
+    def difference(self, graph: Outcome, program: Outcome) -> str | None:
+        """Say where two steps, or what they have left behind, differ; return None where they agree."""
+        ours, theirs = graph.step, program.step
+        for a, b in zip(graph.after.copies, program.after.copies, strict=True):
             if not _close(a, b, self._tolerance):
                 return "the graph leaves a buffer or a tensor that the program writes to other than the program does"
         if not self._close_losses(ours.loss, theirs.loss):
@@ -55,6 +63,8 @@ class Comparison:
             if x is y is None or (x is not None and y is not None and _close(x, y, self._tolerance, scale)):
                 continue
             return f"the graph's gradient of {self._name(i)} is another than the program's"
+        if not torch.equal(graph.after.random, program.after.random):
+            return "the graph leaves another random state than the program"
         return None
 
     def _name(self, i: int) -> str:

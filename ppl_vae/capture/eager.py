@@ -75,13 +75,12 @@ def placed(step: Step, inputs: Sequence[Tensor]) -> Step:
     return step._replace(others=others)
 
 
-def own(tensors: Sequence[Tensor], clone: bool = False) -> list[Tensor]:
-    """Return a new tensor for each, on the same data (copied if `clone`), so that no closure holds the new ones."""
+def own(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return a copy of each tensor, and the same copy for the same tensor, so that no closure holds the copies."""
     copies: dict[int, Tensor] = {}
     for tensor in tensors:
         if id(tensor) not in copies:
-            copy = tensor.detach()
-            if clone and (cloned := copy.clone()).stride() == copy.stride():
-                copy = cloned
+            copy, data = tensor.detach().clone(), tensor.detach()
+            copy = copy if copy.stride() == data.stride() else data
             copies[id(tensor)] = copy.requires_grad_(tensor.requires_grad)
     return [copies[id(tensor)] for tensor in tensors]

@@ -339,9 +339,9 @@ class Guards:
             assert source.write is not None
             source.write(source.home, j, value)
 
-    def guard_numbers(self, numbers: Collection[tuple[Tensor, float | int | bool]]) -> None:
-        """Guard numbers that the program has read out of tensors, where no graph computes these tensors."""
-        self._numbers += numbers
+    def guard_numbers(self, tensors: Collection[Tensor]) -> None:
+        """Guard the numbers that the program has read out of these tensors, which no graph computes."""
+        self._numbers += [(tensor, _number(tensor)) for tensor in {id(t): t for t in tensors}.values()]
 
 
 def same(a: Any, b: Any) -> bool:
@@ -424,8 +424,3 @@ def _show(value: object) -> str:
     if isinstance(value, (str, bytes)) and len(value) > 40:
         return f"{value[:20]!r}..."
     return repr(value) if isinstance(value, PLAIN) else f"a {type(value).__name__}"
-
-
-def number_of(tensor: Tensor) -> tuple[Tensor, Any]:
-    """Return a tensor and its number, as `Guards.guard_numbers` takes them."""
-    return tensor, _number(tensor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 import random
 import sys
@@ -51,9 +52,8 @@ class Written(TorchDispatchMode):
                 whole = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(storage)
                 self.before[storage._cdata] = whole, whole.clone()
         inputs = list(_tensors((args, kwargs)))
-        constant = func.__name__.startswith(_OF_SHAPES) or all(
-            t.untyped_storage()._cdata in self._constant for t in inputs
-        )
+        given = storages(inputs)
+        constant = func.__name__.startswith(_OF_SHAPES) or given <= self._constant
         if torch.Tag.dynamic_output_shape in func.tags and not constant and _by_values(func, args):
             raise RuntimeError(
                 f"it takes a shape from values ({func.__name__.partition('.')[0]}, as in x[mask] or nonzero); use "
@@ -63,9 +63,8 @@ class Written(TorchDispatchMode):
         if torch.Tag.data_dependent_output in func.tags:
             self.numbers += inputs
         constant = constant and torch.Tag.nondeterministic_seeded not in func.tags
-        given = {t.untyped_storage()._cdata for t in inputs}
         if not constant:
-            self._constant -= {t.untyped_storage()._cdata for t in _written(func, args, kwargs or {})}
+            self._constant -= storages(_written(func, args, kwargs or {}))
         for tensor in _tensors(result):
             storage = tensor.untyped_storage()
             if storage._cdata not in given:
@@ -80,7 +79,7 @@ class Written(TorchDispatchMode):
 
     def touches(self, tensors: Iterable[Tensor]) -> bool:
         """Whether one of these tensors was written to."""
-        return any(t.untyped_storage()._cdata in self.before for t in tensors if t.layout is torch.strided)
+        return not self.before.keys().isdisjoint(storages(tensors))
 
     @torch.no_grad()
     def put_back(self) -> None:
@@ -91,6 +90,11 @@ class Written(TorchDispatchMode):
     def tensors(self) -> list[Tensor]:
         """Return the tensors that were written to, each storage as one tensor."""
         return [whole for whole, _ in self.before.values()]
+
+
+def storages(tensors: Iterable[Tensor]) -> set[int]:
+    """Return the identities of the memory of some tensors."""
+    return {t.untyped_storage()._cdata for t in tensors if t.layout is torch.strided}
 
 
 def _by_values(func: Any, args: Any) -> bool:
@@ -140,7 +144,7 @@ class PythonRandom:
                 states.append(("a numpy RandomState", generator.get_state(), generator.set_state))
             else:
                 bits = getattr(generator, "bit_generator", generator)
-                states.append(("a numpy generator", bits.state, _setter(bits)))
+                states.append(("a numpy generator", bits.state, functools.partial(setattr, bits, "state")))
         return states
 
     def put_back(self) -> str | None:
@@ -153,10 +157,6 @@ class PythonRandom:
         return moved
 
 
-def _setter(bits: Any) -> Callable[[Any], None]:
-    return lambda state: setattr(bits, "state", state)
-
-
 def _bytes(state: Any) -> bytes:
     return state.numpy().tobytes() if isinstance(state, Tensor) else pickle.dumps(state)
 
@@ -165,21 +165,21 @@ class Snapshot:
     """A copy of some tensors, torch's random state and Pyro's store.
 
     Attributes:
+        copies: The copies of the tensors.
         random: The state of torch's generator on the CPU.
     """
 
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
+    def __init__(self, tensors: Iterable[Tensor] = ()) -> None:
         self._tensors = list(tensors)
-        self._copies = [t.detach().clone() for t in self._tensors]
+        self.copies = [t.detach().clone() for t in self._tensors]
         self.random = torch.get_rng_state()
-        cuda = torch.cuda.is_initialized()
-        self._cuda = torch.cuda.get_rng_state_all() if cuda else []
-        self._store = _store()
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        self._store = [dict(home) for home in _homes()]
 
     @torch.no_grad()
     def put_back(self) -> None:
         """Restore everything."""
-        for tensor, copy in zip(self._tensors, self._copies, strict=True):
+        for tensor, copy in zip(self._tensors, self.copies, strict=True):
             tensor.detach().copy_(copy)
         torch.set_rng_state(self.random)
         if self._cuda:
@@ -198,10 +198,6 @@ class Snapshot:
 def _homes() -> tuple[dict, dict, dict]:
     store = pyro.get_param_store()
     return store._params, store._constraints, store._param_to_name
-
-
-def _store() -> list[dict]:
-    return [dict(home) for home in _homes()]
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack
@@ -13,15 +14,16 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppl_vae.capture.comparing import Comparison
+from ppl_vae.capture.comparing import Comparison, Outcome
 from ppl_vae.capture.eager import Step, eager_step, own, placed
 from ppl_vae.capture.entered import Entered
-from ppl_vae.capture.guards import Guards, number_of
+from ppl_vae.capture.guards import Guards
 from ppl_vae.capture.reach import MOST, Reach
 from ppl_vae.capture.replay import CudaReplay
 from ppl_vae.capture.simplify import simplify
-from ppl_vae.capture.state import PythonRandom, Snapshot, Written, untouched
+from ppl_vae.capture.state import PythonRandom, Snapshot, Written, storages, untouched
 from ppl_vae.capture.tracing import CaptureError, NotNowError, explained, traceable_pyro
+from ppl_vae.objectives.impossible import Limits
 from ppl_vae.objectives.losses import BatchLoss
 
 logger = logging.getLogger(__name__)
@@ -87,7 +89,6 @@ class CapturedStep:
     ) -> None:
         self._run, self.leaves, self._mean = run, list(leaves), mean
         self._autocast = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
-        self._arranged = _arranger(numbers, lift)
         self.constants = tuple(None if i in lift else n for i, n in enumerate(numbers))
         self.uses = self.unchecked = self.checks = 0
         self.disturbed = False
@@ -95,12 +96,11 @@ class CapturedStep:
         with explained():
             self._watch(tensors, numbers, roots, parameters)
         self._comparison = Comparison(
-            self._expected, self.leaves, tuple(parameters or ()), full=full, autocast=bool(self._autocast)
+            self._expected.step, self.leaves, tuple(parameters or ()), full=full, autocast=bool(self._autocast)
         )
         if lift_values:
             self.guards.lift(lift_values)
         self._numbers = [_Number(self.leaves) for _ in (*lift, *self.guards.lifted())]
-        self._lift = sorted(lift)
         inputs = self.inputs(tensors, numbers)
         graph = self._trace_twice(inputs)
         if full:
@@ -108,16 +108,11 @@ class CapturedStep:
         else:
             try:
                 short = simplify(graph, *map(_apart, inputs))
+                self._take(short, short, inputs)
             except Exception as error:  # an operation that gives no shapes (a user's own kernel), or a wrong rule
                 logger.debug("the captured graph is used as it was traced: %s", error)
-                short = graph
-            try:
-                self._take(short, short, inputs)
-            except CaptureError:
-                if short is graph:
-                    raise
                 self._take(graph, graph, inputs)
-        del self._expected, self._expected_writes, self._expected_random
+        del self._expected
         self._checked_on = [_data(value) for value in (*tensors, *numbers, *self.guards.lifted())]
         self._same_so_far = set(range(len(self._checked_on)))
 
@@ -126,8 +121,6 @@ class CapturedStep:
     @torch.no_grad()
     def __call__(self, *inputs: Tensor) -> Step:
         """Run the graph on its `inputs`."""
-        if not self._autocast:
-            return self.unpack(self._graph(*inputs))
         with ExitStack() as stack:  # the casts are in the graph already
             for kind in self._autocast:
                 stack.enter_context(torch.autocast(kind, enabled=False))
@@ -145,9 +138,8 @@ class CapturedStep:
 
     def inputs(self, tensors: Sequence[Tensor], numbers: Sequence[float] = ()) -> list[Tensor]:
         """Return the inputs of the graph: the tensors, and the numbers that are inputs, as tensors."""
-        if not self._numbers:
-            return list(tensors)
-        values = [*(numbers[i] for i in self._lift), *self.guards.lifted()]
+        lifted = (n for n, constant in zip(numbers, self.constants, strict=True) if constant is None)
+        values = [*lifted, *self.guards.lifted()]
         return [*tensors, *(number(value) for number, value in zip(self._numbers, values, strict=True))]
 
     def fits(self, numbers: Sequence[float]) -> bool:
@@ -164,31 +156,28 @@ class CapturedStep:
 
     def overlaps(self, tensors: Sequence[Tensor]) -> bool:
         """Whether an argument shares memory with what the step writes to."""
-        written = {t.untyped_storage()._cdata for t in self.written}
-        return bool(written) and any(
-            t.layout is torch.strided and t.untyped_storage()._cdata in written for t in tensors
-        )
+        return bool(self.written) and not storages(self.written).isdisjoint(storages(tensors))
 
     def unpack(self, flat: Sequence[Tensor]) -> Step:
         """Return the step that the graph's outputs stand for."""
-        outputs = list(flat)
-        gradients: list[Tensor | None] = [outputs.pop(0) if has else None for has in self._has_gradient]
+        outputs = iter(flat)
+        gradients = [next(outputs) if has else None for has in self._has_gradient]
         for i in self._borrowed:
             gradients[i] = torch.empty_like(self.leaves[i]).copy_(gradients[i])  # type: ignore[arg-type]
-        others = [(other, outputs.pop(0)) for other in self._others]
-        loss, surrogate, *rest = outputs
-        weight = rest.pop(0) if self._weight_is_tensor else self._weight
-        log_likelihood, kl = rest if self._has_terms else (None, None)
-        return Step(BatchLoss(loss, surrogate, weight, log_likelihood, kl), gradients, others)
+        others = [(other, next(outputs)) for other in self._others]
+        terms: dict[str, Any] = {name: next(outputs) for name in self._computed}
+        return Step(self._loss._replace(**terms), gradients, others)
 
     def run(self, tensors: list[Tensor], numbers: Sequence[float]) -> tuple[Step, str | None]:
         """Take the step by the graph. Where the graph fails, take it eagerly, and say so."""
         if not self._may_fail:
             return self(*self.inputs(tensors, numbers)), None
-        before = Snapshot(self.written)
+        return self._tried(Snapshot(self.written), tensors, numbers)
+
+    def _tried(self, before: Snapshot, tensors: list[Tensor], numbers: Sequence[float]) -> tuple[Step, str | None]:
         try:
             return self(*self.inputs(tensors, numbers)), None
-        except RuntimeError as error:
+        except RuntimeError as error:  # if the graph is not at fault, the program raises too
             before.put_back()
             return self._as_written(tensors, numbers), f"the graph fails ({str(error).strip().splitlines()[0]})"
 
@@ -220,26 +209,17 @@ class CapturedStep:
         self.unchecked, self.disturbed = 0, False
         self.checks += 1
         before = Snapshot(self.written)
-        failed, ours, after, copies = None, None, None, []
-        try:
-            ours = self(*self.inputs(tensors, numbers))
-            after = Snapshot(self.written)
-            copies = [t.clone() for t in self.written]
-        except RuntimeError as error:  # if the graph is not at fault, the program raises too
-            failed = f"the graph fails ({str(error).strip().splitlines()[0]})"
+        step, failed = self._tried(before, tensors, numbers)
+        if failed is not None:
+            return step, failed
+        ours = Outcome(step, Snapshot(self.written))
         before.put_back()
-        theirs = self._as_written(tensors, numbers)
-        if failed is None:
-            assert ours is not None
-            assert after is not None
-            failed = self._comparison.difference(ours, copies, theirs, self.written)
-            if failed is None and not torch.equal(after.random, torch.get_rng_state()):
-                failed = "the graph leaves another random state than the program"
-            if failed is None:
-                after.put_back()
-                self._same_so_far -= self._other(tensors, numbers)
-                return ours, None
-        return theirs, failed
+        theirs = Outcome(self._as_written(tensors, numbers), Snapshot(self.written))
+        if difference := self._comparison.difference(ours, theirs):
+            return theirs.step, difference
+        ours.after.put_back()
+        self._same_so_far -= self._other(tensors, numbers)
+        return ours.step, None
 
     # making it -----------------------------------------------------------------------------------------------------
 
@@ -256,15 +236,13 @@ class CapturedStep:
         trained = [m for m in within_reach.reach.modules if any(id(p) in known for p in m.parameters())]
         _refuse_hooks({id(part) for module in trained for part in module.modules()}, within_reach)
         buffers = [(buffer, buffer._version) for buffer in within_reach.buffers()]
-        before, python = Snapshot([]), PythonRandom(within_reach.reach.generators)
+        before, python = Snapshot(), PythonRandom(within_reach.reach.generators)
         entered, written = Entered(), Written()
         try:
             with pyro.validation_enabled(False), entered, written:
-                self._expected = eager_step(self._run, self.leaves, [*tensors, *numbers], self._mean)
-            self._expected = placed(self._expected, tensors)
-            self._expected_random = torch.get_rng_state()
+                step = eager_step(self._run, self.leaves, [*tensors, *numbers], self._mean)
             self.written = written.tensors()
-            self._expected_writes = [t.clone() for t in self.written]
+            self._expected = Outcome(placed(step, tensors), Snapshot(self.written))
             unseen = any(b._version != version and not written.touches([b]) for b, version in buffers)
             replaced = before.replaced()
         finally:
@@ -284,13 +262,12 @@ class CapturedStep:
             raise CaptureError("the program writes into one of its arguments; let it write into a clone")
         if unseen:
             raise CaptureError("the program writes into a buffer by an operation that does not say so")
-        given = {t.untyped_storage()._cdata for t in tensors if t.layout is torch.strided}
-        if any(not written.is_old(t) or t.untyped_storage()._cdata in given for t in read):
+        if storages(read) & storages(tensors) or not all(map(written.is_old, read)):
             raise CaptureError(_READS_NUMBERS)
         self.guards = Guards(*roots, entered=entered, parameters=parameters)
         _refuse(self.guards)
         read += [t for t in written.numbers if written.is_old(t)]
-        self.guards.guard_numbers(list({id(t): number_of(t) for t in read}.values()))
+        self.guards.guard_numbers(read)
 
     def _trace_twice(self, inputs: list[Tensor]) -> fx.GraphModule:
         """Trace the graph. If the program changes Python values, trace again, to see whether it computes with them."""
@@ -313,39 +290,34 @@ class CapturedStep:
         return graph
 
     def _trace(self, inputs: list[Tensor]) -> fx.GraphModule:
-        clones = own(inputs, clone=True)
+        clones = own(inputs)
         numbers = clones[len(clones) - len(self.guards.lifted()) :]
         entered = Entered()
         with explained(), untouched(self.written), traceable_pyro(), self.guards.replaced(numbers), entered:
             graph = make_fx(self._joint)(*clones)
-        if any(t.untyped_storage()._cdata == n.untyped_storage()._cdata for t in entered.read for n in clones):
+        if storages(entered.read) & storages(clones):
             raise CaptureError(_READS_NUMBERS)  # the watched run had Python numbers where these tensors are
         return graph
 
     def _joint(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Compute the step as a function of tensors, to be traced."""
-        arguments = tensors[: len(tensors) - len(self.guards.lifted())]
-        count = len(arguments) - len(self._lift)
-        step = eager_step(self._run, self.leaves, [*arguments[:count], *self._arranged(arguments[count:])], self._mean)
-        step = placed(step, tensors)
-        loss = step.loss
-        assert loss.surrogate is not None
+        count = len(tensors) - len(self._numbers)
+        lifted = iter(tensors[count:])
+        numbers = [next(lifted) if constant is None else constant for constant in self.constants]
+        step = placed(eager_step(self._run, self.leaves, [*tensors[:count], *numbers], self._mean), tensors)
         self._has_gradient = [gradient is not None for gradient in step.gradients]
         self._others = [other for other, _ in step.others]
-        self._has_terms = loss.log_likelihood is not None and loss.kl is not None
-        self._weight_is_tensor, self._weight = isinstance(loss.weight, Tensor), loss.weight
-        outputs = [g for g in step.gradients if g is not None] + [g for _, g in step.others]
-        outputs += [loss.loss, loss.surrogate.detach()]
-        outputs += [loss.weight] if isinstance(loss.weight, Tensor) else []
-        if loss.log_likelihood is not None and loss.kl is not None:
-            outputs += [loss.log_likelihood, loss.kl]
-        return tuple(outputs)
+        assert step.loss.surrogate is not None
+        loss = step.loss._replace(surrogate=step.loss.surrogate.detach(), limits=Limits())
+        terms: dict[str, Any] = {name: term for name, term in loss._asdict().items() if isinstance(term, Tensor)}
+        self._computed: dict[str, Any] = dict.fromkeys(terms)
+        self._loss = loss._replace(**self._computed)
+        return *(g for g in step.gradients if g is not None), *(g for _, g in step.others), *terms.values()
 
     def _take(self, graph: Graph, module: fx.GraphModule, inputs: list[Tensor]) -> None:
         """Use this graph, if it computes what the program computes."""
         self.state = [*self.leaves, *self.guards.buffers(), *_tensors_of(module)]
         self._may_fail = any(map(_checks, module.graph.nodes))
-        difference = None
         for run in self._ways(graph, inputs):
             with explained():  # a missing compiler shows in the first run
                 self._graph: Graph = run
@@ -353,10 +325,8 @@ class CapturedStep:
                 with untouched(self.written):
                     self._borrowed = self._find_borrowed(self(*inputs), inputs)
                 with untouched(self.written):
-                    ours, writes, random = self(*inputs), [t.clone() for t in self.written], torch.get_rng_state()
-                difference = self._comparison.difference(ours, writes, self._expected, self._expected_writes)
-                if difference is None and not torch.equal(random, self._expected_random):
-                    difference = "the graph leaves another random state than the program"
+                    ours = Outcome(self(*inputs), Snapshot(self.written))
+                difference = self._comparison.difference(ours, self._expected)
             if difference is None:
                 return
             logger.debug("held against the program: %s", difference)
@@ -384,7 +354,7 @@ class CapturedStep:
         except RuntimeError as error:
             logger.debug("the captured graph is launched kernel by kernel: %s", error)
             return None
-        self.guards.guard_numbers([number_of(t) for t in on_cpu if t.numel()])  # the recording has their present values
+        self.guards.guard_numbers([t for t in on_cpu if t.numel()])  # the recording has their present values
         self._replay = replay
         # the optimiser uses the gradients before the next call, but the caller may keep the other outputs for longer
         first = sum(self._has_gradient)
@@ -430,16 +400,6 @@ class _Number:
         return self._tensor
 
 
-def _arranger(numbers: Sequence[float], lift: Collection[int]) -> Callable[[Sequence[Tensor]], list[Any]]:
-    """Return a function from the numbers that are inputs to all numbers in order, with the others unchanged."""
-
-    def arranged(lifted: Sequence[Tensor]) -> list[Any]:
-        given = iter(lifted)
-        return [next(given) if i in lift else number for i, number in enumerate(numbers)]
-
-    return arranged
-
-
 def _apart(tensor: Tensor) -> Tensor:
     """Return a tensor of the same layout on memory of its own."""
     if tensor.layout is not torch.strided:
@@ -470,9 +430,8 @@ def _refuse_hooks(modules: Set[int], guards: Guards) -> None:
 
 
 def _tensors_of(graph: fx.GraphModule) -> list[Tensor]:
-    """Return the tensors that a graph holds."""
-    held = [_attribute(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"]
-    return list({id(t): t for t in held if isinstance(t, Tensor)}.values())
+    """Return the tensors that a graph holds, each once."""
+    return list({id(t): t for t in _held(graph) if isinstance(t, Tensor)}.values())
 
 
 def _checks(node: fx.Node) -> bool:
@@ -483,16 +442,13 @@ def _checks(node: fx.Node) -> bool:
     return schema is not None and (not schema.returns or "linalg" in schema.name or "cholesky" in schema.name)
 
 
-def _attribute(module: Any, path: str) -> Any:
-    for name in path.split("."):
-        module = getattr(module, name)
-    return module
+def _held(graph: fx.GraphModule) -> list[Any]:
+    return [operator.attrgetter(str(node.target))(graph) for node in graph.graph.nodes if node.op == "get_attr"]
 
 
 def _same_graph(a: fx.GraphModule, b: fx.GraphModule) -> bool:
     """Whether two traces hold the same operations on the same tensors and numbers."""
-    constants = [[_attribute(g, str(n.target)) for n in g.graph.nodes if n.op == "get_attr"] for g in (a, b)]
     return a.code == b.code and all(
         x is y or (isinstance(x, Tensor) and isinstance(y, Tensor) and torch.equal(x, y))
-        for x, y in zip(*constants, strict=True)
+        for x, y in zip(_held(a), _held(b), strict=True)
     )
