@@ -201,23 +201,26 @@ class ArticleELBO(ManyParticles):
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the article's value for each datum."""
         q, p_x, x = self._parts(log_weights)
-        kl = closed_form.kl_std(q.base.loc, q.base.scale, eps=self.eps, event_dim=q.event_dim)
+        base = unwrapped(q)
+        kl = closed_form.kl_std(base.loc, base.scale, eps=self.eps, event_dim=q.event_dim)
         exact = self.eps == 0
-        if isinstance(p_x.base, dist.Bernoulli):
-            log_lik = -closed_form.cross_entropy(x, p_x.base.probs, eps=self.eps, event_dim=p_x.event_dim)
+        base, event_dim = unwrapped(p_x), p_x.event_dim
+        if isinstance(base, dist.Bernoulli):
+            log_lik = -closed_form.cross_entropy(x, base.probs, eps=self.eps, event_dim=event_dim)
         elif self.normalize:
             log_lik = closed_form.normal_log_likelihood(
-                x, p_x.base.loc, p_x.base.scale, event_dim=p_x.event_dim, check_scale=is_validation_enabled()
+                x, base.loc, base.scale, event_dim=event_dim, check_scale=is_validation_enabled()
             )
         else:
-            log_lik = -closed_form.squared_error(x, p_x.base.loc, event_dim=p_x.event_dim)
+            log_lik = -closed_form.squared_error(x, base.loc, event_dim=event_dim)
             exact = False
         shape = log_weights.log_lik.shape
         kl = kl.expand(shape).mean(0)
         value = log_lik.expand(shape).mean(0) - kl
         return Estimate(value.detach(), value, "lower" if exact else "neither", kl.detach())
 
-    def _parts(self, log_weights: LogWeights) -> tuple[_Unwrapped, _Unwrapped, Tensor]:
+    def _parts(self, log_weights: LogWeights) -> tuple[Any, Any, Tensor]:
+        """Return the posterior, the likelihood and x."""
         if len(log_weights.posterior) != 1 or len(log_weights.observed) != 1:
             raise ValueError(
                 f"{owner(self)} needs one latent and one observed site; the program has "
@@ -225,29 +228,17 @@ class ArticleELBO(ManyParticles):
             )
         (name,) = log_weights.posterior
         ((likelihood, x),) = log_weights.observed.values()
-        q, p_z, p_x = (_Unwrapped.of(d) for d in (log_weights.posterior[name], log_weights.prior[name], likelihood))
-        if not isinstance(q.base, dist.Normal) or not isinstance(p_z.base, dist.Normal):
+        q, p_z, p_x = (unwrapped(d) for d in (log_weights.posterior[name], log_weights.prior[name], likelihood))
+        if not isinstance(q, dist.Normal) or not isinstance(p_z, dist.Normal):
             raise ValueError(
                 f"{owner(self)} needs a diagonal normal posterior and a standard normal prior; it was given "
-                f"{type(q.base).__name__} and {type(p_z.base).__name__}; use ELBO"
+                f"{type(q).__name__} and {type(p_z).__name__}; use ELBO"
             )
         # only under validation, as on the first batch of training: reading the values makes the CPU wait for the GPU
-        if is_validation_enabled() and not (torch.all(p_z.base.loc == 0) and torch.all(p_z.base.scale == 1)):
+        if is_validation_enabled() and not (torch.all(p_z.loc == 0) and torch.all(p_z.scale == 1)):
             raise ValueError(f"{owner(self)} needs a standard normal prior, N(0, I); use MeanFieldELBO")
-        if not isinstance(p_x.base, (dist.Bernoulli, dist.Normal)):
+        if not isinstance(p_x, (dist.Bernoulli, dist.Normal)):
             raise ValueError(
-                f"{owner(self)} knows Bernoulli and Normal likelihoods, not {type(p_x.base).__name__}; use ELBO"
+                f"{owner(self)} knows Bernoulli and Normal likelihoods, not {type(p_x).__name__}; use ELBO"
             )
-        return q, p_x, x
-
-
-@dataclass(frozen=True)
-class _Unwrapped:
-    """A distribution without its `Independent` wrappers, and the number of event dimensions that it had with them."""
-
-    base: Any
-    event_dim: int
-
-    @classmethod
-    def of(cls, distribution: Any) -> _Unwrapped:
-        return cls(unwrapped(distribution), distribution.event_dim)
+        return log_weights.posterior[name], likelihood, x

@@ -91,10 +91,9 @@ class _Relaxed(Messenger):
         base: Any = unwrapped(fn)
         if isinstance(base, (BinaryVector, dist.Bernoulli)):
             return BinaryVector(base.logits, base.logits.new_tensor(self.temperature)).rsample()
-        if isinstance(base, OneHotVector):
-            return OneHotVector(base.logits, base.logits.new_tensor(self.temperature)).rsample()
-        if isinstance(base, dist.OneHotCategorical):
-            return OneHotVector(base.logits.unsqueeze(-2), base.logits.new_tensor(self.temperature)).rsample()
+        if isinstance(base, (OneHotVector, dist.OneHotCategorical)):
+            logits = base.logits if isinstance(base, OneHotVector) else base.logits.unsqueeze(-2)
+            return OneHotVector(logits, logits.new_tensor(self.temperature)).rsample()
         raise TypeError(  # not a ValueError: Pyro would append the shapes of all sites to it
             f"objective GumbelSoftmaxELBO relaxes bits and one-hot vectors, and q at site {name!r} is {describe(fn)}; "
             "use REINFORCE or VIMCO"

@@ -110,7 +110,7 @@ class _Again:
         with _batch_norm_learns_nothing():
             trace = poutine.trace(replayed).get_trace(*self.args, **self.kwargs)
         sites = {name: site for name, site in sample_sites(trace).items() if name in fixed}
-        return sum_per_datum(sites, self.weights.num_particles, self.weights.log_lik.shape[1])
+        return sum_per_datum(sites, self.weights.log_lik.shape[1])
 
     def dream(self) -> Tensor:
         model, guide = self.program
@@ -131,7 +131,7 @@ class _Again:
         with _Given(latent), _batch_norm_learns_nothing():
             trace = poutine.trace(guide).get_trace(*args, **self.kwargs)
         sites = {name: site for name, site in sample_sites(trace).items() if name in latent}
-        return sum_per_datum(sites, 1, self.weights.log_lik.shape[1])[0]
+        return sum_per_datum(sites, self.weights.log_lik.shape[1])[0]
 
 
 class _Detached(Messenger):

@@ -20,12 +20,16 @@ class NotPerDatumError(ValueError):
     """A program whose log-weights do not factorise over data, which a per-datum objective needs."""
 
 
-def sum_per_datum(sites: Mapping[str, Any], num_particles: int, size: int) -> Tensor:
+def sum_per_datum(sites: Mapping[str, Any], size: int) -> Tensor:
     """Return the sum of the log-densities at some sites, (K, batch)."""
-    particles = [frame.dim for site in sites.values() for frame in _frames(site) if frame.name == PARTICLES]
-    dim = particles[0] if particles else None
-    parts = [to_particles(_log_prob(site), num_particles, dim, size) for site in sites.values()]
-    return torch.stack(parts).sum(0)
+    particles = _particles(sites)
+    return torch.stack([to_particles(_log_prob(site), *particles, size) for site in sites.values()]).sum(0)
+
+
+def _particles(sites: Mapping[str, Any]) -> tuple[int, int | None]:
+    """Return the number of particles and their dimension, None for a single particle without a plate."""
+    found = (frame for site in sites.values() for frame in _frames(site) if frame.name == PARTICLES)
+    return next(((frame.size, frame.dim) for frame in found), (1, None))
 
 
 def _log_prob(site: Any) -> Tensor:
@@ -44,8 +48,7 @@ def from_traces(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> LogWe
     latent = {name: site for name, site in model_sites.items() if not site["is_observed"]}
     _check_sites(latent, guide_sites, observed)
     plate = next(frame for site in observed.values() for frame in _frames(site) if frame.dim == -1)
-    particles = next((f for s in guide_sites.values() for f in _frames(s) if f.name == PARTICLES), None)
-    num_particles, particle_dim = (1, None) if particles is None else (particles.size, particles.dim)
+    particles = _particles(guide_sites)
 
     def per_datum(site: Any) -> Tensor:
         if not any(frame.dim == -1 and frame.name == plate.name for frame in _frames(site)):
@@ -53,7 +56,7 @@ def from_traces(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> LogWe
                 f"site {site['name']!r} lies outside the plate {plate.name!r} of the data (dim -1), so its "
                 "log-weight does not belong to one datum; use one of Pyro's objectives, or move it inside"
             )
-        return to_particles(_log_prob(site), num_particles, particle_dim, plate.size)
+        return to_particles(_log_prob(site), *particles, plate.size)
 
     log_lik = torch.stack([per_datum(site) for site in observed.values()]).sum(0)
     return LogWeights(
