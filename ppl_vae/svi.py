@@ -187,8 +187,7 @@ class SVI:
 
         A `step` that follows adds to these gradients.
         """
-        for parameter in self.parameters.values():
-            parameter.grad = None
+        self._clear()
         self._updated = False
         self._parameters.touched.clear()
         with self._parameters:
@@ -208,6 +207,10 @@ class SVI:
                 "with pyro.module (or make the program's pieces nn.Modules of a VAE) and unfreeze what should train"
             )
         return result._replace(surrogate=result.surrogate.detach())
+
+    def _clear(self) -> None:
+        for parameter in self.parameters.values():
+            parameter.grad = None
 
     def _fill(self, touched: Set[int]) -> None:
         """Give a zero gradient to each parameter that has none now, had one before, and was met by the step.
@@ -271,8 +274,7 @@ class SVI:
             self.apply()
             self._updated = mean
             if not mean:
-                for parameter in self.parameters.values():
-                    parameter.grad = None
+                self._clear()
             self._stepped = self._parameters.settled = True
             return result
 
@@ -293,11 +295,9 @@ class SVI:
             self.why_eager = self._refused[key]
             return None
         graphs = self._graphs.get(key, ())
-        graph = next((g for g in graphs if self._fits(g, given.numbers)), None)
+        graph = next((g for g in graphs if self._fits(g, given.numbers)), None) or self._make(key, graphs, mean, given)
         if graph is None:
-            graph = self._make(key, graphs, mean, given)
-            if graph is None:
-                return None
+            return None
         self._misses = 0
         if graph.overlaps(given.tensors):
             self.why_eager = "an argument shares memory with what the program writes to"
@@ -325,12 +325,9 @@ class SVI:
         """Whether to compare the graph with the program at this use."""
         if graph.is_other(given.tensors, given.numbers):
             return True
-        interval = _INTERVAL.get(self._device.type, 100) if graph.checks > 1 else _EARLY
+        device = next(iter(self.parameters.values())).device
+        interval = _INTERVAL.get(device.type, 100) if graph.checks > 1 else _EARLY
         return graph.unchecked >= interval and (self._stretch is None or graph.disturbed)
-
-    @property
-    def _device(self) -> torch.device:
-        return next(iter(self.parameters.values())).device
 
     def _differs(self, key: Any, graph: CapturedStep, difference: str) -> None:
         """Drop a graph that no longer computes what the program computes."""
@@ -342,8 +339,7 @@ class SVI:
     def _leave(self, step: Step, graph: CapturedStep, given: Signature) -> None:
         """Put the gradients into ``.grad`` of the parameters and of the other tensors that require one."""
         if len(graph.leaves) != len(self.parameters):
-            for parameter in self.parameters.values():
-                parameter.grad = None
+            self._clear()
         for parameter, gradient in zip(graph.leaves, step.gradients, strict=True):
             parameter.grad = gradient
         if graph.is_partial or len(self._followed) < len(graph.leaves):

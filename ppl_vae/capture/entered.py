@@ -30,7 +30,7 @@ class Entered:
     """A context that notes the functions that run in it, in this thread, and the names that their code uses.
 
     It calls and evaluates nothing of the program. It takes the profiling hook, so do not enter it while another
-    profiler has the hook (`busy`).
+    profiler has the hook (`signature.can_watch`).
 
     Attributes:
         codes: The code of each function that ran, with its globals and its first argument.
@@ -50,11 +50,6 @@ class Entered:
         self.codes: dict[types.CodeType, tuple[dict[str, Any], Any]] = {}
         self.read: list[Tensor] = []
         self.also: set[str] = set()
-
-    @staticmethod
-    def busy() -> bool:
-        """Whether another profiler has the hook."""
-        return sys.getprofile() is not None
 
     def __enter__(self) -> Entered:
         self._collects = gc.isenabled()
@@ -90,10 +85,7 @@ class Entered:
 
     def names(self) -> frozenset[str] | None:
         """Return every name that the functions could read; None where the user's code may make names at run time."""
-        names: set[str] = set()
-        for code in self.codes:
-            names.update(code.co_names)
-        names |= self.also
+        names = self.also.union(*(code.co_names for code in self.codes))
         for code in self.users:  # names may stand in text and in patterns
             names.update(name for text in _texts(code.co_consts) for name in _NAME.findall(text))
         dynamic = any(_DYNAMIC.intersection(code.co_names) or _matches(code) for code in self.users)

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import pyro
-import torch
 from torch import Tensor
 
 from ppl_vae.capture.entered import Entered
-from ppl_vae.capture.places import LARGE, MISSING, PLAIN, Source
+from ppl_vae.capture.places import LARGE, MISSING, PLAIN, Source, kind_of
 from ppl_vae.capture.reach import Reach, buffers_of
 
 _OF_TENSORS = operator.attrgetter(
@@ -31,8 +30,8 @@ class Change:
         label: The holder of the value, in words.
         before: The old value.
         now: The new value.
-        place: The index of the source in the guards (negative for an empty container, hooks and tensors) and the place
-            in it (-1 where a container grew or shrank); None for any other value.
+        place: The index of the source in the guards (negative for hooks and tensors) and the place in it (-1 where a
+            container grew or shrank); None for any other value.
     """
 
     label: str
@@ -116,9 +115,6 @@ class Guards:
             labels = tuple(f"parameter {name!r} in Pyro's store" for name in names)
             self._sources.append(Source("", operator.itemgetter(*names), store, labels))
             self.reach.tensors |= {id(leaf): leaf for leaf in parameters.values()}
-        self._tensors = list(self.reach.tensors.values())
-        self._objects = [value for value, _ in self.reach.kinds]
-        self._kinds = [kind for _, kind in self.reach.kinds]
 
     # comparing them with the present values --------------------------------------------------------------------
 
@@ -152,23 +148,24 @@ class Guards:
         now = [(source.label, source.names) for source in self._sources]
         if now == labels and [len(_read(source)) for source in self._sources] == lengths:
             return True
-        self.reach, self._sources, self._tensors = before, before.sources, list(before.tensors.values())
-        self._objects, self._kinds = [v for v, _ in before.kinds], [k for _, k in before.kinds]
+        self.reach, self._sources = before, before.sources
         return False
 
     def _keep(self) -> None:
         """Note the present values."""
+        self._tensors = list(self.reach.tensors.values())
+        self._objects = [value for value, _ in self.reach.kinds]
+        self._kinds = [kind for _, kind in self.reach.kinds]
         self._values = [_read(source) for source in self._sources]
         moving = {place[0] for place in (*self._ignored, *self._lifted)}
         self._slow = [i for i in range(len(self._sources)) if i in moving]
-        still = [i for i in range(len(self._sources)) if i not in moving]
-        self._reads = [(self._sources[i].read, self._sources[i].home) for i in still]
-        values = [self._values[i] for i in still]
+        self._reads = [(s.read, s.home) for i, s in enumerate(self._sources) if i not in moving]
+        values = [values for i, values in enumerate(self._values) if i not in moving]
         self._flat = list(chain.from_iterable(values))
         self._lengths = list(map(len, values))
         self._open = [(i, s.home, frozenset(s.home)) for i, s in enumerate(self._sources) if s.grows]
         self._sizes = [len(home) for _, home, _ in self._open]
-        self._empty = [d for _, d, *_ in (*self.reach.empty, *self.reach.hooks)]
+        self._hooks = [hooks for _, hooks, _ in self.reach.hooks]
         self._flags = list(map(_OF_TENSORS, self._tensors))
 
     def _untouched(self) -> bool:
@@ -178,7 +175,7 @@ class Guards:
             return (
                 list(map(len, now)) == self._lengths
                 and all(map(operator.is_, chain.from_iterable(now), self._flat))
-                and not any(self._empty)
+                and not any(self._hooks)
                 and list(map(type, self._objects)) == self._kinds
                 and [len(home) for _, home, _ in self._open] == self._sizes
                 and list(map(_OF_TENSORS, self._tensors)) == self._flags
@@ -213,20 +210,17 @@ class Guards:
             for name in self._added(self._sources[i], known):
                 if (i, name) not in self._ignored:
                     yield Change(f"{self._sources[i].label}{name}", MISSING, home[name], (i, name))
-        for n, (label, content) in enumerate(self.reach.empty):
-            if content and (-1, n) not in self._ignored:
-                yield Change(f"the length of {label}", 0, len(content), (-1, n))
         for n, (label, content, _) in enumerate(self.reach.hooks):
             if content:
-                yield Change(f"the hooks of a {label}", 0, len(content), (-2, n))
+                yield Change(f"the hooks of a {label}", 0, len(content), (-1, n))
         for n, (tensor, kept) in enumerate(zip(self._tensors, self._flags, strict=True)):
             now = _OF_TENSORS(tensor)
             if now[0] != kept[0]:
-                yield Change(f"requires_grad of a tensor of shape {tuple(tensor.shape)}", kept[0], now[0], (-3, n))
+                yield Change(f"requires_grad of a tensor of shape {tuple(tensor.shape)}", kept[0], now[0], (-2, n))
             if now[1:4] != kept[1:4]:
-                yield Change("the shape, dtype or device of a tensor", str(kept[1:4]), str(now[1:4]), (-3, n))
+                yield Change("the shape, dtype or device of a tensor", str(kept[1:4]), str(now[1:4]), (-2, n))
             if now[4:] != kept[4:]:
-                yield Change(f"the hooks of a tensor of shape {tuple(tensor.shape)}", MISSING, MISSING, (-3, n))
+                yield Change(f"the hooks of a tensor of shape {tuple(tensor.shape)}", MISSING, MISSING, (-2, n))
         for tensor, number in self._numbers:
             if (value := _number(tensor)) != number:
                 yield Change(f"a number read out of a tensor of shape {tuple(tensor.shape)}", (number,), (value,))
@@ -258,15 +252,21 @@ class Guards:
         for change in changes:
             if by and self._counter(change):
                 assert change.place is not None
-                source = self._sources[change.place[0]]
-                now = _read(source)[change.place[1]]
-                assert source.write is not None
-                source.write(source.home, change.place[1], now + by)
+                i, j = change.place
+                self._write(i, j, _read(self._sources[i])[j] + by)
 
     def _counter(self, change: Change) -> bool:
-        if change.place is None or change.place[0] < 0 or type(change.place[1]) is not int or change.place[1] < 0:
-            return False
-        return self._sources[change.place[0]].write is not None and type(change.now) in (int, float)
+        return self._can_write(change) and type(change.now) in (int, float)
+
+    def _can_write(self, change: Change) -> bool:
+        """Whether a changed value can be written back."""
+        i, j = change.place or (-1, -1)
+        return i >= 0 and type(j) is int and j >= 0 and self._sources[i].write is not None
+
+    def _write(self, i: int, j: int, value: Any) -> None:
+        source = self._sources[i]
+        assert source.write is not None
+        source.write(source.home, j, value)
 
     def put_back(self, homes: Set[int] | None = None) -> None:
         """Write back what has changed, to undo what a trial run of the program did to Python values.
@@ -295,19 +295,12 @@ class Guards:
                     del home[name]
                 else:
                     type.__delattr__(source.owner, name)
-        for _, content in self.reach.empty:
-            if content and (homes is None or id(content) in homes):
-                content.clear()
 
     # numbers that become inputs of the graph ----------------------------------------------------------------------
 
     def can_lift(self, change: Change) -> bool:
         """Whether a tensor can stand for the changed value: a number, or a tensor replaced by one of its kind."""
-        if change.place is None or change.place[0] < 0 or type(change.place[1]) is not int or change.place[1] < 0:
-            return False
-        if self._sources[change.place[0]].write is None:
-            return False
-        return _stands_for(change.before, change.now)
+        return self._can_write(change) and _stands_for(change.before, change.now)
 
     def lift(self, labels: Collection[str]) -> None:
         """Let the numbers of these labels change: they become inputs of the graph."""
@@ -335,9 +328,7 @@ class Guards:
 
     def _write_lifted(self, values: Collection[Any]) -> None:
         for (i, j), value in zip(self._lifted, values, strict=True):
-            source = self._sources[i]
-            assert source.write is not None
-            source.write(source.home, j, value)
+            self._write(i, j, value)
 
     def guard_numbers(self, tensors: Collection[Tensor]) -> None:
         """Guard the numbers that the program has read out of these tensors, which no graph computes."""
@@ -360,13 +351,8 @@ def same(a: Any, b: Any) -> bool:
 def _stands_for(before: Any, now: Any) -> bool:
     """Whether one input of a graph can stand for both values."""
     if type(now) is Tensor and type(before) is Tensor:
-        return _kind(before) == _kind(now) and not now.requires_grad
+        return kind_of(before) == kind_of(now) and not now.requires_grad
     return type(now) in (float, int) and type(before) in (float, int)
-
-
-def _kind(tensor: Tensor) -> tuple[Any, ...]:
-    strides = tensor.stride() if tensor.layout is torch.strided else tensor.layout
-    return tensor.shape, strides, tensor.dtype, tensor.device, tensor.requires_grad
 
 
 def _alike(a: Any, b: Any) -> bool:
@@ -400,7 +386,7 @@ def _token(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return type(value), tuple(map(_token, value))
     if type(value) is Tensor:
-        return _kind(value)
+        return kind_of(value)
     return (type(value), repr(value)) if isinstance(value, PLAIN) else id(value)
 
 

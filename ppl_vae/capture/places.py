@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import collections
 import contextvars
+import operator
 import types
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 MISSING = object()
+_KIND = operator.attrgetter("shape", "dtype", "device", "requires_grad")
 LARGE = 1024  # elements of a container or an array; of a larger one only a sample is looked at
 
 
@@ -52,22 +56,17 @@ class Source:
         return id(self.home if self.owner is None else self.owner)
 
 
+def kind_of(tensor: Tensor) -> tuple[Any, ...]:
+    """Return what decides which operations a tensor takes: strides, shape, type, device, use of a gradient."""
+    return tensor.stride() if tensor.layout is torch.strided else tensor.layout, *_KIND(tensor)
+
+
 # how values are read and written; each reader returns something with a length ----------------------------------------
-
-
-def read_nothing(_: Any) -> tuple[()]:
-    """Read nothing."""
-    return ()
 
 
 def read_length(value: Any) -> tuple[int]:
     """Read the length of a container."""
     return (len(value),)
-
-
-def read_proxy(value: types.MappingProxyType) -> tuple[Any, ...]:
-    """Read the values of a read-only dictionary."""
-    return tuple(value.values())
 
 
 def read_sample(step: int, value: list) -> tuple[Any, ...]:

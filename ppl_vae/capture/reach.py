@@ -22,32 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ppl_vae.capture import places
 from ppl_vae.capture.entered import Entered, is_library
-from ppl_vae.capture.places import (
-    LARGE,
-    MISSING,
-    PLAIN,
-    Source,
-    buffer_of,
-    put_back_dict,
-    put_back_list,
-    put_back_other,
-    read_array,
-    read_buffer,
-    read_cell,
-    read_context,
-    read_few,
-    read_length,
-    read_nothing,
-    read_proxy,
-    read_sample,
-    read_slot,
-    write_attribute,
-    write_cell,
-    write_entry,
-    write_slot,
-    write_value,
-)
+from ppl_vae.capture.places import LARGE, MISSING, PLAIN, Source
 
 MOST = 20_000  # values that are noted; no further values are seen
 _MOST_OF_ARRAYS = 2**16  # array elements that are looked at in a step, and a few elements of each further array
@@ -73,7 +50,6 @@ class Reach:
         modules: The torch modules met.
         tensors: The tensors met.
         generators: The program's own random generators.
-        empty: Empty containers, each with a label.
         hooks: The dictionaries in which modules keep hooks, each with the name of the module's class, and the module.
         opaque: The objects that could not be looked at, in words.
         kinds: The objects met, with their classes.
@@ -85,7 +61,6 @@ class Reach:
     modules: list[nn.Module] = field(default_factory=list)
     tensors: dict[int, Tensor] = field(default_factory=dict)
     generators: list[Any] = field(default_factory=list)
-    empty: list[tuple[str, Any]] = field(default_factory=list)
     hooks: list[tuple[str, dict, nn.Module | None]] = field(default_factory=list)
     opaque: list[str] = field(default_factory=list)
     kinds: list[tuple[Any, type]] = field(default_factory=list)
@@ -97,8 +72,8 @@ class Reach:
         self._codes: set[types.CodeType] = set()
         self._todo: list[tuple[Any, str]] = []
         self._count = self._arrays = 0
-        for name in _HOOKS:
-            self.hooks.append(("module (for all modules)", getattr(nn.modules.module, f"_global{name}"), None))
+        everywhere = [getattr(nn.modules.module, f"_global{name}") for name in _HOOKS]
+        self.hooks += [("module (for all modules)", hooks, None) for hooks in everywhere]
         self._users = {} if self.entered is None else self.entered.users
 
     @property
@@ -151,12 +126,12 @@ class Reach:
         elif issubclass(kind, np.ndarray):
             keeps = (np.copy, np.copyto) if value.size <= _KEPT and value.flags.writeable else (None, None)
             self._arrays += min(value.size, LARGE)
-            read = read_array if self._arrays <= _MOST_OF_ARRAYS else read_few
+            read = places.read_array if self._arrays <= _MOST_OF_ARRAYS else places.read_few
             self._add(Source(f"the content of {label}", read, value, ("", "", ""), None, *keeps), 16)
         elif issubclass(kind, _GENERATORS):
             self.generators.append(value)
         elif kind is contextvars.ContextVar:
-            self._add(Source(label, read_context, value, ("",)), 1)
+            self._add(Source(label, places.read_context, value, ("",)), 1)
         elif kind is weakref.ref or kind is weakref.KeyedRef:
             self._todo.append((value(), label))
         elif kind is functools._lru_cache_wrapper:
@@ -177,7 +152,7 @@ class Reach:
         elif issubclass(kind, (staticmethod, classmethod)):
             self._todo.append((value.__func__, label))
         elif kind is property:
-            self._todo += [(f, label) for f in (value.fget, value.fset) if f is not None]
+            self._todo += [(value.fget, label), (value.fset, label)]
         elif issubclass(kind, type):
             self._visit_class(value)
         elif issubclass(kind, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
@@ -189,51 +164,45 @@ class Reach:
                 del self._seen[id(value)]
                 self._visit_module(value, vars(value).keys() if self.names is None else self.names, value.__name__)
         elif kind is not types.CodeType:
-            if is_library(kind.__module__) and (content := buffer_of(value)) is not None:
-                self._add(Source(f"the content of {label}", read_buffer, value, ()), 1 + content.nbytes // 64)
+            if is_library(kind.__module__) and (content := places.buffer_of(value)) is not None:
+                self._add(Source(f"the content of {label}", places.read_buffer, value, ()), 1 + content.nbytes // 64)
             self._visit_object(value, kind)
 
     def _visit_dict(self, value: Any, label: str) -> None:
         plain = issubclass(type(value), dict)
-        size = dict.__len__(value) if plain else len(value)
-        if not size:
-            self.empty.append((label, value))
+        mapping: Any = dict if plain else types.MappingProxyType
+        if mapping.__len__(value) > LARGE:
+            self._add(Source(f"the length of {label}", places.read_length, value, ("",)), 1)
             return
-        if size > LARGE:
-            self._add(Source(f"the length of {label}", read_length, value, ("",)), 1)
-            return
-        keys = tuple(dict.keys(value) if plain else value)
+        keys = tuple(mapping.keys(value))
         names = tuple(f"[{key!r}]" if issubclass(type(key), PLAIN) else "[...]" for key in keys)
         if plain:
             # an OrderedDict keeps an order that `dict.keys` does not know
             read: Any = tuple if type(value) is collections.OrderedDict else dict.keys
-            added = Source(f"the keys of {label}", read, value, names, None, dict.copy, put_back_dict)
+            added = Source(f"the keys of {label}", read, value, names, None, dict.copy, places.put_back_dict)
             self._add(added, len(keys))
-        self._add(
-            Source(label, dict.values if plain else read_proxy, value, names, write_value if plain else None), len(keys)
-        )
-        items = dict.values(value) if plain else value.values()
-        self._todo += [(item, label + name) for item, name in zip(items, names, strict=True)]
+        if keys or not plain:
+            self._add(Source(label, mapping.values, value, names, places.write_value if plain else None), len(keys))
+        self._todo += [(item, label + name) for item, name in zip(mapping.values(value), names, strict=True)]
 
     def _visit_sequence(self, value: Any, label: str) -> None:
         kind = type(value)
         items = list.copy(value) if issubclass(kind, list) else list(value)
         names = tuple(f"[{i}]" for i in range(len(items)))
-        if not items:
-            if not issubclass(kind, (tuple, frozenset)):
-                self.empty.append((label, value))
-            return
         if len(items) > LARGE:
             step = len(items) // LARGE
             if issubclass(kind, list):
-                self._add(Source(f"the content of {label}", functools.partial(read_sample, step), value, ()), LARGE)
+                read = functools.partial(places.read_sample, step)
+                self._add(Source(f"the content of {label}", read, value, ()), LARGE)
             elif not issubclass(kind, (tuple, frozenset)):
-                self._add(Source(f"the length of {label}", read_length, value, ("",)), 1)
+                self._add(Source(f"the length of {label}", places.read_length, value, ("",)), 1)
             items = items[::step]
         elif issubclass(kind, list):
-            self._add(Source(label, list.copy, value, names, list.__setitem__, list.copy, put_back_list), len(items))
+            back = places.put_back_list
+            self._add(Source(label, list.copy, value, names, list.__setitem__, list.copy, back), len(items))
         elif issubclass(kind, (collections.deque, set)):
-            self._add(Source(f"the content of {label}", tuple, value, (), None, tuple, put_back_other), len(items))
+            content = f"the content of {label}"
+            self._add(Source(content, tuple, value, (), None, tuple, places.put_back_other), len(items))
         self._todo += [(item, label + name) for item, name in zip(items, names, strict=False)]
 
     def _visit_function(self, function: types.FunctionType, label: str) -> None:
@@ -243,8 +212,8 @@ class Reach:
         if self.entered is not None and not library and code not in self._users:
             return  # it did not run
         for name, cell in cells:
-            self._add(Source(name, read_cell, cell, ("",), write_cell), 1)
-            self._todo += [(content, name) for content in read_cell(cell) if content is not MISSING]
+            self._add(Source(name, places.read_cell, cell, ("",), places.write_cell), 1)
+            self._todo += [(content, name) for content in places.read_cell(cell) if content is not MISSING]
         if library:
             return
         read = operator.attrgetter("__code__", "__defaults__", "__kwdefaults__")
@@ -271,14 +240,13 @@ class Reach:
 
     def _visit_module(self, module: types.ModuleType, names: Set[str], label: str) -> None:
         """Follow the entries of an imported module that the code of a function names."""
-        if id(module) in self._seen and not is_library(module.__name__) and names is self.names:
+        own, content = not is_library(module.__name__), vars(module)
+        if id(module) in self._seen and own and names is self.names:
             return
         self._seen[id(module)] = module
-        content = vars(module)
-        own = not is_library(module.__name__)
         watch = frozenset(names - content.keys()) if own else None
         self._visit_entries(content, names, f"{label}.", follow=own or module is os, grows=own, watch=watch)
-        if not is_library(module.__name__):
+        if own:
             for name in names & content.keys():
                 inner = content[name]
                 if type(inner) is types.ModuleType and id(inner) not in self._seen:
@@ -298,11 +266,8 @@ class Reach:
 
     def _visit_object(self, value: Any, kind: type) -> None:
         library = is_library(kind.__module__)
-        if (
-            library
-            and kind.__module__.split(".")[0] not in ("torch", "pyro", "ppl_vae")
-            and not issubclass(kind, _HOLDERS)
-        ):
+        has_content = kind.__module__.split(".")[0] in ("torch", "pyro", "ppl_vae") or issubclass(kind, _HOLDERS)
+        if library and not has_content:
             return  # Python's own
         content = _dict_of(value)
         label = f"{kind.__name__}."
@@ -316,46 +281,37 @@ class Reach:
             wanted = set(content)
         else:
             wanted = set(content) & self.names
-        wanted = {k for k in wanted if type(k) is str}
-        grows = not library or issubclass(kind, nn.Module)
-        self._visit_entries(content, wanted, label, grows=grows, quiet=library)
+        keys = [k for k in content if type(k) is str and k in wanted]
+        self._visit_entries(content, keys, label, grows=not library or issubclass(kind, nn.Module), quiet=library)
         for base in kind.__mro__:
             for name, slot in vars(base).items():
                 slotted = type(slot) is types.MemberDescriptorType and "__slots__" in vars(base)
                 if slotted and (self.names is None or name in self.names):
-                    read = functools.partial(read_slot, slot)
-                    self._add(Source(label + name, read, value, ("",), functools.partial(write_slot, slot)), 1)
+                    read = functools.partial(places.read_slot, slot)
+                    self._add(Source(label + name, read, value, ("",), functools.partial(places.write_slot, slot)), 1)
                     self._todo += [(item, label + name) for item in read(value) if item is not MISSING]
         self._todo.append((kind, kind.__name__))
 
     def _visit_entries(
         self,
         home: Mapping[str, Any],
-        names: Set[str],
+        names: Set[str] | list[str],
         label: str,
-        *,
         follow: bool = True,
-        grows: bool = False,
-        quiet: bool = False,
-        owner: type | None = None,
-        watch: frozenset[str] | None = None,
+        **more: Any,
     ) -> None:
-        """Follow some entries of a namespace; those of an object in its own order."""
-        keys = (
-            tuple(k for k in home if k in names)
-            if quiet or (grows and owner is watch is None)
-            else tuple(sorted(names & home.keys()))
-        )
+        """Follow some entries of a namespace, a list of names in its own order; `more` is said of their `Source`."""
+        keys = tuple(names if isinstance(names, list) else sorted(names & home.keys()))
         if keys:
             twice = keys if len(keys) > 1 else 2 * keys  # with a single key `itemgetter` returns no tuple
             read, write = operator.itemgetter(*twice), None
-            if owner is not None:
-                write = functools.partial(write_attribute, owner, twice)
+            if "owner" in more:
+                write = functools.partial(places.write_attribute, more["owner"], twice)
             elif type(home) is dict:
-                write = functools.partial(write_entry, twice)
-            self._add(Source(label, read, home, twice, write, None, None, grows, quiet, owner, watch), len(keys))
-        elif grows:
-            self._add(Source(label, read_nothing, home, (), grows=True, quiet=quiet, owner=owner, watch=watch), 1)
+                write = functools.partial(places.write_entry, twice)
+            self._add(Source(label, read, home, twice, write, **more), len(keys))
+        elif more.get("grows"):
+            self._add(Source(label, lambda _: (), home, (), **more), 1)
         if follow:
             self._todo += [(home[key], label + key) for key in keys]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-import operator
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,12 +16,10 @@ from torch.utils import _pytree
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from ppl_vae.capture.entered import Entered
-from ppl_vae.capture.places import PLAIN
+from ppl_vae.capture.places import PLAIN, kind_of
 from ppl_vae.capture.tracing import CaptureError
 
 _VALUES = (*PLAIN, np.bool_, torch.dtype, torch.device, enum.Enum, range)  # types of values that a key can hold
-_STRIDED = operator.attrgetter("shape", "dtype", "device", "requires_grad")
 
 
 class Signature(NamedTuple):
@@ -51,7 +49,6 @@ def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
     leaves, structure = _pytree.tree_flatten((args, kwargs))
     key: list[Any] = [repr(structure)]  # older torch cannot hash the structure itself
     places, numbers, where = [], [], []
-    tensors: list[Tensor] = []
     first: dict[int, int] = {}
     for i, leaf in enumerate(leaves):
         if type(leaf) in (Tensor, nn.Parameter):
@@ -66,8 +63,8 @@ def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
         else:
             raise CaptureError(f"an argument is a {type(leaf).__name__}; expected tensors and plain Python values")
 
+    tensors = [leaves[place] for place in places]
     for place in places:  # a graph keeps `rebuild`, which should keep no batch alive
-        tensors.append(leaves[place])
         leaves[place] = None
 
     def rebuild(*new: Any) -> Any:
@@ -83,7 +80,7 @@ def _kind(tensor: Tensor) -> tuple[Any, ...]:
     """Return a tensor's part of the key, with its strides: another memory layout takes other operations."""
     if tensor.layout is not torch.strided or tensor.is_nested:
         raise CaptureError("an argument is a sparse or nested tensor")
-    return tensor.stride(), *_STRIDED(tensor)
+    return kind_of(tensor)
 
 
 def environment() -> tuple[Any, ...]:
@@ -106,11 +103,10 @@ def unusual(tensors: list[Tensor]) -> str | None:
         return "an effect handler of Pyro's is around the step"
     if not torch.is_grad_enabled():
         return "gradients are switched off"
-    if torch._C._len_torch_function_stack() and not all(
-        type(mode) is DeviceContext for mode in _get_current_function_mode_stack()
-    ):
-        return "a mode of torch's is around the step"
-    if torch._C._len_torch_dispatch_stack() and _get_current_dispatch_mode_stack():
+    modes = _get_current_function_mode_stack() if torch._C._len_torch_function_stack() else []
+    if torch._C._len_torch_dispatch_stack():
+        modes += _get_current_dispatch_mode_stack()
+    if not all(type(mode) is DeviceContext for mode in modes):
         return "a mode of torch's is around the step"
     for tensor in tensors:
         if tensor.requires_grad and not tensor.is_leaf:
@@ -122,4 +118,4 @@ def unusual(tensors: list[Tensor]) -> str | None:
 
 def can_watch() -> bool:
     """Whether the functions that a step enters can be noted now, which making a graph requires."""
-    return not Entered.busy()
+    return sys.getprofile() is None  # else another profiler has the hook that `Entered` takes

@@ -14,9 +14,10 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree
 
+from ppl_vae.capture.state import WRITES_UNSAID
+
 _ATEN = torch.ops.aten
 _CREATE = {"full", "ones", "zeros", "ones_like", "zeros_like", "full_like", "arange", "scalar_tensor", "eye"}
-_WRITES_UNSAID = ("batch_norm", "instance_norm")  # operations whose schema hides that they write into their buffers
 _MOST_LIFTED = 1024  # elements of a tensor made from Python values: up to here guards look at all of them
 _MOST_FOLDED = 2**16  # elements of a constant that is kept; a larger one is computed anew each time
 
@@ -155,12 +156,11 @@ class _Simplifier:
         if name == "neg" and isinstance(operand, fx.Node) and operand.target is node.target:
             inner = operand.all_input_nodes[0]
             return None if _storages(self.fakes[inner]) & self.written else inner
-        if len(args) < 2:
+        if len(args) != 2 or node.kwargs:
             return None
-        one = isinstance(args[1], int | float) and args[1] == 1
-        if name in ("mul", "div", "pow") and one and len(args) == 2 and not node.kwargs:
+        if name in ("mul", "div", "pow") and isinstance(args[1], int | float) and args[1] == 1:
             return operand if self._same_kind(operand, value) else None
-        if name == "add" and len(args) == 2 and not node.kwargs:
+        if name == "add":
             for zeros, other in ((operand, args[1]), (args[1], operand)):
                 constant = self.constants.get(zeros) if isinstance(zeros, fx.Node) else None
                 if constant is not None and self._same_kind(other, value) and not constant.any():
@@ -206,14 +206,10 @@ class _Simplifier:
         if not isinstance(value, Tensor) or (name not in _CREATE and not inputs):
             return
         if name in ("ones_like", "zeros_like", "full_like"):  # they depend on the shape of their input alone
-            given = self.fakes[inputs[0]]
-            known = {
-                inputs[0]: torch.empty_strided(given.shape, given.stride(), dtype=given.dtype, device=given.device)
-            }
+            known = {inputs[0]: apart(self.fakes[inputs[0]])}
         elif self.on_gpu and name == "lift_fresh_copy" and value.numel() <= _MOST_LIFTED and inputs[0].op == "get_attr":
-            known = {
-                inputs[0]: getattr(self.graph, str(inputs[0].target))
-            }  # a number from Python, copied to the GPU once
+            # a number from Python, copied to the GPU once
+            known = {inputs[0]: getattr(self.graph, str(inputs[0].target))}
         elif all(i in self.constants for i in inputs):
             known = self.constants
         else:
@@ -259,18 +255,13 @@ def _writes(node: fx.Node) -> bool:
     op = node.target
     if not isinstance(op, torch._ops.OpOverload):
         return False
-    return op._schema.is_mutable or any(word in op.__name__ for word in _WRITES_UNSAID)
+    return op._schema.is_mutable or any(word in op.__name__ for word in WRITES_UNSAID)
 
 
 def _has_effect(node: fx.Node) -> bool:
     if node.op != "call_function":
         return node.op in ("placeholder", "output")
-    return not (node.target is operator.getitem or _is_pure(node) or _is_empty(node))
-
-
-def _is_empty(node: fx.Node) -> bool:
-    op = node.target
-    return isinstance(op, torch._ops.OpOverload) and op.__name__.startswith(("empty", "new_empty"))
+    return not (node.target is operator.getitem or _is_pure(node) or _name(node).startswith(("empty", "new_empty")))
 
 
 def _name(node: fx.Node) -> str:
@@ -280,6 +271,13 @@ def _name(node: fx.Node) -> str:
 
 def _storages(value: Any) -> set[int]:
     return {t.untyped_storage()._cdata for t in _pytree.tree_leaves(value) if isinstance(t, Tensor)}
+
+
+def apart(tensor: Tensor) -> Tensor:
+    """Return a tensor of the same layout on memory of its own."""
+    if tensor.layout is not torch.strided:
+        return tensor.clone()
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
 
 
 def _geometry(value: Tensor) -> Any:

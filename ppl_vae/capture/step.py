@@ -20,7 +20,7 @@ from ppl_vae.capture.entered import Entered
 from ppl_vae.capture.guards import Guards
 from ppl_vae.capture.reach import MOST, Reach
 from ppl_vae.capture.replay import CudaReplay
-from ppl_vae.capture.simplify import simplify
+from ppl_vae.capture.simplify import apart, simplify
 from ppl_vae.capture.state import PythonRandom, Snapshot, Written, storages, untouched
 from ppl_vae.capture.tracing import CaptureError, NotNowError, explained, traceable_pyro
 from ppl_vae.objectives.impossible import Limits
@@ -100,14 +100,16 @@ class CapturedStep:
         )
         if lift_values:
             self.guards.lift(lift_values)
-        self._numbers = [_Number(self.leaves) for _ in (*lift, *self.guards.lifted())]
+        floats = [leaf.dtype for leaf in self.leaves if leaf.dtype.is_floating_point]
+        self._float = max([torch.get_default_dtype(), *floats], key=lambda dtype: torch.finfo(dtype).bits)
+        self._count = len(tensors)
         inputs = self.inputs(tensors, numbers)
         graph = self._trace_twice(inputs)
         if full:
             self._take(torch.compile(graph, dynamic=False, options={"fallback_random": True}), graph, inputs)
         else:
             try:
-                short = simplify(graph, *map(_apart, inputs))
+                short = simplify(graph, *map(apart, inputs))
                 self._take(short, short, inputs)
             except Exception as error:  # an operation that gives no shapes (a user's own kernel), or a wrong rule
                 logger.debug("the captured graph is used as it was traced: %s", error)
@@ -139,8 +141,17 @@ class CapturedStep:
     def inputs(self, tensors: Sequence[Tensor], numbers: Sequence[float] = ()) -> list[Tensor]:
         """Return the inputs of the graph: the tensors, and the numbers that are inputs, as tensors."""
         lifted = (n for n, constant in zip(numbers, self.constants, strict=True) if constant is None)
-        values = [*lifted, *self.guards.lifted()]
-        return [*tensors, *(number(value) for number, value in zip(self._numbers, values, strict=True))]
+        return [*tensors, *map(self._as_tensor, (*lifted, *self.guards.lifted()))]
+
+    def _as_tensor(self, value: float | Tensor) -> Tensor:
+        """Return a number as a tensor, as exact as the parameters and on their device; a tensor unchanged."""
+        if isinstance(value, Tensor):
+            return value
+        dtype = torch.int64 if type(value) is int else self._float
+        try:
+            return torch.full((), value, dtype=dtype, device=self.leaves[0].device if self.leaves else "cpu")
+        except RuntimeError as error:
+            raise CaptureError("a number among the arguments is too large for a tensor") from error
 
     def fits(self, numbers: Sequence[float]) -> bool:
         """Whether the graph is made for these numbers, and for the present Python values."""
@@ -301,10 +312,9 @@ class CapturedStep:
 
     def _joint(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Compute the step as a function of tensors, to be traced."""
-        count = len(tensors) - len(self._numbers)
-        lifted = iter(tensors[count:])
+        lifted = iter(tensors[self._count :])
         numbers = [next(lifted) if constant is None else constant for constant in self.constants]
-        step = placed(eager_step(self._run, self.leaves, [*tensors[:count], *numbers], self._mean), tensors)
+        step = placed(eager_step(self._run, self.leaves, [*tensors[: self._count], *numbers], self._mean), tensors)
         self._has_gradient = [gradient is not None for gradient in step.gradients]
         self._others = [other for other, _ in step.others]
         assert step.loss.surrogate is not None
@@ -316,7 +326,8 @@ class CapturedStep:
 
     def _take(self, graph: Graph, module: fx.GraphModule, inputs: list[Tensor]) -> None:
         """Use this graph, if it computes what the program computes."""
-        self.state = [*self.leaves, *self.guards.buffers(), *_tensors_of(module)]
+        held = {id(t): t for t in _held(module) if isinstance(t, Tensor)}
+        self.state = [*self.leaves, *self.guards.buffers(), *held.values()]
         self._may_fail = any(map(_checks, module.graph.nodes))
         for run in self._ways(graph, inputs):
             with explained():  # a missing compiler shows in the first run
@@ -376,37 +387,6 @@ class CapturedStep:
         ]
 
 
-class _Number:
-    """A Python number as a 0-dimensional tensor, as exact as the parameters and on their device; a tensor unchanged."""
-
-    def __init__(self, leaves: Sequence[Tensor]) -> None:
-        floats = [leaf.dtype for leaf in leaves if leaf.dtype.is_floating_point]
-        self._dtype = max([torch.get_default_dtype(), *floats], key=lambda dtype: torch.finfo(dtype).bits)
-        self._device = leaves[0].device if leaves else torch.device("cpu")
-        self._value: float | None = None
-        self._tensor = torch.zeros(())
-
-    def __call__(self, value: float | Tensor) -> Tensor:
-        if isinstance(value, Tensor):
-            return value
-        if type(value) is int and abs(value) >= 2**63:
-            raise CaptureError("a whole number among the arguments is too large for a tensor")
-        if self._value is None or type(value) is not type(self._value):
-            dtype = torch.int64 if type(value) is int else self._dtype
-            self._tensor = torch.tensor(value, dtype=dtype, device=self._device)
-        elif value != self._value:
-            self._tensor.fill_(value)
-        self._value = value
-        return self._tensor
-
-
-def _apart(tensor: Tensor) -> Tensor:
-    """Return a tensor of the same layout on memory of its own."""
-    if tensor.layout is not torch.strided:
-        return tensor.clone()
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
-
-
 def _data(value: Tensor | float) -> tuple[Any, float]:
     """Identify the data of an argument, without keeping it alive."""
     return (weakref.ref(value), value._version) if isinstance(value, Tensor) else (None, value)
@@ -429,11 +409,6 @@ def _refuse_hooks(modules: Set[int], guards: Guards) -> None:
             raise NotNowError(f"a {name} has a hook, whose Python code runs at every step; remove the hook to capture")
 
 
-def _tensors_of(graph: fx.GraphModule) -> list[Tensor]:
-    """Return the tensors that a graph holds, each once."""
-    return list({id(t): t for t in _held(graph) if isinstance(t, Tensor)}.values())
-
-
 def _checks(node: fx.Node) -> bool:
     """Whether an operation may raise on the values of its arguments."""
     schema = getattr(node.target, "_schema", None)
@@ -443,6 +418,7 @@ def _checks(node: fx.Node) -> bool:
 
 
 def _held(graph: fx.GraphModule) -> list[Any]:
+    """Return what a graph reads from attributes of its module."""
     return [operator.attrgetter(str(node.target))(graph) for node in graph.graph.nodes if node.op == "get_attr"]
 
 

@@ -59,14 +59,17 @@ def traceable_pyro() -> Iterator[None]:
         return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device)).flatten()
 
     tracing = _Namespace(torch, _C=_Namespace(torch._C, _get_tracing_state=lambda: True))
+    # `make_fx` makes a fake tensor of every result, each with a stack trace that nobody reads: a third of its time
+    quick = _Namespace(traceback, extract_stack=lambda *args, **kwargs: traceback.StackSummary())
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(Tensor, "item", as_tensor))
-        stack.enter_context(mock.patch.object(Tensor, "masked_select", as_zeros))
-        stack.enter_context(mock.patch.object(pyro.infer.util, "torch", tracing))
-        # `make_fx` makes a fake tensor of every result, each with a stack trace that nobody reads: a third of its time
-        quick = _Namespace(traceback, extract_stack=lambda *args, **kwargs: traceback.StackSummary())
-        stack.enter_context(mock.patch.object(fake_tensor, "traceback", quick))
-        stack.enter_context(mock.patch.object(Distribution, "_validate_sample", return_value=None))
+        for owner, name, replacement in (
+            (Tensor, "item", as_tensor),
+            (Tensor, "masked_select", as_zeros),
+            (pyro.infer.util, "torch", tracing),
+            (fake_tensor, "traceback", quick),
+            (Distribution, "_validate_sample", lambda self, value: None),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, replacement))
         for name, module in list(sys.modules.items()):
             if name.startswith("pyro.infer.") and "warn_if_nan" in vars(module):
                 stack.enter_context(mock.patch.object(module, "warn_if_nan"))

@@ -439,7 +439,8 @@ def test_arguments_of_other_kinds():
     assert "an argument is a" in svi.why_eager or "set" in svi.why_eager
 
 
-def test_a_large_number_among_the_arguments():
+@pytest.mark.parametrize("number", [lambda step: 2**62 + step * 2**61, lambda step: 1e300 * (1 + step)])
+def test_a_large_number_among_the_arguments(number):
     class Seeded(Net):
         def model(self, x, seed):
             super().model(x)
@@ -447,7 +448,7 @@ def test_a_large_number_among_the_arguments():
         def guide(self, x, seed):
             super().guide(x)
 
-    beside_pyro(lambda step, net, svi: ((data(step), 2**62 + step * 2**61), {}), Seeded, captured=None)
+    beside_pyro(lambda step, net, svi: ((data(step), number(step)), {}), Seeded, captured=None)
 
 
 def test_sparse_gradients_and_arguments():
