@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from typing import TYPE_CHECKING
 
 import pyro
 import torch
 from torch import Tensor, nn
 
 from ppl_vae.objectives.log_weights import LogWeights
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 _counter = itertools.count()
 _names: weakref.WeakKeyDictionary[LearnedBaseline, str] = weakref.WeakKeyDictionary()
@@ -34,8 +38,8 @@ class MovingAverage(nn.Module):
         self.register_buffer("total", torch.zeros(()))
         self.register_buffer("weight", torch.zeros(()))
 
-    def forward(self, signal: Tensor) -> Tensor:
-        """Return the average of the earlier signals, then add this one to it, (K, batch) -> ()."""
+    def forward(self, signal: Float[Tensor, "K batch"]) -> Float[Tensor, ""]:
+        """Return the average of the earlier signals, then add this one to it."""
         baseline = (self.total / self.weight.clamp_min(1e-12)).to(signal)
         if torch.is_grad_enabled():
             with torch.no_grad():
@@ -72,8 +76,8 @@ class LearnedBaseline(nn.Module):
             _names[self] = f"baseline_{next(_counter)}"
         return _names[self]
 
-    def forward(self, log_weights: LogWeights, signal: Tensor) -> Tensor:
-        """Return b(x), (batch,), differentiable with respect to the parameters of the network only."""
+    def forward(self, log_weights: LogWeights, signal: Float[Tensor, "K batch"]) -> Float[Tensor, " batch"]:
+        """Return b(x), differentiable with respect to the parameters of the network only."""
         x = torch.cat([x.detach().reshape(len(signal[0]), -1) for _, x in log_weights.observed.values()], 1)
         x = x.nan_to_num()  # NaN marks a missing value
         if self.network is None:
@@ -92,6 +96,6 @@ class LearnedBaseline(nn.Module):
             self.scale.copy_(signal.std().clamp_min(1.0) if signal.numel() > 1 else self.scale)
 
 
-def leave_one_out(signal: Tensor) -> Tensor:
-    """Return for each particle the mean signal of the other particles, (K, batch)."""
+def leave_one_out(signal: Float[Tensor, "K batch"]) -> Float[Tensor, "K batch"]:
+    """Return for each particle the mean signal of the other particles."""
     return (signal.sum(0) - signal) / (len(signal) - 1)

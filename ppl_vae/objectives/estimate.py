@@ -10,13 +10,16 @@ have in expectation. An objective need not inherit from any class.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ppl_vae._validation import check_positive_int
 from ppl_vae.objectives.log_weights import LogWeights
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 Kind = Literal["lower", "upper", "neither"]
 
@@ -25,14 +28,13 @@ class Estimate(NamedTuple):
     """The result of an objective for a batch; nats per datum.
 
     Attributes:
-        value: The estimate, (batch,). It is reported, never differentiated.
-        surrogate: The function that is differentiated and maximised, (batch,). Its value means nothing by itself.
+        value: The estimate. It is reported, never differentiated.
+        surrogate: The function that is differentiated and maximised. Its value means nothing by itself.
         kind: ``"lower"`` if the expectation of `value` is a lower bound of log p(x), ``"upper"`` if `value` estimates
             an upper bound, else ``"neither"``. An estimate of an upper bound with an average inside a logarithm is too
             low for the bound.
-        kl: The KL at K = 1 and beta = 1, (batch,), if the objective knows it better than by sampling.
-        log_likelihood: The expectation of log p(x|z) under q, (batch,), if the objective knows it better than by
-            sampling.
+        kl: The KL at K = 1 and beta = 1, if the objective knows it better than by sampling.
+        log_likelihood: The expectation of log p(x|z) under q, if the objective knows it better than by sampling.
 
     Example:
         >>> import math
@@ -41,18 +43,18 @@ class Estimate(NamedTuple):
         ...     return Estimate(bound.detach(), bound, "lower")
     """
 
-    value: Tensor
-    surrogate: Tensor
+    value: Float[Tensor, " batch"]
+    surrogate: Float[Tensor, " batch"]
     kind: Kind
-    kl: Tensor | None = None
-    log_likelihood: Tensor | None = None
+    kl: Float[Tensor, " batch"] | None = None
+    log_likelihood: Float[Tensor, " batch"] | None = None
 
 
 class Objective(Protocol):
     """The interface of an objective for training, evaluation and comparison."""
 
-    def __call__(self, log_weights: LogWeights) -> Estimate | Tensor:
-        """Return the estimate for each datum, an `Estimate` or a tensor of shape (batch,)."""
+    def __call__(self, log_weights: LogWeights) -> Estimate | Float[Tensor, " batch"]:
+        """Return the estimate for each datum."""
         ...
 
 

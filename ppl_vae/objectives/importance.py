@@ -14,15 +14,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ppl_vae.objectives.estimate import Estimate, ManyParticles
 from ppl_vae.objectives.log_weights import LogWeights
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
-def log_mean_w(log_weights: LogWeights) -> Tensor:
-    """Return the log of the average weight, (batch,)."""
+
+def log_mean_w(log_weights: LogWeights) -> Float[Tensor, " batch"]:
+    """Return the log of the average weight."""
     return log_weights.log_w.logsumexp(0) - math.log(log_weights.num_particles)
 
 

@@ -43,23 +43,26 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ppl_vae._distributions import describe
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 
 class Again(Protocol):
     """A program that can run again at the z of an earlier pass; see `ppl_vae.objectives.sampling`."""
 
-    def score(self) -> Tensor:
-        """Return log q(z_k|x) at fixed z_k, summed over sites, (K, batch)."""
+    def score(self) -> Float[Tensor, "K batch"]:
+        """Return log q(z_k|x) at fixed z_k, summed over sites."""
         ...
 
-    def dream(self) -> Tensor:
-        """Return log q(z|x) of data and latents that the model draws, (batch,)."""
+    def dream(self) -> Float[Tensor, " batch"]:
+        """Return log q(z|x) of data and latents that the model draws."""
         ...
 
 
@@ -103,9 +106,9 @@ class LogWeights:
     outside every logsumexp, so `scale` holds it. The terms include masks.
 
     Attributes:
-        log_lik: log p(x|z_k), summed over observed sites, (K, batch).
-        log_prior: For each latent site log p(z_k), (K, batch).
-        log_q: For each latent site of the guide, auxiliary sites included, log q(z_k|x), (K, batch).
+        log_lik: log p(x|z_k), summed over observed sites.
+        log_prior: For each latent site log p(z_k).
+        log_q: For each latent site of the guide, auxiliary sites included, log q(z_k|x).
         z: The latents, shape (K, batch, *event), or (batch, *event) where K = 1.
         prior: For each latent site the model's distribution p(z), its mask included.
         posterior: For each latent site the guide's distribution q(z|x), its mask included.
@@ -126,9 +129,9 @@ class LogWeights:
         (torch.Size([3, 5, 2]), torch.Size([3, 5]))
     """
 
-    log_lik: Tensor
-    log_prior: Mapping[str, Tensor] = field(default_factory=dict)
-    log_q: Mapping[str, Tensor] = field(default_factory=dict)
+    log_lik: Float[Tensor, "K batch"]
+    log_prior: Mapping[str, Float[Tensor, "K batch"]] = field(default_factory=dict)
+    log_q: Mapping[str, Float[Tensor, "K batch"]] = field(default_factory=dict)
     z: Mapping[str, Tensor] = field(default_factory=dict)
     prior: Mapping[str, Any] = field(default_factory=dict)
     posterior: Mapping[str, Any] = field(default_factory=dict)
@@ -140,11 +143,8 @@ class LogWeights:
     detached: bool = False
 
     @classmethod
-    def of(cls, log_w: Tensor) -> LogWeights:
+    def of(cls, log_w: Float[Tensor, "K batch"]) -> LogWeights:
         """Return log-weights that hold only their values, for functions that need no more.
-
-        Args:
-            log_w: (K, batch).
 
         Example:
             >>> LogWeights.of(torch.zeros(2, 3)).effective_sample_size
@@ -163,37 +163,40 @@ class LogWeights:
         return self.log_lik.shape[0]
 
     @property
-    def log_w(self) -> Tensor:
-        """Log p(x, z_k) - log q(z_k|x), (K, batch)."""
+    def log_w(self) -> Float[Tensor, "K batch"]:
+        """Log p(x, z_k) - log q(z_k|x)."""
         return self.log_lik - self.kl
 
     @property
-    def kl(self) -> Tensor:
-        """The sampled KL, log q(z_k|x) - log p(z_k), summed over sites, (K, batch)."""
+    def kl(self) -> Float[Tensor, "K batch"]:
+        """The sampled KL, log q(z_k|x) - log p(z_k), summed over sites."""
         kl = sum(self.log_q.values(), torch.zeros_like(self.log_lik))
         for log_prior in self.log_prior.values():
             kl = kl - log_prior
         return kl
 
     @property
-    def log_p(self) -> Tensor:
-        """Log p(x, z_k), summed over sites, (K, batch)."""
+    def log_p(self) -> Float[Tensor, "K batch"]:
+        """Log p(x, z_k), summed over sites."""
         return sum(self.log_prior.values(), self.log_lik)
 
     @property
-    def normalized(self) -> Tensor:
-        r"""The normalised weights :math:`w_k / \sum_j w_j`, detached, (K, batch); for enumerated states p(z_k|x)."""
+    def normalized(self) -> Float[Tensor, "K batch"]:
+        r"""The normalised weights :math:`w_k / \sum_j w_j`, detached; for enumerated states p(z_k|x)."""
         return (self.log_p if self.enumerated else self.log_w).detach().softmax(0)
 
     @property
-    def effective_sample_size(self) -> Tensor:
-        r"""The reciprocal of the sum of squared normalised weights, between 1 and K, (batch,)."""
+    def effective_sample_size(self) -> Float[Tensor, " batch"]:
+        r"""The reciprocal of the sum of squared normalised weights, between 1 and K."""
         return self.normalized.square().sum(0).reciprocal()
 
     def surrogate(
-        self, model: Tensor | None, path: Tensor | None = None, score: Tensor | float | None = None
-    ) -> Tensor:
-        r"""Return a tensor whose gradient has the given weights, (batch,); its value means nothing.
+        self,
+        model: Float[Tensor, "K batch"] | None,
+        path: Float[Tensor, "K batch"] | None = None,
+        score: Float[Tensor, "K batch"] | float | None = None,
+    ) -> Float[Tensor, " batch"]:
+        r"""Return a tensor whose gradient has the given weights; its value means nothing.
 
         One backward pass suffices for all weights: a hook multiplies the gradient by the path weights on its way
         through z. After that, no other objective may differentiate the same log-weights.
@@ -203,9 +206,9 @@ class LogWeights:
         normalisation alone, but draws a new dropout mask.
 
         Args:
-            model: :math:`a_k`, (K, batch), detached; None for zero: the model is then not differentiated at all.
-            path: :math:`b_k / a_k`, (K, batch), detached; None for one. It has no effect where z carries no gradient.
-            score: :math:`d_k`, (K, batch), detached, or a number. None for the gradient of log w itself:
+            model: :math:`a_k`, detached; None for zero: the model is then not differentiated at all.
+            path: :math:`b_k / a_k`, detached; None for one. It has no effect where z carries no gradient.
+            score: :math:`d_k`, detached, or a number. None for the gradient of log w itself:
                 :math:`-b_k`, or :math:`-a_k` where z carries no gradient.
 
         Raises:
@@ -239,8 +242,8 @@ class LogWeights:
         return total
 
     @property
-    def joint_log_q(self) -> Tensor:
-        """Log q(z_k|x), summed over sites, (K, batch)."""
+    def joint_log_q(self) -> Float[Tensor, "K batch"]:
+        """Log q(z_k|x), summed over sites."""
         return torch.stack(list(self.log_q.values())).sum(0) if self.log_q else torch.zeros_like(self.log_lik)
 
     def _fixed_log_q(self) -> Tensor:
@@ -273,8 +276,8 @@ class LogWeights:
         inner = z.dim() - event_dim - 2  # plates inside the data plate
         return weights.reshape(weights.shape[0], *(1,) * inner, weights.shape[1], *(1,) * event_dim)
 
-    def analytic_kl(self) -> Tensor:
-        r"""Return :math:`\sum_s \mathrm{KL}(q(z_s|x) \,\|\, p(z_s))` over sites s in closed form, (K, batch).
+    def analytic_kl(self) -> Float[Tensor, "K batch"]:
+        r"""Return :math:`\sum_s \mathrm{KL}(q(z_s|x) \,\|\, p(z_s))` over sites s in closed form.
 
         If a site depends on another latent, its KL is conditional on the sampled value of that latent.
 

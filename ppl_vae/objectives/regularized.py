@@ -2,7 +2,7 @@ r"""An objective minus a penalty, such as a KL weight or free bits, which stays 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from pyro.infer import ELBO as PyroELBO
@@ -11,19 +11,21 @@ from torch import Tensor
 from ppl_vae.objectives.estimate import Estimate, evaluate_objective
 from ppl_vae.objectives.log_weights import LogWeights
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 
 class Penalty(NamedTuple):
     """The penalty that a regularizer subtracts from an objective; nats per datum.
 
     Attributes:
-        value: The penalty, (batch,). It is reported, never differentiated.
-        surrogate: The function to differentiate for the gradient of the penalty, (batch,). Its value means nothing by
-            itself.
+        value: The penalty. It is reported, never differentiated.
+        surrogate: The function to differentiate for the gradient of the penalty. Its value means nothing by itself.
         nonnegative: Whether the penalty is never below zero in expectation. A lower bound then stays a lower bound.
     """
 
-    value: Tensor
-    surrogate: Tensor
+    value: Float[Tensor, " batch"]
+    surrogate: Float[Tensor, " batch"]
     nonnegative: bool
 
 

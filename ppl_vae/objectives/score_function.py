@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from ppl_vae.objectives.enumeration import EnumeratedELBO
 from ppl_vae.objectives.estimate import Estimate, ManyParticles, owner
 from ppl_vae.objectives.importance import log_mean_w
 from ppl_vae.objectives.log_weights import LogWeights
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 Baseline = Literal["none", "moving_average", "leave_one_out", "learned"]
 
@@ -149,8 +152,8 @@ class VIMCO(ManyParticles):
         return Estimate(bound, log_weights.surrogate(weights, score=signal - weights), "lower")
 
 
-def without_each(log_w: Tensor) -> Tensor:
-    """Return the K bounds in which the geometric mean of the other weights replaces w_k, (K, batch)."""
+def without_each(log_w: Float[Tensor, "K batch"]) -> Float[Tensor, "K batch"]:
+    """Return the K bounds in which the geometric mean of the other weights replaces w_k."""
     k = len(log_w)
     others = leave_one_out(log_w)
     own = torch.eye(k, dtype=torch.bool, device=log_w.device).unsqueeze(-1)

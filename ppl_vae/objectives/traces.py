@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro import poutine
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from ppl_vae.objectives.log_weights import LogWeights, to_particles
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 PARTICLES = "num_particles_vectorized"  # as Pyro names its plate over particles, so that its traces work too
 
 
@@ -20,8 +23,8 @@ class NotPerDatumError(ValueError):
     """A program whose log-weights do not factorise over data, which a per-datum objective needs."""
 
 
-def sum_per_datum(sites: Mapping[str, Any], size: int) -> Tensor:
-    """Return the sum of the log-densities at some sites, (K, batch)."""
+def sum_per_datum(sites: Mapping[str, Any], size: int) -> Float[Tensor, "K batch"]:
+    """Return the sum of the log-densities at some sites."""
     particles = _particles(sites)
     return torch.stack([to_particles(_log_prob(site), *particles, size) for site in sites.values()]).sum(0)
 
