@@ -325,8 +325,8 @@ class SVI:
         """Whether to compare the graph with the program at this use."""
         if graph.is_other(given.tensors, given.numbers):
             return True
-        device = next(iter(self.parameters.values())).device
-        interval = _INTERVAL.get(device.type, 100) if graph.checks > 1 else _EARLY
+        device = graph.leaves[0].device.type if graph.leaves else "cpu"
+        interval = _INTERVAL.get(device, 100) if graph.checks > 1 else _EARLY
         return graph.unchecked >= interval and (self._stretch is None or graph.disturbed)
 
     def _differs(self, key: Any, graph: CapturedStep, difference: str) -> None:

@@ -940,7 +940,7 @@ def test_a_loss_that_touches_no_parameter_runs_as_in_pyro(caplog):
     def run(make):
         pyro.clear_param_store()
         svi = make(model, lambda x: None, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
-        return [svi.step(torch.arange(5.0) + i) for i in range(6)]
+        return [svi.step(torch.arange(5.0) + i) for i in range(30)]
 
     assert run(SVI) == pytest.approx(run(pyro.infer.SVI), rel=1e-6)
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
