@@ -337,8 +337,10 @@ LIKELIHOODS = [
         lambda network: likelihoods.DiscretizedLogisticMixture(network, num_components=3, bins=4),
         GRID_4,
     ),
+    Likelihood(
+        "Categorical-4", lambda network: likelihoods.Categorical(network, bins=4), GRID_4
+    ),  # of a family the first stands for all: 256 logits a pixel are slow
     Likelihood("Categorical", lambda network: likelihoods.Categorical(network), GRID_256),
-    Likelihood("Categorical-4", lambda network: likelihoods.Categorical(network, bins=4), GRID_4),
     Likelihood("Binomial", lambda network: likelihoods.Binomial(network), GRID_256),
     Likelihood("Binomial-3", lambda network: likelihoods.Binomial(network, total=3), GRID_4),
     Likelihood("Poisson", lambda network: likelihoods.Poisson(network), COUNTS),
@@ -562,15 +564,21 @@ def goes_with(entry: Any, others: Sequence[Any]) -> Any:
     return next(other for other in others if other.space == entry.space)
 
 
+def program_with(entry: Any) -> Program:
+    """The first program, with a piece or a network in its place and what goes with it."""
+    match entry:
+        case Prior():
+            return Program(entry, posterior=goes_with(entry, POSTERIORS))
+        case Posterior():
+            return Program(goes_with(entry, PRIORS), posterior=entry)
+        case _:
+            return replace(Program(), **{type(entry).__name__.lower(): entry})
+
+
 def programs() -> list[Program]:
     """For each piece and each network one program that it appears in."""
-    first = Program()
-    found = [first]
-    found += [replace(first, prior=prior, posterior=goes_with(prior, POSTERIORS)) for prior in PRIORS[1:]]
-    found += [replace(first, likelihood=likelihood) for likelihood in LIKELIHOODS[1:]]
-    found += [replace(first, posterior=posterior, prior=goes_with(posterior, PRIORS)) for posterior in POSTERIORS[1:]]
-    found += [replace(first, network=network) for network in NETWORKS[1:]]
-    return found
+    others = [entry for entries in (PRIORS, LIKELIHOODS, POSTERIORS, NETWORKS) for entry in entries[1:]]
+    return list(dict.fromkeys([Program(), *map(program_with, others)]))  # a prior and its posterior are one program
 
 
 def one_of_each_family(entries: Sequence[Any]) -> list[Any]:
@@ -620,6 +628,7 @@ def with_objective(combination: tuple[Prior, Likelihood, Posterior]) -> tuple[An
 def covering(
     combinations: Sequence[tuple[Any, ...]],
     together: Sequence[tuple[int, ...]],
+    every_entry: bool = True,
 ) -> list[tuple[Any, ...]]:
     """Return few of the combinations in which every entry occurs, and every families that occur at places together.
 
@@ -629,11 +638,12 @@ def covering(
     Args:
         combinations: What may be chosen.
         together: The places, for instance ``[(0, 1)]``: the families of every pair at 0 and 1.
+        every_entry: Whether every entry must occur, or one of each family.
     """
 
     def held(combination: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         pairs = [(places, *(family(combination[place]) for place in places)) for places in together]
-        return [*pairs, *((i, entry.name) for i, entry in enumerate(combination))]
+        return [*pairs, *((i, entry.name if every_entry else family(entry)) for i, entry in enumerate(combination))]
 
     holders: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
     for combination in combinations:
