@@ -13,6 +13,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from short_runs import without_pictures
 
 import ppl_vae as pv
 from ppl_vae import cli
@@ -242,7 +243,8 @@ def test_denormals_are_timed_on_a_run_of_the_command_line(tmp_path, monkeypatch,
     for name, value in {"BATCH": 8, "STEPS": 2, "ROUNDS": 2}.items():
         monkeypatch.setattr(denormals, name, value)
     folder = str(tmp_path / "run")
-    assert cli.main(["train", "--epochs", "1", "--likelihood.network.hidden", "[4]", "--out", folder]) == 0
+    with without_pictures():
+        assert cli.main(["train", "--epochs", "1", "--likelihood.network.hidden", "[4]", "--out", folder]) == 0
     capsys.readouterr()
     try:
         denormals.main(folder)

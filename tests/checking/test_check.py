@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import zoo
+from short_runs import without_pictures
 from torch import Tensor, nn
 from torch.distributions import constraints
 
@@ -682,7 +683,8 @@ def test_the_command(workplace, capsys):
 @pytest.mark.parametrize("conditional", [pytest.param("false", marks=pytest.mark.slow), "true"])
 def test_a_run(conditional, workplace, capsys):
     words = ["--data.conditional", conditional, "--epochs", "1", "--out", "run"]
-    assert cli.main(["train", *SMALL, *words]) == 0
+    with without_pictures():
+        assert cli.main(["train", *SMALL, *words]) == 0
     capsys.readouterr()
     assert cli.main(["check", "run", "--only", "posterior"]) == 0
     assert "0 not checked" in capsys.readouterr().out.splitlines()[0]

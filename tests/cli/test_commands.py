@@ -11,12 +11,12 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from short_runs import without_pictures
 
 from ppl_vae import cli, data, load_run
 from ppl_vae.cli import opening, words, writing
@@ -50,7 +50,7 @@ USERS_MODULE = """
 
 def train(name, *more):
     """A short run, without its pictures, which take most of its time."""
-    with mock.patch("ppl_vae.runs.draw", return_value=[]):
+    with without_pictures():
         assert cli.main(["train", *SHORT, "--compile", "off", *more, "--out", f"runs/{name}"]) == 0
 
 

@@ -8,10 +8,10 @@ import shutil
 import sys
 import textwrap
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
+from short_runs import without_pictures
 
 from ppl_vae import cli, comparison, data, load_run
 from ppl_vae.cli.estimators import DISCRETE, REPARAMETERISED, defaults_for, read_objectives
@@ -63,7 +63,7 @@ USERS_MODULE = """
 def trained(tmp_path_factory):
     """A run on digits of one epoch."""
     folder = tmp_path_factory.mktemp("compared")
-    with mock.patch("ppl_vae.runs.draw", return_value=[]):
+    with without_pictures():
         assert cli.main(["train", *SMALL, "--epochs", "1", "--compile", "off", "--out", str(folder / "plane")]) == 0
     return folder
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from unittest import mock
 
 import numpy as np
 import pytest
+from short_runs import without_pictures
 
 from ppl_vae import cli
 from ppl_vae.evaluation import Interval
@@ -20,7 +20,7 @@ FEW = ["--size", "40", "--gaps", "12", "--importance", "6", "--imputation", "5"]
 def trained(tmp_path_factory):
     """A folder with two runs on digits, in two and in four dimensions."""
     folder = tmp_path_factory.mktemp("evaluated")
-    with mock.patch("ppl_vae.runs.draw", return_value=[]):
+    with without_pictures():
         assert cli.main(["train", *SHORT, "--out", str(folder / "plane")]) == 0
         assert cli.main(["train", *SHORT, "--prior.latent_dim", "4", "--out", str(folder / "four")]) == 0
     return folder

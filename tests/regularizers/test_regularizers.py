@@ -11,6 +11,7 @@ import pytest
 import torch
 from linear_gaussian import LinearGaussian
 from pyro.infer import Trace_ELBO
+from short_runs import without_pictures
 from torch import nn
 
 import ppl_vae as pv
@@ -432,7 +433,8 @@ def test_a_regularizer_from_the_command_line(tmp_path, capsys):
     torch.set_default_dtype(torch.float32)
     out = tmp_path / "run"
     words = ["--epochs", "1", "--regularizer", "KLWeight", "--regularizer.beta", "4", "--objective", "IWAE"]
-    assert main(["train", *words, "--objective.num_particles", "3", "--out", str(out)]) == 0
+    with without_pictures():
+        assert main(["train", *words, "--objective.num_particles", "3", "--out", str(out)]) == 0
     run = pv.load_run(out)
     assert "beta: 4.0" in (out / "config.yaml").read_text()
     assert run is not None

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from short_runs import without_pictures
 
 from ppl_vae import cli, load_run
 
@@ -38,5 +39,6 @@ def test_commands_take_it(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_it_goes_on(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "next")
-    assert cli.main(["train", "--resume", str(run), "--epochs", "3", "--out", out]) == 0
+    with without_pictures():
+        assert cli.main(["train", "--resume", str(run), "--epochs", "3", "--out", out]) == 0
     assert len((tmp_path / "next" / "metrics.jsonl").read_text().splitlines()) == 3
