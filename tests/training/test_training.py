@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from ppl_vae import VAE, data, fit, likelihoods, networks, objectives, posteriors, priors, training
+import ppl_vae
+from ppl_vae import VAE, data, likelihoods, networks, objectives, posteriors, priors, training
 from ppl_vae.training import Callback, DivergedError, Run, checkpoints
 
 
@@ -29,6 +30,11 @@ def make_vae(dataset, seed=0, batch_norm=False, likelihood=likelihoods.Bernoulli
         likelihood=likelihood(mlp),
         posterior=posteriors.DiagonalNormal(mlp, scale="std"),
     )
+
+
+def fit(*args, **options) -> Run:
+    """As it is written unless a test asks for a graph: that a graph gives the same bits is for test_fit_capture.py."""
+    return ppl_vae.fit(*args, **{"compile": "off", **options})
 
 
 def same_parameters(a: nn.Module, b: nn.Module) -> bool:
@@ -115,11 +121,11 @@ def test_without_a_seed_one_is_drawn_from_torchs_generator(digits):
     assert fit(make_vae(digits, seed=2), digits, epochs=1).seed != a.seed
 
 
-@pytest.mark.parametrize("step", [1, 12, 13, 20])
-def test_an_interrupted_run_goes_on_bit_by_bit(digits, step, tmp_path):
+@pytest.mark.parametrize(("step", "level"), [(1, "off"), (12, "off"), (13, "graph"), (20, "off")])
+def test_an_interrupted_run_goes_on_bit_by_bit(digits, step, level, tmp_path):
     schedule = functools.partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5)
     straight, broken, resumed = (make_vae(digits, batch_norm=True) for _ in range(3))
-    options = dict(epochs=3, scheduler=schedule, seed=4)
+    options = dict(epochs=3, scheduler=schedule, seed=4, compile=level)
     whole = fit(straight, digits, **options)
     part = fit(broken, digits, stop=stop_after(step), **options)
     assert part.stopped == "interrupted"
@@ -163,7 +169,9 @@ def test_early_stopping_takes_the_best_parameters(digits):
         def on_epoch(self, run, record):
             states[record["epoch"]] = {k: v.clone() for k, v in vae.state_dict().items()}
 
-    run = fit(vae, digits, epochs=500, optimizer=adam(0.05), early_stopping=3, seed=0, callbacks=[Keep()])
+    run = fit(
+        vae, digits, epochs=500, optimizer=adam(0.05), early_stopping=3, seed=0, compile="graph", callbacks=[Keep()]
+    )
     scores = [r["validation_elbo"] for r in run.history]
     assert run.stopped == "early stopping"
     assert run.best_epoch == 1 + scores.index(max(scores)) == len(scores) - 3
@@ -279,14 +287,14 @@ def test_a_divergence_names_step_and_term_and_goes_back(digits, gradient, term, 
     epoch, step = 1 + (call - 1) // steps, 1 + (call - 1) % steps
     vae = make_vae(digits, likelihood=lambda _: likelihoods.Bernoulli(_Break(call, gradient)))
     with pytest.raises(DivergedError, match=rf"diverged at step {step} of epoch {epoch}: {term}") as caught:
-        fit(vae, digits, epochs=3, seed=0)
+        fit(vae, digits, epochs=3, seed=0, compile="graph" if epoch == 2 else "off")
     assert (caught.value.epoch, caught.value.step) == (epoch, step)
     good = caught.value.good_state
     assert (good["epoch"], good["step"]) == (epoch - 1, 0)
     assert all(torch.equal(v, good["modules"][0][k]) for k, v in vae.state_dict().items())
     if epoch == 2:
         reference = make_vae(digits, likelihood=lambda _: likelihoods.Bernoulli(_Break(10**6, False)))
-        fit(reference, digits, epochs=1, seed=0)
+        fit(reference, digits, epochs=1, seed=0, compile="graph")
         assert same_parameters(vae, reference)
 
 
@@ -416,11 +424,11 @@ def test_any_program_and_any_columns():
             pyro.sample("z", dist.Normal(net(torch.cat([x, y[:, None]], 1)), 0.7).to_event(1))
 
     encoder = nn.Linear(3, 2)
-    run = fit((model, guide), (x, y.float()), epochs=60, batch_size=50, optimizer=adam(0.05), seed=0)
+    run = fit((model, guide), (x, y.float()), epochs=60, batch_size=50, optimizer=adam(0.05), seed=0, compile="graph")
     assert isinstance(run, Run)
     assert "reconstruction_error" not in run.history[-1]
     torch.testing.assert_close(pyro.param("shift"), torch.full((2,), 3.0), atol=0.5, rtol=0)
-    again = fit((model, guide), (x, y.float()), epochs=61, batch_size=50, seed=0, resume=run.state())
+    again = fit((model, guide), (x, y.float()), epochs=61, batch_size=50, seed=0, resume=run.state(), compile="graph")
     assert len(again.history) == 61
 
 
@@ -435,7 +443,8 @@ def test_a_pyro_objective_and_a_program_with_a_global_latent():
         pyro.sample("loc", dist.Normal(pyro.param("mean", torch.tensor(0.0)), scale))
 
     x = torch.randn(200) + 2.0
-    run = fit((model, guide), x, objective=pyro.infer.Trace_ELBO(), epochs=60, batch_size=50, optimizer=adam(0.05))
+    options = dict(epochs=60, batch_size=50, optimizer=adam(0.05), compile="graph")
+    run = fit((model, guide), x, objective=pyro.infer.Trace_ELBO(), **options)
     assert pyro.param("mean").item() == pytest.approx(x.mean().item(), abs=0.15)  # two of its posterior sd
     assert "elbo" not in run.history[-1]
     assert run.history[-1]["bound"] > run.history[0]["bound"]
@@ -483,7 +492,7 @@ def test_the_rehearsal_leaves_batch_norm_alone(digits):
         def on_start(self, run):
             assert all(v == 0 for k, v in vae.state_dict().items() if k.endswith("num_batches_tracked"))
 
-    fit(vae, digits, epochs=1, seed=0, callbacks=[Look()])
+    fit(vae, digits, epochs=1, seed=0, callbacks=[Look()], compile="graph")
     steps = math.ceil(len(digits.train) / 128)
     assert all(v == steps for k, v in vae.state_dict().items() if k.endswith("num_batches_tracked"))
 
