@@ -585,8 +585,9 @@ WAYS = [
 ]
 
 
+@pytest.mark.parametrize("again", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("how", WAYS)
-def test_a_number_is_followed_wherever_it_is_kept(how, restored):
+def test_a_number_is_followed_wherever_it_is_kept(how, again, restored):
     class Scaled(Net):
         def likelihood(self, z):
             return self.d(z) * number(how, self)
@@ -597,7 +598,7 @@ def test_a_number_is_followed_wherever_it_is_kept(how, restored):
         if step in (4, 10):
             change_to(how, net, 100.0 if step == 4 else 2.0)
 
-    beside_pyro(act, Scaled, captured=None)
+    beside_pyro(act, Scaled, steps=16 if again else 8, captured=None)
     change_to(how, Scaled(), 1.0)
 
 
