@@ -26,14 +26,15 @@ def example():
     return module
 
 
-@pytest.fixture(scope="module")
-def found(example, tmp_path_factory):
+@pytest.fixture(scope="module", params=[100, pytest.param(500, marks=pytest.mark.slow)])
+def found(example, tmp_path_factory, request):
     picture, printed = tmp_path_factory.mktemp("picture") / "tighter_bounds.png", io.StringIO()
     with contextlib.redirect_stdout(printed):
-        rows, gaps, still = example.main(str(picture), replicates=500, particles=PARTICLES, draws=100)
+        rows, gaps, still = example.main(str(picture), replicates=request.param, particles=PARTICLES, draws=100)
     assert all(row.failed is None for row in rows)
     powers = example.powers(example.pooled(rows))
-    return SimpleNamespace(rows=rows, gaps=gaps, still=still, powers=powers, picture=picture, text=printed.getvalue())
+    seen = {"rows": rows, "gaps": gaps, "still": still, "powers": powers}
+    return SimpleNamespace(**seen, picture=picture, text=printed.getvalue(), many=request.param == 500)
 
 
 def blocks(found, name, block):
@@ -42,10 +43,10 @@ def blocks(found, name, block):
 
 
 def test_the_encoder_of_iwae_drowns_in_noise_and_its_decoder_rises_out_of_it(found):
-    # the law is one of large K, and 500 replicates leave the encoder's power a standard error of about 0.04
+    # the law is one of large K, and 500 replicates leave the encoder's power a standard error of about 0.04, 100 of 0.1
     encoder, decoder = found.powers["IWAE", "encoder"], found.powers["IWAE", "decoder"]
-    assert encoder.value == pytest.approx(-0.5, abs=0.15)
-    assert encoder.high < -0.2
+    assert encoder.value == pytest.approx(-0.5, abs=0.15 if found.many else 0.3)
+    assert encoder.high < (-0.2 if found.many else 0.0)
     assert not encoder.left_out
     assert decoder.value == pytest.approx(0.5, abs=0.1)
     assert decoder.low > 0.3
@@ -71,7 +72,7 @@ def test_they_are_above_those_with_it_at_every_k(example, found):
 def test_dreg_is_unbiased_and_iwaestl_is_not(found):
     for k, block in blocks(found, "DReG", "encoder").items():
         assert block.bias_p > 0.001, k
-        assert blocks(found, "IWAESTL", "encoder")[k].bias_p < 1e-12
+        assert blocks(found, "IWAESTL", "encoder")[k].bias_p < (1e-12 if found.many else 1e-6)
         assert block.bias.high < blocks(found, "IWAESTL", "encoder")[k].bias.low / 3  # that would have been seen
     for name in ("DReG", "IWAESTL"):  # of the decoder all three have the same gradient
         assert all(block.bias.high == 0.0 for block in blocks(found, name, "decoder").values())

@@ -341,7 +341,7 @@ def test_encoder_statistics_are_those_of_all_rows_seen():
 # The chain
 
 
-@pytest.mark.parametrize("scale", ["column", "network"])
+@pytest.mark.parametrize("scale", [pytest.param("column", marks=pytest.mark.slow), "network"])
 def test_training_on_incomplete_rows_lowers_the_loss(scale):
     x = rows(600)
     vae = make(x, scale=scale, mask=True)

@@ -133,7 +133,7 @@ def test_every_picture_carries_its_caveat() -> None:
         assert height <= 10.0, name
 
 
-@pytest.mark.parametrize("caveat", [None, LONG])
+@pytest.mark.parametrize("caveat", [pytest.param(None, marks=pytest.mark.slow), LONG])  # the caveat is one word more
 def test_no_words_overlap_nor_leave_the_picture(caveat: str | None) -> None:
     for name, figure in every_figure(caveat).items():
         figure.draw_without_rendering()
