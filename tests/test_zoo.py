@@ -273,6 +273,7 @@ def each_alone(entries: list[Any]) -> Any:
 
 @each_alone([entry for entry in zoo.PRIORS + zoo.LIKELIHOODS + zoo.POSTERIORS if has_a_line(entry)])
 @pytest.mark.usefixtures("float64")
+@torch.no_grad()
 def test_samples_follow_a_density_of_mass_one(entry: Any, network: zoo.Network) -> None:
     distribution = on_a_line(entry, network)
     samples = distribution.sample((20_000,))[..., 0]  # (n, 4)
