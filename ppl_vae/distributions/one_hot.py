@@ -8,7 +8,6 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions.kl import register_kl
-from torch.nn.functional import one_hot
 
 from ppl_vae._numbers import expected, impossible
 from ppl_vae._validation import check_positive_int
@@ -83,7 +82,8 @@ class OneHotVector(Listed, Blocks):
         return (scores.argmax(-1, keepdim=True) == classes).to(scores).flatten(-2)
 
     def _states(self, values: Tensor) -> Tensor:
-        return one_hot(values, self.num_classes)
+        # not torch's one_hot, which reads its largest index, so that no graph holds it
+        return (values.unsqueeze(-1) == torch.arange(self.num_classes, device=values.device)).long()
 
 
 @register_kl(OneHotVector, OneHotVector)
