@@ -30,6 +30,17 @@ def fresh_state():
     torch.set_default_dtype(torch.float32)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def state_home(tmp_path_factory):
+    """What this user trusts is remembered in a folder of the tests' own, and not in the user's."""
+    before = os.environ.get("XDG_STATE_HOME")
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+    yield
+    os.environ.pop("XDG_STATE_HOME")
+    if before is not None:
+        os.environ["XDG_STATE_HOME"] = before
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real data sets; the test is skipped where there is none."""

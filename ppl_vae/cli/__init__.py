@@ -1,8 +1,8 @@
 """The command line: ``ppl-vae COMMAND``, for the commands in `COMMANDS`.
 
 Nothing heavy is imported before a command runs, so ``ppl-vae --help`` answers at once. A user's error gives one line on
-stderr and exit code 2; ``PPL_VAE_DEBUG=1`` adds the traceback. A run that diverges exits with 1, and an interrupted run
-with 130.
+stderr and exit code 2; ``PPL_VAE_DEBUG=1`` adds the traceback. A run that diverges, or that a full disk or an empty
+memory ends, exits with 1, and an interrupted run with 130 (143 after SIGTERM, 129 after SIGHUP).
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from collections.abc import Sequence
 
 from ppl_vae import __version__
 from ppl_vae._validation import did_you_mean
-from ppl_vae.cli.errors import BadInput, bad_input, complain
+from ppl_vae.cli.errors import BadInput, bad_input, complain, exit_code
+from ppl_vae.cli.streams import Stream, guarded
+from ppl_vae.configuration import foreign
 
 COMMANDS = {  # each a module of ppl_vae.cli with run(argv) -> exit code, imported when it runs
     "train": "train a VAE, and write figures, pictures and a checkpoint to runs/<name>",
@@ -34,8 +36,19 @@ COMMANDS = {  # each a module of ppl_vae.cli with run(argv) -> exit code, import
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line, and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if not {"", os.getcwd()} & set(sys.path):
-        sys.path.append(os.getcwd())  # for the import paths of users' own pieces; console scripts lack it
+    with guarded() as (out, err):
+        code = _main(words)
+        out.flush()
+        return _closing(code, words[:1] == ["train"], out, err)
+
+
+def _main(words: list[str]) -> int:
+    try:
+        if not {"", os.getcwd()} & set(sys.path):
+            sys.path.append(os.getcwd())  # for the import paths of users' own pieces; console scripts lack it
+    except FileNotFoundError:
+        complain(FileNotFoundError("the working directory is gone; change to one that exists"))
+        return 2
     if words[:1] == ["--version"]:
         print(f"ppl-vae {__version__}")
         return 0
@@ -47,20 +60,42 @@ def main(argv: Sequence[str] | None = None) -> int:
             if words[0] not in COMMANDS:
                 near = did_you_mean(words[0], COMMANDS)
                 raise ValueError(f"{words[0]!r} is no command; expected {', '.join(COMMANDS)}, --help, --version{near}")
-        code: int = importlib.import_module(f"ppl_vae.cli.{words[0]}").run(words[1:])
-        sys.stdout.flush()
-        return code
+        with foreign.answering(_answer(trusted="--trust" in words)):
+            return int(importlib.import_module(f"ppl_vae.cli.{words[0]}").run([w for w in words[1:] if w != "--trust"]))
     except BadInput as error:
         if os.environ.get("PPL_VAE_DEBUG"):
             traceback.print_exception(error.__cause__)
         complain(error.__cause__)
-        return 2
-    except BrokenPipeError:  # the reader has closed the pipe: ppl-vae show runs/* | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return exit_code(error.__cause__)
     except KeyboardInterrupt:
         print("ppl-vae: aborted", file=sys.stderr)
         return 130
+
+
+def _closing(code: int, trained: bool, out: Stream, err: Stream) -> int:
+    """Return the exit code after a look at the streams: a reader that goes away is no fault, a full disk is one."""
+    if out.failed is None:
+        return code
+    if isinstance(out.failed, BrokenPipeError) and not trained:
+        return code or 141
+    if not isinstance(out.failed, BrokenPipeError):
+        print(f"ppl-vae: error: the results cannot be printed: {out.failed}", file=err)
+    return code or 1
+
+
+def _answer(trusted: bool) -> foreign.Answer:
+    """Return what decides about foreign names in files: the option, else the user at the terminal, else no."""
+
+    def answer(source: str, names: list[str]) -> bool:
+        if trusted:
+            return True
+        if sys.stdin is None or not (sys.stdin.isatty() and sys.stderr.isatty()):
+            return False
+        print(f"{source} names code that would be imported and run: {', '.join(names)}", file=sys.stderr)
+        print("Do you trust it? [y/N] ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+    return answer
 
 
 def _help() -> str:
@@ -81,5 +116,7 @@ commands:
 
 options:
   --help     show this and end
+  --trust    with any command: import and run what a configuration file or a run's folder names from outside ppl_vae,
+             torch.nn, torch.optim and Pyro
   --version  show the version and end
 """

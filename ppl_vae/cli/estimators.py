@@ -15,7 +15,7 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from ppl_vae import objectives, plots
+from ppl_vae import _files, objectives, plots
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae.comparison.contenders import split_at_commas
 from ppl_vae.objectives.losses import as_loss
@@ -143,7 +143,7 @@ def write(
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, written in files.items():
-        (folder / name).write_text(written, encoding="utf-8")
+        _files.write(folder / name, written)
     lines = [text, "", *(f"file: {folder / name}" for name in files)]
     for name, draw in pictures.items():
         try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ppl_vae import data, evaluation
+from ppl_vae import _files, data, evaluation
 from ppl_vae.cli.folders import folder_for
 from ppl_vae.cli.opening import DataOptions, OpenRun, Rows, SplitName
 from ppl_vae.cli.options import check_seed, execute
@@ -86,9 +86,9 @@ def evaluate(
     )
     folder.mkdir(parents=True, exist_ok=True)
     content = {"data": rows.name, "seed": seed, **found.to_dict()}
-    (folder / "evaluation.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    _files.write(folder / "evaluation.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     arrays: dict[str, Any] = {name: value.numpy() for name, value in found.per_datum().items()}
-    np.savez(folder / "per_datum.npz", **arrays)
+    _files.write(folder / "per_datum.npz", lambda file: np.savez(file, **arrays))
     tell("pictures")
     n = len(found.evidence)
     labels = None if rows.labels is None else rows.labels[:n]

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from ppl_vae import data
-from ppl_vae.cli.records import read_json
+from ppl_vae._files import read_text
 from ppl_vae.cli.words import find_run
-from ppl_vae.configuration.config import Config
+from ppl_vae.configuration.config import CONFIG_LIMIT, Config
 from ppl_vae.configuration.pieces import arguments_of
 from ppl_vae.data.arrays import CHANNELS
-from ppl_vae.runs import load_run
+from ppl_vae.runs import load_run, read_facts
 from ppl_vae.vae import VAE
 
 SplitName = Literal["train", "validation", "test", "all"]
@@ -60,8 +60,9 @@ class OpenRun:
                 f"{folder} has no config.yaml to build the model from: it was trained in Python; use vae.sample, "
                 "vae.encode and vae.reconstruct there"
             )
-        config = Config.from_yaml((folder / "config.yaml").read_text(), str(folder / "config.yaml"))
-        return cls(folder, checkpoint, config, read_json(folder / "run.json"))
+        path = folder / "config.yaml"
+        config = Config.from_yaml(read_text(path, CONFIG_LIMIT), str(path))
+        return cls(folder, checkpoint, config, read_facts(folder))
 
     @cached_property
     def vae(self) -> VAE:

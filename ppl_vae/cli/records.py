@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import reprlib
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ppl_vae.configuration._yaml import Loader
+from ppl_vae import _files
+from ppl_vae.configuration import _yaml
 
 NOT_FIGURES = ("stopped", "seconds", "caveat", "best_epoch", "why_eager", "epoch", "step")  # entries of result.json
 TOLD = ("latent_dim", "activation", "scale", "num_particles", "lr")  # arguments that a piece's short form names
@@ -25,61 +26,66 @@ def describe(path: Path) -> Record:
         path: The folder, or a file in it.
 
     Returns:
-        ``run``, ``data``, ``fingerprint``, ``prior``, ``likelihood``, ``posterior``, ``objective``, ``optimizer``,
-        ``epochs``, ``epochs_planned``, ``best_epoch``, ``state``, ``figures`` (of the last or chosen epoch),
-        ``seconds``, ``seed``, ``compile``, ``device``, ``caveat``, ``config`` (the whole of it) and ``evaluation``
-        (by name, with value, low, high).
+        ``run``, ``damage`` (what could not be read of its metrics, or None), ``data``, ``fingerprint``, ``prior``,
+        ``likelihood``, ``posterior``, ``objective``, ``optimizer``, ``epochs``, ``epochs_planned``, ``best_epoch``,
+        ``state``, ``figures`` (of the last or chosen epoch), ``seconds``, ``seed``, ``compile``, ``device``,
+        ``caveat``, ``config`` (the whole of it) and ``evaluation`` (by name, with value, low, high).
 
     Raises:
         ValueError: If a file cannot be read.
     """
     folder = path.parent if path.is_file() else path
-    facts, result = read_json(folder / "run.json"), read_json(folder / "result.json")
-    config = _yaml(folder / "config.yaml")
-    history = _lines(folder / "metrics.jsonl")
+    facts, result = _object(folder / "run.json"), _object(folder / "result.json")
+    config = _config(folder / "config.yaml")
+    history, damage = _lines(folder / "metrics.jsonl")
     last = result or (history[-1] if history else {})
-    data = facts.get("data", {})
-    binarize = config.get("data", {}).get("binarize")
+    data, named = facts.get("data") or {}, config.get("data") or {}
+    _expect(folder / "run.json", facts, data=dict, device=str, caveat=str, compile=str, seed=int)
+    _expect(folder / "run.json", data, name=str, x_shape=list, train=int, validation=int, test=int, fingerprint=str)
+    _expect(folder / "result.json", result, stopped=str, best_epoch=int)
+    _expect(folder / "result.json" if result else folder / "metrics.jsonl", last, seconds=Real)
+    _expect(folder / "config.yaml", config, data=dict | str, epochs=int)
+    named = {"name": named} if isinstance(named, str) else named
+    binarize = named.get("binarize")
     if binarize is None and data.get("name") == "digits":
         binarize = "threshold"  # the meaning of null for this one set
     state = result.get("stopped") or ("diverged" if (folder / "last_good.pt").exists() else "running or aborted")
     return {
         "run": str(folder),
+        "damage": damage,
         "data": {key: data.get(key) for key in ("name", "x_shape", "train", "validation", "test")}
         | {"binarize": binarize}
-        | {name: True for name in ("dequantize", "conditional") if config.get("data", {}).get(name)},
+        | {name: True for name in ("dequantize", "conditional") if named.get(name)},
         "fingerprint": data.get("fingerprint"),
         **{role: _piece(config.get(role)) for role in ("prior", "likelihood", "posterior", "objective", "optimizer")},
         "epochs": len(history),
         "epochs_planned": config.get("epochs"),
         "best_epoch": result.get("best_epoch"),
         "state": state,
-        "figures": {name: value for name, value in last.items() if name not in NOT_FIGURES},
+        "figures": {name: v for name, v in last.items() if name not in NOT_FIGURES and isinstance(v, Real | None)},
         "seconds": last.get("seconds"),
         "seed": facts.get("seed"),
         "compile": facts.get("compile", config.get("compile")),
         "device": facts.get("device"),
         "caveat": facts.get("caveat"),
         "config": config,
-        "evaluation": _evaluation(read_json(folder / "evaluation" / "evaluation.json")),
+        "evaluation": _evaluation(_object(folder / "evaluation" / "evaluation.json")),
     }
 
 
-def read_json(path: Path) -> Record:
-    """Return the object in a JSON file, or an empty one if there is no file.
+def _expect(path: Path, content: Record, **kinds: Any) -> None:
+    """Refuse entries of another type; an entry may lack, or be null."""
+    for name, kind in kinds.items():
+        if not isinstance(content.get(name), kind | None):
+            raise ValueError(f"{path} is damaged: {name!r} is {reprlib.repr(content[name])}")
 
-    Raises:
-        ValueError: If the file holds anything else.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; expected an object")
-    return content
+
+def _object(path: Path) -> Record:
+    return _files.read_json(path) if path.is_file() else {}
+
+
+def _config(path: Path) -> Record:
+    return _yaml.load(_files.read_text(path), str(path)) if path.is_file() else {}  # none: a run made in Python
 
 
 def _piece(node: object) -> str | None:
@@ -109,24 +115,20 @@ def _evaluation(content: Record) -> dict[str, Record]:
     }
 
 
-def _yaml(path: Path) -> Record:
-    if not path.is_file():
-        return {}  # a run that was made in Python
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; expected options and their values")
-    return content
-
-
-def _lines(path: Path) -> list[Record]:
-    """Return the records of a log; a last line that is still being written does not count."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+def _lines(path: Path) -> tuple[list[Record], str | None]:
+    """Return the records of a log, and what is lost: a last line that is still being written is not."""
+    lines = _files.read_text(path).splitlines(keepends=True) if path.is_file() else []
+    records, damaged = [], []
+    for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        elif number < len(lines) or line.endswith("\n"):
+            damaged.append(number)
+    if not damaged:
+        return records, None
+    shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+    return records, f"{path} is damaged: of {len(lines)} records {len(damaged)} cannot be read (line {shown})"

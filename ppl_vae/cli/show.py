@@ -58,13 +58,22 @@ def run(argv: Sequence[str]) -> int:
             raise ValueError(f"--{name} is unknown; show takes runs, --json and --help{near}")
         if not given.runs:
             raise ValueError("show was given no run; expected one or more: ppl-vae show runs/<name> ...")
-        records = [describe(find_run(word)) for word in dict.fromkeys(given.runs)]
+        records, unread = [], []
+        for path in [find_run(word) for word in dict.fromkeys(given.runs)]:
+            try:
+                records.append(describe(path))
+            except (OSError, ValueError) as error:  # one damaged run does not hide the others
+                unread.append(error)
+        if not records:
+            raise unread[0]
     if "json" in given.options:
         print(json.dumps(records, indent=2, allow_nan=False))
-        return 0
-    print(_table(records, shutil.get_terminal_size().columns))
-    _notes(records)
-    return 0
+    else:
+        print(_table(records, shutil.get_terminal_size().columns))
+        _notes(records)
+    for message in [*unread, *(record["damage"] for record in records if record["damage"])]:
+        print(f"note: {message}", file=sys.stderr)
+    return 1 if unread else 0
 
 
 def _rows(records: Sequence[Record]) -> dict[str, list[str]]:

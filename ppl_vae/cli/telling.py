@@ -21,7 +21,8 @@ def teller(*, log: bool = False) -> Callable[[str], None]:
 def _on_terminal(what: str) -> None:
     room = shutil.get_terminal_size().columns - 5
     what = what if len(what) <= room else f"{what[: room - 1]}…"
-    print(f"\r\033[K{what} ..." if what else "\r\033[K", end="", file=sys.stderr, flush=True)
+    text = f"{what} ..." if what else ""
+    print(f"\r{text:{room + 4}}\r{text}", end="", file=sys.stderr, flush=True)
 
 
 def _as_line(what: str) -> None:

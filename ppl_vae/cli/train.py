@@ -5,14 +5,17 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ppl_vae import runs, training
+from ppl_vae._files import remove_leftovers
 from ppl_vae.cli import help
-from ppl_vae.cli.errors import BAD_INPUT, BadInput, bad_input, complain
-from ppl_vae.configuration import config
+from ppl_vae.cli.errors import BAD_INPUT, BadInput, bad_input, complain, in_words, is_too_large
+from ppl_vae.configuration import config, foreign
+from ppl_vae.runs.folder import CHECKPOINT_EVERY
 from ppl_vae.training import Progress, Run, checkpoints
 
 LINES = 20  # progress lines of a whole run, where there is no terminal for a bar
@@ -30,30 +33,53 @@ def run(argv: Sequence[str]) -> int:
         if settings.print_only:
             print(settings.to_yaml(), end="")
             return 0
-        out = runs.next_free(Path("runs") / settings.name) if settings.out is None else Path(settings.out)
-        runs.RunFolder.check(out)
-        resume = None if settings.resume is None else checkpoints.load(settings.resume)
+        out = Path("runs") / settings.name if settings.out is None else Path(settings.out)
+        resume = None if settings.resume is None else _state_of(Path(settings.resume))
         dataset = settings.build_dataset()
         vae = settings.build_vae(dataset)
         arguments = settings.build_fit_arguments()
         choice = {name: arguments[name] for name in ("compile", "objective", "epochs", "batch_size", "device")}
         arguments["compile"] = settings.values["compile"] = training.resolve_compile(data=dataset, **choice)
-        folder = runs.RunFolder(out, settings.to_yaml())
+        text, every = settings.to_yaml(), settings.checkpoint_every or CHECKPOINT_EVERY
+        folder = runs.RunFolder(out, text, checkpoint_every=every, numbered=settings.out is None)
+        if foreign.names({name: settings.values[name] for name in config.KINDS}):
+            foreign.remember(text)
 
     display: Any = _Bar() if sys.stderr.isatty() else _Lines(arguments["epochs"])
-    with _CtrlC() as stop:
+    with _Signals() as stop, warnings.catch_warnings():
+        warnings.showwarning = _note
         try:
             trained = training.fit(vae, dataset, callbacks=[folder, display], stop=stop, resume=resume, **arguments)
         except training.DivergedError as error:
             print(f"last good state: {folder.path / 'last_good.pt'}", file=sys.stderr)
             complain(error)
             return 1
-        except BAD_INPUT as error:
-            if display.started:
+        except (*BAD_INPUT, MemoryError, RuntimeError) as error:
+            fault = isinstance(error, OSError) or is_too_large(error)
+            if not display.started and (fault or isinstance(error, BAD_INPUT)):
+                raise BadInput from in_words(error)
+            if not fault:
                 raise
-            raise BadInput from error
+            complain(in_words(error))
+            if (folder.path / "checkpoint.pt").is_file():
+                print(f"continue with: ppl-vae train --resume {folder.path}", file=sys.stderr)
+            return 1
     print(_report(trained, folder))
-    return 130 if trained.stopped == "interrupted" else 0
+    return stop.exit_code if trained.stopped == "interrupted" else 0
+
+
+def _state_of(checkpoint: Path) -> dict[str, Any]:
+    """Load a checkpoint to resume from, with the fingerprint of its run's data; clean up what a kill left beside it."""
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    remove_leftovers(folder)
+    state = checkpoints.load(checkpoint)
+    facts = runs.read_facts(folder) if (folder / "run.json").is_file() else {}
+    return {"data": facts["data"]["fingerprint"], **state} if facts else state
+
+
+def _note(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Show a warning as one line."""
+    print(f"note: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _report(run: Run, folder: Any) -> str:
@@ -74,29 +100,44 @@ def _report(run: Run, folder: Any) -> str:
     return "\n".join(lines)
 
 
-class _CtrlC:
-    """Whether Ctrl-C was pressed. The first press ends the run after its step, a second aborts at once."""
+class _Signals:
+    """Whether a signal asked the run to end: Ctrl-C, SIGTERM, SIGHUP (of a closed terminal).
+
+    The first ends the run after its step, and it can be resumed; a second ends it at once.
+    """
+
+    NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
     def __init__(self) -> None:
-        self.pressed = False
-        self._mine = threading.current_thread() is threading.main_thread()  # other threads may not set signal handlers
+        self.seen: int | None = None
+        self._before: dict[int, Any] = {}
 
     def __call__(self) -> bool:
-        return self.pressed
+        return self.seen is not None
 
-    def __enter__(self) -> _CtrlC:
-        if self._mine:
-            self._before = signal.signal(signal.SIGINT, self._press)
+    @property
+    def exit_code(self) -> int:
+        """128 and the number of the signal, as shells have it."""
+        return 128 + (self.seen or signal.SIGINT)
+
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():  # other threads may not set signal handlers
+            for name in self.NAMES:
+                if (number := getattr(signal, name, None)) is not None:
+                    before = signal.getsignal(number)
+                    if before != signal.SIG_IGN:  # nohup
+                        self._before[number] = signal.signal(number, self._see)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._mine:
-            signal.signal(signal.SIGINT, self._before or signal.SIG_DFL)
+        for number, before in self._before.items():
+            signal.signal(number, before or signal.SIG_DFL)
 
-    def _press(self, *_: object) -> None:
-        self.pressed = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("\nppl-vae: ending after this step; Ctrl-C again aborts at once", file=sys.stderr)
+    def _see(self, number: int, _: object) -> None:
+        self.seen = number
+        for other in self._before:
+            signal.signal(other, signal.default_int_handler if other == signal.SIGINT else signal.SIG_DFL)
+        print("\nppl-vae: ending after this step; a second signal aborts at once", file=sys.stderr)
 
 
 class _Display:

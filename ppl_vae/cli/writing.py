@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,12 +12,39 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ppl_vae import plots
+from ppl_vae import _files
 from ppl_vae.cli.opening import OpenRun
+from ppl_vae.plots.figure import DPI
 
 
-def place(run: OpenRun, out: str | None, overwrite: bool, suffixes: Sequence[str], stem: str) -> Path:
-    """Return the path to write to, after a check that it can be written to.
+@dataclass(frozen=True)
+class Place:
+    """The place of a file that a command writes.
+
+    Attributes:
+        path: The path.
+        numbered: Whether the name is the first that is free of stem, stem-2, ... when the file is written.
+        overwrite: Whether another file of this name is replaced.
+    """
+
+    path: Path
+    numbered: bool
+    overwrite: bool
+
+    @property
+    def suffix(self) -> str:
+        """The ending of the path."""
+        return self.path.suffix
+
+    def write(self, content: bytes | str | Callable[[BinaryIO], object]) -> Path:
+        """Write the file, and return its path; two commands at once never write to one file."""
+        if self.numbered and not self.overwrite:
+            return _files.write_new(self.path, content)
+        return _files.write(self.path, content, replace=self.overwrite)
+
+
+def place(run: OpenRun, out: str | None, overwrite: bool, suffixes: Sequence[str], stem: str) -> Place:
+    """Return the place to write to, after a check that it can be written to.
 
     Args:
         run: The run; by default the file lies in its folder.
@@ -32,7 +59,7 @@ def place(run: OpenRun, out: str | None, overwrite: bool, suffixes: Sequence[str
     """
     if out is None:
         drawable = suffixes[0] != ".png" or run.draws_images
-        path = _free(run.folder / f"{stem}{suffixes[0] if drawable else suffixes[1]}", overwrite)
+        path = run.folder / f"{stem}{suffixes[0] if drawable else suffixes[1]}"
     else:
         path = Path(out).expanduser()
         if path.is_dir() or path.suffix.lower() not in suffixes:
@@ -49,41 +76,26 @@ def place(run: OpenRun, out: str | None, overwrite: bool, suffixes: Sequence[str
         raise PermissionError(
             f"cannot write {path}: {path.parent} is no folder that can be written to; choose an --out"
         )
-    return path
+    return Place(path, numbered=out is None, overwrite=overwrite)
 
 
-def save_picture(path: Path, figure: Figure) -> str:
+def save_picture(to: Place, figure: Figure) -> str:
     """Write a picture; return the line that names the file."""
-    return f"picture: {plots.save(figure, path)}"
+    return f"picture: {to.write(lambda file: figure.savefig(file, format='png', dpi=DPI))}"
 
 
-def save_arrays(path: Path, arrays: dict[str, Tensor | None]) -> str:
+def save_arrays(to: Place, arrays: dict[str, Tensor | None]) -> str:
     """Write arrays to an ``.npz`` file, without those that are None; return the line that names it."""
     there = {name: array.detach().cpu().numpy() for name, array in arrays.items() if array is not None}
-    _whole(path, lambda file: np.savez(file, **there))  # type: ignore[arg-type]
+    path = to.write(lambda file: np.savez(file, **there))  # type: ignore[arg-type]
     contents = ", ".join(f"{name} {array.shape}" for name, array in there.items())
     return f"file: {path} ({contents})"
 
 
-def save_table(path: Path, columns: dict[str, Tensor]) -> str:
+def save_table(to: Place, columns: dict[str, Tensor]) -> str:
     """Write columns of numbers, (n,) each, to a ``.csv`` file, floats to the last digit; return the line naming it."""
     arrays = {name: column.detach().cpu().numpy() for name, column in columns.items()}
     lists = [[repr(v) for v in a.tolist()] if a.dtype != np.float32 else [str(v) for v in a] for a in arrays.values()]
     lines = [",".join(arrays), *(",".join(row) for row in zip(*lists, strict=True))]
-    _whole(path, lambda file: file.write(("\n".join(lines) + "\n").encode()))
+    path = to.write("\n".join(lines) + "\n")
     return f"file: {path} ({len(lines) - 1} rows of {', '.join(arrays)})"
-
-
-def _free(path: Path, overwrite: bool) -> Path:
-    numbered = (path if n == 1 else path.with_stem(f"{path.stem}-{n}") for n in range(1, sys.maxsize))
-    return path if overwrite else next(p for p in numbered if not p.exists())
-
-
-def _whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

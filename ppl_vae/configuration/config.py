@@ -23,7 +23,7 @@ import importlib.resources
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,10 @@ import yaml
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ppl_vae import data, training
-from ppl_vae._validation import did_you_mean
-from ppl_vae.configuration._yaml import Dumper, Loader
+from ppl_vae._files import read_text
+from ppl_vae._machine import Budget
+from ppl_vae._validation import check_positive, did_you_mean
+from ppl_vae.configuration import _yaml, foreign
 from ppl_vae.configuration.pieces import KINDS, NETWORK, Arguments, Kind, arguments_of
 from ppl_vae.networks import Shape
 from ppl_vae.vae import VAE
@@ -45,7 +47,8 @@ DEFAULT_PRESET = "digits"
 DEFAULT_NETWORK = "MLP"
 PIECES = ("prior", "likelihood", "posterior")
 RESUMED = ("optimizer", "scheduler", "seed")  # a checkpoint brings these with it
-NOT_RECORDED = ("config", "out", "resume", "print_config")
+NOT_RECORDED = ("config", "out", "resume", "checkpoint_every", "print_config")
+CONFIG_LIMIT = 2**20  # bytes
 FIT_OBJECTS = frozenset(
     {"program", "data", "objective", "regularizer", "optimizer", "scheduler", "callbacks", "stop", "resume"}
 )
@@ -61,6 +64,7 @@ class Config:
         values: The tree of plain values.
         out: The folder to write the run to; not part of the run, and not in `to_yaml`.
         resume: The checkpoint to continue from; not in `to_yaml` either.
+        checkpoint_every: Seconds between checkpoints, or None for the default; not in `to_yaml` either.
         print_only: Whether to print the configuration and train nothing.
         source: The value of ``--config``, or the configuration beside `resume`; not in `to_yaml` either.
     """
@@ -70,6 +74,7 @@ class Config:
     resume: str | None = None
     print_only: bool = False
     source: str | None = None
+    checkpoint_every: float | None = None
 
     @property
     def name(self) -> str:
@@ -78,17 +83,24 @@ class Config:
         return stem if stem != "config" else Path(self.values["data"]["name"]).resolve().stem or "data"
 
     @classmethod
-    def from_yaml(cls, text: str, source: str = "the configuration") -> Config:
+    def from_yaml(cls, text: str, source: str = "the configuration", *, trust: bool = False) -> Config:
         """Read a configuration; values that it leaves out come from the preset ``digits``.
 
+        Args:
+            text: The YAML.
+            source: Where it comes from, for messages.
+            trust: Whether to import and run what it names from outside of this package, torch.nn, torch.optim and Pyro.
+
         Raises:
-            ValueError: If it is not valid YAML, or names or values do not fit.
+            ValueError: If it is not valid YAML, names or values do not fit, or it names foreign code that nobody
+                trusts (see `ppl_vae.configuration.foreign`).
         """
-        return cls(_resolve(_read_yaml(text, source), {}))
+        with foreign.answering(lambda *_: True) if trust else nullcontext():
+            return cls(_resolve(_read(text, source), {}))
 
     def to_yaml(self) -> str:
         """Return the configuration as YAML; `from_yaml` and ``--config`` read it back unchanged."""
-        return yaml.dump(self.values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)
+        return yaml.dump(self.values, Dumper=_yaml.Dumper, sort_keys=False, allow_unicode=True, width=110)
 
     def build_dataset(self) -> data.Dataset:
         """Load the data."""
@@ -101,7 +113,8 @@ class Config:
             dataset: The data, or the shape of one datum.
         """
         torch.manual_seed(self.values["seed"])
-        return VAE(dataset, **{name: self.build(name) for name in PIECES})
+        with Budget("the widths of the networks or the number of latents"):
+            return VAE(dataset, **{name: self.build(name) for name in PIECES})
 
     def build_fit_arguments(self) -> dict[str, Any]:
         """Return the arguments that `fit` takes besides program and data."""
@@ -144,17 +157,25 @@ def parse(argv: Sequence[str]) -> Config:
         OSError: If the file of ``--config`` cannot be read.
     """
     options = _split(argv)
-    source, out, resume, print_only = (options.pop(name, None) for name in NOT_RECORDED)
+    source, out, resume, every, print_only = (options.pop(name, None) for name in NOT_RECORDED)
     for option in options if resume is not None else ():
         if option.partition(".")[0] in RESUMED:
             raise ValueError(f"--{option} cannot change: the run that --resume continues keeps its own; leave it out")
     if source is None and resume is not None:
         source = str(_config_beside(resume))
-    config = Config(
-        _resolve(_read_config(source or DEFAULT_PRESET), options), out, resume, print_only is not None, source
-    )
-    config.check()
+    values = _resolve(_read_config(source or DEFAULT_PRESET), options)
+    seconds = None if every is None else check_positive(_number(every), "--checkpoint_every")
+    config = Config(values, out, resume, print_only is not None, source, seconds)
+    if not config.print_only:  # to print builds nothing
+        config.check()
     return config
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def presets() -> dict[str, str]:
@@ -196,24 +217,18 @@ def _config_beside(checkpoint: str) -> Path:
 def _read_config(name: str) -> Tree:
     texts = presets()
     if name in texts:
-        return _read_yaml(texts[name], f"preset {name}")
+        return _yaml.load(texts[name], f"preset {name}")
     if not Path(name).exists() or Path(name).is_dir():
         raise ValueError(
             f"--config is {name!r}; expected a preset ({', '.join(texts)}) or a file{did_you_mean(name, texts)}"
         )
-    try:
-        return _read_yaml(Path(name).read_text(encoding="utf-8"), name)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is not a text file; expected YAML such as --print_config prints") from error
+    return _read(read_text(Path(name), CONFIG_LIMIT), name)
 
 
-def _read_yaml(text: str, source: str) -> Tree:
-    try:
-        tree = yaml.load(text, Loader=Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise ValueError(f"{source} holds {type(tree).__name__}; expected options and their values, 'epochs: 10'")
+def _read(text: str, source: str) -> Tree:
+    """Read a file that may come from anybody."""
+    tree = _yaml.load(text, source)
+    foreign.require({name: tree[name] for name in KINDS if name in tree}, text, source)
     return tree
 
 
@@ -245,7 +260,7 @@ def _resolve(tree: Tree, given: Mapping[str, str]) -> Tree:
     _check_names(["data", *KINDS, *fit.names], tree, options)
     if isinstance(tree.get("data"), str):
         tree = tree | {"data": {"name": tree["data"]}}
-    tree = _overlay(_read_yaml(presets()[DEFAULT_PRESET], f"preset {DEFAULT_PRESET}"), tree)
+    tree = _overlay(_yaml.load(presets()[DEFAULT_PRESET], f"preset {DEFAULT_PRESET}"), tree)
 
     values: Tree = {"data": _resolve_data(tree.pop("data"), options)}
     for name, kind in KINDS.items():
@@ -346,6 +361,6 @@ def _naming(path: str, name: str) -> Iterator[None]:
     """Turn an error of a constructor into one line that names the option behind it."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # whatever a class of the user's does
         message = re.sub(rf"^({re.escape(path)} )?{re.escape(name)}: ", "", str(error)) or type(error).__name__
         raise ValueError(f"--{path} {name}: {message}") from error

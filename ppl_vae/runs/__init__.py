@@ -1,5 +1,5 @@
 """The folder of a run: `RunFolder` writes it during training, and `load_run` reads it."""
 
-from ppl_vae.runs.folder import RunFolder, draw, example_conditions, labels_in_turn, load_run, next_free
+from ppl_vae.runs.folder import RunFolder, draw, example_conditions, labels_in_turn, load_run, next_free, read_facts
 
-__all__ = ["RunFolder", "draw", "example_conditions", "labels_in_turn", "load_run", "next_free"]
+__all__ = ["RunFolder", "draw", "example_conditions", "labels_in_turn", "load_run", "next_free", "read_facts"]

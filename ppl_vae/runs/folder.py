@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import platform
 import sys
 import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ppl_vae import plots
+from ppl_vae import _files, plots
 from ppl_vae._machine import processor
 from ppl_vae._scopes import untouched_random_state
+from ppl_vae._validation import check_positive
 from ppl_vae.data import Dataset, Split
 from ppl_vae.plots.latent import MOST_CLASSES
-from ppl_vae.training import Callback, DivergedError, Run, checkpoints
+from ppl_vae.training import Callback, DivergedError, Progress, Run, checkpoints
 from ppl_vae.vae import VAE
 
 _PACKAGES = ("ppl-vae", "torch", "pyro-ppl", "numpy", "torchvision", "scikit-learn", "matplotlib")
-_SECONDS_BETWEEN_CHECKPOINTS = 30.0
+CHECKPOINT_EVERY = 30.0  # seconds
 _SHOWN = 32  # images in a picture of reconstructions
 
 
@@ -41,23 +43,41 @@ class RunFolder(Callback):
     ``last_good.pt``     after a divergence: the last good state
     ===================  ============================================================================================
 
-    Images go to TensorBoard in epochs 1 to 10 and in every tenth epoch after that. A checkpoint is written at most
-    every 30 seconds, and at the end.
+    Every file appears whole or not at all, except the two logs (metrics.jsonl and TensorBoard's). Images go to
+    TensorBoard in epochs 1 to 10 and in every tenth epoch after that; if TensorBoard's file cannot be written, the run
+    warns and goes on without it. A checkpoint is written at the start, when `checkpoint_every` seconds have passed
+    since the last one (looked at every hundred steps and after each epoch), and at the end. One process at a time
+    writes to a folder.
 
     Args:
-        path: The folder, made when training starts.
+        path: The folder, made when training starts. The last part of its name changes to ``NAME-2``, ``NAME-3``, ...
+            if it is taken and `numbered` is true.
         config: The resolved config as YAML, or None for a run that was put together in Python.
+        checkpoint_every: Seconds between checkpoints.
+        numbered: Whether to take the next free name.
 
     Raises:
         FileExistsError: If the folder holds a run.
         OSError: If the folder cannot be written.
     """
 
-    def __init__(self, path: str | Path, config: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        config: str | None = None,
+        *,
+        checkpoint_every: float = CHECKPOINT_EVERY,
+        numbered: bool = False,
+    ) -> None:
         self.path = Path(path)
-        self.check(self.path)
+        self.numbered = numbered
+        self.check(next_free(self.path) if numbered else self.path)
         self.config = config
+        self.checkpoint_every = check_positive(checkpoint_every, "checkpoint_every")
         self.pictures: list[Path] = []
+        self._lock: _files.Lock | None = None
+        self._metrics: Any = None
+        self._writer: Any = None
 
     @staticmethod
     def check(path: str | Path) -> None:
@@ -78,64 +98,116 @@ class RunFolder(Callback):
 
     def on_start(self, run: Run) -> None:
         """Make the folder and write the files that are known before the first step."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.check(self.path)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:  # access rights do not show it, as in /proc
-            message = f"cannot write a run to {self.path} ({error.strerror}); choose another --out"
-            raise PermissionError(message) from error
+        self._make_folder()
+        self._run = run
         if self.config is not None:
-            (self.path / "config.yaml").write_text(self.config)
-        _write_json(self.path / "run.json", _facts(run))
-        self.writer = SummaryWriter(str(self.path))
-        if run.caveat:
-            self.writer.add_text("caveat", run.caveat)
-        self.metrics = (self.path / "metrics.jsonl").open("w", buffering=1)
+            _files.write(self.path / "config.yaml", self.config)
+        _files.write(self.path / "run.json", _files.to_json(_facts(run), indent=2) + "\n")
+        self._tensorboard(self._open_tensorboard)
+        self._metrics = (self.path / "metrics.jsonl").open("w", encoding="utf-8", buffering=1)
         for record in run.history:  # of the run that this one resumes
-            self.metrics.write(_to_json(record) + "\n")
-        self._saved = time.perf_counter()
-        if isinstance(run.program, VAE) and run.data.is_image:
-            shown = run.data.validation if len(run.data.validation) else run.data.train
-            self._inputs = _first(shown)
-            self.writer.add_images("inputs", _images(self._inputs[0]).clamp(0, 1), 0)
+            self._metrics.write(_files.to_json(record) + "\n")
+        self._save()
+
+    def on_progress(self, progress: Progress) -> None:
+        """Write a checkpoint when it is due."""
+        if time.perf_counter() - self._saved > self.checkpoint_every:
+            self._save()
 
     def on_epoch(self, run: Run, record: dict[str, float]) -> None:
         """Append the record, and write images and a checkpoint when they are due."""
-        self.metrics.write(_to_json(record) + "\n")
-        epoch = int(record["epoch"])
-        for name, value in record.items():
-            if name not in ("epoch", "step"):
-                self.writer.add_scalar(name.replace("validation_", "validation/"), value, epoch)
-        if isinstance(run.program, VAE) and run.data.is_image and (epoch <= 10 or epoch % 10 == 0):
-            reconstructions = _images(run.program.reconstruct(*self._inputs)).clamp(0, 1)
-            self.writer.add_images("reconstructions", reconstructions, epoch)
-            if run.program.latent_shape == (2,) and run.program.y_shape is None:
-                self.writer.add_image("latent_grid", _one_image(_decoded_grid(run.program, run)), epoch)
-        if time.perf_counter() - self._saved > _SECONDS_BETWEEN_CHECKPOINTS:
-            checkpoints.save(run.state(), self.path / "checkpoint.pt")
-            self._saved = time.perf_counter()
+        with _files.naming(self.path / "metrics.jsonl"):
+            self._metrics.write(_files.to_json(record) + "\n")
+        self._tensorboard(lambda: self._log_epoch(run, record))
+        if time.perf_counter() - self._saved > self.checkpoint_every:
+            self._save()
 
     def on_end(self, run: Run) -> None:
         """Write the checkpoint, the result and the pictures."""
-        checkpoints.save(run.state(), self.path / "checkpoint.pt")
+        self._save()
         result = {"stopped": run.stopped, "seconds": run.seconds, "caveat": run.caveat, "best_epoch": run.best_epoch}
         result["why_eager"] = run.why_eager
-        _write_json(self.path / "result.json", {**result, **run.final})
+        _files.write(self.path / "result.json", _files.to_json({**result, **run.final}, indent=2) + "\n")
         self.pictures = draw(run, self.path)
         self._close()
 
     def on_error(self, run: Run, error: BaseException) -> None:
-        """Save the last good state after a divergence."""
-        if hasattr(self, "writer"):
+        """Save the last good state after a divergence, and the state where it stands after another error."""
+        if self._lock is None:
+            return
+        with suppress(OSError):  # the error itself may be that nothing can be written
             if isinstance(error, DivergedError):
-                checkpoints.save(error.good_state, self.path / "last_good.pt")
+                state = {**error.good_state, "data": run.data.fingerprint}
+                checkpoints.save(state, self.path / "last_good.pt")
+            elif isinstance(error, OSError | MemoryError):
+                self._save()
+        with suppress(OSError):
             self._close()
 
+    def _make_folder(self) -> None:
+        """Make the folder and lock it, under the next free name if asked."""
+        while True:
+            path = next_free(self.path) if self.numbered else self.path
+            self.check(path)
+            try:
+                path.mkdir(parents=True, exist_ok=not self.numbered)
+                self._lock = _files.Lock(path)
+                self.check(path)  # another process may have come between
+            except FileExistsError:
+                if self.numbered:
+                    continue
+                raise
+            except OSError as error:  # access rights do not show it, as in /proc
+                message = f"cannot write a run to {path} ({error.strerror}); choose another --out"
+                raise PermissionError(message) from error
+            self.path = path
+            return
+
+    def _save(self) -> None:
+        checkpoints.save(self._run.state(), self.path / "checkpoint.pt")
+        self._saved = time.perf_counter()
+
+    def _tensorboard(self, log: Callable[[], None]) -> None:
+        """Log to TensorBoard; its first failure ends the logging, with a warning, and not the run."""
+        if self._writer is False:
+            return
+        try:
+            log()
+        except OSError as error:
+            self._writer = False
+            warnings.warn(f"no more is logged to TensorBoard, since its file cannot be written: {error}", stacklevel=2)
+
+    def _open_tensorboard(self) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        run = self._run
+        self._writer = SummaryWriter(str(self.path))
+        if run.caveat:
+            self._writer.add_text("caveat", run.caveat)
+        if isinstance(run.program, VAE) and run.data.is_image:
+            shown = run.data.validation if len(run.data.validation) else run.data.train
+            self._inputs = _first(shown)
+            self._writer.add_images("inputs", _images(self._inputs[0]).clamp(0, 1), 0)
+
+    def _log_epoch(self, run: Run, record: dict[str, float]) -> None:
+        epoch = int(record["epoch"])
+        for name, value in record.items():
+            if name not in ("epoch", "step"):
+                self._writer.add_scalar(name.replace("validation_", "validation/"), value, epoch)
+        if isinstance(run.program, VAE) and run.data.is_image and (epoch <= 10 or epoch % 10 == 0):
+            reconstructions = _images(run.program.reconstruct(*self._inputs)).clamp(0, 1)
+            self._writer.add_images("reconstructions", reconstructions, epoch)
+            if run.program.latent_shape == (2,) and run.program.y_shape is None:
+                self._writer.add_image("latent_grid", _one_image(_decoded_grid(run.program, run)), epoch)
+        self._writer.flush()
+
     def _close(self) -> None:
-        self.metrics.close()
-        self.writer.close()
+        if self._metrics is not None:
+            self._metrics.close()
+        if self._writer:
+            self._tensorboard(self._writer.close)
+        if self._lock is not None:
+            self._lock.release()
 
 
 def draw(run: Run, path: str | Path) -> list[Path]:
@@ -169,17 +241,20 @@ def draw(run: Run, path: str | Path) -> list[Path]:
     return [plots.save(figure, path / f"{name}.png") for name, figure in figures.items()]
 
 
-def load_run(path: str | Path) -> VAE:
+def load_run(path: str | Path, *, trust: bool = False) -> VAE:
     """Build the VAE of a run's folder from its config and load its weights, in evaluation mode on the CPU.
 
     Args:
         path: The run's folder, ``runs/<name>``, or a checkpoint in it such as ``runs/<name>/last_good.pt``.
+        trust: Whether to import and run what the run's config names from outside of this package, torch.nn, torch.optim
+            and Pyro. A run that you trained yourself, on this machine, is trusted.
 
     Raises:
         FileNotFoundError: If the folder holds no run of the command line.
-        ValueError: If the checkpoint is of another model, or holds parameters outside the model.
+        ValueError: If a file is damaged, the config names foreign code that is not trusted, or the checkpoint is of
+            another model or holds parameters outside the model.
     """
-    from ppl_vae.configuration.config import Config
+    from ppl_vae.configuration.config import CONFIG_LIMIT, Config
 
     path = Path(path)
     folder, checkpoint = (path.parent, path) if path.is_file() else (path, path / "checkpoint.pt")
@@ -187,25 +262,46 @@ def load_run(path: str | Path) -> VAE:
         raise FileNotFoundError(
             f"{folder} is no run's folder: config.yaml and run.json, written by ppl-vae train, are missing"
         )
-    facts = json.loads((folder / "run.json").read_text())
+    facts = read_facts(folder)
+    text = _files.read_text(folder / "config.yaml", CONFIG_LIMIT)
     with untouched_random_state():
-        vae = Config.from_yaml((folder / "config.yaml").read_text()).build_vae(_like(facts["data"]))
+        vae = Config.from_yaml(text, str(folder / "config.yaml"), trust=trust).build_vae(_like(facts["data"]))
     state = checkpoints.load(checkpoint)
-    if state["parameters"]:
+    modules, parameters = state.get("modules"), state.get("parameters")
+    if not isinstance(modules, list) or not modules or not isinstance(parameters, dict):
+        raise ValueError(f"{checkpoint} is no checkpoint of a run: it lacks the parameters of a program")
+    if parameters:
         raise ValueError(
-            f"{checkpoint} holds parameters of pyro.param ({', '.join(state['parameters'])}), which "
+            f"{checkpoint} holds parameters of pyro.param ({', '.join(map(str, parameters))}), which "
             "live in Pyro's store and not in the VAE; take them up with fit(resume=...), or make the piece an "
             "nn.Module that owns them"
         )
-    checkpoints.load_module(vae, state["modules"][0], source=str(checkpoint))
+    checkpoints.load_module(vae, modules[0], source=str(checkpoint))
     return vae.eval()
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Return the content of a run's run.json, whose entries on the data have been checked.
+
+    Raises:
+        ValueError: If it is damaged.
+        OSError: If it cannot be read.
+    """
+    path = folder / "run.json"
+    facts = _files.read_json(path)
+    data = facts.get("data")
+    shapes = [data.get("x_shape"), data.get("y_shape") or [1]] if isinstance(data, dict) else [None]
+    if not all(isinstance(s, list) and s and all(type(n) is int and n > 0 for n in s) for s in shapes):
+        raise ValueError(f"{path} is damaged: it does not say the shape of the data")
+    if not isinstance(data.get("fingerprint"), str):
+        raise ValueError(f"{path} is damaged: it does not have the fingerprint of the data")
+    return facts
 
 
 def _like(facts: dict[str, Any]) -> Dataset:
     """Return zeros in the shapes of a run's data, for pieces that start from data: weights are loaded afterwards."""
-    columns = [torch.zeros(2, *facts["x_shape"])]
-    if facts.get("y_shape") is not None:
-        columns.append(torch.zeros(2, *facts["y_shape"]))
+    shapes = [shape for shape in (facts["x_shape"], facts.get("y_shape")) if shape is not None]
+    columns = [torch.zeros(()).expand(2, *shape) for shape in shapes]  # of no size, whatever a file claims
     split = Split(tuple(columns))
     return Dataset("data", split, split, split)
 
@@ -288,13 +384,3 @@ def _one_image(grid: torch.Tensor) -> torch.Tensor:
     """Return the decoded grid as one image (channels, 20 * height, 20 * width), clamped to [0, 1] for display."""
     _, c, h, w = grid.shape
     return grid.clamp(0, 1).reshape(20, 20, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, 20 * h, 20 * w)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(_to_json(content, indent=2) + "\n")
-
-
-def _to_json(content: dict[str, Any], indent: int | None = None) -> str:
-    """Return content as JSON, with null for NaN and infinities, which JSON lacks."""
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()}
-    return json.dumps(finite, indent=indent, allow_nan=False)

@@ -85,8 +85,9 @@ def fit(
         callbacks: The observers of the run.
         stop: Called after every step; True ends the run there, as an interrupted run.
         resume: The state of an earlier run (`checkpoints.load`). The run continues where it stood, bit by bit on the
-            CPU, with its own seed and the numbers of its own optimiser and scheduler. A run that early stopping has put
-            back to its best parameters continues from these, which is not where it stood.
+            CPU, with its own seed and the numbers of its own optimiser and scheduler, and on the same data. A run that
+            early stopping has ended is over, unless `early_stopping` is larger now: then it trains on from its last
+            parameters.
 
     Returns:
         The `Run`, with the trained program and its history.
@@ -144,9 +145,9 @@ def fit(
         compile=level,
     )
     if resume is not None:
-        if seed not in (None, resume["seed"]):
-            raise ValueError(f"seed is {seed}, and that of the run to resume {resume['seed']}; leave it out")
-        seed = resume["seed"]
+        if seed not in (None, resume.get("seed")):
+            raise ValueError(f"seed is {seed}, and that of the run to resume {resume.get('seed')}; leave it out")
+        seed = resume.get("seed")
     seed = int(torch.randint(2**31, ()) if seed is None else seed)
     run = Run(program, data.to(device), seed, str(device), level)
     loop = Loop(run, svi, modules, scheduler, epochs, batch_size, validate_every, early_stopping, callbacks, stop)

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from ppl_vae._machine import check_fits
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae.objectives.impossible import Limits, alarm_of
 from ppl_vae.objectives.losses import BatchLoss
@@ -25,6 +26,7 @@ from ppl_vae.training.state import DivergedError, Means, TrainingState, diagnose
 from ppl_vae.vae import VAE
 
 CHECK_EVERY = 100  # steps between two checks of the losses: the last good state is never further back
+_SMALLER = "batch_size or num_particles"
 _CHECK = "ppl_vae.check looks at each density"
 MONITOR = "validation_elbo"
 
@@ -56,6 +58,8 @@ class Loop:
         """Run everything once under full validation, without moving state, to refuse now what cannot work."""
         with untouched_random_state(), evaluation_mode(*self.modules), self._batch_norm_checked():
             batch = next(self.train.batches(self.batch_size, device=self.result.device))
+            particles = getattr(getattr(self.svi.loss, "objective", self.svi.loss), "num_particles", 1)
+            check_fits(batch[0].numel() * particles, f"batches of {len(batch[0])} with {particles} particles", _SMALLER)
             if isinstance(vae := self.result.program, VAE):
                 self.result.caveat = vae.check_support(self.result.data)
                 y = batch[1:2]
@@ -92,10 +96,10 @@ class Loop:
         terms = torch.full((self.steps, 4), math.nan, device=self.result.device)
         self.state = TrainingState(self.svi, self.modules, scheduler, self.result.seed, terms)
         if resume is not None:
-            self.state.restore(resume)
+            self.state.restore(self.state.check(resume, self.result.data.fingerprint))
             self.result.history[:] = self.state.history
         self.state.history = self.result.history
-        self.result.state = self.state.capture
+        self.result.state = lambda: {**self.state.capture(), "data": self.result.data.fingerprint}
 
     def run(self) -> None:
         """Train from the present state to the end, and call the callbacks."""
@@ -104,13 +108,14 @@ class Loop:
         self.started = time.perf_counter() - self.state.seconds
         for module in self.modules:
             module.train()
+        self._stop_early()  # a run that was over is over again
         while self.state.epoch < self.epochs and self.result.stopped is None:
             self._epoch()
         self.result.stopped = self.result.stopped or "finished"
         self.result.why_eager = self.svi.why_eager
         best = self.state.best
         if self.early_stopping is not None and best is not None and self.result.stopped != "interrupted":
-            self.state.restore_parameters(best)  # an interrupted run must be able to continue from where it is
+            self.state.take_best()
             self.result.best_epoch = best["epoch"]
         for module in self.modules:
             module.eval()
@@ -157,7 +162,8 @@ class Loop:
             raise DivergedError(state.epoch + 1, self.steps, f"on validation data {self._wrong}", good, _CHECK)
         self.result.history.append(record)
         self._schedule(record)
-        self._stop_early(record)
+        self._note_best(record)
+        self._stop_early()
         state.seconds = record["seconds"]
         self.tell("on_epoch", self.result, record)
 
@@ -209,15 +215,20 @@ class Loop:
         elif scheduler is not None:
             scheduler.step()
 
-    def _stop_early(self, record: dict[str, float]) -> None:
+    def _note_best(self, record: dict[str, float]) -> None:
+        """Keep the parameters of an epoch that is the best so far, for early stopping."""
         score = self._monitored(record)
         if self.early_stopping is None or score is None:
             return
         score = -math.inf if math.isnan(score) else score
+        if self.state.best is None or score > self.state.best["score"]:
+            self.state.best = {**self.state.capture_parameters(), "epoch": int(record["epoch"]), "score": score}
+
+    def _stop_early(self) -> None:
+        """End the run if early stopping has waited long enough, a function of the history alone."""
         best = self.state.best
-        if best is None or score > best["score"]:
-            best = {**self.state.capture_parameters(), "epoch": int(record["epoch"]), "score": score}
-            self.state.best = best
+        if self.early_stopping is None or best is None:
+            return
         later = [r for r in self.result.history if r["epoch"] > best["epoch"] and self._monitored(r) is not None]
         if len(later) >= self.early_stopping:
             self.result.stopped = "early stopping"

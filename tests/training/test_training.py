@@ -156,7 +156,7 @@ def test_a_state_of_another_model_is_refused_and_nothing_is_loaded(digits):
         posterior=posteriors.DiagonalNormal(networks.MLP([33])),
     )
     before = {k: v.clone() for k, v in wider.state_dict().items()}
-    with pytest.raises(ValueError, match=r"another model.*posterior.*has shape"):
+    with pytest.raises(ValueError, match=r"another run.*posterior.*of shape"):
         fit(wider, digits, epochs=2, resume=state)
     assert all(torch.equal(before[k], v) for k, v in wider.state_dict().items())
 
