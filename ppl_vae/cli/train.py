@@ -6,7 +6,8 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def run(argv: Sequence[str]) -> int:
             foreign.remember(text)
 
     display: Any = _Bar() if sys.stderr.isatty() else _Lines(arguments["epochs"])
-    with _Signals() as stop, warnings.catch_warnings():
+    with _Signals() as stop, warnings.catch_warnings(), _one_report():
         warnings.showwarning = _note
         try:
             trained = training.fit(vae, dataset, callbacks=[folder, display], stop=stop, resume=resume, **arguments)
@@ -75,6 +76,17 @@ def _state_of(checkpoint: Path) -> dict[str, Any]:
     state = checkpoints.load(checkpoint)
     facts = runs.read_facts(folder) if (folder / "run.json").is_file() else {}
     return {"data": facts["data"]["fingerprint"], **state} if facts else state
+
+
+@contextmanager
+def _one_report() -> Iterator[None]:
+    """Leave an OSError of TensorBoard's thread to the main thread, which notices it, and say it once."""
+    before = threading.excepthook
+    threading.excepthook = lambda found: None if isinstance(found.exc_value, OSError) else before(found)
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _note(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -145,9 +145,12 @@ def fit(
         compile=level,
     )
     if resume is not None:
-        if seed not in (None, resume.get("seed")):
-            raise ValueError(f"seed is {seed}, and that of the run to resume {resume.get('seed')}; leave it out")
-        seed = resume.get("seed")
+        own = resume.get("seed")
+        if type(own) is not int or not 0 <= own < 2**63:
+            raise ValueError(f"the checkpoint is of another run, or damaged: its seed is {own!r}")
+        if seed not in (None, own):
+            raise ValueError(f"seed is {seed}, and that of the run to resume {own}; leave it out")
+        seed = own
     seed = int(torch.randint(2**31, ()) if seed is None else seed)
     run = Run(program, data.to(device), seed, str(device), level)
     loop = Loop(run, svi, modules, scheduler, epochs, batch_size, validate_every, early_stopping, callbacks, stop)

@@ -269,7 +269,7 @@ class TrainingState:
         for name in own:
             if name not in state:
                 raise ValueError(f"it lacks {name!r}")
-        numbers = {name: state[name] for name in ("epoch", "step", "steps", "seed")}
+        numbers = {name: state[name] for name in ("epoch", "step", "steps")}
         for name, value in numbers.items():
             if type(value) is not int or value < 0:
                 raise ValueError(f"{name} is {value!r}; expected an integer from 0")
