@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from ppl_vae import data, training
 from ppl_vae.configuration.config import DEFAULT_PRESET, FIT_OBJECTS, Config, Tree, parse, presets
 from ppl_vae.configuration.pieces import KINDS, NETWORK, Kind, Target, arguments_of
+from ppl_vae.runs.folder import CHECKPOINT_EVERY
 
 USAGE = "ppl-vae train [--config PRESET|FILE] [--OPTION VALUE ...]"
 DESCRIPTION = """\
@@ -45,7 +46,7 @@ def text(argv: Sequence[str]) -> str:
         if option.endswith(".help"):
             name = name or next(iter(argv[i + 1 : i + 2]), "")
             return _piece(option.removesuffix(".help").removeprefix("--"), name)
-    return _everything(parse([word for word in argv if word not in ("-h", "--help", "--print_config")]))
+    return _everything(parse([*(word for word in argv if word not in ("-h", "--help")), "--print_config"]))
 
 
 def _piece(path: str, name: str) -> str:
@@ -78,7 +79,9 @@ def _everything(config: Config) -> str:
             "FOLDER",
             "Where the run goes; by default runs/NAME, or the first of NAME-2, ... that is free.",
         ),
-        ("resume", "FOLDER", "Continue the run of this folder (with its configuration) in a new one."),
+        ("resume", "FOLDER", "Continue the run of this folder (with its configuration and data) in a new one."),
+        ("checkpoint_every", "SECONDS", f"Seconds between checkpoints; {CHECKPOINT_EVERY:g} by default."),
+        ("trust", None, "Import and run what the configuration names from outside ppl_vae, torch and Pyro."),
     ):
         kind_of_value: dict[str, Any] = {"action": "store_true"} if metavar is None else {"metavar": metavar}
         group.add_argument(f"--{option}", help=meaning, default=SUPPRESS, **kind_of_value)

@@ -91,6 +91,20 @@ def load(text: str, source: str) -> dict[str, Any]:
     return tree
 
 
+def check_bounds(text: str, what: str) -> None:
+    """Refuse a text that passes a limit of `Loader`; it need not be YAML.
+
+    Raises:
+        ValueError: If it does; the message names `what`.
+    """
+    try:
+        yaml.compose(text, Loader=Loader)
+    except yaml.composer.ComposerError as error:
+        raise ValueError(f"{what} cannot be read: {error.problem}") from error
+    except yaml.YAMLError:
+        pass
+
+
 Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag not in (*_NUMBERS, _TIMESTAMP)]
     for first, resolvers in Loader.yaml_implicit_resolvers.items()

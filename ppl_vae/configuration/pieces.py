@@ -26,6 +26,7 @@ from torch.optim import lr_scheduler
 
 from ppl_vae import likelihoods, networks, objectives, posteriors, priors, regularizers
 from ppl_vae._validation import did_you_mean
+from ppl_vae.configuration import _yaml
 
 Target = Callable[..., Any]
 
@@ -170,7 +171,7 @@ def _import(path: str, option: str) -> Target:
     module_name, _, name = path.rpartition(".")
     try:
         target = getattr(importlib.import_module(module_name), name)
-    except Exception as error:  # whatever the user's module raises
+    except (Exception, SystemExit) as error:  # whatever the user's module does
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{option} {path} cannot be imported ({reason})") from error
     if not (inspect.isclass(target) or inspect.isroutine(target)):
@@ -232,6 +233,9 @@ class Arguments:
         for name in values:
             if name not in self.names:
                 raise ValueError(self.unknown(name))
+        for name, value in values.items():
+            if isinstance(value, str):  # jsonargparse reads it as YAML where it may be a list
+                _yaml.check_bounds(value, self._option(name))
         for name in self.required:
             if name not in values:
                 raise ValueError(f"{self._option(name)} is missing: {self.target.__name__} needs it")
