@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import textwrap
-import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
+from ppl_vae import _files
 from ppl_vae.comparison.words import listed
 
 DPI = 200  # of `save`; an image pixel is a whole number of dots where that fits
@@ -30,8 +30,7 @@ PAPER: dict[str, Any] = {"facecolor": "#FFFFFF", "edgecolor": "none"}  # behind 
 def save(figure: Figure, path: str | os.PathLike[str], dpi: float = DPI) -> Path:
     """Write a figure to a PNG file, whole or not at all.
 
-    The picture is written to a temporary file beside ``path``, which then replaces ``path``. A reader never
-    sees half a file, and a failure leaves an older picture as it was.
+    A reader never sees half a file, and a failure leaves an older picture as it was.
 
     Args:
         figure: Any figure.
@@ -60,14 +59,7 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: float = DPI) -> Path
         raise ValueError(f"save: dpi is {dpi}; expected a positive number")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"save: the folder {str(path.parent)!r} does not exist; create it first")
-    # not tempfile: only the owner may read its files, and os.replace would keep that
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=dpi)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return _files.write(path, lambda file: figure.savefig(file, format="png", dpi=dpi))
 
 
 def new_figure(width: float, height: float, w_pad: float = 0.05, h_pad: float = 0.04, hspace: float = 0.02) -> Figure:
