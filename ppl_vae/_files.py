@@ -56,13 +56,13 @@ def write(path: str | Path, content: bytes | str | Callable[[BinaryIO], object],
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Give an error of writing the name of the file, which a failed write or flush does not know."""
+    """Give an error of writing the name of the file: a failed write knows none, and an open file's is temporary."""
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno is not None:
-            raise type(error)(error.errno, error.strerror, str(path)) from error
-        raise
+        if error.errno is None:
+            raise
+        raise type(error)(error.errno, error.strerror, str(path)) from error
 
 
 def write_new(path: Path, content: bytes | str | Callable[[BinaryIO], object]) -> Path:
@@ -117,11 +117,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in a folder."""
+    """Remove the temporary files that killed processes left in a folder. Windows cannot ask for a process."""
     with suppress(OSError):
         for path in folder.iterdir():
             found = _TEMPORARY.fullmatch(path.name)
-            if found and not _lives(int(found[1])):
+            if found and os.name != "nt" and not _lives(int(found[1])):
                 path.unlink(missing_ok=True)
 
 

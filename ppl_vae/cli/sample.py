@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 
 from ppl_vae import plots
+from ppl_vae._machine import check_fits
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_positive_int
 from ppl_vae.cli import writing
@@ -53,6 +55,7 @@ def sample(
         overwrite: true to replace a file that is there.
     """
     check_positive_int(size, "--size")
+    check_fits(size * math.prod(run.x_shape), f"{size} data", "--size")
     check_seed(seed)
     path = writing.place(run, out, overwrite, (".png", ".npz"), "sample")
     vae, y = run.vae, None

@@ -290,7 +290,9 @@ def read_facts(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     facts = _files.read_json(path)
     data = facts.get("data")
-    shapes = [data.get("x_shape"), data.get("y_shape") or [1]] if isinstance(data, dict) else [None]
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} is damaged: it says nothing of the data")
+    shapes = [data.get("x_shape"), data.get("y_shape") or [1]]
     if not all(isinstance(s, list) and s and all(type(n) is int and n > 0 for n in s) for s in shapes):
         raise ValueError(f"{path} is damaged: it does not say the shape of the data")
     if not isinstance(data.get("fingerprint"), str):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import matplotlib
 import numpy as np
@@ -128,8 +128,8 @@ def test_save_that_fails_leaves_the_older_picture(tmp_path: Path, monkeypatch: p
     path = tmp_path / "old.png"
     path.write_bytes(b"old")
 
-    def broken(self: Figure, file: Path, **_: Any) -> None:
-        Path(file).write_bytes(b"half")
+    def broken(self: Figure, file: BinaryIO, **_: Any) -> None:
+        file.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(Figure, "savefig", broken)
