@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ppl_vae._machine import check_fits
 from ppl_vae.data.arrays import data_tensor, label_tensor, to_float
 from ppl_vae.data.partition import Source
 
@@ -24,6 +25,7 @@ class MappedArray:
     def __init__(self, path: Path, array: np.ndarray) -> None:
         self.path = path
         self.array = array
+        self._opened = _size_and_time(path)
         self.is_uint8 = array.dtype == np.uint8  # values are then known to be in [0, 1]
         self.shape: tuple[int, ...] = (len(array), *data_tensor(array[:1], path.name).shape[1:])
 
@@ -31,12 +33,19 @@ class MappedArray:
         return len(self.array)
 
     def __getitem__(self, index: Tensor, /) -> Tensor:
+        if _size_and_time(self.path) != self._opened:  # to read beyond the end of a map kills the process
+            raise OSError(f"{self.path} has changed while it was in use; start again with the file as it is now")
         return to_float(data_tensor(np.asarray(self.array[index.numpy()]), self.path.name))
 
     def identity(self) -> str:
         """Return a string that identifies this file, without reading it."""
-        stat = self.path.stat()
-        return f"{self.path.name} {stat.st_size} {stat.st_mtime_ns} {self.array.dtype}"
+        size, time = _size_and_time(self.path)
+        return f"{self.path.name} {size} {time} {self.array.dtype}"
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 def read_arrays(path: Path, max_bytes: float) -> Source:
@@ -44,7 +53,10 @@ def read_arrays(path: Path, max_bytes: float) -> Source:
     with open(path, "rb") as file:  # closed here, since NumPy leaves a broken archive open
         if file.read(2) == b"PK":
             file.seek(0)
-            return _from_archive(path, _readable(path, lambda: np.load(file, allow_pickle=False)))
+            archive = _readable(path, lambda: np.load(file, allow_pickle=False))
+            claimed = sum(entry.file_size for entry in archive.zip.infolist())
+            check_fits(claimed / 4, f"the arrays of {path.name}", "their size, or save one as .npy, which is mapped")
+            return _from_archive(path, archive)
     loaded = _readable(path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
     if 2 <= loaded.ndim <= 4 and loaded.size and loaded.size * 4 > max_bytes:
         return Source(path.stem, MappedArray(path, loaded), file=path.name)

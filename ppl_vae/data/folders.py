@@ -69,9 +69,12 @@ def _decode_all(shape: tuple[int, ...], paths: Sequence[Path]) -> Tensor | OSErr
     pixels = np.empty((len(paths), *shape), dtype=np.uint8)
     for place, path in enumerate(paths):
         try:
-            pixels[place] = _decode(path, shape[0])
+            decoded = _decode(path, shape[0])
         except OSError as error:
             return error
+        if decoded.shape != shape:
+            return OSError(f"the image {path} has changed while it was in use: it had another size at the start")
+        pixels[place] = decoded
     return torch.from_numpy(pixels)
 
 

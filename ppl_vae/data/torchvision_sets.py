@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import math
 import os
 import shutil
+import struct
 import tempfile
 import textwrap
 import zlib
@@ -34,6 +36,7 @@ def _idx(
 
 IDX = _idx("", ("train", "t10k"))
 QMNIST = _idx("qmnist-", kinds=("images-idx3-ubyte", "labels-idx2-int"))
+_IDX_BYTES = {0x08: 1, 0x09: 1, 0x0B: 2, 0x0C: 4, 0x0D: 4, 0x0E: 8}  # of a value, by the code of its type
 EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
 BY_TRAIN = {"train": True}, {"train": False}
 BY_SPLIT = {"split": "train"}, {"split": "test"}
@@ -164,13 +167,31 @@ def _unpack(archive: Path, folder: Path) -> None:
     handle, part = tempfile.mkstemp(dir=folder, prefix=f".{archive.stem}-")
     try:
         with open(handle, "wb") as unpacked, gzip.open(archive) as packed:
-            shutil.copyfileobj(packed, unpacked, 2**20)
+            left = size = _idx_size(packed, archive)
+            while block := packed.read(min(2**20, left + 1)):
+                left -= len(block)
+                if left < 0:
+                    raise OSError(f"{archive} holds more than the {size} bytes that its header states: remove it")
+                unpacked.write(block)
         os.chmod(part, 0o644)  # only its owner may read a temporary file
         os.replace(part, folder / archive.stem)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise OSError(f"{archive} is not a whole gzip file ({error}): remove it and load again") from error
     finally:
         Path(part).unlink(missing_ok=True)
+
+
+def _idx_size(file: gzip.GzipFile, archive: Path) -> int:
+    """Return the size of an idx file in bytes, as its header states it, and go back to its start.
+
+    The header is two zeros, the code of the type, the number of dimensions, and these as 32-bit integers.
+    """
+    zeros, code, dimensions = struct.unpack(">HBB", file.read(4).ljust(4, b"\0"))
+    if zeros or code not in _IDX_BYTES:
+        raise OSError(f"{archive} holds no idx file: remove it and load again")
+    shape = struct.unpack(f">{dimensions}I", file.read(4 * dimensions).ljust(4 * dimensions, b"\0"))
+    file.seek(0)
+    return 4 + 4 * dimensions + math.prod(shape) * _IDX_BYTES[code]
 
 
 def _download(name: str, kind: Kind, root: Path) -> None:

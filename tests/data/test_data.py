@@ -992,6 +992,21 @@ class TestMNISTFiles:
                 data.load("mnist", root=packed_mnist)
             assert "\n" not in str(caught.value)
 
+    def test_an_archive_is_unpacked_up_to_the_size_that_its_header_states(self, packed_mnist):
+        folder = packed_mnist / "MNIST" / "raw"
+        archive = folder / "train-images-idx3-ubyte.gz"
+        content = gzip.decompress(archive.read_bytes())
+        for bad, message in (
+            (content + bytes(50_000_000), f"holds more than the {len(content)} bytes that its header states"),
+            (b"\x01" + content[1:], "holds no idx file"),
+            (content[:2] + b"\x77" + content[3:], "holds no idx file"),
+            (b"", "holds no idx file"),
+        ):
+            archive.write_bytes(gzip.compress(bad))
+            with pytest.raises(OSError, match=message):
+                data.load("mnist", root=packed_mnist)
+            assert not [path for path in folder.iterdir() if path.suffix != ".gz"]
+
     @pytest.mark.data
     def test_the_real_one(self, real_data):
         before = sorted((real_data / "MNIST" / "raw").iterdir())
@@ -1018,3 +1033,32 @@ class TestMNISTFiles:
         faces = data.load(real_data / "freyfaces" / "freyfaces.npz", validation=0, test=0)
         assert faces.train.x.shape == (1965, 1, 28, 20)
         assert (faces.train.x * 255).round().aminmax() == (8, 238)
+
+
+class TestFilesThatChangeInUse:
+    def test_a_mapped_file_that_is_cut_off_is_noticed_and_kills_nobody(self, tmp_path):
+        np.save(tmp_path / "a.npy", grey(1000, 28, 28))
+        train = data.load(tmp_path / "a.npy", max_in_memory_gib=TINY).train
+        batches = train.batches(100)
+        next(batches)
+        with (tmp_path / "a.npy").open("r+b") as file:
+            file.truncate(1000)
+        with pytest.raises(OSError, match=r"a\.npy has changed while it was in use"):
+            list(batches)
+
+    def test_an_image_that_is_replaced_or_gone_is_noticed(self, tmp_path):
+        for i in range(4):
+            Image.fromarray(grey(8, 8, 8)[i]).save(tmp_path / f"{i}.png")
+        train = data.load(tmp_path, max_in_memory_gib=TINY, validation=0, test=0).train
+        Image.fromarray(grey(8, 9, 9)[0]).save(tmp_path / "2.png")
+        with pytest.raises(OSError, match=r"2\.png has changed while it was in use"):
+            list(train.batches(4))
+        (tmp_path / "2.png").unlink()
+        with pytest.raises(OSError, match=r"2\.png cannot be read"):
+            list(train.batches(4))
+
+    def test_an_archive_that_claims_more_than_memory_holds_is_not_unpacked(self, tmp_path, monkeypatch):
+        np.savez_compressed(tmp_path / "a.npz", x=np.zeros((1000, 1000)))
+        monkeypatch.setattr("ppl_vae._machine.memory", lambda: 2.0**20)
+        with pytest.raises(ValueError, match=r"the arrays of a\.npz need .* of memory and more"):
+            data.load(tmp_path / "a.npz")
