@@ -33,6 +33,13 @@ def check_positive(value: object, name: str) -> float:
     return float(value)
 
 
+def check_seed(value: object, name: str = "seed") -> int:
+    """Return `value` as an int, or raise if it is no integer that torch takes for a seed as it is."""
+    if not is_integer(value) or not 0 <= value < 2**63:
+        raise ValueError(f"{name} is {value!r}; expected an integer from 0 to 2**63 - 1")
+    return int(value)
+
+
 def check_not_negative(value: object, name: str) -> float:
     """Return `value` as a float, or raise if it is not a finite number from zero."""
     if not is_real(value) or not 0 <= value < math.inf:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ppl_vae._piece_checks import takes_y
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
-from ppl_vae._validation import check_choice
+from ppl_vae._validation import check_choice, check_seed
 from ppl_vae.checking import places, programs
 from ppl_vae.checking.asking import ROLES, Findings, one_line, wrong_by
 from ppl_vae.checking.pieces import Piece, ask_about_piece, ask_about_space
@@ -110,6 +110,7 @@ def check(
         raise TypeError(
             "check was given no program, or one beside pieces; expected a VAE, a (model, guide) pair, or pieces"
         )
+    check_seed(seed, "check: seed")
     x, y, of_data = _batch_of(data, y)
     _check_batch(program, x, y)
     title = ", ".join(places.name_of(p) for p in pieces.values())

@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 
+from ppl_vae._validation import check_seed
 from ppl_vae.checking import check
 from ppl_vae.cli import help as explained
 from ppl_vae.cli import words
 from ppl_vae.cli.errors import bad_input
 from ppl_vae.cli.opening import DataOptions, OpenRun
-from ppl_vae.cli.options import check_seed
 from ppl_vae.configuration import config
 
 _BATCH = 64
@@ -65,7 +65,7 @@ def _of_run(word: str, options: dict[str, str]) -> dict[str, Any]:
     seed = options.pop("seed", "0")
     if not seed.isdigit():
         raise ValueError(f"--seed is {seed!r}; expected an integer from 0")
-    check_seed(int(seed))
+    check_seed(int(seed), "--seed")
     if other := [name for name in options if name.partition(".")[0] != "data"]:
         raise ValueError(
             f"--{other[0]} cannot be given for a run, whose pieces are trained; expected --data, --only, --seed"

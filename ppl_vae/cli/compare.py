@@ -19,14 +19,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from ppl_vae import comparison, plots, runs
-from ppl_vae._validation import check_positive_int, did_you_mean
+from ppl_vae._validation import check_positive_int, check_seed, did_you_mean
 from ppl_vae.cli import estimators, words
 from ppl_vae.cli import help as explained
 from ppl_vae.cli.errors import bad_input
 from ppl_vae.cli.folders import folder_for
 from ppl_vae.cli.help import Formatter, make_parser
 from ppl_vae.cli.opening import DataOptions, OpenRun, Rows, SplitName
-from ppl_vae.cli.options import check_seed
 from ppl_vae.cli.racing import TRAINING, race
 from ppl_vae.cli.telling import teller
 from ppl_vae.configuration import config
@@ -115,7 +114,7 @@ def fixed(
         out: The folder to write to; by default comparison in the run's folder, else runs/compare-NAME, or the first of
             compare-NAME-2, ... that is free.
     """
-    check_seed(seed)
+    check_seed(seed, "--seed")
     folder = folder_for(out, field.folder)
     asked = None if objectives is None else estimators.read_objectives(objectives)
     several = [1, 8, 64] if particles is None else particles

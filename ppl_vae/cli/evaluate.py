@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from ppl_vae import _files, data, evaluation
+from ppl_vae._validation import check_seed
 from ppl_vae.cli.folders import folder_for
 from ppl_vae.cli.opening import DataOptions, OpenRun, Rows, SplitName
-from ppl_vae.cli.options import check_seed, execute
+from ppl_vae.cli.options import execute
 from ppl_vae.cli.telling import teller
 from ppl_vae.evaluation import pictures
 from ppl_vae.evidence.log_evidence import Method
@@ -65,7 +66,7 @@ def evaluate(
         seed: The seed of all draws.
         out: The folder to write to; evaluation in the run's folder by default.
     """
-    check_seed(seed)
+    check_seed(seed, "--seed")
     folder = folder_for(out, run.folder / "evaluation")
     rows = data_options.open(run, split)
     tell = teller()

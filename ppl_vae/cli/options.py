@@ -88,9 +88,3 @@ class _Help(Formatter):
         text = re.sub(r"(?<=default: )(True|False)", lambda m: m[0].lower(), text)
         said = r"required, |, default: [^()]*(?=\)$)" if action.dest.startswith("data.") else r", default: null"
         return re.sub(said, "", text)
-
-
-def check_seed(seed: int) -> None:
-    """Refuse a seed that torch would map to another seed."""
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"--seed is {seed}; expected an integer from 0 to 2**63 - 1")

@@ -10,10 +10,10 @@ import torch
 from ppl_vae import plots
 from ppl_vae._machine import check_fits
 from ppl_vae._scopes import untouched_random_state
-from ppl_vae._validation import check_positive_int
+from ppl_vae._validation import check_positive_int, check_seed
 from ppl_vae.cli import writing
 from ppl_vae.cli.opening import BATCH, OpenRun
-from ppl_vae.cli.options import check_seed, execute
+from ppl_vae.cli.options import execute
 from ppl_vae.plots.figure import join
 from ppl_vae.runs import labels_in_turn
 
@@ -56,7 +56,7 @@ def sample(
     """
     check_positive_int(size, "--size")
     check_fits(size * math.prod(run.x_shape), f"{size} data", "--size")
-    check_seed(seed)
+    check_seed(seed, "--seed")
     path = writing.place(run, out, overwrite, (".png", ".npz"), "sample")
     vae, y = run.vae, None
     if vae.y_shape is not None and label is None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from ppl_vae._scopes import untouched_random_state
-from ppl_vae._validation import check_choice, check_positive, check_positive_int, is_integer
+from ppl_vae._validation import check_choice, check_positive, check_positive_int, check_seed
 from ppl_vae.capture import modules_of
 from ppl_vae.data import Dataset, Split
 from ppl_vae.objectives import ELBO, Regularized, Regularizer
@@ -115,8 +115,8 @@ def fit(
     if clip_norm is not None:
         check_positive(clip_norm, "clip_norm")
     check_choice(compile, ("auto", *get_args(Compile)), "compile")
-    if seed is not None and (not is_integer(seed) or not 0 <= seed < 2**63):
-        raise ValueError(f"seed is {seed!r}; expected an integer from 0 to 2**63 - 1")
+    if seed is not None:
+        seed = check_seed(seed)
     if not isinstance(data, Dataset):
         columns = data if isinstance(data, tuple) else (data,)
         for column in columns:
