@@ -151,8 +151,12 @@ class RunFolder(Callback):
             self.check(path)
             try:
                 path.mkdir(parents=True, exist_ok=not self.numbered)
-                self._lock = _files.Lock(path)
-                self.check(path)  # another process may have come between
+                lock = _files.Lock(path)
+                try:
+                    self.check(path)  # another process may have come between
+                except OSError:
+                    lock.release()
+                    raise
             except FileExistsError:
                 if self.numbered:
                     continue
@@ -160,7 +164,7 @@ class RunFolder(Callback):
             except OSError as error:  # access rights do not show it, as in /proc
                 message = f"cannot write a run to {path} ({error.strerror}); choose another --out"
                 raise PermissionError(message) from error
-            self.path = path
+            self.path, self._lock = path, lock
             return
 
     def _save(self) -> None:
