@@ -21,6 +21,7 @@ from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae.objectives.impossible import Limits, alarm_of
 from ppl_vae.objectives.losses import BatchLoss
 from ppl_vae.svi import SVI
+from ppl_vae.training.resuming import checked
 from ppl_vae.training.run import Callback, Progress, Run
 from ppl_vae.training.state import DivergedError, Means, TrainingState, diagnose
 from ppl_vae.vae import VAE
@@ -96,7 +97,7 @@ class Loop:
         terms = torch.full((self.steps, 4), math.nan, device=self.result.device)
         self.state = TrainingState(self.svi, self.modules, scheduler, self.result.seed, terms)
         if resume is not None:
-            self.state.restore(self.state.check(resume, self.result.data.fingerprint))
+            self.state.restore(checked(resume, self.state, self.result.data.fingerprint))
             self.result.history[:] = self.state.history
         self.state.history = self.result.history
         self.result.state = lambda: {**self.state.capture(), "data": self.result.data.fingerprint}

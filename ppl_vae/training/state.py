@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,6 @@ from ppl_vae.data import Split
 from ppl_vae.objectives.impossible import Limits, impossible
 from ppl_vae.objectives.losses import BatchLoss
 from ppl_vae.svi import SVI
-from ppl_vae.training.checkpoints import require
 
 _SLOWER = "lower the learning rate, or clip the gradient (clip_norm)"
 
@@ -240,91 +239,6 @@ class TrainingState:
         self.history = copy.deepcopy(state["history"])
         self.best = state["best"]
         self._last = None
-
-    def check(self, state: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
-        """Hold a state from elsewhere against what this run makes, and return it in today's form.
-
-        Args:
-            state: The state, with the fingerprint of its data under ``data`` except in files of format 1.
-            fingerprint: The fingerprint of this run's data.
-
-        Raises:
-            ValueError: If anything in it has another name, shape, dtype or length than in this run, or is of other
-                data; the message names it.
-        """
-        state = {"last": None, "data": fingerprint} | dict(state)  # entries that format 1 lacks
-        try:
-            if state["data"] != fingerprint:
-                raise ValueError(
-                    f"its data have the fingerprint {state['data']!r}, and the data given now {fingerprint!r}: they, "
-                    "their split or their binarisation have changed; resume with the data of the run"
-                )
-            self._check(state)
-        except ValueError as error:
-            raise ValueError(f"the checkpoint is of another run, or damaged: {error}") from error
-        return state
-
-    def _check(self, state: dict[str, Any]) -> None:
-        own = self.capture()
-        for name in own:
-            if name not in state:
-                raise ValueError(f"it lacks {name!r}")
-        numbers = {name: state[name] for name in ("epoch", "step", "steps")}
-        for name, value in numbers.items():
-            if type(value) is not int or value < 0:
-                raise ValueError(f"{name} is {value!r}; expected an integer from 0")
-        if state["step"] and state["steps"] != len(self.terms):
-            raise ValueError(
-                f"it stands in the midst of an epoch of {state['steps']} steps, and an epoch has {len(self.terms)} "
-                "here; resume with the data and the batch_size of the run"
-            )
-        if state["step"] > len(self.terms):
-            raise ValueError(f"step is {state['step']}, and an epoch has {len(self.terms)} steps")
-        parameters = {name: own[name] for name in ("modules", "parameters")}
-        require({name: state[name] for name in parameters}, parameters, "its program")
-        for name, extra in (("best", {"epoch": 0, "score": 0.0}), ("last", {})):
-            if state[name] is not None:
-                require(state[name], {**parameters, **extra}, f"its {name!r}")
-        self._check_optimizer(state["optimizer"])
-        require(state["scheduler"], own["scheduler"], "its scheduler")
-        require(state["terms"], self.terms[: state["step"]].to(getattr(state["terms"], "device", "cpu")), "its terms")
-        require(state["seconds"], 0.0, "its seconds")
-        require(state["rng"], own["rng"], "its random state")
-        if not isinstance(state["cuda_rng"], list) or not all(isinstance(rng, Tensor) for rng in state["cuda_rng"]):
-            raise ValueError("its random states of GPUs are no list of tensors")
-        try:
-            torch.Generator().set_state(state["rng"].cpu())
-        except RuntimeError as error:
-            raise ValueError(f"its random state is none: {error}") from error
-        history = state["history"]
-        if not isinstance(history, list) or [_epoch_of(record) for record in history] != [
-            *range(1, state["epoch"] + 1)
-        ]:
-            raise ValueError(f"its history does not hold a record for each of its {state['epoch']} epochs")
-
-    def _check_optimizer(self, state: object) -> None:
-        """Hold the state of an optimiser against what one step of a copy, at gradients of zero, makes."""
-        assert self.svi.optimizer is not None
-        trial = copy.deepcopy(self.svi.optimizer)
-        for group in trial.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-        type(trial).step(trial)  # the attribute `step` may be a scheduler's wrapper around the optimiser's own
-        own = trial.state_dict()
-        if not isinstance(state, dict) or state.keys() != own.keys() or not isinstance(state["state"], dict):
-            raise ValueError("its optimiser's state has no parameters or no settings")
-        require(state["param_groups"], own["param_groups"], "its optimiser's settings")
-        for index, found in state["state"].items():
-            if index not in own["state"]:
-                raise ValueError(f"its optimiser has a state for the parameter {index!r}, which this run's lacks")
-            require(found, own["state"][index], f"its optimiser's state of the parameter {index}")
-
-
-def _epoch_of(record: object) -> object:
-    """Return the epoch of a record of the history, or None for what is no record."""
-    if not isinstance(record, dict) or not all(isinstance(v, int | float) for v in record.values()):
-        return None
-    return record.get("epoch")
 
 
 def _random_state() -> dict[str, Any]:
