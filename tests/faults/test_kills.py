@@ -1,0 +1,174 @@
+"""Runs that are killed or asked to end at random moments, and then resumed: the same run, bit for bit."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import processes
+import pytest
+import runs_of
+from processes import Fault
+
+
+class Whole(NamedTuple):
+    """A run that nothing disturbed: how long it took, and what it left."""
+
+    seconds: float
+    left: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory):
+    """For a variant, the undisturbed run."""
+    known: dict[str, Whole] = {}
+
+    def get(variant: str) -> Whole:
+        if variant not in known:
+            folder = tmp_path_factory.mktemp("whole") / "work"
+            folder.mkdir()
+            ended = processes.run(runs_of.train(variant), folder)
+            assert ended.code == 0, ended.err
+            known[variant] = Whole(ended.seconds, runs_of.record(folder / "runs" / "digits"))
+            expected = "early stopping" if variant == "early stopping" else "finished"
+            assert known[variant].left["result"]["stopped"] == expected
+        return known[variant]
+
+    return get
+
+
+def moments(count: int, seed: int) -> Iterator[tuple[str, float]]:
+    """Variants in turn, and moments as fractions of a run; every fifth in its first tenth, every fifth in its last."""
+    numbers, variants = random.Random(seed), list(runs_of.VARIANTS)
+    for i in range(count):
+        low, high = {3: (0.0, 0.1), 4: (0.7, 1.0)}.get(i % 5, (0.0, 1.0))
+        yield variants[i % len(variants)], numbers.uniform(low, high)
+
+
+def disturb(variant: str, moment: float, number: int, whole: Whole, folder: Path) -> str:
+    """Send a signal at a moment, resume to the end, hold the result against the whole run; return where it struck."""
+    folder.mkdir(parents=True)
+    child = processes.command(runs_of.train(variant), folder)
+    time.sleep(moment * whole.seconds)
+    child.send(number)
+    ended = child.end()
+    last = runs_of.newest(folder)
+    if number == signal.SIGKILL:
+        assert ended.code in (-signal.SIGKILL, 0), ended.err
+    else:
+        assert "Traceback" not in ended.err
+        assert ended.code in (*runs_of.exit_codes(number), 0), ended.err
+        if "ending after this step" in ended.err and ended.code != 0:
+            assert last is not None
+            assert ended.code == 128 + number
+    place = "after the end" if ended.code == 0 else "before the first checkpoint" if last is None else "in the run"
+    if last is not None and (last / "result.json").is_file() and ended.code != 0:
+        place = "in the end phase"
+    left = runs_of.record(runs_of.finish(runs_of.train(variant), folder))
+    assert runs_of.differences(whole.left, left) == []
+    return place
+
+
+@pytest.mark.parametrize(("variant", "moment"), list(moments(3, seed=1)))
+def test_a_killed_run_is_resumed_bit_for_bit(variant, moment, whole, tmp_path):
+    disturb(variant, moment, signal.SIGKILL, whole(variant), tmp_path / "work")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_run_that_is_asked_to_end_is_resumed_bit_for_bit(number, whole, tmp_path):
+    disturb("scheduler", 0.4, number, whole("scheduler"), tmp_path / "work")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("variant", "moment"), list(moments(100, seed=2)))
+def test_of_100_killed_runs_all_are_resumed(variant, moment, whole, tmp_path):
+    disturb(variant, moment, signal.SIGKILL, whole(variant), tmp_path / "work")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("variant", "moment"), list(moments(40, seed=3)))
+def test_of_40_terminated_runs_all_are_resumed(variant, moment, whole, tmp_path):
+    disturb(variant, moment, signal.SIGTERM, whole(variant), tmp_path / "work")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize(("variant", "moment"), list(moments(10, seed=4)))
+def test_hang_up_and_ctrl_c_are_as_terminate(number, variant, moment, whole, tmp_path):
+    disturb(variant, moment, number, whole(variant), tmp_path / "work")
+
+
+# At every step of a write
+
+FEW = ["train", "--epochs", "3", *runs_of.EAGER, *runs_of.SMALL[:-1], "1e-9"]  # a checkpoint each epoch
+
+
+def killed_in_a_write(fault: Fault, folder: Path, whole: dict[str, Any]) -> bool:
+    """Kill a run in a write, resume it, and return whether the fault struck; at most one epoch is lost."""
+    folder.mkdir(parents=True)
+    ended = processes.run(FEW, folder, [fault])
+    if ended.code == 0:
+        return False
+    assert ended.code == -signal.SIGKILL, ended.err
+    last = runs_of.newest(folder)
+    if last is not None:
+        assert runs_of.lost_epochs(last) <= 1
+    last = runs_of.finish(FEW, folder, every="1e-9")
+    assert runs_of.differences(whole, runs_of.record(last)) == []
+    return True
+
+
+@pytest.fixture(scope="session")
+def few(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("few") / "work"
+    folder.mkdir()
+    ended = processes.run(FEW, folder)
+    assert ended.code == 0, ended.err
+    return runs_of.record(folder / "runs" / "digits")
+
+
+@pytest.mark.parametrize("fault", [Fault("fsync", 5), Fault("replace", 4)], ids=str)
+def test_a_kill_in_a_write_loses_at_most_an_epoch(fault, few, tmp_path):
+    assert killed_in_a_write(fault, tmp_path / "work", few)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", ["fsync", "replace", "write"])
+def test_a_kill_at_any_write_loses_at_most_an_epoch(call, few, tmp_path):
+    struck = 0
+    while killed_in_a_write(Fault(call, struck + 1), tmp_path / str(struck) / "work", few):
+        struck += 1
+    assert struck >= {"fsync": 8, "replace": 7, "write": 8}[call]
+
+
+# The second signal
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_at_once(number, tmp_path):
+    """The second comes while the pictures are drawn, which takes most of a second."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    child = processes.command(runs_of.train("scheduler"), folder)
+    assert child.when(lambda: "epoch 1/" in child.err)
+    child.send(number)
+    assert child.when(lambda: "ending after this step" in child.err)
+    began = time.monotonic()
+    child.send(number)
+    ended = child.end()
+    assert ended.code in (-number, 128 + number)
+    assert "Traceback" not in ended.err
+    assert not list(folder.glob("runs/digits/latent_scatter.png")), time.monotonic() - began
+
+
+def test_moments_reach_every_phase():
+    """The schedule of the long tests has kills in the first tenth and the last third of a run, of every variant."""
+    found = list(moments(100, seed=2))
+    assert Counter(variant for variant, _ in found) == dict.fromkeys(runs_of.VARIANTS, 25)
+    assert sum(moment < 0.1 for _, moment in found) >= 20
+    assert sum(moment > 0.7 for _, moment in found) >= 20
