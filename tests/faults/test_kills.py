@@ -75,32 +75,37 @@ def disturb(variant: str, moment: float, number: int, whole: Whole, folder: Path
 
 
 @pytest.mark.parametrize(("variant", "moment"), list(moments(3, seed=1)))
-def test_a_killed_run_is_resumed_bit_for_bit(variant, moment, whole, tmp_path):
-    disturb(variant, moment, signal.SIGKILL, whole(variant), tmp_path / "work")
+def test_a_killed_run_is_resumed_bit_for_bit(variant, moment, whole, tmp_path, record_property):
+    place = disturb(variant, moment, signal.SIGKILL, whole(variant), tmp_path / "work")
+    record_property(place, 1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_run_that_is_asked_to_end_is_resumed_bit_for_bit(number, whole, tmp_path):
-    disturb("scheduler", 0.4, number, whole("scheduler"), tmp_path / "work")
+def test_a_run_that_is_asked_to_end_is_resumed_bit_for_bit(number, whole, tmp_path, record_property):
+    place = disturb("scheduler", 0.4, number, whole("scheduler"), tmp_path / "work")
+    record_property(place, 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("variant", "moment"), list(moments(100, seed=2)))
-def test_of_100_killed_runs_all_are_resumed(variant, moment, whole, tmp_path):
-    disturb(variant, moment, signal.SIGKILL, whole(variant), tmp_path / "work")
+def test_of_100_killed_runs_all_are_resumed(variant, moment, whole, tmp_path, record_property):
+    place = disturb(variant, moment, signal.SIGKILL, whole(variant), tmp_path / "work")
+    record_property(place, 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("variant", "moment"), list(moments(40, seed=3)))
-def test_of_40_terminated_runs_all_are_resumed(variant, moment, whole, tmp_path):
-    disturb(variant, moment, signal.SIGTERM, whole(variant), tmp_path / "work")
+def test_of_40_terminated_runs_all_are_resumed(variant, moment, whole, tmp_path, record_property):
+    place = disturb(variant, moment, signal.SIGTERM, whole(variant), tmp_path / "work")
+    record_property(place, 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
 @pytest.mark.parametrize(("variant", "moment"), list(moments(10, seed=4)))
-def test_hang_up_and_ctrl_c_are_as_terminate(number, variant, moment, whole, tmp_path):
-    disturb(variant, moment, number, whole(variant), tmp_path / "work")
+def test_hang_up_and_ctrl_c_are_as_terminate(number, variant, moment, whole, tmp_path, record_property):
+    place = disturb(variant, moment, number, whole(variant), tmp_path / "work")
+    record_property(place, 1)
 
 
 # At every step of a write
@@ -132,17 +137,18 @@ def few(tmp_path_factory):
     return runs_of.record(folder / "runs" / "digits")
 
 
-@pytest.mark.parametrize("fault", [Fault("fsync", 5), Fault("replace", 4)], ids=str)
+@pytest.mark.parametrize("fault", [Fault("fsync", 5), Fault("replace", 4)], ids=lambda fault: fault.call)
 def test_a_kill_in_a_write_loses_at_most_an_epoch(fault, few, tmp_path):
     assert killed_in_a_write(fault, tmp_path / "work", few)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("call", ["fsync", "replace", "write"])
-def test_a_kill_at_any_write_loses_at_most_an_epoch(call, few, tmp_path):
+def test_a_kill_at_any_write_loses_at_most_an_epoch(call, few, tmp_path, record_property):
     struck = 0
     while killed_in_a_write(Fault(call, struck + 1), tmp_path / str(struck) / "work", few):
         struck += 1
+    record_property("times", struck)
     assert struck >= {"fsync": 8, "replace": 7, "write": 8}[call]
 
 
