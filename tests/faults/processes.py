@@ -76,10 +76,20 @@ class Fault:
         self.calls += 1
         if self.calls < self.nth or (self.once and self.calls > self.nth):
             return
+        Path(f"{os.environ['FAULTS_OUTPUT']}.struck").touch()
         if self.does == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         number = getattr(errno, self.does)
         raise OSError(number, os.strerror(number), path)
+
+
+class WithoutPictures:
+    """A run draws no pictures, which take most of a short run's time."""
+
+    def __call__(self) -> None:
+        from ppl_vae.runs import folder
+
+        folder.draw = lambda run, path: []
 
 
 class _Full:
@@ -112,12 +122,14 @@ class Ended:
         out: What it wrote to stdout.
         err: What it wrote to stderr.
         seconds: How long it ran.
+        struck: Whether a `Fault` that was laid into it came to its call.
     """
 
     code: int
     out: str
     err: str
     seconds: float
+    struck: bool
 
     @property
     def lines(self) -> list[str]:
@@ -143,6 +155,11 @@ class Child:
         """What it has written to stderr so far."""
         path = self.output.with_suffix(".err")
         return path.read_text(errors="replace") if path.exists() else ""
+
+    @property
+    def begun(self) -> bool:
+        """Whether the process has come to its work."""
+        return Path(f"{self.output}.begun").exists()
 
     def send(self, number: int) -> bool:
         """Send a signal, and return whether the process was there to get it."""
@@ -175,7 +192,8 @@ class Child:
             self.process.join()
             raise TimeoutError(f"the process hung for {limit} s; stderr: {self.err[-2000:]}")
         texts = [self.output.with_suffix(s).read_text(errors="replace") for s in (".out", ".err")]
-        return Ended(self.process.exitcode, *texts, time.monotonic() - self.started)
+        struck = Path(f"{self.output}.struck").exists()
+        return Ended(self.process.exitcode, *texts, time.monotonic() - self.started, struck)
 
 
 def start(work: Callable[..., int], *arguments: Any, folder: Path, before: Sequence[Callable[[], None]] = ()) -> Child:
@@ -190,7 +208,7 @@ def start(work: Callable[..., int], *arguments: Any, folder: Path, before: Seque
     number = len(list(folder.parent.glob(f"{folder.name}.*.err")))
     output = folder.parent / f"{folder.name}.{number}"
     output.with_suffix(".err").touch()
-    process = _CONTEXT.Process(target=_child, args=(work, arguments, folder, output, before), daemon=True)
+    process = _CONTEXT.Process(target=_child, args=(work, arguments, folder, output, before))
     with mock.patch.dict(sys.modules, {"__main__": types.ModuleType("__main__")}):  # the child need not import it
         process.start()
     return Child(process, output)
@@ -223,6 +241,7 @@ def _child(work: Callable[..., int], arguments: Any, folder: Path, output: Path,
 
     torch.set_num_threads(1)
     os.chdir(folder)
+    os.environ["FAULTS_OUTPUT"] = str(output)
     os.environ["XDG_STATE_HOME"] = str(folder.parent / "state")
     for descriptor, suffix in ((1, ".out"), (2, ".err")):
         handle = os.open(output.with_suffix(suffix), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -235,6 +254,7 @@ def _child(work: Callable[..., int], arguments: Any, folder: Path, output: Path,
     try:
         for prepare in before:
             prepare()
+        Path(f"{output}.begun").touch()
         code = work(*arguments)
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else UNEXPECTED

@@ -42,6 +42,7 @@ WHAT = {  # a test -> what it does, in a row of the table; tests of the tests ar
     "test_commands_that_print_end_quietly": "commands that print, with such a stream",
     "test_in_a_shell": "the same from a shell, to the interpreter's own end",
     "test_a_working_directory_that_is_gone_is_said_in_one_line": "a command in a folder that is gone",
+    "test_data_that_change_under_training_are_noticed": "data truncated, removed or changed under training",
     "test_a_run_whose_folder_goes_away_ends_in_one_sentence": "a run's folder renamed or removed under training",
     "test_any_write_may_fail": "no space, no quota or a bad disk at the n-th write, fsync or rename of training",
     "test_a_write_that_fails_ends_training_in_one_sentence": "the same, four of them",

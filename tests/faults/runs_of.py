@@ -42,24 +42,29 @@ def newest(folder: Path) -> Path | None:
     return max(found, key=_number, default=None)
 
 
-def finish(argv: list[str], folder: Path, every: str = "0.05", most: int = 5) -> Path:
+def finish(argv: list[str], folder: Path, every: str = "0.05", pictures: bool = True, most: int = 5) -> Path:
     """Resume the newest run of a working directory, or start it anew, until one ends; return its folder."""
     for _ in range(most):
         last = newest(folder)
-        if last is not None and is_over(last):
+        if last is not None and is_over(last, pictures):
             return last
         again = ["train", "--resume", f"runs/{last.name}", "--checkpoint_every", every] if last else argv
-        ended = processes.run(again, folder)
+        ended = processes.run(again, folder, before(pictures))
         assert ended.code == 0, ended.err
         assert last is None or leftovers(last) == [], "a run that is resumed from keeps files of a killed process"
     raise AssertionError(f"no run ended in {most} processes")
 
 
-def is_over(folder: Path) -> bool:
-    """Whether a run has done all it does: its result is there, and its last picture."""
-    if not (folder / "result.json").is_file() or not (folder / "latent_scatter.png").is_file():
+def is_over(folder: Path, pictures: bool = False) -> bool:
+    """Whether a run has done all it does: its result is there and, if it draws pictures, the last of them."""
+    if not (folder / "result.json").is_file() or (pictures and not (folder / "latent_scatter.png").is_file()):
         return False
     return json.loads((folder / "result.json").read_text())["stopped"] != "interrupted"
+
+
+def before(pictures: bool) -> list[processes.WithoutPictures]:
+    """What is done to a process first, so that it draws pictures or does not."""
+    return [] if pictures else [processes.WithoutPictures()]
 
 
 def leftovers(folder: Path) -> list[str]:

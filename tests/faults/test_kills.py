@@ -17,27 +17,28 @@ from processes import Fault
 
 
 class Whole(NamedTuple):
-    """A run that nothing disturbed: how long it took, and what it left."""
+    """A run that nothing disturbed: how long it took, what it left, and whether it drew pictures."""
 
     seconds: float
     left: dict[str, Any]
+    pictures: bool
 
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory):
     """For a variant, the undisturbed run."""
-    known: dict[str, Whole] = {}
+    known: dict[tuple[str, bool], Whole] = {}
 
-    def get(variant: str) -> Whole:
-        if variant not in known:
+    def get(variant: str, pictures: bool = True) -> Whole:
+        if (variant, pictures) not in known:
             folder = tmp_path_factory.mktemp("whole") / "work"
             folder.mkdir()
-            ended = processes.run(runs_of.train(variant), folder)
+            ended = processes.run(runs_of.train(variant), folder, runs_of.before(pictures))
             assert ended.code == 0, ended.err
-            known[variant] = Whole(ended.seconds, runs_of.record(folder / "runs" / "digits"))
-            expected = "early stopping" if variant == "early stopping" else "finished"
-            assert known[variant].left["result"]["stopped"] == expected
-        return known[variant]
+            left = runs_of.record(folder / "runs" / "digits")
+            assert left["result"]["stopped"] == ("early stopping" if variant == "early stopping" else "finished")
+            known[variant, pictures] = Whole(ended.seconds, left, pictures)
+        return known[variant, pictures]
 
     return get
 
@@ -53,7 +54,8 @@ def moments(count: int, seed: int) -> Iterator[tuple[str, float]]:
 def disturb(variant: str, moment: float, number: int, whole: Whole, folder: Path) -> str:
     """Send a signal at a moment, resume to the end, hold the result against the whole run; return where it struck."""
     folder.mkdir(parents=True)
-    child = processes.command(runs_of.train(variant), folder)
+    child = processes.command(runs_of.train(variant), folder, runs_of.before(whole.pictures))
+    assert number == signal.SIGKILL or child.when(lambda: child.begun)
     time.sleep(moment * whole.seconds)
     child.send(number)
     ended = child.end()
@@ -69,20 +71,23 @@ def disturb(variant: str, moment: float, number: int, whole: Whole, folder: Path
     place = "after the end" if ended.code == 0 else "before the first checkpoint" if last is None else "in the run"
     if last is not None and (last / "result.json").is_file() and ended.code != 0:
         place = "in the end phase"
-    left = runs_of.record(runs_of.finish(runs_of.train(variant), folder))
+    left = runs_of.record(runs_of.finish(runs_of.train(variant), folder, pictures=whole.pictures))
     assert runs_of.differences(whole.left, left) == []
     return place
 
 
-@pytest.mark.parametrize(("variant", "moment"), list(moments(3, seed=1)))
-def test_a_killed_run_is_resumed_bit_for_bit(variant, moment, whole, tmp_path, record_property):
-    place = disturb(variant, moment, signal.SIGKILL, whole(variant), tmp_path / "work")
+@pytest.mark.parametrize(
+    ("variant", "moment", "pictures"),
+    [("graph", 0.6, False), ("early stopping", 0.9, False), ("dynamic", 0.8, True), ("scheduler", 0.05, False)],
+)
+def test_a_killed_run_is_resumed_bit_for_bit(variant, moment, pictures, whole, tmp_path, record_property):
+    place = disturb(variant, moment, signal.SIGKILL, whole(variant, pictures), tmp_path / "work")
     record_property(place, 1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_run_that_is_asked_to_end_is_resumed_bit_for_bit(number, whole, tmp_path, record_property):
-    place = disturb("scheduler", 0.4, number, whole("scheduler"), tmp_path / "work")
+    place = disturb("scheduler", 0.5, number, whole("scheduler", False), tmp_path / "work")
     record_property(place, 1)
 
 
@@ -113,40 +118,40 @@ def test_hang_up_and_ctrl_c_are_as_terminate(number, variant, moment, whole, tmp
 FEW = ["train", "--epochs", "3", *runs_of.EAGER, *runs_of.SMALL[:-1], "1e-9"]  # a checkpoint each epoch
 
 
-def killed_in_a_write(fault: Fault, folder: Path, whole: dict[str, Any]) -> bool:
+def killed_in_a_write(fault: Fault, folder: Path, whole: Whole) -> bool:
     """Kill a run in a write, resume it, and return whether the fault struck; at most one epoch is lost."""
     folder.mkdir(parents=True)
-    ended = processes.run(FEW, folder, [fault])
-    if ended.code == 0:
+    ended = processes.run(FEW, folder, [fault, *runs_of.before(whole.pictures)])
+    if not ended.struck:
         return False
     assert ended.code == -signal.SIGKILL, ended.err
     last = runs_of.newest(folder)
     if last is not None:
         assert runs_of.lost_epochs(last) <= 1
-    last = runs_of.finish(FEW, folder, every="1e-9")
-    assert runs_of.differences(whole, runs_of.record(last)) == []
+    last = runs_of.finish(FEW, folder, "1e-9", whole.pictures)
+    assert runs_of.differences(whole.left, runs_of.record(last)) == []
     return True
 
 
-@pytest.fixture(scope="session")
-def few(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("few") / "work"
+def few(folder: Path, pictures: bool) -> Whole:
+    """The run of `FEW` that nothing disturbed."""
     folder.mkdir()
-    ended = processes.run(FEW, folder)
+    ended = processes.run(FEW, folder, runs_of.before(pictures))
     assert ended.code == 0, ended.err
-    return runs_of.record(folder / "runs" / "digits")
+    return Whole(ended.seconds, runs_of.record(folder / "runs" / "digits"), pictures)
 
 
 @pytest.mark.parametrize("fault", [Fault("fsync", 5), Fault("replace", 4)], ids=lambda fault: fault.call)
-def test_a_kill_in_a_write_loses_at_most_an_epoch(fault, few, tmp_path):
-    assert killed_in_a_write(fault, tmp_path / "work", few)
+def test_a_kill_in_a_write_loses_at_most_an_epoch(fault, tmp_path):
+    whole = few(tmp_path / "whole", pictures=False)
+    assert killed_in_a_write(fault, tmp_path / "work", whole)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("call", ["fsync", "replace", "write"])
-def test_a_kill_at_any_write_loses_at_most_an_epoch(call, few, tmp_path, record_property):
-    struck = 0
-    while killed_in_a_write(Fault(call, struck + 1), tmp_path / str(struck) / "work", few):
+def test_a_kill_at_any_write_loses_at_most_an_epoch(call, tmp_path, record_property):
+    struck, whole = 0, few(tmp_path / "whole", pictures=True)
+    while killed_in_a_write(Fault(call, struck + 1), tmp_path / str(struck) / "work", whole):
         struck += 1
     record_property("times", struck)
     assert struck >= {"fsync": 8, "replace": 7, "write": 8}[call]

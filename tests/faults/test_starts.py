@@ -14,6 +14,7 @@ import numpy as np
 import processes
 import pytest
 import runs_of
+from processes import WithoutPictures
 
 TRAIN = ["train", "--epochs", "2", *runs_of.EAGER, *runs_of.SMALL]
 
@@ -26,7 +27,7 @@ def work(tmp_path: Path) -> Path:
 
 
 def test_four_trainings_at_once_take_four_folders(work):
-    children = [processes.command(TRAIN, work) for _ in range(4)]
+    children = [processes.command(TRAIN, work, [WithoutPictures()]) for _ in range(4)]
     ended = [child.end() for child in children]
     assert [one.code for one in ended] == [0] * 4, [one.err for one in ended]
     assert {path.name for path in (work / "runs").iterdir()} == {"digits", "digits-2", "digits-3", "digits-4"}
@@ -51,7 +52,7 @@ def test_four_samples_at_once_write_four_files(place, tmp_path):
 
 
 def test_of_two_trainings_with_one_out_one_runs_and_one_refuses(work):
-    children = [processes.command([*TRAIN, "--out", "one"], work) for _ in range(2)]
+    children = [processes.command([*TRAIN, "--out", "one"], work, [WithoutPictures()]) for _ in range(2)]
     first, second = sorted((child.end() for child in children), key=lambda one: one.code)
     assert (first.code, second.code) == (0, 2), second.err
     assert len(second.lines) == 1
@@ -67,7 +68,7 @@ def test_a_second_training_into_a_run_that_is_under_way_is_refused(work):
     child.end()
     assert second.code == 2
     assert len(second.lines) == 1
-    third = processes.run(["train", "--resume", "one", "--epochs", "1", "--out", "two"], work)
+    third = processes.run(["train", "--resume", "one", "--epochs", "1", "--out", "two"], work, [WithoutPictures()])
     assert third.code in (0, 2)
     assert "Traceback" not in third.err
     assert runs_of.leftovers(work / "one") == []
@@ -78,7 +79,12 @@ def test_a_second_training_into_a_run_that_is_under_way_is_refused(work):
 
 @dataclass
 class Without:
-    """A system that lacks something: ``fcntl``, ``SIGHUP``, ``links``, ``link``, ``folders`` or ``flushes``."""
+    """A system that lacks something.
+
+    Attributes:
+        what: ``fcntl``, ``SIGHUP`` or ``link`` for a name that Python lacks there; ``locks``, ``links`` for what the
+            file system refuses; ``folders`` for folders that cannot be opened, ``flushes`` for those not flushed.
+    """
 
     what: str
 
@@ -135,7 +141,7 @@ def test_what_a_system_lacks_is_left_out(lacking, work):
         ["train", "--resume", "runs/digits", "--epochs", "2"],
         *(["sample", "runs/digits", "--size", "2"] for _ in range(2)),
     ]
-    ended = processes.start(several, lines, folder=work, before=lacking).end()
+    ended = processes.start(several, lines, folder=work, before=[*lacking, WithoutPictures()]).end()
     assert ended.code == 0, ended.err
     assert {path.name for path in (work / "runs").iterdir()} == {"digits", "digits-2"}
     assert runs_of.is_over(work / "runs" / "digits-2")
