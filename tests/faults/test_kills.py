@@ -78,14 +78,14 @@ def disturb(variant: str, moment: float, number: int, whole: Whole, folder: Path
 
 @pytest.mark.parametrize(
     ("variant", "moment", "pictures"),
-    [("graph", 0.6, False), ("early stopping", 0.9, False), ("dynamic", 0.8, True), ("scheduler", 0.05, False)],
+    [("graph", 0.6, False), ("early stopping", 0.9, False), ("dynamic", 0.8, True)],
 )
 def test_a_killed_run_is_resumed_bit_for_bit(variant, moment, pictures, whole, tmp_path, record_property):
     place = disturb(variant, moment, signal.SIGKILL, whole(variant, pictures), tmp_path / "work")
     record_property(place, 1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM])
 def test_a_run_that_is_asked_to_end_is_resumed_bit_for_bit(number, whole, tmp_path, record_property):
     place = disturb("scheduler", 0.5, number, whole("scheduler", False), tmp_path / "work")
     record_property(place, 1)
@@ -141,7 +141,7 @@ def few(folder: Path, pictures: bool) -> Whole:
     return Whole(ended.seconds, runs_of.record(folder / "runs" / "digits"), pictures)
 
 
-@pytest.mark.parametrize("fault", [Fault("fsync", 5), Fault("replace", 4)], ids=lambda fault: fault.call)
+@pytest.mark.parametrize("fault", [Fault("replace", 4)], ids=lambda fault: fault.call)
 def test_a_kill_in_a_write_loses_at_most_an_epoch(fault, tmp_path):
     whole = few(tmp_path / "whole", pictures=False)
     assert killed_in_a_write(fault, tmp_path / "work", whole)
