@@ -269,13 +269,13 @@ def test_damaged_files(place, tmp_path):
     faults, codes = faults_of(cases(50, seed=1), place, tmp_path)
     assert not faults, "\n".join(faults)
     assert sum(codes.values()) == 50
-    assert codes.keys() > {"0", "2"}  # damage that is seen, and damage that is none
+    assert codes.keys() >= {"0", "2"}  # damage that is seen, and damage that is none
 
 
 def test_good_files_with_a_wrong_value(place, tmp_path):
     faults, codes = faults_of(edits(30, seed=1), place, tmp_path)
     assert not faults, "\n".join(faults)
-    assert codes.keys() > {"2"}
+    assert codes.keys() >= {"2"}
 
 
 @pytest.mark.slow
