@@ -106,7 +106,7 @@ def read_json(path: Path) -> dict[str, Any]:
         OSError: If it cannot be read.
     """
     try:
-        content = json.loads(read_text(path))
+        content = parse_json(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     except (ValueError, RecursionError) as error:  # an integer of more than 4,300 digits; a thousand brackets
@@ -114,6 +114,23 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected an object")
     return content
+
+
+def parse_json(text: str) -> Any:
+    """Return what a JSON text holds; NaN and infinities, which JSON lacks, and numbers beyond float64 are None.
+
+    Raises:
+        ValueError: If it is not JSON, or an integer has more than 4,300 digits.
+        RecursionError: If it is nested too deeply.
+    """
+
+    def number(text: str) -> float | None:
+        return value if math.isfinite(value := float(text)) else None
+
+    def integer(text: str) -> int | None:
+        return value if abs(value := int(text)) < 2**63 else None
+
+    return json.loads(text, parse_float=number, parse_int=integer, parse_constant=lambda _: None)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -172,7 +189,7 @@ def _take_name(temporary: Path, path: Path) -> None:
         os.link(temporary, path)
     except FileExistsError:
         raise
-    except OSError:
+    except (OSError, AttributeError):  # some systems have no links
         if path.exists():
             raise FileExistsError(f"{path} is there already") from None
         os.replace(temporary, path)

@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with guarded() as (out, err):
         code = _main(words)
         out.flush()
-        return _closing(code, words[:1] == ["train"], out, err)
+        prints = {"-h", "--help", "--print_config"} & set(words) or any(word.endswith(".help") for word in words)
+        return _closing(code, words[:1] == ["train"] and not prints, out, err)
 
 
 def _main(words: list[str]) -> int:

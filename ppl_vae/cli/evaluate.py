@@ -76,7 +76,7 @@ def evaluate(
         data.Split(columns, rows.labels, bins=rows.bins),
         train=_labelled(run, data_options, rows, split),
         evidence=evidence,
-        num_particles=particles or (100, 1000, 5000),
+        num_particles=(100, 1000, 5000) if particles is None else particles,
         size=size,
         gap_size=gaps,
         importance_size=importance,

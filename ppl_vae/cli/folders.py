@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 from pathlib import Path
 
 
@@ -21,8 +21,12 @@ def folder_for(out: str | None, default: Path) -> Path:
         raise FileExistsError(f"--out {folder} is a file; expected a folder")
     above = next(path for path in (folder, *folder.parents) if path.exists())
     near = above in (folder, folder.parent) or folder.parent == Path("runs")
-    if not near or not above.is_dir() or not os.access(above, os.W_OK):
-        raise PermissionError(
-            f"cannot write to {folder}: its parent is no folder that can be written to; choose an --out"
-        )
+    try:
+        if not near:
+            raise NotADirectoryError(f"{folder.parent} does not exist")
+        # access rights do not show it, as in /proc
+        tempfile.TemporaryDirectory(dir=above, prefix=".ppl_vae-").cleanup()
+    except OSError as error:
+        message = f"cannot write to {folder}: its parent is no folder that can be written to; choose an --out"
+        raise PermissionError(message) from error
     return folder

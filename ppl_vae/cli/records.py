@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import reprlib
 from numbers import Real
 from pathlib import Path
@@ -62,7 +61,7 @@ def describe(path: Path) -> Record:
         "epochs_planned": config.get("epochs"),
         "best_epoch": result.get("best_epoch"),
         "state": state,
-        "figures": {name: v for name, v in last.items() if name not in NOT_FIGURES and isinstance(v, Real | None)},
+        "figures": {name: v for name, v in last.items() if name not in NOT_FIGURES and _is_figure(v)},
         "seconds": last.get("seconds"),
         "seed": facts.get("seed"),
         "compile": facts.get("compile", config.get("compile")),
@@ -111,8 +110,14 @@ def _evaluation(content: Record) -> dict[str, Record]:
     return {
         name: {key: figure.get(key) for key in ("value", "low", "high")}
         for name, figure in figures.items()
-        if isinstance(figure, dict) and isinstance(figure.get("value", ""), (int, float, type(None)))
+        if isinstance(figure, dict) and "value" in figure
+        if all(_is_figure(figure.get(key)) for key in ("value", "low", "high"))
     }
+
+
+def _is_figure(value: object) -> bool:
+    """Whether a value is null, or a number that a table can show."""
+    return value is None or (isinstance(value, Real) and not isinstance(value, bool))
 
 
 def _lines(path: Path) -> tuple[list[Record], str | None]:
@@ -121,7 +126,7 @@ def _lines(path: Path) -> tuple[list[Record], str | None]:
     records, damaged = [], []
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
+            record = _files.parse_json(line)
         except (ValueError, RecursionError):
             record = None
         if isinstance(record, dict):

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import importlib.resources
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -80,7 +81,7 @@ class Config:
     def name(self) -> str:
         """The name of the run: that of the file or preset of ``--config``, or else that of the data."""
         stem = Path(self.source or "config").stem
-        return stem if stem != "config" else Path(self.values["data"]["name"]).resolve().stem or "data"
+        return stem if stem != "config" else Path(os.path.realpath(self.values["data"]["name"])).stem or "data"
 
     @classmethod
     def from_yaml(cls, text: str, source: str = "the configuration", *, trust: bool = False) -> Config:

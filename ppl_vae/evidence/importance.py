@@ -10,6 +10,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from ppl_vae._machine import check_fits
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae._validation import check_choice, check_positive_int
 from ppl_vae.capture.reach import Reach
@@ -84,6 +85,7 @@ def importance(
     """
     counts = _counts(num_particles)
     check_positive_int(max_bytes, "importance: max_bytes")
+    check_fits(2 * counts[-1] * min(_ROWS, len(data[0]) if data else 0), f"{counts[-1]} particles", "num_particles")
     lengths = {len(d) for d in data}
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(

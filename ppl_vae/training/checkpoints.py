@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 from numbers import Real
@@ -60,7 +61,9 @@ def load(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str
     if written is None:
         raise ValueError(f"{path} is damaged or is no checkpoint: its checksum does not fit its content")
     try:
-        state = torch.load(io.BytesIO(content), map_location=map_location, weights_only=True)
+        with warnings.catch_warnings():  # of kinds of tensors that no checkpoint of ours holds
+            warnings.simplefilter("ignore")
+            state = torch.load(io.BytesIO(content), map_location=map_location, weights_only=True)
     except Exception as error:  # torch raises errors of many kinds, and none names the file
         raise ValueError(f"{path} is no checkpoint: it does not load as tensors and numbers") from error
     if not isinstance(state, dict) or state.get("format") != written:
@@ -130,7 +133,9 @@ def load_module(module: nn.Module, state: object, source: str = "the checkpoint"
 
 
 def _is_number(value: object) -> bool:
-    return (isinstance(value, Real) and not isinstance(value, bool)) or (isinstance(value, Tensor) and value.dim() == 0)
+    if isinstance(value, Tensor):
+        return value.dim() == 0
+    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63)
 
 
 def _in_words(value: object) -> str:

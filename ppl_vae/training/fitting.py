@@ -185,7 +185,7 @@ def resolve_compile(
     benchmarks/ on two cores). Otherwise ``"auto"`` gives ``"graph"``, which needs no compiler and changes no bit.
 
     Raises:
-        ValueError: If there is no such level.
+        ValueError: If there is no such level, or a number is not positive.
 
     Example:
         >>> resolve_compile("auto")
@@ -196,6 +196,7 @@ def resolve_compile(
         return cast(Compile, compile)
     if data is None:
         return "graph"
+    batch_size, epochs = check_positive_int(batch_size, "batch_size"), check_positive_int(epochs, "epochs")
     numbers = batch_size * math.prod(data.x_shape) * getattr(objective, "num_particles", 1)
     saved = epochs * math.ceil(len(data.train) / batch_size) * (5e-4 + 4e-9 * numbers)
     return "full" if saved > 80 and _has_compiler(resolve_device(device)) else "graph"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae._machine import processor
+from ppl_vae._machine import check_fits
 from ppl_vae._scopes import evaluation_mode
 from ppl_vae._validation import check_positive_int
 from ppl_vae.capture import buffers_of, modules_of, untouched
@@ -121,6 +122,8 @@ def compare(
     with evaluation_mode(*modules) if evaluation else nullcontext(), untouched(buffers_of(modules)):
         torch.manual_seed(seed)
         batch = _take_batch(data, size, modules)
+        most = max(contender.num_particles for contender in chosen)
+        check_fits(most * batch[0].numel(), f"{most} particles of {len(batch[0])} data", "particles")
         parameters = find_parameters(pair, batch, vae=vae, name_block=blocks)
         told("log p(x)")
         known, note = _known_evidence(program, batch, log_evidence, seed)
