@@ -10,8 +10,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from ppl_vae._machine import processor
-from ppl_vae._machine import check_fits
+from ppl_vae._machine import check_fits, processor
 from ppl_vae._scopes import evaluation_mode
 from ppl_vae._validation import check_positive_int
 from ppl_vae.capture import buffers_of, modules_of, untouched
