@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import os
 from pathlib import Path
 
 
@@ -21,12 +21,9 @@ def folder_for(out: str | None, default: Path) -> Path:
         raise FileExistsError(f"--out {folder} is a file; expected a folder")
     above = next(path for path in (folder, *folder.parents) if path.exists())
     near = above in (folder, folder.parent) or folder.parent == Path("runs")
-    try:
-        if not near:
-            raise NotADirectoryError(f"{folder.parent} does not exist")
-        # access rights do not show it, as in /proc
-        tempfile.TemporaryDirectory(dir=above, prefix=".ppl_vae-").cleanup()
-    except OSError as error:
-        message = f"cannot write to {folder}: its parent is no folder that can be written to; choose an --out"
-        raise PermissionError(message) from error
+    has_room = not hasattr(os, "statvfs") or os.statvfs(above).f_blocks > 0  # access rights do not show it, as in /proc
+    if not (near and has_room and above.is_dir() and os.access(above, os.W_OK)):
+        raise PermissionError(
+            f"cannot write to {folder}: its parent is no folder that can be written to; choose an --out"
+        )
     return folder

@@ -1097,10 +1097,10 @@ def test_large_structures_within_reach_cost_little():
 
     svi = beside_pyro(at(5, lambda net: net.rows.__setitem__(0, 1.0)), Holds)
     guards = next(iter(svi._graphs.values()))[-1].guards
-    began = time.perf_counter()
+    began = time.process_time()
     for _ in range(100):
         assert guards.hold()
-    assert time.perf_counter() - began < 0.1  # under a millisecond each
+    assert time.process_time() - began < 0.1  # under a millisecond each
 
 
 def test_too_much_to_look_at_runs_as_it_is_written():

@@ -500,10 +500,10 @@ def test_a_large_buffer_costs_nothing():
     net = Dataset()
     svi = SVI(net.model, net.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
     svi.step(data(0))
-    began = time.perf_counter()
+    began = time.process_time()
     svi.step(data(0))
     svi.step(data(1))
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
     assert not next(iter(svi._graphs.values()))[0].written
 
 

@@ -226,7 +226,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(command, argv, expected, capsy
         ("reconstruct plane --split tests", ["--split is 'tests'", "one of train, validation, test, all"]),
         ("reconstruct plane --data.validation 0 --split validation", ["no rows", "test, train or all"]),
         ("encode plane --data small.npy", ["shape (1, 4, 4); expected (1, 8, 8), as runs/plane"]),
-        ("encode plane --data digitz", ["digitz", "did you mean 'digits'"]),
+        ("encode plane --data digitz", ["digitz", "did you mean digits"]),
         ("encode plane --data missing.npy", ["missing.npy"]),
         ("encode plane --data nan.npy", ["nan.npy", "NaN"]),
         ("encode plane --data bytes.npy", ["bytes.npy has values from 0 to 16", "binarize='threshold'"]),
