@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pyro
 import pytest
 import torch
 
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # a shell's background job ignores Ctrl-C, and so would a run in it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # tensors are small here: a second thread costs more than it brings
 
 HERE = Path(__file__).resolve().parent

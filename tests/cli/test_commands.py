@@ -196,7 +196,7 @@ def test_the_global_random_state_stays(command, capsys):
         ("plane --out runs", ["--out is 'runs'"]),
         ("plane --out nowhere/a.npz", ["cannot write nowhere/a.npz"]),
         ("plane --overwrite maybe", ["--overwrite is 'maybe'; expected true or false"]),
-        ("broken", ["broken/checkpoint.pt is truncated"]),
+        ("broken", ["broken/checkpoint.pt is damaged"]),
         ("garbled", ["garbled/run.json is not valid JSON"]),
     ],
 )
@@ -578,7 +578,11 @@ def test_figures_of_an_evaluation_are_shown_with_their_intervals(capsys, monkeyp
         assert rows["share"] == ["-", "1 [1, 1]"]
         assert "num data" not in rows
     Path("runs/space/evaluation/evaluation.json").write_text("{")
-    assert "evaluation.json is not valid JSON" in fails(capsys, "show", "plane", "space")
+    assert "evaluation.json is not valid JSON" in fails(capsys, "show", "space")
+    assert cli.main(["show", "plane", "space"]) == 1  # the other is shown
+    captured = capsys.readouterr()
+    assert "note: runs/space/evaluation/evaluation.json is not valid JSON" in captured.err
+    assert captured.out.splitlines()[0].split() == ["run", "runs/plane"]
 
 
 def test_a_run_that_did_not_end_shows_what_it_has(capsys, monkeypatch):

@@ -1,7 +1,7 @@
 """Run every test of faults in its full count, and write what came out to docs/reliability.md.
 
-    python tests/faults/report.py                 everything: an hour or two on two quiet cores
-    python tests/faults/report.py -k mutations    a part, to look at; it is printed, and the page stays as it is
+    python tests/faults/reliability.py                 everything: an hour or two on two quiet cores
+    python tests/faults/reliability.py -k mutations    a part, to look at; it is printed, and the page stays as it is
 
 Tests say what they counted by pytest's `record_property`: ``times`` and ``faults``, and anything else as an outcome.
 """
@@ -144,7 +144,7 @@ def main(argv: Sequence[str]) -> int:
         command = [sys.executable, "-m", "pytest", str(HERE), "-m", "slow or not slow", "-q", "--tb=short", *argv]
         code = subprocess.run([*command, f"--junitxml={report}", "-o", "junit_family=xunit1"]).returncode
         table = rows(report)
-    text = page(table, "python tests/faults/report.py", (time.monotonic() - began) / 60)
+    text = page(table, "python tests/faults/reliability.py", (time.monotonic() - began) / 60)
     if argv:
         print(text)
     else:
