@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pyro
 import torch
@@ -223,6 +223,39 @@ class VAE(nn.Module):
         from ppl_vae.saving import files  # here: few programs save
 
         return files.save(self, VAE, path)
+
+    def export(self, path: str | Path, part: Literal["encoder", "decoder", "log_likelihood"] | None = None) -> Path:
+        r"""Write the encoder, the decoder or log p(x|z) as a graph that runs without `ppl_vae` and Pyro.
+
+        The graph takes any batch size of at least one, in the model's dtype and on its device. It is written after it
+        has been read again and has given what the VAE gives. Parts that draw random numbers, and distributions whose
+        computation depends on values, are refused.
+
+        ==================  ====================  ==============================================================
+        part                inputs                output
+        ==================  ====================  ==============================================================
+        ``encoder``         x                     the centre of q(z|x), as `encode`, (batch, latent)
+        ``decoder``         z                     the mean of p(x|z), as `decode`, ``(batch, *x_shape)``
+        ``log_likelihood``  x, z                  :math:`\log p(x|z)` in nats, (batch,)
+        ==================  ====================  ==============================================================
+
+        A conditional model takes y of shape (batch, k) as its last input.
+
+        Args:
+            path: ``"decoder.pt2"`` for a program of ``torch.export`` (``torch.export.load(path).module()(z)``), or
+                ``"decoder.onnx"`` for ONNX, which needs ``pip install 'ppl-vae[onnx]'``.
+            part: The part; by default the one that the file is called by.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: If the name ends otherwise, says no part, or the part cannot be exported.
+            OSError: If the file cannot be written.
+        """
+        from ppl_vae.saving import exporting
+
+        return exporting.export(self, path, part)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle, ``copy`` and ``torch.save`` keep."""
