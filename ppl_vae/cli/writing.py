@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -37,7 +36,7 @@ class Place:
         """The ending of the path."""
         return self.path.suffix
 
-    def write(self, content: bytes | str | Callable[[BinaryIO], object]) -> Path:
+    def write(self, content: _files.Content) -> Path:
         """Write the file, and return its path; two commands at once never write to one file."""
         if self.numbered and not self.overwrite:
             return _files.write_new(self.path, content)
