@@ -54,7 +54,7 @@ def score(
         data_options: The data.
         evidence: How to find log p(x): auto is the best method that applies, posterior is importance sampling from
             q(z|x).
-        particles: K of importance sampling; by default [5000].
+        particles: K of importance sampling, of which the largest counts; by default [100, 1000, 5000], as in evaluate.
         split: train, validation, test, or all in the order of the source; by default all rows of a file or folder
             given with --data, else test (or another split if test has no rows).
         size: Score only the first so many data; all by default.
@@ -72,7 +72,9 @@ def score(
     x, *y = (torch.cat(column) for column in zip(*(batch for batch, _ in blocks), strict=True))
     tell = teller()
     tell(f"log p(x) of {len(x)} data")
-    found = log_evidence(run.vae, x, *y, method=evidence, num_particles=tuple(particles or [5000]), seed=seed)
+    found = log_evidence(
+        run.vae, x, *y, method=evidence, num_particles=tuple(particles or (100, 1000, 5000)), seed=seed
+    )
     tell("")
     log_p = found.log_evidence.cpu()
     if log_p.isnan().any():

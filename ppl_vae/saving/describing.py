@@ -46,7 +46,7 @@ class Describer:
             ValueError: If it cannot be made again from names and arguments; the message names the place.
         """
         if type(value) is Tensor:
-            return value.detach().clone()
+            return value.detach().cpu().clone()
         if type(value) in _PLAIN:
             return value
         if isinstance(value, np.generic):
@@ -158,7 +158,7 @@ def _arguments_of(value: Any, where: str) -> tuple[tuple[Any, ...], dict[str, An
     if type(value) is nn.ModuleList:
         return (list(value),), {}
     if isinstance(value, nn.Parameter):
-        return (value.detach().clone(), value.requires_grad), {}
+        return (value.detach().cpu().clone(), value.requires_grad), {}
     return (), _held(value, where)
 
 
