@@ -19,6 +19,7 @@ _NAMES = {  # the rest of __all__ are modules
     "evaluate": "ppl_vae.evaluation",
     "fit": "ppl_vae.training",
     "interpolate": "ppl_vae.evaluation.paths",
+    "load": "ppl_vae.configuration.saved",
     "load_run": "ppl_vae.runs",
     "race": "ppl_vae.comparison",
 }
@@ -40,6 +41,7 @@ __all__ = [
     "fit",
     "interpolate",
     "likelihoods",
+    "load",
     "load_run",
     "networks",
     "objectives",
@@ -55,6 +57,7 @@ __all__ = [
 if TYPE_CHECKING:
     from ppl_vae.checking import check
     from ppl_vae.comparison import compare, race
+    from ppl_vae.configuration.saved import load
     from ppl_vae.evaluation import evaluate
     from ppl_vae.evaluation.paths import interpolate
     from ppl_vae.runs import load_run

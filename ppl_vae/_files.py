@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -15,7 +16,10 @@ TEXT_LIMIT = 64 * 2**20  # bytes; no text file of a run comes near
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
-def write(path: str | Path, content: bytes | str | Callable[[BinaryIO], object], *, replace: bool = True) -> Path:
+Content = bytes | str | Callable[[BinaryIO], object]
+
+
+def write(path: str | Path, content: Content, *, replace: bool = True, numbered: bool = False) -> Path:
     """Write a file whole or not at all, and return its path.
 
     The content goes to a temporary file in the same folder, is flushed to the disk and read back, and takes the name
@@ -25,9 +29,11 @@ def write(path: str | Path, content: bytes | str | Callable[[BinaryIO], object],
         path: The file.
         content: Bytes, text, or a function that writes to an open file (which is not read back).
         replace: Whether the file may replace another of its name.
+        numbered: Whether it takes the first free name of ``stem.suffix``, ``stem-2.suffix``, ... where it may not. The
+            content is made once, whatever name it gets.
 
     Raises:
-        FileExistsError: If there is such a file and `replace` is false.
+        FileExistsError: If there is such a file and `replace` and `numbered` are false.
         OSError: If the file cannot be written, or reads back as something else.
     """
     path = Path(path)
@@ -46,7 +52,7 @@ def write(path: str | Path, content: bytes | str | Callable[[BinaryIO], object],
         if replace:
             os.replace(temporary, path)
         else:
-            _take_name(temporary, path)
+            path = _take_name(temporary, path, numbered)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -65,14 +71,9 @@ def naming(path: Path) -> Iterator[None]:
         raise type(error)(error.errno, error.strerror, str(path)) from error
 
 
-def write_new(path: Path, content: bytes | str | Callable[[BinaryIO], object]) -> Path:
+def write_new(path: Path, content: Content) -> Path:
     """Write a file under the first free name of ``stem.suffix``, ``stem-2.suffix``, ..., and return its path."""
-    number = 1
-    while True:
-        try:
-            return write(path if number == 1 else path.with_stem(f"{path.stem}-{number}"), content, replace=False)
-        except FileExistsError:
-            number += 1
+    return write(path, content, replace=False, numbered=True)
 
 
 def to_json(content: Mapping[str, Any], indent: int | None = None) -> str:
@@ -183,16 +184,24 @@ class Lock:
             self._file = None
 
 
-def _take_name(temporary: Path, path: Path) -> None:
-    """Give a file a name that no other file has, in one move where the file system has links."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise
-    except (OSError, AttributeError):  # some systems have no links
-        if path.exists():
-            raise FileExistsError(f"{path} is there already") from None
-        os.replace(temporary, path)
+def _take_name(temporary: Path, path: Path, numbered: bool) -> Path:
+    """Give a file the first name that no other file has, in one move where the file system has links."""
+    for number in itertools.count(1):
+        name = path if number == 1 else path.with_stem(f"{path.stem}-{number}")
+        try:
+            os.link(temporary, name)
+        except FileExistsError:
+            if not numbered:
+                raise
+        except (OSError, AttributeError):  # some systems have no links
+            if not name.exists():
+                os.replace(temporary, name)
+                return name
+            if not numbered:
+                raise FileExistsError(f"{name} is there already") from None
+        else:
+            return name
+    raise AssertionError
 
 
 def _flush_folder(folder: Path) -> None:

@@ -40,6 +40,14 @@ def y_shape_of(data: Dataset | Shape) -> Shape | None:
     return shape
 
 
+def mean_of(data: Dataset | Shape) -> Tensor | None:
+    """Return the mean over training data in memory, on the CPU, without missing values."""
+    x = None if isinstance(data, (tuple, list)) else data.train.x
+    if not isinstance(x, Tensor) or not len(x):
+        return None
+    return (x if x.is_floating_point() else x.float()).nanmean(0).cpu()
+
+
 def takes_y(piece: object) -> bool:
     """Whether a piece takes a condition: whether its signature has a parameter y."""
     function = piece.forward if isinstance(piece, nn.Module) else piece

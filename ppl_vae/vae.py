@@ -12,7 +12,8 @@ import itertools
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pyro
 import torch
@@ -27,11 +28,13 @@ from ppl_vae._piece_checks import (
     bind_piece,
     check_distribution,
     leaves,
+    mean_of,
     outside_support,
     takes_y,
     x_shape_of,
     y_shape_of,
 )
+from ppl_vae._recorded import state_of
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae.networks import Binding, Shape
 
@@ -69,6 +72,10 @@ class VAE(nn.Module):
         likelihood: ``likelihood(z)`` -> p(x|z), batch shape ``z.shape[:-1]``, event shape of one datum.
         posterior: ``posterior(x)`` -> q(z|x), batch shape (batch,), event shape (latent,).
         y_shape: Shape ``(k,)`` of the condition of one datum; None for that of the data set's second column.
+
+    Attributes:
+        data_mean: The mean of the training data that it was put together with, ``x_shape``, over the values that are
+            there; None without such data, and for data that are read from disk.
 
     Raises:
         TypeError: If a piece does not return a Pyro distribution.
@@ -108,6 +115,7 @@ class VAE(nn.Module):
         self.prior = prior
         self.likelihood = likelihood
         self.posterior = posterior
+        self.data_mean = mean_of(data)
         self._takes_y = {role: takes_y(piece) for role, piece in self._pieces().items()}
         self.latent_shape = self._bind(None if isinstance(data, (tuple, list)) else data)
 
@@ -189,6 +197,69 @@ class VAE(nn.Module):
         from ppl_vae.evidence.log_evidence import log_evidence  # here: evidence is a layer above this module
 
         return log_evidence(self, x, y).log_evidence
+
+    def save(self, path: str | Path) -> Path:
+        """Write this VAE to one file, from which `ppl_vae.load` gives it back on any machine and device.
+
+        The file holds the weights, the class and the constructor's arguments of each piece, the shape and mean of the
+        data, and the versions of the packages. It is written whole or not at all, and only after a VAE made from its
+        content has given the same draws and densities.
+
+        A class of your own is saved by its import path and its arguments, and ``load`` wants ``trust=True`` for it. It
+        keeps each argument of its constructor as an attribute of the same name (``self.scale = scale``). Modules of
+        ``torch.nn`` and functions at the top of a module are saved in the same way.
+
+        Args:
+            path: The file, ``"vae.pt"``.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: If the VAE cannot be made again: a lambda or a class of a script or notebook, an argument that
+                its class does not keep, a piece that was changed after it was made, a parameter of ``pyro.param``.
+            OSError: If the file cannot be written.
+        """
+        from ppl_vae.saving import files  # here: few programs save
+
+        return files.save(self, VAE, path)
+
+    def export(self, path: str | Path, part: Literal["encoder", "decoder", "log_likelihood"] | None = None) -> Path:
+        r"""Write the encoder, the decoder or log p(x|z) as a graph that runs without `ppl_vae` and Pyro.
+
+        The graph takes any batch size of at least one, in the model's dtype and on its device. It is written after it
+        has been read again and has given what the VAE gives. Parts that draw random numbers, and distributions whose
+        computation depends on values, are refused.
+
+        ==================  ====================  ==============================================================
+        part                inputs                output
+        ==================  ====================  ==============================================================
+        ``encoder``         x                     the centre of q(z|x), as `encode`, (batch, latent)
+        ``decoder``         z                     the mean of p(x|z), as `decode`, ``(batch, *x_shape)``
+        ``log_likelihood``  x, z                  :math:`\log p(x|z)` in nats, (batch,)
+        ==================  ====================  ==============================================================
+
+        A conditional model takes y of shape (batch, k) as its last input.
+
+        Args:
+            path: ``"decoder.pt2"`` for a program of ``torch.export`` (``torch.export.load(path).module()(z)``), or
+                ``"decoder.onnx"`` for ONNX, which needs ``pip install 'ppl-vae[onnx]'``.
+            part: The part; by default the one that the file is called by.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: If the name ends otherwise, says no part, or the part cannot be exported.
+            OSError: If the file cannot be written.
+        """
+        from ppl_vae.saving import exporting
+
+        return exporting.export(self, path, part)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickle, ``copy`` and ``torch.save`` keep."""
+        return state_of(self)
 
     def given(self, y: Tensor | int) -> VAE:
         """Return the model at one fixed condition, p(z|y) p(x|z, y) with q(z|x, y), as an unconditional VAE.

@@ -126,3 +126,14 @@ def test_json_has_null_for_what_it_lacks():
         "b": None,
         "c": 1.5,
     }
+
+
+def test_content_is_made_once_whatever_name_it_gets(tmp_path):
+    """Content may be a stream, which comes once."""
+    path = tmp_path / "a.txt"
+    for number in range(1, 4):
+        stream = iter([b"first ", b"second"])
+        written = _files.write_new(path, lambda file, stream=stream: file.writelines(stream))
+        assert written.name == ("a.txt" if number == 1 else f"a-{number}.txt")
+        assert written.read_bytes() == b"first second"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a-2.txt", "a-3.txt", "a.txt"]

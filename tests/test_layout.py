@@ -17,7 +17,7 @@ FILES = {
 }
 
 MOVED = {
-    "ppl_vae.checkpoints": ("ppl_vae.training.checkpoints", ["save", "load", "load_module", "FORMAT"]),
+    "ppl_vae.training.checkpoints": ("ppl_vae.checkpoints", ["save", "load", "load_module", "FORMAT"]),
     "ppl_vae.commands.opening": ("ppl_vae.cli.opening", ["DataOptions", "OpenRun"]),
     "ppl_vae.comparison.race_results": ("ppl_vae.comparison.races.outcome", ["Race"]),
     "ppl_vae.comparison.race_runs": ("ppl_vae.comparison.races.runs", ["Point", "RaceRun"]),

@@ -358,8 +358,7 @@ def test_save_and_load(program: zoo.Program) -> None:
 
 
 def pickled(vae: VAE) -> VAE:
-    # Pyro hangs a weak reference on each parameter that it has seen, which pickle refuses; a deepcopy is without
-    return pickle.loads(pickle.dumps(copy.deepcopy(vae)))
+    return pickle.loads(pickle.dumps(vae))
 
 
 @every_family

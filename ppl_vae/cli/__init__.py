@@ -26,9 +26,10 @@ COMMANDS = {  # each a module of ppl_vae.cli with run(argv) -> exit code, import
     "check": "whether pieces, your own too, are the densities they claim to be, on a batch of real data",
     "pieces": "every prior, likelihood, posterior, network and objective, and what combines with what",
     "show": "several runs side by side in one table",
-    "sample": "data drawn from a run's model: a picture, or .npz",
-    "reconstruct": "data beside what a run's model makes of them: a picture, or .npz",
-    "encode": "latent means and standard deviations of data: .npz or .csv",
+    "sample": "data drawn from a run's model: a picture, .npz, .csv or .parquet",
+    "reconstruct": "data beside what a run's model makes of them: a picture, .npz, .csv or .parquet",
+    "encode": "latent means and standard deviations of data: .npz, .csv, .parquet, or a picture",
+    "score": "log p(x) of each datum and which are unusual: .csv, .npz, .parquet, or a picture",
     "interpolate": "the way between data through the latent space: a picture, or .npz",
 }
 

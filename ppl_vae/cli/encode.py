@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
 
+from ppl_vae import plots
 from ppl_vae._distributions import centre
 from ppl_vae.cli import writing
 from ppl_vae.cli.opening import DataOptions, OpenRun, Rows, SplitName
 from ppl_vae.cli.options import execute
+from ppl_vae.plots.latent import MOST_CLASSES
 from ppl_vae.vae import VAE
 
 EXAMPLE = """\
 ppl-vae encode runs/digits                                 the test data, runs/digits/encode.npz
-ppl-vae encode runs/digits --split all --out all.csv       every row, in the order of the source
+ppl-vae encode runs/digits --split all --out all.csv       every row, in the order of the source; or all.parquet
+ppl-vae encode runs/digits --out plane.png                 of a latent of two dimensions, a picture by label
 ppl-vae encode runs/digits --data mine.npy --out mine.npz  all rows of a file of yours
 """
 
@@ -33,39 +36,45 @@ def encode(
     out: str | None = None,
     overwrite: bool = False,
 ) -> list[str]:
-    """Write the mean and standard deviation of q(z|x) and the label of each datum, one row per datum.
+    """Write the mean and standard deviation of q(z|x) of each datum, one row per datum, and whose row it is.
 
-    Standard deviations are left out if q(z|x) does not have them (a flow), and labels if the data have none.
+    That is the number of the row in its source, the split it belongs to, and its label if the data have labels. Rows
+    are written as they are computed: memory holds a thousand of them, whatever their number. Standard deviations are
+    left out if q(z|x) does not have them (a flow).
 
     Args:
         run: The run.
         data_options: The data.
         split: train, validation, test, or all in the order of the source; by default all rows of a file or folder
             given with --data, else test (or another split if test has no rows).
-        out: The file: .npz for the arrays mean and std of shape (n, latent) and labels of shape (n,), .csv for the
-            columns mean_1, ..., std_1, ..., label. By default encode.npz in the run's folder, or the first of
-            encode-2.npz, ... that is free. A file is never replaced unasked.
+        out: The file: .npz for the arrays mean and std of shape (n, latent), labels, rows and splits of shape (n,);
+            .csv or .parquet for the columns mean_1, ..., std_1, ..., label, row, split; .png for a picture of a latent
+            of two dimensions. By default encode.npz in the run's folder, or the first of encode-2.npz, ... that is
+            free. A file is never replaced unasked.
         overwrite: true to replace a file that is there.
     """
-    path = writing.place(run, out, overwrite, (".npz", ".csv"), "encode")
-    rows = data_options.open(run, split)
-    mean, std = _moments(run.vae, rows)
-    if path.suffix.lower() == ".npz":
-        return [writing.save_arrays(path, {"mean": mean, "std": std, "labels": rows.labels})]
-    moments = (("mean", mean), ("std", std))
-    columns = {f"{name}_{i}": c for name, m in moments if m is not None for i, c in enumerate(m.T, 1)}
-    return [writing.save_table(path, columns | ({} if rows.labels is None else {"label": rows.labels}))]
+    path = writing.place(run, out, overwrite, (".npz", ".csv", ".parquet", ".png"), "encode", images=False)
+    if path.suffix.lower() == ".png" and run.vae.latent_shape != (2,):
+        raise ValueError(
+            f"--out is {out!r}, and {run.folder} has latents of shape {run.vae.latent_shape}; a picture needs two "
+            "dimensions; give an --out that ends in .npz, .csv or .parquet"
+        )
+    blocks = _moments(run.vae, data_options.open(run, split))
+    if path.suffix.lower() != ".png":
+        return [writing.save_blocks(path, blocks)]
+    mean, labels = zip(*((block["mean"], block["labels"]) for block in blocks), strict=True)
+    told = None if labels[0] is None else torch.cat(labels)
+    told = told if told is not None and len(told.unique()) <= MOST_CLASSES else None
+    return [writing.save_picture(path, plots.latent_scatter(torch.cat(mean), told, caveat=run.caveat))]
 
 
 @torch.no_grad()
-def _moments(vae: VAE, rows: Rows) -> tuple[Tensor, Tensor | None]:
-    """Return the means and standard deviations of q(z|x), (n, latent); the latter is None if q does not have them."""
-    means, stds = [], []
-    for batch in rows.batches():
+def _moments(vae: VAE, rows: Rows) -> Iterator[dict[str, Any]]:
+    """Yield the means and standard deviations of q(z|x), (rows, latent); the latter are None if q has none."""
+    for batch, ids in rows.blocks():
         q = vae.q_z(*batch)
-        means.append(centre(q))
         try:
-            stds.append(q.stddev)
+            std = q.stddev
         except (NotImplementedError, AttributeError):
-            continue
-    return torch.cat(means), torch.cat(stds) if len(stds) == len(means) else None
+            std = None
+        yield {"mean": centre(q), "std": std, **ids}

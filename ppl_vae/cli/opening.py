@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,10 +20,13 @@ from ppl_vae.cli.words import find_run
 from ppl_vae.configuration.config import CONFIG_LIMIT, Config
 from ppl_vae.configuration.pieces import arguments_of
 from ppl_vae.data.arrays import CHANNELS
+from ppl_vae.data.partition import rows_of_parts
 from ppl_vae.runs import load_run, read_facts
 from ppl_vae.vae import VAE
 
 SplitName = Literal["train", "validation", "test", "all"]
+
+Ids = dict[str, Any]  # labels (None where there are none), rows (numbers in the source) and splits of some rows
 
 BATCH = 1000
 OF_ONE_SET = ("validation", "test", "seed")  # the split of the run's data set, which means nothing in another set
@@ -146,7 +150,7 @@ class DataOptions:
         if as_trained and dataset.fingerprint != run.facts["data"].get("fingerprint"):
             message = f"note: {values['name']} has changed since {run.folder} was trained on it, and so may its split"
             print(message, file=sys.stderr)
-        rows = _rows(dataset, split)
+        rows = _rows(dataset, split, None if other else schema.complete(values))
         if given:
             _check_support(run.vae, dataset, rows)
         return rows
@@ -159,11 +163,13 @@ class Rows:
     Attributes:
         name: The name of the rows, ``mnist, test``.
         parts: The splits that hold the rows, one after the other.
+        splits: The split of each row, for each of the parts.
         whole: Whether they are all rows of their source, training data included.
     """
 
     name: str
     parts: tuple[data.Split, ...]
+    splits: tuple[np.ndarray, ...] = ()
     whole: bool = False
 
     def __len__(self) -> int:
@@ -184,6 +190,20 @@ class Rows:
         """Yield all rows in order, batch by batch: (x,), or (x, y) for a conditional model."""
         for part in self.parts:
             yield from part.batches(min(BATCH, len(part)))
+
+    def blocks(self, size: int | None = None) -> Iterator[tuple[tuple[Tensor, ...], Ids]]:
+        """Yield the first `size` rows in order, batch by batch, each with what tells its rows apart."""
+        left, labelled = len(self) if size is None else size, self.labels is not None
+        for part, splits in zip(self.parts, self.splits, strict=True):
+            here = min(left, len(part))
+            left -= here
+            batches = part.batches(min(BATCH, here), order=torch.arange(here)) if here else iter(())
+            start = 0
+            for batch in batches:
+                span = slice(start, start := start + len(batch[0]))
+                rows = torch.arange(span.start, span.stop) if part.rows is None else part.rows[span]
+                labels = part.labels[span] if labelled and part.labels is not None else None
+                yield batch, {"labels": labels, "rows": rows, "splits": splits[span]}
 
     def columns(self) -> tuple[Tensor, ...]:
         """Return all rows in memory, in the columns of `batches`."""
@@ -222,15 +242,28 @@ def _whole(values: dict[str, Any]) -> data.Dataset:
         return data.load(**schema.objects(values | {"validation": 0, "test": None}))
 
 
-def _rows(dataset: data.Dataset, split: SplitName | None) -> Rows:
+def _rows(dataset: data.Dataset, split: SplitName | None, own: dict[str, Any] | None) -> Rows:
+    """Return the rows to work on; `own` are the data options if the data are the run's own, so that it trained on some.
+
+    The source of a test set of its own numbers its rows from 0 too.
+    """
     if split == "all":
         parts = tuple(part.still() for part in (dataset.train, dataset.test) if len(part))
-        return Rows(f"{dataset.name}, all", parts, whole=True)
+        splits = [np.full(len(part), "all") for part in parts]
+        if own is not None:
+            has_test = len(parts) > 1
+            of_parts = rows_of_parts(len(parts[0]), own["validation"], 0 if has_test else own["test"], own["seed"])
+            splits[0] = np.full(len(parts[0]), "validation")  # the longest name
+            for name, numbers in of_parts.items():
+                splits[0][numbers.numpy()] = name
+            splits[1:] = [np.full(len(part), "test", splits[0].dtype) for part in parts[1:]]
+        return Rows(f"{dataset.name}, all", parts, tuple(splits), whole=True)
     there = [name for name in ("test", "validation", "train") if len(getattr(dataset, name))]
     name = there[0] if split is None else split
     if name not in there:
         raise ValueError(f"--split is {split}, of which {dataset.name} has no rows; expected {', '.join(there)} or all")
-    return Rows(f"{dataset.name}, {name}", (getattr(dataset, name).still(),))
+    part = getattr(dataset, name).still()
+    return Rows(f"{dataset.name}, {name}", (part,), (np.full(len(part), name),))
 
 
 def _key(name: str) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ppl_vae import plots
 from ppl_vae._machine import check_fits
@@ -16,12 +18,13 @@ from ppl_vae.cli.opening import BATCH, OpenRun
 from ppl_vae.cli.options import execute
 from ppl_vae.plots.figure import join
 from ppl_vae.runs import labels_in_turn
+from ppl_vae.vae import VAE
 
 EXAMPLE = """\
 ppl-vae sample runs/digits                                 a picture of 100, runs/digits/sample.png
 ppl-vae sample runs/digits --mean false --seed 1           other latents, and noise of p(x|z) on top
 ppl-vae sample runs/conditional --label 7                  of a conditional model, data of one label
-ppl-vae sample runs/digits --size 10000 --out draws.npz    x and z, for numpy.load
+ppl-vae sample runs/digits --size 10000 --out draws.npz    x and z, for numpy.load; or .csv, .parquet
 """
 
 
@@ -50,14 +53,18 @@ def sample(
         mean: true for the means of p(x|z), false for draws from it.
         label: For a conditional model, the label to draw under; by default all labels in turn, ten of each.
         seed: The seed of the draws, an integer from 0.
-        out: The file: .png for a picture, .npz for x and z. By default sample.png in the run's folder (sample.npz
-            where the data are no images), or the first of sample-2, ... that is free. A file is never replaced unasked.
+        out: The file: .png for a picture; .npz for x, z and, of a conditional model, labels; .csv or .parquet for one
+            column a number of them. By default sample.png in the run's folder (sample.npz where the data are no
+            images), or the first of sample-2, ... that is free. A file is never replaced unasked.
         overwrite: true to replace a file that is there.
     """
     check_positive_int(size, "--size")
-    check_fits(size * math.prod(run.x_shape), f"{size} data", "--size")
     check_seed(seed, "--seed")
-    path = writing.place(run, out, overwrite, (".png", ".npz"), "sample")
+    path = writing.place(run, out, overwrite, (".png", ".npz", ".csv", ".parquet"), "sample")
+    picture = path.suffix.lower() == ".png"
+    check_fits(
+        size * (math.prod(run.x_shape) if picture else math.prod(run.vae.latent_shape)), f"{size} data", "--size"
+    )
     vae, y = run.vae, None
     if vae.y_shape is not None and label is None:
         y = labels_in_turn(size, vae.y_shape[0])
@@ -66,11 +73,17 @@ def sample(
     with torch.no_grad(), untouched_random_state():
         torch.manual_seed(seed)
         p_z = vae.p_z(y)
-        z = p_z.sample(() if p_z.batch_shape else (size,))
-        columns = (z,) if y is None else (z, y)
-        likelihoods = (vae.p_x(*part) for part in zip(*(c.split(BATCH) for c in columns), strict=True))
-        x = torch.cat([p.mean if mean else p.sample() for p in likelihoods])
-    if path.suffix.lower() == ".npz":
-        return [writing.save_arrays(path, {"x": x, "z": z, "labels": y})]
+        blocks = _drawn(vae, p_z.sample(() if p_z.batch_shape else (size,)), y, mean)
+        if not picture:
+            return [writing.save_blocks(path, blocks)]
+        x = torch.cat([block["x"] for block in blocks])
     note = "Means of p(x|z), not draws." if mean else None
     return [writing.save_picture(path, plots.samples(x, caveat=join(run.caveat, note)))]
+
+
+def _drawn(vae: VAE, z: Tensor, y: Tensor | None, mean: bool) -> Iterator[dict[str, Any]]:
+    """Yield x at z, block by block."""
+    for start in range(0, len(z), BATCH):
+        part, labels = z[start : start + BATCH], None if y is None else y[start : start + BATCH]
+        p_x = vae.p_x(part, labels)
+        yield {"x": p_x.mean if mean else p_x.sample(), "z": part, "labels": labels}

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ppl_vae import runs, training
+from ppl_vae import checkpoints, runs, training
 from ppl_vae._files import remove_leftovers
 from ppl_vae.cli import help
 from ppl_vae.cli.errors import BAD_INPUT, BadInput, bad_input, complain, in_words, is_too_large
 from ppl_vae.configuration import config, foreign
 from ppl_vae.runs.folder import CHECKPOINT_EVERY
-from ppl_vae.training import Progress, Run, checkpoints
+from ppl_vae.training import Progress, Run
 
 LINES = 20  # progress lines of a whole run, where there is no terminal for a bar
 

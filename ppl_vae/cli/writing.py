@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_vae import _files
+from ppl_vae.cli import formats
 from ppl_vae.cli.opening import OpenRun
 from ppl_vae.plots.figure import DPI
 
@@ -36,14 +36,16 @@ class Place:
         """The ending of the path."""
         return self.path.suffix
 
-    def write(self, content: bytes | str | Callable[[BinaryIO], object]) -> Path:
+    def write(self, content: _files.Content) -> Path:
         """Write the file, and return its path; two commands at once never write to one file."""
         if self.numbered and not self.overwrite:
             return _files.write_new(self.path, content)
         return _files.write(self.path, content, replace=self.overwrite)
 
 
-def place(run: OpenRun, out: str | None, overwrite: bool, suffixes: Sequence[str], stem: str) -> Place:
+def place(
+    run: OpenRun, out: str | None, overwrite: bool, suffixes: Sequence[str], stem: str, *, images: bool = True
+) -> Place:
     """Return the place to write to, after a check that it can be written to.
 
     Args:
@@ -52,6 +54,7 @@ def place(run: OpenRun, out: str | None, overwrite: bool, suffixes: Sequence[str
         overwrite: Whether an existing file may be replaced.
         suffixes: The formats. The default is the first, or the second if the first is a picture and data are no images.
         stem: The name without its suffix.
+        images: Whether a picture shows the data themselves.
 
     Raises:
         ValueError: If the suffix is not among the formats, or a picture of data that are no images is asked for.
@@ -66,7 +69,8 @@ def place(run: OpenRun, out: str | None, overwrite: bool, suffixes: Sequence[str
             raise ValueError(f"--out is {out!r}; expected the name of a file that ends in {' or '.join(suffixes)}")
         if path.exists() and not overwrite:
             raise FileExistsError(f"--out {out} is there already; choose another name, or give --overwrite true")
-        if path.suffix.lower() == ".png" and not run.draws_images:
+        formats.check_there(path.suffix.lower())
+        if path.suffix.lower() == ".png" and images and not run.draws_images:
             others = " or ".join(s for s in suffixes if s != ".png")
             raise ValueError(
                 f"{run.folder} cannot be drawn: its data are of shape {run.x_shape}, and a picture needs images, "
@@ -86,16 +90,25 @@ def save_picture(to: Place, figure: Figure) -> str:
 
 def save_arrays(to: Place, arrays: dict[str, Tensor | None]) -> str:
     """Write arrays to an ``.npz`` file, without those that are None; return the line that names it."""
-    there = {name: array.detach().cpu().numpy() for name, array in arrays.items() if array is not None}
-    path = to.write(lambda file: np.savez(file, **there))  # type: ignore[arg-type]
-    contents = ", ".join(f"{name} {array.shape}" for name, array in there.items())
-    return f"file: {path} ({contents})"
+    return save_blocks(to, [arrays])
 
 
-def save_table(to: Place, columns: dict[str, Tensor]) -> str:
-    """Write columns of numbers, (n,) each, to a ``.csv`` file, floats to the last digit; return the line naming it."""
-    arrays = {name: column.detach().cpu().numpy() for name, column in columns.items()}
-    lists = [[repr(v) for v in a.tolist()] if a.dtype != np.float32 else [str(v) for v in a] for a in arrays.values()]
-    lines = [",".join(arrays), *(",".join(row) for row in zip(*lists, strict=True))]
-    path = to.write("\n".join(lines) + "\n")
-    return f"file: {path} ({len(lines) - 1} rows of {', '.join(arrays)})"
+def save_blocks(to: Place, blocks: Iterable[Mapping[str, Tensor | np.ndarray | None]]) -> str:
+    """Write rows, block by block, in the format of the file's ending, without columns that are None.
+
+    Args:
+        to: The place.
+        blocks: The columns of some rows each, of shape (rows, ...).
+
+    Returns:
+        The line that names the file and what it holds.
+    """
+    arrays = ({name: _array(column) for name, column in b.items() if column is not None} for b in blocks)
+    contents = []
+    write = formats.WRITERS[to.suffix.lower()]
+    path = to.write(lambda file: contents.append(write(file, arrays, to.path.parent)))
+    return f"file: {path} ({contents[-1]})"
+
+
+def _array(column: Tensor | np.ndarray) -> np.ndarray:
+    return column.detach().cpu().numpy() if isinstance(column, Tensor) else column

@@ -47,26 +47,33 @@ def answering(answer: Answer) -> Iterator[None]:
         _ANSWER.reset(token)
 
 
-def require(tree: dict[str, Any], text: str, source: str) -> None:
+def require(tree: dict[str, Any], text: str, source: str, *, remembered: bool = True) -> None:
     """Refuse the foreign names of a file unless the user trusts them. Nothing foreign is imported.
 
     Args:
         tree: The file's nodes that name pieces.
         text: The file's text, by whose digest trust is remembered.
         source: The file, for messages.
+        remembered: Whether trust in this text is remembered.
 
     Raises:
         ValueError: If the file names something foreign, and the user does not trust it.
     """
     found = names(tree)
-    if not found or _digest(text) in _remembered():
+    if not found or (remembered and _digest(text) in _remembered()):
         return
     if not _ANSWER.get()(source, found):
         raise ValueError(
             f"{source} names code from outside ppl_vae, torch.nn, torch.optim and Pyro, which would be imported and "
             f"run: {', '.join(found)}; if you trust it, give --trust (in Python, trust=True)"
         )
-    remember(text)
+    if remembered:
+        remember(text)
+
+
+def is_path(text: str) -> bool:
+    """Whether a text is an import path."""
+    return _PATH.fullmatch(text) is not None
 
 
 def names(tree: object) -> list[str]:

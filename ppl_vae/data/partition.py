@@ -79,17 +79,13 @@ def divide(
         _check_values(x_test, f"the test set of {source.title}", binarize, dequantize)
         if test is not None:
             raise ValueError(f"test={test!r} was given, but {source.title} has a test set of its own: leave test out")
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    num_test = 0 if x_test is not None else _count(0.1 if test is None else test, len(x))
-    num_validation = _count(validation, len(x) - num_test)
-    num_train = len(x) - num_test - num_validation
-    if num_train < 1:
+    parts = rows_of_parts(len(x), validation, 0 if x_test is not None else test, seed)
+    for_training, for_validation, for_test = parts.values()
+    if not len(for_training):
         raise ValueError(
-            f"validation={validation!r} ({num_validation} rows) and test={test!r} ({num_test} rows) leave "
+            f"validation={validation!r} ({len(for_validation)} rows) and test={test!r} ({len(for_test)} rows) leave "
             f"nothing to train on of the {len(x)} rows of {source.title}: lower them"
         )
-    sizes = [num_test, num_validation, num_train]
-    for_test, for_validation, for_training = (rows.sort().values for rows in order.split(sizes))
     dynamic, bins = dequantize or binarize == "dynamic", BINS if dequantize else None
 
     def rule(source_part: int, fresh: bool = False) -> Rule | None:
@@ -104,7 +100,7 @@ def divide(
         data = _chosen(x, rows, rule(TRAIN_PART, fresh))
         others = [column[rows.to(column.device)] for column in source.columns]
         labels = None if source.labels is None else source.labels[rows.to(source.labels.device)]
-        return Split((data, *others), labels, dynamic=fresh and dynamic, bins=bins)
+        return Split((data, *others), labels, dynamic=fresh and dynamic, bins=bins, rows=rows)
 
     if x_test is None:
         tested = part(for_test)
@@ -112,6 +108,15 @@ def divide(
         everything = _chosen(x_test, torch.arange(len(x_test)), rule(TEST_PART))
         tested = Split((everything,), source.labels_test, bins=bins)
     return Dataset(source.name, part(for_training, fresh=True), part(for_validation), tested, binarize)
+
+
+def rows_of_parts(size: int, validation: Any, test: Any, seed: int) -> dict[str, Tensor]:
+    """Return which rows of a source are for training, validation and test, in order; `test` None is a tenth."""
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    num_test = min(_count(0.1 if test is None else test, size), size)
+    num_validation = min(_count(validation, size - num_test), size - num_test)
+    parts = order.split([num_test, num_validation, size - num_test - num_validation])
+    return dict(zip(("train", "validation", "test"), (rows.sort().values for rows in reversed(parts)), strict=True))
 
 
 def _chosen(x: Rows, rows: Tensor, rule: Rule | None) -> Rows:

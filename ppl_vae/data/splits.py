@@ -33,6 +33,7 @@ class Split:
             of Bernoulli draws or, where `bins` is given, pixels k / 255 that are made (k + u) / 256.
         bins: the number of levels, 256, that uniform noise spread over [0, 1], for bits per dimension; None
             for other data.
+        rows: the number of each row in its source, int64 of shape (n,); None: 0 to n - 1.
 
     Raises:
         ValueError: if there is no column, or the columns or the labels differ in length.
@@ -47,6 +48,7 @@ class Split:
     labels: Tensor | None = None
     dynamic: bool = False
     bins: int | None = None
+    rows: Tensor | None = None
 
     def __post_init__(self) -> None:
         lengths = [len(column) for column in self.columns]
@@ -148,7 +150,9 @@ class Split:
         if self.dynamic:
             columns[0] = self._rule()(columns[0], index)
         labels = None if self.labels is None else self.labels[: len(index)]
-        return Split(tuple(columns), labels, bins=self.bins)
+        return Split(
+            tuple(columns), labels, bins=self.bins, rows=None if self.rows is None else self.rows[: len(index)]
+        )
 
     def still(self) -> Split:
         """Return this split with the same values each time it is read; a dynamic split keeps the draw of `head`.

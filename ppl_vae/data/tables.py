@@ -99,7 +99,8 @@ def from_table(
     source = Source(name, torch.zeros(len(x), 1), labels, (x,))
     divided = divide(source, "none", 0.5, validation, test, int(seed))
     train, held_out, tested = (
-        Split(part.columns[1:], part.labels) for part in (divided.train, divided.validation, divided.test)
+        Split(part.columns[1:], part.labels, rows=part.rows)
+        for part in (divided.train, divided.validation, divided.test)
     )
     return Table(name, train, held_out, tested, columns=kinds, column_names=tuple(named), categories=codes)
 

@@ -13,6 +13,7 @@ from torch.nn.functional import softplus
 
 from ppl_vae._columns import VALUES, split_kind, split_kinds
 from ppl_vae._numbers import inverse_softplus
+from ppl_vae._recorded import Recorded
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_choice, check_positive
 from ppl_vae.distributions.counts import NegativeBinomial
@@ -26,7 +27,7 @@ _START = inverse_softplus(1.0)
 _ROWS = 4096  # data read at a time
 
 
-class Mixed(nn.Module):
+class Mixed(Recorded):
     r"""Columns that differ in kind, independent given z; any entry may be missing.
 
     .. math::

@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from ppl_vae._recorded import Recorded
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae.networks.binding import Shape
 from ppl_vae.networks.mlp import MLP
@@ -22,7 +23,7 @@ class NetworkFactory(Protocol):
         ...
 
 
-class ParameterNetwork(nn.Module):
+class ParameterNetwork(Recorded):
     r"""The parameters of a distribution over ``event_shape``, computed by a network.
 
     It maps ``(*batch, *in_shape)`` to `count` tensors of shape ``(*batch, *event_shape)``. The network's output has
@@ -232,7 +233,7 @@ class ParameterNetwork(nn.Module):
         return torch.cat([inputs.flatten(len(batch_shape)), y], -1)
 
 
-class _NetworkPiece(nn.Module):
+class _NetworkPiece(Recorded):
     """The base class of the package's pieces with one `ParameterNetwork`, under any name.
 
     Attributes:

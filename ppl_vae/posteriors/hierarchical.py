@@ -6,12 +6,13 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ppl_vae._recorded import Recorded
 from ppl_vae._validation import check_positive, check_positive_int
 from ppl_vae.distributions.two_level import TwoBlocks, bottom_dim
 from ppl_vae.networks import Binding, NetworkFactory, ParameterNetwork
 
 
-class TwoLevel(nn.Module):
+class TwoLevel(Recorded):
     r"""A posterior of two levels, bottom-up, for `priors.TwoLevel`.
 
     .. math::

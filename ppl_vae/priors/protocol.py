@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_vae._recorded import Recorded
 from ppl_vae._validation import check_positive, check_positive_int
 
 
@@ -19,7 +20,7 @@ class Prior(Protocol):
         ...
 
 
-class _Prior(nn.Module):
+class _Prior(Recorded):
     """A prior with a dimension, and tensors that are learned or fixed.
 
     Attributes:

@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 
-from ppl_vae import _files, plots
+from ppl_vae import _files, checkpoints, plots
 from ppl_vae._machine import processor
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_positive
-from ppl_vae.data import Dataset, Split
+from ppl_vae.data import Split
 from ppl_vae.plots.latent import MOST_CLASSES
-from ppl_vae.training import Callback, DivergedError, Progress, Run, checkpoints
+from ppl_vae.saving.files import like
+from ppl_vae.training import Callback, DivergedError, Progress, Run
 from ppl_vae.vae import VAE
 
 _PACKAGES = ("ppl-vae", "torch", "pyro-ppl", "numpy", "torchvision", "scikit-learn", "matplotlib")
@@ -269,7 +270,10 @@ def load_run(path: str | Path, *, trust: bool = False) -> VAE:
     facts = read_facts(folder)
     text = _files.read_text(folder / "config.yaml", CONFIG_LIMIT)
     with untouched_random_state():
-        vae = Config.from_yaml(text, str(folder / "config.yaml"), trust=trust).build_vae(_like(facts["data"]))
+        vae = Config.from_yaml(text, str(folder / "config.yaml"), trust=trust).build_vae(
+            like(facts["data"]["x_shape"], facts["data"].get("y_shape"))
+        )
+    vae.data_mean = None  # the run does not keep it
     state = checkpoints.load(checkpoint)
     modules, parameters = state.get("modules"), state.get("parameters")
     if not isinstance(modules, list) or not modules or not isinstance(parameters, dict):
@@ -302,14 +306,6 @@ def read_facts(folder: Path) -> dict[str, Any]:
     if not isinstance(data.get("fingerprint"), str):
         raise ValueError(f"{path} is damaged: it does not have the fingerprint of the data")
     return facts
-
-
-def _like(facts: dict[str, Any]) -> Dataset:
-    """Return zeros in the shapes of a run's data, for pieces that start from data: weights are loaded afterwards."""
-    shapes = [shape for shape in (facts["x_shape"], facts.get("y_shape")) if shape is not None]
-    columns = [torch.zeros(()).expand(2, *shape) for shape in shapes]  # of no size, whatever a file claims
-    split = Split(tuple(columns))
-    return Dataset("data", split, split, split)
 
 
 def next_free(base: str | Path) -> Path:

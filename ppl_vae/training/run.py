@@ -34,7 +34,7 @@ class Run:
         stopped: Why it ended.
         seconds: Wall time, validation included.
         best_epoch: The epoch whose parameters the program has, if early stopping chose one.
-        state: Returns the state that `ppl_vae.training.checkpoints.save` writes and ``fit(resume=...)`` takes.
+        state: Returns the state that `ppl_vae.checkpoints.save` writes and ``fit(resume=...)`` takes.
     """
 
     program: VAE | Program

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from ppl_vae.checkpoints import require
 from ppl_vae.data import Split
 from ppl_vae.objectives.impossible import Limits, impossible
 from ppl_vae.objectives.losses import BatchLoss
@@ -28,7 +29,7 @@ class DivergedError(RuntimeError):
         epoch: The epoch of the step, from 1.
         step: The step within the epoch, from 1.
         term: The first term that went bad, in words.
-        good_state: The last good state, as `ppl_vae.training.checkpoints.save` writes it.
+        good_state: The last good state, as `ppl_vae.checkpoints.save` writes it.
     """
 
     def __init__(self, epoch: int, step: int, term: str, good_state: dict[str, Any], fix: str = _SLOWER) -> None:
@@ -178,7 +179,7 @@ class TrainingState:
     # the state as tensors, numbers and text, and back ------------------------------------------------------------
 
     def capture(self) -> dict[str, Any]:
-        """Return a copy of the state, suitable for `ppl_vae.training.checkpoints.save`."""
+        """Return a copy of the state, suitable for `ppl_vae.checkpoints.save`."""
         assert self.svi.optimizer is not None
         return {
             **self.capture_parameters(),

@@ -165,7 +165,7 @@ def test_every_command_on_every_run_of_images(command, run, capsys):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_table_has_arrays_and_no_pictures(command, capsys):
     assert f"file: runs/table/{command}.npz" in says(capsys, command, "table")[-1]
-    if command != "encode":
+    if command != "encode":  # whose picture is of the latents
         line = fails(capsys, command, "table", "--out", "a.png")
         assert "runs/table cannot be drawn: its data are of shape (7,)" in line
         assert "ends in .npz" in line
@@ -233,7 +233,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(command, argv, expected, capsy
         ("encode plane --data bytes.npy --data.binarize none", ["from 0 to 16", "outside the support of Bernoulli"]),
         ("encode plane --data.binarise none", ["--data.binarise is unknown", "did you mean binarize"]),
         ("encode plane --data.binarize non", ["--data.binarize is 'non'"]),
-        ("encode plane --out a.png", ["--out is 'a.png'", ".npz or .csv"]),
+        ("encode space --out a.png", ["--out is 'a.png'", "latents of shape (3,)", ".npz, .csv or .parquet"]),
         ("interpolate plane --from 3", ["only one of --from and --to"]),
         ("interpolate plane --from 3 --to 180", ["no row 180 in digits, test; expected 0 to 179"]),
         ("interpolate plane --from -1 --to 3", ["no row -1"]),
@@ -328,7 +328,9 @@ def test_reconstructions_are_those_of_python(capsys):
     np.testing.assert_array_equal(found["labels"], test.labels[:20])
     norm = (x - vae.reconstruct(x)).flatten(1).norm(dim=1).mean()
     assert error == f"reconstruction error: {norm:.3f} (mean L2 norm; 20 of 180 data of digits, test)"
-    assert file.startswith("file: a.npz (x (20, 1, 8, 8), reconstruction (20, 1, 8, 8), z (20, 3), labels (20,))")
+    assert file.startswith(
+        "file: a.npz (x (20, 1, 8, 8), reconstruction (20, 1, 8, 8), z (20, 3), labels (20,), rows (20,), "
+    )
 
 
 def test_the_error_over_the_validation_data_is_that_of_the_run(capsys):
@@ -343,7 +345,9 @@ def test_the_error_over_the_validation_data_is_that_of_the_run(capsys):
 
 def test_latents_are_those_of_python(capsys):
     line = says(capsys, "encode", "plane")[-1]
-    assert line == "file: runs/plane/encode.npz (mean (180, 2), std (180, 2), labels (180,))"
+    assert (
+        line == "file: runs/plane/encode.npz (mean (180, 2), std (180, 2), labels (180,), rows (180,), splits (180,))"
+    )
     vae, test = load_run("runs/plane"), data.load("digits").test
     found = arrays("runs/plane/encode.npz")
     np.testing.assert_array_equal(found["mean"], vae.encode(test.x))
@@ -353,7 +357,7 @@ def test_latents_are_those_of_python(capsys):
 
 def test_a_table_of_latents_holds_the_same_to_the_last_digit(capsys):
     line = says(capsys, "encode", "space", "--out", "a.csv")[-1]
-    assert line == "file: a.csv (180 rows of mean_1, mean_2, mean_3, std_1, std_2, std_3, label)"
+    assert line == "file: a.csv (180 rows of mean_1, mean_2, mean_3, std_1, std_2, std_3, label, row, split)"
     says(capsys, "encode", "space", "--out", "a.npz")
     found = arrays("a.npz")
     with open("a.csv", newline="") as file:
@@ -423,8 +427,9 @@ def test_dynamic_data_are_drawn_once(capsys):
 def test_a_posterior_without_standard_deviations_has_means_alone(capsys):
     train("opaque", "--posterior", "users_pieces.WithoutStd", "--posterior.network.hidden", "[8]")
     capsys.readouterr()
-    assert says(capsys, "encode", "opaque")[-1] == "file: runs/opaque/encode.npz (mean (180, 2), labels (180,))"
-    assert "rows of mean_1, mean_2, label)" in says(capsys, "encode", "opaque", "--out", "a.csv")[-1]
+    contents = "mean (180, 2), labels (180,), rows (180,), splits (180,)"
+    assert says(capsys, "encode", "opaque")[-1] == f"file: runs/opaque/encode.npz ({contents})"
+    assert "rows of mean_1, mean_2, label, row, split)" in says(capsys, "encode", "opaque", "--out", "a.csv")[-1]
 
 
 def test_data_that_changed_since_the_run_are_noted(capsys):

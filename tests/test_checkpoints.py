@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ppl_vae.training import checkpoints
+from ppl_vae import checkpoints
 
 
 def test_a_state_comes_back_as_it_was(tmp_path):

@@ -1,0 +1,3 @@
+"""A VAE in a file: described by how it was made, with its weights (`files`), and exported to graphs (`exporting`)."""
+
+__all__: list[str] = []

@@ -1,0 +1,196 @@
+"""``ppl-vae score``, and the formats of rows: the numbers of Python in each, with whose row it is."""
+
+from __future__ import annotations
+
+import csv
+import os
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from short_runs import without_pictures
+
+from ppl_vae import cli, data, load_run
+from ppl_vae.cli import formats, opening
+from ppl_vae.cli.opening import OpenRun
+
+SHORT = ["--epochs", "1", "--likelihood.network.hidden", "[8]", "--posterior.network.hidden", "[8]", "--compile", "off"]
+FORMATS = ("csv", "npz", "parquet")
+
+
+@pytest.fixture(scope="session")
+def scored(tmp_path_factory):
+    """Runs of one epoch: digits in two dimensions, digits given their label."""
+    folder = tmp_path_factory.mktemp("scored")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        with without_pictures():
+            assert cli.main(["train", *SHORT, "--out", "plane"]) == 0
+            assert cli.main(["train", *SHORT, "--data.conditional", "true", "--out", "given"]) == 0
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def workplace(scored, tmp_path, monkeypatch, capsys):
+    for run in ("plane", "given"):
+        (tmp_path / run).symlink_to(scored / run)
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+
+
+def table(path):
+    """The columns of a file of rows, under the names that a table gives them."""
+    match Path(path).suffix:
+        case ".csv":
+            with open(path, newline="") as file:
+                rows = list(csv.DictReader(file))
+            columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+            kinds = {"split": str} | dict.fromkeys(("row", "rank", "label"), int)
+            return {name: column.astype(kinds.get(name, float)) for name, column in columns.items()}
+        case ".parquet":
+            parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+            return {name: np.array(column) for name, column in parquet.read_table(path).to_pydict().items()}
+    with np.load(path) as archive:
+        return formats._columns(dict(archive))
+
+
+def run(*argv):
+    assert cli.main(list(argv)) == 0
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_score_is_log_evidence_with_rank_label_row_and_split(suffix, capsys):
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    run("score", "plane", "--size", "12", "--out", f"s.{suffix}")
+    first, second, _ = capsys.readouterr().out.splitlines()
+    found, test = table(f"s.{suffix}"), data.load("digits").test
+    expected = load_run("plane").score(test.x[:12])
+    np.testing.assert_allclose(found["log_p"], expected, atol=2e-3)
+    assert (found["error"] < 1e-3).all()
+    np.testing.assert_array_equal(found["rank"], found["log_p"].argsort().argsort() + 1)
+    np.testing.assert_array_equal(found["label"], test.labels[:12])
+    np.testing.assert_array_equal(found["row"], test.rows[:12])
+    assert set(found["split"]) == {"test"}
+    assert "by quadrature (exact)" in first
+    assert second.startswith(f"the most unusual: rows {found['row'][found['rank'] == 1][0]}, ")
+
+
+def test_score_of_a_conditional_model_and_of_data_of_ones_own(capsys):
+    run("score", "given", "--size", "5", "--out", "s.csv", "--evidence", "posterior", "--particles", "[50]")
+    assert "log p(x|y) by importance (a stochastic lower bound)" in capsys.readouterr().out
+    np.save("mine.npy", np.random.default_rng(0).integers(0, 255, (4, 8, 8)).astype(np.uint8))
+    run("score", "plane", "--data", "mine.npy")
+    found = table("plane/score.csv")
+    Path("plane/score.csv").unlink()
+    assert "label" not in found
+    assert found["row"].tolist() == [0, 1, 2, 3]
+    assert set(found["split"]) == {"all"}  # the run trained on none of them
+    assert "note" not in capsys.readouterr().out
+
+
+def test_a_picture_of_the_most_unusual(capsys):
+    run("score", "plane", "--size", "20", "--split", "train", "--out", "s.png")
+    assert "better than new data" in capsys.readouterr().out
+    with Image.open("s.png") as picture:
+        assert min(picture.size) > 100
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("plane --size 0", "--size"),
+        ("plane --seed -1", "--seed"),
+        ("plane --evidence closed", "evidence"),
+        ("plane --out s.txt", ".csv or .npz or .parquet or .png"),
+        ("plane --split tests", "split"),
+        ("nowhere", "nowhere"),
+    ],
+)
+def test_what_cannot_be_is_one_line(words, said, capsys):
+    assert cli.main(["score", *words.split()]) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert said in line
+    assert captured.out == ""
+    assert not list(Path().glob("s.*"))
+
+
+def test_parquet_without_pyarrow_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None)
+    assert cli.main(["encode", "plane", "--out", "a.parquet"]) == 2
+    assert "pip install 'ppl-vae[parquet]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_all_rows_come_with_the_split_that_they_were_trained_in(suffix, monkeypatch):
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    monkeypatch.setattr(opening, "BATCH", 500)
+    run("encode", "plane", "--split", "all", "--out", f"a.{suffix}")
+    found, digits, vae = table(f"a.{suffix}"), data.load("digits"), load_run("plane")
+    assert found["row"].tolist() == list(range(1797))
+    for name in ("train", "validation", "test"):
+        part, here = getattr(digits, name), found["split"] == name
+        np.testing.assert_array_equal(found["row"][here], part.rows)
+        np.testing.assert_array_equal(found["label"][here], part.labels)
+        np.testing.assert_allclose(found["mean_2"][here], vae.encode(part.x)[:, 1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_reconstructions_and_samples_in_every_format(suffix):
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    vae, test = load_run("plane"), data.load("digits").test
+    run("reconstruct", "plane", "--size", "7", "--out", f"r.{suffix}")
+    found = table(f"r.{suffix}")
+    np.testing.assert_allclose(found["reconstruction_64"], vae.reconstruct(test.x[:7])[:, 0, 7, 7], rtol=1e-5)
+    np.testing.assert_array_equal(found["x_20"], test.x[:7].flatten(1)[:, 19])
+    np.testing.assert_array_equal(found["row"], test.rows[:7])
+    run("sample", "given", "--size", "25", "--out", f"d.{suffix}")
+    found = table(f"d.{suffix}")
+    assert found["label"].tolist() == [0] * 10 + [1] * 10 + [2] * 5
+    z = torch.tensor(np.stack([found["z_1"], found["z_2"]], 1), dtype=torch.float32)
+    x = load_run("given").decode(z, torch.tensor(found["label"].tolist()))
+    np.testing.assert_allclose(found["x_64"], x[:, 0, 7, 7], rtol=1e-4)
+
+
+def test_a_plane_is_drawn():
+    run("encode", "plane", "--out", "a.png")
+    with Image.open("a.png") as picture:
+        assert min(picture.size) > 150
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_memory_holds_one_block(suffix, tmp_path):
+    """200 blocks of 0.8 MB: what is held at once is a few of them."""
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    width = 200 if suffix == "npz" else 4
+    blocks = ({"x": np.full((500, width), i, np.float64), "rows": np.arange(500)} for i in range(200))
+    tracemalloc.start()
+    with (tmp_path / f"a.{suffix}").open("wb") as file:
+        said = formats.WRITERS[f".{suffix}"](file, blocks, tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "100000" in said
+    assert peak < 5 * 2**20
+    if suffix == "npz":
+        found = table(tmp_path / "a.npz")
+        assert found["x_1"][[0, 499, 500, -1]].tolist() == [0, 0, 1, 199]
+
+
+def test_rows_of_a_source_with_a_test_set_of_its_own_and_no_labels():
+    np.savez("own.npz", x=np.zeros((20, 8, 8), np.uint8), x_test=np.zeros((5, 8, 8), np.uint8))
+    opened = OpenRun.at("plane")
+    rows = opening.DataOptions({"data": "own.npz"}).open(opened, "all")
+    (_, ids), (_, of_test) = rows.blocks()
+    assert ids["labels"] is None
+    assert ids["rows"].tolist() == list(range(20))
+    assert of_test["rows"].tolist() == list(range(5))
