@@ -51,14 +51,14 @@ def centre(distribution: Any) -> Tensor:
     Without a closed form it is the mean of 256 draws, which are the same in every call.
     """
     if measure(distribution) in ("a region of space", "the simplex"):  # where means of points lie in the support
-        return mean_of(distribution)
+        return expectation(distribution)
     try:
         return distribution.mode
     except NotImplementedError:
         return _mean_of_draws(distribution)
 
 
-def mean_of(distribution: Any) -> Tensor:
+def expectation(distribution: Any) -> Tensor:
     """Return the mean, without a closed form that of 256 draws, which are the same in every call."""
     try:
         return distribution.mean

@@ -21,7 +21,7 @@ from pyro.distributions.util import is_validation_enabled
 from pyro.params import param_with_module_name
 from torch import Tensor, nn
 
-from ppl_vae._distributions import centre, check_same_space, describe, innermost, mean_of
+from ppl_vae._distributions import centre, check_same_space, describe, expectation, innermost
 from ppl_vae._piece_checks import (
     GivenPiece,
     bind_piece,
@@ -163,7 +163,7 @@ class VAE(nn.Module):
         Without a closed form (a flow as likelihood) it is the mean of 256 draws, which are the same in every call.
         """
         with evaluation_mode(self):
-            return mean_of(self.p_x(z, y))
+            return expectation(self.p_x(z, y))
 
     def reconstruct(
         self, x: Float[Tensor, " batch *x_shape"], y: Tensor | None = None
@@ -184,7 +184,7 @@ class VAE(nn.Module):
             p_z = self.p_z(y)
             z = p_z.sample(() if p_z.batch_shape else (size if y is None else len(y),))
             p_x = self.p_x(z, y)
-            return mean_of(p_x) if mean else p_x.sample()
+            return expectation(p_x) if mean else p_x.sample()
 
     def score(self, x: Float[Tensor, " batch *x_shape"], y: Tensor | None = None) -> Float64[Tensor, " batch"]:
         """Return log p(x) of each datum, in nats: exact where possible, otherwise an estimate.
