@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
 _STEPS, _EPOCHS = 3000, 20  # of a training whose length is not given: at least
+_START = 0.3  # of a scale, in columns of unit variance: from 1 the posterior of a ring or two moons stays at the prior
 _ROWS = 8192  # coded or decoded at a time
 
 
@@ -259,7 +260,7 @@ class VAEDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
 
     @property
     def _takes_missing(self) -> bool:
-        return isinstance(self.likelihood, likelihoods.Mixed)
+        return self.likelihood == "Mixed" or isinstance(self.likelihood, likelihoods.Mixed)
 
     def _checked(self, X: Any, reset: bool = False) -> ndarray:  # noqa: N803
         finite = "allow-nan" if self._takes_missing else True
@@ -279,15 +280,16 @@ class VAEDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
         return Dataset("X", **{name: Split((part,)) for name, part in parts.items()})
 
     def _program(self, data: Dataset) -> VAE:
-        encoder: Any = networks.MLP(list(self.hidden))
+        make = partial(networks.MLP, activation="silu", init="torch")
+        encoder: Any = make(list(self.hidden))
         if self._takes_missing:
             encoder = networks.TableEncoder(network=encoder)
-        decoder = networks.MLP(list(self.hidden)[::-1])
+        decoder = make(list(self.hidden)[::-1])
         return VAE(
             data,
             prior=_named("prior", self.prior, latent_dim=self.latent_dim) or priors.StandardNormal(self.latent_dim),
             likelihood=_named("likelihood", self.likelihood, network=decoder)
-            or likelihoods.Normal(decoder, learn="pixel", scale=1.0),
+            or likelihoods.Normal(decoder, _START, learn="pixel"),
             posterior=_named("posterior", self.posterior, network=encoder) or posteriors.DiagonalNormal(encoder),
         )
 

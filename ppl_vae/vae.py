@@ -33,6 +33,7 @@ from ppl_vae._piece_checks import (
     y_shape_of,
 )
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
+from ppl_vae._shown import Shown
 from ppl_vae.distributions.foreign import as_pyro
 from ppl_vae.networks import Binding, Shape
 
@@ -48,7 +49,7 @@ _counter = itertools.count()
 _names: weakref.WeakKeyDictionary[VAE, str] = weakref.WeakKeyDictionary()
 
 
-class VAE(nn.Module):
+class VAE(nn.Module, Shown):
     r"""p(x, z) = p(z) p(x|z) as a Pyro model, q(z|x) as its guide.
 
     .. math::
@@ -112,6 +113,12 @@ class VAE(nn.Module):
         self.posterior = posterior
         self._takes_y = {role: takes_y(piece) for role, piece in self._pieces().items()}
         self.latent_shape = self._bind(None if isinstance(data, (tuple, list)) else data)
+
+    def __repr__(self) -> str:
+        pieces = " + ".join(getattr(piece, "__name__", type(piece).__name__) for piece in self._pieces().values())
+        given = "" if self.y_shape is None else f" given {self.y_shape}"
+        size = sum(parameter.numel() for parameter in self.parameters())
+        return f"VAE({self.x_shape}{given} from {self.latent_shape}: {pieces}; {size:,} parameters)"
 
     @property
     def name(self) -> str:

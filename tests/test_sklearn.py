@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from sklearn.base import clone
@@ -79,7 +80,7 @@ def test_it_is_better_than_a_normal_where_the_data_are_no_normal():
     rng = np.random.default_rng(0)
     angle = rng.uniform(0, 2 * np.pi, 600)
     ring = np.c_[np.cos(angle), np.sin(angle)] * 50 + rng.normal(size=(600, 2)) + 1000
-    vae = VAEDensity(latent_dim=2, hidden=(32, 32), epochs=150, learning_rate=5e-3, device="cpu", random_state=0)
+    vae = VAEDensity(latent_dim=2, hidden=(32, 32), epochs=300, learning_rate=3e-3, device="cpu", random_state=0)
     assert vae.fit(ring[:400]).score(ring[400:]) > PCA(1).fit(ring[:400]).score(ring[400:]) + 0.5
 
 
@@ -116,7 +117,7 @@ def test_codes_and_back(fitted):
     assert back.shape == X.shape
     scaled = torch.tensor(fitted.scaler_.transform(X))
     expected = fitted.scaler_.inverse_transform(fitted.vae_.reconstruct(scaled).numpy())
-    np.testing.assert_allclose(back, expected, rtol=1e-5)
+    np.testing.assert_allclose(back, expected, atol=1e-5)  # the codes were float32
     with pytest.raises(ValueError, match="X has 3 columns; expected 2 codes"):
         fitted.inverse_transform(np.zeros((5, 3)))
 
@@ -134,7 +135,7 @@ def test_a_seed_is_the_whole_story(fitted):
 
 def test_nothing_of_a_fit_stays_in_pyros_store():
     VAEDensity(**SHORT).fit(X)
-    assert not list(pv.svi.pyro.get_param_store())
+    assert not list(pyro.get_param_store())
 
 
 def test_pieces_by_name_and_as_objects_that_stay_as_they_were():
@@ -146,14 +147,15 @@ def test_pieces_by_name_and_as_objects_that_stay_as_they_were():
     assert prior.raw_inputs is None
     assert type(vae.vae_.posterior).__name__ == "FullCovarianceNormal"
     assert (vae.score_samples(counts) < 0).all()
-    assert (vae.sample(5) == np.rint(vae.sample(5))).all()
+    draws = vae.sample(5)
+    assert (draws == np.rint(draws)).all()
 
 
 def test_missing_values_where_the_likelihood_takes_them():
     holes = np.where(np.random.default_rng(0).random(X.shape) < 0.2, np.nan, X)
     with pytest.raises(ValueError, match="NaN"):
         VAEDensity(**SHORT).fit(holes)
-    vae = VAEDensity(likelihood=pv.likelihoods.Mixed("real"), **SHORT).fit(holes)
+    vae = VAEDensity(likelihood="Mixed", **SHORT).fit(holes)
     assert np.isfinite(vae.score_samples(holes)).all()
     assert np.isfinite(vae.inverse_transform(vae.transform(holes))).all()
 
@@ -178,7 +180,7 @@ def test_an_unreliable_estimate_warns(fitted, monkeypatch):
         ({"latent_dim": 0}, "latent_dim is 0; expected a positive integer"),
         ({"prior": pv.priors.StandardNormal(3)}, "latent_dim is 2, and the prior has 3 dimensions; give that number"),
         ({"prior": "Norml"}, "prior is 'Norml'; expected one of"),
-        ({"likelihood": "Mixed"}, "likelihood 'Mixed' needs more than its name"),
+        ({"prior": "TwoLevel"}, "prior 'TwoLevel' needs more than its name"),
         ({"likelihood": "Bernoulli"}, "outside the support of Bernoulli"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"learning_rate": -1.0}, "learning_rate is -1.0"),
