@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name in _NAMES:
         return getattr(importlib.import_module(_NAMES[name]), name)
-    if name in __all__:
+    if name in __all__ or name == "sklearn":  # not in __all__: a star import would put it before the package sklearn
         return importlib.import_module(f"ppl_vae.{name}")
     raise AttributeError(f"module 'ppl_vae' has no attribute {name!r}")
 

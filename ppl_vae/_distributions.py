@@ -50,13 +50,26 @@ def centre(distribution: Any) -> Tensor:
     The point is the mean. On a sphere or a discrete set, where the mean lies outside the support, it is the mode.
     Without a closed form it is the mean of 256 draws, which are the same in every call.
     """
+    if measure(distribution) in ("a region of space", "the simplex"):  # where means of points lie in the support
+        return expectation(distribution)
     try:
-        flat = measure(distribution) in ("a region of space", "the simplex")  # where means of points lie in the support
-        return distribution.mean if flat else distribution.mode
+        return distribution.mode
     except NotImplementedError:
-        with untouched_random_state():
-            torch.manual_seed(0)
-            return distribution.sample((_DRAWS,)).mean(0)
+        return _mean_of_draws(distribution)
+
+
+def expectation(distribution: Any) -> Tensor:
+    """Return the mean, without a closed form that of 256 draws, which are the same in every call."""
+    try:
+        return distribution.mean
+    except NotImplementedError:
+        return _mean_of_draws(distribution)
+
+
+def _mean_of_draws(distribution: Any) -> Tensor:
+    with untouched_random_state():
+        torch.manual_seed(0)
+        return distribution.sample((_DRAWS,)).mean(0)
 
 
 def check_same_space(p_z: Any, q_z: Any) -> None:

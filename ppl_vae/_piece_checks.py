@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import pyro.distributions as dist
-import torch
 from torch import Tensor, nn
 
 from ppl_vae._distributions import innermost
@@ -85,12 +84,11 @@ def outside_support(likelihood: object, support: object, x: Tensor) -> str:
     return message + "; or choose a likelihood for such data, for instance Normal"
 
 
-def check_distribution(role: str, result: object, batch_shape: Shape, event_shape: Shape | None) -> None:
+def check_distribution(role: str, result: Any, batch_shape: Shape, event_shape: Shape | None) -> None:
     if not isinstance(result, dist.Distribution):
         what = f"{type(result).__module__}.{type(result).__qualname__}"
-        is_torch = isinstance(result, torch.distributions.Distribution)
-        fix = "use its counterpart in pyro.distributions" if is_torch else "return one"
-        raise TypeError(f"{role} returned {what}; expected a Pyro distribution ({fix})")
+        raise TypeError(f"{role} returned {what}; expected a distribution of Pyro, torch or zuko (return one)")
+    result = cast(Any, result)
     for name, shape in (("batch_shape", batch_shape), ("event_shape", event_shape)):
         given = tuple(getattr(result, name))
         if shape is not None and given != shape:
@@ -98,6 +96,13 @@ def check_distribution(role: str, result: object, batch_shape: Shape, event_shap
                 f"{role} returned a distribution of {name} {given}; expected {shape}: the dimensions of one datum or "
                 "latent vector belong to the event, .to_event(n), all others to the batch"
             )
+    try:
+        result.expand((2, *result.batch_shape))
+    except NotImplementedError as error:
+        raise TypeError(
+            f"{role} returned {type(result).__qualname__}, which does not expand to more data ({error}); give its "
+            "class a method expand(batch_shape, _instance=None)"
+        ) from error
 
 
 def leaves(tensor: Tensor) -> Iterator[Tensor]:

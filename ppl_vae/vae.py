@@ -22,7 +22,7 @@ from pyro.distributions.util import is_validation_enabled
 from pyro.params import param_with_module_name
 from torch import Tensor, nn
 
-from ppl_vae._distributions import centre, check_same_space, describe, innermost
+from ppl_vae._distributions import centre, check_same_space, describe, expectation, innermost
 from ppl_vae._piece_checks import (
     GivenPiece,
     bind_piece,
@@ -36,6 +36,8 @@ from ppl_vae._piece_checks import (
 )
 from ppl_vae._recorded import state_of
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
+from ppl_vae._shown import Shown
+from ppl_vae.distributions.foreign import as_pyro
 from ppl_vae.networks import Binding, Shape
 
 if TYPE_CHECKING:
@@ -43,21 +45,22 @@ if TYPE_CHECKING:
 
     from ppl_vae.data import Dataset
 
-# returns a Pyro distribution: see priors.Prior, likelihoods.Likelihood, posteriors.Posterior
+# returns a distribution of Pyro, torch or zuko: see priors.Prior, likelihoods.Likelihood, posteriors.Posterior
 Piece = Callable[..., Any]
 
 _counter = itertools.count()
 _names: weakref.WeakKeyDictionary[VAE, str] = weakref.WeakKeyDictionary()
 
 
-class VAE(nn.Module):
+class VAE(nn.Module, Shown):
     r"""p(x, z) = p(z) p(x|z) as a Pyro model, q(z|x) as its guide.
 
     .. math::
         \log p(x) = \underbrace{\mathbb E_{q(z|x)}[\log p(x, z) - \log q(z|x)]}_{\text{ELBO}}
         + \mathrm{KL}(q(z|x) \,\|\, p(z|x)).
 
-    The pieces are callables that return Pyro distributions. A piece with a method ``bind(binding)`` takes its sizes
+    The pieces are callables that return distributions, of Pyro, of torch or of zuko (`distributions.foreign.as_pyro`
+    makes them Pyro's). A piece with a method ``bind(binding)`` takes its sizes
     from the data. `VAE` calls every piece once on two zeros and refuses a piece that fails, before the first training
     step. A piece with parameters must be an ``nn.Module`` or use ``pyro.param``; otherwise nothing would train it.
 
@@ -78,7 +81,7 @@ class VAE(nn.Module):
             there; None without such data, and for data that are read from disk.
 
     Raises:
-        TypeError: If a piece does not return a Pyro distribution.
+        TypeError: If a piece does not return a distribution, or one that cannot expand.
         ValueError: If the shapes of a piece do not fit, if the VAE cannot see its parameters, if q(z|x) puts mass where
             p(z) has none, or if no piece takes the condition.
 
@@ -119,6 +122,12 @@ class VAE(nn.Module):
         self._takes_y = {role: takes_y(piece) for role, piece in self._pieces().items()}
         self.latent_shape = self._bind(None if isinstance(data, (tuple, list)) else data)
 
+    def __repr__(self) -> str:
+        pieces = " + ".join(getattr(piece, "__name__", type(piece).__name__) for piece in self._pieces().values())
+        given = "" if self.y_shape is None else f" given {self.y_shape}"
+        size = sum(parameter.numel() for parameter in self.parameters())
+        return f"VAE({self.x_shape}{given} from {self.latent_shape}: {pieces}; {size:,} parameters)"
+
     @property
     def name(self) -> str:
         """The name under which Pyro keeps the parameters: unique in the process; a copy has its own name."""
@@ -128,16 +137,16 @@ class VAE(nn.Module):
 
     def p_z(self, y: Tensor | None = None) -> Any:
         """Return p(z), batch shape (), or in a conditional model p(z|y), batch shape (batch,) or ()."""
-        return self.prior(*self._condition("prior", y))
+        return as_pyro(self.prior(*self._condition("prior", y)))
 
     def p_x(self, z: Float[Tensor, "*batch latent"], y: Tensor | None = None) -> Any:
         """Return p(x|z), or in a conditional model p(x|z, y), batch shape ``z.shape[:-1]``."""
         visible = z if self._visible_dim is None else z[..., : self._visible_dim]
-        return self.likelihood(visible, *self._condition("likelihood", y))
+        return as_pyro(self.likelihood(visible, *self._condition("likelihood", y)))
 
     def q_z(self, x: Float[Tensor, " batch *x_shape"], y: Tensor | None = None) -> Any:
         """Return q(z|x), or in a conditional model q(z|x, y), batch shape (batch,)."""
-        return self.posterior(x, *self._condition("posterior", y))
+        return as_pyro(self.posterior(x, *self._condition("posterior", y)))
 
     def model(self, x: Tensor | None = None, y: Tensor | None = None, *, size: int | None = None) -> Tensor:
         """Run p(x, z): score `x`, or without `x` sample `size` data (by default one for each row of `y`)."""
@@ -164,9 +173,12 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def decode(self, z: Float[Tensor, "*batch latent"], y: Tensor | None = None) -> Tensor:
-        """Return the mean of p(x|z), shape ``(*z.shape[:-1], *x_shape)``, in evaluation mode."""
+        """Return the mean of p(x|z), shape ``(*z.shape[:-1], *x_shape)``, in evaluation mode.
+
+        Without a closed form (a flow as likelihood) it is the mean of 256 draws, which are the same in every call.
+        """
         with evaluation_mode(self):
-            return self.p_x(z, y).mean
+            return expectation(self.p_x(z, y))
 
     def reconstruct(
         self, x: Float[Tensor, " batch *x_shape"], y: Tensor | None = None
@@ -187,7 +199,7 @@ class VAE(nn.Module):
             p_z = self.p_z(y)
             z = p_z.sample(() if p_z.batch_shape else (size if y is None else len(y),))
             p_x = self.p_x(z, y)
-            return p_x.mean if mean else p_x.sample()
+            return expectation(p_x) if mean else p_x.sample()
 
     def score(self, x: Float[Tensor, " batch *x_shape"], y: Tensor | None = None) -> Float64[Tensor, " batch"]:
         """Return log p(x) of each datum, in nats: exact where possible, otherwise an estimate.
@@ -420,7 +432,7 @@ class VAE(nn.Module):
         for role, piece in self._pieces().items():
             if isinstance(piece, type) or not callable(piece):
                 raise TypeError(
-                    f"{role} is {piece!r}; expected an object or a function that returns a Pyro distribution, "
+                    f"{role} is {piece!r}; expected an object or a function that returns a distribution, "
                     "such as priors.StandardNormal(latent_dim=2)"
                 )
         if self.y_shape is not None and not any(self._takes_y.values()):
@@ -464,7 +476,7 @@ class VAE(nn.Module):
         with untouched_random_state(), evaluation_mode(self), torch.enable_grad():
             with poutine.trace(param_only=True) as tracer:
                 try:
-                    result = piece(*arguments)
+                    result = as_pyro(piece(*arguments))
                 except Exception as error:
                     shapes = ", ".join(str(tuple(a.shape)) for a in arguments) or "no argument"
                     raise ValueError(f"{role} failed when called with {shapes}: {error}") from error

@@ -10,6 +10,7 @@ import pytest
 from short_runs import without_pictures
 
 from ppl_vae import cli
+from ppl_vae.objectives import sample_log_weights
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -59,6 +60,29 @@ def test_table_imputation(capsys):
     vae, plain = found["VAE"].mean(0), found["mean or most frequent"].mean(0)
     assert (vae < plain).all()
     assert "5 nearest neighbours" in capsys.readouterr().out
+
+
+def test_density_table(capsys):
+    found = load("density_table").main(folds=2, epochs=2, rows=40, only="moons")
+    assert set(found) == {"PCA", "KernelDensity", "GaussianMixture", "VAEDensity"}
+    assert all(-8 < mean < -1 for ((mean, _),) in (model.values() for model in found.values()))
+    assert "held-out log p(x), nats" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")  # Lightning's advice on workers
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_lightning_module(tmp_path, precision):
+    pytest.importorskip("lightning", reason="lightning is not installed (the extra test has it)")
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    module, digits = load("lightning_module").main(3, precision, default_root_dir=tmp_path, **quiet)
+    logged = float(module.trainer.callback_metrics["validation_elbo"])
+    x = digits.validation.x
+    weights = sample_log_weights(module.vae.model, module.vae.guide, x, num_particles=50)
+    elbo = float(weights.log_w.mean())
+    assert elbo > -40  # 44 before training
+    assert logged == pytest.approx(elbo, abs=1.0)  # one draw a datum, 162 data; bfloat16
+    assert list(tmp_path.rglob("*.ckpt"))  # loggers and checkpoints are Lightning's
 
 
 def test_every_example_is_tested():

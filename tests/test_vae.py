@@ -588,30 +588,35 @@ class Hidden:
         return dist.Normal(self.network(inputs), 1.0).to_event(1)
 
 
+class Stiff(torch.distributions.MultivariateNormal):
+    def __init__(self) -> None:
+        super().__init__(torch.zeros(2), torch.eye(2))
+
+
 BAD_PIECES: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     (
-        "torch distribution",
-        {"prior": lambda: torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2), 1.0), 1)},
+        "torch distribution that does not expand",
+        {"prior": lambda: Stiff()},
         TypeError,
-        r"prior returned torch.distributions.independent.Independent; expected a Pyro distribution \(use its counterpa",
+        r"prior returned Stiff, which does not expand to more data .*; give its class a method expand",
     ),
     (
-        "torch distribution",
+        "torch distribution of scalars",
         {"posterior": lambda x: torch.distributions.Normal(torch.zeros(len(x), 2), 1.0)},
-        TypeError,
-        r"posterior returned torch.distributions.normal.Normal; expected a Pyro distribution \(use its counterpart in",
+        ValueError,
+        r"posterior returned a distribution of batch_shape \(2, 2\); expected \(2,\)",
     ),
     (
         "nothing",
         {"likelihood": lambda z: None},
         TypeError,
-        r"likelihood returned .*NoneType; expected a Pyro distribution \(return one\)",
+        r"likelihood returned .*NoneType; expected a distribution of Pyro, torch or zuko \(return one\)",
     ),
     (
         "tensor",
         {"likelihood": lambda z: torch.zeros(len(z), PIXELS)},
         TypeError,
-        r"likelihood returned torch.Tensor; expected a Pyro distribution \(return one\)",
+        r"likelihood returned torch.Tensor; expected a distribution of Pyro, torch or zuko \(return one\)",
     ),
     (
         "class",
@@ -620,7 +625,7 @@ BAD_PIECES: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         r"prior is <class .*StandardNormal'>; expected an object or a function",
     ),
     ("class", {"likelihood": likelihoods.Bernoulli}, TypeError, r"likelihood is <class .*Bernoulli'>; expected an obj"),
-    ("not callable", {"posterior": 3}, TypeError, r"posterior is 3; expected an object or a function that returns a P"),
+    ("not callable", {"posterior": 3}, TypeError, r"posterior is 3; expected an object or a function that returns a d"),
     (
         "scalar latent",
         {"prior": lambda: normal(event=0)},

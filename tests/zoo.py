@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -426,6 +427,75 @@ POSTERIORS = [
         closed_form=False,
     ),
 ]
+
+
+class TorchNormal(torch.nn.Module):
+    """Torch's own distributions: a posterior, or a likelihood, of normals around the outputs of a network."""
+
+    def __init__(self, network: Any, latent: bool) -> None:
+        super().__init__()
+        self.network, self.latent = networks.ParameterNetwork(network, "TorchNormal"), latent
+
+    def bind(self, binding: networks.Binding) -> None:
+        shapes = (binding.x_shape, binding.latent_shape)
+        self.network.build(*(shapes if self.latent else reversed(shapes)), binding.y_shape)
+
+    def forward(self, inputs: Tensor) -> Any:
+        (mean,) = self.network(inputs)
+        event_dim = 1 if self.latent else mean.dim() - inputs.dim() + 1
+        return torch.distributions.Independent(torch.distributions.Normal(mean, torch.ones_like(mean)), event_dim)
+
+
+class ZukoFlow(torch.nn.Module):
+    """A conditional flow of zuko's as posterior."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = networks.ParameterNetwork(network, "ZukoFlow")
+
+    def bind(self, binding: networks.Binding) -> None:
+        self.network.build(binding.x_shape, (4,), binding.y_shape)
+        self.flow = zuko().flows.MAF(*binding.latent_shape, 4, transforms=2, passes=2, hidden_features=[9])
+
+    def forward(self, inputs: Tensor) -> Any:
+        (context,) = self.network(inputs)
+        return self.flow(context)
+
+
+def zuko() -> Any:
+    """The package zuko; importing it switches off the validation of torch, which is switched on again."""
+    before = torch.distributions.Distribution._validate_args
+    try:
+        return importlib.import_module("zuko")
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(before)
+
+
+class TorchPrior(torch.nn.Module):
+    """A prior of torch's own distributions."""
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.loc = torch.nn.Parameter(torch.zeros(latent_dim))
+
+    def forward(self) -> Any:
+        return torch.distributions.Independent(torch.distributions.Normal(self.loc, torch.ones_like(self.loc)), 1)
+
+
+PRIORS += [Prior("TorchNormal", TorchPrior)]
+LIKELIHOODS += [Likelihood("TorchNormal", lambda network: TorchNormal(network, latent=False), REAL)]
+POSTERIORS += [Posterior("TorchNormal", lambda network: TorchNormal(network, latent=True))]
+if importlib.util.find_spec("zuko"):  # else these entries are absent: `test_foreign` skips with the reason
+    PRIORS += [
+        Prior("ZukoMAF", lambda d: zuko().flows.MAF(d, transforms=2, hidden_features=[9]), closed_form=False),
+        Prior(
+            "ZukoSpline",
+            lambda d: zuko().flows.NSF(d, bins=4, transforms=2, hidden_features=[9]),
+            closed_form=False,
+            tolerance=1e-4,
+        ),
+    ]
+    POSTERIORS += [Posterior("ZukoFlow", ZukoFlow, min_latent=2, closed_form=False)]
 
 NETWORKS = [
     Network("MLP-softplus", lambda: MLP([9, 7])),

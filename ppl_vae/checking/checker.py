@@ -16,6 +16,7 @@ from ppl_vae.checking.asking import ROLES, Findings, one_line, wrong_by
 from ppl_vae.checking.pieces import Piece, ask_about_piece, ask_about_space
 from ppl_vae.checking.report import Report
 from ppl_vae.checking.sites import check_pair
+from ppl_vae.distributions.foreign import as_pyro
 from ppl_vae.networks import Binding
 from ppl_vae.objectives.losses import Program
 from ppl_vae.vae import VAE
@@ -185,7 +186,7 @@ class _Alone(nn.Module):
 
     def forward(self, *given: Tensor | None) -> Any:
         """Return the piece's distribution."""
-        return self.piece(*given if self.takes_y and given[-1] is not None else given[:-1])
+        return as_pyro(self.piece(*given if self.takes_y and given[-1] is not None else given[:-1]))
 
 
 def _check_alone(

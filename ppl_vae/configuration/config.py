@@ -331,7 +331,7 @@ def _resolve_piece(
         network = values.pop(parameter, at_hand.get(parameter))
         resolved[parameter] = _resolve_piece(NETWORK, below, network, options, DEFAULT_NETWORK, optional=not needed)
     resolved |= schema.complete(_take(schema, values, options))
-    return {"class": name, **{parameter: resolved[parameter] for parameter in schema.order}}
+    return {"class": name, **{parameter: resolved[parameter] for parameter in schema.order if parameter in resolved}}
 
 
 def _take(schema: Arguments, values: Tree, options: dict[str, str]) -> Tree:

@@ -85,7 +85,7 @@ class Kind:
         if self._is_value(target):
             return target
         made = target(**arguments)
-        if isinstance(made, dist.Distribution):
+        if isinstance(made, (dist.Distribution, torch.distributions.Distribution)):
             raise TypeError(
                 f"{self.name} {target.__name__} returned a distribution; expected a class, or a function whose result "
                 "is the piece, a callable that returns the distribution"
@@ -207,6 +207,7 @@ class Arguments:
         everything = self.add_to(ArgumentParser(exit_on_error=False, add_help=False, allow_abbrev=False))
         parameters = {n: (p, owner) for n, (p, owner) in _parameters(target).items() if n in everything}
         self.networks = {n: _needs_network(p, owner) for n, (p, owner) in parameters.items() if _is_network(p)}
+        self.own = parameters.keys()
         self.required = [n for n, (p, _) in parameters.items() if p.default is p.empty and n not in self.networks]
         self.never_null = [n for n, (p, _) in parameters.items() if _refuses_null(p) and n not in self.networks]
         self.order = list(dict.fromkeys([*parameters, *everything]))
@@ -223,11 +224,16 @@ class Arguments:
         """Return all arguments with their defaults, checked by type, as plain values that YAML can hold."""
         parsed = self._parse(values)
         plain = yaml.safe_load(self._parser.dump(parsed)) or {}
-        return {name: plain.get(name) for name in self.names}  # jsonargparse writes no nulls
+        return {name: plain.get(name) for name in self.names if self._is_said(name, values)}  # no nulls are written
 
     def objects(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments as the Python objects to call the target with."""
-        return dict(vars(self._parser.instantiate(self._parse(values))))
+        found = vars(self._parser.instantiate(self._parse(values)))
+        return {name: value for name, value in found.items() if self._is_said(name, values)}
+
+    def _is_said(self, name: str, values: Mapping[str, Any]) -> bool:
+        """Whether to pass an argument on: jsonargparse also finds what functions within take, not all of which fits."""
+        return name in self.own or name in values
 
     def _parse(self, values: Mapping[str, Any]) -> Any:
         for name in values:

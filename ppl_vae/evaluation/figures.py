@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_vae._shown import Shown
 from ppl_vae.evaluation.bootstrap import Interval
 from ppl_vae.evaluation.diagnostics import LatentUse
 from ppl_vae.evaluation.elbo import Bound
@@ -43,7 +44,7 @@ UNITS = {
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Shown):
     """The evaluation of a model on some data; nats per datum.
 
     Attributes:
@@ -69,6 +70,13 @@ class Evaluation:
     sampled: Evidence | None
     notes: tuple[str, ...]
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{UNITS[name][0]} {self.figures[name]!s}" for name in ("log_evidence", "elbo") if name in self.figures
+        ]
+        how = f"{self.evidence.method}, {self.evidence.kind}"
+        return f"Evaluation({len(self.evidence):,} data; {'; '.join([*shown, how])}; {len(self.notes)} notes)"
 
     def table(self) -> str:
         """Return the figures as lines of text, with units and 95% intervals over data, and the notes."""

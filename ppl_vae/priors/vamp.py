@@ -15,6 +15,7 @@ from ppl_vae._piece_checks import takes_y
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae._validation import check_choice, check_positive_int
 from ppl_vae.distributions.box import check_box
+from ppl_vae.distributions.foreign import as_pyro
 from ppl_vae.distributions.normal import Normal
 from ppl_vae.distributions.normal_mixture import NormalMixture
 from ppl_vae.networks import Binding, Shape
@@ -159,7 +160,7 @@ class VampPrior(_Prior):
             raise RuntimeError(f"{self.owner} refers to no posterior: put it into a VAE")
         labels = () if self.raw_labels is None else (self.raw_labels.softmax(-1),)
         with evaluation_mode(posterior) if isinstance(posterior, nn.Module) else nullcontext():
-            return posterior(inputs, *labels)
+            return as_pyro(posterior(inputs, *labels))
 
     def _unbounded(self, inputs: Tensor) -> Tensor:
         if self.low is None or self.high is None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ppl_vae._shown import Shown
 from ppl_vae.data import Dataset
 from ppl_vae.objectives.losses import Program
 from ppl_vae.svi import Compile
@@ -15,7 +16,7 @@ Stopped = Literal["finished", "early stopping", "interrupted"]
 
 
 @dataclass
-class Run:
+class Run(Shown):
     """A training run: the program, the data, and the history of figures, in nats per datum.
 
     Attributes:
@@ -50,6 +51,18 @@ class Run:
     best_epoch: int | None = None
     state: Callable[[], dict[str, Any]] = dict
 
+    def __repr__(self) -> str:
+        program = repr(self.program) if isinstance(self.program, VAE) else "a (model, guide) pair"
+        shown = {"validation ELBO": "validation_elbo", "ELBO": "elbo", "bound": "bound"}
+        figure = next(
+            (f"{label} {self.final[key]:.2f}" for label, key in shown.items() if key in self.final), "no epoch"
+        )
+        state = self.stopped or "not ended"
+        return (
+            f"Run({program}; {len(self.history)} epochs in {self.seconds:.1f} s on {self.device}, seed {self.seed}, "
+            f"{state}; {figure})"
+        )
+
     @property
     def final(self) -> dict[str, float]:
         """The record of the last epoch, or of the best epoch if early stopping chose one; empty before the first."""
@@ -72,12 +85,26 @@ class Progress:
 
 
 class Callback:
-    """An observer of a training run. Any object with some of these methods will do; here each method does nothing.
+    """The protocol of an observer of a training run; here each method does nothing.
+
+    Any object with some of these methods will do; it inherits nothing. What a method draws at random does not change
+    the run, and what it raises ends it. ``run.program`` is the program as it is trained, in training mode.
 
     Example:
-        >>> class Print(Callback):
+        >>> class Table:
+        ...     def on_start(self, run):
+        ...         self.rows = []
+        ...
         ...     def on_epoch(self, run, record):
-        ...         print(record["epoch"], round(record["elbo"], 2))
+        ...         self.rows.append((record["epoch"], record["elbo"] > -1000))
+        >>> import ppl_vae as pv
+        >>> import torch
+        >>> vae = pv.VAE((4,), prior=pv.priors.StandardNormal(2), likelihood=pv.likelihoods.Normal(),
+        ...              posterior=pv.posteriors.DiagonalNormal())
+        >>> table = Table()
+        >>> run = pv.fit(vae, torch.randn(64, 4), epochs=2, batch_size=64, callbacks=[table], device="cpu")
+        >>> table.rows
+        [(1, True), (2, True)]
     """
 
     def on_start(self, run: Run) -> None:

@@ -15,7 +15,7 @@ from ppl_vae.comparison.statistics.measured import Measured
 from ppl_vae.comparison.words import WIDTH, aligned, for_json, plain, to_csv
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison(Results):
     """Estimators side by side at fixed parameters; its attributes are those of `Results`."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ppl_vae._shown import Shown
 from ppl_vae.comparison.contenders import Undefined
 from ppl_vae.comparison.statistics.measured import Measured
 
@@ -118,7 +119,7 @@ class KnownEvidence:
 
 
 @dataclass(frozen=True)
-class Results:
+class Results(Shown):
     """Estimators side by side at fixed parameters.
 
     Attributes:
@@ -144,6 +145,13 @@ class Results:
     seconds: float
     notes: tuple[str, ...] = ()
     split_size: int | None = None
+
+    def __repr__(self) -> str:
+        names, counts = dict.fromkeys(row.name for row in self.rows), sorted({row.num_particles for row in self.rows})
+        return (
+            f"{type(self).__name__}({', '.join(names)} at K = {', '.join(map(str, counts))}; "
+            f"{self.replicates:,} replicates on {self.data_shape[0]:,} data)"
+        )
 
     @property
     def where(self) -> str:

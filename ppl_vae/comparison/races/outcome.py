@@ -16,7 +16,7 @@ from ppl_vae.comparison.words import WIDTH, aligned, at_k, for_json, plain, seco
 _NAME = 32  # longest name that a line shows whole
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Race(RaceResults):
     """A training race; its attributes are those of `RaceResults`."""
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ppl_vae._shown import Shown
 from ppl_vae.comparison.contenders import Undefined
 from ppl_vae.comparison.races.runs import Axis, RaceRun
 from ppl_vae.comparison.statistics.measured import Measured, exponential, negated
@@ -88,7 +89,7 @@ class Band(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RaceResults:
+class RaceResults(Shown):
     """A training race; figures in nats per datum.
 
     Runs that failed count in no figure over seeds, except in the arrivals at a target that they reached before. The
@@ -109,6 +110,12 @@ class RaceResults:
     settings: Mapping[str, Any]
     machine: Mapping[str, Any]
     seconds: float
+
+    def __repr__(self) -> str:
+        entered = ", ".join(f"{name} at K = {k}" for name, k in self.contenders)
+        failed = sum(run.failed for run in self.runs)
+        ended = f", {failed} of {len(self.runs)} runs failed" if failed else ""
+        return f"{type(self).__name__}({entered}; seeds {', '.join(map(str, self.seeds))}{ended})"
 
     @property
     def contenders(self) -> list[tuple[str, int]]:
