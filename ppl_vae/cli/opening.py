@@ -25,7 +25,13 @@ from ppl_vae.vae import VAE
 SplitName = Literal["train", "validation", "test", "all"]
 
 BATCH = 1000
-OF_ONE_SET = ("validation", "test", "seed")  # the split of the run's data set, which means nothing in another set
+OF_ONE_SET = (
+    "validation",
+    "test",
+    "seed",
+    "labels",
+    "ids",
+)  # the split of the run's data set, which means nothing in another set
 PLACES = ("root", "max_in_memory_gib")  # options that say where the data are, and not which data they are
 
 

@@ -119,7 +119,9 @@ def test_evaluate_and_compare_take_what_fit_takes(kind):
     assert found.figures["log_evidence"].value == known.figures["log_evidence"].value
     if kind != "array":  # arrays and tuples are the batch itself
         held = holdings()[kind][0]
-        one = ppl_vae.compare(vae, held, objectives=["ELBO"], particles=1, replicates=20, size=60, minibatch=False, log_evidence=0.0)
+        one = ppl_vae.compare(
+            vae, held, objectives=["ELBO"], particles=1, replicates=20, size=60, minibatch=False, log_evidence=0.0
+        )
         assert one.data_shape == (60, 3)
 
 
