@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +61,16 @@ def ids_of(frame: Any) -> np.ndarray | None:
     return np.asarray(index).astype(str)
 
 
-def coded_labels(values: Any, rows: int, what: str) -> tuple[Tensor, tuple[str, ...]]:
-    """Return labels as integers, and the words behind them; no words for labels that are integers.
+def coded_labels(
+    values: Any, rows: int, what: str, categories: Sequence[Any] | None = None
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Return labels as integers, and the words behind them in sorted order, or in that of their categories.
+
+    Labels that are integers stay, and have no words.
 
     Raises:
         ValueError: For another number of labels, a missing one, or fractions.
     """
-    categories = None
     if hasattr(values, "dtype") and hasattr(values, "to_numpy"):
         values, categories = _column(values, what)
     array = np.asarray(values.cpu() if isinstance(values, Tensor) else values)
@@ -99,13 +102,29 @@ def read_frame(path: Path) -> Any:
     suffix = path.suffix.lower()
     try:
         if suffix == ".parquet":
-            return pandas.read_parquet(path)
-        return pandas.read_csv(path, sep="\t" if suffix == ".tsv" else _separator(path), float_precision="round_trip")
+            frame = pandas.read_parquet(path)
+        else:
+            separator = "\t" if suffix == ".tsv" else _separator(path)
+            frame = pandas.read_csv(path, sep=separator, float_precision="round_trip")
     except ImportError as error:
         raise ValueError(f"{path} is read by pyarrow, which is not installed: pip install 'ppl-vae[tables]'") from error
     except (ValueError, UnicodeError, pandas.errors.ParserError) as error:
         text = " ".join(str(error).split())
         raise ValueError(f"{path} cannot be read as a table ({text}): one header and as many values a row") from error
+    names = [str(name) for name in frame.columns]
+    running = [[str(start + i) for i in range(len(names))] for start in (0, 1)]
+    if names and all(map(_is_number, names)) and names not in running:
+        raise ValueError(f"{path} has no names of columns (its first line is {', '.join(names[:4])}): add a header")
+    if not len(frame):
+        raise ValueError(f"{path} has no rows: one header and at least one row were expected")
+    return frame
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return np.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _separator(path: Path) -> str:

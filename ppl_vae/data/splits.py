@@ -129,8 +129,8 @@ class Split:
         return self._gather(pieces, device)
 
     def first(self, batch_size: int, device: torch.device | str | None = None) -> tuple[Tensor, ...]:
-        """Return the first batch, without a pass over the rest."""
-        return next(self.batches(batch_size, device=device))
+        """Return the first batch, or all rows if there are fewer, without a pass over the rest."""
+        return next(self.batches(min(batch_size, len(self)), device=device))
 
     def num_batches(self, batch_size: int) -> int | None:
         """Return how many batches `batches` gives; None where nothing tells."""

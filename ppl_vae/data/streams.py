@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
-from torchvision.transforms.functional import pil_to_tensor
 
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae.data.rows import LazyRows
@@ -241,4 +240,8 @@ def _without_pictures(item: Any) -> Any:
         return tuple(map(_without_pictures, item))
     if isinstance(item, dict):
         return {name: _without_pictures(value) for name, value in item.items()}
-    return pil_to_tensor(item) if hasattr(item, "getbands") else item
+    if not hasattr(item, "getbands"):
+        return item
+    from torchvision.transforms.functional import pil_to_tensor  # takes a second
+
+    return pil_to_tensor(item)

@@ -137,7 +137,8 @@ def from_table(
     x = torch.from_numpy(np.stack(values, 1).astype(np.float32))
     words: tuple[str, ...] = ()
     if labels is not None:
-        labels, words = coded_labels(aside.get("labels", labels), len(x), f"the labels of {name}")
+        order = declared.get(titles.get("labels", ""))
+        labels, words = coded_labels(aside.get("labels", labels), len(x), f"the labels of {name}", order)
     names = aside.get("ids", index if ids is None else ids)
     if names is not None and len(names := np.asarray(names).astype(str)) != len(x):
         raise ValueError(f"the ids of {name} have {len(names)} rows and the data {len(x)}: they must be as many")
@@ -232,7 +233,7 @@ def _column(content: np.ndarray, kind: Any, what: str) -> tuple[np.ndarray, str,
     """Return a column as float64, its kind, and the values behind its codes."""
     if isinstance(kind, Sequence) and not isinstance(kind, str):
         return _coded(content, kind, what)
-    numeric = content.dtype.kind in "fiub" or _all_numbers(content)
+    numeric = content.dtype.kind in "fiub" or all(v is None or isinstance(v, int | float | np.number) for v in content)
     if numeric:
         numbers = np.array([np.nan if v is None else v for v in content], dtype=np.float64)
         if kind != "categorical":
@@ -270,10 +271,6 @@ def _coded(content: np.ndarray, values: Sequence[Any], what: str) -> tuple[np.nd
             )
         found[row] = code[key]
     return found, f"categorical:{len(values)}", tuple(values)
-
-
-def _all_numbers(content: np.ndarray) -> bool:
-    return content.dtype.kind == "O" and all(v is None or isinstance(v, (int, float, np.number)) for v in content)
 
 
 def _guess(numbers: np.ndarray) -> str:

@@ -6,30 +6,25 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-import pyro
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ppl_vae._machine import check_fits
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae.data import Dataset, Split
 from ppl_vae.data.streams import ItemSplit, Stream
-from ppl_vae.objectives.impossible import Limits, alarm_of
+from ppl_vae.objectives.impossible import Limits
 from ppl_vae.objectives.losses import BatchLoss
 from ppl_vae.svi import SVI
+from ppl_vae.training.rehearsal import CHECK, rehearse
 from ppl_vae.training.run import Callback, Progress, Run
 from ppl_vae.training.state import DivergedError, Means, TrainingState, diagnose
 from ppl_vae.vae import VAE
 
 CHECK_EVERY = 100  # steps between two checks of the losses: the last good state is never further back
-_SMALLER = "batch_size or num_particles"
-_CHECK = "ppl_vae.check looks at each density"
 MONITOR = "validation_elbo"
 
 
@@ -61,27 +56,7 @@ class Loop:
 
     def rehearse(self) -> None:
         """Run everything once under full validation, without moving state, to refuse now what cannot work."""
-        with untouched_random_state(), evaluation_mode(*self.modules), self._batch_norm_checked():
-            batch = self.train.first(self.batch_size, self.result.device)
-            particles = getattr(getattr(self.svi.loss, "objective", self.svi.loss), "num_particles", 1)
-            check_fits(batch[0].numel() * particles, f"batches of {len(batch[0])} with {particles} particles", _SMALLER)
-            if isinstance(vae := self.result.program, VAE):
-                self._check_shape(vae)
-                data = self.result.data
-                self.result.caveat = vae.check_support(replace(data, train=Split(batch)) if self.unseen else data)
-                y = batch[1:2]
-                if alarm := alarm_of(vae.q_z(batch[0], *y), vae.p_z(*y)):
-                    warnings.warn(alarm, stacklevel=3)
-            with pyro.validation_enabled():
-                first = self.svi.backward(*batch)
-                self.limits = first.limits
-                if term := Means.of([first]).impossible(first.limits, len(batch[0])):
-                    raise ValueError(f"the first batch has a figure that no model gives: {term}; {_CHECK}")
-                if all(parameter.grad is None for parameter in self.svi.parameters.values()):
-                    raise ValueError(
-                        "the objective depends on no parameter that requires a gradient; register networks with "
-                        "pyro.module (or make the program's pieces nn.Modules of a VAE) and unfreeze what should train"
-                    )
+        self.limits = rehearse(self.result, self.svi, self.modules, self.batch_size)
 
     def prepare(self, resume: dict[str, Any] | None) -> None:
         """Make optimiser and scheduler, and restore the state of an earlier run if there is one."""
@@ -172,7 +147,7 @@ class Loop:
         record = self._make_record(rows / (time.perf_counter() - began))
         if self._wrong is not None:
             state.restore(good)
-            raise DivergedError(state.epoch + 1, self.steps, f"on validation data {self._wrong}", good, _CHECK)
+            raise DivergedError(state.epoch + 1, self.steps, f"on validation data {self._wrong}", good, CHECK)
         self.result.history.append(record)
         self._schedule(record)
         self._note_best(record)
@@ -197,7 +172,7 @@ class Loop:
             raise diagnose(state, good, None if self.streamed else self.train, self.batch_size, self.result.device)
         if found := state.impossible(self.limits, self._sizes):
             state.restore(good)
-            raise DivergedError(state.epoch + 1, *found, good, _CHECK)
+            raise DivergedError(state.epoch + 1, *found, good, CHECK)
         if state.step != self.steps:  # at its start the next epoch captures its own
             good = state.capture()
         self._report(seconds, steps_done)
@@ -214,13 +189,6 @@ class Loop:
             )
         state.terms = state.terms[: state.step]
         self._look_back(good, seconds, state.step)
-
-    def _check_shape(self, vae: VAE) -> None:
-        """Refuse data of another shape than the VAE's."""
-        if (shape := self.result.data.x_shape) != vae.x_shape:
-            raise ValueError(
-                f"the data have rows of shape {shape}, and the VAE is for {vae.x_shape}: reshape one of them"
-            )
 
     def _asked_to_stop(self) -> bool:
         if self.stop is None:
@@ -306,26 +274,3 @@ class Loop:
             seconds_left=left / rate,
         )
         self.tell("on_progress", progress)
-
-    @contextmanager
-    def _batch_norm_checked(self) -> Iterator[None]:
-        """Refuse a batch of one datum where batch normalisation would see only one value for each channel."""
-        alone: list[nn.Module] = []
-
-        def look(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            rows = self.batch_size if self.streamed else min(self.batch_size, len(self.train))
-            if inputs[0].numel() <= rows * inputs[0].shape[1]:
-                alone.append(module)
-
-        parts = {part for module in self.modules for part in module.modules() if isinstance(part, _BatchNorm)}
-        hooks = [part.register_forward_pre_hook(look) for part in parts]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-        if alone and 1 in (self.batch_size, 0 if self.streamed else len(self.train) % self.batch_size):
-            raise ValueError(
-                f"batch normalisation ({type(alone[0]).__name__}) cannot train on one datum, and the {self.train!r} "
-                f"in batches of {self.batch_size} leave a last batch of one; choose another batch_size"
-            )

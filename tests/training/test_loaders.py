@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import ppl_vae
 from ppl_vae import VAE, likelihoods, networks, posteriors, priors
 from ppl_vae.data import Dataset, as_split
+from ppl_vae.runs import RunFolder, read_facts
 
 X = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
 
@@ -100,6 +101,21 @@ def test_resumes_in_the_midst_with_the_epoch_from_its_beginning():
         again = fit(run.program, loader(), seed=None, resume=run.state())
     assert [record["step"] for record in again.history] == [4, 8, 12]
     assert not torch.equal(stopped, weights(run.program))
+
+
+def test_another_first_batch_is_no_other_data():
+    """A loader that shuffles gives another first batch each time; its run is resumed, and written, all the same."""
+    run = fit(make_vae(), loader(), epochs=1)
+    torch.rand(7)  # another order
+    fit(run.program, loader(), epochs=2, seed=None, resume=run.state())
+    assert repr(run.data) == "Dataset(data: a loader's train, 0 validation, 0 test rows of (3,), binarize=none)"
+
+
+def test_a_run_of_a_loader_is_written(tmp_path):
+    folder = RunFolder(tmp_path / "run", "{}")
+    fit(make_vae(), loader(), epochs=1, callbacks=[folder])
+    assert read_facts(tmp_path / "run")["data"]["train"] is None
+    assert {path.name for path in folder.pictures} == {"training_curves.png", "latent_scatter.png"}
 
 
 def test_workers_change_nothing():
