@@ -16,6 +16,8 @@ from ppl_vae.checking.asking import ROLES, Findings, one_line, wrong_by
 from ppl_vae.checking.pieces import Piece, ask_about_piece, ask_about_space
 from ppl_vae.checking.report import Report
 from ppl_vae.checking.sites import check_pair
+from ppl_vae.data import Dataset
+from ppl_vae.data.held import Form, form_of, split_of
 from ppl_vae.distributions.foreign import as_pyro
 from ppl_vae.networks import Binding
 from ppl_vae.objectives.losses import Program
@@ -24,7 +26,6 @@ from ppl_vae.vae import VAE
 if TYPE_CHECKING:
     from jaxtyping import Int, Shaped
 
-    from ppl_vae.data import Dataset
 
 _BATCH = 64
 _LATENT = 2
@@ -38,7 +39,7 @@ _SUBJECTS = (  # of what `VAE` refuses, by the words of its message
 
 def check(
     program: VAE | Program | None = None,
-    data: Dataset | Shaped[Tensor, " n *x_shape"] | None = None,
+    data: Any = None,
     *,
     prior: Any = None,
     likelihood: Any = None,
@@ -80,7 +81,8 @@ def check(
     Args:
         program: A `VAE`, or a ``(model, guide)`` pair of Pyro functions of the data. Without a program, give the
             pieces: all three (what `VAE` refuses about them is a finding), or one alone.
-        data: A data set, whose first 64 training data are used, or x itself.
+        data: A data set, whose first 64 training data are used, x itself, or data in any other form that
+            `data.as_split` takes, whose first 64 are used.
         prior: A prior.
         likelihood: A likelihood; alone it is called with `z`, by default standard normal latents of two dimensions.
         posterior: A posterior; alone it needs `data`.
@@ -112,6 +114,9 @@ def check(
             "check was given no program, or one beside pieces; expected a VAE, a (model, guide) pair, or pieces"
         )
     check_seed(seed, "check: seed")
+    if not (data is None or isinstance(data, Tensor | Dataset)):
+        part = split_of(data, form_of(program) if isinstance(program, VAE) else Form())
+        data = Dataset("the data", part, part.head(0), part.head(0))
     x, y, of_data = _batch_of(data, y)
     _check_batch(program, x, y)
     title = ", ".join(places.name_of(p) for p in pieces.values())

@@ -92,7 +92,7 @@ def check_there(suffix: str) -> None:
     """
     if suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ValueError(
-            "--out ends in .parquet, which needs pyarrow; install it (pip install 'ppl-vae[parquet]'), or use .csv"
+            "--out ends in .parquet, which needs pyarrow; install it (pip install 'ppl-vae[tables]'), or use .csv"
         )
 
 

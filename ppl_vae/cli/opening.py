@@ -29,7 +29,13 @@ SplitName = Literal["train", "validation", "test", "all"]
 Ids = dict[str, Any]  # labels (None where there are none), rows (numbers in the source) and splits of some rows
 
 BATCH = 1000
-OF_ONE_SET = ("validation", "test", "seed")  # the split of the run's data set, which means nothing in another set
+OF_ONE_SET = (
+    "validation",
+    "test",
+    "seed",
+    "labels",
+    "ids",
+)  # the split of the run's data set, which means nothing in another set
 PLACES = ("root", "max_in_memory_gib")  # options that say where the data are, and not which data they are
 
 

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ppl_vae import checkpoints, runs, training
+from ppl_vae import checkpoints, data, runs, training
 from ppl_vae._files import remove_leftovers
 from ppl_vae.cli import help
 from ppl_vae.cli.errors import BAD_INPUT, BadInput, bad_input, complain, in_words, is_too_large
-from ppl_vae.configuration import config, foreign
+from ppl_vae.configuration import config, foreign, tables
 from ppl_vae.runs.folder import CHECKPOINT_EVERY
 from ppl_vae.training import Progress, Run
 
@@ -37,6 +37,8 @@ def run(argv: Sequence[str]) -> int:
         out = Path("runs") / settings.name if settings.out is None else Path(settings.out)
         resume = None if settings.resume is None else _state_of(Path(settings.resume))
         dataset = settings.build_dataset()
+        if isinstance(dataset, data.Table):
+            print(f"note: {tables.told(dataset)}", file=sys.stderr)
         vae = settings.build_vae(dataset)
         arguments = settings.build_fit_arguments()
         choice = {name: arguments[name] for name in ("compile", "objective", "epochs", "batch_size", "device")}

@@ -39,6 +39,7 @@ from ppl_vae._machine import Budget
 from ppl_vae._validation import check_positive, did_you_mean
 from ppl_vae.configuration import _yaml, foreign
 from ppl_vae.configuration.pieces import KINDS, NETWORK, Arguments, Kind, arguments_of
+from ppl_vae.configuration.tables import with_table
 from ppl_vae.networks import Shape
 from ppl_vae.vae import VAE
 
@@ -164,7 +165,7 @@ def parse(argv: Sequence[str]) -> Config:
             raise ValueError(f"--{option} cannot change: the run that --resume continues keeps its own; leave it out")
     if source is None and resume is not None:
         source = str(_config_beside(resume))
-    values = _resolve(_read_config(source or DEFAULT_PRESET), options)
+    values = _resolve(_read_config(source) if source else {}, options, read_table=True)
     seconds = None if every is None else check_positive(_number(every), "--checkpoint_every")
     config = Config(values, out, resume, print_only is not None, source, seconds)
     if not config.print_only:  # to print builds nothing
@@ -254,16 +255,22 @@ def _exchanged(before: object, node: Tree | str) -> Tree:
     return {_AT_HAND: old.get(_AT_HAND, {}) | networks, **node}
 
 
-def _resolve(tree: Tree, given: Mapping[str, str]) -> Tree:
-    """Return every value of a configuration, from a file's tree and the options of a command line."""
+def _resolve(tree: Tree, given: Mapping[str, str], read_table: bool = False) -> Tree:
+    """Return every value of a configuration, from a file's tree and the options of a command line.
+
+    With `read_table` a file of data that is a table is looked into, for the kinds of its columns.
+    """
     options = dict(given)
     fit = arguments_of(training.fit, "", FIT_OBJECTS)
     _check_names(["data", *KINDS, *fit.names], tree, options)
     if isinstance(tree.get("data"), str):
         tree = tree | {"data": {"name": tree["data"]}}
+    own = tree
     tree = _overlay(_yaml.load(presets()[DEFAULT_PRESET], f"preset {DEFAULT_PRESET}"), tree)
 
     values: Tree = {"data": _resolve_data(tree.pop("data"), options)}
+    if read_table:
+        values["data"], tree = with_table(values["data"], tree, own)
     for name, kind in KINDS.items():
         values[name] = _resolve_piece(kind, name, tree.pop(name, None), options)
         if values[name] is None and name not in OPTIONAL:

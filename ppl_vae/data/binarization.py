@@ -55,7 +55,7 @@ Rule = Binarization | Dequantization
 
 
 def noise_key(seed: int, part: int) -> int:
-    """Return a 64-bit key from a seed and the number of the source's part (0: train, 1: test, 2: pictures)."""
+    """Return a 64-bit key from a seed and the number of the source's part (0: train, 1: test, 2: pictures, 3: held)."""
     key = np.array([(seed * 4 + part) % 2**64], dtype=np.uint64)
     for _ in range(2):
         key = _mixed(key + STEP)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ppl_vae.data.arrays import CHANNELS
 from ppl_vae.data.rows import identity
 from ppl_vae.data.splits import Split
+from ppl_vae.data.streams import Stream
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -42,7 +43,8 @@ class Dataset:
     binarize: str = "none"
 
     def __repr__(self) -> str:
-        sizes = f"{len(self.train)} train, {len(self.validation)} validation, {len(self.test)} test"
+        train = "a loader's" if isinstance(self.train, Stream) else len(self.train)
+        sizes = f"{train} train, {len(self.validation)} validation, {len(self.test)} test"
         made = "" if self.bins is None else ", dequantize=True"
         return f"Dataset({self.name}: {sizes} rows of {self.x_shape}, binarize={self.binarize}{made})"
 
@@ -87,7 +89,8 @@ class Dataset:
 
         They come from SHA-256 over shapes, dtypes and contents, whatever the device, which takes about a second
         for MNIST, once. For data that is not in memory only names, sizes and times of last change count: a copy
-        of the same files counts as another data set, and a change that keeps a file's time and size goes unseen.
+        of the same files counts as another data set, and a change that keeps a file's time and size goes unseen. Of
+        a loader and of a torch `Dataset` only shapes count.
 
         Example:
             >>> from ppl_vae import data
@@ -102,6 +105,9 @@ class Dataset:
             digest.update(f"dequantized {self.bins}".encode())
         for split in (self.train, self.validation, self.test):
             digest.update(f"split {split.dynamic} {split.labels is not None}".encode())
+            if isinstance(split, Stream):  # whose first batch may be another one each time
+                digest.update(repr(split).encode())
+                continue
             for column in (*split.columns, *(() if split.labels is None else (split.labels,))):
                 if isinstance(column, Tensor):
                     digest.update(f"{column.dtype} {tuple(column.shape)}".encode())

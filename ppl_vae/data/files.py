@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from scipy import sparse
 from torch import Tensor
 
 from ppl_vae._machine import check_fits
 from ppl_vae.data.arrays import data_tensor, label_tensor, to_float
 from ppl_vae.data.partition import Source
+from ppl_vae.data.sparse import SparseRows
 
 DATA, LABELS = ("x", "images", "data"), ("y", "labels", "targets")
 DATA_TEST, LABELS_TEST = "x_test", "y_test"
@@ -54,6 +57,11 @@ def read_arrays(path: Path, max_bytes: float) -> Source:
             archive = _readable(path, lambda: np.load(file, allow_pickle=False))
             claimed = sum(entry.file_size for entry in archive.zip.infolist())
             check_fits(claimed / 4, f"the arrays of {path.name}", "their size, or save one as .npy, which is mapped")
+            if {"indptr", "indices", "shape", "format"} <= {*archive.files}:  # of scipy.sparse.save_npz
+                matrix = _readable(path, lambda: sparse.load_npz(path))
+                rows = SparseRows(matrix)
+                small = 4 * float(np.prod(matrix.shape)) <= max_bytes
+                return Source(path.stem, rows[torch.arange(len(rows))] if small else rows, file=path.name)
             return _from_archive(path, archive)
     loaded = _readable(path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
     if 2 <= loaded.ndim <= 4 and loaded.size and loaded.size * 4 > max_bytes:

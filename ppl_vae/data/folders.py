@@ -12,16 +12,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ppl_vae.data.arrays import to_float
 from ppl_vae.data.partition import Source
+from ppl_vae.data.rows import Rows
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 GREY = ("1", "L", "LA", "La")  # Pillow's modes; modes that begin with I are 16-bit grey
+_ORIENTATION = 0x0112  # in a photograph's EXIF data; above 4 its sides are exchanged
 MAX_WORKERS = 8  # or the number of cores, if that is lower
+SPLITS = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
+Shape = tuple[int, int, int]  # channels, height, width
+Resize = tuple[int, int, bool]  # width, height, whether the centre is cut out
 WORTH_WORKERS = 2**22  # pixel values; fewer are decoded before a process has started
 
 
@@ -30,16 +35,17 @@ class ImageFiles:
 
     is_uint8 = True  # values are then known to be in [0, 1]
 
-    def __init__(self, folder: Path, names: Sequence[str], shape: tuple[int, int, int]) -> None:
+    def __init__(self, folder: Path, names: Sequence[str], shape: Shape, resize: Resize | None = None) -> None:
         self.names = names
         self.paths = [folder / name for name in names]
         self.shape: tuple[int, ...] = (len(names), *shape)
+        self._decode = partial(_decode_all, shape, resize)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: Tensor, /) -> Tensor:
-        return to_float(_pixels(_decode_all(self.shape[1:], [self.paths[row] for row in index.tolist()])))
+        return to_float(_pixels(self._decode([self.paths[row] for row in index.tolist()])))
 
     def stream(self, pieces: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield the rows of each piece in turn, decoded ahead by worker processes where that pays."""
@@ -52,7 +58,7 @@ class ImageFiles:
         loader: DataLoader = DataLoader(
             self.paths,  # type: ignore[arg-type]
             batch_sampler=wanted,
-            collate_fn=partial(_decode_all, self.shape[1:]),
+            collate_fn=self._decode,
             num_workers=_workers() if size >= WORTH_WORKERS else 0,
             generator=torch.Generator(),  # otherwise every pass draws a number from the global one
         )
@@ -61,15 +67,16 @@ class ImageFiles:
     def identity(self) -> str:
         """Return a string that identifies these files, without decoding them."""
         stats = [(name, path.stat()) for name, path in zip(self.names, self.paths, strict=True)]
-        return " ".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
+        made = "" if self._decode.args[1] is None else f"{self._decode.args[1]} "
+        return made + " ".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
 
 
-def _decode_all(shape: tuple[int, ...], paths: Sequence[Path]) -> Tensor | OSError:
+def _decode_all(shape: Shape, resize: Resize | None, paths: Sequence[Path]) -> Tensor | OSError:
     """Return pixels, (len(paths), *shape), or the error (raised by a worker, it would gain a traceback)."""
     pixels = np.empty((len(paths), *shape), dtype=np.uint8)
     for place, path in enumerate(paths):
         try:
-            decoded = _decode(path, shape[0])
+            decoded = _decode(path, shape[0], resize)
         except OSError as error:
             return error
         if decoded.shape != shape:
@@ -78,20 +85,63 @@ def _decode_all(shape: tuple[int, ...], paths: Sequence[Path]) -> Tensor | OSErr
     return torch.from_numpy(pixels)
 
 
-def read_folder(folder: Path, max_bytes: float) -> Source:
-    """Read the images under a folder; decode them batch by batch if they exceed `max_bytes` as float32."""
-    names = _image_names(folder)
+def read_folder(folder: Path, max_bytes: float, resize: int | str | None = None, grey: bool | None = None) -> Source:
+    """Read the images under a folder; decode them batch by batch if they exceed `max_bytes` as float32.
+
+    Args:
+        folder: The folder. Subfolders train, test and val (valid, validation) are splits, where there are no others.
+        max_bytes: The limit of a split.
+        resize: 64 for a square from the centre, "64x48" for exactly this width and height; None for images of one size.
+        grey: Whether images become grey or RGB; None: grey if all are.
+    """
+    names, wanted = _image_names(folder), _resize(resize)
     if not names:
         raise ValueError(
             f"the folder {folder} holds no images, where files ending in {', '.join(SUFFIXES)} were "
             "expected: give the folder that they lie in"
         )
-    files = ImageFiles(folder, names, _common_shape(folder, names))
-    labels = _labels(names)
-    if 4 * float(np.prod(files.shape)) > max_bytes:
-        return Source(folder.resolve().name, files, labels)
-    pieces = torch.arange(len(files)).split(64)
-    return Source(folder.resolve().name, torch.cat(list(files.pixels(pieces))), labels)
+    shape = _common_shape(folder, names, wanted, grey)
+    parts = _splits(folder, names)
+    classes = _classes([name for part in parts.values() for name in part])
+    read = {}
+    for split, part in parts.items():
+        files = ImageFiles(folder / split if split else folder, part, shape, wanted)
+        x: Rows = files
+        if 4 * float(np.prod(files.shape)) <= max_bytes:
+            x = torch.cat(list(files.pixels(torch.arange(len(files)).split(64))))
+        labels = None if classes is None else torch.tensor([classes[name.split("/", 1)[0]] for name in part])
+        read[SPLITS.get(split, "train")] = (x, labels)
+    train, test, held_out = (read.get(split, (None, None)) for split in ("train", "test", "validation"))
+    assert train[0] is not None
+    return Source(
+        folder.resolve().name, *train, x_test=test[0], labels_test=test[1], x_held=held_out[0], labels_held=held_out[1]
+    )
+
+
+def _splits(folder: Path, names: Sequence[str]) -> dict[str, list[str]]:
+    """Return the names of the images of each split, by its subfolder; "" if subfolders are no splits."""
+    tops = {name.split("/", 1)[0] if "/" in name else "" for name in names}
+    if "train" not in tops or not tops <= SPLITS.keys() or len(tops) == 1:
+        if tops & {"train", "test"} and tops - {"train"}:
+            found = ", ".join(sorted(top or "images of its own" for top in tops))
+            raise ValueError(
+                f"the folder {folder} has {found}: train, test and val beside nothing else were expected as splits, or "
+                "subfolders of other names as labels"
+            )
+        return {"": list(names)}
+    if len({SPLITS[top] for top in tops}) < len(tops):
+        raise ValueError(f"the folder {folder} has {', '.join(sorted(tops))}, which mean the same: keep one of them")
+    return {top: [name[len(top) + 1 :] for name in names if name.startswith(f"{top}/")] for top in sorted(tops)}
+
+
+def _resize(value: int | str | None) -> Resize | None:
+    """Return width, height, and whether the centre is cut out, of 64 or "64x48"."""
+    sides = str(value).lower().split("x")
+    if value is None or isinstance(value, bool) or len(sides) > 2 or not all(s.isdecimal() and int(s) for s in sides):
+        if value is None:
+            return None
+        raise ValueError(f"resize={value!r} was given, where 64 (squares from the centre) or '64x48' was expected")
+    return int(sides[0]), int(sides[-1]), len(sides) == 1
 
 
 def _image_names(folder: Path) -> list[str]:
@@ -108,27 +158,32 @@ def _image_names(folder: Path) -> list[str]:
     return sorted(names)
 
 
-def _labels(names: Sequence[str]) -> Tensor | None:
+def _classes(names: Sequence[str]) -> dict[str, int] | None:
+    """Return the labels of the subfolders by their names; None where an image lies in no subfolder."""
     if any("/" not in name for name in names):
         return None
-    classes = [name.split("/", 1)[0] for name in names]
-    return torch.from_numpy(np.unique(classes, return_inverse=True)[1])
+    return {name: code for code, name in enumerate(sorted({name.split("/", 1)[0] for name in names}))}
 
 
-def _common_shape(folder: Path, names: Sequence[str]) -> tuple[int, int, int]:
-    sizes, grey = [], True
+def _common_shape(folder: Path, names: Sequence[str], resize: Resize | None, grey: bool | None) -> Shape:
+    sizes, all_grey = [], True
     for name in names:
         with _opened(folder / name) as image:  # reads only the header
-            sizes.append(image.size)
-            grey = grey and (image.mode in GREY or image.mode.startswith("I"))
+            turned = image.getexif().get(_ORIENTATION, 1) > 4
+            sizes.append(image.size[::-1] if turned else image.size)
+            all_grey = all_grey and (image.mode in GREY or image.mode.startswith("I"))
+    channels = 1 if (all_grey if grey is None else grey) else 3
+    if resize is not None:
+        return channels, resize[1], resize[0]
     (width, height), _ = Counter(sizes).most_common(1)[0]
     for name, size in zip(names, sizes, strict=True):
         if size != (width, height):
             raise ValueError(
                 f"the image {folder / name} is {size[0]}x{size[1]} pixels, where {width}x{height} was "
-                "expected as in most others of its folder: resize or remove it"
+                "expected as in most others of its folder: resize or remove it, or make all alike, with "
+                f"resize={min(width, height)} (--data.resize {min(width, height)})"
             )
-    return (1 if grey else 3), height, width
+    return channels, height, width
 
 
 @contextmanager
@@ -141,13 +196,18 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise OSError(f"the image {path} cannot be read ({text}): replace or remove it") from error
 
 
-def _decode(path: Path, channels: int) -> np.ndarray:
+def _decode(path: Path, channels: int, resize: Resize | None) -> np.ndarray:
     with _opened(path) as opened:
-        image = opened.convert("RGBA") if "transparency" in opened.info else opened  # otherwise Pillow warns
+        image = ImageOps.exif_transpose(opened)  # as the camera was held
+        image = image.convert("RGBA") if "transparency" in opened.info else image  # otherwise Pillow warns
         if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255
-            pixels = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-        else:
-            pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+            image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+        image = image.convert("L" if channels == 1 else "RGB")
+        if resize is not None:
+            width, height, centre = resize
+            scale = Image.Resampling.LANCZOS
+            image = (ImageOps.fit if centre else Image.Image.resize)(image, (width, height), scale)
+    pixels = np.asarray(image)
     return pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1)  # (C, H, W)
 
 

@@ -18,7 +18,9 @@ from ppl_vae.data.conditions import with_labels
 from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.files import read_arrays
 from ppl_vae.data.folders import read_folder
+from ppl_vae.data.frames import SUFFIXES, find_ids, frame_columns, read_frame
 from ppl_vae.data.partition import Source, check_options, divide
+from ppl_vae.data.tables import from_table
 from ppl_vae.data.torchvision_sets import EMNIST_SPLITS, KINDS, read_set
 
 
@@ -48,6 +50,11 @@ def load(
     seed: int = 0,
     root: str | Path | None = None,
     max_in_memory_gib: float = 4.0,
+    columns: dict[str, Any] | None = None,
+    labels: str | None = None,
+    ids: str | None = None,
+    resize: int | str | None = None,
+    grey: bool | None = None,
 ) -> Dataset:
     """Load a built-in data set, or a user's own file or folder of images, and split it; values are float32.
 
@@ -55,6 +62,11 @@ def load(
     Figures of differently binarised data cannot be compared, and "threshold" data is easier to model than
     "dynamic". A continuous density (Normal, Beta, ...) of 8-bit pixels has no upper bound, since it can narrow
     around each level: dequantise the pixels.
+
+    A table (.csv, .tsv, .parquet) is read by pandas (``pip install 'ppl-vae[tables]'``), and becomes a `Table`: the
+    kinds of its columns are guessed as `from_table` does, and `columns` sets others. In a .csv an empty field, NA,
+    nan, null, None and the like are missing entries. The first column that only tells rows apart (a running number,
+    or different values under no name or a name such as id) is taken for the ids, unless `columns` gives it a kind.
 
     Loading can be slow. Omniglot decodes 32,460 files each time. A set that is not on disk is downloaded
     first. Memory-mapped arrays of floats are read through once, to find bad values before training does. A
@@ -65,10 +77,11 @@ def load(
     Args:
         name: one of `names()` (capitals, `-` and `_` do not matter), or a path: an .npy file; an .npz file
             with an array x, images or data (or a single array), and optionally y, labels or targets,
-            x_test, y_test; a folder of images of one size. If images lie only in subfolders, the subfolders
-            are the labels. In arrays uint8 means images and is divided by 255, (n, H, W) gets a channel,
-            uint8 (n, H, W, 3) becomes channels first, (n, d) and (n, C, H, W) stay; other numbers are taken
-            as they are.
+            x_test, y_test, or a matrix of scipy.sparse.save_npz; a table; a folder of images of one size, or of
+            any with `resize`. If images lie only in subfolders, the subfolders are the labels, but train, test
+            and val (valid, validation) are splits, whose own subfolders are the labels. In arrays uint8 means
+            images and is divided by 255, (n, H, W) gets a channel, uint8 (n, H, W, 3) becomes channels first, (n, d)
+            and (n, C, H, W) stay; other numbers are taken as they are.
         binarize: "none"; "threshold": 1 where x > threshold; "fixed": one Bernoulli draw made with the seed;
             "dynamic": a fresh Bernoulli draw for every training batch, one fixed draw for validation and
             test. None is "threshold" for digits and "none" for all others.
@@ -86,6 +99,14 @@ def load(
             PPL_VAE_DATA, else ~/.cache/ppl_vae. Packed (.gz) files of MNIST and its kin are unpacked, in
             place where allowed.
         max_in_memory_gib: size as float32, in GiB, above which rows are read from disk batch by batch.
+        columns: of a table, the kinds of some columns by name: real, positive, count, binary, categorical,
+            categorical:C, a list of the values of a category, or skip; the name * stands for all others.
+        labels: of a table, the name of the column of labels.
+        ids: of a table, the name of the column that names the rows.
+        resize: of a folder of images, 64 for squares of 64 pixels (the shorter side is made so long, and the
+            centre cut out), or "64x48" for exactly this width and height, whatever becomes of the proportions.
+        grey: of a folder of images, true makes all images grey and false all RGB; by default they are grey where
+            all of them are.
 
     Returns:
         The data set; x is float32, in [0, 1] for the built-in sets, and labels are int64.
@@ -109,7 +130,15 @@ def load(
     check_options(binarize, threshold, validation, test, seed, dequantize)
     if not is_real(max_in_memory_gib) or not max_in_memory_gib >= 0:
         raise ValueError(f"max_in_memory_gib={max_in_memory_gib!r} was given, where a number from 0 was expected")
-    source = _source(name, root, float(max_in_memory_gib) * 2**30)
+    if is_table(name):
+        return _load_table(name, columns, labels, ids, binarize, dequantize, conditional, validation, test, seed)
+    pictures = {"resize": resize, "grey": grey} if (resize, grey) != (None, None) else {}
+    for option, value in {"columns": columns, "labels": labels, "ids": ids}.items():
+        if value is not None:
+            raise ValueError(
+                f"{option}={value!r} was given, and {name} is no table ({', '.join(SUFFIXES)}): leave it out"
+            )
+    source = _source(name, root, float(max_in_memory_gib) * 2**30, pictures)
     mode = binarize or ("none" if dequantize else source.binarize)
     dataset = divide(source, mode, float(threshold), validation, test, int(seed), dequantize)
     return with_labels(dataset) if conditional else dataset
@@ -169,7 +198,39 @@ def from_tensors(
     return divide(source, binarize or "none", float(threshold), validation, test, int(seed), dequantize)
 
 
-def _source(name: str | Path, root: str | Path | None, max_bytes: float) -> Source:
+def is_table(name: Any) -> bool:
+    """Whether a name is that of a file that is read as a table."""
+    return isinstance(name, str | Path) and Path(name).suffix.lower() in SUFFIXES
+
+
+def _load_table(
+    name: str | Path,
+    columns: dict[str, Any] | None,
+    labels: str | None,
+    ids: str | None,
+    binarize: Binarize | None,
+    dequantize: bool,
+    conditional: bool,
+    validation: Any,
+    test: Any,
+    seed: int,
+) -> Dataset:
+    path = Path(name).expanduser()
+    if binarize not in (None, "none") or dequantize:
+        raise ValueError(f"{path} is a table, whose columns have kinds of their own: leave binarize and dequantize out")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}, where a table was expected: check the path")
+    frame = read_frame(path)
+    if ids is None:
+        found = {key: values for key, (values, _) in frame_columns(frame).items()}
+        ids = find_ids({key: v for key, v in found.items() if key != labels and key not in (columns or {})})
+    table = from_table(
+        frame, columns, labels=labels, ids=ids, name=path.name, validation=validation, test=test, seed=seed
+    )
+    return with_labels(table) if conditional else table
+
+
+def _source(name: str | Path, root: str | Path | None, max_bytes: float, pictures: dict[str, Any]) -> Source:
     if not isinstance(name, (str, Path)):
         raise ValueError(
             f"load was given a {type(name).__name__}, where a name or a path was expected: pass arrays and "
@@ -177,6 +238,8 @@ def _source(name: str | Path, root: str | Path | None, max_bytes: float) -> Sour
         )
     built_in = {_key(known): known for known in ("digits", *KINDS)}
     known = built_in.get(_key(name)) if isinstance(name, str) else None
+    if pictures and known is not None:
+        raise ValueError(f"resize or grey was given, and {name} is no folder of images: leave them out")
     if known == "digits":
         return _digits()
     if known is not None:
@@ -184,11 +247,16 @@ def _source(name: str | Path, root: str | Path | None, max_bytes: float) -> Sour
         return read_set(known, Path(folder).expanduser())
     path = Path(name).expanduser()
     if name and path.is_dir():
-        return read_folder(path, max_bytes)
+        return read_folder(path, max_bytes, **pictures)
+    if pictures:
+        raise ValueError(f"resize or grey was given, and {name} is no folder of images: leave them out")
     if path.suffix.lower() in (".npy", ".npz") and path.is_file():
         return read_arrays(path, max_bytes)
     if path.is_file():
-        raise ValueError(f"{path} is no data set that can be read: an .npy or .npz file or a folder was expected")
+        raise ValueError(
+            f"{path} is no data set that can be read: an .npy or .npz file, a table ({', '.join(SUFFIXES)}) or a "
+            "folder was expected"
+        )
     if not isinstance(name, str) or path.suffix or "/" in name or os.sep in name:
         raise FileNotFoundError(
             f"there is no file or folder {path}, where an .npy or .npz file, a folder of images or one of "

@@ -15,7 +15,7 @@ from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.rows import LazyRows, Rows
 from ppl_vae.data.splits import Split
 
-TRAIN_PART, TEST_PART = 0, 1  # parts of a source, for the noise of fixed draws
+TRAIN_PART, TEST_PART, HELD_PART = 0, 1, 3  # parts of a source, for the noise of fixed draws
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +26,10 @@ class Source:
     x: Rows
     labels: Tensor | None = None
     columns: tuple[Tensor, ...] = ()  # other columns that programs take
-    x_test: Tensor | None = None  # None: the test set is split off x
+    x_test: Rows | None = None  # None: the test set is split off x
     labels_test: Tensor | None = None
+    x_held: Rows | None = None  # validation data of its own; None: they are split off x
+    labels_held: Tensor | None = None
     binarize: Binarize = "none"  # the default, if the user does not choose
     file: str | None = None  # the file that it was read from
 
@@ -79,6 +81,14 @@ def divide(
         _check_values(x_test, f"the test set of {source.title}", binarize, dequantize)
         if test is not None:
             raise ValueError(f"test={test!r} was given, but {source.title} has a test set of its own: leave test out")
+    x_held = source.x_held
+    if x_held is not None:
+        _check_values(x_held, f"the validation set of {source.title}", binarize, dequantize)
+        if validation not in (0, 0.1):
+            raise ValueError(
+                f"validation={validation!r} was given, but {source.title} has validation data of its own: leave it out"
+            )
+        validation = 0
     parts = rows_of_parts(len(x), validation, 0 if x_test is not None else test, seed)
     for_training, for_validation, for_test = parts.values()
     if not len(for_training):
@@ -102,12 +112,12 @@ def divide(
         labels = None if source.labels is None else source.labels[rows.to(source.labels.device)]
         return Split((data, *others), labels, dynamic=fresh and dynamic, bins=bins, rows=rows)
 
-    if x_test is None:
-        tested = part(for_test)
-    else:
-        everything = _chosen(x_test, torch.arange(len(x_test)), rule(TEST_PART))
-        tested = Split((everything,), source.labels_test, bins=bins)
-    return Dataset(source.name, part(for_training, fresh=True), part(for_validation), tested, binarize)
+    def own(x: Rows, labels: Tensor | None, source_part: int) -> Split:
+        return Split((_chosen(x, torch.arange(len(x)), rule(source_part)),), labels, bins=bins)
+
+    tested = part(for_test) if x_test is None else own(x_test, source.labels_test, TEST_PART)
+    held_out = part(for_validation) if x_held is None else own(x_held, source.labels_held, HELD_PART)
+    return Dataset(source.name, part(for_training, fresh=True), held_out, tested, binarize)
 
 
 def rows_of_parts(size: int, validation: Any, test: Any, seed: int) -> dict[str, Tensor]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +36,8 @@ class Split:
         bins: the number of levels, 256, that uniform noise spread over [0, 1], for bits per dimension; None
             for other data.
         rows: the number of each row in its source, int64 of shape (n,); None: 0 to n - 1.
+        ids: what names each row in its source, (n,); None for its place.
+        label_names: the words behind the labels 0, 1, ...; empty where labels are numbers as given.
 
     Raises:
         ValueError: if there is no column, or the columns or the labels differ in length.
@@ -49,6 +53,8 @@ class Split:
     dynamic: bool = False
     bins: int | None = None
     rows: Tensor | None = None
+    ids: np.ndarray | None = None
+    label_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         lengths = [len(column) for column in self.columns]
@@ -58,6 +64,8 @@ class Split:
             raise ValueError(f"the columns of a split have {lengths} rows: they must be as many")
         if self.labels is not None and len(self.labels) != lengths[0]:
             raise ValueError(f"a split has {lengths[0]} rows and {len(self.labels)} labels: they must be as many")
+        if self.ids is not None and len(self.ids) != lengths[0]:
+            raise ValueError(f"a split has {lengths[0]} rows and {len(self.ids)} ids: they must be as many")
 
     def __len__(self) -> int:
         return len(self.columns[0])
@@ -122,6 +130,14 @@ class Split:
         pieces = index.split(int(batch_size)) if len(index) else ()
         return self._gather(pieces, device)
 
+    def first(self, batch_size: int, device: torch.device | str | None = None) -> tuple[Tensor, ...]:
+        """Return the first batch, or all rows if there are fewer, without a pass over the rest."""
+        return next(self.batches(min(batch_size, len(self)), device=device))
+
+    def num_batches(self, batch_size: int) -> int | None:
+        """Return how many batches `batches` gives; None where nothing tells."""
+        return math.ceil(len(self) / batch_size)
+
     def head(self, n: int) -> Split:
         """Return the first `n` rows (all, if there are fewer) as tensors, for pictures.
 
@@ -150,9 +166,9 @@ class Split:
         if self.dynamic:
             columns[0] = self._rule()(columns[0], index)
         labels = None if self.labels is None else self.labels[: len(index)]
-        return Split(
-            tuple(columns), labels, bins=self.bins, rows=None if self.rows is None else self.rows[: len(index)]
-        )
+        rows = None if self.rows is None else self.rows[: len(index)]
+        ids = None if self.ids is None else self.ids[: len(index)]
+        return Split(tuple(columns), labels, bins=self.bins, rows=rows, ids=ids, label_names=self.label_names)
 
     def still(self) -> Split:
         """Return this split with the same values each time it is read; a dynamic split keeps the draw of `head`.

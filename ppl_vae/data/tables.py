@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ppl_vae._columns import VALUES, split_kind
-from ppl_vae.data.arrays import label_tensor
+from ppl_vae._validation import did_you_mean, is_real
 from ppl_vae.data.dataset import Dataset
+from ppl_vae.data.frames import coded_labels, frame_columns, ids_of, is_frame
 from ppl_vae.data.partition import Source, check_options, divide
 from ppl_vae.data.splits import Split
 
@@ -27,18 +28,37 @@ class Table(Dataset):
         columns: the kind of each column, as `likelihoods.Mixed` takes them.
         column_names: the name of each column; "0", "1", ... if the table has no names.
         categories: for each column the values behind its codes 0, 1, ...; empty where values are as given.
+        label_column: the name of the column that became the labels.
+        id_column: the name of the column that became the ids.
     """
 
     columns: tuple[str, ...] = ()
     column_names: tuple[str, ...] = ()
     categories: tuple[tuple[Any, ...], ...] = ()
+    label_column: str | None = None
+    id_column: str | None = None
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """What makes a table of other rows in the same form, as the `columns` of `from_table`.
+
+        It has the kind of each column by its name, or the values of its categories in their order, and ``"*": "skip"``.
+
+        Example:
+            >>> from ppl_vae import data
+            >>> data.from_table({"age": [1.5, 2.5], "city": ["Oslo", "Bergen"]}, test=0, validation=0).schema
+            {'age': 'real', 'city': ['Bergen', 'Oslo'], '*': 'skip'}
+        """
+        found = zip(self.column_names, self.columns, self.categories, strict=True)
+        return {name: list(values) if values else kind for name, kind, values in found} | {"*": "skip"}
 
 
 def from_table(
     table: Any,
-    columns: Sequence[str] | Mapping[Any, str] | None = None,
+    columns: Sequence[Any] | Mapping[Any, Any] | None = None,
     *,
     labels: Any = None,
+    ids: Any = None,
     name: str = "table",
     validation: int | float = 0.1,
     test: int | float | None = None,
@@ -55,13 +75,19 @@ def from_table(
     ("positive"), and whole numbers that count nothing, such as years ("real"). The guess looks at all rows, including
     those of the test set.
 
+    The codes of categories follow from the rows at hand. So other rows for the same model (a test set, next year's)
+    take the columns of the first table: ``from_table(frame, people.schema, ...)``.
+
     Args:
-        table: (n, columns): an array or tensor of numbers; a structured array; or a mapping of names to columns of n
-            values. A missing entry is NaN, or None among words.
+        table: (n, columns): an array or tensor of numbers; a structured array; a pandas or polars frame; or a
+            mapping of names to columns of n values. A missing entry is NaN, or None among words.
         columns: the kind of each column: "real", "positive", "count", "binary", "categorical:C" (codes 0..C-1), or
-            "categorical" (any values, coded in sorted order). A mapping gives the kinds of some columns, by their
-            names or numbers.
-        labels: integers of shape (n,), for pictures and scores; no program sees them.
+            "categorical" (any values, coded in sorted order), or a list of the values behind the codes 0, 1, ...;
+            "skip" leaves a column out. A mapping gives the kinds of some columns, by their names or numbers, and
+            under ``"*"`` that of all others; if every column has a kind (a `Table.schema`), it also sets their order.
+        labels: integers or words of shape (n,), or the name of a column of them, for pictures and scores; no
+            program sees them.
+        ids: names of the rows, or the name of a column of them; None for the index of a pandas frame.
         name: the name of the data set.
         validation: rows, or a fraction of them, to set apart; as in `load`.
         test: as `validation`; None is 0.1.
@@ -84,8 +110,23 @@ def from_table(
         (('real', 'count', 'categorical:2'), ('Bergen', 'Oslo'), torch.Size([3, 3]))
     """
     check_options("none", 0.5, validation, test, seed)
-    named = _named_columns(table, name)
-    given = _given_kinds(columns, list(named), name)
+    named, declared, index = _named_columns(table, name)
+    titles = {}
+    for what, value in (("labels", labels), ("ids", ids)):
+        if isinstance(value, str):
+            if value not in named:
+                hint = did_you_mean(value, named)
+                raise ValueError(f"{what} is {value!r}, and {name} has the columns {', '.join(named)}{hint}")
+            titles[what] = value
+    aside = {what: named[column] for what, column in titles.items()}
+    named = {column: content for column, content in named.items() if column not in titles.values()}
+    given = declared | _given_kinds(columns, list(named), name)
+    if isinstance(columns, Mapping) and ("*" in columns or {*map(str, columns)} >= {*named}):
+        first = {str(column): named[str(column)] for column in columns if str(column) in named}
+        named = first | named
+    named = {column: content for column, content in named.items() if given.get(column) != "skip"}
+    if not named:
+        raise ValueError(f"{name} has no column left to model: skip fewer of them")
     found = []
     for column, content in named.items():
         what = f"column {column!r} of {name}"
@@ -94,20 +135,40 @@ def from_table(
         found.append((numbers, kind, categories))
     values, kinds, codes = zip(*found, strict=True)
     x = torch.from_numpy(np.stack(values, 1).astype(np.float32))
-    labels = None if labels is None else label_tensor(labels, len(x), f"the labels of {name}")
+    words: tuple[str, ...] = ()
+    if labels is not None:
+        order = declared.get(titles.get("labels", ""))
+        labels, words = coded_labels(aside.get("labels", labels), len(x), f"the labels of {name}", order)
+    names = aside.get("ids", index if ids is None else ids)
+    if names is not None and len(names := np.asarray(names).astype(str)) != len(x):
+        raise ValueError(f"the ids of {name} have {len(names)} rows and the data {len(x)}: they must be as many")
     # `divide` refuses NaN in its data, so it gets a column of zeros as data and the table as second column
     source = Source(name, torch.zeros(len(x), 1), labels, (x,))
     divided = divide(source, "none", 0.5, validation, test, int(seed))
-    train, held_out, tested = (
-        Split(part.columns[1:], part.labels, rows=part.rows)
-        for part in (divided.train, divided.validation, divided.test)
+
+    def part(split: Split) -> Split:
+        own = None if names is None else names[cast(Tensor, split.rows).numpy()]
+        return Split(split.columns[1:], split.labels, rows=split.rows, ids=own, label_names=words)
+
+    train, held_out, tested = map(part, (divided.train, divided.validation, divided.test))
+    return Table(
+        *(name, train, held_out, tested),
+        columns=kinds,
+        column_names=tuple(named),
+        categories=codes,
+        label_column=titles.get("labels"),
+        id_column=titles.get("ids"),
     )
-    return Table(name, train, held_out, tested, columns=kinds, column_names=tuple(named), categories=codes)
 
 
-def _named_columns(table: Any, name: str) -> dict[str, np.ndarray]:
-    """Return the columns by name, each of shape (n,)."""
-    if isinstance(table, Mapping):
+def _named_columns(table: Any, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any], np.ndarray | None]:
+    """Return the columns by name, each of shape (n,); the categories that they declare; and the ids of the rows."""
+    declared: dict[str, Any] = {}
+    if is_frame(table):
+        columns = frame_columns(table)
+        found = {key: values for key, (values, _) in columns.items()}
+        declared = {key: list(values) for key, (_, values) in columns.items() if values is not None}
+    elif isinstance(table, Mapping):
         found = {str(key): _array(value) for key, value in table.items()}
     else:
         array = _array(table) if isinstance(table, (Tensor, np.ma.MaskedArray)) else np.asarray(table)
@@ -124,7 +185,7 @@ def _named_columns(table: Any, name: str) -> dict[str, np.ndarray]:
     if len(lengths) != 1 or min(lengths) < 1:
         shapes = ", ".join(f"{key} {column.shape}" for key, column in found.items()) or "none"
         raise ValueError(f"{name} has columns of shapes {shapes}, where as many values in each were expected, (n,)")
-    return found
+    return found, declared, ids_of(table) if is_frame(table) else None
 
 
 def _array(values: Any) -> np.ndarray:
@@ -140,14 +201,16 @@ def _array(values: Any) -> np.ndarray:
     return np.asarray(values)
 
 
-def _given_kinds(columns: Any, names: list[str], name: str) -> dict[str, str]:
+def _given_kinds(columns: Any, names: list[str], name: str) -> dict[str, Any]:
     if columns is None:
         return {}
     if isinstance(columns, Mapping):
         known = {str(j): column for j, column in enumerate(names)} | {column: column for column in names}
+        others = {column: columns["*"] for column in names} if "*" in columns else {}
+        columns = {key: kind for key, kind in columns.items() if key != "*"}
         if unknown := [str(key) for key in columns if str(key) not in known]:
             raise ValueError(f"columns names {unknown[0]!r}, and {name} has the columns {', '.join(names)}")
-        given = {known[str(key)]: kind for key, kind in columns.items()}
+        given = others | {known[str(key)]: kind for key, kind in columns.items()}
     else:
         if isinstance(columns, str) or len(columns) != len(names):
             raise ValueError(
@@ -156,14 +219,21 @@ def _given_kinds(columns: Any, names: list[str], name: str) -> dict[str, str]:
             )
         given = dict(zip(names, columns, strict=True))
     for column, kind in given.items():
-        if kind != "categorical":
+        if isinstance(kind, Sequence) and not isinstance(kind, str):
+            if len(kind) < 2 or len({*kind}) != len(kind):
+                raise ValueError(
+                    f"the values of column {column!r} are {kind!r}: two or more different ones were expected"
+                )
+        elif kind not in ("categorical", "skip"):
             split_kind(kind, f"the kind of column {column!r}")
     return given
 
 
-def _column(content: np.ndarray, kind: str | None, what: str) -> tuple[np.ndarray, str, tuple[Any, ...]]:
+def _column(content: np.ndarray, kind: Any, what: str) -> tuple[np.ndarray, str, tuple[Any, ...]]:
     """Return a column as float64, its kind, and the values behind its codes."""
-    numeric = content.dtype.kind in "fiub" or _all_numbers(content)
+    if isinstance(kind, Sequence) and not isinstance(kind, str):
+        return _coded(content, kind, what)
+    numeric = content.dtype.kind in "fiub" or all(v is None or isinstance(v, int | float | np.number) for v in content)
     if numeric:
         numbers = np.array([np.nan if v is None else v for v in content], dtype=np.float64)
         if kind != "categorical":
@@ -177,8 +247,8 @@ def _column(content: np.ndarray, kind: str | None, what: str) -> tuple[np.ndarra
     distinct, codes = np.unique(present, return_inverse=True)
     if len(distinct) < 2 or (not numeric and kind is None and len(distinct) > _MOST_CATEGORIES):
         raise ValueError(
-            f"{what} has {len(distinct)} categories, where 2 to {_MOST_CATEGORIES} were expected: leave it out, or say "
-            "columns={...: 'categorical'} if there are more"
+            f"{what} has {len(distinct)} categories, where 2 to {_MOST_CATEGORIES} were expected: leave it out, by "
+            "columns={...: 'skip'}, or say columns={...: 'categorical'} if there are more"
         )
     found = np.full(len(content), np.nan)
     found[~missing] = codes
@@ -186,8 +256,21 @@ def _column(content: np.ndarray, kind: str | None, what: str) -> tuple[np.ndarra
     return found, own, tuple(distinct.tolist())
 
 
-def _all_numbers(content: np.ndarray) -> bool:
-    return content.dtype.kind == "O" and all(v is None or isinstance(v, (int, float, np.number)) for v in content)
+def _coded(content: np.ndarray, values: Sequence[Any], what: str) -> tuple[np.ndarray, str, tuple[Any, ...]]:
+    """Return the places of a column's entries in a list of values, as `_column` does."""
+    numeric = all(is_real(value) for value in values)
+    code = {float(value) if numeric else str(value): place for place, value in enumerate(values)}
+    found = np.full(len(content), np.nan)
+    for row, entry in enumerate(content.tolist()):
+        if entry is None or entry != entry or entry == "":
+            continue
+        key = entry if numeric else str(entry)
+        if key not in code:
+            raise ValueError(
+                f"{what} holds {entry!r}, which is none of its values {', '.join(map(str, values))}: mend it"
+            )
+        found[row] = code[key]
+    return found, f"categorical:{len(values)}", tuple(values)
 
 
 def _guess(numbers: np.ndarray) -> str:

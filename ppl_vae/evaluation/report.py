@@ -14,6 +14,8 @@ from torch import Tensor
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae._validation import check_positive_int, check_seed
 from ppl_vae.data import Dataset, Split
+from ppl_vae.data.held import form_of, split_of
+from ppl_vae.data.streams import gathered
 from ppl_vae.evaluation.bits import bits_per_dim
 from ppl_vae.evaluation.bootstrap import Interval, interval
 from ppl_vae.evaluation.diagnostics import latent_use
@@ -39,9 +41,9 @@ _MOST_PAIRS = 10_000  # data for ELBO surgery, whose cost is quadratic
 
 def evaluate(
     vae: VAE,
-    data: Split | Tensor,
+    data: Any,
     *,
-    train: Split | None = None,
+    train: Any = None,
     evidence: Method = "auto",
     num_particles: Sequence[int] = (100, 1000, 5000),
     size: int | None = None,
@@ -65,10 +67,11 @@ def evaluate(
 
     Args:
         vae: The model, trained.
-        data: The data, such as ``dataset.test``, with or without labels; or a tensor (n, *x_shape). A conditional model
-            takes a split whose second column holds the conditions. Its figures are those of log p(x|y), and parts that
+        data: The data, such as ``dataset.test``, with or without labels; or in any form that `data.as_split` takes: a
+            tensor (n, *x_shape), an array, a frame, a loader, read once. A conditional model takes a second column with
+            the conditions. Its figures are those of log p(x|y), and parts that
             need one condition are left out.
-        train: Labelled data for the nearest-neighbour accuracy, such as ``dataset.train``.
+        train: Labelled data for the nearest-neighbour accuracy, such as ``dataset.train``, in the same forms.
         evidence: The method for log p(x), see `log_evidence`.
         num_particles: K of importance sampling. Several values give estimates side by side; the time is proportional to
             the largest.
@@ -97,7 +100,11 @@ def evaluate(
     """
     if size is not None:
         check_positive_int(size, "evaluate: size")
-    x, labels, y = _tensors(data, size)
+    form = form_of(vae)
+    data = gathered(split_of(data, form), size)
+    x, labels, y = _tensors(data)
+    if tuple(x.shape[1:]) != vae.x_shape:
+        raise ValueError(f"evaluate was given data of shape {tuple(x.shape[1:])}; the VAE is for {vae.x_shape}")
     if len(x) < 2:
         raise ValueError(f"evaluate was given {len(x)} data; expected at least 2, for intervals over data")
     sizes = {"gap_size": gap_size, "importance_size": importance_size, "imputation_size": imputation_size}
@@ -195,19 +202,19 @@ def evaluate(
             )
     if aggregate is not None:
         figures["empty_share"] = aggregate.empty_share
-    if bins is None and isinstance(data, Split):
-        bins = data.bins
+    bins = data.bins if bins is None else bins
     with suppress(ValueError), untouched_random_state():  # where they mean nothing
         p_x = densities.likelihood(densities.prior_sample(x[:1], 1)[0])  # at any z: only its support counts
         figures |= _over_data({"bits_per_dim": bits_per_dim(found.log_evidence, x, p_x, bins=bins)}, seed)
     if imputation_size:
         with clock("imputation"):
             figures |= _imputation(vae, x[:imputation_size], notes, seed)
+    train = None if train is None or labels is None else gathered(split_of(train, form))
     if labels is not None and labels.is_floating_point() and (labels != labels.round()).any():
         notes.append("the labels are no classes: no nearest neighbours")
     elif labels is not None and train is not None and train.labels is not None and y is None:
         with clock("nearest neighbours"):
-            known, known_labels, _ = _tensors(train, None)
+            known, known_labels, _ = _tensors(train)
             assert known_labels is not None
             means = [vae.encode(part.to(x.device)) for part in known.split(4096)]
             figures["knn_accuracy"] = knn_accuracy(torch.cat(means), known_labels, vae.encode(x), labels, seed=seed)
@@ -240,12 +247,8 @@ def _clock(seconds: dict[str, float], progress: Callable[[str], None] | None, na
     seconds[name] = time.perf_counter() - began
 
 
-def _tensors(data: Split | Tensor, size: int | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def _tensors(data: Split) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return the data, their labels and their conditions."""
-    if isinstance(data, Tensor):
-        return data[:size], None, None
-    if size is not None:
-        data = data.head(min(size, len(data)))
     columns = [torch.cat(column) for column in zip(*data.batches(min(4096, len(data))), strict=True)]
     return columns[0], data.labels, columns[1] if len(columns) > 1 else None
 

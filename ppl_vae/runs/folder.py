@@ -20,6 +20,7 @@ from ppl_vae._machine import processor
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_positive
 from ppl_vae.data import Split
+from ppl_vae.data.streams import Stream
 from ppl_vae.plots.latent import MOST_CLASSES
 from ppl_vae.saving.files import like
 from ppl_vae.training import Callback, DivergedError, Progress, Run
@@ -229,7 +230,9 @@ def draw(run: Run, path: str | Path) -> list[Path]:
         figures["training_curves"] = plots.training_curves(run.history, caveat=run.caveat)
     vae = run.program
     if isinstance(vae, VAE):
-        split = next(s for s in (run.data.test, run.data.validation, run.data.train) if len(s))
+        split = next((s for s in (run.data.test, run.data.validation) if len(s)), run.data.train)
+        if isinstance(split, Stream):  # its first batch stands for it
+            split = split.head(len(split.columns[0]))
         if run.data.is_image:
             columns = _first(split)
             figures["reconstructions"] = plots.reconstructions(
@@ -331,7 +334,7 @@ def _facts(run: Run) -> dict[str, Any]:
             "name": run.data.name,
             "x_shape": list(run.data.x_shape),
             "y_shape": None if len(run.data.train.columns) < 2 else list(run.data.train.columns[1].shape[1:]),
-            "train": len(run.data.train),
+            "train": None if isinstance(run.data.train, Stream) else len(run.data.train),
             "validation": len(run.data.validation),
             "test": len(run.data.test),
             "fingerprint": run.data.fingerprint,
@@ -349,7 +352,7 @@ def _version(name: str) -> str | None:
 
 
 def _first(split: Split) -> tuple[torch.Tensor, ...]:
-    return next(split.head(min(_SHOWN, len(split))).batches(min(_SHOWN, len(split))))
+    return split.head(_SHOWN).first(_SHOWN)
 
 
 def labels_in_turn(size: int, num_labels: int) -> torch.Tensor:

@@ -7,18 +7,21 @@ import importlib.util
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, cast, get_args
 
 import pyro
 import torch
-from torch import Tensor
+from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_choice, check_positive, check_positive_int, check_seed
 from ppl_vae.capture import modules_of
-from ppl_vae.data import Dataset, Split
+from ppl_vae.data import Dataset
+from ppl_vae.data.held import form_of, split_of
+from ppl_vae.data.streams import Stream, gathered
 from ppl_vae.objectives import ELBO, Regularized, Regularizer
 from ppl_vae.objectives.losses import Program
 from ppl_vae.svi import ALONE, SVI, Compile, OptimizerFactory
@@ -29,8 +32,9 @@ from ppl_vae.vae import VAE
 
 def fit(
     program: VAE | Program,
-    data: Dataset | Tensor | tuple[Tensor, ...],
+    data: Any,
     *,
+    validation: Any = None,
     objective: object | None = None,
     regularizer: Regularizer | None = None,
     optimizer: OptimizerFactory | None = None,
@@ -62,7 +66,12 @@ def fit(
         program: The `VAE`, or a pair of functions ``(model, guide)`` that take the columns of the data. `fit` moves the
             modules that they can reach (by methods, closures, globals that their code names) to the device, puts them
             into training and evaluation mode, and keeps them in the state.
-        data: A `Dataset`, a tensor of data, or a tuple of tensors with a common first dimension (all passed on).
+        data: A `Dataset`, or all data to train on as `data.as_split` takes them: arrays, tensors or a tuple of them, a
+            frame, a sparse matrix, an object with ``.X`` and ``.obs``, a torch `Dataset`, a `DataLoader` or another
+            iterable of batches. A `VAE` takes x, and y if it is conditional; integer labels beside them are kept for
+            pictures. Other programs get all columns, and tensors as they are.
+        validation: Validation data, in any of these forms, where `data` are no `Dataset`; read once, into memory.
+            None validates on nothing.
         objective: `objectives.ELBO` by default; or another of `ppl_vae.objectives`, a Pyro ELBO object, or a function
             of log-weights.
         regularizer: A penalty beside the objective, such as ``regularizers.KLWeight(4.0)``.
@@ -71,7 +80,8 @@ def fit(
         scheduler: Makes a torch learning-rate scheduler from the optimiser; `fit` steps it once an epoch (a
             `ReduceLROnPlateau` sees minus the validation ELBO).
         epochs: Passes over the training data.
-        batch_size: Data per step; the last batch of an epoch may be smaller.
+        batch_size: Data per step; the last batch of an epoch may be smaller. It is lowered to the number of data, with
+            a warning, where it is above. Batches of a loader have their own size.
         clip_norm: Largest L2 norm of the gradient (of the mean per datum); None does not clip.
         validate_every: Epochs between validations; the last epoch is always validated.
         early_stopping: End after so many validations without a better validation ELBO, and take the best parameters;
@@ -87,13 +97,17 @@ def fit(
         resume: The state of an earlier run (`checkpoints.load`). The run continues where it stood, bit by bit on the
             CPU, with its own seed and the numbers of its own optimiser and scheduler, and on the same data. A run that
             early stopping has ended is over, unless `early_stopping` is larger now: then it trains on from its last
-            parameters.
+            parameters. A loader can only be entered at its start: a run that stopped in the midst of an epoch takes
+            this epoch from its beginning, with a warning. It then goes on bit by bit if the loader's order comes from
+            torch's global generator (a `DataLoader` without a generator of its own). Nobody sees whether a loader or a
+            torch `Dataset` still holds the same data.
 
     Returns:
         The `Run`, with the trained program and its history.
 
     Raises:
-        TypeError: If the data are neither a data set nor tensors, or the objective or optimiser is of no known kind.
+        TypeError: If the data are of no kind that `data.as_split` takes, or the objective or optimiser of no known
+            kind.
         ValueError: If an argument is out of range, or the program does not fit the data or the objective.
         DivergedError: If a value or a gradient is not finite, or no model can give a figure: a sampled KL below 0, or
             log p(x|z) or a lower bound above 0 for discrete data, by more than chance allows.
@@ -117,22 +131,23 @@ def fit(
     check_choice(compile, ("auto", *get_args(Compile)), "compile")
     if seed is not None:
         seed = check_seed(seed)
-    if not isinstance(data, Dataset):
-        columns = data if isinstance(data, tuple) else (data,)
-        for column in columns:
-            if not isinstance(column, Tensor):
-                kind = type(column).__name__
-                raise TypeError(f"data holds a {kind}; expected a Dataset or tensors (data.from_tensors takes arrays)")
-        nothing = Split(tuple(column[:0] for column in columns))
-        data = Dataset("tensors", train=Split(columns), validation=nothing, test=nothing)
-    if batch_size > len(data.train):
-        raise ValueError(f"batch_size is {batch_size}, larger than the {len(data.train)} training data")
     device = resolve_device(device)
     model, guide = (program.model, program.guide) if isinstance(program, VAE) else program
     objective = objective or ELBO()
     if regularizer is not None:
         objective = Regularized(objective, regularizer)
     modules = modules_of(model, guide, objective)
+    data = _dataset(data, validation, program, modules)
+    if isinstance(data.train, Stream):
+        batch_size = len(data.train.columns[0])
+        if data.train.once and epochs > 1:
+            raise ValueError(
+                f"epochs is {epochs}, and the data are a generator, which can be read once: give epochs=1, or a "
+                "DataLoader, a list of batches or any object whose __iter__ starts afresh"
+            )
+    elif batch_size > len(data.train):
+        warnings.warn(f"batch_size is lowered from {batch_size} to the {len(data.train)} training data", stacklevel=2)
+        batch_size = len(data.train)
     for module in modules:
         module.to(device)
     level = resolve_compile(compile, data, objective=objective, epochs=epochs, batch_size=batch_size, device=device)
@@ -167,6 +182,18 @@ def fit(
     return run
 
 
+def _dataset(data: Any, validation: Any, program: VAE | Program, modules: Sequence[nn.Module]) -> Dataset:
+    """Return the data and the validation data as a data set, in the form that the program takes."""
+    if isinstance(data, Dataset):
+        if validation is not None:
+            raise ValueError(f"validation was given beside a Dataset, which has {len(data.validation)} validation rows")
+        return data
+    form = form_of(program, modules)
+    train = split_of(data, form)
+    nothing = train.head(0)
+    return Dataset("data", train, nothing if validation is None else gathered(split_of(validation, form)), nothing)
+
+
 def resolve_compile(
     compile: str,
     data: Dataset | None = None,
@@ -198,7 +225,10 @@ def resolve_compile(
         return "graph"
     batch_size, epochs = check_positive_int(batch_size, "batch_size"), check_positive_int(epochs, "epochs")
     numbers = batch_size * math.prod(data.x_shape) * getattr(objective, "num_particles", 1)
-    saved = epochs * math.ceil(len(data.train) / batch_size) * (5e-4 + 4e-9 * numbers)
+    steps = data.train.num_batches(batch_size)
+    if steps is None:
+        return "graph"
+    saved = epochs * steps * (5e-4 + 4e-9 * numbers)
     return "full" if saved > 80 and _has_compiler(resolve_device(device)) else "graph"
 
 

@@ -6,29 +6,26 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyro
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ppl_vae._machine import check_fits
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
-from ppl_vae.objectives.impossible import Limits, alarm_of
+from ppl_vae.data import Dataset, Split
+from ppl_vae.data.streams import ItemSplit, Stream
+from ppl_vae.objectives.impossible import Limits
 from ppl_vae.objectives.losses import BatchLoss
 from ppl_vae.svi import SVI
+from ppl_vae.training.rehearsal import CHECK, rehearse
 from ppl_vae.training.resuming import checked
 from ppl_vae.training.run import Callback, Progress, Run
 from ppl_vae.training.state import DivergedError, Means, TrainingState, diagnose
 from ppl_vae.vae import VAE
 
 CHECK_EVERY = 100  # steps between two checks of the losses: the last good state is never further back
-_SMALLER = "batch_size or num_particles"
-_CHECK = "ppl_vae.check looks at each density"
 MONITOR = "validation_elbo"
 
 
@@ -49,33 +46,18 @@ class Loop:
     state: TrainingState = field(init=False)  # made by `prepare`
     started: float = field(init=False, default=0.0)  # the clock's time minus this is the run's time
     limits: Limits = field(init=False, default=Limits())  # of the program, found by `rehearse`
+    _sizes: list[int] = field(init=False, default_factory=list)  # of the batches of this epoch
     _wrong: str | None = field(init=False, default=None)  # the impossible figure of the last validation
 
     def __post_init__(self) -> None:
         self.train = self.result.data.train
-        self.steps = math.ceil(len(self.train) / self.batch_size)
+        self.streamed = isinstance(self.train, Stream)  # an epoch is as long as its loader, which is read to know
+        self.unseen = self.streamed or isinstance(self.train, ItemSplit)  # data that only a batch shows
+        self.steps = 0 if self.streamed else math.ceil(len(self.train) / self.batch_size)
 
     def rehearse(self) -> None:
         """Run everything once under full validation, without moving state, to refuse now what cannot work."""
-        with untouched_random_state(), evaluation_mode(*self.modules), self._batch_norm_checked():
-            batch = next(self.train.batches(self.batch_size, device=self.result.device))
-            particles = getattr(getattr(self.svi.loss, "objective", self.svi.loss), "num_particles", 1)
-            check_fits(batch[0].numel() * particles, f"batches of {len(batch[0])} with {particles} particles", _SMALLER)
-            if isinstance(vae := self.result.program, VAE):
-                self.result.caveat = vae.check_support(self.result.data)
-                y = batch[1:2]
-                if alarm := alarm_of(vae.q_z(batch[0], *y), vae.p_z(*y)):
-                    warnings.warn(alarm, stacklevel=3)
-            with pyro.validation_enabled():
-                first = self.svi.backward(*batch)
-                self.limits = first.limits
-                if term := Means.of([first]).impossible(first.limits, len(batch[0])):
-                    raise ValueError(f"the first batch has a figure that no model gives: {term}; {_CHECK}")
-                if all(parameter.grad is None for parameter in self.svi.parameters.values()):
-                    raise ValueError(
-                        "the objective depends on no parameter that requires a gradient; register networks with "
-                        "pyro.module (or make the program's pieces nn.Modules of a VAE) and unfreeze what should train"
-                    )
+        self.limits = rehearse(self.result, self.svi, self.modules, self.batch_size)
 
     def prepare(self, resume: dict[str, Any] | None) -> None:
         """Make optimiser and scheduler, and restore the state of an earlier run if there is one."""
@@ -94,9 +76,16 @@ class Loop:
                 raise ValueError("early_stopping looks at validation data, and there are none; set some apart")
             if isinstance(scheduler, ReduceLROnPlateau):
                 raise ValueError("the scheduler ReduceLROnPlateau looks at validation data, and there are none")
-        terms = torch.full((self.steps, 4), math.nan, device=self.result.device)
+        terms = torch.full((self.steps or CHECK_EVERY, 4), math.nan, device=self.result.device)
         self.state = TrainingState(self.svi, self.modules, scheduler, self.result.seed, terms)
         if resume is not None:
+            if self.streamed and resume.get("step"):
+                warnings.warn(
+                    f"the run stopped after {resume['step']} steps of epoch {resume['epoch'] + 1}, and a loader can "
+                    "only be entered at its start: this epoch begins again, with the parameters as they are",
+                    stacklevel=3,
+                )
+                resume = {**resume, "step": 0, "terms": resume["terms"][:0]}
             self.state.restore(checked(resume, self.state, self.result.data.fingerprint))
             self.result.history[:] = self.state.history
         self.state.history = self.result.history
@@ -136,37 +125,71 @@ class Loop:
     def _epoch(self) -> None:
         """Take the remaining steps of one epoch."""
         state = self.state
+        if self.streamed:
+            self.steps = 0
         good = state.capture()
-        began, first = time.perf_counter(), state.step
-        order = state.order(len(self.train))[first * self.batch_size :]
-        for batch in self.train.batches(self.batch_size, order=order, device=self.result.device):
+        began, first, interrupted = time.perf_counter(), state.step, False
+        self._sizes = [self.batch_size] * first
+        for batch in self._batches():
             state.note(self.svi.update(*batch))
+            self._sizes.append(len(batch[0]))
             interrupted = self._asked_to_stop()
             if state.step % CHECK_EVERY == 0 or state.step == self.steps or interrupted:
-                if not state.is_finite():
-                    raise diagnose(state, good, self.train, self.batch_size, self.result.device)
-                if found := state.impossible(self.limits, len(self.train), self.batch_size):
-                    state.restore(good)
-                    raise DivergedError(state.epoch + 1, *found, good, _CHECK)
-                if state.step < self.steps:  # at its start the next epoch captures its own
-                    good = state.capture()
-                self._report(time.perf_counter() - began, state.step - first)
+                good = self._look_back(good, time.perf_counter() - began, state.step - first)
             if interrupted:
                 self.result.stopped = "interrupted"
                 break
-        if state.step < self.steps:
+        if self.streamed and not interrupted:
+            self._end_stream(good, time.perf_counter() - began)
+        if state.step != self.steps:
             return
+        rows = sum(self._sizes[first:])
         state.end_epoch()
-        record = self._make_record(len(order) / (time.perf_counter() - began))
+        record = self._make_record(rows / (time.perf_counter() - began))
         if self._wrong is not None:
             state.restore(good)
-            raise DivergedError(state.epoch + 1, self.steps, f"on validation data {self._wrong}", good, _CHECK)
+            raise DivergedError(state.epoch + 1, self.steps, f"on validation data {self._wrong}", good, CHECK)
         self.result.history.append(record)
         self._schedule(record)
         self._note_best(record)
         self._stop_early()
         state.seconds = record["seconds"]
         self.tell("on_epoch", self.result, record)
+
+    def _batches(self) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Yield the remaining batches of the epoch; look at those that nobody has seen."""
+        state, vae = self.state, self.result.program
+        order = None if self.streamed else state.order(len(self.train))[state.step * self.batch_size :]
+        for batch in self.train.batches(self.batch_size, order=order, device=self.result.device):
+            if self.unseen and state.epoch == 0 and isinstance(vae, VAE):
+                nothing = Split(tuple(column[:0] for column in batch))
+                vae.check_support(Dataset("a batch", Split(batch), nothing, nothing))
+            yield batch
+
+    def _look_back(self, good: dict[str, Any], seconds: float, steps_done: int) -> dict[str, Any]:
+        """Find what went wrong since the last look, report the progress, and return the last good state."""
+        state = self.state
+        if not state.is_finite():
+            raise diagnose(state, good, None if self.streamed else self.train, self.batch_size, self.result.device)
+        if found := state.impossible(self.limits, self._sizes):
+            state.restore(good)
+            raise DivergedError(state.epoch + 1, *found, good, CHECK)
+        if state.step != self.steps:  # at its start the next epoch captures its own
+            good = state.capture()
+        self._report(seconds, steps_done)
+        return good
+
+    def _end_stream(self, good: dict[str, Any], seconds: float) -> None:
+        """Learn the number of steps from a pass over a loader that has come to its end."""
+        state = self.state
+        self.steps = state.step
+        if not state.step:
+            raise ValueError(
+                f"the loader gave no batch in epoch {state.epoch + 1}: it can be read once; give one whose __iter__ "
+                "starts afresh, or epochs=1"
+            )
+        state.terms = state.terms[: state.step]
+        self._look_back(good, seconds, state.step)
 
     def _asked_to_stop(self) -> bool:
         if self.stop is None:
@@ -178,7 +201,7 @@ class Loop:
         assert self.svi.optimizer is not None
         record = {
             "epoch": self.state.epoch,
-            "step": self.state.epoch * self.steps,
+            "step": self.steps + (self.result.history[-1]["step"] if self.result.history else 0),
             "lr": self.svi.optimizer.param_groups[0]["lr"],
             "rate": rate,
             **self.state.means().record(),
@@ -240,37 +263,15 @@ class Loop:
 
     def _report(self, seconds: float, steps_done: int) -> None:
         rate = steps_done / seconds
-        left = (self.epochs - self.state.epoch) * self.steps - self.state.step
+        steps = self.steps or self.train.num_batches(self.batch_size)  # None: nothing tells
+        left = math.nan if steps is None else max(0, (self.epochs - self.state.epoch) * steps - self.state.step)
         progress = Progress(
             epoch=self.state.epoch + 1,
             epochs=self.epochs,
             step=self.state.step,
-            steps=self.steps,
+            steps=steps or 0,
             elbo=self.state.means(last=min(steps_done, CHECK_EVERY)).elbo,
-            rate=rate * self.batch_size,
+            rate=sum(self._sizes[-steps_done:]) / seconds,
             seconds_left=left / rate,
         )
         self.tell("on_progress", progress)
-
-    @contextmanager
-    def _batch_norm_checked(self) -> Iterator[None]:
-        """Refuse a batch of one datum where batch normalisation would see only one value for each channel."""
-        alone: list[nn.Module] = []
-
-        def look(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            rows = min(self.batch_size, len(self.train))
-            if inputs[0].numel() <= rows * inputs[0].shape[1]:
-                alone.append(module)
-
-        parts = {part for module in self.modules for part in module.modules() if isinstance(part, _BatchNorm)}
-        hooks = [part.register_forward_pre_hook(look) for part in parts]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-        if alone and 1 in (self.batch_size, len(self.train) % self.batch_size):
-            raise ValueError(
-                f"batch normalisation ({type(alone[0]).__name__}) cannot train on one datum, and {len(self.train)} "
-                f"training data in batches of {self.batch_size} leave a last batch of one; choose another batch_size"
-            )

@@ -73,7 +73,10 @@ class Run(Shown):
 
 @dataclass(frozen=True)
 class Progress:
-    """The progress of training: `elbo` in nats per datum over the last steps, `rate` in data per second."""
+    """The progress of training: `elbo` in nats per datum over the last steps, `rate` in data per second.
+
+    Of a loader without a length `steps` is 0, and `seconds_left` NaN, until the end of an epoch.
+    """
 
     epoch: int
     epochs: int

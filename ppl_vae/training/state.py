@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from ppl_vae.checkpoints import require
 from ppl_vae.data import Split
 from ppl_vae.objectives.impossible import Limits, impossible
 from ppl_vae.objectives.losses import BatchLoss
@@ -120,6 +119,8 @@ class TrainingState:
 
     def note(self, result: BatchLoss) -> None:
         """Count a step and store its terms."""
+        if self.step == len(self.terms):  # of a loader, whose length nothing tells
+            self.terms = torch.cat([self.terms, torch.full_like(self.terms, math.nan)])
         row = self.terms[self.step]
         row[0] = result.loss
         if result.kl is not None and result.log_likelihood is not None:
@@ -133,18 +134,17 @@ class TrainingState:
         """Whether every loss of this epoch so far, its terms and the parameters are finite. Waits for the device."""
         return bool(self._columns()[: self.step].isfinite().all()) and self.parameters_are_finite()
 
-    def impossible(self, limits: Limits, num_data: int, batch_size: int) -> tuple[int, str] | None:
+    def impossible(self, limits: Limits, sizes: Sequence[int]) -> tuple[int, str] | None:
         """Return the first step (from 1) of this epoch with a figure that no model gives, and the figure, or None.
 
         Args:
             limits: The terms of the program whose sign is known.
-            num_data: The size of the training data.
-            batch_size: The batch size of all steps of an epoch except the last.
+            sizes: The number of data of each step of the epoch so far.
         """
         rows = self.terms[: self.step].cpu().double()
         means = rows[:, :3] / rows[:, 3:]
         for step, row in enumerate(means.tolist()):
-            term = Means(*row).impossible(limits, min(batch_size, num_data - step * batch_size))
+            term = Means(*row).impossible(limits, sizes[step])
             if term is not None:
                 return step + 1, term
         return None
@@ -247,8 +247,12 @@ def _random_state() -> dict[str, Any]:
     return {"rng": torch.get_rng_state(), "cuda_rng": cuda}
 
 
-def diagnose(state: TrainingState, good: dict[str, Any], train: Split, batch_size: int, device: str) -> DivergedError:
+def diagnose(
+    state: TrainingState, good: dict[str, Any], train: Split | None, batch_size: int, device: str
+) -> DivergedError:
     """Find the first step that went bad, by repeating the steps since the last good state one by one.
+
+    A loader's batches, for which `train` is None, cannot be read again: the error is that which the run itself saw.
 
     Return the error to raise, with the program back in the good state.
     """
@@ -257,6 +261,8 @@ def diagnose(state: TrainingState, good: dict[str, Any], train: Split, batch_siz
     bad = bad_steps[0] if bad_steps else state.step - 1
     error = DivergedError(epoch, bad + 1, state.bad_term(bad), good)
     state.restore(good)
+    if train is None:
+        return error
     order = state.order(len(train))[good["step"] * batch_size :]
     for batch in train.batches(batch_size, order=order, device=device):
         state.note(state.svi.backward(*batch, mean=True))

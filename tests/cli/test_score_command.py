@@ -125,7 +125,7 @@ def test_what_cannot_be_is_one_line(words, said, capsys):
 def test_parquet_without_pyarrow_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None)
     assert cli.main(["encode", "plane", "--out", "a.parquet"]) == 2
-    assert "pip install 'ppl-vae[parquet]'" in capsys.readouterr().err
+    assert "pip install 'ppl-vae[tables]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

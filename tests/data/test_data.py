@@ -560,9 +560,9 @@ class TestArrayFiles:
         (tmp_path / "a.npy").write_text("this is a text, and a longer one than a header")
         with pytest.raises(ValueError, match=r"a.npy cannot be read"):
             data.load(tmp_path / "a.npy")
-        (tmp_path / "a.csv").write_text("1,2")
-        with pytest.raises(ValueError, match=r"a.csv is no data set.*\.npy or \.npz file or a folder"):
-            data.load(tmp_path / "a.csv")
+        (tmp_path / "a.txt").write_text("1,2")
+        with pytest.raises(ValueError, match=r"a.txt is no data set.*\.npy or \.npz file, a table .* or a folder"):
+            data.load(tmp_path / "a.txt")
 
     @pytest.mark.parametrize("name", ["missing.npy", "missing/folder", "./missing", "missing.npz"])
     def test_missing(self, name):

@@ -6,7 +6,9 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +23,7 @@ from ppl_vae.comparison.fixed.results import KnownEvidence, Row
 from ppl_vae.comparison.fixed.rows import LEAST_REPLICATES, Progress, Rows
 from ppl_vae.comparison.words import one_line
 from ppl_vae.data import Split
+from ppl_vae.data.held import form_of, split_of
 from ppl_vae.evidence.log_evidence import log_evidence as find_log_evidence
 from ppl_vae.evidence.results import Evidence
 from ppl_vae.objectives.losses import Program
@@ -31,7 +34,7 @@ _HAVE_MODES = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
 
 def compare(
     program: VAE | Program,
-    data: Tensor | tuple[Tensor, ...] | Split,
+    data: Any,
     *,
     objectives: object,
     particles: int | Iterable[int] = (1, 8, 64),
@@ -71,8 +74,8 @@ def compare(
 
     Args:
         program: The `VAE`, or a ``(model, guide)`` pair.
-        data: The batch, as the program's argument or a tuple of its arguments; or a split, whose first `size` rows are
-            the batch.
+        data: The batch: an array or tensor, the program's argument, or a tuple of its arguments. Or more data, whose
+            first `size` rows are the batch: a split, or in any other form that `data.as_split` takes.
         objectives: What to compare, see `contenders`.
         particles: One K or several.
         replicates: R, at least 20.
@@ -120,7 +123,7 @@ def compare(
     told = progress or (lambda text: None)
     with evaluation_mode(*modules) if evaluation else nullcontext(), untouched(buffers_of(modules)):
         torch.manual_seed(seed)
-        batch = _take_batch(data, size, modules)
+        batch = _take_batch(program, data, size, modules)
         most = max(contender.num_particles for contender in chosen)
         check_fits(most * batch[0].numel(), f"{most} particles of {len(batch[0])} data", "particles")
         parameters = find_parameters(pair, batch, vae=vae, name_block=blocks)
@@ -155,13 +158,12 @@ def compare(
     )
 
 
-def _take_batch(
-    data: Tensor | tuple[Tensor, ...] | Split, size: int, modules: Sequence[nn.Module]
-) -> tuple[Tensor, ...]:
+def _take_batch(program: VAE | Program, data: Any, size: int, modules: Sequence[nn.Module]) -> tuple[Tensor, ...]:
     """Return the batch, on the device of the parameters.
 
     Args:
-        data: One tensor, several, or a split.
+        program: The program.
+        data: The batch, or more data.
         size: The number of rows taken from a split.
         modules: The modules of the program.
 
@@ -169,18 +171,17 @@ def _take_batch(
         TypeError: If the data are none of these.
         ValueError: If the data are empty.
     """
-    if isinstance(data, Split):
-        columns = data.head(check_positive_int(size, "compare: size")).columns
-        tensors = tuple(column for column in columns if isinstance(column, Tensor))
+    if isinstance(data, Tensor | tuple | list) and all(isinstance(t, Tensor) for t in data):
+        tensors = (data,) if isinstance(data, Tensor) else tuple(data)
     else:
-        tensors = (data,) if isinstance(data, Tensor) else tuple(data) if isinstance(data, (tuple, list)) else ()
-    if not tensors or not all(isinstance(t, Tensor) for t in tensors):
-        raise TypeError(
-            f"compare: data is a {type(data).__name__}; expected the batch as a tensor, a tuple of tensors, or a split "
-            "such as data.load('digits').test"
+        split = split_of(data, form_of(program, modules))
+        whole = isinstance(data, np.ndarray | tuple)
+        part = split if whole else split.head(check_positive_int(size, "compare: size"))
+        tensors = cast("tuple[Tensor, ...]", part.columns)
+    if not tensors or not tensors[0].dim() or not len(tensors[0]):
+        raise ValueError(
+            f"compare: data has shape {tuple(tensors[0].shape) if tensors else ()}; expected (batch, ...), batch > 0"
         )
-    if not tensors[0].dim() or not len(tensors[0]):
-        raise ValueError(f"compare: data has shape {tuple(tensors[0].shape)}; expected (batch, ...), batch > 0")
     like = next((p for module in modules for p in module.parameters()), torch.empty(0))
     return tuple(t.detach().to(like.device).contiguous() for t in tensors)
 

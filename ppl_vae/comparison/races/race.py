@@ -7,7 +7,7 @@ import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import pyro
 import torch
@@ -22,7 +22,8 @@ from ppl_vae.comparison.races.runs import Point, RaceRun, Stopped
 from ppl_vae.comparison.races.start import Entrant, MakeProgram, Start, take_apart
 from ppl_vae.comparison.races.watch import Evaluator, MakeEvidence, Watch
 from ppl_vae.comparison.words import at_k, reason_of
-from ppl_vae.data import Dataset, Split
+from ppl_vae.data import Dataset, Split, as_split
+from ppl_vae.data.streams import Stream
 from ppl_vae.evidence.log_evidence import Method
 from ppl_vae.objectives.losses import Program
 from ppl_vae.svi import OptimizerFactory
@@ -36,7 +37,7 @@ _SPLITS = ("train", "validation", "test")
 
 def race(
     make_program: MakeProgram,
-    data: Dataset,
+    data: Any,
     *,
     objectives: object,
     epochs: int,
@@ -89,7 +90,8 @@ def race(
     Args:
         make_program: A function from a seed to a `VAE` or a ``(model, guide)`` pair; called once per seed, with torch's
             generator at that seed.
-        data: The training data, and the data of the evaluation.
+        data: The training data, and the data of the evaluation: a `Dataset`; or training data alone, in any other form
+            that `data.as_split` takes but a loader, with ``split="train"``.
         objectives: Objectives as `comparison.contenders` takes them. In a mapping an entry may bring its own program:
             ``{"relaxed": (objective, make_program)}``, or an `Entrant`. Each run has a fresh copy of its objective.
         epochs: The number of epochs of every run.
@@ -114,7 +116,8 @@ def race(
         on_run: Called with each run and its trained program, in evaluation mode, before its parameters are put back.
 
     Raises:
-        TypeError: If `data` is no `Dataset`, or `make_program` returns no program.
+        TypeError: If `data` are a loader or of no kind that `data.as_split` takes, or `make_program` returns no
+            program.
         ValueError: If an argument is out of range, the split is empty, or no run of the first seed takes a step.
 
     Reference:
@@ -133,7 +136,13 @@ def race(
     """
     began = time.perf_counter()
     if not isinstance(data, Dataset):
-        raise TypeError(f"race: data is a {type(data).__name__}; expected a Dataset (data.from_tensors makes one)")
+        whole = as_split(data)
+        if isinstance(whole, Stream):
+            raise TypeError(
+                f"race: data is a {type(data).__name__}, whose batches may differ from run to run; read it once, by "
+                "data.as_split(loader, in_memory=True)"
+            )
+        data = Dataset("data", whole, whole.head(0), whole.head(0))
     check_choice(split, _SPLITS, "race: split")
     check_positive_int(epochs, "race: epochs")
     check_positive_int(batch_size, "race: batch_size")

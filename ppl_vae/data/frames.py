@@ -1,0 +1,150 @@
+"""Frames of pandas or polars, neither of which need be there: their columns as arrays, labels, ids, and files."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_vae.data.arrays import label_tensor
+
+SUFFIXES = (".csv", ".tsv", ".parquet")
+_ID_NAMES = ("", "id", "ids", "index", "row", "row_id", "uuid", "key")
+
+
+def is_frame(value: Any) -> bool:
+    """Whether an object is a frame: it names columns and becomes an array."""
+    return hasattr(value, "columns") and hasattr(value, "to_numpy")
+
+
+def frame_columns(frame: Any) -> dict[str, tuple[np.ndarray, tuple[Any, ...] | None]]:
+    """Return each column: numbers with NaN, or objects with None, where an entry is missing; and its categories if it
+    declares any.
+    """
+    names = [str(name) for name in frame.columns]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"the frame has two columns {repeated!r}: rename one of them")
+    return {str(name): _column(frame[name], f"column {str(name)!r} of the frame") for name in frame.columns}
+
+
+def _column(series: Any, what: str) -> tuple[np.ndarray, tuple[Any, ...] | None]:
+    categories = getattr(getattr(series, "cat", None), "categories", None)  # of pandas: part of the column's type
+    if hasattr(series, "notna"):
+        there = series.notna().to_numpy()
+        values = series.to_numpy(dtype=object)
+        numeric = categories is None and getattr(series.dtype, "kind", "O") in "fiub"
+    else:
+        there = ~series.is_null().to_numpy()
+        values = series.to_numpy()
+        numeric = values.dtype.kind in "fiub"
+        values = values.astype(object)
+    if numeric:
+        kind = series.to_numpy().dtype if there.all() else np.dtype(float)
+        return np.where(there, values, np.nan).astype(float if kind.kind == "O" else kind), None
+    values = np.where(there, values, np.array(None))
+    known = (str, bool, int, float, np.generic, type(None))
+    if odd := next((value for value in values if not isinstance(value, known)), None):
+        raise ValueError(f"{what} holds a {type(odd).__name__}: make numbers or words of it, or leave it out")
+    return values, None if categories is None else tuple(categories.tolist())
+
+
+def ids_of(frame: Any) -> np.ndarray | None:
+    """Return the index of a frame as words; None for a running number, which says nothing."""
+    index = getattr(frame, "index", None)
+    if index is None or type(index).__name__ == "RangeIndex":
+        return None
+    return np.asarray(index).astype(str)
+
+
+def coded_labels(
+    values: Any, rows: int, what: str, categories: Sequence[Any] | None = None
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Return labels as integers, and the words behind them in sorted order, or in that of their categories.
+
+    Labels that are integers stay, and have no words.
+
+    Raises:
+        ValueError: For another number of labels, a missing one, or fractions.
+    """
+    if hasattr(values, "dtype") and hasattr(values, "to_numpy"):
+        values, categories = _column(values, what)
+    array = np.asarray(values.cpu() if isinstance(values, Tensor) else values)
+    if array.dtype.kind in "fiub":
+        return label_tensor(array, rows, what), ()
+    if len(array) != rows:
+        raise ValueError(f"{what} has {len(array)} rows and the data {rows}: they must be as many")
+    if missing := sum(v is None or v != v for v in array.tolist()):
+        raise ValueError(f"{what} is missing in {missing} rows: drop these rows, or name no labels")
+    words = array.astype(str)
+    names = np.unique(words) if categories is None else np.array([str(c) for c in categories])
+    place = {name: code for code, name in enumerate(names.tolist())}
+    return torch.tensor([place[word] for word in words.tolist()]), tuple(names.tolist())
+
+
+def read_frame(path: Path) -> Any:
+    """Read a .csv, .tsv or .parquet file by pandas.
+
+    Raises:
+        ValueError: If pandas is not there, or the file cannot be read as a table.
+        OSError: If the file cannot be read at all.
+    """
+    try:
+        import pandas
+    except ImportError as error:
+        raise ValueError(
+            f"{path} is a table, which pandas reads, and pandas is not installed: pip install 'ppl-vae[tables]'"
+        ) from error
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".parquet":
+            frame = pandas.read_parquet(path)
+        else:
+            separator = "\t" if suffix == ".tsv" else _separator(path)
+            frame = pandas.read_csv(path, sep=separator, float_precision="round_trip")
+    except ImportError as error:
+        raise ValueError(f"{path} is read by pyarrow, which is not installed: pip install 'ppl-vae[tables]'") from error
+    except (ValueError, UnicodeError, pandas.errors.ParserError) as error:
+        text = " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be read as a table ({text}): one header and as many values a row") from error
+    names = [str(name) for name in frame.columns]
+    running = [[str(start + i) for i in range(len(names))] for start in (0, 1)]
+    if names and all(map(_is_number, names)) and names not in running:
+        raise ValueError(f"{path} has no names of columns (its first line is {', '.join(names[:4])}): add a header")
+    if not len(frame):
+        raise ValueError(f"{path} has no rows: one header and at least one row were expected")
+    return frame
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return np.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _separator(path: Path) -> str:
+    """Return what separates the values: a comma, or the semicolon or tab of a header that has no comma."""
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+        header = next(csv.reader(file), [])
+    if len(header) == 1:
+        return next((mark for mark in ";\t|" if mark in header[0]), ",")
+    return ","
+
+
+def find_ids(columns: Mapping[str, np.ndarray]) -> str | None:
+    """Return the name of the column that only tells rows apart, or None.
+
+    It is the first column of different values that has no name or a name such as id, or is a running number.
+    """
+    for name, values in columns.items():
+        plain = "" if name.startswith("Unnamed:") else name.lower()
+        if values.dtype.kind in "iu" and len(values) > 2 and (np.diff(values) == 1).all():
+            return name
+        if plain in _ID_NAMES and values.dtype.kind in "iuO" and len({*values.tolist()}) == len(values):
+            return name
+    return None

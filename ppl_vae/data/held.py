@@ -1,0 +1,232 @@
+"""What people hold as data, as a `Split`: arrays, frames, sparse and annotated matrices, torch's sets, loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset, Subset, TensorDataset
+
+from ppl_vae._machine import memory
+from ppl_vae._validation import did_you_mean
+from ppl_vae.data.arrays import numeric
+from ppl_vae.data.dataset import Dataset
+from ppl_vae.data.frames import coded_labels, frame_columns, ids_of
+from ppl_vae.data.sparse import EXACT, SparseRows
+from ppl_vae.data.splits import Split
+from ppl_vae.data.streams import Columns, ItemSplit, Stream, chosen, gathered
+
+_X = ("x", "image", "images", "img", "pixel_values", "data", "features", "input", "inputs")
+_Y = ("y", "label", "labels", "target", "targets")
+_SHARE = 4  # a sparse matrix is made dense where that takes at most this part of the free memory
+KINDS = (
+    "a Split, tensors, numpy arrays, a pandas or polars frame, a scipy sparse matrix, an object with .X and .obs, a "
+    "torch Dataset, a DataLoader or another iterable of batches"
+)
+
+
+@dataclass(frozen=True)
+class Form:
+    """The form in which a program takes its data.
+
+    Args:
+        columns: How many columns it takes. A column of integers behind them holds labels. None: as many as there are.
+        dtype: The dtype of its numbers.
+        raw: Whether tensors are given to it as they are. If not, column 0 becomes numbers of `dtype`, and 8-bit pixels
+            (uint8) are divided by 255.
+    """
+
+    columns: int | None = 1
+    dtype: torch.dtype = torch.float32
+    raw: bool = False
+
+    def read(self, batch: Any) -> tuple[Columns, Tensor | None]:
+        """Return the columns of a batch, and its labels if it has any."""
+        if isinstance(batch, Mapping):
+            batch = _by_name(batch)
+        parts = batch if isinstance(batch, tuple | list) else (batch,)
+        tensors = tuple(self._tensor(part, place) for place, part in enumerate(parts))
+        if not tensors or len({len(t) for t in tensors}) > 1 or not len(tensors[0]):
+            shapes = ", ".join(str(tuple(t.shape)) for t in tensors) or "none"
+            raise ValueError(f"the data have columns of shapes {shapes}: as many rows in each, from 1, were expected")
+        if self.columns is None or len(tensors) == self.columns:
+            return tensors, None
+        extra = tensors[self.columns :]
+        if len(extra) != 1 or extra[0].dim() != 1 or extra[0].is_floating_point():
+            raise ValueError(
+                f"the data have {len(tensors)} columns and the program takes {self.columns}: give x"
+                f"{' and the condition y' if self.columns > 1 else ''}, and behind it nothing or integer labels, (n,)"
+            )
+        return tensors[: self.columns], extra[0].to(torch.int64)
+
+    def _tensor(self, value: Any, place: int) -> Tensor:
+        what = f"column {place} of the data"
+        given = isinstance(value, Tensor)
+        if sparse.issparse(value):
+            value = value.astype(np.float64).toarray()  # counts, and never pixels
+        tensor = value.detach() if given else torch.from_numpy(np.array(numeric(value, what)))
+        if not tensor.dim() or tensor.is_complex() or tensor.layout != torch.strided:
+            raise ValueError(
+                f"{what} is {_told(tensor)}, where dense real numbers with one row a datum were expected (a list is "
+                "read as batches: make an array of rows)"
+            )
+        if self.raw and given:
+            return tensor
+        if place == 0 and not self.raw and tensor.dtype == torch.uint8:
+            return tensor.to(self.dtype).div_(255)
+        if not tensor.is_floating_point() and (place or self.raw):
+            return tensor
+        if not tensor.is_floating_point() and self.dtype.itemsize < 8 and int(tensor.abs().max()) > EXACT:
+            raise ValueError(f"{what} holds whole numbers above 2^24, which {self.dtype} rounds: scale or shift them")
+        numbers = tensor.to(self.dtype)
+        if numbers.isinf().any():
+            raise ValueError(f"{what} holds values that are infinite in {self.dtype}: scale, drop or mend them")
+        return numbers
+
+
+def form_of(program: Any, modules: Sequence[nn.Module] = ()) -> Form:
+    """Return the form in which a VAE, or else a pair of functions whose modules are given, takes its data."""
+    parts = [program, *modules] if isinstance(program, nn.Module) else modules
+    own = (p.dtype for part in parts for p in part.parameters() if p.is_floating_point())
+    dtype = next(own, torch.get_default_dtype())
+    if not hasattr(program, "y_shape"):
+        return Form(None, dtype, raw=True)
+    return Form(1 if program.y_shape is None else 2, dtype)
+
+
+def as_split(held: Any, *, labels: Any = None, columns: int | None = 1, in_memory: bool = False) -> Split:
+    """Make a `Split` of what people hold, all rows in one part, in their order.
+
+    `fit`, `evaluate`, `compare`, `race` and `check` do this themselves. Call it to name labels, to read a loader into
+    memory, or to make a data set of parts that are held apart:
+    ``Dataset("mine", as_split(a), as_split(b), as_split(c))``.
+
+    - **Arrays, tensors**, or a tuple of them: the columns that a program takes. Shapes stay. Numbers become float32,
+      and 8-bit pixels (uint8) are divided by 255. NaN stays, for `likelihoods.Mixed`.
+    - **A pandas or polars frame** of numbers: its columns, in its order, which must be that of the training data. Words
+      are refused, since their codes would follow from these rows alone: see `from_table`. An index that is no running
+      number becomes the ids.
+    - **A scipy sparse matrix** of counts: dense if that takes a quarter of the free memory, else batch by batch.
+    - **An object with** ``.X`` **and** ``.obs``, such as AnnData: its X, and a column of `obs` as labels. A layer
+      of raw counts is a matrix to give in its place.
+    - **A torch Dataset**, or any object with a length and items: x, (x, label), or a dict with such names. A
+      `TensorDataset` is in memory. Other items are asked for when they are used, in this process, so that augmentation
+      is fresh each time: slow, where a loader with workers is not.
+    - **A DataLoader, or another iterable of batches**: read as it comes, a pass an epoch. Its batch size, last batch,
+      order and workers are its own. A generator has one pass.
+
+    Args:
+        held: The data.
+        labels: The labels: integers of shape (n,), words, or the name of a column of a frame or of `obs`. Words are
+            coded in sorted order, pandas' categories in their own. They are for pictures and scores; no program sees
+            them.
+        columns: How many columns programs take, 2 for data with conditions. One more column, of integers, is labels.
+        in_memory: Read all rows now, once. What items draw at random stays as it was drawn.
+
+    Raises:
+        TypeError: For data of another kind.
+        ValueError: For values that are no finite numbers (NaN aside), or columns or labels that do not fit.
+
+    Example:
+        >>> import numpy as np
+        >>> as_split(np.random.rand(100, 3), labels=["a", "b"] * 50)
+        Split(100 rows of (3,), labels)
+        >>> as_split([torch.zeros(8, 3), torch.ones(5, 3)], in_memory=True)
+        Split(13 rows of (3,))
+    """
+    split = split_of(held, Form(columns), labels)
+    return gathered(split) if in_memory else split
+
+
+def split_of(held: Any, form: Form, labels: Any = None) -> Split:
+    """Make a split of what people hold, in the form that a program takes; see `as_split`."""
+    if isinstance(held, Dataset):
+        raise TypeError("a Dataset was given, which has three parts: give one of them, such as dataset.test")
+    split, frame = _split_of(held, form, labels)
+    if labels is None:
+        return split
+    if isinstance(split, ItemSplit | Stream):
+        raise ValueError("labels were given beside items or batches, which bring their own: leave them out")
+    if isinstance(labels, str):
+        labels = frame[_column_of([] if frame is None else frame.columns, labels)]
+    codes, words = coded_labels(labels, len(split), "labels")
+    return replace(split, labels=codes, label_names=words)
+
+
+def _split_of(held: Any, form: Form, labels: Any = None) -> tuple[Split, Any]:
+    """Return the split, and the frame in which a column of labels may be named."""
+    if isinstance(held, Split):
+        return held, None
+    if isinstance(held, str | Path | Mapping):
+        raise TypeError(f"data is a {type(held).__name__}; expected {KINDS} (data.load reads names and files)")
+    if sparse.issparse(held):
+        return _sparse(held, form), None
+    if hasattr(held, "X") and hasattr(held, "obs"):
+        matrix = held.X.to_memory() if hasattr(held.X, "to_memory") else held.X
+        split, _ = _split_of(matrix if sparse.issparse(matrix) else np.asarray(matrix), form)
+        return replace(split, ids=ids_of(held.obs)), held.obs
+    if hasattr(held, "columns") and hasattr(held, "to_numpy"):
+        return _frame(held, form, labels), held
+    if isinstance(held, TensorDataset):
+        return _split_of(held.tensors, form)
+    if isinstance(held, Subset):
+        whole = _split_of(held.dataset, form)[0]
+        if not isinstance(whole, ItemSplit | Stream):
+            return chosen(whole, torch.as_tensor(held.indices)), None
+    if isinstance(held, Tensor | np.ndarray | tuple):
+        columns, labels = form.read(held)
+        return Split(columns, labels), None
+    if hasattr(held, "__getitem__") and hasattr(held, "__len__") and not isinstance(held, list | IterableDataset):
+        return ItemSplit.of(held, form.read), None
+    if isinstance(held, Iterable):
+        return Stream.of(held, form.read), None
+    raise TypeError(f"data is a {type(held).__name__}; expected a Dataset or {KINDS}")
+
+
+def _sparse(held: Any, form: Form) -> Split:
+    rows = SparseRows(held, form.dtype)
+    dense = rows[torch.arange(len(rows))] if 4 * held.shape[0] * held.shape[1] * _SHARE <= memory() else rows
+    return Split((dense,))
+
+
+def _frame(frame: Any, form: Form, labels: Any) -> Split:
+    own = _column_of(frame.columns, labels) if isinstance(labels, str) else None
+    found = {name: column for name, column in frame_columns(frame).items() if name != own}
+    for name, (values, _) in found.items():
+        if values.dtype.kind not in "fiub":
+            raise ValueError(
+                f"column {name!r} of the frame holds words or objects, whose codes would follow from these rows alone: "
+                "make a table of it, data.from_table(frame), or name it as labels"
+            )
+    numbers = np.stack([values.astype(np.float64) for values, _ in found.values()], 1)
+    columns, _ = form.read(numbers)
+    return Split(columns, ids=ids_of(frame))
+
+
+def _column_of(names: Iterable[Any], labels: str) -> str:
+    """Return the name of the column of labels, which must be there."""
+    if labels not in (known := [str(name) for name in names]):
+        hint = did_you_mean(labels, known)
+        raise ValueError(f"labels is {labels!r}; expected a column of {', '.join(known) or 'a frame'}{hint}")
+    return labels
+
+
+def _by_name(batch: Mapping[Any, Any]) -> tuple[Any, ...]:
+    """Return x of a batch of named columns, and its labels if there are any."""
+    x, y = ([batch[name] for name in names if name in batch] for names in (_X, _Y))
+    if len(x) != 1 or len(y) > 1:
+        raise ValueError(
+            f"a batch has the columns {', '.join(map(str, batch))}; expected one of {', '.join(_X)}, and as labels one "
+            f"of {', '.join(_Y)}: rename or remove others"
+        )
+    return (*x, *y)
+
+
+def _told(tensor: Tensor) -> str:
+    return f"of dtype {tensor.dtype}, shape {tuple(tensor.shape)} and layout {tensor.layout}"

@@ -1,0 +1,40 @@
+"""Sparse matrices, made dense a batch at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+EXACT = 2**24  # float32 has every whole number up to here
+
+
+class SparseRows:
+    """The rows of a scipy sparse matrix, made dense when they are used."""
+
+    def __init__(self, matrix: Any, dtype: torch.dtype = torch.float32) -> None:
+        if (not np.issubdtype(matrix.dtype, np.number) and matrix.dtype != bool) or np.iscomplexobj(matrix):
+            raise ValueError(f"the sparse matrix has dtype {matrix.dtype}, where real numbers were expected")
+        self.matrix = matrix.tocsr()
+        self.dtype = dtype
+        self.shape: tuple[int, ...] = tuple(matrix.shape)
+        if not np.isfinite(self.matrix.data).all():
+            raise ValueError("the sparse matrix holds NaN or infinite values: fill or drop them")
+        if matrix.nnz and matrix.dtype.kind in "iu" and dtype.itemsize < 8 and abs(self.matrix).max() > EXACT:
+            raise ValueError(f"the sparse matrix holds whole numbers above 2^24, which {dtype} rounds: scale them")
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Tensor, /) -> Tensor:
+        return torch.from_numpy(self.matrix[index.cpu().numpy()].toarray()).to(self.dtype)
+
+    def identity(self) -> str:
+        """Return a hash of the matrix."""
+        digest = hashlib.sha256()
+        for part in (self.matrix.indptr, self.matrix.indices, self.matrix.data):
+            digest.update(np.ascontiguousarray(part).tobytes())
+        return digest.hexdigest()

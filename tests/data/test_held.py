@@ -1,0 +1,280 @@
+"""What people hold as data: each kind becomes the rows it holds, or is refused with the reason."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset
+from torch.utils.data import Dataset as TorchDataset
+
+import ppl_vae
+from ppl_vae import VAE, data, likelihoods, networks, posteriors, priors
+from ppl_vae.data import Dataset, as_split
+from ppl_vae.data.held import Form, split_of
+
+X = np.random.default_rng(0).normal(size=(60, 3))
+LABELS = np.arange(60) % 4
+
+
+class Items(TorchDataset):
+    """A torch data set of the rows of X and their labels."""
+
+    def __init__(self, noise: bool = False) -> None:
+        self.noise = noise
+
+    def __len__(self) -> int:
+        return len(X)
+
+    def __getitem__(self, i):
+        return torch.tensor(X[i]) + (torch.randn(3) if self.noise else 0), int(LABELS[i])
+
+
+class Batches:
+    """An iterable of batches that starts afresh, without a length."""
+
+    def __iter__(self):
+        for start in range(0, 60, 25):
+            yield torch.tensor(X[start : start + 25]), torch.tensor(LABELS[start : start + 25])
+
+
+class Streaming(IterableDataset):
+    def __iter__(self):
+        return iter([(torch.tensor(x), int(y)) for x, y in zip(X, LABELS, strict=True)])
+
+
+def holdings():
+    """Every kind without a dependency, each with the rows of X in order; whether it brings labels."""
+    as_tensor = torch.tensor(X)
+    return {
+        "array": (X, False),
+        "tensor": (as_tensor, False),
+        "columns": ((X, LABELS), True),
+        "tensors": (TensorDataset(as_tensor, torch.tensor(LABELS)), True),
+        "subset": (Subset(TensorDataset(as_tensor, torch.tensor(LABELS)), range(60)), True),
+        "sparse": (sparse.csr_matrix(X), False),
+        "coordinates": (sparse.coo_array(X), False),
+        "annotated": (SimpleNamespace(X=sparse.csr_matrix(X), obs={}), False),
+        "items": (Items(), True),
+        "subset of items": (Subset(Items(), range(60)), True),
+        "concatenated": (ConcatDataset([Subset(Items(), range(10)), Subset(Items(), range(10, 60))]), True),
+        "loader": (DataLoader(Items(), batch_size=7), True),
+        "streaming loader": (DataLoader(Streaming(), batch_size=7), True),
+        "list": (list(Batches()), True),
+        "iterable": (Batches(), True),
+        "generator": ((batch for batch in Batches()), True),
+        "named": ([{"image": x, "label": y} for x, y in Batches()], True),
+    }
+
+
+@pytest.mark.parametrize("kind", holdings())
+def test_every_kind_gives_its_rows_and_labels(kind):
+    held, labelled = holdings()[kind]
+    state = torch.get_rng_state()
+    split = as_split(held, in_memory=True)
+    assert torch.equal(split.x, torch.tensor(X, dtype=torch.float32))
+    assert (split.labels is not None) == labelled
+    assert not labelled or split.labels.tolist() == LABELS.tolist()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def make_vae(seed: int = 0, like: object = None) -> VAE:
+    torch.manual_seed(seed)
+    mlp = networks.MLP([8])
+    return VAE(
+        (3,),
+        prior=priors.StandardNormal(2),
+        likelihood=likelihoods.Normal(mlp) if like is None else like,
+        posterior=posteriors.DiagonalNormal(mlp),
+    )
+
+
+@pytest.mark.parametrize("kind", holdings())
+def test_fit_takes_every_kind(kind):
+    held, _ = holdings()[kind]
+    run = ppl_vae.fit(make_vae(), held, epochs=1, batch_size=60, seed=0, compile="off", device="cpu", validation=X)
+    assert run.history[-1]["elbo"] == pytest.approx(run.history[-1]["bound"])
+    assert "validation_elbo" in run.history[-1]
+
+
+def test_what_is_in_memory_trains_alike():
+    """Arrays, sparse matrices, items: the same rows in the same order give the same parameters."""
+    trained = []
+    for kind in ("tensor", "array", "sparse", "annotated", "tensors", "items"):
+        vae = make_vae()
+        ppl_vae.fit(vae, holdings()[kind][0], epochs=2, batch_size=16, seed=3, compile="off", device="cpu")
+        trained.append(torch.cat([p.flatten() for p in vae.parameters()]))
+    assert all(torch.equal(trained[0], other) for other in trained[1:])
+
+
+@pytest.mark.parametrize("kind", ["array", "columns", "items", "generator"])
+def test_evaluate_and_compare_take_what_fit_takes(kind):
+    vae = make_vae()
+    options = dict(gap_size=0, importance_size=0, imputation_size=0, seed=1)
+    found = ppl_vae.evaluate(vae, holdings()[kind][0], size=20, **options)
+    known = ppl_vae.evaluate(vae, torch.tensor(X[:20], dtype=torch.float32), **options)
+    assert found.figures["log_evidence"].value == known.figures["log_evidence"].value
+    if kind != "array":  # arrays and tuples are the batch itself
+        held = holdings()[kind][0]
+        one = ppl_vae.compare(
+            vae, held, objectives=["ELBO"], particles=1, replicates=20, size=60, minibatch=False, log_evidence=0.0
+        )
+        assert one.data_shape == (60, 3)
+
+
+def test_check_takes_what_fit_takes():
+    assert ppl_vae.check(data=Batches(), posterior=posteriors.DiagonalNormal()).findings
+
+
+def test_the_double_model_keeps_the_digits_of_doubles():
+    x = X + 1e6
+    split = split_of(x, Form(1, torch.float64))
+    assert torch.equal(split.x, torch.tensor(x))
+    with pytest.warns(UserWarning, match="batch_size is lowered from 100 to the 60 training data"):
+        run = ppl_vae.fit(make_vae().double(), x, epochs=1, batch_size=100, compile="off", device="cpu")
+    assert run.data.train.x.dtype == torch.float64
+
+
+def test_pixels_become_shares_and_counts_stay():
+    pixels = np.array([[0, 255], [51, 102]], dtype=np.uint8)
+    assert as_split(pixels).x.tolist() == [[0.0, 1.0], [pytest.approx(0.2), pytest.approx(0.4)]]
+    assert as_split(sparse.csr_matrix(pixels)).x.tolist() == pixels.tolist()
+    assert as_split(pixels.astype(np.int64)).x.tolist() == pixels.tolist()
+
+
+def test_a_program_of_functions_gets_tensors_as_they_are():
+    words = torch.tensor([[1, 2], [3, 4]])
+    split = split_of((words, words[:, :1]), Form(None, raw=True))
+    assert split.columns[0].dtype == torch.int64
+    assert len(split.columns) == 2
+    assert split_of(X.astype(np.float64), Form(None, raw=True)).x.dtype == torch.float32
+
+
+def test_items_are_fresh_each_time_and_in_memory_they_are_not():
+    noisy = as_split(Items(noise=True))
+    (a,), (b,) = next(noisy.batches(5)), next(noisy.batches(5))
+    assert not torch.equal(a, b)
+    kept = as_split(Items(noise=True), in_memory=True)
+    assert torch.equal(next(kept.batches(5))[0], next(kept.batches(5))[0])
+
+
+def test_sparse_rows_that_do_not_fit_are_read_by_batches(monkeypatch):
+    monkeypatch.setattr("ppl_vae.data.held.memory", lambda: 100.0)
+    split = as_split(sparse.csr_matrix(X))
+    assert not isinstance(split.x, torch.Tensor)
+    rows = torch.tensor([5, 2, 5])
+    assert torch.equal(next(split.batches(3, order=rows))[0], torch.tensor(X[rows], dtype=torch.float32))
+    one, other = (Dataset("s", as_split(sparse.csr_matrix(x)), split, split) for x in (X, 2 * X))
+    assert one.fingerprint != other.fingerprint
+
+
+BAD = {
+    "expected a Dataset or a Split, tensors": 3,
+    "data.load reads names": "file.csv",
+    "infinite": np.array([[1e300]]),
+    "dtype object": np.array([[None]]),
+    "dtype complex": np.array([[1j]]),
+    "shape \\(\\)": np.array(1.0),
+    "above 2\\^24": np.array([[2**24 + 1]]),
+    "sparse matrix holds NaN": sparse.csr_matrix(np.array([[np.nan, 0.0]])),
+    "sparse matrix holds whole numbers above": sparse.csr_matrix(np.array([[2**25, 0]])),
+    "as many rows in each": (X, LABELS[:5]),
+    "2 columns and the program takes 1": (X, X),
+    "3 columns and the program takes 1": (X, LABELS, LABELS),
+    "give no batch": iter([]),
+    "a list is read as batches": [[1.0, 2.0]],
+    "expected one of x, image": [{"pictures": torch.zeros(2, 3)}],
+    "three parts": data.load("digits"),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_what_cannot_be_data_is_refused_with_the_reason(message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        as_split(BAD[message])
+
+
+def test_labels_that_do_not_fit_are_refused():
+    assert as_split(X, labels=["b", "a"] * 30).label_names == ("a", "b")
+    for labels, message in (
+        ([1, 2], "2 rows"),
+        ([0.5] * 60, "fractions"),
+        (["a", None] * 30, "missing in 30 rows"),
+        ("species", "expected a column of a frame"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            as_split(X, labels=labels)
+    with pytest.raises(ValueError, match="bring their own"):
+        as_split(Batches(), labels=LABELS)
+
+
+def test_data_of_another_shape_than_the_vae_are_refused():
+    with pytest.raises(ValueError, match=r"rows of shape \(2,\), and the VAE is for \(3,\)"):
+        ppl_vae.fit(make_vae(), X[:, :2], batch_size=60, compile="off")
+    with pytest.raises(ValueError, match=r"of shape \(2,\); the VAE is for \(3,\)"):
+        ppl_vae.evaluate(make_vae(), X[:, :2])
+
+
+def test_a_conditional_vae_takes_x_and_y():
+    mlp = networks.MLP([8])
+    vae = VAE(
+        (3,),
+        prior=priors.StandardNormal(2),
+        likelihood=likelihoods.Normal(mlp),
+        posterior=posteriors.DiagonalNormal(mlp),
+        y_shape=(4,),
+    )
+    run = ppl_vae.fit(vae, DataLoader(Items(), batch_size=20), epochs=1, compile="off", device="cpu")
+    assert run.history[-1]["step"] == 3
+    with pytest.raises(ValueError, match="1 columns and the program takes 2"):
+        ppl_vae.fit(vae, X, epochs=1, compile="off", device="cpu")
+
+
+# pandas, polars, AnnData
+
+
+def test_a_frame_of_numbers():
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    frame = pandas.DataFrame(X, columns=["a", "b", "c"], index=[f"row{i}" for i in range(60)])
+    frame["kind"] = pandas.Categorical(["low", "high"] * 30, categories=["low", "high"])
+    frame["flag"] = frame["a"] > 0
+    frame["whole"] = pandas.array([None, *range(59)], dtype="Int64")
+    split = as_split(frame, labels="kind")
+    assert split.ids[3] == "row3"
+    assert split.label_names == ("low", "high")
+    assert split.labels[:2].tolist() == [0, 1]
+    assert torch.equal(split.x[:, :3], torch.tensor(X, dtype=torch.float32))
+    assert split.x[:, 3].tolist() == (X[:, 0] > 0).tolist()
+    assert split.x[0, 4].isnan()
+    assert split.head(2).ids.tolist() == ["row0", "row1"]
+    with pytest.raises(ValueError, match=r"'kind' of the frame holds words.*from_table"):
+        as_split(frame)
+    with pytest.raises(ValueError, match=r"labels is 'knd'.*did you mean kind"):
+        as_split(frame, labels="knd")
+    with pytest.raises(ValueError, match=r"'when' of the frame holds a Timestamp"):
+        as_split(frame.assign(when=pandas.Timestamp("2020-01-01")), labels="kind")
+    with pytest.raises(ValueError, match="two columns 'a'"):
+        as_split(pandas.concat([frame[["a"]], frame[["a"]]], axis=1))
+
+
+def test_annotated_data():
+    anndata = pytest.importorskip("anndata", reason="anndata is not installed")
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    counts = np.random.default_rng(0).poisson(1.0, (20, 5))
+    cells = pandas.DataFrame({"type": ["T", "B"] * 10}, index=[f"cell{i}" for i in range(20)])
+    for matrix in (counts.astype(np.float32), sparse.csr_matrix(counts.astype(np.float32))):
+        split = as_split(anndata.AnnData(matrix, obs=cells), labels="type")
+        assert split.x.tolist() == counts.tolist()
+        assert (split.label_names, split.labels[:2].tolist(), split.ids[1]) == (("B", "T"), [1, 0], "cell1")
+    mlp = networks.MLP([8])
+    vae = VAE(
+        (5,),
+        prior=priors.StandardNormal(2),
+        likelihood=likelihoods.NegativeBinomial(mlp),
+        posterior=posteriors.DiagonalNormal(mlp),
+    )
+    run = ppl_vae.fit(vae, anndata.AnnData(matrix, obs=cells), epochs=1, batch_size=10, compile="off", device="cpu")
+    assert run.history[-1]["step"] == 2
