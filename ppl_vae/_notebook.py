@@ -49,9 +49,9 @@ def _(vae: VAE) -> Figure | None:
         torch.manual_seed(0)
         x = vae.sample(_DRAWS).cpu()
     caveat = "means of p(x|z) at draws of p(z), the same in every call"
-    if x.dim() == 2:  # one draw a row
+    if x.dim() == 2:
         span = float(x.min()), float(x.max()) + 1e-9
-        return plots.image_grid(x[None], title=f"{_DRAWS} draws, one a row", caveat=caveat, value_range=span)
+        return plots.image_grid(x.T[None], title=f"{_DRAWS} draws, one a column", caveat=caveat, value_range=span)
     span = min(0.0, float(x.min())), max(1.0, float(x.max()))
     return plots.samples(x, caveat=caveat, value_range=span)
 

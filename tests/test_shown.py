@@ -52,7 +52,8 @@ def test_one_line_and_a_picture(results, name):
     (picture,) = pictures(text)
     picture.load()
     assert min(picture.size) > 100
-    assert len(set(picture.convert("L").getdata())) > 5  # something is drawn
+    low, high = picture.convert("L").getextrema()
+    assert low < high  # something is drawn
     assert len(text) < 300_000
 
 
