@@ -22,6 +22,7 @@ from pyro.params import param_with_module_name
 from torch import Tensor, nn
 
 from ppl_vae._distributions import centre, check_same_space, describe, innermost
+from ppl_vae._home import ROWS, at_home
 from ppl_vae._piece_checks import (
     GivenPiece,
     bind_piece,
@@ -145,6 +146,7 @@ class VAE(nn.Module):
         with pyro.plate("data", self._size(x, size), dim=-1):
             return pyro.sample("z", self.q_z(x, y))
 
+    @at_home("x", "y", rows=True)
     @torch.no_grad()
     def encode(self, x: Float[Tensor, " batch *x_shape"], y: Tensor | None = None) -> Float[Tensor, "batch latent"]:
         """Return the centre of q(z|x), in evaluation mode.
@@ -154,18 +156,21 @@ class VAE(nn.Module):
         with evaluation_mode(self):
             return centre(self.q_z(x, y))
 
+    @at_home("z", "y", rows=True)
     @torch.no_grad()
     def decode(self, z: Float[Tensor, "*batch latent"], y: Tensor | None = None) -> Tensor:
         """Return the mean of p(x|z), shape ``(*z.shape[:-1], *x_shape)``, in evaluation mode."""
         with evaluation_mode(self):
             return self.p_x(z, y).mean
 
+    @at_home("x", "y", rows=True)
     def reconstruct(
         self, x: Float[Tensor, " batch *x_shape"], y: Tensor | None = None
     ) -> Float[Tensor, " batch *x_shape"]:
         """Return the mean of p(x|z) at the centre of q(z|x), without drawing noise."""
         return self.decode(self.encode(x, y), y)
 
+    @at_home("y")
     @torch.no_grad()
     def sample(self, size: int = 16, *, y: Tensor | None = None, mean: bool = True) -> Float[Tensor, " size *x_shape"]:
         """Return data from the model.
@@ -253,7 +258,7 @@ class VAE(nn.Module):
             for split in (data.train, data.validation):
                 if innermost(support) is torch.distributions.constraints.real and not isinstance(split.x, Tensor):
                     continue  # read from disk: loading has searched for NaN already
-                for x, *_ in split.batches(min(4096, len(split)), device=like.device) if len(split) else ():
+                for x, *_ in split.to(like.device, like.dtype).batches(min(ROWS, len(split))) if len(split) else ():
                     zero, one = x == 0, x == 1
                     values = [
                         a or bool(b)

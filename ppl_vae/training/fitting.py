@@ -10,12 +10,15 @@ import shutil
 from collections.abc import Callable, Sequence
 from typing import Any, cast, get_args
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
+from ppl_vae._home import home_of
 from ppl_vae._scopes import untouched_random_state
+from ppl_vae._tensors import moved
 from ppl_vae._validation import check_choice, check_positive, check_positive_int, check_seed
 from ppl_vae.capture import modules_of
 from ppl_vae.data import Dataset, Split
@@ -29,7 +32,7 @@ from ppl_vae.vae import VAE
 
 def fit(
     program: VAE | Program,
-    data: Dataset | Tensor | tuple[Tensor, ...],
+    data: Dataset | Tensor | np.ndarray | tuple[Tensor | np.ndarray, ...],
     *,
     objective: object | None = None,
     regularizer: Regularizer | None = None,
@@ -62,7 +65,8 @@ def fit(
         program: The `VAE`, or a pair of functions ``(model, guide)`` that take the columns of the data. `fit` moves the
             modules that they can reach (by methods, closures, globals that their code names) to the device, puts them
             into training and evaluation mode, and keeps them in the state.
-        data: A `Dataset`, a tensor of data, or a tuple of tensors with a common first dimension (all passed on).
+        data: A `Dataset`, a tensor or array of data, or a tuple of them with a common first dimension (all passed on).
+            Floating numbers take the dtype of the parameters.
         objective: `objectives.ELBO` by default; or another of `ppl_vae.objectives`, a Pyro ELBO object, or a function
             of log-weights.
         regularizer: A penalty beside the objective, such as ``regularizers.KLWeight(4.0)``.
@@ -119,10 +123,10 @@ def fit(
         seed = check_seed(seed)
     if not isinstance(data, Dataset):
         columns = data if isinstance(data, tuple) else (data,)
-        for column in columns:
+        for column in (columns := moved(columns, None)):
             if not isinstance(column, Tensor):
                 kind = type(column).__name__
-                raise TypeError(f"data holds a {kind}; expected a Dataset or tensors (data.from_tensors takes arrays)")
+                raise TypeError(f"data holds a {kind}; expected a Dataset, tensors or arrays")
         nothing = Split(tuple(column[:0] for column in columns))
         data = Dataset("tensors", train=Split(columns), validation=nothing, test=nothing)
     if batch_size > len(data.train):
@@ -135,6 +139,7 @@ def fit(
     modules = modules_of(model, guide, objective)
     for module in modules:
         module.to(device)
+    like = home_of((model, guide))
     level = resolve_compile(compile, data, objective=objective, epochs=epochs, batch_size=batch_size, device=device)
     svi = SVI(
         model,
@@ -152,7 +157,8 @@ def fit(
             raise ValueError(f"seed is {seed}, and that of the run to resume {own}; leave it out")
         seed = own
     seed = int(torch.randint(2**31, ()) if seed is None else seed)
-    run = Run(program, data.to(device), seed, str(device), level)
+    data = data.to(device, None if like is None else like.dtype)
+    run = Run(program, data, seed, str(device), level)
     loop = Loop(run, svi, modules, scheduler, epochs, batch_size, validate_every, early_stopping, callbacks, stop)
     with ALONE, untouched_random_state():
         torch.manual_seed(seed)

@@ -234,6 +234,9 @@ class TrainingState:
         if torch.cuda.is_available():
             for index, rng in enumerate(state["cuda_rng"][: torch.cuda.device_count()]):
                 torch.cuda.set_rng_state(rng.cpu(), index)
+        if torch.backends.mps.is_available():
+            for rng in state["mps_rng"]:
+                torch.mps.set_rng_state(rng.cpu())
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.terms[: self.step] = state["terms"].to(self.terms)
         self.seed = state["seed"]
@@ -252,7 +255,7 @@ class TrainingState:
             ValueError: If anything in it has another name, shape, dtype or length than in this run, or is of other
                 data; the message names it.
         """
-        state = {"last": None, "data": fingerprint} | dict(state)  # entries that format 1 lacks
+        state = {"last": None, "data": fingerprint, "mps_rng": []} | dict(state)  # entries that older files lack
         try:
             if state["data"] != fingerprint:
                 raise ValueError(
@@ -290,8 +293,9 @@ class TrainingState:
         require(state["terms"], self.terms[: state["step"]].to(getattr(state["terms"], "device", "cpu")), "its terms")
         require(state["seconds"], 0.0, "its seconds")
         require(state["rng"], own["rng"], "its random state")
-        if not isinstance(state["cuda_rng"], list) or not all(isinstance(rng, Tensor) for rng in state["cuda_rng"]):
-            raise ValueError("its random states of GPUs are no list of tensors")
+        for name in ("cuda_rng", "mps_rng"):
+            if not isinstance(state[name], list) or not all(isinstance(rng, Tensor) for rng in state[name]):
+                raise ValueError("its random states of GPUs are no list of tensors")
         try:
             torch.Generator().set_state(state["rng"].cpu())
         except RuntimeError as error:
@@ -329,7 +333,8 @@ def _epoch_of(record: object) -> object:
 
 def _random_state() -> dict[str, Any]:
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"rng": torch.get_rng_state(), "cuda_rng": cuda}
+    mps = [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else []
+    return {"rng": torch.get_rng_state(), "cuda_rng": cuda, "mps_rng": mps}
 
 
 def diagnose(state: TrainingState, good: dict[str, Any], train: Split, batch_size: int, device: str) -> DivergedError:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ppl_vae._home import at_home, home_of
 from ppl_vae._machine import processor
 from ppl_vae._scopes import evaluation_mode
+from ppl_vae._tensors import moved
 from ppl_vae._validation import check_positive_int
 from ppl_vae.capture import buffers_of, modules_of, untouched
 from ppl_vae.comparison.contenders import contenders
@@ -29,6 +32,7 @@ from ppl_vae.vae import VAE
 _HAVE_MODES = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
 
 
+@at_home(float64=True)
 def compare(
     program: VAE | Program,
     data: Tensor | tuple[Tensor, ...] | Split,
@@ -120,7 +124,7 @@ def compare(
     told = progress or (lambda text: None)
     with evaluation_mode(*modules) if evaluation else nullcontext(), untouched(buffers_of(modules)):
         torch.manual_seed(seed)
-        batch = _take_batch(data, size, modules)
+        batch = _take_batch(data, size, program)
         parameters = find_parameters(pair, batch, vae=vae, name_block=blocks)
         told("log p(x)")
         known, note = _known_evidence(program, batch, log_evidence, seed)
@@ -153,15 +157,13 @@ def compare(
     )
 
 
-def _take_batch(
-    data: Tensor | tuple[Tensor, ...] | Split, size: int, modules: Sequence[nn.Module]
-) -> tuple[Tensor, ...]:
-    """Return the batch, on the device of the parameters.
+def _take_batch(data: Tensor | tuple[Tensor, ...] | Split, size: int, program: VAE | Program) -> tuple[Tensor, ...]:
+    """Return the batch, on the device of the parameters and in their dtype.
 
     Args:
         data: One tensor, several, or a split.
         size: The number of rows taken from a split.
-        modules: The modules of the program.
+        program: The program.
 
     Raises:
         TypeError: If the data are none of these.
@@ -171,16 +173,17 @@ def _take_batch(
         columns = data.head(check_positive_int(size, "compare: size")).columns
         tensors = tuple(column for column in columns if isinstance(column, Tensor))
     else:
-        tensors = (data,) if isinstance(data, Tensor) else tuple(data) if isinstance(data, (tuple, list)) else ()
-    if not tensors or not all(isinstance(t, Tensor) for t in tensors):
+        tensors = tuple(data) if isinstance(data, (tuple, list)) else (data,)
+    if not tensors or not all(isinstance(t, (Tensor, np.ndarray)) for t in tensors):
         raise TypeError(
             f"compare: data is a {type(data).__name__}; expected the batch as a tensor, a tuple of tensors, or a split "
             "such as data.load('digits').test"
         )
     if not tensors[0].dim() or not len(tensors[0]):
         raise ValueError(f"compare: data has shape {tuple(tensors[0].shape)}; expected (batch, ...), batch > 0")
-    like = next((p for module in modules for p in module.parameters()), torch.empty(0))
-    return tuple(t.detach().to(like.device).contiguous() for t in tensors)
+    if (like := home_of(program)) is not None:
+        tensors = moved(tensors, like.device, like.dtype)
+    return tuple(t.detach().contiguous() for t in moved(tensors, None))
 
 
 def _known_evidence(
