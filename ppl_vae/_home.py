@@ -70,7 +70,7 @@ def at_home(
         def placed(*args: P.args, **kwargs: P.kwargs) -> R:
             bound = signature.bind(*args, **kwargs)
             values: dict[str, Any] = bound.arguments
-            given = {name: values[name] for name in names if values.get(name) is not None}
+            given = {name: values[name] for name in names if name in values and values[name] is not None}
             for name, value in given.items():
                 _check(value, f"{function.__name__}: {name}")
             held = values.get(owner) if owner else None
@@ -90,7 +90,8 @@ def at_home(
                     return found if where is None else moved(found, where)
 
                 size = len(next(iter(given.values()))) if rows and given else 0
-                if size <= ROWS or any(len(v) != size or (i and v.ndim > 2) for i, v in enumerate(given.values())):
+                particles = "z" in given and len(given) > 1 and given["z"].ndim > 2  # a condition is not for each row
+                if size <= ROWS or particles or any(len(value) != size for value in given.values()):
                     return call(given)
                 blocks = [{n: v[i : i + ROWS] for n, v in given.items()} for i in range(0, size, ROWS)]
                 return cast(R, torch.cat([cast(Tensor, call(block)) for block in blocks]))

@@ -26,7 +26,8 @@ def moved(value: Any, device: torch.device | str | None, dtype: torch.dtype | No
     """
     device = None if device is None else torch.device(device)
     if isinstance(value, np.ndarray):
-        value = torch.from_numpy(np.array(value))  # a copy, as torch takes no negative strides and no foreign bytes
+        # a copy of its own, as torch takes neither negative strides nor the byte order of another machine
+        value = torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
     if isinstance(value, Tensor):
         if dtype is not None and value.is_floating_point():
             value = value.to(dtype)

@@ -34,6 +34,7 @@ from ppl_vae._piece_checks import (
     y_shape_of,
 )
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
+from ppl_vae._tensors import moved
 from ppl_vae.networks import Binding, Shape
 
 if TYPE_CHECKING:
@@ -258,7 +259,8 @@ class VAE(nn.Module):
             for split in (data.train, data.validation):
                 if innermost(support) is torch.distributions.constraints.real and not isinstance(split.x, Tensor):
                     continue  # read from disk: loading has searched for NaN already
-                for x, *_ in split.to(like.device, like.dtype).batches(min(ROWS, len(split))) if len(split) else ():
+                for x, *_ in split.batches(min(ROWS, len(split))) if len(split) else ():
+                    x = moved(x, like.device, like.dtype)
                     zero, one = x == 0, x == 1
                     values = [
                         a or bool(b)

@@ -1,7 +1,7 @@
 """A stand-in for an accelerator: tensors on the CPU that report another device, and that do not mix with others.
 
-As on a real device, an operation on tensors of two devices is an error, except for a CPU tensor without dimensions and for
-indices on the CPU. A tensor made without ``device=`` is on the CPU. NumPy cannot read the pretended device, and no
+As on a real device, an operation on tensors of two devices is an error, except for a CPU tensor without dimensions and
+for indices on the CPU. A tensor made without ``device=`` is on the CPU. NumPy cannot read the pretended device, and no
 generator of the CPU draws on it. Everything is computed by the CPU's kernels, so that every figure must come out equal.
 """
 
@@ -15,9 +15,14 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten
 
-_READS = ("aten.index.Tensor", "aten.index_put", "aten._index_put_impl", "aten._unsafe_index")  # take indices of the CPU
+_READS = (
+    "aten.index.Tensor",
+    "aten.index_put",
+    "aten._index_put_impl",
+    "aten._unsafe_index",
+)  # take indices of the CPU
 _COPIES = ("aten.copy_", "aten._to_copy", "aten.set_")
 
 
@@ -42,6 +47,9 @@ class _Kernels(TorchDispatchMode):
         name = str(func)
         tensors = [t for t in tree_flatten((args, kwargs or {}))[0] if isinstance(t, Tensor)]
         there = any(map(pretends, tensors))
+        if name == "aten.index_put.default" and there:
+            _mark(args[0])  # the backward pass of an index makes tensors without a call from Python
+            _mark(args[2])
         if there and not name.startswith(_COPIES):
             checked = [args[0]] + [t for t in args[2:] if isinstance(t, Tensor)] if name.startswith(_READS) else tensors
             strangers = [t for t in checked if not pretends(t) and t.dim()]
@@ -91,6 +99,10 @@ class _Calls(TorchFunctionMode):
             return None
         if name in ("torch.Tensor.to", "torch.Tensor.cpu", "torch.Tensor.type_as"):
             return self._move(func, name, first, args[1:], kwargs)
+        if name == "torch.quantile" and pretends(first) and isinstance(args[1], float):
+            number = torch.tensor(args[1], dtype=first.dtype)  # its own would be made on the CPU
+            _mark(number)
+            args = (first, number, *args[2:])
         given = kwargs.get("device")
         there = given is not None and torch.device(given).type == self.device.type
         if there:
@@ -98,6 +110,8 @@ class _Calls(TorchFunctionMode):
                 raise RuntimeError(f"Expected a '{self.device}' device type for generator but found 'cpu'")
             kwargs["device"] = "cpu"
         result = func(*args, **kwargs)
+        if name in ("torch.Tensor.new_tensor", "torch.Tensor.new") and given is None:
+            _mark(result, pretends(first))
         if given is not None and isinstance(result, Tensor):
             if first is not None and result is first and pretends(first) != there:
                 result = result.clone()

@@ -19,6 +19,7 @@ from ppl_vae.checking.asking import ROLES, Findings, one_line, wrong_by
 from ppl_vae.checking.pieces import Piece, ask_about_piece, ask_about_space
 from ppl_vae.checking.report import Report
 from ppl_vae.checking.sites import check_pair
+from ppl_vae.data import Dataset
 from ppl_vae.networks import Binding
 from ppl_vae.objectives.losses import Program
 from ppl_vae.vae import VAE
@@ -26,7 +27,6 @@ from ppl_vae.vae import VAE
 if TYPE_CHECKING:
     from jaxtyping import Int, Shaped
 
-    from ppl_vae.data import Dataset
 
 _BATCH = 64
 _LATENT = 2

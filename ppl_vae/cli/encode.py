@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae._distributions import centre
+from ppl_vae._tensors import moved
 from ppl_vae.cli import writing
 from ppl_vae.cli.opening import DataOptions, OpenRun, Rows, SplitName
 from ppl_vae.cli.options import execute
@@ -49,7 +50,7 @@ def encode(
     """
     path = writing.place(run, out, overwrite, (".npz", ".csv"), "encode")
     rows = data_options.open(run, split)
-    mean, std = _moments(run.vae, rows)
+    mean, std = _moments(run.vae, rows, run.device)
     if path.suffix.lower() == ".npz":
         return [writing.save_arrays(path, {"mean": mean, "std": std, "labels": rows.labels})]
     moments = (("mean", mean), ("std", std))
@@ -58,11 +59,11 @@ def encode(
 
 
 @torch.no_grad()
-def _moments(vae: VAE, rows: Rows) -> tuple[Tensor, Tensor | None]:
+def _moments(vae: VAE, rows: Rows, device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Return the means and standard deviations of q(z|x), (n, latent); the latter is None if q does not have them."""
     means, stds = [], []
     for batch in rows.batches():
-        q = vae.q_z(*batch)
+        q = vae.q_z(*moved(batch, device))
         means.append(centre(q))
         try:
             stds.append(q.stddev)

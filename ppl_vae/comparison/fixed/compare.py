@@ -179,7 +179,7 @@ def _take_batch(data: Tensor | tuple[Tensor, ...] | Split, size: int, program: V
             f"compare: data is a {type(data).__name__}; expected the batch as a tensor, a tuple of tensors, or a split "
             "such as data.load('digits').test"
         )
-    if not tensors[0].dim() or not len(tensors[0]):
+    if not tensors[0].ndim or not len(tensors[0]):
         raise ValueError(f"compare: data has shape {tuple(tensors[0].shape)}; expected (batch, ...), batch > 0")
     if (like := home_of(program)) is not None:
         tensors = moved(tensors, like.device, like.dtype)
