@@ -24,7 +24,7 @@ BATCH, STEPS, ROUNDS = 128, 20, 15
 
 def main(folder: str) -> None:
     """Print the table."""
-    run = OpenRun.at(folder)
+    run = OpenRun.at(folder, "cpu")
     x, *_ = DataOptions({}).open(run, "train").head(BATCH * STEPS)
     vae = run.vae
     with torch.no_grad():

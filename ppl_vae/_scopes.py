@@ -11,10 +11,15 @@ from torch import nn
 
 @contextmanager
 def untouched_random_state() -> Iterator[None]:
-    """Restore torch's random state on exit, on the CPU and, if CUDA is in use, on every GPU."""
+    """Restore torch's random state on exit, on the CPU and on every accelerator in use."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     with torch.random.fork_rng(devices=devices):
-        yield
+        try:
+            yield
+        finally:
+            if mps is not None:
+                torch.mps.set_rng_state(mps)
 
 
 @contextmanager

@@ -63,6 +63,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ppl_vae._tensors import moved
+
 __all__ = [
     "cross_entropy",
     "cross_entropy_from_logits",
@@ -220,6 +222,7 @@ def cross_entropy(x: Tensor, probs: Tensor, eps: float = 1e-8, event_dim: int = 
         >>> cross_entropy(x, torch.ones(2, 1), eps=0.0)
         tensor([inf, 0.])
     """
+    x = moved(x, probs.device)
     _check_eps("cross_entropy", eps)
     _check_shapes("cross_entropy", event_dim, x=x, probs=probs)
     x = _as_float(x, probs)
@@ -264,6 +267,7 @@ def cross_entropy_from_logits(x: Tensor, logits: Tensor, event_dim: int = 1) -> 
         >>> cross_entropy_from_logits(x, torch.full((2, 1), 40.0))                    # 40 and exp(-40)
         tensor([4.0000e+01, 4.2484e-18])
     """
+    x = moved(x, logits.device)
     _check_shapes("cross_entropy_from_logits", event_dim, x=x, logits=logits)
     x = _as_float(x, logits)
     # not softplus(l) - x l, which loses digits: torch's softplus drops exp(-l) above 20, and the difference cancels
@@ -301,6 +305,7 @@ def squared_error(x: Tensor, mean: Tensor, event_dim: int = 1) -> Tensor:
         >>> squared_error(torch.tensor([[1.0, 2.0]]), torch.zeros(1, 2))
         tensor([5.])
     """
+    x = moved(x, mean.device)
     _check_shapes("squared_error", event_dim, x=x, mean=mean)
     return _sum_rightmost((_as_float(x, mean) - mean).square(), event_dim)
 
@@ -351,6 +356,7 @@ def normal_log_likelihood(
         >>> normal_log_likelihood(x, mean, scale=math.sqrt(0.5))                      # -5 - log(pi)
         tensor([-6.1447])
     """
+    x = moved(x, mean.device)
     tensors = {"x": x, "mean": mean}
     if isinstance(scale, Tensor):
         tensors["scale"] = scale

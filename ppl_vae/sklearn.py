@@ -276,8 +276,8 @@ class VAEDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
                     f"validation_fraction is {self.validation_fraction}, which sets {held} of {len(X)} data apart; "
                     "expected some for validation and some for training"
                 )
-        parts = {"train": x[rows[held:]], "validation": x[rows[:held]], "test": x[:0]}
-        return Dataset("X", **{name: Split((part,)) for name, part in parts.items()})
+        train, validation, test = (Split((part,)) for part in (x[rows[held:]], x[rows[:held]], x[:0]))
+        return Dataset("X", train, validation, test)
 
     def _program(self, data: Dataset) -> VAE:
         make = partial(networks.MLP, activation="silu", init="torch")

@@ -23,6 +23,7 @@ from pyro.params import param_with_module_name
 from torch import Tensor, nn
 
 from ppl_vae._distributions import centre, check_same_space, describe, expectation, innermost
+from ppl_vae._home import ROWS, at_home
 from ppl_vae._piece_checks import (
     GivenPiece,
     bind_piece,
@@ -37,6 +38,7 @@ from ppl_vae._piece_checks import (
 from ppl_vae._recorded import state_of
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae._shown import Shown
+from ppl_vae._tensors import moved
 from ppl_vae.distributions.foreign import as_pyro
 from ppl_vae.networks import Binding, Shape
 
@@ -162,6 +164,7 @@ class VAE(nn.Module, Shown):
         with pyro.plate("data", self._size(x, size), dim=-1):
             return pyro.sample("z", self.q_z(x, y))
 
+    @at_home("x", "y", rows=True)
     @torch.no_grad()
     def encode(self, x: Float[Tensor, " batch *x_shape"], y: Tensor | None = None) -> Float[Tensor, "batch latent"]:
         """Return the centre of q(z|x), in evaluation mode.
@@ -171,6 +174,7 @@ class VAE(nn.Module, Shown):
         with evaluation_mode(self):
             return centre(self.q_z(x, y))
 
+    @at_home("z", "y", rows=True)
     @torch.no_grad()
     def decode(self, z: Float[Tensor, "*batch latent"], y: Tensor | None = None) -> Tensor:
         """Return the mean of p(x|z), shape ``(*z.shape[:-1], *x_shape)``, in evaluation mode.
@@ -180,12 +184,14 @@ class VAE(nn.Module, Shown):
         with evaluation_mode(self):
             return expectation(self.p_x(z, y))
 
+    @at_home("x", "y", rows=True)
     def reconstruct(
         self, x: Float[Tensor, " batch *x_shape"], y: Tensor | None = None
     ) -> Float[Tensor, " batch *x_shape"]:
         """Return the mean of p(x|z) at the centre of q(z|x), without drawing noise."""
         return self.decode(self.encode(x, y), y)
 
+    @at_home("y")
     @torch.no_grad()
     def sample(self, size: int = 16, *, y: Tensor | None = None, mean: bool = True) -> Float[Tensor, " size *x_shape"]:
         """Return data from the model.
@@ -336,7 +342,8 @@ class VAE(nn.Module, Shown):
             for split in (data.train, data.validation):
                 if innermost(support) is torch.distributions.constraints.real and not isinstance(split.x, Tensor):
                     continue  # read from disk: loading has searched for NaN already
-                for x, *_ in split.batches(min(4096, len(split)), device=like.device) if len(split) else ():
+                for x, *_ in split.batches(min(ROWS, len(split))) if len(split) else ():
+                    x = moved(x, like.device, like.dtype)
                     zero, one = x == 0, x == 1
                     values = [
                         a or bool(b)

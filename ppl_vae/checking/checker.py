@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ppl_vae._home import at_home, home_of
 from ppl_vae._piece_checks import takes_y
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
+from ppl_vae._tensors import moved
 from ppl_vae._validation import check_choice, check_seed
 from ppl_vae.checking import places, programs
 from ppl_vae.checking.asking import ROLES, Findings, one_line, wrong_by
@@ -37,6 +40,7 @@ _SUBJECTS = (  # of what `VAE` refuses, by the words of its message
 )
 
 
+@at_home(float64=True)
 def check(
     program: VAE | Program | None = None,
     data: Any = None,
@@ -118,6 +122,8 @@ def check(
         part = split_of(data, form_of(program) if isinstance(program, VAE) else Form())
         data = Dataset("the data", part, part.head(0), part.head(0))
     x, y, of_data = _batch_of(data, y)
+    if (like := home_of(tuple(pieces.values()) if program is None else program)) is not None:
+        x, y, z = moved((x, y, z), like.device, like.dtype)
     _check_batch(program, x, y)
     title = ", ".join(places.name_of(p) for p in pieces.values())
     findings = Findings()
@@ -143,8 +149,8 @@ def check(
 
 
 def _batch_of(data: Any, y: Tensor | None) -> tuple[Tensor | None, Tensor | None, str]:
-    if data is None or isinstance(data, Tensor):
-        return data, y, ""
+    if data is None or isinstance(data, (Tensor, np.ndarray)):
+        return moved(data, None), moved(y, None), ""
     columns = data.train.head(_BATCH).columns
     if y is None and len(columns) > 1:
         y = columns[1]
@@ -228,7 +234,7 @@ def _check_alone(
 def _put_together(findings: Findings, pieces: dict[str, Any], data: Any, x: Tensor, y: Tensor | None) -> VAE | None:
     """Return the VAE of three pieces; a refusal by `VAE` becomes a finding, and the result is None."""
     y_shape = None if y is None else _one_hot(y).shape[1:]
-    shape_or_data = tuple(x.shape[1:]) if isinstance(data, Tensor) else data
+    shape_or_data = data if isinstance(data, Dataset) else tuple(x.shape[1:])
     try:
         made = VAE(shape_or_data, **pieces, y_shape=y_shape)
     except (ValueError, TypeError, RuntimeError) as error:

@@ -23,7 +23,7 @@ _MOST_COLUMNS = 512  # at most, to be tried one by one where the support is no p
 
 
 class Density:
-    """A batch of distributions over vectors of D numbers.
+    """A batch of distributions over vectors of D numbers, wherever they are; all points and answers are on the CPU.
 
     Args:
         distribution: The distribution, of batch shape () or (B,).
@@ -57,8 +57,9 @@ class Density:
         """Draw, half by rsample, as programs draw, and half by sample; without rsample all by sample."""
         d = self.distribution
         ways = [(d.rsample, count - count // 2), (d.sample, count // 2)] if d.has_rsample else [(d.sample, count)]
-        drawn = [draw((n,)).detach() for draw, n in ways if n]
-        return torch.cat(drawn).reshape(count, self.size, self.dim)
+        drawn = torch.cat([draw((n,)).detach() for draw, n in ways if n])
+        self.device = drawn.device
+        return drawn.cpu().reshape(count, self.size, self.dim)
 
     def log_prob(self, points: Shaped[Tensor, "*m B D"]) -> Float[Tensor, "*m B"]:
         """Return the log-densities of points, float64; -inf outside the support."""
@@ -66,10 +67,10 @@ class Density:
 
     def in_support(self, points: Shaped[Tensor, "m B D"]) -> Bool[Tensor, " m *batch"]:
         """Return whether each of the points lies in the support."""
-        return self.support.check(self._events(points))
+        return self.support.check(self._events(points)).cpu()
 
     def _events(self, points: Tensor) -> Tensor:
-        return points.to(self.draws.dtype).reshape(-1, *self.batch, *self.shape)
+        return points.to(self.device, self.draws.dtype).reshape(-1, *self.batch, *self.shape)
 
     @torch.no_grad()
     def _scored(self, distribution: Any, events: Tensor) -> Iterator[Tensor]:
@@ -79,7 +80,7 @@ class Density:
             inside = distribution.support.check(part)
             # validation refuses points outside; a draw replaces them
             valid = part.where(inside.reshape(*inside.shape, *[1] * (part.dim() - inside.dim())), spare)
-            yield torch.where(inside, distribution.log_prob(valid).double(), -torch.inf)
+            yield torch.where(inside, distribution.log_prob(valid).double(), -torch.inf).cpu()
 
     def some_coordinates(self, count: int) -> list[int]:
         """Return at most `count` coordinates, spread evenly."""
@@ -93,7 +94,7 @@ class Density:
             raise Unanswered(f"a density on {self.support} whose values it does not list (enumerate_support)") from None
         if len(states) > most:
             raise Unanswered(f"it has {len(states):,} states")
-        return states.reshape(len(states), 1, self.dim)
+        return states.cpu().reshape(len(states), 1, self.dim)
 
     def axis(self, coordinate: int) -> Axis | None:
         """Return the values that a coordinate can take, or None where they are unknown."""
@@ -142,7 +143,7 @@ class Density:
             events = self.draws[0, 0].expand(len(values), -1).clone()
             events[:, coordinate] = values.to(events.dtype)
             events = events.reshape(len(values), *[1] * len(self.batch), *self.shape)
-            return self.support.check(events).reshape(len(values), -1).all(1)
+            return self.support.check(events.to(self.device)).cpu().reshape(len(values), -1).all(1)
 
         return check
 

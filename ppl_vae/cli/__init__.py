@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from ppl_vae import __version__
 from ppl_vae._validation import did_you_mean
 from ppl_vae.cli.errors import BadInput, bad_input, complain, exit_code
+from ppl_vae.cli.processor import take_threads, threads
 from ppl_vae.cli.streams import Stream, guarded
 from ppl_vae.configuration import foreign
 
@@ -62,8 +63,9 @@ def _main(words: list[str]) -> int:
             if words[0] not in COMMANDS:
                 near = did_you_mean(words[0], COMMANDS)
                 raise ValueError(f"{words[0]!r} is no command; expected {', '.join(COMMANDS)}, --help, --version{near}")
-        with foreign.answering(_answer(trusted="--trust" in words)):
-            return int(importlib.import_module(f"ppl_vae.cli.{words[0]}").run([w for w in words[1:] if w != "--trust"]))
+            argv, count = take_threads([word for word in words[1:] if word != "--trust"])
+        with foreign.answering(_answer(trusted="--trust" in words)), threads(count):
+            return int(importlib.import_module(f"ppl_vae.cli.{words[0]}").run(argv))
     except BadInput as error:
         if os.environ.get("PPL_VAE_DEBUG"):
             traceback.print_exception(error.__cause__)
@@ -117,8 +119,9 @@ commands:
   ppl-vae sample runs/digits         data from the run's model; every command has its own --help
 
 options:
-  --help     show this and end
-  --trust    with any command: import and run what a configuration file or a run's folder names from outside ppl_vae,
-             torch.nn, torch.optim and Pyro
-  --version  show the version and end
+  --help       show this and end
+  --threads N  with any command: so many threads compute; by default one for each core, or OMP_NUM_THREADS
+  --trust      with any command: import and run what a configuration file or a run's folder names from outside ppl_vae,
+               torch.nn, torch.optim and Pyro
+  --version    show the version and end
 """

@@ -5,8 +5,8 @@ options:
   --seed SEED   of all draws (default: 0)
 
 All options of ppl-vae train say what is checked: --data, --prior, --likelihood, --posterior, --objective and their
-arguments (ppl-vae train --help); for a RUN, only --data and its arguments. The exit code is 0 if nothing is wrong, 1 if
-something is, and 2 if there is nothing to check.
+arguments (ppl-vae train --help); for a RUN, only --data with its arguments, and --device. The exit code is 0 if
+nothing is wrong, 1 if something is, and 2 if there is nothing to check.
 
 ppl-vae check                                       the quick default on handwritten digits
 ppl-vae check --prior mymodule.MyPrior              a piece of yours; arguments as for ppl-vae train
@@ -66,11 +66,13 @@ def _of_run(word: str, options: dict[str, str]) -> dict[str, Any]:
     if not seed.isdigit():
         raise ValueError(f"--seed is {seed!r}; expected an integer from 0")
     check_seed(int(seed), "--seed")
+    device = options.pop("device", "auto")
     if other := [name for name in options if name.partition(".")[0] != "data"]:
         raise ValueError(
-            f"--{other[0]} cannot be given for a run, whose pieces are trained; expected --data, --only, --seed"
+            f"--{other[0]} cannot be given for a run, whose pieces are trained; expected --data, --device, --only or "
+            "--seed"
         )
-    opened = OpenRun.at(word)
+    opened = OpenRun.at(word, device)
     rows = DataOptions(options).open(opened, None)
     batch = dict(zip(("data", "y"), rows.head(_BATCH), strict=False))  # y for a conditional model
     objective = opened.config.build_fit_arguments()["objective"]

@@ -43,8 +43,8 @@ ppl-vae compare --train true --objectives '[ELBO, IWAE]' --particles 8 --seeds 3
 """
 FURTHER = """\
 All options of ppl-vae train that make a model say what is compared: --config, --data, --prior, --likelihood,
---posterior, --device and their arguments (ppl-vae train --help); for a RUN, only --data and its arguments. With --train
-true also --optimizer, --scheduler, --epochs, --batch_size and --clip_norm.
+--posterior, --device and their arguments (ppl-vae train --help); for a RUN, only --data with its arguments, and
+--device. With --train true also --optimizer, --scheduler, --epochs, --batch_size and --clip_norm.
 
 Written are a table (.csv), everything (.json), what is printed (summary.txt) and pictures.
 """
@@ -189,9 +189,9 @@ def _of_run(word: str, options: dict[str, str]) -> Field:
 
     Args:
         word: The path or name of the run.
-        options: ``--data`` and its arguments; without them the run's own data.
+        options: ``--device``, and ``--data`` with its arguments; without them the run's own data.
     """
-    opened = OpenRun.at(word)
+    opened = OpenRun.at(word, options.pop("device", "auto"))
     data = DataOptions(options)
     name = f"{opened.folder}, its {'checkpoint' if opened.checkpoint == opened.folder else opened.checkpoint.name}"
     return Field(name, opened.vae, lambda split: data.open(opened, split), opened.folder / "comparison", opened.caveat)
@@ -225,7 +225,7 @@ def _check_names(
     options: Collection[str], schema: Arguments, other: Collection[str], train: bool, of_a_run: bool
 ) -> None:
     """Refuse options that mean nothing here, and say where they mean something."""
-    pieces = ("data",) if of_a_run else (*PIECES, *TRAINING) if train else PIECES
+    pieces = ("data", "device") if of_a_run else (*PIECES, *TRAINING) if train else PIECES
     for name in options:
         root = name.partition(".")[0]
         if name in schema.names or root in pieces:

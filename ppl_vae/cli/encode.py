@@ -9,6 +9,7 @@ import torch
 
 from ppl_vae import plots
 from ppl_vae._distributions import centre
+from ppl_vae._tensors import moved
 from ppl_vae.cli import writing
 from ppl_vae.cli.opening import DataOptions, OpenRun, Rows, SplitName
 from ppl_vae.cli.options import execute
@@ -59,7 +60,7 @@ def encode(
             f"--out is {out!r}, and {run.folder} has latents of shape {run.vae.latent_shape}; a picture needs two "
             "dimensions; give an --out that ends in .npz, .csv or .parquet"
         )
-    blocks = _moments(run.vae, data_options.open(run, split))
+    blocks = _moments(run.vae, data_options.open(run, split), run.device)
     if path.suffix.lower() != ".png":
         return [writing.save_blocks(path, blocks)]
     mean, labels = zip(*((block["mean"], block["labels"]) for block in blocks), strict=True)
@@ -69,10 +70,10 @@ def encode(
 
 
 @torch.no_grad()
-def _moments(vae: VAE, rows: Rows) -> Iterator[dict[str, Any]]:
+def _moments(vae: VAE, rows: Rows, device: torch.device) -> Iterator[dict[str, Any]]:
     """Yield the means and standard deviations of q(z|x), (rows, latent); the latter are None if q has none."""
     for batch, ids in rows.blocks():
-        q = vae.q_z(*batch)
+        q = vae.q_z(*moved(batch, device))
         try:
             std = q.stddev
         except (NotImplementedError, AttributeError):

@@ -22,6 +22,7 @@ from ppl_vae.configuration.pieces import arguments_of
 from ppl_vae.data.arrays import CHANNELS
 from ppl_vae.data.partition import rows_of_parts
 from ppl_vae.runs import load_run, read_facts
+from ppl_vae.training import resolve_device
 from ppl_vae.vae import VAE
 
 SplitName = Literal["train", "validation", "test", "all"]
@@ -29,13 +30,8 @@ SplitName = Literal["train", "validation", "test", "all"]
 Ids = dict[str, Any]  # labels (None where there are none), rows (numbers in the source) and splits of some rows
 
 BATCH = 1000
-OF_ONE_SET = (
-    "validation",
-    "test",
-    "seed",
-    "labels",
-    "ids",
-)  # the split of the run's data set, which means nothing in another set
+DEVICE = "where the model computes: auto (cuda, else mps, else cpu) or a torch device"  # of --device
+OF_ONE_SET = ("validation", "test", "seed", "labels", "ids")  # of the run's own data, which mean nothing in another set
 PLACES = ("root", "max_in_memory_gib")  # options that say where the data are, and not which data they are
 
 
@@ -48,21 +44,24 @@ class OpenRun:
         checkpoint: The folder, or the checkpoint in it that was named.
         config: The configuration of the run.
         facts: The content of run.json.
+        device: Where the model computes.
     """
 
     folder: Path
     checkpoint: Path
     config: Config
     facts: dict[str, Any]
+    device: torch.device
 
     @classmethod
-    def at(cls, word: str) -> OpenRun:
-        """Read the run of this path or name; its model is loaded at its first use.
+    def at(cls, word: str, device: str = "auto") -> OpenRun:
+        """Read the run of this path or name; its model is loaded on the device at its first use.
 
         Raises:
             FileNotFoundError: If there is no such run, or it has no config.yaml.
-            ValueError: If its configuration cannot be read.
+            ValueError: If its configuration cannot be read, or the device cannot be used.
         """
+        where = resolve_device(device)
         checkpoint = find_run(word)
         folder = checkpoint.parent if checkpoint.is_file() else checkpoint
         if not (folder / "config.yaml").is_file():
@@ -72,12 +71,12 @@ class OpenRun:
             )
         path = folder / "config.yaml"
         config = Config.from_yaml(read_text(path, CONFIG_LIMIT), str(path))
-        return cls(folder, checkpoint, config, read_facts(folder))
+        return cls(folder, checkpoint, config, read_facts(folder), where)
 
     @cached_property
     def vae(self) -> VAE:
-        """The model, in evaluation mode on the CPU."""
-        return load_run(self.checkpoint)
+        """The model, in evaluation mode."""
+        return load_run(self.checkpoint, device=self.device)
 
     @property
     def caveat(self) -> str | None:

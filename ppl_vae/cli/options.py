@@ -11,7 +11,7 @@ from ppl_vae import data
 from ppl_vae.cli import words
 from ppl_vae.cli.errors import bad_input
 from ppl_vae.cli.help import Formatter, make_parser
-from ppl_vae.cli.opening import DataOptions, OpenRun
+from ppl_vae.cli.opening import DEVICE, DataOptions, OpenRun
 from ppl_vae.configuration.pieces import Arguments, arguments_of
 
 Command = Callable[..., list[str]]  # (run, options by keyword) -> the lines to print
@@ -46,6 +46,7 @@ def _call(command: Command, argv: Sequence[str]) -> list[str]:
         what = f"the runs {', '.join(given.runs)}" if given.runs else "no run"
         raise ValueError(f"{command.__name__} was given {what}; expected one: ppl-vae {command.__name__} runs/<name>")
     schema, options = arguments_of(command, "", SKIP), dict(given.options)
+    device = options.pop("device", "auto")
     further = {}
     if "data_options" in inspect.signature(command).parameters:
         mine = [name for name in options if name.partition(".")[0] == "data"]
@@ -55,7 +56,7 @@ def _call(command: Command, argv: Sequence[str]) -> list[str]:
         arguments = schema.objects(values)
     except ValueError as error:
         raise ValueError(_with_option_names(str(error))) from error
-    return command(OpenRun.at(given.runs[0]), **further, **arguments)
+    return command(OpenRun.at(given.runs[0], device), **further, **arguments)
 
 
 def _parameter(option: str, schema: Arguments) -> str:
@@ -71,6 +72,7 @@ def _help(command: Command, example: str) -> str:
     parser = make_parser(f"ppl-vae {command.__name__} RUN [--OPTION VALUE ...]", description, example, _Help)
     group = parser.add_argument_group("options")
     arguments_of(command, "", SKIP).add_to(group)
+    group.add_argument("--device", default="auto", help=f"{DEVICE} (default: auto)")
     if "data_options" in inspect.signature(command).parameters:
         group = parser.add_argument_group("data: by default the run's own; what is not given is as in its config.yaml")
         arguments_of(data.load, "data").add_to(group, "data")

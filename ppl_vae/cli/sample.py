@@ -43,7 +43,9 @@ def sample(
     out: str | None = None,
     overwrite: bool = False,
 ) -> list[str]:
-    """Draw data from a run's model: z from the prior, x from p(x|z). The same seed gives the same data.
+    """Draw data from a run's model: z from the prior, x from p(x|z).
+
+    The same seed on the same device gives the same data.
 
     The means of p(x|z), the default, look smoother than data; draws (--mean false) are data as the model has them.
 
@@ -67,7 +69,7 @@ def sample(
     )
     vae, y = run.vae, None
     if vae.y_shape is not None and label is None:
-        y = labels_in_turn(size, vae.y_shape[0])
+        y = labels_in_turn(size, vae.y_shape[0]).to(run.device)
     else:
         vae = run.under(label)
     with torch.no_grad(), untouched_random_state():

@@ -15,6 +15,7 @@ from ppl_vae import checkpoints, data, runs, training
 from ppl_vae._files import remove_leftovers
 from ppl_vae.cli import help
 from ppl_vae.cli.errors import BAD_INPUT, BadInput, bad_input, complain, in_words, is_too_large
+from ppl_vae.cli.processor import Effort, flushed_denormals
 from ppl_vae.configuration import config, foreign, tables
 from ppl_vae.runs.folder import CHECKPOINT_EVERY
 from ppl_vae.training import Progress, Run
@@ -23,7 +24,12 @@ LINES = 20  # progress lines of a whole run, where there is no terminal for a ba
 
 
 def run(argv: Sequence[str]) -> int:
-    """Train as a command line says, and return the exit code."""
+    """Train as a command line says, and return the exit code; denormal numbers count as zero meanwhile."""
+    with flushed_denormals():  # before anything is computed
+        return _run(argv)
+
+
+def _run(argv: Sequence[str]) -> int:
     if help.wanted(argv):
         with bad_input():
             text = help.text(argv)
@@ -49,6 +55,7 @@ def run(argv: Sequence[str]) -> int:
             foreign.remember(text)
 
     display: Any = _Bar() if sys.stderr.isatty() else _Lines(arguments["epochs"])
+    effort = Effort()
     with _Signals() as stop, warnings.catch_warnings(), _one_report():
         warnings.showwarning = _note
         try:
@@ -67,7 +74,8 @@ def run(argv: Sequence[str]) -> int:
             if (folder.path / "checkpoint.pt").is_file():
                 print(f"continue with: ppl-vae train --resume {folder.path}", file=sys.stderr)
             return 1
-    print(_report(trained, folder))
+    shortage = effort.shortage() if trained.device == "cpu" else None
+    print(_report(trained, folder, shortage))
     return stop.exit_code if trained.stopped == "interrupted" else 0
 
 
@@ -96,8 +104,8 @@ def _note(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"note: {' '.join(str(message).split())}", file=sys.stderr)
 
 
-def _report(run: Run, folder: Any) -> str:
-    """Return the results of a run, one per line."""
+def _report(run: Run, folder: Any, shortage: str | None) -> str:
+    """Return the results of a run, one per line, and what slowed it."""
     final, lines = run.final, []
     for name, figure in (("validation", "validation_elbo"), ("training data", "elbo")):
         if figure in final:
@@ -111,6 +119,8 @@ def _report(run: Run, folder: Any) -> str:
     lines += [f"picture: {path}" for path in folder.pictures]
     if run.stopped == "interrupted":
         lines.append(f"continue with: ppl-vae train --resume {folder.path}")
+    if shortage is not None:
+        lines.append(shortage)
     return "\n".join(lines)
 
 

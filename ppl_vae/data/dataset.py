@@ -116,11 +116,12 @@ class Dataset:
                     digest.update(identity(column).encode())
         return digest.hexdigest()[:16]
 
-    def to(self, device: torch.device | str) -> Dataset:
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Dataset:
         """Move this data set to another device, each part by `Split.to`.
 
         Args:
             device: "cpu", "cuda", ...
+            dtype: The dtype of the columns of floating numbers; None leaves it.
 
         Returns:
             A new data set with the same fingerprint.
@@ -130,8 +131,8 @@ class Dataset:
             >>> data.load("digits").to("cpu").train.x.device
             device(type='cpu')
         """
-        parts = {part: getattr(self, part).to(device) for part in ("train", "validation", "test")}
+        parts = {part: getattr(self, part).to(device, dtype) for part in ("train", "validation", "test")}
         moved = replace(self, **parts)
-        if "fingerprint" in self.__dict__:
+        if dtype is not None or "fingerprint" in self.__dict__:  # another dtype would change it
             moved.__dict__["fingerprint"] = self.fingerprint  # where cached_property keeps it
         return moved

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from ppl_vae._tensors import moved
+
 if TYPE_CHECKING:
     from jaxtyping import Int, Shaped
 
@@ -49,12 +51,13 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class LazyRows:
-    """Some rows of a source that is not in memory, binarised and moved to the device as they are read."""
+    """Some rows of a source that is not in memory, binarised and moved to device and dtype as they are read."""
 
     source: Rows
     chosen: Int[Tensor, " n"]  # int64, on the CPU: the rows of the source, in order
     binarization: Callable[[Tensor, Tensor], Tensor] | None = None  # or a dequantisation
     device: torch.device | None = None
+    dtype: torch.dtype | None = None  # of floating numbers
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -82,7 +85,7 @@ class LazyRows:
     def _finish(self, x: Tensor, rows: Tensor) -> Tensor:
         if self.binarization is not None:
             x = self.binarization(x, rows)
-        return x if self.device is None else x.to(self.device)
+        return moved(x, self.device, self.dtype)
 
 
 def stream(rows: Rows, pieces: Sequence[Tensor]) -> Iterator[Tensor]:

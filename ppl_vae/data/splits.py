@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vae._tensors import moved
 from ppl_vae._validation import is_integer
 from ppl_vae.data.binarization import Binarization, Dequantization, Rule, dequantize, noise_key
 from ppl_vae.data.rows import LazyRows, Rows, stream
@@ -185,11 +186,12 @@ class Split:
         drawn = LazyRows(self.x, torch.arange(len(self)), self._rule())
         return replace(self, columns=(drawn, *self.columns[1:]), dynamic=False)
 
-    def to(self, device: torch.device | str) -> Split:
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Split:
         """Move this split to another device: tensors move now, columns that are not in memory batch by batch.
 
         Args:
             device: "cpu", "cuda", ...
+            dtype: The dtype of the columns of floating numbers; None leaves it.
 
         Returns:
             A new split; it shares tensors that were on that device already.
@@ -200,7 +202,7 @@ class Split:
             Split(162 rows of (1, 8, 8), labels)
         """
         target = torch.device(device)
-        columns = tuple(_moved(column, target) for column in self.columns)
+        columns = tuple(_moved(column, target, dtype) for column in self.columns)
         return replace(self, columns=columns, labels=None if self.labels is None else self.labels.to(target))
 
     def _rule(self) -> Rule:
@@ -231,9 +233,9 @@ class Split:
             yield batch
 
 
-def _moved(column: Rows, device: torch.device) -> Rows:
+def _moved(column: Rows, device: torch.device, dtype: torch.dtype | None) -> Rows:
     if isinstance(column, Tensor):
-        return column.to(device)
+        return moved(column, device, dtype)
     if isinstance(column, LazyRows):
-        return replace(column, device=device)
-    return LazyRows(column, torch.arange(len(column)), device=device)
+        return replace(column, device=device, dtype=dtype or column.dtype)
+    return LazyRows(column, torch.arange(len(column)), device=device, dtype=dtype)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from ppl_vae._scopes import untouched_random_state
+from ppl_vae._tensors import moved
 from ppl_vae.data.rows import LazyRows
 from ppl_vae.data.splits import Split
 
@@ -29,6 +30,7 @@ class ItemSplit(Split):
     items: Any = None
     read: Read | None = None
     device: torch.device | None = None
+    dtype: torch.dtype | None = None  # of floating numbers; None leaves it
 
     @classmethod
     def of(cls, items: Any, read: Read) -> ItemSplit:
@@ -39,9 +41,9 @@ class ItemSplit(Split):
         rows = tuple(_ItemRows(items, read, place, (len(items), *columns[place].shape[1:])) for place in places)
         return cls(rows, items=items, read=read)
 
-    def to(self, device: torch.device | str) -> ItemSplit:
-        """Move the batches to come to another device."""
-        return replace(self, device=torch.device(device))
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> ItemSplit:
+        """Move the batches to come to another device, their floating numbers to a dtype."""
+        return replace(self, device=torch.device(device), dtype=dtype or self.dtype)
 
     def labelled(self, batch_size: int = 1000) -> Iterator[tuple[Columns, Tensor | None]]:
         """Yield every row in order, with its labels."""
@@ -51,7 +53,7 @@ class ItemSplit(Split):
     def _gather(self, pieces: Sequence[Tensor], device: torch.device | str | None) -> Iterator[Columns]:
         assert self.read is not None
         for batch in _loaded(self.items, pieces):
-            yield _moved(self.read(batch)[0], self.device if device is None else device)
+            yield moved(self.read(batch)[0], self.device if device is None else device, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class Stream(Split):
     read: Read | None = None
     once: bool = False
     device: torch.device | None = None
+    dtype: torch.dtype | None = None  # of floating numbers; None leaves it
 
     @classmethod
     def of(cls, source: Iterable[Any], read: Read) -> Stream:
@@ -135,7 +138,7 @@ class Stream(Split):
         if order is not None:
             raise ValueError("order was given for data from a loader, which has an order of its own: leave it out")
         for columns, _ in self.labelled():
-            yield _moved(columns, self.device if device is None else device)
+            yield moved(columns, self.device if device is None else device, self.dtype)
 
     def labelled(self) -> Iterator[tuple[Columns, Tensor | None]]:
         """Yield every batch of a pass, with its labels."""
@@ -153,7 +156,7 @@ class Stream(Split):
 
     def first(self, batch_size: int, device: torch.device | str | None = None) -> Columns:
         """Return the first batch, which has been read."""
-        return _moved(self.columns, self.device if device is None else device)
+        return moved(self.columns, self.device if device is None else device, self.dtype)
 
     def num_batches(self, batch_size: int = 0) -> int | None:
         """Return the number of batches of a pass, if the loader tells it."""
@@ -171,9 +174,10 @@ class Stream(Split):
         """Return this stream: what it draws is its own."""
         return self
 
-    def to(self, device: torch.device | str) -> Stream:
-        """Move the batches to come to another device."""
-        return replace(self, device=torch.device(device), columns=_moved(self.columns, device))
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Stream:
+        """Move the batches to come to another device, their floating numbers to a dtype."""
+        columns = moved(self.columns, device, dtype or self.dtype)
+        return replace(self, device=torch.device(device), dtype=dtype or self.dtype, columns=columns)
 
 
 class _Once:
@@ -218,10 +222,6 @@ def chosen(split: Split, rows: Tensor) -> Split:
     """Return the rows with these numbers of a split in memory."""
     columns = tuple(c[rows] if isinstance(c, Tensor) else LazyRows(c, rows) for c in split.columns)
     return replace(split, columns=columns, labels=None if split.labels is None else split.labels[rows])
-
-
-def _moved(columns: Any, device: torch.device | str | None) -> Any:
-    return columns if device is None else tuple(column.to(device) for column in columns)
 
 
 def _loaded(items: Any, pieces: Iterable[Tensor]) -> Iterator[Any]:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ppl_vae._distributions import describe
+from ppl_vae._home import at_home
 from ppl_vae._validation import check_positive_int
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 
+@at_home("x", program="likelihood", float64=True)
 def bits_per_dim(
     log_evidence: Float[Tensor, " n"], x: Float[Tensor, " n *x_shape"], likelihood: Any, *, bins: int | None = None
 ) -> Float[Tensor, " n"]:

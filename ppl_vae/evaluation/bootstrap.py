@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae._interval import Interval
+from ppl_vae._tensors import moved
 from ppl_vae._validation import check_positive_int
 from ppl_vae.evidence.seeds import seeded
 
@@ -89,6 +90,7 @@ def interval(
     if not isinstance(level, float) or not 0 < level < 1:
         raise ValueError(f"interval: level is {level!r}; expected a number between 0 and 1, such as 0.95")
     check_positive_int(num_resamples, "interval: num_resamples")
+    values = moved(values, "cpu")
     named = dict(values) if isinstance(values, Mapping) else {"values": values}
     table = _table(named)
     resampled = _resampled(table, statistic, num_resamples, seed)  # (R, m)
@@ -121,6 +123,7 @@ def difference(first: Float[Tensor, " n"], second: Float[Tensor, " n"], **option
         >>> print(difference(x + 1, x))
         1 [1, 1]
     """
+    first, second = moved((first, second), "cpu")
     if first.shape != second.shape:
         raise ValueError(
             f"difference was given values of shapes {tuple(first.shape)} and {tuple(second.shape)}; expected the same "

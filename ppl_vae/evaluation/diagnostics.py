@@ -11,6 +11,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Mul
 from torch.distributions import Normal as TorchNormal
 
 from ppl_vae._distributions import describe
+from ppl_vae._home import at_home
 from ppl_vae._validation import check_positive_int
 from ppl_vae.evidence.densities import Densities
 from ppl_vae.evidence.seeds import seeded
@@ -60,6 +61,7 @@ class LatentUse:
         return float(Categorical(kl / kl.sum(), validate_args=False).entropy().exp())
 
 
+@at_home("x", float64=True)
 @torch.no_grad()
 def kl_per_dimension(
     densities: Densities, x: Float[Tensor, " n *x_shape"], *, num_samples: int = 500, seed: int = 0
@@ -108,6 +110,7 @@ def kl_per_dimension(
         return torch.cat([_marginal_kl(densities.posterior(some), p_u, num_samples) for some in x.split(ROWS)])
 
 
+@at_home("x", float64=True)
 @torch.no_grad()
 def latent_use(
     densities: Densities, x: Float[Tensor, " n *x_shape"], *, num_samples: int = 500, seed: int = 0

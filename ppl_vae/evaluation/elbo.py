@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae._distributions import describe
+from ppl_vae._home import at_home
 from ppl_vae._validation import check_choice, check_positive, check_positive_int
 from ppl_vae.evidence.blocks import MAX_BYTES, particle_blocks, row_blocks
 from ppl_vae.evidence.conditional import found_by_condition
@@ -59,6 +60,7 @@ class Bound:
         return -(self.elbo + self.rate)
 
 
+@at_home("x", float64=True)
 def elbo(
     densities: Densities,
     x: Float[Tensor, " n *x_shape"],
@@ -106,6 +108,7 @@ def elbo(
     return monte_carlo_elbo(densities, x, posterior=posterior, num_samples=num_samples, max_bytes=max_bytes, seed=seed)
 
 
+@at_home("x", float64=True)
 @torch.no_grad()
 def gauss_hermite_elbo(
     densities: Densities,
@@ -187,6 +190,7 @@ def gauss_hermite_elbo(
     return Bound(log_lik - rate, rate, error, rate_error, "gauss-hermite")
 
 
+@at_home("x", float64=True)
 @torch.no_grad()
 def monte_carlo_elbo(
     densities: Densities,

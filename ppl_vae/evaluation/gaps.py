@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ppl_vae._home import at_home
 from ppl_vae._validation import check_positive_int
 from ppl_vae.evaluation.elbo import Method, draws_of, elbo, mean_and_error
 from ppl_vae.evaluation.refinement import normals_to_refine, refine
@@ -82,6 +83,7 @@ class Gaps:
         return self.evidence_error + self.refined_error
 
 
+@at_home("x", float64=True)
 def gaps(
     densities: Densities,
     x: Float[Tensor, " n *x_shape"],

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_vae._home import at_home
 from ppl_vae._validation import is_integer
 from ppl_vae.vae import VAE
 
@@ -28,6 +29,7 @@ class Interpolation(NamedTuple):
     x: Float[Tensor, "pairs steps *x_shape"]
 
 
+@at_home("x_from", "x_to")
 def interpolate(
     vae: VAE,
     x_from: Float[Tensor, " pairs *x_shape"],
@@ -75,6 +77,7 @@ def interpolate(
     return Interpolation(z, vae.decode(z))
 
 
+@at_home("z_from", "z_to", program=None)
 def path(
     z_from: Float[Tensor, "*batch latent"],
     z_to: Float[Tensor, "*batch latent"],

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae import plots
+from ppl_vae._home import at_home
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae.evaluation.bootstrap import Interval, interval
 from ppl_vae.evaluation.figures import Evaluation
@@ -27,6 +28,7 @@ _NODES = 400
 _SHOWN = 10_000  # draws of the aggregate posterior
 
 
+@at_home("x", float64=True)
 @torch.no_grad()
 def draw(
     vae: VAE,
@@ -54,8 +56,6 @@ def draw(
     """
     figures: dict[str, Any] = {}
     densities, bound, evidence = VAEDensities(vae), evaluation.bound, evaluation.evidence
-    device = next(vae.parameters(), x).device
-    x, labels = x.to(device), None if labels is None else labels.to(device)
     image = x.dim() == 3 or (x.dim() == 4 and x.shape[1] in (1, 3))
     whole = labels is not None and bool((labels == labels.round()).all())
     classes = labels.long() if labels is not None and whole and len(labels.unique()) <= MOST_CLASSES else None

@@ -12,6 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from ppl_vae._distributions import describe, unwrapped
+from ppl_vae._home import at_home
 from ppl_vae._scopes import evaluation_mode
 from ppl_vae._validation import check_choice, check_positive_int
 from ppl_vae.evaluation.bootstrap import Interval, interval
@@ -47,6 +48,7 @@ class Imputation:
     missing: Bool[Tensor, " n *x_shape"]
     acceptance: Float[Tensor, " n"]
 
+    @at_home("x", program=None)
     def root_mean_square(self, x: Float[Tensor, " n *x_shape"]) -> Float[Tensor, " n"]:
         """Return the root mean squared error at the missing values; NaN where none was missing.
 
@@ -55,6 +57,7 @@ class Imputation:
         """
         return self._over_missing((self.mean - x).square()).sqrt()
 
+    @at_home("x", program=None)
     def share_wrong(self, x: Float[Tensor, " n *x_shape"]) -> Float[Tensor, " n"]:
         """Return the share of missing binary values that the rounded mean gets wrong; NaN where none was missing.
 
@@ -77,6 +80,7 @@ class Imputation:
         return held.double() / self.missing.flatten(1).sum(-1)
 
 
+@at_home("x", "missing", float64=True)
 @torch.no_grad()
 def impute(
     vae: VAE,
@@ -235,6 +239,7 @@ def _importance(vae: VAE, x: Tensor, num_steps: int) -> tuple[Tensor, Tensor, Te
     return sums / spread(total), vae.p_x(kept).sample(), (total.square() / squares / num_steps).double()
 
 
+@at_home("train_means", "train_labels", "test_means", "test_labels", program=None)
 def knn_accuracy(
     train_means: Float[Tensor, "m d"],
     train_labels: Int[Tensor, " m"],

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_vae._home import at_home
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae._validation import check_positive_int, check_seed
 from ppl_vae.data import Dataset, Split
@@ -39,6 +40,7 @@ _LOOKED_AT, _LOOKS = 64, 32  # data, and draws for each, for the first check of 
 _MOST_PAIRS = 10_000  # data for ELBO surgery, whose cost is quadratic
 
 
+@at_home("data", "train", float64=True)
 def evaluate(
     vae: VAE,
     data: Any,
@@ -114,7 +116,6 @@ def evaluate(
     if bins is not None and check_positive_int(bins, "evaluate: bins") < 2:
         raise ValueError(f"evaluate: bins is {bins}; expected an integer from 2")
     check_seed(seed, "evaluate: seed")
-    x = x.to(next(vae.parameters(), x).device)
     seconds: dict[str, float] = {}
     clock = partial(_clock, seconds, progress)
     alarms, discrete = _look(vae, x, y, seed)
@@ -216,8 +217,7 @@ def evaluate(
         with clock("nearest neighbours"):
             known, known_labels, _ = _tensors(train)
             assert known_labels is not None
-            means = [vae.encode(part.to(x.device)) for part in known.split(4096)]
-            figures["knn_accuracy"] = knn_accuracy(torch.cat(means), known_labels, vae.encode(x), labels, seed=seed)
+            figures["knn_accuracy"] = knn_accuracy(vae.encode(known), known_labels, vae.encode(x), labels, seed=seed)
     ordered = {name: figures[name] for name in UNITS if name in figures}
     return Evaluation(ordered, found, bound, split, use, surgeon, aggregate, sampled, tuple(notes), seconds)
 

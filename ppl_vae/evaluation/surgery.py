@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ppl_vae._home import at_home
 from ppl_vae._validation import check_positive_int
 from ppl_vae.evidence.blocks import MAX_BYTES
 from ppl_vae.evidence.densities import Densities, Score, normal_scores
@@ -79,6 +80,7 @@ class AggregatePosterior:
     level: float
 
 
+@at_home("x", float64=True)
 @torch.no_grad()
 def surgery(
     densities: Densities,
@@ -139,6 +141,7 @@ def surgery(
     return Surgery(**means, **errors, num_data=len(x))
 
 
+@at_home("x", float64=True)
 @torch.no_grad()
 def aggregate_posterior(
     densities: Densities,

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from ppl_vae._columns import split_kinds
+from ppl_vae._home import at_home
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
 
+@at_home("filled", "x", "missing", program=None)
 def column_errors(
     filled: Float[Tensor, "n columns"],
     x: Float[Tensor, "n columns"],

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae._distributions import unwrapped
+from ppl_vae._home import at_home
 from ppl_vae._validation import check_positive, check_positive_int
 from ppl_vae.evidence.densities import VAEDensities, pair_scores
 from ppl_vae.evidence.grids import support
@@ -42,6 +43,7 @@ class PosteriorMoments:
     evidence: Evidence
 
 
+@at_home("x", float64=True)
 def posterior_moments(
     densities: VAEDensities,
     x: Float[Tensor, " n *x_shape"],
@@ -91,6 +93,7 @@ class Divergence:
     error: Float[Tensor, " n"]
 
 
+@at_home("x", float64=True)
 @torch.no_grad()
 def kl_to_posterior(
     densities: VAEDensities,
@@ -201,6 +204,7 @@ def _spread(q: Any) -> tuple[Tensor, Tensor]:
         return samples.mean(0), torch.diag_embed(samples.std(0))
 
 
+@at_home("x", float64=True)
 @torch.no_grad()
 def log_posterior_grid(
     densities: VAEDensities,

@@ -10,6 +10,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from ppl_vae._home import at_home
 from ppl_vae._validation import check_choice, check_positive_int
 from ppl_vae.evidence.blocks import MAX_BYTES, capacity
 from ppl_vae.evidence.densities import Densities, Model, VAEDensities
@@ -29,6 +30,7 @@ _PILOT_CHAINS = 8
 _SIMULATED = 256  # data drawn together
 
 
+@at_home("x", float64=True)
 def annealed(
     densities: Model | Densities,
     x: Float[Tensor, " n *x_shape"],
@@ -129,6 +131,7 @@ class Sandwich:
         return self.upper.log_evidence - self.lower.log_evidence
 
 
+@at_home(float64=True)
 def bidirectional(
     densities: Model | VAEDensities,
     size: int,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ppl_vae._distributions import unwrapped
+from ppl_vae._home import at_home
 from ppl_vae._scopes import evaluation_mode
 from ppl_vae.capture.reach import Reach
 from ppl_vae.objectives.losses import Program
@@ -92,6 +93,7 @@ class VAEDensities:
 
     def __init__(self, vae: Model) -> None:
         self.vae = vae
+        self.modules = [cast(nn.Module, vae)]
         (self.latent_dim,) = vae.latent_shape
 
     def prior(self) -> Any:
@@ -158,6 +160,7 @@ class ProgramDensities:
         ValueError: If the guide does not have exactly one latent site that holds a vector for each datum.
     """
 
+    @at_home("x", program="program")
     def __init__(self, program: Program, x: Tensor) -> None:
         self.model, self.guide = program
         self.modules = Reach().visit(*program).modules

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae._distributions import unwrapped
+from ppl_vae._home import at_home
 from ppl_vae._validation import check_positive_int
 from ppl_vae.evidence.densities import Model, VAEDensities, pair_scores, rounding
 from ppl_vae.evidence.results import Evidence
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 
+@at_home("x", float64=True)
 @torch.no_grad()
 def enumerate_evidence(
     program: Model | VAEDensities, x: Float[Tensor, " n *x_shape"], *, max_states: int = 2**16, max_bytes: int = 2**30

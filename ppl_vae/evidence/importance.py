@@ -10,6 +10,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from ppl_vae._home import at_home
 from ppl_vae._machine import check_fits
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae._validation import check_choice, check_positive_int
@@ -27,6 +28,7 @@ from ppl_vae.objectives.sampling import sample_log_weights
 _ROWS, _PARTICLES = 64, 256
 
 
+@at_home("data", float64=True)
 def importance(
     source: Model | Densities | Program,
     *data: Tensor,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ppl_vae import likelihoods
 from ppl_vae._distributions import unwrapped
+from ppl_vae._home import at_home
 from ppl_vae._piece_checks import GivenPiece
 from ppl_vae._scopes import evaluation_mode
 from ppl_vae.evidence.densities import Model, VAEDensities
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _AFFINE = (nn.Linear, nn.Identity, nn.Flatten, nn.Unflatten)
 
 
+@at_home("x", program="weight", float64=True)
 def linear_gaussian_evidence(
     weight: Float[Tensor, "D d"], bias: Float[Tensor, " D"], scale: float | Float[Tensor, " D"], x: Float[Tensor, "n D"]
 ) -> Float[Tensor, " n"]:
@@ -65,6 +67,7 @@ def linear_gaussian_evidence(
     return -0.5 * quadratic - factor.diagonal().log().sum() - (s.log() + 0.5 * math.log(2 * math.pi)).sum()
 
 
+@at_home("x", float64=True)
 @torch.no_grad()
 def closed_form_evidence(vae: Model, x: Float[Tensor, " n *x_shape"]) -> Evidence | None:
     """Return the exact log evidence of a linear-Gaussian model, or None for any other model.

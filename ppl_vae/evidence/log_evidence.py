@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from torch import Tensor
 
 from ppl_vae._distributions import measure
+from ppl_vae._home import at_home
 from ppl_vae._validation import check_choice
 from ppl_vae.evidence.annealing import annealed
 from ppl_vae.evidence.conditional import evidence_by_condition
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 Method = Literal["auto", "exact", "closed form", "enumeration", "quadrature", "importance", "posterior", "ais"]
 
 
+@at_home("x", "y", float64=True)
 def log_evidence(
     program: Model | Program,
     x: Float[Tensor, " n *x_shape"],

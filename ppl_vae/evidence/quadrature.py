@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ppl_vae._home import at_home
 from ppl_vae._validation import check_positive, check_positive_int
 from ppl_vae.evidence.adaptive import Integral
 from ppl_vae.evidence.densities import VAEDensities
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _BYTES_PER_DATUM = 50_000  # of its pairs with cells, before any is finished
 
 
+@at_home("x", float64=True)
 def quadrature(
     densities: VAEDensities,
     x: Float[Tensor, " n *x_shape"],

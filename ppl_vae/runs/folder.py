@@ -23,7 +23,7 @@ from ppl_vae.data import Split
 from ppl_vae.data.streams import Stream
 from ppl_vae.plots.latent import MOST_CLASSES
 from ppl_vae.saving.files import like
-from ppl_vae.training import Callback, DivergedError, Progress, Run
+from ppl_vae.training import Callback, DivergedError, Progress, Run, resolve_device
 from ppl_vae.vae import VAE
 
 _PACKAGES = ("ppl-vae", "torch", "pyro-ppl", "numpy", "torchvision", "scikit-learn", "matplotlib")
@@ -249,22 +249,23 @@ def draw(run: Run, path: str | Path) -> list[Path]:
     return [plots.save(figure, path / f"{name}.png") for name, figure in figures.items()]
 
 
-def load_run(path: str | Path, *, trust: bool = False) -> VAE:
-    """Build the VAE of a run's folder from its config and load its weights, in evaluation mode on the CPU.
+def load_run(path: str | Path, *, trust: bool = False, device: str | torch.device = "cpu") -> VAE:
+    """Build the VAE of a run's folder from its config and load its weights, in evaluation mode.
 
     Args:
         path: The run's folder, ``runs/<name>``, or a checkpoint in it such as ``runs/<name>/last_good.pt``.
         trust: Whether to import and run what the run's config names from outside of this package, torch.nn, torch.optim
             and Pyro. A run that you trained yourself, on this machine, is trusted.
+        device: Where the VAE is put: a torch device, or ``"auto"`` (cuda, else mps, else cpu).
 
     Raises:
         FileNotFoundError: If the folder holds no run of the command line.
-        ValueError: If a file is damaged, the config names foreign code that is not trusted, or the checkpoint is of
-            another model or holds parameters outside the model.
+        ValueError: If a file is damaged, the config names foreign code that is not trusted, the device cannot be used,
+            or the checkpoint is of another model or holds parameters outside the model.
     """
     from ppl_vae.configuration.config import CONFIG_LIMIT, Config
 
-    path = Path(path)
+    device, path = resolve_device(device), Path(path)
     folder, checkpoint = (path.parent, path) if path.is_file() else (path, path / "checkpoint.pt")
     if not (folder / "config.yaml").is_file() or not (folder / "run.json").is_file():
         raise FileNotFoundError(
@@ -288,7 +289,7 @@ def load_run(path: str | Path, *, trust: bool = False) -> VAE:
             "nn.Module that owns them"
         )
     checkpoints.load_module(vae, modules[0], source=str(checkpoint))
-    return vae.eval()
+    return vae.to(device).eval()
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from ppl_vae._home import home_of
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_choice, check_positive, check_positive_int, check_seed
 from ppl_vae.capture import modules_of
@@ -150,6 +151,7 @@ def fit(
         batch_size = len(data.train)
     for module in modules:
         module.to(device)
+    like = home_of((model, guide))
     level = resolve_compile(compile, data, objective=objective, epochs=epochs, batch_size=batch_size, device=device)
     svi = SVI(
         model,
@@ -167,7 +169,8 @@ def fit(
             raise ValueError(f"seed is {seed}, and that of the run to resume {own}; leave it out")
         seed = own
     seed = int(torch.randint(2**31, ()) if seed is None else seed)
-    run = Run(program, data.to(device), seed, str(device), level)
+    data = data.to(device, None if like is None else like.dtype)
+    run = Run(program, data, seed, str(device), level)
     loop = Loop(run, svi, modules, scheduler, epochs, batch_size, validate_every, early_stopping, callbacks, stop)
     with ALONE, untouched_random_state():
         torch.manual_seed(seed)

@@ -25,7 +25,7 @@ def checked(state: Mapping[str, Any], run: TrainingState, fingerprint: str) -> d
         ValueError: If anything in it has another name, shape, dtype or length than in this run, or is of other
             data; the message names it.
     """
-    state = {"last": None, "data": fingerprint} | dict(state)  # entries that format 1 lacks
+    state = {"last": None, "data": fingerprint, "mps_rng": []} | dict(state)  # entries that older files lack
     try:
         if state["data"] != fingerprint:
             raise ValueError(
@@ -64,8 +64,9 @@ def _check(state: dict[str, Any], run: TrainingState) -> None:
     require(state["terms"], run.terms[: state["step"]].to(getattr(state["terms"], "device", "cpu")), "its terms")
     require(state["seconds"], 0.0, "its seconds")
     require(state["rng"], own["rng"], "its random state")
-    if not isinstance(state["cuda_rng"], list) or not all(isinstance(rng, Tensor) for rng in state["cuda_rng"]):
-        raise ValueError("its random states of GPUs are no list of tensors")
+    for name in ("cuda_rng", "mps_rng"):
+        if not isinstance(state[name], list) or not all(isinstance(rng, Tensor) for rng in state[name]):
+            raise ValueError("its random states of GPUs are no list of tensors")
     try:
         torch.Generator().set_state(state["rng"].cpu())
     except RuntimeError as error:

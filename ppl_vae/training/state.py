@@ -234,6 +234,9 @@ class TrainingState:
         if torch.cuda.is_available():
             for index, rng in enumerate(state["cuda_rng"][: torch.cuda.device_count()]):
                 torch.cuda.set_rng_state(rng.cpu(), index)
+        if torch.backends.mps.is_available():
+            for rng in state["mps_rng"]:
+                torch.mps.set_rng_state(rng.cpu())
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.terms[: self.step] = state["terms"].to(self.terms)
         self.seed = state["seed"]
@@ -244,7 +247,8 @@ class TrainingState:
 
 def _random_state() -> dict[str, Any]:
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"rng": torch.get_rng_state(), "cuda_rng": cuda}
+    mps = [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else []
+    return {"rng": torch.get_rng_state(), "cuda_rng": cuda, "mps_rng": mps}
 
 
 def diagnose(

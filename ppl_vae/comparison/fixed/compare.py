@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ppl_vae._home import at_home, home_of
 from ppl_vae._machine import check_fits, processor
 from ppl_vae._scopes import evaluation_mode
+from ppl_vae._tensors import moved
 from ppl_vae._validation import check_positive_int
 from ppl_vae.capture import buffers_of, modules_of, untouched
 from ppl_vae.comparison.contenders import contenders
@@ -32,6 +34,7 @@ from ppl_vae.vae import VAE
 _HAVE_MODES = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
 
 
+@at_home(float64=True)
 def compare(
     program: VAE | Program,
     data: Any,
@@ -159,7 +162,7 @@ def compare(
 
 
 def _take_batch(program: VAE | Program, data: Any, size: int, modules: Sequence[nn.Module]) -> tuple[Tensor, ...]:
-    """Return the batch, on the device of the parameters.
+    """Return the batch, on the device of the parameters and in their dtype.
 
     Args:
         program: The program.
@@ -182,8 +185,9 @@ def _take_batch(program: VAE | Program, data: Any, size: int, modules: Sequence[
         raise ValueError(
             f"compare: data has shape {tuple(tensors[0].shape) if tensors else ()}; expected (batch, ...), batch > 0"
         )
-    like = next((p for module in modules for p in module.parameters()), torch.empty(0))
-    return tuple(t.detach().to(like.device).contiguous() for t in tensors)
+    if (like := home_of(program)) is not None:
+        tensors = moved(tensors, like.device, like.dtype)
+    return tuple(t.detach().contiguous() for t in tensors)
 
 
 def _known_evidence(

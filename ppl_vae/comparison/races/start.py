@@ -11,7 +11,9 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from ppl_vae._home import home_of
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
+from ppl_vae._tensors import moved
 from ppl_vae.capture import modules_of
 from ppl_vae.objectives.losses import Program
 from ppl_vae.vae import VAE
@@ -97,6 +99,8 @@ class Start:
             self.modules = modules_of(model, guide)
             for module in self.modules:
                 module.to(device)
+            if (like := home_of(self.program)) is not None:
+                batch = moved(batch, like.device, like.dtype)
             with torch.no_grad(), evaluation_mode(*self.modules):
                 trace = poutine.trace(guide).get_trace(*batch)
                 poutine.replay(model, trace)(*batch)

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from ppl_vae._distributions import measure
+from ppl_vae._home import home_of
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
+from ppl_vae._tensors import moved
 from ppl_vae._validation import check_choice
 from ppl_vae.comparison.races.runs import Point
 from ppl_vae.evidence.importance import importance
@@ -73,7 +75,7 @@ class Evaluator:
             return "posterior"
         x, *y = (column[:1] for column in self.columns)
         with torch.no_grad(), evaluation_mode(program):
-            space = measure(program.p_z(*y))
+            space = measure(program.p_z(*moved(y, None if (like := home_of(program)) is None else like.device)))
         # three dimensions take seconds per datum to integrate: too slow for repeated evaluation
         exact: Method = "closed form" if space == "a region of space" and program.latent_shape[0] > 2 else "exact"
         try:
@@ -103,7 +105,8 @@ class Evaluator:
 
     def _evidence(self, program: VAE | Program, method: Method | MakeEvidence) -> Evidence:
         if callable(method):
-            return method(program, *self.columns)
+            like = home_of(program)
+            return method(program, *(self.columns if like is None else moved(self.columns, like.device, like.dtype)))
         if method == "posterior":
             return self._importance(program, self.num_particles)
         return log_evidence(program, *self.columns, method=method, num_particles=(self.num_particles,), seed=_SEED)

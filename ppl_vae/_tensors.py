@@ -1,0 +1,55 @@
+"""Tensors wherever they are held, moved to a device."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def moved(value: Any, device: torch.device | str | None, dtype: torch.dtype | None = None) -> Any:
+    """Return a value with all its tensors on a device; it is the same object where nothing moves.
+
+    Tuples, lists, mappings, dataclasses and data sets are searched. NumPy arrays become tensors, as copies. Float64
+    stays on the CPU where the device has none (Apple's MPS).
+
+    Args:
+        value: The value.
+        device: The device; None leaves tensors where they are.
+        dtype: The dtype of floating tensors; by default they keep theirs.
+    """
+    device = None if device is None else torch.device(device)
+    if isinstance(value, np.ndarray):
+        # a copy of its own, as torch takes neither negative strides nor the byte order of another machine
+        value = torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
+    if isinstance(value, Tensor):
+        if dtype is not None and value.is_floating_point():
+            value = value.to(dtype)
+        stays = device is None or (device.type == "mps" and value.dtype is torch.float64)
+        return value if stays else value.to(device)
+    again = functools.partial(moved, device=device, dtype=dtype)
+    if isinstance(value, Mapping):
+        found = {name: again(item) for name, item in value.items()}
+        return value if all(found[name] is value[name] for name in found) else found
+    if isinstance(value, (tuple, list)):
+        items = [again(item) for item in value]
+        if all(a is b for a, b in zip(items, value, strict=True)):
+            return value
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if not is_dataclass(value) or isinstance(value, (type, nn.Module)):
+        return value
+    if hasattr(value, "to"):  # a data set or one of its parts
+        return value if device is None else value.to(device, dtype)
+    parts = {f.name: getattr(value, f.name) for f in fields(value)}
+    changed = {name: new for name, part in parts.items() if (new := again(part)) is not part}
+    if changed:
+        value = copy.copy(value)
+        for name, new in changed.items():
+            object.__setattr__(value, name, new)  # of a frozen dataclass, in a copy of our own
+    return value
