@@ -133,7 +133,10 @@ class Config:
         for name in (*PIECES, "objective", "regularizer"):
             self.build(name)
         with _naming("optimizer", self.values["optimizer"]["class"]):
-            optimizer = self.build("optimizer")([torch.nn.Parameter(torch.zeros(1))])
+            parameter = torch.nn.Parameter(torch.zeros(1))
+            parameter.grad = torch.zeros(1)
+            optimizer = self.build("optimizer")([parameter])
+            optimizer.step()  # differentiable=True fails here
         if self.values["scheduler"] is not None:
             with _naming("scheduler", self.values["scheduler"]["class"]):
                 scheduler = self.build("scheduler")(optimizer)
