@@ -232,8 +232,17 @@ def _read_config(name: str) -> Tree:
 def _read(text: str, source: str) -> Tree:
     """Read a file that may come from anybody."""
     tree = _yaml.load(text, source)
-    foreign.require({name: tree[name] for name in KINDS if name in tree}, text, source)
+    foreign.require(searched(tree), text, source)
     return tree
+
+
+def searched(tree: Tree) -> Tree:
+    """Return what may name code: all of a configuration except the names of files and folders of data."""
+    node = tree.get("data")
+    data_options = (
+        {name: v for name, v in node.items() if name not in ("name", "root")} if isinstance(node, dict) else {}
+    )
+    return {**tree, "data": data_options}
 
 
 def _overlay(base: Tree, tree: Tree) -> Tree:

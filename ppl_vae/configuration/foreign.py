@@ -19,6 +19,10 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from ppl_vae.configuration import _yaml
+
 FAMILIES = (
     *(
         f"ppl_vae.{room}"
@@ -51,7 +55,7 @@ def require(tree: dict[str, Any], text: str, source: str) -> None:
     """Refuse the foreign names of a file unless the user trusts them. Nothing foreign is imported.
 
     Args:
-        tree: The file's nodes that name pieces.
+        tree: What of the file may name code.
         text: The file's text, by whose digest trust is remembered.
         source: The file, for messages.
 
@@ -70,14 +74,24 @@ def require(tree: dict[str, Any], text: str, source: str) -> None:
 
 
 def names(tree: object) -> list[str]:
-    """Return the import paths in a tree that are not of `FAMILIES`, each once. Imports nothing from elsewhere."""
+    """Return the import paths in a tree that are not of `FAMILIES`, each once. Imports nothing from elsewhere.
+
+    A text is searched as the YAML that it may be: jsonargparse reads ``"{class_path: os.system}"`` as a mapping. Where
+    no YAML can be made of it, the text itself counts as foreign.
+    """
     if isinstance(tree, dict):
         return list(dict.fromkeys(name for entry in tree.items() for part in entry for name in names(part)))
     if isinstance(tree, list):
         return list(dict.fromkeys(name for part in tree for name in names(part)))
-    if isinstance(tree, str) and _PATH.fullmatch(tree.strip()) and not _is_known(tree.strip()):
-        return [tree.strip()]
-    return []
+    if not isinstance(tree, str):
+        return []
+    try:
+        inside = yaml.load(tree, Loader=_yaml.Loader)
+    except (yaml.YAMLError, ValueError):
+        return [tree]
+    if isinstance(inside, dict | list) or (isinstance(inside, str) and inside != tree):
+        return names(inside)
+    return [path for path in dict.fromkeys(_PATH.findall(tree)) if not _is_known(path)]
 
 
 def remember(text: str) -> None:

@@ -74,7 +74,10 @@ def test_a_foreign_name_is_found_wherever_it_stands(name):
         "torch.optim.lr_scheduler.StepLR",
         "pyro.infer.Trace_ELBO",
         "StandardNormal",
-        "some text, with a.dot",
+        "some text, without one",
+        "[300, 150]",
+        "{}",
+        "cuda:0",
         "1.5",
         "1e-3",
     ],
@@ -91,6 +94,12 @@ def test_names_of_the_families_and_plain_words_are_none(name):
         "scheduler: {class: LambdaLR, lr_lambda: users_priors.Mine}",
         "likelihood: {class: Bernoulli, network: {class: users_priors.Mine}}",
         "optimizer: {class: Adam, betas: {class_path: users_priors.Mine}}",
+        'optimizer: {class: Adam, lr: "{class_path: users_priors.Mine}"}',  # jsonargparse reads texts as YAML
+        'scheduler: {class: LambdaLR, lr_lambda: "[users_priors.Mine]"}',
+        "scheduler: {class: LambdaLR, lr_lambda: '{class_path: \"users_priors\\u002eMine\"}'}",
+        'device: "{class_path: users_priors.Mine}"',
+        "device: {class_path: users_priors.Mine}",
+        'data: {name: digits, seed: "{class_path: users_priors.Mine}"}',
     ],
 )
 def test_no_command_imports_what_a_file_names(text, mine, capsys):
@@ -104,6 +113,15 @@ def test_no_command_imports_what_a_file_names(text, mine, capsys):
         Config.from_yaml(text)
     assert not (mine / "imported").exists()
     assert not (mine / "runs").exists()
+
+
+@pytest.mark.parametrize("text", ["{class_path: a, class_path: b}", "!!python/name:os.system x", "[", "a: b: c"])
+def test_a_text_of_which_no_yaml_can_be_made_is_foreign(text):
+    assert foreign.names({"x": text}) == [text]
+
+
+def test_names_of_data_are_files(mine):
+    assert Config.from_yaml("data: {name: my.data.npy, root: some.folder}").values["data"]["name"] == "my.data.npy"
 
 
 def test_a_run_of_ones_own_is_known_and_a_foreign_one_is_not(mine, monkeypatch, capsys):
