@@ -105,8 +105,9 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: If the file holds anything else.
         OSError: If it cannot be read.
     """
+    text = read_text(path)
     try:
-        content = parse_json(read_text(path))
+        content = parse_json(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     except (ValueError, RecursionError) as error:  # an integer of more than 4,300 digits; a thousand brackets
@@ -117,7 +118,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(text: str) -> Any:
-    """Return what a JSON text holds; NaN and infinities, which JSON lacks, and numbers beyond float64 are None.
+    """Return what a JSON text holds; NaN and infinities, which JSON lacks, and numbers beyond float64 or int64 are None.
 
     Raises:
         ValueError: If it is not JSON, or an integer has more than 4,300 digits.

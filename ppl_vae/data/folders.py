@@ -90,8 +90,11 @@ def read_folder(folder: Path, max_bytes: float) -> Source:
     labels = _labels(names)
     if 4 * float(np.prod(files.shape)) > max_bytes:
         return Source(folder.resolve().name, files, labels)
+    x = torch.empty(files.shape, dtype=torch.uint8)  # filled piece by piece, so that memory holds the images once
     pieces = torch.arange(len(files)).split(64)
-    return Source(folder.resolve().name, torch.cat(list(files.pixels(pieces))), labels)
+    for piece, pixels in zip(pieces, files.pixels(pieces), strict=True):
+        x[piece] = pixels
+    return Source(folder.resolve().name, x, labels)
 
 
 def _image_names(folder: Path) -> list[str]:

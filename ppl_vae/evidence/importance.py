@@ -85,7 +85,9 @@ def importance(
     """
     counts = _counts(num_particles)
     check_positive_int(max_bytes, "importance: max_bytes")
-    check_fits(2 * counts[-1] * min(_ROWS, len(data[0]) if data else 0), f"{counts[-1]} particles", "num_particles")
+    if data:
+        log_weights = 2 * counts[-1] * min(_ROWS, len(data[0]))  # float64
+        check_fits(log_weights, f"{counts[-1]} particles", "num_particles", data[0].device)
     lengths = {len(d) for d in data}
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(

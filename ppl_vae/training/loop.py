@@ -60,7 +60,8 @@ class Loop:
         with untouched_random_state(), evaluation_mode(*self.modules), self._batch_norm_checked():
             batch = next(self.train.batches(self.batch_size, device=self.result.device))
             particles = getattr(getattr(self.svi.loss, "objective", self.svi.loss), "num_particles", 1)
-            check_fits(batch[0].numel() * particles, f"batches of {len(batch[0])} with {particles} particles", _SMALLER)
+            what = f"batches of {len(batch[0])} with {particles} particles"
+            check_fits(batch[0].numel() * particles, what, _SMALLER, self.result.device)
             if isinstance(vae := self.result.program, VAE):
                 self.result.caveat = vae.check_support(self.result.data)
                 y = batch[1:2]
