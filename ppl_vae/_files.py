@@ -118,7 +118,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(text: str) -> Any:
-    """Return what a JSON text holds; NaN and infinities, which JSON lacks, and numbers beyond float64 or int64 are None.
+    """Return what a JSON text holds; NaN, infinities and numbers beyond float64 or int64 are None.
 
     Raises:
         ValueError: If it is not JSON, or an integer has more than 4,300 digits.
