@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae._machine import check_fits
-from ppl_vae._scopes import evaluation_mode, untouched_random_state
+from ppl_vae._scopes import evaluation_mode, seeded, untouched_random_state
 from ppl_vae._validation import check_choice, check_positive_int
 from ppl_vae.capture.reach import Reach
 from ppl_vae.evidence.blocks import MAX_BYTES, capacity
@@ -19,7 +19,6 @@ from ppl_vae.evidence.densities import Densities, Model, densities_of
 from ppl_vae.evidence.pareto import check_numbers, k_threshold, pareto_k, relative_error
 from ppl_vae.evidence.proposals import Defensive, Proposal, log_joint
 from ppl_vae.evidence.results import Evidence
-from ppl_vae.evidence.seeds import seeded
 from ppl_vae.objectives.losses import Program
 from ppl_vae.objectives.sampling import sample_log_weights
 

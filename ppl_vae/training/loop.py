@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_vae._machine import check_fits
-from ppl_vae._scopes import evaluation_mode, untouched_random_state
+from ppl_vae._scopes import evaluation_mode, seeded, untouched_random_state
 from ppl_vae.objectives.impossible import Limits, alarm_of
 from ppl_vae.objectives.losses import BatchLoss
 from ppl_vae.svi import SVI
@@ -196,8 +196,7 @@ class Loop:
             return {}
         results: list[BatchLoss] = []
         errors = 0.0
-        with untouched_random_state(), evaluation_mode(*self.modules), torch.no_grad():
-            torch.manual_seed(run.seed)
+        with seeded(run.seed), evaluation_mode(*self.modules), torch.no_grad():
             for batch in split.batches(min(1000, len(split)), device=run.device):
                 results.append(self.svi.evaluate(*batch))
                 self._wrong = self._wrong or Means.of(results[-1:]).impossible(results[-1].limits, len(batch[0]))

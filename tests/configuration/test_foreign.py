@@ -47,7 +47,7 @@ def mine(tmp_path, monkeypatch):
         "pyro.clear_param_store",
         "ppl_vae.runs.folder.draw",
         "ppl_vae.cli.main",
-        "ppl_vae.priors.normal.os.system",
+        "ppl_vae.priors.independent.os.system",
         "ppl_vae.configuration.foreign.Path",
         "torch.optim.optimizer.warnings.warn",
         "torch.nn.modules.module.functools.partial",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae._distributions import measure
-from ppl_vae._scopes import evaluation_mode, untouched_random_state
+from ppl_vae._scopes import evaluation_mode, seeded
 from ppl_vae._validation import check_choice
 from ppl_vae.comparison.races.runs import Point
 from ppl_vae.evidence.importance import importance
@@ -88,8 +88,7 @@ class Evaluator:
         Raises:
             ValueError: If log p(x) of a datum is not finite, or the method does not apply.
         """
-        with torch.no_grad(), untouched_random_state():
-            torch.manual_seed(_SEED)
+        with torch.no_grad(), seeded(_SEED):
             found = self._evidence(program, method)
             elbo: Any = found.details.get("elbo") if method == "posterior" else None
             if elbo is None:
