@@ -43,8 +43,8 @@ def run(argv: Sequence[str]) -> int:
         arguments["compile"] = settings.values["compile"] = training.resolve_compile(data=dataset, **choice)
         text, every = settings.to_yaml(), settings.checkpoint_every or CHECKPOINT_EVERY
         folder = runs.RunFolder(out, text, checkpoint_every=every, numbered=settings.out is None)
-        if foreign.names(config.searched(settings.values)):
-            foreign.remember(text)
+        if found := foreign.names(config.searched(settings.values)):
+            foreign.remember(text, found)
 
     display: Any = _Bar() if sys.stderr.isatty() else _Lines(arguments["epochs"])
     with _Signals() as stop, warnings.catch_warnings(), _one_report():

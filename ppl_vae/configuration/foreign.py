@@ -3,13 +3,15 @@
 A configuration names classes and functions by import path, and building it imports and calls them. A name that the user
 types is the user's own will. A name in a file may come from anybody: a file may name the classes of `FAMILIES` alone,
 unless the user trusts it, by ``--trust``, by an answer on the terminal, or by ``trust=True`` in Python. A run that this
-user has trained is known again: its digest is kept in the user's own state folder, outside of the run's.
+user has trained is known again: the digest of its configuration, with the places of the modules that it names, is kept
+in the user's own state folder, outside of the run's.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import os
 import re
@@ -63,14 +65,14 @@ def require(tree: dict[str, Any], text: str, source: str) -> None:
         ValueError: If the file names something foreign, and the user does not trust it.
     """
     found = names(tree)
-    if not found or _digest(text) in _remembered():
+    if not found or _digest(text, found) in _remembered():
         return
     if not _ANSWER.get()(source, found):
         raise ValueError(
             f"{source} names code from outside ppl_vae, torch.nn, torch.optim and Pyro, which would be imported and "
             f"run: {', '.join(found)}; if you trust it, give --trust (in Python, trust=True)"
         )
-    remember(text)
+    remember(text, found)
 
 
 def names(tree: object) -> list[str]:
@@ -94,13 +96,13 @@ def names(tree: object) -> list[str]:
     return [path for path in dict.fromkeys(_PATH.findall(tree)) if not _is_known(path)]
 
 
-def remember(text: str) -> None:
-    """Remember that the user trusts a configuration of this text."""
+def remember(text: str, found: list[str]) -> None:
+    """Remember that the user trusts a configuration of this text, with its foreign names and where they lie now."""
     path = _memory()
     with suppress(OSError):  # a home that cannot be written to: the question comes again
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="ascii") as file:
-            file.write(_digest(text) + "\n")
+            file.write(_digest(text, found) + "\n")
 
 
 def _is_known(name: str) -> bool:
@@ -129,5 +131,18 @@ def _remembered() -> set[str]:
         return set()
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _digest(text: str, found: list[str]) -> str:
+    """Return the SHA-256 of a text and of the places of the modules that it names: a copy elsewhere is another one."""
+    places = sorted(f"{module} {_place(module)}" for module in {name.partition(".")[0] for name in found})
+    return hashlib.sha256("\0".join([text, *places]).encode()).hexdigest()
+
+
+def _place(module: str) -> str | None:
+    """Return where a module lies, without importing it."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError, AttributeError):
+        return None
+    if spec is None:
+        return None
+    return spec.origin or str(list(spec.submodule_search_locations or []))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 import pytest
@@ -143,6 +144,20 @@ def test_a_run_of_ones_own_is_known_and_a_foreign_one_is_not(mine, monkeypatch, 
     assert not (mine / "imported").exists()
     assert load_run("run", trust=True).latent_shape == (2,)
     assert load_run("run").latent_shape == (2,)  # and the answer is remembered
+
+
+def test_a_copy_beside_another_module_of_that_name_is_not_known(mine, monkeypatch, capsys):
+    assert cli.main(["train", "--prior", "users_priors.Mine", *SMALL, "--out", "run"]) == 0
+    elsewhere = mine / "elsewhere"
+    shutil.copytree(mine / "run", elsewhere / "run")
+    (elsewhere / "users_priors.py").write_text(MODULE)
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setattr(sys, "path", [str(elsewhere), *(path for path in sys.path if path != str(mine))])
+    sys.modules.pop("users_priors")
+    capsys.readouterr()
+    assert cli.main(["sample", "run"]) == 2
+    assert "run/config.yaml names code from outside" in capsys.readouterr().err
+    assert not (elsewhere / "imported").exists()
 
 
 def test_the_option_trusts(mine):
