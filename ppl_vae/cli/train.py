@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,8 @@ class _Signals:
         self.seen = number
         for other in self._before:
             signal.signal(other, signal.default_int_handler if other == signal.SIGINT else signal.SIG_DFL)
-        print("\nppl-vae: ending after this step; a second signal aborts at once", file=sys.stderr)
+        with suppress(OSError):  # a closed stderr. `print` fails where the signal interrupts another print
+            os.write(2, b"\nppl-vae: ending after this step; a second signal aborts at once\n")
 
 
 class _Display:
