@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Independent
 
-from ppl_vae._scopes import untouched_random_state
+from ppl_vae._scopes import seeded
 
 _DRAWS = 256  # where there is no closed form
 
@@ -67,8 +66,7 @@ def expectation(distribution: Any) -> Tensor:
 
 
 def _mean_of_draws(distribution: Any) -> Tensor:
-    with untouched_random_state():
-        torch.manual_seed(0)
+    with seeded(0):
         return distribution.sample((_DRAWS,)).mean(0)
 
 
@@ -87,8 +85,7 @@ def check_same_space(p_z: Any, q_z: Any) -> None:
             f"the prior {describe(p_z)} lives on {measure(p_z)} and the posterior {describe(q_z)} on {measure(q_z)}, "
             "so that their densities cannot be compared; choose a posterior for this prior"
         )
-    with untouched_random_state():
-        torch.manual_seed(0)
+    with seeded(0):
         inside = p_z.support.check(q_z.sample((_DRAWS,)))
     if not inside.all():
         raise ValueError(

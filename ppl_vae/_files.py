@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -38,7 +39,7 @@ def write(path: str | Path, content: Content, *, replace: bool = True, numbered:
     """
     path = Path(path)
     content = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{threading.get_ident()}.{os.getpid()}.tmp")
     try:
         with naming(path), temporary.open("wb") as file:
             if isinstance(content, bytes):
@@ -106,8 +107,9 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: If the file holds anything else.
         OSError: If it cannot be read.
     """
+    text = read_text(path)
     try:
-        content = parse_json(read_text(path))
+        content = parse_json(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     except (ValueError, RecursionError) as error:  # an integer of more than 4,300 digits; a thousand brackets
@@ -118,7 +120,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(text: str) -> Any:
-    """Return what a JSON text holds; NaN and infinities, which JSON lacks, and numbers beyond float64 are None.
+    """Return what a JSON text holds; NaN, infinities and numbers beyond float64 or int64 are None.
 
     Raises:
         ValueError: If it is not JSON, or an integer has more than 4,300 digits.

@@ -38,13 +38,19 @@ def memory() -> float:
         return float("inf")
 
 
-def check_fits(numbers: float, what: str, fix: str) -> None:
+def check_fits(numbers: float, what: str, fix: str, device: str | torch.device = "cpu") -> None:
     """Refuse work on so many numbers of float32 that they do not fit into memory.
+
+    Args:
+        numbers: How many numbers the work holds at once, at least.
+        what: What it holds, for the message.
+        fix: What to lower.
+        device: Where it computes. The memory of a GPU is not looked at: its own error says that it is full.
 
     Raises:
         ValueError: If they do not; the message says what to lower.
     """
-    if 4 * numbers > memory():
+    if torch.device(device).type == "cpu" and 4 * numbers > memory():
         raise ValueError(f"{what} need {_gib(4 * numbers)} and more, and {_gib(memory())} are free; lower {fix}")
 
 

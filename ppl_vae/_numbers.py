@@ -35,6 +35,10 @@ def impossible(log_prob: Tensor) -> Tensor:
 
 
 def expected(prob: Tensor, log_ratio: Tensor) -> Tensor:
-    """Return ``prob * log_ratio``: 0 where `prob` is 0, minus infinity where the ratio comes from a clipped logit."""
-    taken = prob > 0
-    return torch.where(taken, prob * impossible(torch.where(taken, log_ratio, 0.0)), 0.0)
+    """Return ``prob * log_ratio``: 0 where `prob` is 0, minus infinity where the ratio comes from a clipped logit.
+
+    An infinite term has no gradient, so that one datum of infinite KL leaves the gradients of the others finite.
+    """
+    ratio = impossible(torch.where(prob > 0, log_ratio, 0.0))
+    possible = ratio != -torch.inf
+    return torch.where(possible, prob * torch.where(possible, ratio, 0.0), ratio.detach())

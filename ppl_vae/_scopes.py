@@ -23,6 +23,14 @@ def untouched_random_state() -> Iterator[None]:
 
 
 @contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from this seed inside the block, and restore torch's random state on exit."""
+    with untouched_random_state():
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
 def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
     """Put modules into evaluation mode, and on exit restore the mode of each submodule."""
     modes = [(m, m.training) for module in modules for m in module.modules()]

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ppl_vae import likelihoods, networks, posteriors, priors
 from ppl_vae._distributions import innermost
-from ppl_vae._scopes import untouched_random_state
+from ppl_vae._scopes import seeded
 from ppl_vae._validation import check_positive, check_positive_int
 from ppl_vae.configuration.pieces import KINDS
 from ppl_vae.data import Dataset, Split
@@ -148,8 +148,7 @@ class VAEDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
         X = self._checked(X, reset=True)
         seed = check_random_state(self.random_state).randint(2**31 - 1)
         self.scaler_ = None
-        with untouched_random_state():
-            torch.manual_seed(seed)
+        with seeded(seed):
             data = self._split(X, seed)
             vae = self._program(data)
             real = innermost(vae.p_x(torch.zeros(1, *vae.latent_shape)).support) is torch.distributions.constraints.real
@@ -210,8 +209,7 @@ class VAEDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
         """Return draws of p(x), noise of p(x|z) included, (n_samples, d), in the units of the data."""
         check_is_fitted(self)
         check_positive_int(n_samples, "n_samples")
-        with untouched_random_state():
-            torch.manual_seed(check_random_state(random_state).randint(2**31 - 1))
+        with seeded(check_random_state(random_state).randint(2**31 - 1)):
             return self._unscaled([self.vae_.sample(int(n_samples), mean=False)], np.dtype(np.float64))
 
     def evidence(self, X: Any) -> Evidence:  # noqa: N803

@@ -76,7 +76,10 @@ def placed(step: Step, inputs: Sequence[Tensor]) -> Step:
 
 
 def own(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return a copy of each tensor, and the same copy for the same tensor, so that no closure holds the copies."""
+    """Return a new tensor for each, and the same one for the same tensor, so that no closure holds it.
+
+    It is a copy, or a view of the same data where a copy has other strides.
+    """
     copies: dict[int, Tensor] = {}
     for tensor in tensors:
         if id(tensor) not in copies:

@@ -150,7 +150,7 @@ class CapturedStep:
         dtype = torch.int64 if type(value) is int else self._float
         try:
             return torch.full((), value, dtype=dtype, device=self.leaves[0].device if self.leaves else "cpu")
-        except RuntimeError as error:
+        except (RuntimeError, OverflowError) as error:
             raise CaptureError("a number among the arguments is too large for a tensor") from error
 
     def fits(self, numbers: Sequence[float]) -> bool:

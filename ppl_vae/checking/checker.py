@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ppl_vae._home import at_home, home_of
 from ppl_vae._piece_checks import takes_y
-from ppl_vae._scopes import evaluation_mode, untouched_random_state
+from ppl_vae._scopes import evaluation_mode, seeded
 from ppl_vae._tensors import moved
 from ppl_vae._validation import check_choice, check_seed
 from ppl_vae.checking import places, programs
@@ -127,8 +127,7 @@ def check(
     _check_batch(program, x, y)
     title = ", ".join(places.name_of(p) for p in pieces.values())
     findings = Findings()
-    with untouched_random_state(), programs.store_as_it_was():
-        torch.manual_seed(seed)
+    with seeded(seed), programs.store_as_it_was():
         if program is None and len(pieces) < len(ROLES):
             _check_alone(findings, pieces, x, y, z)
         elif x is None:

@@ -13,8 +13,7 @@ LONGEST = 2_000  # characters of a message
 _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _TOO_LARGE = re.compile(
     r"out of memory|can't allocate memory|not enough memory|Storage size calculation overflowed|"
-    r"numel: integer multiplication overflow|Unable to allocate|array is too big|Maximum allowed dimension|"
-    r"Invalid shape|invalid size|exceeds maximum|too large|overflow unpacking|must fit in",
+    r"numel: integer multiplication overflow|Overflow when unpacking",
     re.IGNORECASE,
 )
 
@@ -39,7 +38,7 @@ def bad_input() -> Iterator[None]:
 def is_too_large(error: BaseException) -> bool:
     """Whether an error says that something does not fit into memory."""
     known = isinstance(error, MemoryError | OverflowError)
-    return known or (isinstance(error, RuntimeError) and bool(_TOO_LARGE.search(str(error))))
+    return known or (isinstance(error, RuntimeError | TypeError) and bool(_TOO_LARGE.search(str(error))))
 
 
 def in_words(error: BaseException) -> BaseException:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppl_vae import plots
 from ppl_vae._machine import check_fits
-from ppl_vae._scopes import untouched_random_state
+from ppl_vae._scopes import seeded
 from ppl_vae._validation import check_positive_int, check_seed
 from ppl_vae.cli import writing
 from ppl_vae.cli.opening import BATCH, OpenRun
@@ -72,8 +72,7 @@ def sample(
         y = labels_in_turn(size, vae.y_shape[0]).to(run.device)
     else:
         vae = run.under(label)
-    with torch.no_grad(), untouched_random_state():
-        torch.manual_seed(seed)
+    with torch.no_grad(), seeded(seed):
         p_z = vae.p_z(y)
         blocks = _drawn(vae, p_z.sample(() if p_z.batch_shape else (size,)), y, mean)
         if not picture:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,8 @@ def _run(argv: Sequence[str]) -> int:
         arguments["compile"] = settings.values["compile"] = training.resolve_compile(data=dataset, **choice)
         text, every = settings.to_yaml(), settings.checkpoint_every or CHECKPOINT_EVERY
         folder = runs.RunFolder(out, text, checkpoint_every=every, numbered=settings.out is None)
-        if foreign.names({name: settings.values[name] for name in config.KINDS}):
-            foreign.remember(text)
+        if found := foreign.names(config.searched(settings.values)):
+            foreign.remember(text, found)
 
     display: Any = _Bar() if sys.stderr.isatty() else _Lines(arguments["epochs"])
     effort = Effort()
@@ -161,7 +162,8 @@ class _Signals:
         self.seen = number
         for other in self._before:
             signal.signal(other, signal.default_int_handler if other == signal.SIGINT else signal.SIG_DFL)
-        print("\nppl-vae: ending after this step; a second signal aborts at once", file=sys.stderr)
+        with suppress(OSError):  # a closed stderr. `print` fails where the signal interrupts another print
+            os.write(2, b"\nppl-vae: ending after this step; a second signal aborts at once\n")
 
 
 class _Display:

@@ -134,7 +134,10 @@ class Config:
         for name in (*PIECES, "objective", "regularizer"):
             self.build(name)
         with _naming("optimizer", self.values["optimizer"]["class"]):
-            optimizer = self.build("optimizer")([torch.nn.Parameter(torch.zeros(1))])
+            parameter = torch.nn.Parameter(torch.zeros(1))
+            parameter.grad = torch.zeros(1)
+            optimizer = self.build("optimizer")([parameter])
+            optimizer.step()  # differentiable=True fails here
         if self.values["scheduler"] is not None:
             with _naming("scheduler", self.values["scheduler"]["class"]):
                 scheduler = self.build("scheduler")(optimizer)
@@ -230,8 +233,17 @@ def _read_config(name: str) -> Tree:
 def _read(text: str, source: str) -> Tree:
     """Read a file that may come from anybody."""
     tree = _yaml.load(text, source)
-    foreign.require({name: tree[name] for name in KINDS if name in tree}, text, source)
+    foreign.require(searched(tree), text, source)
     return tree
+
+
+def searched(tree: Tree) -> Tree:
+    """Return what may name code: all of a configuration except the names of files and folders of data."""
+    node = tree.get("data")
+    data_options = (
+        {name: v for name, v in node.items() if name not in ("name", "root")} if isinstance(node, dict) else {}
+    )
+    return {**tree, "data": data_options}
 
 
 def _overlay(base: Tree, tree: Tree) -> Tree:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,9 @@ class MappedArray:
         return len(self.array)
 
     def __getitem__(self, index: Tensor, /) -> Tensor:
-        if _size_and_time(self.path) != self._opened:  # to read beyond the end of a map kills the process
-            raise OSError(f"{self.path} has changed while it was in use; start again with the file as it is now")
+        with suppress(FileNotFoundError):  # the map of a file that is removed stays whole
+            if _size_and_time(self.path) != self._opened:  # to read beyond the end of a map kills the process
+                raise OSError(f"{self.path} has changed while it was in use; start again with the file as it is now")
         return to_float(data_tensor(np.asarray(self.array[index.numpy()]), self.path.name))
 
     def identity(self) -> str:

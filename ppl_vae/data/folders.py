@@ -108,7 +108,7 @@ def read_folder(folder: Path, max_bytes: float, resize: int | str | None = None,
         files = ImageFiles(folder / split if split else folder, part, shape, wanted)
         x: Rows = files
         if 4 * float(np.prod(files.shape)) <= max_bytes:
-            x = torch.cat(list(files.pixels(torch.arange(len(files)).split(64))))
+            x = _held(files)
         labels = None if classes is None else torch.tensor([classes[name.split("/", 1)[0]] for name in part])
         read[SPLITS.get(split, "train")] = (x, labels)
     train, test, held_out = (read.get(split, (None, None)) for split in ("train", "test", "validation"))
@@ -116,6 +116,15 @@ def read_folder(folder: Path, max_bytes: float, resize: int | str | None = None,
     return Source(
         folder.resolve().name, *train, x_test=test[0], labels_test=test[1], x_held=held_out[0], labels_held=held_out[1]
     )
+
+
+def _held(files: ImageFiles) -> Tensor:
+    """Return all the images, uint8, filled piece by piece, so that memory holds them once."""
+    x = torch.empty(files.shape, dtype=torch.uint8)
+    pieces = torch.arange(len(files)).split(64)
+    for piece, pixels in zip(pieces, files.pixels(pieces), strict=True):
+        x[piece] = pixels
+    return x
 
 
 def _splits(folder: Path, names: Sequence[str]) -> dict[str, list[str]]:

@@ -30,6 +30,7 @@ class Listed(Expanding):
 
     logits: Tensor
     temperature: Tensor | None
+    needs_temperature = False
     _sizes: tuple[int, int]  # the number of variables, and that of the values of each
     _noisy: Callable[[Any], Tensor]  # logits with noise, of a sample shape
     _relaxed: Callable[[Tensor], Tensor]  # the relaxed state of noisy logits over the temperature

@@ -49,6 +49,9 @@ class Poisson(_Counts):
     arg_constraints: ClassVar[dict[str, Any]] = {"log_rate": constraints.real}
     log_rate: Tensor
 
+    def __init__(self, log_rate: Tensor, validate_args: bool | None = None) -> None:
+        super().__init__(log_rate, validate_args=validate_args)
+
     @property
     def mean(self) -> Tensor:
         """The mean, equal to the rate."""
@@ -95,6 +98,9 @@ class NegativeBinomial(_Counts):
     arg_constraints: ClassVar[dict[str, Any]] = {"log_mean": constraints.real, "log_dispersion": constraints.real}
     log_mean: Tensor
     log_dispersion: Tensor
+
+    def __init__(self, log_mean: Tensor, log_dispersion: Tensor, validate_args: bool | None = None) -> None:
+        super().__init__(log_mean, log_dispersion, validate_args=validate_args)
 
     @property
     def mean(self) -> Tensor:
@@ -157,6 +163,11 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
         "gate_logits": constraints.real,
     }
     gate_logits: Tensor
+
+    def __init__(
+        self, log_mean: Tensor, log_dispersion: Tensor, gate_logits: Tensor, validate_args: bool | None = None
+    ) -> None:
+        _Counts.__init__(self, log_mean, log_dispersion, gate_logits, validate_args=validate_args)
 
     @property
     def mean(self) -> Tensor:

@@ -34,15 +34,22 @@ def _positive(values: Tensor) -> Tensor:
     return values.clamp(min=torch.finfo(values.dtype).tiny)
 
 
+def _temperature(distribution: Any, temperature: Tensor | None) -> Tensor | None:
+    if temperature is None and distribution.needs_temperature:
+        raise TypeError(f"{type(distribution).__name__} needs a temperature, a tensor above zero")
+    return temperature
+
+
 class Bits(Expanding):
     """d independent bits, or relaxed bits, as one event, from logits (*batch, d)."""
 
     arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012 - the base class declares a mutable mapping
     temperature: Any  # a tensor, or None
+    needs_temperature: ClassVar[bool] = True
 
     def __init__(self, logits: Tensor, temperature: Tensor | None = None, validate_args: bool | None = None) -> None:
         self.logits = logits
-        self.temperature = temperature
+        self.temperature = _temperature(self, temperature)
         super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=validate_args)
 
 
@@ -53,12 +60,13 @@ class Blocks(Expanding):
         "logits": constraints.independent(constraints.real, 2)
     }
     temperature: Any  # a tensor, or None
+    needs_temperature: ClassVar[bool] = True
     block: ClassVar[constraints.Constraint]  # the support of one block
 
     def __init__(self, logits: Tensor, temperature: Tensor | None = None, validate_args: bool | None = None) -> None:
         self.num_variables, self.num_classes = logits.shape[-2:]
         self.logits = finite(logits).log_softmax(-1)
-        self.temperature = temperature
+        self.temperature = _temperature(self, temperature)
         event_shape = torch.Size((self.num_variables * self.num_classes,))
         super().__init__(logits.shape[:-2], event_shape, validate_args=validate_args)
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ppl_vae._interval import Interval
+from ppl_vae._scopes import seeded
 from ppl_vae._tensors import moved
 from ppl_vae._validation import check_positive_int
-from ppl_vae.evidence.seeds import seeded
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -12,9 +12,9 @@ from torch.distributions import Normal as TorchNormal
 
 from ppl_vae._distributions import describe
 from ppl_vae._home import at_home
+from ppl_vae._scopes import seeded
 from ppl_vae._validation import check_positive_int
 from ppl_vae.evidence.densities import Densities
-from ppl_vae.evidence.seeds import seeded
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float

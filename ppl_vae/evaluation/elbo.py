@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ppl_vae._distributions import describe
 from ppl_vae._home import at_home
+from ppl_vae._scopes import seeded
 from ppl_vae._validation import check_choice, check_positive, check_positive_int
 from ppl_vae.evidence.blocks import MAX_BYTES, particle_blocks, row_blocks
 from ppl_vae.evidence.conditional import found_by_condition
 from ppl_vae.evidence.densities import Densities, Model
 from ppl_vae.evidence.normals import Normals, tensor_nodes
-from ppl_vae.evidence.seeds import seeded
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae._home import at_home
+from ppl_vae._scopes import seeded
 from ppl_vae._validation import check_positive_int
 from ppl_vae.evaluation.elbo import Method, draws_of, elbo, mean_and_error
 from ppl_vae.evaluation.refinement import normals_to_refine, refine
@@ -17,7 +18,6 @@ from ppl_vae.evidence.blocks import MAX_BYTES, capacity, row_blocks
 from ppl_vae.evidence.densities import Densities
 from ppl_vae.evidence.normals import Normals
 from ppl_vae.evidence.results import Evidence
-from ppl_vae.evidence.seeds import seeded
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float

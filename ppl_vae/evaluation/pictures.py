@@ -11,14 +11,13 @@ from torch import Tensor
 
 from ppl_vae import plots
 from ppl_vae._home import at_home
-from ppl_vae._scopes import untouched_random_state
+from ppl_vae._scopes import seeded, untouched_random_state
 from ppl_vae.evaluation.bootstrap import Interval, interval
 from ppl_vae.evaluation.figures import Evaluation
 from ppl_vae.evaluation.true_posterior import log_posterior_grid
 from ppl_vae.evidence.densities import VAEDensities
 from ppl_vae.evidence.normals import Normals
 from ppl_vae.evidence.results import Evidence
-from ppl_vae.evidence.seeds import seeded
 from ppl_vae.plots.latent import MOST_CLASSES
 from ppl_vae.vae import VAE
 

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from ppl_vae._distributions import describe, unwrapped
 from ppl_vae._home import at_home
-from ppl_vae._scopes import evaluation_mode
+from ppl_vae._scopes import evaluation_mode, seeded
 from ppl_vae._validation import check_choice, check_positive_int
 from ppl_vae.evaluation.bootstrap import Interval, interval
 from ppl_vae.evaluation.table_errors import column_errors
-from ppl_vae.evidence.seeds import seeded
 from ppl_vae.vae import VAE
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ppl_vae._distributions import describe
+from ppl_vae._scopes import seeded
 from ppl_vae._validation import check_positive, check_positive_int
 from ppl_vae.evaluation.elbo import normals_of
 from ppl_vae.evidence.blocks import MAX_BYTES, particle_blocks, row_blocks
 from ppl_vae.evidence.densities import Densities
 from ppl_vae.evidence.normals import Normals, tensor_nodes
-from ppl_vae.evidence.seeds import seeded
 
 Gradients = Callable[[Tensor, Normals], tuple[Tensor, Tensor, Tensor]]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae._home import at_home
-from ppl_vae._scopes import evaluation_mode, untouched_random_state
+from ppl_vae._scopes import evaluation_mode, seeded, untouched_random_state
 from ppl_vae._validation import check_positive_int, check_seed
 from ppl_vae.data import Dataset, Split
 from ppl_vae.data.held import form_of, split_of
@@ -31,7 +31,6 @@ from ppl_vae.evidence.densities import VAEDensities
 from ppl_vae.evidence.importance import importance
 from ppl_vae.evidence.log_evidence import Method, log_evidence
 from ppl_vae.evidence.results import Evidence
-from ppl_vae.evidence.seeds import seeded
 from ppl_vae.objectives import sample_log_weights
 from ppl_vae.objectives.impossible import CHANCE, limits_of, strange
 from ppl_vae.vae import VAE

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ppl_vae._home import at_home
+from ppl_vae._scopes import seeded
 from ppl_vae._validation import check_positive_int
 from ppl_vae.evidence.blocks import MAX_BYTES
 from ppl_vae.evidence.densities import Densities, Score, normal_scores
 from ppl_vae.evidence.normals import Normals
-from ppl_vae.evidence.seeds import seeded
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ppl_vae._distributions import unwrapped
 from ppl_vae._home import at_home
+from ppl_vae._scopes import seeded
 from ppl_vae._validation import check_positive, check_positive_int
 from ppl_vae.evidence.densities import VAEDensities, pair_scores
 from ppl_vae.evidence.grids import support
 from ppl_vae.evidence.interpolation import CellRule
 from ppl_vae.evidence.quadrature import integrate, quadrature
 from ppl_vae.evidence.results import Evidence
-from ppl_vae.evidence.seeds import seeded
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from ppl_vae._home import at_home
+from ppl_vae._scopes import seeded
 from ppl_vae._validation import check_choice, check_positive_int
 from ppl_vae.evidence.blocks import MAX_BYTES, capacity
 from ppl_vae.evidence.densities import Densities, Model, VAEDensities
 from ppl_vae.evidence.hamiltonian import Path, transition
 from ppl_vae.evidence.pareto import check_numbers, relative_error
 from ppl_vae.evidence.results import Evidence
-from ppl_vae.evidence.seeds import seeded
 
 if TYPE_CHECKING:
     from jaxtyping import Float

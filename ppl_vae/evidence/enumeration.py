@@ -83,7 +83,8 @@ def enumerate_evidence(
 
     def at_best(model: VAEDensities, dtype: torch.dtype) -> Tensor:
         state = z[best_state[some]].to(dtype)
-        log_lik = model.likelihood_at(state)(x[some].to(dtype)).diagonal().double()
+        data = x[some] if dtype == z.dtype else x[some].to(dtype)  # as log p(x) itself scores them
+        log_lik = model.likelihood_at(state)(data).diagonal().double()
         return log_lik + model.prior().log_prob(state).double()
 
     error = torch.full_like(log_p, rounding(densities, z.dtype, at_best))

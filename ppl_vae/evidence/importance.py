@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ppl_vae._home import at_home
 from ppl_vae._machine import check_fits
-from ppl_vae._scopes import evaluation_mode, untouched_random_state
+from ppl_vae._scopes import evaluation_mode, seeded, untouched_random_state
 from ppl_vae._validation import check_choice, check_positive_int
 from ppl_vae.capture.reach import Reach
 from ppl_vae.evidence.blocks import MAX_BYTES, capacity
@@ -20,7 +20,6 @@ from ppl_vae.evidence.densities import Densities, Model, densities_of
 from ppl_vae.evidence.pareto import check_numbers, k_threshold, pareto_k, relative_error
 from ppl_vae.evidence.proposals import Defensive, Proposal, log_joint
 from ppl_vae.evidence.results import Evidence
-from ppl_vae.evidence.seeds import seeded
 from ppl_vae.objectives.losses import Program
 from ppl_vae.objectives.sampling import sample_log_weights
 
@@ -87,7 +86,9 @@ def importance(
     """
     counts = _counts(num_particles)
     check_positive_int(max_bytes, "importance: max_bytes")
-    check_fits(2 * counts[-1] * min(_ROWS, len(data[0]) if data else 0), f"{counts[-1]} particles", "num_particles")
+    if data:
+        log_weights = 2 * counts[-1] * min(_ROWS, len(data[0]))  # float64
+        check_fits(log_weights, f"{counts[-1]} particles", "num_particles", data[0].device)
     lengths = {len(d) for d in data}
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(

@@ -11,12 +11,12 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
+from ppl_vae._scopes import seeded
 from ppl_vae._validation import check_positive_int
 from ppl_vae.evidence.blocks import MAX_BYTES, capacity, particle_blocks, row_blocks
 from ppl_vae.evidence.densities import Densities, VAEDensities
 from ppl_vae.evidence.mixtures import StudentMixture, fit_student_mixture
 from ppl_vae.evidence.pareto import check_numbers, effective_sample_size
-from ppl_vae.evidence.seeds import seeded
 
 _WIDENED = (1.5, 4.0)  # in standard deviations of q, which is more often too narrow than too wide
 _MOMENT_DRAWS = 256

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ppl_vae._home import at_home
+from ppl_vae._scopes import seeded
 from ppl_vae._validation import check_positive, check_positive_int
 from ppl_vae.evidence.adaptive import Integral
 from ppl_vae.evidence.densities import VAEDensities
 from ppl_vae.evidence.results import Evidence
-from ppl_vae.evidence.seeds import seeded
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -114,7 +114,7 @@ def integrate(
     for block in x.split(max(100, max_bytes // _BYTES_PER_DATUM)):
         with seeded(seed):
             integral = Integral(densities, block, tolerance, max_latents, max_bytes)
-        parts.append(integral.evidence())
-        moments.append(integral.moments())
+            parts.append(integral.evidence())
+            moments.append(integral.moments())
     mean, covariance = (torch.cat(part) for part in zip(*moments, strict=True))
     return mean, covariance, Evidence.joined(parts, largest=["rounding"], same=["prior_mass"])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae._recorded import Recorded
-from ppl_vae._scopes import evaluation_mode, untouched_random_state
+from ppl_vae._scopes import evaluation_mode, seeded, untouched_random_state
 from ppl_vae.networks.binding import Shape
 from ppl_vae.networks.mlp import MLP
 
@@ -211,8 +211,7 @@ class ParameterNetwork(Recorded):
         network, in_shape = cast(nn.Module, self.network), cast(Shape, self.in_shape)
         like = next(network.parameters())
         shape = in_shape if self.y_shape is None else self._joined_shape(in_shape, self.y_shape)
-        with untouched_random_state(), evaluation_mode(network):
-            torch.manual_seed(0)
+        with seeded(0), evaluation_mode(network):
             return network(torch.randn(2, *shape).to(like))
 
     def _joined_shape(self, in_shape: Shape, y_shape: Shape) -> Shape:

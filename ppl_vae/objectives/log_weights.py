@@ -329,8 +329,8 @@ class LogWeights:
             objective: The objective, or its name, for the message.
         """
         for name in self._sites_of_draws(objective):
-            q = self.posterior[name]
-            if self.z[name].requires_grad:
+            q = self.posterior.get(name)  # none in log-weights that were made by hand
+            if q is None or self.z[name].requires_grad:
                 continue
             if not q.has_rsample:
                 raise ValueError(

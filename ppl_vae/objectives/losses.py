@@ -148,7 +148,7 @@ class _PerDatumLoss:
 
     def __call__(self, program: Program, *args: Any, **kwargs: Any) -> BatchLoss:
         options = sampling_of(self.objective)
-        log_weights = sample_log_weights(*program, *args, **options | kwargs)
+        log_weights = sample_log_weights(*program, *args, **options, **kwargs)  # type: ignore[misc]
         estimate = evaluate_objective(self.objective, log_weights)
         kl = log_weights.kl.detach().mean(0) if estimate.kl is None else estimate.kl
         log_lik = estimate.log_likelihood

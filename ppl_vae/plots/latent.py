@@ -195,8 +195,8 @@ def to_labels(labels: ArrayLike, name: str, count: int) -> np.ndarray:
     array = to_array(labels, name)
     if array.shape != (count,):
         raise ValueError(f"{name} have shape {array.shape}; expected ({count},): one class a datum")
-    if not (array == np.round(array)).all():
-        raise ValueError(f"{name} hold fractions or NaN; expected integers")
+    if not (np.isfinite(array) & (array == np.round(array))).all():
+        raise ValueError(f"{name} hold fractions, NaN or infinities; expected integers")
     several = len(np.unique(array))
     if several > MOST_CLASSES:
         raise ValueError(f"{name} hold {several} classes; expected at most {MOST_CLASSES}: more cannot be told apart")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ppl_vae import _files
 from ppl_vae._distributions import centre
-from ppl_vae._scopes import evaluation_mode, untouched_random_state
+from ppl_vae._scopes import evaluation_mode, seeded
 from ppl_vae._validation import check_choice
 
 Part = Literal["encoder", "decoder", "log_likelihood"]
@@ -76,8 +76,7 @@ def export(vae: Any, path: str | Path, part: Part | None = None) -> Path:
     check_choice(chosen := path.stem if part is None else part, get_args(Part), "VAE.export: part")
     if suffix == ".onnx" and (missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]):
         raise ValueError(f"VAE.export: ONNX needs {', '.join(missing)}; install them, pip install 'ppl-vae[onnx]'")
-    with torch.no_grad(), evaluation_mode(vae), untouched_random_state(), pyro.validation_enabled(False):
-        torch.manual_seed(0)
+    with torch.no_grad(), evaluation_mode(vae), seeded(0), pyro.validation_enabled(False):
         graph, inputs = _Graph(vae, chosen).eval(), _inputs(vae, chosen, 3)
         batch = torch.export.Dim("batch", min=1)
         try:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ppl_vae import checkpoints
 from ppl_vae._machine import Budget
-from ppl_vae._scopes import evaluation_mode, untouched_random_state
+from ppl_vae._scopes import evaluation_mode, seeded, untouched_random_state
 from ppl_vae.data import Dataset, Split
 from ppl_vae.saving.describing import Builder, Describer
 
@@ -128,8 +128,7 @@ def _probe(vae: Any) -> list[tuple[str, Tensor]]:
     """Return draws of the three densities and their logarithms, from one seed."""
     like = next(vae.parameters(), torch.empty(0))
     y = None if vae.y_shape is None else torch.eye(*vae.y_shape).to(like)[torch.arange(3) % vae.y_shape[0]]
-    with torch.no_grad(), evaluation_mode(vae), untouched_random_state(), pyro.validation_enabled(False):
-        torch.manual_seed(0)
+    with torch.no_grad(), evaluation_mode(vae), seeded(0), pyro.validation_enabled(False):
         with poutine.trace(param_only=True) as trace:
             p_z = vae.p_z(y)
             z = p_z.sample(() if p_z.batch_shape else (3,))

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ppl_vae._scopes import evaluation_mode, untouched_random_state
+from ppl_vae._scopes import evaluation_mode, seeded, untouched_random_state
 from ppl_vae.data import Dataset, Split
 from ppl_vae.data.streams import ItemSplit, Stream
 from ppl_vae.objectives.impossible import Limits
@@ -218,8 +218,7 @@ class Loop:
             return {}
         results: list[BatchLoss] = []
         errors = 0.0
-        with untouched_random_state(), evaluation_mode(*self.modules), torch.no_grad():
-            torch.manual_seed(run.seed)
+        with seeded(run.seed), evaluation_mode(*self.modules), torch.no_grad():
             for batch in split.batches(min(1000, len(split)), device=run.device):
                 results.append(self.svi.evaluate(*batch))
                 self._wrong = self._wrong or Means.of(results[-1:]).impossible(results[-1].limits, len(batch[0]))

@@ -37,7 +37,8 @@ def rehearse(run: Run, svi: SVI, modules: Sequence[nn.Module], batch_size: int) 
     with untouched_random_state(), evaluation_mode(*modules), batch_norm_checked(modules, batch_size, rows):
         batch = train.first(batch_size, run.device)
         particles = getattr(getattr(svi.loss, "objective", svi.loss), "num_particles", 1)
-        check_fits(batch[0].numel() * particles, f"batches of {len(batch[0])} with {particles} particles", _SMALLER)
+        what = f"batches of {len(batch[0])} with {particles} particles"
+        check_fits(batch[0].numel() * particles, what, _SMALLER, run.device)
         if isinstance(vae := run.program, VAE):
             if data.x_shape != vae.x_shape:
                 raise ValueError(

@@ -439,7 +439,9 @@ def test_arguments_of_other_kinds():
     assert "an argument is a" in svi.why_eager or "set" in svi.why_eager
 
 
-@pytest.mark.parametrize("number", [lambda step: 2**62 + step * 2**61, lambda step: 1e300 * (1 + step)])
+@pytest.mark.parametrize(
+    "number", [lambda step: 2**62 + step * 2**61, lambda step: 1e300 * (1 + step), lambda step: -(2**63) - 2**70 * step]
+)
 def test_a_large_number_among_the_arguments(number):
     class Seeded(Net):
         def model(self, x, seed):

@@ -219,7 +219,7 @@ def test_on_a_terminal_there_is_a_bar(capsys, monkeypatch):
     assert "100%" in text
 
 
-def test_ctrl_c_ends_after_the_step_with_checkpoint_and_pictures(capsys, tmp_path):
+def test_ctrl_c_ends_after_the_step_with_checkpoint_and_pictures(capfd, tmp_path):
     before = signal.getsignal(signal.SIGINT)
     argv = [
         *SHORT,
@@ -233,7 +233,7 @@ def test_ctrl_c_ends_after_the_step_with_checkpoint_and_pictures(capsys, tmp_pat
         "off",
     ]
     assert cli.main([*argv, "--out", "run"]) == 130
-    captured = capsys.readouterr()
+    captured = capfd.readouterr()
     assert "interrupted after 1 epochs" in captured.out
     assert "ppl-vae train --resume run" in captured.out
     assert "a second signal aborts" in captured.err

@@ -112,7 +112,7 @@ def test_text_from_a_run_cannot_steer_the_terminal(tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_the_first_signal_asks_for_an_end_and_the_second_ends(name, capsys):
+def test_the_first_signal_asks_for_an_end_and_the_second_ends(name, capfd):
     number = getattr(signal, name)
     before = signal.getsignal(number)
     with _Signals() as stop:
@@ -122,7 +122,30 @@ def test_the_first_signal_asks_for_an_end_and_the_second_ends(name, capsys):
         assert stop.exit_code == 128 + number
         assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
     assert signal.getsignal(number) == before
-    assert "a second signal aborts at once" in capsys.readouterr().err
+    assert "a second signal aborts at once" in capfd.readouterr().err
+
+
+class Signalling(io.RawIOBase):
+    """A stream that sends its own process a signal in the midst of its first write."""
+
+    sent = False
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data) -> int:
+        if not self.sent:
+            self.sent = True
+            os.kill(os.getpid(), signal.SIGTERM)
+        return len(data)
+
+
+def test_a_signal_in_the_midst_of_a_print_is_answered(monkeypatch, capfd):
+    monkeypatch.setattr("sys.stderr", io.TextIOWrapper(io.BufferedWriter(Signalling()), line_buffering=True))
+    with _Signals() as stop:
+        print("epoch 1/12", file=sys.stderr)
+        assert stop()
+    assert "a second signal aborts at once" in capfd.readouterr().err
 
 
 def test_a_signal_that_is_ignored_stays_ignored():

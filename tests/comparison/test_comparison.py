@@ -24,7 +24,7 @@ from ppl_vae.comparison.fixed.minibatch import minibatch_variance
 from ppl_vae.comparison.fixed.steps import Stepper
 from ppl_vae.comparison.statistics.measured import Measured
 from ppl_vae.data import Split
-from ppl_vae.objectives import ELBO, LogWeights, MeanFieldELBO
+from ppl_vae.objectives import ELBO, Estimate, LogWeights, MeanFieldELBO
 
 
 def iwae(log_weights: LogWeights) -> Tensor:
@@ -270,6 +270,23 @@ class TestFailures:
         found = compare(model.vae(), x, objectives=objectives, particles=1, replicates=20, minibatch=False)
         assert found.row("ELBO", 1).failed is None
         assert found.row("at_times", 1).failed == "RuntimeError: at times"
+
+    def test_a_failure_leaves_the_figures_of_those_that_share_its_gradients(self, model, x):
+        """One graph computes the gradients of both, and the first of them owns what is kept."""
+
+        class Lost(ELBO):
+            def __call__(self, log_weights: LogWeights) -> Estimate:
+                estimate = super().__call__(log_weights)
+                return estimate._replace(value=estimate.value * math.nan)
+
+        def of(objectives):
+            return compare(model.vae(), x, objectives=objectives, particles=1, replicates=40, reference=None)
+
+        alone, beside = of({"good": ELBO()}), of({"lost": Lost(), "good": ELBO()})
+        assert "not finite" in beside.row("lost", 1).failed
+        for name, block in alone.row("good", 1).blocks.items():
+            assert beside.row("good", 1).blocks[name].norm == block.norm
+            assert beside.row("good", 1).blocks[name].variance == block.variance
 
     def test_what_cannot_be_captured_says_why_and_gives_the_same(self, found):
         row, captured = found.row("branches", 8), found.row("same", 8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 import pytest
@@ -47,7 +48,7 @@ def mine(tmp_path, monkeypatch):
         "pyro.clear_param_store",
         "ppl_vae.runs.folder.draw",
         "ppl_vae.cli.main",
-        "ppl_vae.priors.normal.os.system",
+        "ppl_vae.priors.independent.os.system",
         "ppl_vae.configuration.foreign.Path",
         "torch.optim.optimizer.warnings.warn",
         "torch.nn.modules.module.functools.partial",
@@ -74,7 +75,10 @@ def test_a_foreign_name_is_found_wherever_it_stands(name):
         "torch.optim.lr_scheduler.StepLR",
         "pyro.infer.Trace_ELBO",
         "StandardNormal",
-        "some text, with a.dot",
+        "some text, without one",
+        "[300, 150]",
+        "{}",
+        "cuda:0",
         "1.5",
         "1e-3",
     ],
@@ -91,6 +95,12 @@ def test_names_of_the_families_and_plain_words_are_none(name):
         "scheduler: {class: LambdaLR, lr_lambda: users_priors.Mine}",
         "likelihood: {class: Bernoulli, network: {class: users_priors.Mine}}",
         "optimizer: {class: Adam, betas: {class_path: users_priors.Mine}}",
+        'optimizer: {class: Adam, lr: "{class_path: users_priors.Mine}"}',  # jsonargparse reads texts as YAML
+        'scheduler: {class: LambdaLR, lr_lambda: "[users_priors.Mine]"}',
+        "scheduler: {class: LambdaLR, lr_lambda: '{class_path: \"users_priors\\u002eMine\"}'}",
+        'device: "{class_path: users_priors.Mine}"',
+        "device: {class_path: users_priors.Mine}",
+        'data: {name: digits, seed: "{class_path: users_priors.Mine}"}',
     ],
 )
 def test_no_command_imports_what_a_file_names(text, mine, capsys):
@@ -104,6 +114,15 @@ def test_no_command_imports_what_a_file_names(text, mine, capsys):
         Config.from_yaml(text)
     assert not (mine / "imported").exists()
     assert not (mine / "runs").exists()
+
+
+@pytest.mark.parametrize("text", ["{class_path: a, class_path: b}", "!!python/name:os.system x", "[", "a: b: c"])
+def test_a_text_of_which_no_yaml_can_be_made_is_foreign(text):
+    assert foreign.names({"x": text}) == [text]
+
+
+def test_names_of_data_are_files(mine):
+    assert Config.from_yaml("data: {name: my.data.npy, root: some.folder}").values["data"]["name"] == "my.data.npy"
 
 
 def test_a_run_of_ones_own_is_known_and_a_foreign_one_is_not(mine, monkeypatch, capsys):
@@ -125,6 +144,20 @@ def test_a_run_of_ones_own_is_known_and_a_foreign_one_is_not(mine, monkeypatch, 
     assert not (mine / "imported").exists()
     assert load_run("run", trust=True).latent_shape == (2,)
     assert load_run("run").latent_shape == (2,)  # and the answer is remembered
+
+
+def test_a_copy_beside_another_module_of_that_name_is_not_known(mine, monkeypatch, capsys):
+    assert cli.main(["train", "--prior", "users_priors.Mine", *SMALL, "--out", "run"]) == 0
+    elsewhere = mine / "elsewhere"
+    shutil.copytree(mine / "run", elsewhere / "run")
+    (elsewhere / "users_priors.py").write_text(MODULE)
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setattr(sys, "path", [str(elsewhere), *(path for path in sys.path if path != str(mine))])
+    sys.modules.pop("users_priors")
+    capsys.readouterr()
+    assert cli.main(["sample", "run"]) == 2
+    assert "run/config.yaml names code from outside" in capsys.readouterr().err
+    assert not (elsewhere / "imported").exists()
 
 
 def test_the_option_trusts(mine):

@@ -467,3 +467,41 @@ def test_relaxed_one_hot_of_low_temperature_trains() -> None:
     """Gave an ELBO of +65,028 for binary data."""
     piece = posteriors.GumbelSoftmax(networks.MLP([32]), temperature=0.02)
     assert -200 < elbo_of(piece, priors.RelaxedOneHotCategorical(10, temperature=0.02)) < 0
+
+
+# Infinite terms, arguments by name
+
+
+@pytest.mark.parametrize(
+    ("family", "q", "p"),
+    [
+        (BinaryVector, [[0.3], [0.2]], [[math.inf], [0.5]]),
+        (BinaryVector, [[-1e30], [0.2]], [[1e30], [0.5]]),
+        (OneHotVector, [[[0.0, 0.0]], [[0.1, 0.4]]], [[[0.0, -math.inf]], [[0.3, 0.2]]]),
+    ],
+)
+def test_an_infinite_kl_leaves_finite_gradients(family, q, p):
+    """The gradient by a datum of finite KL is that which it has alone."""
+    logits, prior = torch.tensor(q, requires_grad=True), torch.tensor(p)
+    kl = kl_divergence(family(logits), family(prior))
+    assert kl[0] == math.inf
+    kl.sum().backward()
+    alone = torch.tensor(q[1:], requires_grad=True)
+    kl_divergence(family(alone), family(prior[1:])).sum().backward()
+    assert logits.grad.isfinite().all()
+    torch.testing.assert_close(logits.grad[1:], alone.grad, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("family", [RelaxedBits, RelaxedOneHotVector])
+def test_a_relaxed_variable_needs_a_temperature(family):
+    with pytest.raises(TypeError, match=f"{family.__name__} needs a temperature"):
+        family(torch.zeros(2, 3))
+
+
+def test_counts_take_their_arguments_by_name():
+    zero = torch.zeros(2)
+    assert Poisson(log_rate=zero).batch_shape == (2,)
+    assert Poisson(zero, False)._validate_args is False
+    assert NegativeBinomial(log_mean=zero, log_dispersion=zero).batch_shape == (2,)
+    named = ZeroInflatedNegativeBinomial(log_mean=zero, log_dispersion=zero, gate_logits=torch.ones(2))
+    assert torch.equal(named.gate_logits, torch.ones(2))

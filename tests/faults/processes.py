@@ -87,9 +87,7 @@ class WithoutPictures:
     """A run draws no pictures, which take most of a short run's time."""
 
     def __call__(self) -> None:
-        from ppl_vae.runs import folder
-
-        folder.draw = lambda run, path: []
+        mock.patch("ppl_vae.runs.folder.draw", return_value=[]).start()  # raises if the name is gone
 
 
 class _Full:
@@ -153,7 +151,7 @@ class Child:
     @property
     def err(self) -> str:
         """What it has written to stderr so far."""
-        path = self.output.with_suffix(".err")
+        path = Path(f"{self.output}.err")
         return path.read_text(errors="replace") if path.exists() else ""
 
     @property
@@ -191,7 +189,7 @@ class Child:
             self.process.kill()
             self.process.join()
             raise TimeoutError(f"the process hung for {limit} s; stderr: {self.err[-2000:]}")
-        texts = [self.output.with_suffix(s).read_text(errors="replace") for s in (".out", ".err")]
+        texts = [Path(f"{self.output}{end}").read_text(errors="replace") for end in (".out", ".err")]
         struck = Path(f"{self.output}.struck").exists()
         return Ended(self.process.exitcode, *texts, time.monotonic() - self.started, struck)
 
@@ -207,7 +205,7 @@ def start(work: Callable[..., int], *arguments: Any, folder: Path, before: Seque
     """
     number = len(list(folder.parent.glob(f"{folder.name}.*.err")))
     output = folder.parent / f"{folder.name}.{number}"
-    output.with_suffix(".err").touch()
+    Path(f"{output}.err").touch()
     process = _CONTEXT.Process(target=_child, args=(work, arguments, folder, output, before))
     with mock.patch.dict(sys.modules, {"__main__": types.ModuleType("__main__")}):  # the child need not import it
         process.start()
@@ -244,7 +242,7 @@ def _child(work: Callable[..., int], arguments: Any, folder: Path, output: Path,
     os.environ["FAULTS_OUTPUT"] = str(output)
     os.environ["XDG_STATE_HOME"] = str(folder.parent / "state")
     for descriptor, suffix in ((1, ".out"), (2, ".err")):
-        handle = os.open(output.with_suffix(suffix), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        handle = os.open(f"{output}{suffix}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(handle, descriptor)
         os.close(handle)
     sys.stdin = os.fdopen(os.open(os.devnull, os.O_RDONLY))

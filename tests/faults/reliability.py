@@ -1,6 +1,6 @@
 """Run every test of faults in its full count, and write what came out to docs/reliability.md.
 
-    python tests/faults/reliability.py                 everything: an hour or two on two quiet cores
+    python tests/faults/reliability.py                 everything: about 40 minutes on two quiet cores
     python tests/faults/reliability.py -k mutations    a part, to look at; it is printed, and the page stays as it is
 
 Tests say what they counted by pytest's `record_property`: ``times`` and ``faults``, and anything else as an outcome.
@@ -120,8 +120,8 @@ MEANING = """\
 checkpoint). Then everything in `checkpoint.pt` (parameters, optimiser, random state, best and last parameters,
 history), `result.json`, `metrics.jsonl`, `config.yaml` and the list of files is, apart from times, bit for bit that
 of a run which nothing disturbed. The runs take turns: a captured graph, early stopping that stops, dynamic
-binarisation, a schedule with batch normalisation. Two in five moments lie in the first tenth of a run or in its last
-third, where pictures are drawn.
+binarisation, a schedule with batch normalisation. At least two in five moments lie in the first tenth of a run or in
+its last third, where pictures are drawn.
 
 **Damaged bytes** are flipped bits, cuts, insertions, copies, zeros, swaps and other digits, in checkpoints of both
 formats, config.yaml, run.json, result.json, metrics.jsonl, evaluation.json, `.npy`, `.npz`, MNIST's idx files and a

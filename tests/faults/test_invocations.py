@@ -19,11 +19,11 @@ LIMIT = 10  # seconds of computing
 BIG, HUGE = str(10**12), str(10**30)
 WRONG = ("word", "0", "-1", "nan", "inf", "1.5", "[1]", "''", HUGE)
 
-RUN = {"sample": ["run"], "reconstruct": ["run"], "encode": ["run"], "interpolate": ["run"], "evaluate": ["run"]}
+RUN = ("sample", "reconstruct", "encode", "interpolate", "evaluate")  # commands that take one run
 
 
 def positive(command: str, option: str, *further: str, but: tuple[str, ...] = ()) -> list[str]:
-    """An option that takes a positive integer, given everything else, `but` what it takes: a size that has no end."""
+    """Command lines that give an option, which takes a positive integer, each wrong value; `but` are right ones."""
     return [f"{command} --{option} {value}" for value in (*WRONG, *further) if value not in but]
 
 

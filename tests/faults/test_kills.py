@@ -44,19 +44,25 @@ def whole(tmp_path_factory: pytest.TempPathFactory):
 
 
 def moments(count: int, seed: int) -> Iterator[tuple[str, float]]:
-    """Variants in turn, and moments as fractions of a run; every fifth in its first tenth, every fifth in its last."""
+    """Variants in turn, and moments as fractions of a run: a fifth in its first tenth, a fifth in its last 30%."""
     numbers, variants = random.Random(seed), list(runs_of.VARIANTS)
     for i in range(count):
         low, high = {3: (0.0, 0.1), 4: (0.7, 1.0)}.get(i % 5, (0.0, 1.0))
         yield variants[i % len(variants)], numbers.uniform(low, high)
 
 
-def disturb(variant: str, moment: float, number: int, whole: Whole, folder: Path) -> str:
-    """Send a signal at a moment, resume to the end, hold the result against the whole run; return where it struck."""
+def disturb(variant: str, moment: float | str, number: int, whole: Whole, folder: Path) -> str:
+    """Send a signal at a moment, resume to the end, hold the result against the whole run; return where it struck.
+
+    The moment is a fraction of the whole run's time, or what the run says just before.
+    """
     folder.mkdir(parents=True)
     child = processes.command(runs_of.train(variant), folder, runs_of.before(whole.pictures))
     assert number == signal.SIGKILL or child.when(lambda: child.begun)
-    time.sleep(moment * whole.seconds)
+    if isinstance(moment, str):
+        assert child.when(lambda: moment in child.err)
+    else:
+        time.sleep(moment * whole.seconds)
     child.send(number)
     ended = child.end()
     last = runs_of.newest(folder)
@@ -69,7 +75,7 @@ def disturb(variant: str, moment: float, number: int, whole: Whole, folder: Path
             assert last is not None
             assert ended.code == 128 + number
     place = "after the end" if ended.code == 0 else "before the first checkpoint" if last is None else "in the run"
-    if last is not None and (last / "result.json").is_file() and ended.code != 0:
+    if last is not None and ended.code != 0 and runs_of.is_over(last):
         place = "in the end phase"
     left = runs_of.record(runs_of.finish(runs_of.train(variant), folder, pictures=whole.pictures))
     assert runs_of.differences(whole.left, left) == []
@@ -78,16 +84,18 @@ def disturb(variant: str, moment: float, number: int, whole: Whole, folder: Path
 
 @pytest.mark.parametrize(
     ("variant", "moment", "pictures"),
-    [("graph", 0.6, False), ("early stopping", 0.9, False), ("dynamic", 0.8, True)],
+    [("graph", "epoch 4/12", False), ("early stopping", "epoch 3/60", False), ("dynamic", "epoch 9/12", True)],
 )
 def test_a_killed_run_is_resumed_bit_for_bit(variant, moment, pictures, whole, tmp_path, record_property):
     place = disturb(variant, moment, signal.SIGKILL, whole(variant, pictures), tmp_path / "work")
+    assert place == "in the run"
     record_property(place, 1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM])
 def test_a_run_that_is_asked_to_end_is_resumed_bit_for_bit(number, whole, tmp_path, record_property):
-    place = disturb("scheduler", 0.5, number, whole("scheduler", False), tmp_path / "work")
+    place = disturb("scheduler", "epoch 4/12", number, whole("scheduler", False), tmp_path / "work")
+    assert place == "in the run"
     record_property(place, 1)
 
 
@@ -183,3 +191,13 @@ def test_moments_reach_every_phase():
     assert Counter(variant for variant, _ in found) == dict.fromkeys(runs_of.VARIANTS, 25)
     assert sum(moment < 0.1 for _, moment in found) >= 20
     assert sum(moment > 0.7 for _, moment in found) >= 20
+
+
+def test_two_runs_in_one_folder_have_an_output_each(tmp_path):
+    folder = tmp_path / "work"
+    folder.mkdir()
+    first, second = processes.run(["trian"], folder), processes.run(["shwo"], folder)
+    assert [ended.code for ended in (first, second)] == [2, 2]
+    assert "trian" in first.err
+    assert "trian" not in second.err
+    assert "shwo" in second.err

@@ -236,17 +236,12 @@ def faults_of(batch: list[Case], place: Path, folder: Path) -> tuple[list[str], 
         for entry in done:
             codes[str(entry["code"])] = codes.get(str(entry["code"]), 0) + 1
             if entry["fault"] is not None:
-                case = batch[entry["case"]]
-                faults.append(
-                    f"{case.file} ({what[entry['case']]}, seed {case.seed}), {' '.join(case.argv)}: {entry['fault']}"
-                )
+                faults.append(f"{_in_words(batch[entry['case']], what[entry['case']])}: {entry['fault']}")
         if ended.code != 0 or len(done) < len(batch):
             assert len(what) > len(done), ended.err  # else the harness itself failed
             names = {-signal.SIGPROF: f"{LIMIT} s of computing", -signal.SIGALRM: f"{20 * LIMIT} s"}
             end = names.get(ended.code, f"exit code {ended.code}")
-            faults.append(
-                f"{case.file} ({what[len(done)]}, seed {case.seed}), {' '.join(case.argv)}: {end}: {ended.err[-300:]}"
-            )
+            faults.append(f"{_in_words(batch[len(done)], what[len(done)])}: {end}: {ended.err[-300:]}")
             codes[end] = codes.get(end, 0) + 1
         shutil.rmtree(work)
         batch, number = batch[len(done) + 1 :], number + 1
@@ -262,18 +257,20 @@ def note(record_property: Callable[[str, object], None], faults: list[str], code
     record_property("times", sum(codes.values()))
     record_property("faults", len(faults))
     for code, times in codes.items():
-        record_property(f"exit code {code}" if code.isdigit() else code, times)
+        record_property({"None": "a traceback"}.get(code, f"exit code {code}" if code.isdigit() else code), times)
 
 
-def test_damaged_files(place, tmp_path):
+def test_damaged_files(place, tmp_path, record_property):
     faults, codes = faults_of(cases(50, seed=1), place, tmp_path)
+    note(record_property, faults, codes)
     assert not faults, "\n".join(faults)
     assert sum(codes.values()) == 50
     assert codes.keys() >= {"0", "2"}  # damage that is seen, and damage that is none
 
 
-def test_good_files_with_a_wrong_value(place, tmp_path):
+def test_good_files_with_a_wrong_value(place, tmp_path, record_property):
     faults, codes = faults_of(edits(30, seed=1), place, tmp_path)
+    note(record_property, faults, codes)
     assert not faults, "\n".join(faults)
     assert codes.keys() >= {"2"}
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from pyro import poutine
 
-from ppl_vae.objectives import NotPerDatumError, as_loss, sample_log_weights
+from ppl_vae import objectives
+from ppl_vae.objectives import LogWeights, NotPerDatumError, as_loss, sample_log_weights
 from ppl_vae.objectives.pathwise import ELBO
 
 
@@ -224,3 +225,15 @@ def test_iwae_from_log_weights_rises_with_particles_towards_the_evidence():
     log_w = sample_log_weights(*chain(), x, num_particles=10_000).log_w
     error = (log_w.logsumexp(0) - math.log(10_000) - exact).std() / math.sqrt(200)
     assert (bounds[2] - exact.mean()).abs() < 5 * error
+
+
+def test_log_weights_made_by_hand_need_no_posterior():
+    z = torch.randn(4, 3, 2, requires_grad=True)
+    estimate = objectives.IWAE(4)(LogWeights(log_lik=z.sum(-1), z={"z": z}))
+    torch.testing.assert_close(estimate.value, z.sum(-1).logsumexp(0) - math.log(4))
+
+
+def test_an_objectives_own_options_are_not_a_programs_arguments():
+    """Its 8 particles in groups, not 64: a program that takes an argument of this name is refused."""
+    with pytest.raises(TypeError, match="multiple values for keyword argument 'num_particles'"):
+        as_loss(objectives.MIWAE(8, 2))((lambda x: None, lambda x: None), torch.zeros(2), num_particles=64)

@@ -456,6 +456,8 @@ def test_scatter_says_what_is_wrong() -> None:
         plots.latent_scatter(points, torch.zeros(59))
     with pytest.raises(ValueError, match="labels hold fractions"):
         plots.latent_scatter(points, torch.full((60,), 0.5))
+    with pytest.raises(ValueError, match="labels hold fractions, NaN or infinities"):
+        plots.latent_scatter(points, torch.full((60,), torch.inf))
     with pytest.raises(ValueError, match="labels hold 60 classes"):
         plots.latent_scatter(points, torch.arange(60))
 

@@ -128,7 +128,8 @@ def compare(
         torch.manual_seed(seed)
         batch = _take_batch(program, data, size, modules)
         most = max(contender.num_particles for contender in chosen)
-        check_fits(most * batch[0].numel(), f"{most} particles of {len(batch[0])} data", "particles")
+        what = f"{most} particles of {len(batch[0])} data"
+        check_fits(most * batch[0].numel(), what, "particles", batch[0].device)
         parameters = find_parameters(pair, batch, vae=vae, name_block=blocks)
         told("log p(x)")
         known, note = _known_evidence(program, batch, log_evidence, seed)

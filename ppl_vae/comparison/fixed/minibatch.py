@@ -44,14 +44,15 @@ def minibatch_variance(
     calls = max(1, math.ceil(replicates / size / 2))  # in each half
     seeds = torch.randint(2**32, (num_data, 2, calls), generator=torch.Generator().manual_seed(seed)).tolist()
     sums: dict[int, Tensor] = {}  # of each half of a datum's draws, (data, 2, numel)
-    for i, half, call in itertools.product(range(num_data), range(2), range(calls)):
-        torch.manual_seed(seeds[i][half][call])
+    for i in range(num_data):
         copies = [t[i : i + 1].repeat(size, *(1,) * (t.dim() - 1)) for t in tensors]
-        for place, gradient in enumerate(stepper(*copies).gradients):
-            if gradient is not None:
-                if place not in sums:
-                    sums[place] = gradient.new_zeros(num_data, 2, gradient.numel())
-                sums[place][i, half].add_(gradient.detach().reshape(-1))
+        for half, call in itertools.product(range(2), range(calls)):
+            torch.manual_seed(seeds[i][half][call])
+            for place, gradient in enumerate(stepper(*copies).gradients):
+                if gradient is not None:
+                    if place not in sums:
+                        sums[place] = gradient.new_zeros(num_data, 2, gradient.numel())
+                    sums[place][i, half].add_(gradient.detach().reshape(-1))
     resamples = Resamples.of(torch.ones(num_data, dtype=torch.float64), seed)
     found = {}
     for block, places in blocks.items():

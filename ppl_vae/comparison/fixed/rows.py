@@ -147,7 +147,7 @@ class Rows:
                 seen = {stepper: step for stepper, step in steps.items() if not isinstance(step, Exception)}
                 records = records or new_records(layout, {stepper: step.gradients for stepper, step in seen.items()})
                 for stepper, step in seen.items():
-                    if stepper not in failed:  # one that failed at first has no record
+                    if stepper in records:  # one that failed at first has none; one that failed later adds for others
                         records[stepper].add(r, *step)
             for stepper, record in records.items():
                 if stepper not in failed and not record.is_finite(start, stop):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from ppl_vae._scopes import untouched_random_state
+from ppl_vae._scopes import seeded
 from ppl_vae._validation import check_choice, check_positive, check_positive_int, is_integer
 from ppl_vae.comparison.contenders import Contender, contenders
 from ppl_vae.comparison.races.outcome import Race
@@ -157,8 +157,7 @@ def race(
         held = ", ".join(repr(name) for name in _SPLITS if len(getattr(data, name)))
         raise ValueError(f"race: split is {split!r}, which is empty in {data!r}; expected one of {held}")
     where = resolve_device(device)
-    with untouched_random_state():
-        torch.manual_seed(some[0])
+    with seeded(some[0]):
         bare, entrants = take_apart(objectives)
         field = contenders(bare, num_particles)
     columns = cast("tuple[Tensor, ...]", looked_at.head(evaluation_size).to(where).columns)
@@ -262,8 +261,7 @@ class _Track:
         stopped: Stopped = "finished"
         reason = why_eager = None
         try:
-            with untouched_random_state():  # an objective may draw while it is copied or made
-                torch.manual_seed(seed)
+            with seeded(seed):  # an objective may draw while it is copied or made
                 objective = copy.deepcopy(contender.objective)
                 run = self.fit(start.program, objective=objective, seed=seed, callbacks=[watch], stop=watch.stop)
             stopped, why_eager = ("out of time" if run.stopped == "interrupted" else "finished"), run.why_eager

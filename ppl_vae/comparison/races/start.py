@@ -12,7 +12,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_vae._home import home_of
-from ppl_vae._scopes import evaluation_mode, untouched_random_state
+from ppl_vae._scopes import evaluation_mode, seeded
 from ppl_vae._tensors import moved
 from ppl_vae.capture import modules_of
 from ppl_vae.objectives.losses import Program
@@ -85,8 +85,7 @@ class Start:
     """
 
     def __init__(self, make_program: MakeProgram, seed: int, batch: tuple[Tensor, ...], device: torch.device) -> None:
-        with untouched_random_state():
-            torch.manual_seed(seed)
+        with seeded(seed):
             made: Any = make_program(seed)
             pair = (made.model, made.guide) if isinstance(made, VAE) else made
             if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(map(callable, pair)):

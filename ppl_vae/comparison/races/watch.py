@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ppl_vae._distributions import measure
 from ppl_vae._home import home_of
-from ppl_vae._scopes import evaluation_mode, untouched_random_state
+from ppl_vae._scopes import evaluation_mode, seeded
 from ppl_vae._tensors import moved
 from ppl_vae._validation import check_choice
 from ppl_vae.comparison.races.runs import Point
@@ -90,8 +90,7 @@ class Evaluator:
         Raises:
             ValueError: If log p(x) of a datum is not finite, or the method does not apply.
         """
-        with torch.no_grad(), untouched_random_state():
-            torch.manual_seed(_SEED)
+        with torch.no_grad(), seeded(_SEED):
             found = self._evidence(program, method)
             elbo: Any = found.details.get("elbo") if method == "posterior" else None
             if elbo is None:
