@@ -13,10 +13,10 @@ from typing import Any
 
 from ppl_vae import runs, training
 from ppl_vae._files import remove_leftovers
-from ppl_vae.cli import help
 from ppl_vae.cli.errors import BAD_INPUT, BadInput, bad_input, complain, in_words, is_too_large
+from ppl_vae.cli.telling import not_drawn, tell_taken
 from ppl_vae.configuration import config, foreign
-from ppl_vae.runs.folder import CHECKPOINT_EVERY
+from ppl_vae.configuration.resolving import CHECKPOINT_EVERY
 from ppl_vae.training import Progress, Run, checkpoints
 
 LINES = 20  # progress lines of a whole run, where there is no terminal for a bar
@@ -24,13 +24,9 @@ LINES = 20  # progress lines of a whole run, where there is no terminal for a ba
 
 def run(argv: Sequence[str]) -> int:
     """Train as a command line says, and return the exit code."""
-    if help.wanted(argv):
-        with bad_input():
-            text = help.text(argv)
-        print(text, end="")
-        return 0
     with bad_input():
         settings = config.parse(argv)
+        tell_taken(settings.taken)
         if settings.print_only:
             print(settings.to_yaml(), end="")
             return 0
@@ -107,6 +103,7 @@ def _report(run: Run, folder: Any) -> str:
     lines.append(f"{run.stopped} after {len(run.history)} epochs, {run.seconds / 60:.1f} minutes on {run.device}")
     lines.append(f"run: {folder.path}")
     lines += [f"picture: {path}" for path in folder.pictures]
+    lines += not_drawn(("latent_grid", "latent_scatter"), folder.pictures, run.program, "its data are no images")
     if run.stopped == "interrupted":
         lines.append(f"continue with: ppl-vae train --resume {folder.path}")
     return "\n".join(lines)

@@ -19,13 +19,13 @@ from ppl_vae import _files, plots
 from ppl_vae._machine import processor
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_positive
+from ppl_vae.configuration.resolving import CHECKPOINT_EVERY
 from ppl_vae.data import Dataset, Split
 from ppl_vae.plots.latent import MOST_CLASSES
 from ppl_vae.training import Callback, DivergedError, Progress, Run, checkpoints
 from ppl_vae.vae import VAE
 
 _PACKAGES = ("ppl-vae", "torch", "pyro-ppl", "numpy", "torchvision", "scikit-learn", "matplotlib")
-CHECKPOINT_EVERY = 30.0  # seconds
 _SHOWN = 32  # images in a picture of reconstructions
 
 
