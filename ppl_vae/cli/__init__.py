@@ -19,6 +19,7 @@ from ppl_vae._validation import did_you_mean
 from ppl_vae.cli.errors import BadInput, bad_input, complain, exit_code
 from ppl_vae.cli.prose import fit
 from ppl_vae.cli.streams import Stream, guarded
+from ppl_vae.cli.words import wants_help
 from ppl_vae.configuration import foreign
 
 COMMANDS = {  # each a module of ppl_vae.cli with run(argv) -> exit code, imported when it runs
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with guarded() as (out, err):
         code = _main(words)
         out.flush()
-        return _closing(code, words[:1] == ["train"], out, err)
+        return _closing(code, words[:1] == ["train"] and not wants_help(words), out, err)
 
 
 def _main(words: list[str]) -> int:
@@ -67,7 +68,8 @@ def _main(words: list[str]) -> int:
         argv = [word for word in words[1:] if word != "--trust"]
         with foreign.answering(_answer(trusted="--trust" in words)):
             if words[0] != "show":  # which imports less than this would
-                text = importlib.import_module("ppl_vae.cli.early").answer(words[0], argv)
+                with bad_input():
+                    text = importlib.import_module("ppl_vae.cli.early").answer(words[0], argv)
                 if text is not None:
                     print(text, end="")
                     return 0

@@ -28,13 +28,19 @@ def answer(command: str, argv: Sequence[str]) -> str | None:
     about = {word.partition("=")[0].lstrip("-").partition(".")[0] for word in argv if word.startswith("--")}
     imports = bool(about.intersection(known.outdated()))
     try:
-        return None if imports and help.wanted(argv) else _answer(command, list(argv), known)
+        if not (imports and help.wanted(argv)):
+            return _answer(command, list(argv), known)
     except outlines.UndecidedError:
-        return None
+        pass
     except ValueError:
         if imports:  # another torch or Pyro than the file describes: it may know the name
             return None
         raise
+    if help.wanted(argv):
+        from ppl_vae.configuration.pieces import CHOICES  # torch, after all
+
+        return help.text(argv, CHOICES)
+    return None
 
 
 def _answer(command: str, argv: list[str], known: Outlines) -> str | None:

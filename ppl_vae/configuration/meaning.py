@@ -104,7 +104,8 @@ def _hint(option: str, names: Collection[str], elsewhere: Callable[[str], Sequen
     ends = ends or difflib.get_close_matches(last, by_end, n=1, cutoff=0.7)
     near = [name for end in ends for name in by_end[end]] or difflib.get_close_matches(option, names, n=1)
     inside = [name for name in near if name.partition(".")[0] == option.partition(".")[0]]
-    meant = [f"{name} {value}".strip() for name in inside or near]
+    of_another = "." in option and any(name.startswith(f"{option.partition('.')[0]}.") for name in names)
+    meant = [f"{name} {value}".strip() for name in inside or ([] if of_another else near)]
     return f"--{option} is unknown; did you mean {_listed(meant, 'or')}?" if meant else None
 
 

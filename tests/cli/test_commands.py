@@ -521,7 +521,7 @@ def table(lines):
 
 def test_runs_stand_side_by_side(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
-    rows = table(says(capsys, "show", "plane", "runs/space"))
+    rows = table(says(capsys, "show", "plane", "runs/space", "--all"))
     result = [json.loads(Path("runs", name, "result.json").read_text()) for name in ("plane", "space")]
     assert rows["run"] == ["runs/plane", "runs/space"]
     assert rows["data"] == ["digits 1x8x8, 1455/162/180, threshold"] * 2
@@ -572,6 +572,7 @@ def test_figures_of_an_evaluation_are_shown_with_their_intervals(capsys, monkeyp
     for content in ({"num_data": 3, "figures": figures}, {"num_data": 3} | figures):
         Path("runs/space/evaluation/evaluation.json").write_text(json.dumps(content))
         rows = table(says(capsys, "show", "plane", "space"))
+        assert not any("best" in name for name in rows)  # there is one evaluation alone
         assert rows["log evidence"] == ["-", "-136.82 [-137.9, -135.7]"]
         assert rows["active units"] == ["-", "2"]
         assert rows["gap"] == ["-", "not finite"]
@@ -579,6 +580,41 @@ def test_figures_of_an_evaluation_are_shown_with_their_intervals(capsys, monkeyp
         assert "num data" not in rows
     Path("runs/space/evaluation/evaluation.json").write_text("{")
     assert "evaluation.json is not valid JSON" in fails(capsys, "show", "plane", "space")
+
+
+def test_rows_that_are_equal_are_left_out_and_said_in_a_line(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    lines = says(capsys, "show", "plane", "space")
+    assert "likelihood" not in table(lines) and "prior" in table(lines)
+    (shared,) = [line for line in lines if line.startswith("the same in all: ")]
+    assert "likelihood Bernoulli(MLP(8, activation tanh)); " in shared and "device cpu" in shared
+    assert "likelihood" in table(says(capsys, "show", "plane"))  # one run is equal to nothing
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, "* best by log p(x): runs/space, -20.0 [-21, -19]; its 95% interval lies above those of all others"),
+        ({"low": -31.0}, "no best by log p(x): the interval of the highest, runs/space, -20 [-31, -19], overlaps that"),
+        ({"num_data": 4}, "no best by log p(x): the evaluations were made on different data"),
+        ({"kind": "estimate"}, "no best by the ELBO: the interval of the highest, runs/plane"),
+    ],
+)
+def test_the_best_is_marked_where_its_interval_says_so(changed, expected, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    for name, value in (("plane", -30.0), ("space", -20.0)):
+        own = changed if name == "space" else {}
+        figure = {"value": value, "low": own.get("low", value - 1), "high": value + 1}
+        content = {"data": "digits, test", "num_data": 3, "kind": "exact"} | {
+            k: v for k, v in own.items() if k != "low"
+        }
+        elbo = {"value": -40.0, "low": -41.0, "high": -39.0}
+        Path("runs", name, "evaluation").mkdir(exist_ok=True)
+        text = json.dumps(content | {"figures": {"log_evidence": figure, "elbo": elbo}})
+        Path("runs", name, "evaluation/evaluation.json").write_text(text)
+    lines = says(capsys, "show", "plane", "space")
+    assert any(line.startswith(expected) for line in lines), lines
+    assert any(line.endswith(" *") for line in lines) == (changed == {})
 
 
 def test_a_run_that_did_not_end_shows_what_it_has(capsys, monkeypatch):
