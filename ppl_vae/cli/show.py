@@ -148,7 +148,7 @@ def _text(records: Sequence[Record], width: int, *, everything: bool) -> str:
 
 def _best(records: Sequence[Record]) -> tuple[str | None, int | None, list[str]]:
     """Return the row to judge by, the best run, if its interval lies above all others, and a sentence on it."""
-    exact = all(r["evaluated"]["kind"] == "exact" for r in records if "log_evidence" in r["evaluation"])
+    exact = all(r["exact"] for r in records if "log_evidence" in r["evaluation"])
     name, title = ("log_evidence", "log p(x)") if exact else ("elbo", "the ELBO")
     found = {i: r["evaluation"].get(name, {}) for i, r in enumerate(records)}
     found = {i: f for i, f in found.items() if f and None not in (f["value"], f["low"], f["high"])}
