@@ -513,7 +513,7 @@ def test_data_of_another_shape_are_refused():
 def table(lines):
     """A table of one block as rows by name, cells split where two spaces are."""
     rows = {}
-    for line in lines:
+    for line in filter(None, lines):
         name, *cells = [part.strip() for part in line.split("  ") if part.strip()]
         rows[name] = cells
     return rows
