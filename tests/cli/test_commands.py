@@ -596,8 +596,11 @@ def test_rows_that_are_equal_are_left_out_and_said_in_a_line(capsys, monkeypatch
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
-        ({}, "* best by log p(x): runs/space, -20.0 [-21, -19]; its 95% interval lies above those of all others"),
-        ({"low": -31.0}, "no best by log p(x): the interval of the highest, runs/space, -20 [-31, -19], overlaps that"),
+        ({}, "* best by log p(x): runs/space, -20.00 [-21.0, -19.0]; its 95% interval lies above those of all others"),
+        (
+            {"low": -31.0},
+            "no best by log p(x): the interval of the highest, runs/space, -20.00 [-31.0, -19.0], overlaps that",
+        ),
         ({"num_data": 4}, "no best by log p(x): the evaluations were made on different data"),
         ({"kind": "estimate"}, "no best by the ELBO: the interval of the highest, runs/plane"),
     ],
