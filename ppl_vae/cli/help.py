@@ -148,7 +148,9 @@ class Formatter(DefaultHelpFormatter):
     def _expand_help(self, action: Action) -> str:
         text = super()._expand_help(action)
         text = re.sub(r", known subclasses: [^)]*| \| Tensor|(?<=\()required, (?=type: .*default)", "", text)
-        text = re.sub(r"(?:Optional|Union)\[((?:[^][]|\[[^][]*\])*)\]", lambda m: m[1].replace(", ", " | "), text)
+        text = re.sub(
+            r"(?:Optional|Union)\[((?:[^][]|\[(?:[^][]|\[[^][]*\])*\])*)\]", lambda m: m[1].replace(", ", " | "), text
+        )
         text = re.sub(r"Literal\[(.*?)\]", lambda m: " | ".join(re.findall(r"'([^']*)'", m[1])), text)
         text = re.sub(r"(?<=default: )(True|False)", lambda m: m[0].lower(), text)
         return re.sub(r", default: null| \| NoneType| \| null| \| Untyped", "", text)
