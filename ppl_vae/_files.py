@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 TEXT_LIMIT = 64 * 2**20  # bytes; no text file of a run comes near
+TABLES = (".csv", ".tsv", ".parquet")  # endings of files that are read as tables
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
@@ -224,3 +225,8 @@ def _lives(process: int) -> bool:
     except OSError:
         return True
     return True
+
+
+def is_table(name: Any) -> bool:
+    """Whether a name is that of a file that is read as a table."""
+    return isinstance(name, str | Path) and Path(name).suffix.lower() in TABLES

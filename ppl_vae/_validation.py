@@ -40,6 +40,13 @@ def check_seed(value: object, name: str = "seed") -> int:
     return int(value)
 
 
+def check_count(value: object, name: str) -> int:
+    """Return `value` as an int, or raise if it is not an integer from zero."""
+    if not is_integer(value) or value < 0:
+        raise ValueError(f"{name} is {value!r}; expected an integer from 0, and 0 is for none")
+    return int(value)
+
+
 def check_not_negative(value: object, name: str) -> float:
     """Return `value` as a float, or raise if it is not a finite number from zero."""
     if not is_real(value) or not 0 <= value < math.inf:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Sequence
@@ -17,7 +18,9 @@ from ppl_vae import __version__
 from ppl_vae._validation import did_you_mean
 from ppl_vae.cli.errors import BadInput, bad_input, complain, exit_code
 from ppl_vae.cli.processor import take_threads, threads
+from ppl_vae.cli.prose import fit
 from ppl_vae.cli.streams import Stream, guarded
+from ppl_vae.cli.words import wants_help
 from ppl_vae.configuration import foreign
 
 COMMANDS = {  # each a module of ppl_vae.cli with run(argv) -> exit code, imported when it runs
@@ -37,12 +40,13 @@ COMMANDS = {  # each a module of ppl_vae.cli with run(argv) -> exit code, import
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line, and return its exit code."""
+    if argv is None:  # as a program: no picture is shown, and a notebook's backend may lack in this environment
+        os.environ["MPLBACKEND"] = "agg"
     words = list(sys.argv[1:] if argv is None else argv)
     with guarded() as (out, err):
         code = _main(words)
         out.flush()
-        prints = {"-h", "--help", "--print_config"} & set(words) or any(word.endswith(".help") for word in words)
-        return _closing(code, words[:1] == ["train"] and not prints, out, err)
+        return _closing(code, words[:1] == ["train"] and not wants_help(words), out, err)
 
 
 def _main(words: list[str]) -> int:
@@ -56,7 +60,7 @@ def _main(words: list[str]) -> int:
         print(f"ppl-vae {__version__}")
         return 0
     if not words or words[0] in ("-h", "--help"):
-        print(_help(), end="", file=sys.stdout if words else sys.stderr)
+        print(fit(_help(), shutil.get_terminal_size().columns), end="", file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
     try:
         with bad_input():
@@ -65,6 +69,12 @@ def _main(words: list[str]) -> int:
                 raise ValueError(f"{words[0]!r} is no command; expected {', '.join(COMMANDS)}, --help, --version{near}")
             argv, count = take_threads([word for word in words[1:] if word != "--trust"])
         with foreign.answering(_answer(trusted="--trust" in words)), threads(count):
+            if words[0] != "show":  # which imports less than this would
+                with bad_input():
+                    text = importlib.import_module("ppl_vae.cli.early").answer(words[0], argv)
+                if text is not None:
+                    print(text, end="")
+                    return 0
             return int(importlib.import_module(f"ppl_vae.cli.{words[0]}").run(argv))
     except BadInput as error:
         if os.environ.get("PPL_VAE_DEBUG"):

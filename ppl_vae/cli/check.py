@@ -24,10 +24,10 @@ import torch
 
 from ppl_vae._validation import check_seed
 from ppl_vae.checking import check
-from ppl_vae.cli import help as explained
 from ppl_vae.cli import words
 from ppl_vae.cli.errors import bad_input
 from ppl_vae.cli.opening import DataOptions, OpenRun
+from ppl_vae.cli.telling import tell_taken
 from ppl_vae.configuration import config
 
 _BATCH = 64
@@ -37,10 +37,6 @@ USAGE = "ppl-vae check [RUN] [--config PRESET|FILE] [--only PIECE] [--OPTION VAL
 
 def run(argv: Sequence[str]) -> int:
     """Run the command, and return the exit code."""
-    if explained.wanted(argv):
-        with bad_input():
-            print(_help() if words.wants_help(argv) else explained.text(argv), end="")
-        return 0
     with bad_input():
         given = words.split(argv)
         word, options = given.only("check"), given.options
@@ -54,6 +50,7 @@ def _of_config(options: dict[str, str]) -> dict[str, Any]:
     if meaningless := [name for name in ("out", "resume", "checkpoint_every", "print_config") if name in options]:
         raise ValueError(f"--{meaningless[0]} is an option of ppl-vae train; check writes nothing")
     settings = config.parse([f"--{name}={value}" for name, value in options.items()])
+    tell_taken(settings.taken)
     dataset = settings.build_dataset()
     objective = settings.build_fit_arguments()["objective"]
     torch.manual_seed(settings.values["seed"])
@@ -79,7 +76,8 @@ def _of_run(word: str, options: dict[str, str]) -> dict[str, Any]:
     return {"program": opened.vae, **batch, "objective": objective, "seed": int(seed)}
 
 
-def _help() -> str:
+def explain() -> str:
+    """Return the help."""
     description = (inspect.getdoc(check) or "").partition("\nArgs:")[0].replace("``", "").strip()
     options = (__doc__ or "").partition("\n\n")[2]
     return f"usage: {USAGE}\n\n{description}\n\n{options}"

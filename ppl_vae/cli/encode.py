@@ -26,7 +26,7 @@ ppl-vae encode runs/digits --data mine.npy --out mine.npz  all rows of a file of
 
 def run(argv: Sequence[str]) -> int:
     """Run the command, and return the exit code."""
-    return execute(encode, argv, EXAMPLE)
+    return execute(encode, argv)
 
 
 def encode(

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from ppl_vae import _files, data, evaluation
-from ppl_vae._validation import check_seed
+from ppl_vae._validation import check_count, check_positive_int, check_seed
 from ppl_vae.cli.folders import folder_for
 from ppl_vae.cli.opening import DataOptions, OpenRun, Rows, SplitName
 from ppl_vae.cli.options import execute
-from ppl_vae.cli.telling import teller
+from ppl_vae.cli.telling import not_drawn, teller
 from ppl_vae.evaluation import pictures
 from ppl_vae.evidence.log_evidence import Method
 
@@ -26,7 +26,7 @@ ppl-vae evaluate runs/wide --evidence ais --size 50  annealed importance samplin
 
 def run(argv: Sequence[str]) -> int:
     """Run the command, and return the exit code."""
-    return execute(evaluate, argv, EXAMPLE)
+    return execute(evaluate, argv)
 
 
 def evaluate(
@@ -34,7 +34,7 @@ def evaluate(
     data_options: DataOptions,
     *,
     evidence: Method = "auto",
-    particles: list[int] | None = None,
+    particles: int | list[int] | None = None,
     split: SplitName | None = None,
     size: int | None = None,
     gaps: int = 500,
@@ -56,7 +56,8 @@ def evaluate(
         data_options: The data.
         evidence: How to find log p(x): auto is the best method that applies, posterior is importance sampling from
             q(z|x).
-        particles: K of importance sampling, several for estimates side by side; by default [100, 1000, 5000].
+        particles: K of importance sampling, one number or a list for estimates side by side; by default
+            [100, 1000, 5000].
         split: train, validation, test, or all; by default test (or another split if test has no rows).
         size: Evaluate only the first so many data; all by default.
         gaps: Split the gap into its parts for the first so many data; 0 for none.
@@ -67,6 +68,13 @@ def evaluate(
         out: The folder to write to; evaluation in the run's folder by default.
     """
     check_seed(seed, "--seed")
+    for name, count in (("--gaps", gaps), ("--importance", importance), ("--imputation", imputation)):
+        check_count(count, name)
+    if size is not None:
+        check_positive_int(size, "--size")
+    several = [particles] if isinstance(particles, int) else particles
+    for k in several or ():
+        check_positive_int(k, "--particles")
     folder = folder_for(out, run.folder / "evaluation")
     rows = data_options.open(run, split)
     tell = teller()
@@ -76,7 +84,7 @@ def evaluate(
         data.Split(columns, rows.labels, bins=rows.bins),
         train=_labelled(run, data_options, rows, split),
         evidence=evidence,
-        num_particles=(100, 1000, 5000) if particles is None else particles,
+        num_particles=(100, 1000, 5000) if several is None else several,
         size=size,
         gap_size=gaps,
         importance_size=importance,
@@ -96,7 +104,10 @@ def evaluate(
     drawn = pictures.draw(run.vae, columns[0][:n], found, folder, labels=labels, caveat=run.caveat)
     tell("")
     written = [f"file: {folder / name}" for name in ("evaluation.json", "per_datum.npz")]
-    return [f"{run.folder}: {rows.name}", found.table(), *written, *(f"picture: {path}" for path in drawn)]
+    otherwise = "they need a normal q(z|x), and the latter images and log p(x) by quadrature"
+    written += [f"picture: {path}" for path in drawn]
+    written += not_drawn(("latent_map", "true_posteriors"), drawn, run.vae, otherwise)
+    return [f"{run.folder}: {rows.name}", found.table(), *written]
 
 
 def _labelled(run: OpenRun, data_options: DataOptions, rows: Rows, split: SplitName | None) -> data.Split | None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import inspect
 import re
+import shutil
 from argparse import SUPPRESS, Action
 from collections.abc import Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from ppl_vae import data, training
-from ppl_vae.configuration.config import DEFAULT_PRESET, FIT_OBJECTS, Config, Tree, parse, presets
-from ppl_vae.configuration.pieces import KINDS, NETWORK, Kind, Target, arguments_of
-from ppl_vae.runs.folder import CHECKPOINT_EVERY
+from ppl_vae.cli.prose import fit, plain
+from ppl_vae.configuration.kinds import Choices, Kind, Target, arguments_of
+from ppl_vae.configuration.resolving import CHECKPOINT_EVERY, DEFAULT_PRESET, FIT_OBJECTS, leaves, read
+from ppl_vae.configuration.sources import Tree, presets
 
 USAGE = "ppl-vae train [--config PRESET|FILE] [--OPTION VALUE ...]"
 DESCRIPTION = """\
@@ -35,7 +36,7 @@ def wanted(argv: Sequence[str]) -> bool:
     return any(word in ("-h", "--help") or word.partition("=")[0].endswith(".help") for word in argv)
 
 
-def text(argv: Sequence[str]) -> str:
+def text(argv: Sequence[str], choices: Choices) -> str:
     """Return the help that a command line asks for; the rest of the command line sets the defaults.
 
     Raises:
@@ -45,30 +46,32 @@ def text(argv: Sequence[str]) -> str:
         option, _, name = word.partition("=")
         if option.endswith(".help"):
             name = name or next(iter(argv[i + 1 : i + 2]), "")
-            return _piece(option.removesuffix(".help").removeprefix("--"), name)
-    return _everything(parse([*(word for word in argv if word not in ("-h", "--help")), "--print_config"]))
+            return _piece(option.removesuffix(".help").removeprefix("--"), name, choices)
+    return _everything(read([word for word in argv if word not in ("-h", "--help")], choices).values, choices)
 
 
-def _piece(path: str, name: str) -> str:
+def _piece(path: str, name: str, choices: Choices) -> str:
     """Return the help on one class, or the list of classes."""
-    kind = KINDS.get(path) or (NETWORK if path.rpartition(".")[0] in KINDS else None)
+    kinds = choices.kinds
+    kind = kinds.get(path) or (choices.network if path.rpartition(".")[0] in kinds else None)
     if kind is None:
-        raise ValueError(f"--{path}.help is unknown; expected one of {', '.join(f'--{k}.help' for k in KINDS)}")
+        raise ValueError(f"--{path}.help is unknown; expected one of {', '.join(f'--{k}.help' for k in kinds)}")
     if not name or name.startswith("-"):
-        summaries = {known: (inspect.getdoc(target) or "").partition("\n")[0] for known, target in kind.known.items()}
+        summaries = {known: summary(target) for known, target in kind.known.items()}
         lines = [f"  {known:30} {summary}" for known, summary in summaries.items()]
-        return "\n".join([f"--{path} is one of", "", *lines, "", "or an import path such as mymodule.MyClass.", ""])
+        text = "\n".join([f"--{path} is one of", "", *lines, "", "or an import path such as mymodule.MyClass."])
+        return fit(text, shutil.get_terminal_size().columns)
     target = kind.find(name, f"--{path}")
     parser = make_parser(f"ppl-vae train --{path} {name} [--{path}.ARGUMENT VALUE ...]", _description(target))
     group = parser.add_argument_group("arguments")
     schema = kind.arguments(target, path)
     for network in schema.networks:
-        group.add_argument(f"--{path}.{network}", metavar="CLASS", help=_choices(NETWORK))
+        group.add_argument(f"--{path}.{network}", metavar="CLASS", help=_choices(choices.network))
     schema.add_to(group, path)
     return parser.format_help()
 
 
-def _everything(config: Config) -> str:
+def _everything(values: Tree, choices: Choices) -> str:
     parser = make_parser(USAGE, DESCRIPTION, EPILOG, _Brief)
     group = parser.add_argument_group("the run")
     for option, metavar, meaning in (
@@ -86,16 +89,17 @@ def _everything(config: Config) -> str:
         kind_of_value: dict[str, Any] = {"action": "store_true"} if metavar is None else {"metavar": metavar}
         group.add_argument(f"--{option}", help=meaning, default=SUPPRESS, **kind_of_value)
     group = parser.add_argument_group("data")
-    arguments_of(data.load, "data").add_to(group, "data")
-    for name, kind in KINDS.items():
-        _describe(parser, kind, name, config.values[name])
-    arguments_of(training.fit, "", FIT_OBJECTS).add_to(parser.add_argument_group("training"))
+    arguments_of(choices.load, "data").add_to(group, "data")
+    for name, kind in choices.kinds.items():
+        _describe(parser, kind, name, values[name], choices)
+    arguments_of(choices.fit, "", FIT_OBJECTS).add_to(parser.add_argument_group("training"))
     known = {action.dest for action in parser._actions}
-    parser.set_defaults({key: value for key, value in _leaves(config.values) if key in known})
+    defaults = dict(leaves(values)) | {"data.name": values["data"]["name"]}
+    parser.set_defaults({key: value for key, value in defaults.items() if key in known})
     return parser.format_help().replace("--data.name NAME", "--data NAME     ")
 
 
-def _describe(parser: ArgumentParser, kind: Kind, path: str, node: Tree | None) -> None:
+def _describe(parser: ArgumentParser, kind: Kind, path: str, node: Tree | None, choices: Choices) -> None:
     """Add a piece's option and arguments and those of its networks to the parser, one group each."""
     name = None if node is None else node["class"]
     group = parser.add_argument_group(path if name is None else f"{path}: {name}")
@@ -105,35 +109,29 @@ def _describe(parser: ArgumentParser, kind: Kind, path: str, node: Tree | None) 
     schema = kind.arguments(kind.find(name, f"--{path}"), path)
     schema.add_to(group, path)
     for network in schema.networks:
-        _describe(parser, NETWORK, f"{path}.{network}", node[network])
+        _describe(parser, choices.network, f"{path}.{network}", node[network], choices)
 
 
 def _choices(kind: Kind) -> str:
     return f"One of {', '.join(kind.known)}, or an import path."
 
 
-def _leaves(tree: Tree, prefix: str = "") -> list[tuple[str, Any]]:
-    """Return every value with its dotted name; a class has the name of its piece."""
-    leaves: list[tuple[str, Any]] = []
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            leaves += _leaves(value, f"{prefix}{name}.")
-        else:
-            leaves.append((prefix.rstrip(".") if name == "class" else prefix + name, value))
-    return leaves
+def summary(target: Target) -> str:
+    """Return the first sentence of a docstring."""
+    paragraph = plain(" ".join((inspect.getdoc(target) or "").partition("\n\n")[0].split()))
+    return re.split(r"(?<=\.) (?=[A-Z])", paragraph)[0]
 
 
 def _description(target: Target) -> str:
-    """Return a docstring without its arguments, which the help lists below, and without what only Sphinx can show."""
-    text = (inspect.getdoc(target) or "").partition("\nArgs:")[0]
-    return re.sub(r"^\.\. .*\n?(?:[ \t]+.*\n?|\n)*", "", text, flags=re.MULTILINE).strip()
+    """Return a docstring without its arguments, which the help lists below."""
+    return plain((inspect.getdoc(target) or "").partition("\nArgs:")[0])
 
 
 class Formatter(DefaultHelpFormatter):
     """A formatter that keeps paragraphs of docstrings, and omits what jsonargparse says about tensors as arguments."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return text
+        return fit(text, width)
 
     def _format_action(self, action: Action) -> str:
         hidden = any(option.endswith(".help") for option in action.option_strings)
@@ -144,12 +142,18 @@ class Formatter(DefaultHelpFormatter):
 
     def _get_help_string(self, action: Action) -> str:
         facts = super()._get_help_string(action).removeprefix(action.help or "")
-        text = re.sub(r"\s*\(default: (?:[^()]|\([^()]*\))*\)", "", action.help or "")  # the facts state it too
+        text = re.sub(r"\s*\(default: (?:[^()]|\([^()]*\))*\)", "", plain(action.help or ""))  # the facts state it too
         return self._shorten(text) + facts
 
     def _expand_help(self, action: Action) -> str:
         text = super()._expand_help(action)
-        return re.sub(r", known subclasses: [^)]*| \| Tensor|(?<=\()required, (?=type: .*default)", "", text)
+        text = re.sub(r", known subclasses: [^)]*| \| Tensor|(?<=\()required, (?=type: .*default)", "", text)
+        text = re.sub(
+            r"(?:Optional|Union)\[((?:[^][]|\[(?:[^][]|\[[^][]*\])*\])*)\]", lambda m: m[1].replace(", ", " | "), text
+        )
+        text = re.sub(r"Literal\[(.*?)\]", lambda m: " | ".join(re.findall(r"'([^']*)'", m[1])), text)
+        text = re.sub(r"(?<=default: )(True|False)", lambda m: m[0].lower(), text)
+        return re.sub(r", default: null| \| NoneType| \| null| \| Untyped", "", text)
 
     def _shorten(self, text: str) -> str:
         return text
@@ -159,7 +163,7 @@ class _Brief(Formatter):
     """A formatter that shows the first sentence of each argument."""
 
     def _shorten(self, text: str) -> str:
-        return re.split(r"\. (?=[A-Z`])", text)[0].rstrip(".") + "."
+        return re.split(r"\. (?=[A-Z`])", text)[0].rstrip(".") + ("." if text else "")
 
 
 def make_parser(

@@ -23,7 +23,7 @@ ppl-vae interpolate runs/digits --z '[[-2, 0], [2, 0]]' --steps 20 --out path.np
 
 def run(argv: Sequence[str]) -> int:
     """Run the command, and return the exit code."""
-    return execute(interpolate, argv, EXAMPLE)
+    return execute(interpolate, argv)
 
 
 def interpolate(

@@ -30,7 +30,6 @@ SplitName = Literal["train", "validation", "test", "all"]
 Ids = dict[str, Any]  # labels (None where there are none), rows (numbers in the source) and splits of some rows
 
 BATCH = 1000
-DEVICE = "where the model computes: auto (cuda, else mps, else cpu) or a torch device"  # of --device
 OF_ONE_SET = ("validation", "test", "seed", "labels", "ids")  # of the run's own data, which mean nothing in another set
 PLACES = ("root", "max_in_memory_gib")  # options that say where the data are, and not which data they are
 

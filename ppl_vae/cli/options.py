@@ -6,87 +6,123 @@ import inspect
 import re
 from argparse import Action
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-from ppl_vae import data
 from ppl_vae.cli import words
 from ppl_vae.cli.errors import bad_input
 from ppl_vae.cli.help import Formatter, make_parser
-from ppl_vae.cli.opening import DEVICE, DataOptions, OpenRun
-from ppl_vae.configuration.pieces import Arguments, arguments_of
+from ppl_vae.cli.telling import tell_taken
+from ppl_vae.configuration import meaning, outlines
+from ppl_vae.configuration.kinds import Arguments, Target, arguments_of
 
 Command = Callable[..., list[str]]  # (run, options by keyword) -> the lines to print
 
-SKIP = frozenset({"run", "data_options"})
+DEVICE = "where the model computes: auto (cuda, else mps, else cpu) or a torch device"  # of --device
+SKIP = frozenset({"run", "data_options", "field", "settings"})  # parameters that are no options
 
 
-def execute(command: Command, argv: Sequence[str], example: str) -> int:
+def execute(command: Command, argv: Sequence[str]) -> int:
     """Run a command on a run's folder, and print its lines.
 
     Args:
         command: ``command(run, *, [data_options,] ...)``, typed and documented; the other parameters are its options.
             An option named like a keyword of Python is a parameter with an underscore after it.
         argv: The words after the command.
-        example: Command lines for the help, and what they do.
 
     Returns:
         The exit code.
     """
     with bad_input():
-        if words.wants_help(argv):
-            print(_help(command, example), end="")
-            return 0
-        lines = _call(command, argv)
+        asked = read(command, argv)
+        from ppl_vae.cli.opening import DataOptions, OpenRun  # they import torch, and help and refusals need none
+
+        tell_taken(asked.taken)
+        further = {} if asked.data is None else {"data_options": DataOptions(asked.data)}
+        lines = command(OpenRun.at(asked.run, asked.device), **further, **asked.arguments)
     print("\n".join(lines))
     return 0
 
 
-def _call(command: Command, argv: Sequence[str]) -> list[str]:
+class Asked(NamedTuple):
+    """What a command line asks for.
+
+    Attributes:
+        run: The run.
+        device: Where the model computes.
+        data: The options ``--data`` and ``--data.ARGUMENT``, or None for a command that takes no data.
+        arguments: The arguments of the command.
+        taken: The options that do not exist, each with the one that it was taken for.
+    """
+
+    run: str
+    device: str
+    data: dict[str, str] | None
+    arguments: dict[str, Any]
+    taken: dict[str, str]
+
+
+def read(command: Target, argv: Sequence[str]) -> Asked:
+    """Return what a command line asks for; nothing is imported.
+
+    Args:
+        command: The command, or the stand-in for it.
+        argv: The words after the command.
+
+    Raises:
+        ValueError: If an option or a value does not fit, or there is not one run.
+    """
     given = words.split(argv)
     if len(given.runs) != 1:
         what = f"the runs {', '.join(given.runs)}" if given.runs else "no run"
         raise ValueError(f"{command.__name__} was given {what}; expected one: ppl-vae {command.__name__} runs/<name>")
-    schema, options = arguments_of(command, "", SKIP), dict(given.options)
+    schema, load = arguments_of(command, "", SKIP), arguments_of(outlines.read().choices.load, "data")
+    of_data = _takes_data(command)
+    own = {name.rstrip("_"): name for name in schema.names}
+    names = [*own, "device", *(("data", *(f"data.{name}" for name in load.names)) if of_data else ())]
+    unknown = {name: _unknown(name, command, schema, load) for name in given.options if name not in names}
+    taken = meaning.place(unknown, names, given.options)
+    options = {taken.get(name, name): value for name, value in given.options.items()}
     device = options.pop("device", "auto")
-    further = {}
-    if "data_options" in inspect.signature(command).parameters:
-        mine = [name for name in options if name.partition(".")[0] == "data"]
-        further["data_options"] = DataOptions({name: options.pop(name) for name in mine})
-    values = {_parameter(name, schema): value for name, value in options.items()}
+    data = {name: options.pop(name) for name in list(options) if of_data and name.partition(".")[0] == "data"}
     try:
-        arguments = schema.objects(values)
+        arguments = schema.objects({own[name]: value for name, value in options.items()})
+        load.complete({name.partition(".")[2] or "name": v for name, v in ({"data": "digits"} | data).items()})
     except ValueError as error:
         raise ValueError(_with_option_names(str(error))) from error
-    return command(OpenRun.at(given.runs[0], device), **further, **arguments)
+    return Asked(given.runs[0], device, data if of_data else None, arguments, taken)
 
 
-def _parameter(option: str, schema: Arguments) -> str:
-    return f"{option}_" if f"{option}_" in schema.names else option
+def _unknown(name: str, command: Target, schema: Arguments, load: Arguments) -> str:
+    if name.startswith("data.") and _takes_data(command):
+        return load.unknown(name.removeprefix("data."))
+    return _with_option_names(schema.unknown(name))
+
+
+def _takes_data(command: Target) -> bool:
+    return "data_options" in inspect.signature(command).parameters
 
 
 def _with_option_names(text: str) -> str:
     return re.sub(r"\b([a-z]+)_(?=[\s,;?]|$)", r"\1", text)
 
 
-def _help(command: Command, example: str) -> str:
+def explain(command: Target, example: str) -> str:
+    """Return the help of a command, or of the stand-in for it."""
     description = (inspect.getdoc(command) or "").partition("\nArgs:")[0].strip()
     parser = make_parser(f"ppl-vae {command.__name__} RUN [--OPTION VALUE ...]", description, example, _Help)
     group = parser.add_argument_group("options")
     arguments_of(command, "", SKIP).add_to(group)
     group.add_argument("--device", default="auto", help=f"{DEVICE} (default: auto)")
-    if "data_options" in inspect.signature(command).parameters:
+    if _takes_data(command):
         group = parser.add_argument_group("data: by default the run's own; what is not given is as in its config.yaml")
-        arguments_of(data.load, "data").add_to(group, "data")
+        arguments_of(outlines.read().choices.load, "data").add_to(group, "data")
     text = parser.format_help().replace("--data.name NAME", "--data NAME     ")
     return re.sub(r"--([a-z]+)_ ([A-Z]+)_", r"--\1 \2  ", text)
 
 
 class _Help(Formatter):
-    """A formatter that writes types and defaults as a command line does; the run sets the defaults of the data."""
+    """A formatter without defaults of the data, which the run sets."""
 
     def _expand_help(self, action: Action) -> str:
         text = super()._expand_help(action)
-        text = re.sub(r"Optional\[(.*?)\]([,)])", r"\1\2", text)
-        text = re.sub(r"Literal\[(.*?)\]", lambda m: m[1].replace("'", "").replace(", ", " | "), text)
-        text = re.sub(r"(?<=default: )(True|False)", lambda m: m[0].lower(), text)
-        said = r"required, |, default: [^()]*(?=\)$)" if action.dest.startswith("data.") else r", default: null"
-        return re.sub(said, "", text)
+        return re.sub(r"required, |, default: [^()]*(?=\)$)", "", text) if action.dest.startswith("data.") else text

@@ -19,7 +19,6 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import re
 import textwrap
 import warnings
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ from ppl_vae.checking.density import Density
 from ppl_vae.cli import help as explained
 from ppl_vae.cli import words
 from ppl_vae.cli.errors import bad_input
-from ppl_vae.configuration.pieces import KINDS, NETWORK, Kind, Target
+from ppl_vae.configuration.pieces import CHOICES, KINDS, NETWORK, Kind, Target
 from ppl_vae.likelihoods import Normal
 from ppl_vae.networks import MLP, Binding
 from ppl_vae.objectives import as_loss
@@ -49,9 +48,6 @@ _WIDTH = 112
 
 def run(argv: Sequence[str]) -> int:
     """Run the command, and return the exit code."""
-    if words.wants_help(argv):
-        print((__doc__ or "").partition("\n\n")[2], end="")
-        return 0
     with bad_input():
         given = words.split(argv, flags=("json",))
         if unknown := given.options.keys() - {"json"}:
@@ -84,7 +80,7 @@ def _everything() -> dict[str, list[dict[str, Any]]]:
 def _describe(kind: Kind, name: str) -> dict[str, Any]:
     """Describe a piece in plain values."""
     target = kind.known[name]
-    found = {"name": name, "summary": _summary(target), "signature": _signature(target)}
+    found = {"name": name, "summary": explained.summary(target), "signature": _signature(target)}
     if kind.name == "prior":
         return found | {"posteriors": [n for n, q in KINDS["posterior"].known.items() if _goes_with(target, q)]}
     if kind.name == "likelihood":
@@ -95,15 +91,6 @@ def _describe(kind: Kind, name: str) -> dict[str, Any]:
     if kind.name == "objective":
         return found | {"needs_reparameterised": _needs_reparameterised(target)}
     return found
-
-
-def _summary(target: Target) -> str:
-    paragraph = " ".join((inspect.getdoc(target) or "").partition("\n\n")[0].split())
-    line = re.split(r"(?<=\.) (?=[A-Z])", paragraph)[0]
-    line = re.sub(r"``?([^`]*)``?", r"\1", line.replace(":math:", ""))
-    line = re.sub(r"\*+([^*]+)\*+", r"\1", line)  # emphasis
-    line = re.sub(r"\\subset\b", "in", re.sub(r"\\mathbb ?", "", line))
-    return line.replace("\\", "")
 
 
 def _signature(target: Target) -> str:
@@ -236,7 +223,7 @@ def _note(entry: dict[str, Any]) -> str:
 def _detail(kind: Kind, entry: dict[str, Any]) -> str:
     """Return the text on one piece: its docstring, its arguments, and what it combines with."""
     path = "likelihood.network" if kind.name == "network" else kind.name
-    text = explained.text([f"--{path}.help", entry["name"]])
+    text = explained.text([f"--{path}.help", entry["name"]], CHOICES)
     note = _note(entry)
     combined = f"\n{kind.name} {entry['name']}: {note}\n" if note else ""
     return f"{entry['signature']}\n\n{text}{combined}"

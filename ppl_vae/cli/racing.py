@@ -10,10 +10,9 @@ from ppl_vae import comparison, plots, runs
 from ppl_vae.cli import estimators
 from ppl_vae.cli.folders import folder_for
 from ppl_vae.cli.telling import teller
+from ppl_vae.cli.words import RACED
 from ppl_vae.configuration.config import Config
 from ppl_vae.evidence.log_evidence import Method
-
-TRAINING = ("optimizer", "scheduler", "epochs", "batch_size", "clip_norm")  # options of ppl-vae train that count here
 
 
 def race(
@@ -82,7 +81,7 @@ def race(
         max_seconds=max_seconds,
         compile=compile,
         progress=tell,
-        **{name: arguments[name] for name in (*TRAINING, "device")},
+        **{name: arguments[name] for name in (*RACED, "device")},
     )
     return estimators.write(
         found,

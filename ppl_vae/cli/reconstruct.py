@@ -24,7 +24,7 @@ ppl-vae reconstruct runs/digits --size 100000 --out r.npz  all test data: x, rec
 
 def run(argv: Sequence[str]) -> int:
     """Run the command, and return the exit code."""
-    return execute(reconstruct, argv, EXAMPLE)
+    return execute(reconstruct, argv)
 
 
 def reconstruct(

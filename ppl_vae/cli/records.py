@@ -28,7 +28,8 @@ def describe(path: Path) -> Record:
         ``run``, ``damage`` (what could not be read of its metrics, or None), ``data``, ``fingerprint``, ``prior``,
         ``likelihood``, ``posterior``, ``objective``, ``optimizer``, ``epochs``, ``epochs_planned``, ``best_epoch``,
         ``state``, ``figures`` (of the last or chosen epoch), ``seconds``, ``seed``, ``compile``, ``device``,
-        ``caveat``, ``config`` (the whole of it) and ``evaluation`` (by name, with value, low, high).
+        ``caveat``, ``config`` (the whole of it) ``evaluation`` (by name, with value, low, high),
+        ``evaluated`` (on which data, and how many) and ``exact`` (whether log p(x) is).
 
     Raises:
         ValueError: If a file cannot be read.
@@ -36,6 +37,7 @@ def describe(path: Path) -> Record:
     folder = path.parent if path.is_file() else path
     facts, result = _object(folder / "run.json"), _object(folder / "result.json")
     config = _config(folder / "config.yaml")
+    evaluation = _object(folder / "evaluation" / "evaluation.json")
     history, damage = _lines(folder / "metrics.jsonl")
     last = result or (history[-1] if history else {})
     data, named = facts.get("data") or {}, config.get("data") or {}
@@ -68,7 +70,9 @@ def describe(path: Path) -> Record:
         "device": facts.get("device"),
         "caveat": facts.get("caveat"),
         "config": config,
-        "evaluation": _evaluation(_object(folder / "evaluation" / "evaluation.json")),
+        "evaluation": _evaluation(evaluation),
+        "evaluated": {name: evaluation.get(name) for name in ("data", "num_data")},
+        "exact": evaluation.get("kind") == "exact",
     }
 
 

@@ -30,7 +30,7 @@ ppl-vae sample runs/digits --size 10000 --out draws.npz    x and z, for numpy.lo
 
 def run(argv: Sequence[str]) -> int:
     """Run the command, and return the exit code."""
-    return execute(sample, argv, EXAMPLE)
+    return execute(sample, argv)
 
 
 def sample(

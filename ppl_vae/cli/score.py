@@ -28,7 +28,7 @@ _NAMED = 5  # rows in the printed line
 
 def run(argv: Sequence[str]) -> int:
     """Run the command, and return the exit code."""
-    return execute(score, argv, EXAMPLE)
+    return execute(score, argv)
 
 
 def score(
@@ -36,7 +36,7 @@ def score(
     data_options: DataOptions,
     *,
     evidence: Method = "auto",
-    particles: list[int] | None = None,
+    particles: int | list[int] | None = None,
     split: SplitName | None = None,
     size: int | None = None,
     seed: int = 0,
@@ -54,7 +54,8 @@ def score(
         data_options: The data.
         evidence: How to find log p(x): auto is the best method that applies, posterior is importance sampling from
             q(z|x).
-        particles: K of importance sampling, of which the largest counts; by default [100, 1000, 5000], as in evaluate.
+        particles: K of importance sampling, one number, or a list of which the largest counts; by default
+            [100, 1000, 5000], as in evaluate.
         split: train, validation, test, or all in the order of the source; by default all rows of a file or folder
             given with --data, else test (or another split if test has no rows).
         size: Score only the first so many data; all by default.
@@ -66,6 +67,9 @@ def score(
     """
     check_seed(seed, "--seed")
     count = None if size is None else check_positive_int(size, "--size")
+    several = [particles] if isinstance(particles, int) else particles
+    for k in several or ():
+        check_positive_int(k, "--particles")
     path = writing.place(run, out, overwrite, (".csv", ".npz", ".parquet", ".png"), "score")
     rows = data_options.open(run, split)
     blocks = list(rows.blocks(count))
@@ -73,7 +77,12 @@ def score(
     tell = teller()
     tell(f"log p(x) of {len(x)} data")
     found = log_evidence(
-        run.vae, x, *y, method=evidence, num_particles=tuple(particles or (100, 1000, 5000)), seed=seed
+        run.vae,
+        x,
+        *y,
+        method=evidence,
+        num_particles=(100, 1000, 5000) if several is None else tuple(several),
+        seed=seed,
     )
     tell("")
     log_p = found.log_evidence.cpu()

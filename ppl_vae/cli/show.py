@@ -13,11 +13,12 @@ from typing import Any
 from ppl_vae._interval import Interval
 from ppl_vae._validation import did_you_mean
 from ppl_vae.cli.errors import bad_input
+from ppl_vae.cli.prose import fit
 from ppl_vae.cli.records import TOLD, Record, describe
 from ppl_vae.cli.words import find_run, split, wants_help
 
 HELP = """\
-usage: ppl-vae show RUN... [--json]
+usage: ppl-vae show RUN... [--all] [--json]
 
 Show runs side by side: what they were made of, what they came to, and the figures of their evaluations.
 
@@ -26,8 +27,13 @@ and KL weight 1, bound is the objective's own value. Reconstruction error: mean 
 validation data, in units of x. Of an evaluation (ppl-vae evaluate): value [low, high]. '-' stands for what a run does
 not have. Options (--batch_size) are listed at the end where the runs differ in them.
 
+Rows in which all runs are equal are left out, and one line says what they share. The best run has a star where its
+evaluation allows to say so: on the same data, its 95% interval of log p(x), or of the ELBO where log p(x) is only
+estimated, lies above those of all others.
+
 options:
   RUN...  Runs' folders, or their names under runs; a column each, in as many blocks as the terminal's width needs.
+  --all   Show every row.
   --json  Print a list of objects instead, one a run, all digits.
 
 ppl-vae show runs/*                        every run
@@ -50,12 +56,12 @@ def run(argv: Sequence[str]) -> int:
     """Run the command, and return the exit code."""
     with bad_input():
         if wants_help(argv):
-            print(HELP, end="")
+            print(fit(HELP, shutil.get_terminal_size().columns), end="")
             return 0
-        given = split(argv, flags=("json",))
-        for name in given.options.keys() - {"json"}:
-            near = did_you_mean(name, ["json", "help"])
-            raise ValueError(f"--{name} is unknown; show takes runs, --json and --help{near}")
+        given = split(argv, flags=("all", "json"))
+        for name in given.options.keys() - {"all", "json"}:
+            near = did_you_mean(name, ["all", "json", "help"])
+            raise ValueError(f"--{name} is unknown; show takes runs, --all, --json and --help{near}")
         if not given.runs:
             raise ValueError("show was given no run; expected one or more: ppl-vae show runs/<name> ...")
         records, unread = [], []
@@ -69,7 +75,7 @@ def run(argv: Sequence[str]) -> int:
     if "json" in given.options:
         print(json.dumps(records, indent=2, allow_nan=False))
     else:
-        print(_table(records, shutil.get_terminal_size().columns))
+        print(_text(records, shutil.get_terminal_size().columns, everything="all" in given.options))
         _notes(records)
     for message in [*unread, *(record["damage"] for record in records if record["damage"])]:
         print(f"note: {message}", file=sys.stderr)
@@ -127,18 +133,54 @@ def _leaves(tree: Record, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
-def _table(records: Sequence[Record], width: int) -> str:
+def _text(records: Sequence[Record], width: int, *, everything: bool) -> str:
+    """Return the table, what the runs share, and which is best."""
+    rows, names = _rows(records), [record["run"] for record in records]
+    equal = {} if everything or len(names) < 2 else {n: cells[0] for n, cells in rows.items() if len(set(cells)) == 1}
+    figure, best, verdict = _best(records)
+    shown = {name: cells for name, cells in rows.items() if name not in equal}
+    if best is not None and figure in shown:
+        shown[figure] = [f"{cell} *" if i == best else cell for i, cell in enumerate(shown[figure])]
+    said = [f"the same in all: {'; '.join(f'{n} {v}' for n, v in equal.items() if v != MISSING)}"] if equal else []
+    lines = [textwrap.fill(s, width, subsequent_indent="  ", break_on_hyphens=False) for s in [*said, *verdict]]
+    return "\n\n".join([_table({"run": names, **shown}, width), *lines])
+
+
+def _best(records: Sequence[Record]) -> tuple[str | None, int | None, list[str]]:
+    """Return the row to judge by, the best run, if its interval lies above all others, and a sentence on it."""
+    exact = all(r["exact"] for r in records if "log_evidence" in r["evaluation"])
+    name, title = ("log_evidence", "log p(x)") if exact else ("elbo", "the ELBO")
+    found = {i: r["evaluation"].get(name, {}) for i, r in enumerate(records)}
+    found = {i: f for i, f in found.items() if f and None not in (f["value"], f["low"], f["high"])}
+    if len(found) < 2:
+        return None, None, []
+    row, some = name.replace("_", " "), [records[i] for i in found]
+    if len({(r["fingerprint"], *map(str, r["evaluated"].values())) for r in some}) > 1:
+        return row, None, [f"no best by {title}: the evaluations were made on different data"]
+    if any(r["caveat"] for r in some):
+        return row, None, [f"no best by {title}: the values are no likelihoods, as the caveat says"]
+    first, *rest = sorted(found, key=lambda i: -found[i]["value"])
+    near = [records[i]["run"] for i in rest if found[i]["high"] >= found[first]["low"]]
+    value = f"{records[first]['run']}, {_interval(found[first])}"
+    if near:
+        overlap = f"overlaps that of {', '.join(near)}"
+        return row, None, [f"no best by {title}: the interval of the highest, {value}, {overlap}"]
+    among = "all others" if len(found) == len(records) else "the others that are evaluated"
+    return row, first, [f"* best by {title}: {value}; its 95% interval lies above those of {among}"]
+
+
+def _table(rows: Mapping[str, Sequence[str]], width: int) -> str:
     """Return the runs as wrapped columns, side by side as far as they fit and the rest in further blocks."""
-    rows = {"run": [record["run"] for record in records], **_rows(records)}
+    count = len(rows["run"])
     first = max(map(len, rows))  # characters of the longest name
-    room = max(NARROWEST, (width - first) // len(records) - len(GAP))
+    room = max(NARROWEST, (width - first) // count - len(GAP))
     wrapped = {
         name: [textwrap.wrap(cell, room, break_on_hyphens=False) or [""] for cell in cells]
         for name, cells in rows.items()
     }
-    widths = [max(len(line) for cells in wrapped.values() for line in cells[i]) for i in range(len(records))]
+    widths = [max(len(line) for cells in wrapped.values() for line in cells[i]) for i in range(count)]
     blocks: list[list[int]] = []
-    for i in range(len(records)):
+    for i in range(count):
         if not blocks or first + sum(len(GAP) + widths[j] for j in [*blocks[-1], i]) > width:
             blocks.append([])
         blocks[-1].append(i)

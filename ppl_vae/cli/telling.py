@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ppl_vae.vae import VAE
 
 
 def teller(*, log: bool = False) -> Callable[[str], None]:
@@ -32,3 +37,28 @@ def _as_line(what: str) -> None:
 
 def _not_at_all(what: str) -> None:
     pass
+
+
+def tell_taken(taken: Mapping[str, str]) -> None:
+    """Say on stderr which options were taken for others."""
+    for option, meant in taken.items():
+        print(f"note: --{option} is taken for --{meant}", file=sys.stderr)
+
+
+def not_drawn(names: Collection[str], drawn: Collection[Path], vae: VAE, otherwise: str) -> list[str]:
+    """Return a line on the latent pictures that a run does not have, and why; none if it has all.
+
+    Args:
+        names: The pictures, by the stems of their files.
+        drawn: The files that there are.
+        vae: The model.
+        otherwise: The reason for a model without conditions whose latent can be drawn.
+    """
+    lacking = [name for name in names if name not in {path.stem for path in drawn}]
+    why = otherwise
+    if vae.y_shape is not None:
+        why = "each condition of a conditional model would need its own"
+    if vae.latent_shape != (2,):
+        size = "x".join(map(str, vae.latent_shape))
+        why = f"a plane shows a latent of 2 numbers, and this one has {size} (ppl-vae encode writes them to a file)"
+    return [f"not drawn: {', '.join(lacking)}: {why}"] if lacking else []

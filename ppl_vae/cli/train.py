@@ -14,12 +14,14 @@ from typing import Any
 
 from ppl_vae import checkpoints, data, runs, training
 from ppl_vae._files import remove_leftovers
-from ppl_vae.cli import help
 from ppl_vae.cli.errors import BAD_INPUT, BadInput, bad_input, complain, in_words, is_too_large
 from ppl_vae.cli.processor import Effort, flushed_denormals
+from ppl_vae.cli.telling import not_drawn, tell_taken
 from ppl_vae.configuration import config, foreign, tables
-from ppl_vae.runs.folder import CHECKPOINT_EVERY
+from ppl_vae.configuration.resolving import CHECKPOINT_EVERY
+from ppl_vae.configuration.sources import searched
 from ppl_vae.training import Progress, Run
+from ppl_vae.vae import VAE
 
 LINES = 20  # progress lines of a whole run, where there is no terminal for a bar
 
@@ -31,13 +33,9 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    if help.wanted(argv):
-        with bad_input():
-            text = help.text(argv)
-        print(text, end="")
-        return 0
     with bad_input():
         settings = config.parse(argv)
+        tell_taken(settings.taken)
         if settings.print_only:
             print(settings.to_yaml(), end="")
             return 0
@@ -52,7 +50,7 @@ def _run(argv: Sequence[str]) -> int:
         arguments["compile"] = settings.values["compile"] = training.resolve_compile(data=dataset, **choice)
         text, every = settings.to_yaml(), settings.checkpoint_every or CHECKPOINT_EVERY
         folder = runs.RunFolder(out, text, checkpoint_every=every, numbered=settings.out is None)
-        if found := foreign.names(config.searched(settings.values)):
+        if found := foreign.names(searched(settings.values)):
             foreign.remember(text, found)
 
     display: Any = _Bar() if sys.stderr.isatty() else _Lines(arguments["epochs"])
@@ -118,6 +116,8 @@ def _report(run: Run, folder: Any, shortage: str | None) -> str:
     lines.append(f"{run.stopped} after {len(run.history)} epochs, {run.seconds / 60:.1f} minutes on {run.device}")
     lines.append(f"run: {folder.path}")
     lines += [f"picture: {path}" for path in folder.pictures]
+    assert isinstance(run.program, VAE)
+    lines += not_drawn(("latent_grid", "latent_scatter"), folder.pictures, run.program, "its data are no images")
     if run.stopped == "interrupted":
         lines.append(f"continue with: ppl-vae train --resume {folder.path}")
     if shortage is not None:

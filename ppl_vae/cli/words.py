@@ -2,74 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from ppl_vae._validation import did_you_mean
+from ppl_vae.configuration.words import Words, split
 
+__all__ = ["RACED", "Words", "find_run", "split", "wants_help"]
 
-class Words(NamedTuple):
-    """The words of a command line.
-
-    Attributes:
-        runs: The words that belong to no option, in order.
-        options: ``{"data.root": "/data"}``; the last value of a repeated option counts. A flag has the value
-            ``"true"``.
-    """
-
-    runs: list[str]
-    options: dict[str, str]
-
-    def only(self, command: str, expected: str = "one") -> str | None:
-        """Return the word that belongs to no option, or None if there is none.
-
-        Raises:
-            ValueError: If there are several; the message names the command, and what was expected.
-        """
-        if len(self.runs) > 1:
-            raise ValueError(f"{command} was given {', '.join(self.runs)}; expected {expected} at most")
-        return self.runs[0] if self.runs else None
+RACED = ("optimizer", "scheduler", "epochs", "batch_size", "clip_norm")  # options of train that count in a race
 
 
 def wants_help(argv: Sequence[str]) -> bool:
     """Return whether a command line asks for help."""
     return any(word in ("-h", "--help") for word in argv)
-
-
-def split(argv: Sequence[str], flags: Collection[str] = ()) -> Words:
-    """Split words into runs and options; options are ``--name VALUE`` or ``--name=VALUE``, in any order.
-
-    Args:
-        argv: The words after the command.
-        flags: Options that take no value.
-
-    Raises:
-        ValueError: If an option has no value, or a flag has one.
-
-    Example:
-        >>> split(["runs/a", "--size", "3", "--seed=1"])
-        Words(runs=['runs/a'], options={'size': '3', 'seed': '1'})
-    """
-    words, rest = Words([], {}), list(argv)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            if word.startswith("-"):
-                raise ValueError(f"{word!r} is no option; options are --name VALUE")
-            words.runs.append(word)
-            continue
-        name, equals, value = word[2:].partition("=")
-        if name in flags:
-            if equals:
-                raise ValueError(f"{word!r} has a value; expected --{name} alone")
-            value = "true"
-        elif not equals and rest and not rest[0].startswith("--"):
-            value = rest.pop(0)
-        if not name or not value:
-            raise ValueError(f"{word!r} has no value; expected --NAME VALUE")
-        words.options[name] = value
-    return words
 
 
 def find_run(word: str) -> Path:

@@ -7,8 +7,8 @@ from typing import Any, cast
 from torch import Tensor
 
 from ppl_vae import data
+from ppl_vae._files import is_table
 from ppl_vae.configuration.pieces import arguments_of
-from ppl_vae.data.loading import is_table
 
 Tree = dict[str, Any]
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ppl_vae.data.arrays import label_tensor
 
-SUFFIXES = (".csv", ".tsv", ".parquet")
 _ID_NAMES = ("", "id", "ids", "index", "row", "row_id", "uuid", "key")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vae._files import TABLES, is_table
 from ppl_vae._validation import did_you_mean, is_real
 from ppl_vae.data.arrays import data_tensor, label_tensor, numeric, single, value_range
 from ppl_vae.data.binarization import Binarize
@@ -18,7 +19,7 @@ from ppl_vae.data.conditions import with_labels
 from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.files import read_arrays
 from ppl_vae.data.folders import read_folder
-from ppl_vae.data.frames import SUFFIXES, find_ids, frame_columns, read_frame
+from ppl_vae.data.frames import find_ids, frame_columns, read_frame
 from ppl_vae.data.partition import Source, check_options, divide
 from ppl_vae.data.tables import from_table
 from ppl_vae.data.torchvision_sets import EMNIST_SPLITS, KINDS, read_set
@@ -136,7 +137,7 @@ def load(
     for option, value in {"columns": columns, "labels": labels, "ids": ids}.items():
         if value is not None:
             raise ValueError(
-                f"{option}={value!r} was given, and {name} is no table ({', '.join(SUFFIXES)}): leave it out"
+                f"{option}={value!r} was given, and {name} is no table ({', '.join(TABLES)}): leave it out"
             )
     source = _source(name, root, float(max_in_memory_gib) * 2**30, pictures)
     mode = binarize or ("none" if dequantize else source.binarize)
@@ -198,11 +199,6 @@ def from_tensors(
     return divide(source, binarize or "none", float(threshold), validation, test, int(seed), dequantize)
 
 
-def is_table(name: Any) -> bool:
-    """Whether a name is that of a file that is read as a table."""
-    return isinstance(name, str | Path) and Path(name).suffix.lower() in SUFFIXES
-
-
 def _load_table(
     name: str | Path,
     columns: dict[str, Any] | None,
@@ -254,7 +250,7 @@ def _source(name: str | Path, root: str | Path | None, max_bytes: float, picture
         return read_arrays(path, max_bytes)
     if path.is_file():
         raise ValueError(
-            f"{path} is no data set that can be read: an .npy or .npz file, a table ({', '.join(SUFFIXES)}) or a "
+            f"{path} is no data set that can be read: an .npy or .npz file, a table ({', '.join(TABLES)}) or a "
             "folder was expected"
         )
     if not isinstance(name, str) or path.suffix or "/" in name or os.sep in name:

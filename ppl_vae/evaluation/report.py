@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ppl_vae._home import at_home
 from ppl_vae._scopes import evaluation_mode, seeded, untouched_random_state
-from ppl_vae._validation import check_positive_int, check_seed
+from ppl_vae._validation import check_count, check_positive_int, check_seed
 from ppl_vae.data import Dataset, Split
 from ppl_vae.data.held import form_of, split_of
 from ppl_vae.data.streams import gathered
@@ -110,8 +110,7 @@ def evaluate(
         raise ValueError(f"evaluate was given {len(x)} data; expected at least 2, for intervals over data")
     sizes = {"gap_size": gap_size, "importance_size": importance_size, "imputation_size": imputation_size}
     for name, value in sizes.items():
-        if value != 0:
-            check_positive_int(value, f"evaluate: {name}")
+        check_count(value, f"evaluate: {name}")
     if bins is not None and check_positive_int(bins, "evaluate: bins") < 2:
         raise ValueError(f"evaluate: bins is {bins}; expected an integer from 2")
     check_seed(seed, "evaluate: seed")

@@ -19,6 +19,7 @@ from ppl_vae import _files, checkpoints, plots
 from ppl_vae._machine import processor
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_positive
+from ppl_vae.configuration.resolving import CHECKPOINT_EVERY
 from ppl_vae.data import Split
 from ppl_vae.data.streams import Stream
 from ppl_vae.plots.latent import MOST_CLASSES
@@ -27,7 +28,6 @@ from ppl_vae.training import Callback, DivergedError, Progress, Run, resolve_dev
 from ppl_vae.vae import VAE
 
 _PACKAGES = ("ppl-vae", "torch", "pyro-ppl", "numpy", "torchvision", "scikit-learn", "matplotlib")
-CHECKPOINT_EVERY = 30.0  # seconds
 _SHOWN = 32  # images in a picture of reconstructions
 
 

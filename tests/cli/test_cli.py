@@ -126,7 +126,7 @@ def test_help_of_one_piece_has_its_docstring_and_its_own_defaults(capsys):
     assert cli.main(["train", "--likelihood.help", "Normal"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "Independent normal pixels, normaliser kept" in text
-    assert "The standard deviation :math:`\\sigma`, in units of x" in text
+    assert "The standard deviation σ, in units of x" in text
     assert "default: 1.0" in text
     assert "--likelihood.network CLASS" in text
 
@@ -302,7 +302,7 @@ def test_print_config_prints_nothing_but_the_configuration(capsys, tmp_path):
     ("argv", "words"),
     [
         ("trian", ["'trian' is no command", "did you mean train"]),
-        ("train --epoch 3", ["--epoch", "did you mean epochs"]),
+        ("train --epoch 3", ["--epoch is unknown; did you mean --epochs?"]),
         ("train --prior StandardNormale", ["did you mean StandardNormal", "import path"]),
         ("train --config artcle", ["did you mean article"]),
         ("train --config missing.yaml", ["missing.yaml"]),

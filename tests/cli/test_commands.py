@@ -189,7 +189,7 @@ def test_the_global_random_state_stays(command, capsys):
         ("runs/plain", ["did you mean runs/plane"]),
         ("empty", ["empty is no run's folder", "run.json"]),
         ("python", ["python has no config.yaml", "trained in Python"]),
-        ("plane --sise 3", ["--sise is unknown", "overwrite"]),
+        ("plane --sise 3", ["--sise is unknown", "did you mean --size?"]),
         ("plane --out", ["'--out' has no value"]),
         ("plane -o a.npz", ["'-o' is no option"]),
         ("plane --out a.jpg", ["--out is 'a.jpg'", ".npz"]),
@@ -218,7 +218,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(command, argv, expected, capsy
     [
         ("sample plane --size 0", ["--size is 0"]),
         ("sample plane --size many", ["--size is 'many'; expected an integer"]),
-        ("sample plane --siz 3", ["--siz is unknown: sample takes size", "did you mean size"]),
+        ("sample plane --siz 3", ["--siz is unknown; did you mean --size?"]),
         ("sample plane --seed -1", ["--seed is -1"]),
         ("sample plane --mean perhaps", ["--mean is 'perhaps'; expected true or false"]),
         ("sample plane --data digits", ["--data is unknown"]),
@@ -231,14 +231,14 @@ def test_bad_input_is_one_line_and_leaves_nothing(command, argv, expected, capsy
         ("encode plane --data nan.npy", ["nan.npy", "NaN"]),
         ("encode plane --data bytes.npy", ["bytes.npy has values from 0 to 16", "binarize='threshold'"]),
         ("encode plane --data bytes.npy --data.binarize none", ["from 0 to 16", "outside the support of Bernoulli"]),
-        ("encode plane --data.binarise none", ["--data.binarise is unknown", "did you mean binarize"]),
+        ("encode plane --data.binarise none", ["--data.binarise is unknown; did you mean --data.binarize?"]),
         ("encode plane --data.binarize non", ["--data.binarize is 'non'"]),
         ("encode space --out a.png", ["--out is 'a.png'", "latents of shape (3,)", ".npz, .csv or .parquet"]),
         ("interpolate plane --from 3", ["only one of --from and --to"]),
         ("interpolate plane --from 3 --to 180", ["no row 180 in digits, test; expected 0 to 179"]),
         ("interpolate plane --from -1 --to 3", ["no row -1"]),
         ("interpolate plane --from x --to 3", ["--from is 'x'; expected", "an integer"]),
-        ("interpolate plane --form 3", ["--form is unknown: interpolate takes from, to, z", "did you mean from?"]),
+        ("interpolate plane --form 3", ["--form is unknown; did you mean --from?"]),
         ("interpolate plane --steps 1", ["--steps is 1"]),
         ("interpolate plane --pairs 0", ["--pairs is 0"]),
         ("interpolate plane --z [[0,0]]", ["at least two latents of 2 numbers"]),
@@ -518,7 +518,7 @@ def test_data_of_another_shape_are_refused():
 def table(lines):
     """A table of one block as rows by name, cells split where two spaces are."""
     rows = {}
-    for line in lines:
+    for line in filter(None, lines):
         name, *cells = [part.strip() for part in line.split("  ") if part.strip()]
         rows[name] = cells
     return rows
@@ -526,7 +526,7 @@ def table(lines):
 
 def test_runs_stand_side_by_side(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
-    rows = table(says(capsys, "show", "plane", "runs/space"))
+    rows = table(says(capsys, "show", "plane", "runs/space", "--all"))
     result = [json.loads(Path("runs", name, "result.json").read_text()) for name in ("plane", "space")]
     assert rows["run"] == ["runs/plane", "runs/space"]
     assert rows["data"] == ["digits 1x8x8, 1455/162/180, threshold"] * 2
@@ -546,7 +546,7 @@ def test_runs_stand_side_by_side(capsys, monkeypatch):
 
 def test_runs_that_do_not_fit_go_under_the_others(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    lines = says(capsys, "show", "plane", "space", "plane/checkpoint.pt", "plane")
+    lines = says(capsys, "show", "plane", "space", "plane/checkpoint.pt", "plane", "--all")
     assert sum(line.startswith("run  ") for line in lines) == 2
     assert all(len(line) <= 80 for line in lines)
     assert lines.count("") == 1
@@ -577,6 +577,7 @@ def test_figures_of_an_evaluation_are_shown_with_their_intervals(capsys, monkeyp
     for content in ({"num_data": 3, "figures": figures}, {"num_data": 3} | figures):
         Path("runs/space/evaluation/evaluation.json").write_text(json.dumps(content))
         rows = table(says(capsys, "show", "plane", "space"))
+        assert not any("best" in name for name in rows)  # there is one evaluation alone
         assert rows["log evidence"] == ["-", "-136.82 [-137.9, -135.7]"]
         assert rows["active units"] == ["-", "2"]
         assert rows["gap"] == ["-", "not finite"]
@@ -588,6 +589,44 @@ def test_figures_of_an_evaluation_are_shown_with_their_intervals(capsys, monkeyp
     captured = capsys.readouterr()
     assert "note: runs/space/evaluation/evaluation.json is not valid JSON" in captured.err
     assert captured.out.splitlines()[0].split() == ["run", "runs/plane"]
+
+
+def test_rows_that_are_equal_are_left_out_and_said_in_a_line(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    lines = says(capsys, "show", "plane", "space")
+    assert "likelihood" not in table(lines)
+    assert "prior" in table(lines)
+    (shared,) = [line for line in lines if line.startswith("the same in all: ")]
+    assert "likelihood Bernoulli(MLP(8, activation tanh)); " in shared
+    assert "device cpu" in shared
+    assert "likelihood" in table(says(capsys, "show", "plane"))  # one run is equal to nothing
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, "* best by log p(x): runs/space, -20.00 [-21.0, -19.0]; its 95% interval lies above those of all others"),
+        (
+            {"low": -31.0},
+            "no best by log p(x): the interval of the highest, runs/space, -20.00 [-31.0, -19.0], overlaps that",
+        ),
+        ({"num_data": 4}, "no best by log p(x): the evaluations were made on different data"),
+        ({"kind": "estimate"}, "no best by the ELBO: the interval of the highest, runs/plane"),
+    ],
+)
+def test_the_best_is_marked_where_its_interval_says_so(changed, expected, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    for name, value in (("plane", -30.0), ("space", -20.0)):
+        own = changed if name == "space" else {}
+        figure = {"value": value, "low": own.get("low", value - 1), "high": value + 1}
+        content = {"data": "digits, test", "num_data": 3, "kind": "exact"} | own
+        elbo = {"value": -40.0, "low": -41.0, "high": -39.0}
+        Path("runs", name, "evaluation").mkdir(exist_ok=True)
+        text = json.dumps(content | {"figures": {"log_evidence": figure, "elbo": elbo}})
+        Path("runs", name, "evaluation/evaluation.json").write_text(text)
+    lines = says(capsys, "show", "plane", "space")
+    assert any(line.startswith(expected) for line in lines), lines
+    assert any(line.endswith(" *") for line in lines) == (changed == {})
 
 
 def test_a_run_that_did_not_end_shows_what_it_has(capsys, monkeypatch):

@@ -269,7 +269,7 @@ def test_a_race(workplace, capsys):
         ("--epochs 3", "add --train true"),
         ("--objective IWAE", "expected --objectives"),
         ("--early_stopping 3", "means nothing here"),
-        ("--particels 3", "did you mean particles?"),
+        ("--particels 3", "did you mean --particles?"),
         ("--config nowhere.yaml", "nowhere.yaml"),
         ("--train true --config annealed.yaml", "--regularizer has no part in a race"),
         ("--regularizer KLWeight", "means nothing here"),

@@ -1,0 +1,301 @@
+"""The schema of a configuration: the kinds of choices, and the arguments of each choice. Imports no torch.
+
+A `Kind` (prior, likelihood, ..., scheduler) maps short names to classes. `Arguments` is the schema of one chosen class
+or function, which jsonargparse reads from its signature. The schema never sees another class, so no argument of a
+default class can leak into the chosen one.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from ppl_vae._validation import did_you_mean
+from ppl_vae.configuration import _yaml
+
+Target = Callable[..., Any]
+
+
+class OptionError(ValueError):
+    """An option that the configuration does not have (`missing` is false), or one that it lacks.
+
+    Attributes:
+        option: Its name, without the dashes.
+        missing: Whether it lacks.
+        takes: The names that are known in its place.
+    """
+
+    def __init__(self, message: str, option: str, *, missing: bool = False, takes: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.option, self.missing, self.takes = option, missing, takes
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One of the choices that make a run.
+
+    Attributes:
+        name: The name of the choice, ``"prior"``.
+        known: The classes that have a short name.
+        refused: Short names that cannot work, and why.
+    """
+
+    name: str
+    known: Mapping[str, Target]
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    def find(self, name: object, option: str) -> Target:
+        """Return the class or function of this short name or import path.
+
+        Raises:
+            ValueError: If there is none; the message names the option, the known names and the nearest one.
+        """
+        if isinstance(name, str) and name in self.refused:
+            raise ValueError(f"{option} {name} cannot be used: {self.refused[name]}")
+        if isinstance(name, str) and name in self.known:
+            return self.known[name]
+        if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")) or "." not in name:
+            names = ", ".join(self.known)
+            raise ValueError(
+                f"{option} is {name!r}; expected one of {names}, or an import path such as "
+                f"mymodule.my_{self.name}{did_you_mean(name, self.known)}"
+            )
+        return _import(name, option)
+
+    def arguments(self, target: Target, path: str) -> Arguments:
+        """Return the schema of the arguments that a configuration may set."""
+        parameters = list(inspect.signature(target).parameters)
+        if self._is_value(target):
+            return arguments_of(target, path, frozenset(parameters))
+        return arguments_of(target, path, frozenset([*parameters[:1], "last_epoch"] if self.is_partial else []))
+
+    def make(self, target: Target, arguments: dict[str, Any]) -> Any:
+        """Make the object: an instance of a class, or what the kind makes of a function.
+
+        An optimiser becomes a function of the parameters, and a scheduler a function of the optimiser. A function as a
+        network is the factory itself, and a function as an objective is the objective itself. A function as a prior,
+        likelihood or posterior is called, and returns the piece.
+        """
+        if self.is_partial:
+            parameters = inspect.signature(target).parameters
+            # only what differs from the defaults: SVI chooses the fused form where `fused` is not given
+            changed = {n: v for n, v in arguments.items() if n not in parameters or v != parameters[n].default}
+            return functools.partial(target, **changed)
+        if self._is_value(target):
+            return target
+        made = target(**arguments)
+        modules = [sys.modules.get(name) for name in ("pyro.distributions", "torch.distributions")]
+        if any(isinstance(made, m.Distribution) for m in modules if m is not None):  # its maker has imported them
+            raise TypeError(
+                f"{self.name} {target.__name__} returned a distribution; expected a class, or a function whose result "
+                "is the piece, a callable that returns the distribution"
+            )
+        return made
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether a configuration leaves the first argument out: an optimiser's parameters, a scheduler's optimiser."""
+        return self.name in ("optimizer", "scheduler")
+
+    def _is_value(self, target: Target) -> bool:
+        return self.name in ("network", "objective") and not inspect.isclass(target)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """All that a configuration may name.
+
+    Attributes:
+        kinds: The kinds of choices, by option.
+        network: The kind of the networks inside the pieces.
+        load: The function of the data, whose arguments are ``--data.ARGUMENT``.
+        fit: The function that trains, whose arguments are options.
+    """
+
+    kinds: Mapping[str, Kind]
+    network: Kind
+    load: Target
+    fit: Target
+
+
+def _import(path: str, option: str) -> Target:
+    module_name, _, name = path.rpartition(".")
+    try:
+        target = getattr(importlib.import_module(module_name), name)
+    except (Exception, SystemExit) as error:  # whatever the user's module does
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{option} {path} cannot be imported ({reason}); {_where(module_name, name, error)}"
+        ) from error
+    if not (inspect.isclass(target) or inspect.isroutine(target)):
+        raise ValueError(f"{option} {path} is a {type(target).__name__}; expected a class or a function")
+    try:
+        inspect.signature(target)
+    except ValueError as error:
+        raise ValueError(f"{option} {path} has no signature to read arguments from; wrap it in a function") from error
+    return target
+
+
+def _where(module_name: str, name: str, error: BaseException) -> str:
+    """Return in words where an import looked, and what to do."""
+    module = sys.modules.get(module_name)
+    if module is not None:
+        file = getattr(module, "__file__", None) or "the interpreter"
+        return f"{module_name} comes from {file}{did_you_mean(name, [n for n in vars(module) if n[0] != '_'])}"
+    top = module_name.partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or error.name is None or top != error.name.partition(".")[0]:
+        return f"{module_name} was found, and it fails while it is imported"
+    return (
+        f"it was looked for in the working directory, {os.getcwd()}, and in {len(sys.path)} folders of sys.path "
+        f"(PYTHONPATH and the environment {sys.prefix}); change to the folder that holds {top}.py or {top}/, or name "
+        f"that folder in PYTHONPATH"
+    )
+
+
+class Arguments:
+    """The arguments of a class or function, read from its signature.
+
+    Args:
+        target: The class or function.
+        path: Its path in a configuration, ``"likelihood.network"``, for messages.
+        skip: Parameters that a configuration cannot set.
+
+    Attributes:
+        names: The parameters that take a value.
+        networks: The parameters that take a network, and whether they need one. They are annotated with
+            `NetworkFactory`, or unannotated and called ``network``. A network is chosen by class itself. All classes of
+            this library have a default network, which a configuration states; another class decides for itself what it
+            does without one.
+        order: Both kinds of parameters, in the order of the signature.
+        actions: jsonargparse's actions for them, by name.
+    """
+
+    def __init__(self, target: Target, path: str, skip: frozenset[str] = frozenset()) -> None:
+        self.target = target
+        self.path = path
+        self.skip = skip
+        parser = ArgumentParser(exit_on_error=False, add_help=False, allow_abbrev=False)
+        everything = self.add_to(parser)
+        self.actions = {action.dest: action for action in parser._actions}
+        parameters = {n: (p, owner) for n, (p, owner) in _parameters(target).items() if n in everything}
+        self.networks = {n: _needs_network(p, owner) for n, (p, owner) in parameters.items() if _is_network(p)}
+        self.own = parameters.keys()
+        self.required = [n for n, (p, _) in parameters.items() if p.default is p.empty and n not in self.networks]
+        self.never_null = [n for n, (p, _) in parameters.items() if _refuses_null(p) and n not in self.networks]
+        self.order = list(dict.fromkeys([*parameters, *everything]))
+        self.skip = skip | self.networks.keys()
+        self._parser = ArgumentParser(exit_on_error=False, add_help=False, allow_abbrev=False)
+        self.names = self.add_to(self._parser)
+
+    def add_to(self, parser: Any, nested_key: str | None = None) -> list[str]:
+        """Add the arguments to a parser, or to a group of one for its help, and return their names."""
+        add = parser.add_class_arguments if inspect.isclass(self.target) else parser.add_function_arguments
+        return add(self.target, nested_key, as_group=False, skip=set(self.skip), fail_untyped=False)
+
+    def complete(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return all arguments with their defaults, checked by type, as plain values that YAML can hold."""
+        parsed = self._parse(values)
+        plain = yaml.safe_load(self._parser.dump(parsed)) or {}
+        return {name: plain.get(name) for name in self.names if self._is_said(name, values)}  # no nulls are written
+
+    def objects(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments as the Python objects to call the target with."""
+        found = vars(self._parser.instantiate(self._parse(values)))
+        return {name: value for name, value in found.items() if self._is_said(name, values)}
+
+    def _is_said(self, name: str, values: Mapping[str, Any]) -> bool:
+        """Whether to pass an argument on: jsonargparse also finds what functions within take, not all of which fits."""
+        return name in self.own or name in values
+
+    def _parse(self, values: Mapping[str, Any]) -> Any:
+        for name in values:
+            if name not in self.names:
+                raise OptionError(self.unknown(name), self._option(name)[2:], takes=self.order)
+        for name, value in values.items():
+            if isinstance(value, str):  # jsonargparse reads it as YAML where it may be a list
+                _yaml.check_bounds(value, self._option(name))
+        for name in self.required:
+            if name not in values:
+                message = f"{self._option(name)} is missing: {self.target.__name__} needs it"
+                raise OptionError(message, self._option(name)[2:], missing=True)
+        try:
+            parsed = self._parser.parse_object(dict(values))
+        except ArgumentError as error:
+            raise ValueError(self._explain(str(error), values)) from error
+        for name in self.never_null:
+            if parsed[name] is None:
+                raise ValueError(f"{self._option(name)} is null; expected a value")
+        return parsed
+
+    def unknown(self, name: str) -> str:
+        """Return the message for an argument that the target does not take."""
+        takes = f"takes {', '.join(self.order)}" if self.order else "takes no arguments"
+        return f"{self._option(name)} is unknown: {self.target.__name__} {takes}{did_you_mean(name, self.order)}"
+
+    def _option(self, name: str) -> str:
+        return f"--{self.path}.{name}" if self.path else f"--{name}"
+
+    def _explain(self, message: str, values: Mapping[str, Any]) -> str:
+        """Turn jsonargparse's message into one sentence: the option, its value, and what was expected."""
+        key = re.search(r'key "([^".]+)', message)
+        expected = dict.fromkeys(re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", message, re.MULTILINE))
+        kinds = [_type_name(kind) for kind in expected if "import path" not in kind and "Tensor" not in kind]
+        if key is None or key[1] not in values or not kinds:
+            return f"--{self.path}: {' '.join(message.split())}"
+        return f"{self._option(key[1])} is {values[key[1]]!r}; expected {' or '.join(kinds)}"
+
+
+@functools.lru_cache(maxsize=128)
+def arguments_of(target: Target, path: str, skip: frozenset[str] = frozenset()) -> Arguments:
+    """Return the cached `Arguments`: reading signatures and docstrings takes tens of milliseconds."""
+    return Arguments(target, path, skip)
+
+
+def _parameters(target: Target) -> dict[str, tuple[inspect.Parameter, str]]:
+    """Return the parameters, and those that ``**kwargs`` passes on to a base class, each with its module."""
+    found: dict[str, tuple[inspect.Parameter, str]] = {}
+    owners = [c for c in target.__mro__ if "__init__" in vars(c)] if inspect.isclass(target) else [target]
+    for owner in owners or [target]:
+        parameters = inspect.signature(owner).parameters
+        for name, parameter in parameters.items():
+            found.setdefault(name, (parameter, owner.__module__))
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break
+    return found
+
+
+def _is_network(parameter: inspect.Parameter) -> bool:
+    if parameter.annotation is parameter.empty:
+        return parameter.name == "network"
+    return "NetworkFactory" in str(parameter.annotation)
+
+
+def _refuses_null(parameter: inspect.Parameter) -> bool:
+    annotation = str(parameter.annotation)
+    typed = parameter.annotation is not parameter.empty and not re.search(r"None|Optional|Any", annotation)
+    return typed and parameter.default is not None
+
+
+def _needs_network(parameter: inspect.Parameter, module: str) -> bool:
+    return parameter.default is parameter.empty or module.startswith(("ppl_vae.", "builtins"))  # of a stand-in
+
+
+_WORDS = {"int": "an integer", "float": "a number", "bool": "true or false", "NoneType": "null", "Sequence": "a list"}
+
+
+def _type_name(text: str) -> str:
+    """Turn ``<class 'float'>`` into ``a number``, and ``typing.Literal['a', 'b']`` into ``one of a, b``."""
+    if choices := re.match(r"(?:typing\.)?Literal\[(.*)\]", text):
+        return "one of " + choices[1].replace("'", "")
+    name = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    return _WORDS.get(name, name)
