@@ -131,21 +131,34 @@ class ParameterNetwork(Recorded):
                 f"{self.owner}: the last layer of its network has no bias for each output to start from the data; end "
                 "the network in a linear layer or a convolution with bias, or leave the start as it is"
             )
-        before, outputs = bias.clone(), self._probe()
+        self._check_bias_is_added(bias, type(last[-1]).__name__)
         parts = bias.view(self.count, channels, -1)
         for part, value in zip(parts, values, strict=True):
             if value is not None:
                 value = value.expand(self.event_shape).reshape(channels, -1)
                 value = value if per_value else value.mean(-1, keepdim=True)
                 part.copy_(value if link is None else link(value))
-        expected = outputs + (bias - before).view(-1, *self.event_shape[1:] if per_value else [1] * (outputs.dim() - 2))
-        # modules are listed in the order in which they were made: the last one need not be the one that runs last
-        if not torch.allclose(self._probe(), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item()):
-            bias.copy_(before)
+
+    def _check_bias_is_added(self, bias: Tensor, layer: str) -> None:
+        """Refuse a bias that does not reach the outputs as it is, moved up or down beyond all outputs, which differ.
+
+        Modules are listed in the order in which they were made: the last one need not be the one that runs last.
+        """
+        before, outputs = bias.clone(), self._probe()
+        move = torch.linspace(1, 2, bias.numel()).to(bias) * (1 + 2 * outputs.abs().max())
+        each = bias.numel() == outputs[0].numel()  # else one for a channel
+        of_outputs = move.view(outputs.shape[1:] if each else (-1, *[1] * (outputs.dim() - 2)))
+        tolerance = 1e-4 * move[-1].item()
+        added = True
+        for sign in (-1, 1):
+            bias.copy_(before + sign * move)
+            added = added and torch.allclose(self._probe(), outputs + sign * of_outputs, rtol=1e-4, atol=tolerance)
+        bias.copy_(before)
+        if not added:
             raise ValueError(
-                f"{self.owner}: the bias of {type(last[-1]).__name__}, the last layer made for its network, is not "
-                "added to the outputs, so that they cannot start from the data; end the network in that layer, without "
-                "activation, and make it last, or leave the start as it is"
+                f"{self.owner}: the bias of {layer}, the last layer made for its network, is not added to the outputs, "
+                "so that they cannot start from the data; end the network in that layer, without activation, and make "
+                "it last, or leave the start as it is"
             )
 
     @torch.no_grad()

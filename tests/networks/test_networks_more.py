@@ -537,15 +537,23 @@ class Shuffled(nn.Module):
         return self.body(x).flip(-1)
 
 
+def _rectified(bias: float) -> nn.Module:
+    """Return a network whose last activation passes every output of a high bias, and cuts one of a low bias off."""
+    network = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU())
+    nn.init.constant_(network[1].bias, bias)
+    return network
+
+
 @pytest.mark.parametrize(
     ("network", "event_shape", "layer"),
     [
         (Backwards(), (3,), "Linear"),
         (nn.Sequential(nn.Linear(4, 3), nn.Tanh()), (3,), "Linear"),
-        (nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU()), (3,), "BatchNorm1d"),
+        (_rectified(0.0), (3,), "BatchNorm1d"),
+        (_rectified(9.0), (3,), "BatchNorm1d"),
         (Shuffled(), (1, 2, 2), "Conv2d"),
     ],
-    ids=["order", "activation", "norm", "shuffled"],
+    ids=["order", "activation", "norm", "norm above zero", "shuffled"],
 )
 def test_a_bias_that_does_not_come_out_is_refused_and_left(network: Any, event_shape: Any, layer: str) -> None:
     parameters = built(network, (4,), event_shape)
