@@ -17,7 +17,8 @@ PARTS = {
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("heading", [heading for heading, blocks in PARTS.items() if blocks])
-def test_each_kind_of_user_can_run_their_lines(heading):
+def test_each_kind_of_user_can_run_their_lines(heading, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (block,) = PARTS[heading]
     for name in re.findall(r"^(?:import|from) (lightning|zuko|pandas)", block, re.MULTILINE):
         if importlib.util.find_spec(name) is None:
