@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ppl_vae._tensors import moved
+from ppl_vae._tensors import as_numbers, moved
 from ppl_vae.capture.reach import Reach
 
 P = ParamSpec("P")
@@ -47,8 +47,9 @@ def at_home(
     """Let a function of a program take data of any device and dtype, and answer on the device of the data.
 
     The named arguments move to the device of the program's parameters and take their floating dtype; integers stay
-    integers. The other arguments only move. What is given no data answers on the device of the parameters. A program
-    without parameters, and a function without a program, compute where the first data are.
+    integers, but for the data x of a VAE, which become numbers as `fit` makes them. The other arguments only move. What
+    is given no data answers on the device of the parameters. A program without parameters, and a function without a
+    program, compute where the first data are.
 
     Args:
         names: The arguments that hold data, the first one first; none where the function moves them itself.
@@ -63,7 +64,7 @@ def at_home(
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        signature = inspect.signature(function)
+        signature, called = inspect.signature(function), function.__name__.removeprefix("_")
         owner = next(iter(signature.parameters)) if program == "" else program
 
         @functools.wraps(function)
@@ -72,9 +73,9 @@ def at_home(
             values: dict[str, Any] = bound.arguments
             given = {name: values[name] for name in names if name in values and values[name] is not None}
             for name, value in given.items():
-                _check(value, f"{function.__name__}: {name}")
+                _check(value, f"{called}: {name}")
             held = values.get(owner) if owner else None
-            with _with_float64(held, function.__name__) if float64 else nullcontext():
+            with _with_float64(held, called) if float64 else nullcontext():
                 like = home_of(held)
                 where = next((_device(value) for value in given.values()), None)
                 home = where if like is None else like.device
@@ -86,6 +87,8 @@ def at_home(
                     for name, value in values.items():
                         if name != owner or like is None:
                             values[name] = moved(data.get(name, value), home, dtype if name in names else None)
+                    if hasattr(held, "y_shape") and names[:1] in (("x",), ("data",)):
+                        values[names[0]] = _numbers(values[names[0]], dtype, f"{called}: x")
                     found = function(*bound.args, **bound.kwargs)
                     return found if where is None else moved(found, where)
 
@@ -105,6 +108,14 @@ def _check(value: Any, name: str) -> None:
     for item in value if isinstance(value, tuple) else (value,):
         if not isinstance(item, (Tensor, np.ndarray)) and not (is_dataclass(item) and hasattr(item, "to")):
             raise TypeError(f"{name} is a {type(item).__name__}; expected a tensor or a numpy array of data")
+
+
+def _numbers(x: Any, dtype: torch.dtype | None, what: str) -> Any:
+    """Return data of a VAE, a tensor or columns, whose x are numbers."""
+    if isinstance(x, tuple) and x:
+        return (_numbers(x[0], dtype, what), *x[1:])
+    whole = isinstance(x, Tensor) and not x.is_floating_point()
+    return as_numbers(x, dtype or torch.get_default_dtype(), what) if whole else x
 
 
 def _device(value: Any) -> torch.device:

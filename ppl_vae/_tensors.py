@@ -12,6 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+EXACT = 2**24  # float32 has every whole number up to here
+
+
+def as_numbers(tensor: Tensor, dtype: torch.dtype, what: str) -> Tensor:
+    """Return a tensor as real numbers of a dtype; 8-bit pixels (uint8) are divided by 255.
+
+    Raises:
+        ValueError: If the tensor holds whole numbers that the dtype rounds.
+    """
+    if tensor.dtype == torch.uint8:
+        return tensor.to(dtype).div_(255)
+    whole = tensor.numel() and not tensor.is_floating_point() and tensor.dtype != torch.bool
+    if whole and dtype.itemsize < 8 and int(tensor.abs().max()) > EXACT:
+        raise ValueError(f"{what} holds whole numbers above 2^24, which {dtype} rounds: scale or shift them")
+    return tensor.to(dtype)
+
 
 def moved(value: Any, device: torch.device | str | None, dtype: torch.dtype | None = None) -> Any:
     """Return a value with all its tensors on a device; it is the same object where nothing moves.

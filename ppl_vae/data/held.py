@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 
 from ppl_vae._machine import memory
+from ppl_vae._tensors import as_numbers
 from ppl_vae._validation import did_you_mean
 from ppl_vae.data.arrays import numeric
 from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.frames import coded_labels, frame_columns, ids_of
-from ppl_vae.data.sparse import EXACT, SparseRows
+from ppl_vae.data.sparse import SparseRows
 from ppl_vae.data.splits import Split
 from ppl_vae.data.streams import Columns, ItemSplit, Stream, chosen, gathered
 
@@ -78,13 +79,9 @@ class Form:
             )
         if self.raw and given:
             return tensor
-        if place == 0 and not self.raw and tensor.dtype == torch.uint8:
-            return tensor.to(self.dtype).div_(255)
         if not tensor.is_floating_point() and (place or self.raw):
             return tensor
-        if not tensor.is_floating_point() and self.dtype.itemsize < 8 and int(tensor.abs().max()) > EXACT:
-            raise ValueError(f"{what} holds whole numbers above 2^24, which {self.dtype} rounds: scale or shift them")
-        numbers = tensor.to(self.dtype)
+        numbers = as_numbers(tensor, self.dtype, what)
         if numbers.isinf().any():
             raise ValueError(f"{what} holds values that are infinite in {self.dtype}: scale, drop or mend them")
         return numbers

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-EXACT = 2**24  # float32 has every whole number up to here
+from ppl_vae._tensors import EXACT
 
 
 class SparseRows:

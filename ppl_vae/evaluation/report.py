@@ -39,7 +39,6 @@ _LOOKED_AT, _LOOKS = 64, 32  # data, and draws for each, for the first check of 
 _MOST_PAIRS = 10_000  # data for ELBO surgery, whose cost is quadratic
 
 
-@at_home("data", "train", float64=True)
 def evaluate(
     vae: VAE,
     data: Any,
@@ -101,24 +100,54 @@ def evaluate(
     """
     if size is not None:
         check_positive_int(size, "evaluate: size")
-    form = form_of(vae)
-    data = gathered(split_of(data, form), size)
-    x, labels, y = _tensors(data)
-    if tuple(x.shape[1:]) != vae.x_shape:
-        raise ValueError(f"evaluate was given data of shape {tuple(x.shape[1:])}; the VAE is for {vae.x_shape}")
-    if len(x) < 2:
-        raise ValueError(f"evaluate was given {len(x)} data; expected at least 2, for intervals over data")
     sizes = {"gap_size": gap_size, "importance_size": importance_size, "imputation_size": imputation_size}
     for name, value in sizes.items():
         check_count(value, f"evaluate: {name}")
     if bins is not None and check_positive_int(bins, "evaluate: bins") < 2:
         raise ValueError(f"evaluate: bins is {bins}; expected an integer from 2")
     check_seed(seed, "evaluate: seed")
+    form = form_of(vae)
+    rows = gathered(split_of(data, form), size)
+    known = None if train is None or rows.labels is None else gathered(split_of(train, form))
+    return _evaluate(
+        vae,
+        rows,
+        known,
+        evidence,
+        tuple(num_particles),
+        gap_size,
+        importance_size,
+        imputation_size,
+        bins,
+        seed,
+        progress,
+    )
+
+
+@at_home("data", "train", float64=True)
+def _evaluate(
+    vae: VAE,
+    data: Split,
+    train: Split | None,
+    evidence: Method,
+    num_particles: tuple[int, ...],
+    gap_size: int,
+    importance_size: int,
+    imputation_size: int,
+    bins: int | None,
+    seed: int,
+    progress: Callable[[str], None] | None,
+) -> Evaluation:
+    x, labels, y = _tensors(data)
+    if tuple(x.shape[1:]) != vae.x_shape:
+        raise ValueError(f"evaluate was given data of shape {tuple(x.shape[1:])}; the VAE is for {vae.x_shape}")
+    if len(x) < 2:
+        raise ValueError(f"evaluate was given {len(x)} data; expected at least 2, for intervals over data")
     seconds: dict[str, float] = {}
     clock = partial(_clock, seconds, progress)
     alarms, discrete = _look(vae, x, y, seed)
     with clock("log p(x)"):
-        found = log_evidence(vae, x, y, method=evidence, num_particles=tuple(num_particles), seed=seed)
+        found = log_evidence(vae, x, y, method=evidence, num_particles=num_particles, seed=seed)
     exact = found.kind == "exact"
     with clock("the ELBO"):
         find = lambda model, some: elbo(VAEDensities(model), some, seed=seed)  # noqa: E731
@@ -208,7 +237,6 @@ def evaluate(
     if imputation_size:
         with clock("imputation"):
             figures |= _imputation(vae, x[:imputation_size], notes, seed)
-    train = None if train is None or labels is None else gathered(split_of(train, form))
     if labels is not None and labels.is_floating_point() and (labels != labels.round()).any():
         notes.append("the labels are no classes: no nearest neighbours")
     elif labels is not None and train is not None and train.labels is not None and y is None:

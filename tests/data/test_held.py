@@ -145,6 +145,16 @@ def test_pixels_become_shares_and_counts_stay():
     assert as_split(pixels.astype(np.int64)).x.tolist() == pixels.tolist()
 
 
+@pytest.mark.parametrize("method", ["encode", "reconstruct", "score"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, bool])
+def test_a_vae_answers_about_whole_numbers_as_it_is_trained_on_them(method, dtype):
+    x = np.random.default_rng(1).integers(0, 256 if dtype is np.uint8 else 2, (7, 3)).astype(dtype)
+    ask = getattr(make_vae(), method)
+    assert torch.equal(ask(x), ask(as_split(x).x))
+    with pytest.raises(ValueError, match=r"x holds whole numbers above 2\^24, which torch.float32 rounds"):
+        ask(x.astype(np.int64) + 2**40)
+
+
 def test_a_program_of_functions_gets_tensors_as_they_are():
     words = torch.tensor([[1, 2], [3, 4]])
     split = split_of((words, words[:, :1]), Form(None, raw=True))
