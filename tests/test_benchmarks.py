@@ -102,7 +102,7 @@ def test_the_floor_is_the_products_of_one_step(monkeypatch):
 
 
 def test_fit_hands_on_its_error():
-    with pytest.raises(ValueError, match="batch_size is 64"):
+    with pytest.raises(UserWarning, match="batch_size is lowered from 64"):  # an error here, by the tests' settings
         CONTENDERS[FIT].load()(replace(TINY, batch_size=64))(1)
 
 

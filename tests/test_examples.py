@@ -63,7 +63,7 @@ def test_table_imputation(capsys):
 
 
 def test_density_table(capsys):
-    found = load("density_table").main(folds=2, epochs=2, rows=40, only="moons")
+    found = load("density_table").main(folds=2, epochs=100, rows=40, only="moons")
     assert set(found) == {"PCA", "KernelDensity", "GaussianMixture", "VAEDensity"}
     assert all(-8 < mean < -1 for ((mean, _),) in (model.values() for model in found.values()))
     assert "held-out log p(x), nats" in capsys.readouterr().out

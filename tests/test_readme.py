@@ -48,6 +48,7 @@ def test_the_users_own_prior_runs(tmp_path, monkeypatch):
 def test_commands_are_understood(command, tmp_path, monkeypatch):
     (piece,) = [block for block in blocks("python") if "LearnedLaplace(torch" in block]
     (tmp_path / "laplace.py").write_text(piece)
+    (tmp_path / "table.csv").write_text("width,species\n" + "".join(f"{i / 7},{'ab'[i % 2]}\n" for i in range(40)))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert cli.main([*shlex.split(command)[1:], "--print_config"]) == 0

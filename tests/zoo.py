@@ -476,6 +476,7 @@ class TorchPrior(torch.nn.Module):
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
+        self.latent_dim = latent_dim
         self.loc = torch.nn.Parameter(torch.zeros(latent_dim))
 
     def forward(self) -> Any:

@@ -102,7 +102,9 @@ def _hint(option: str, names: Collection[str], elsewhere: Callable[[str], Sequen
         some = ", ".join([*choices[:5], *(["..."] if len(choices) > 5 else [])])
         return f"--{option} is unknown here; it is an argument of {some}: choose one of them to set it"
     ends = ends or difflib.get_close_matches(last, by_end, n=1, cutoff=0.7)
-    near = [name for end in ends for name in by_end[end]] or difflib.get_close_matches(option, names, n=1)
+    near = [name for end in ends for name in by_end[end]] or (
+        [] if "." in option else difflib.get_close_matches(option, names, n=1)
+    )
     inside = [name for name in near if name.partition(".")[0] == option.partition(".")[0]]
     of_another = "." in option and any(name.startswith(f"{option.partition('.')[0]}.") for name in names)
     meant = [f"{name} {value}".strip() for name in inside or ([] if of_another else near)]

@@ -177,7 +177,8 @@ def _held(value: Any, where: str) -> dict[str, Any]:
             if parameter.default is parameter.empty:
                 raise ValueError(
                     f"{where}: {kind} does not keep its argument {parameter.name!r}, without which it cannot be made "
-                    f"again; keep it as an attribute, self.{parameter.name} = {parameter.name}"
+                    f"again; keep it as an attribute, self.{parameter.name} = {parameter.name}, in a class of your own "
+                    f"around {kind} where {kind} is another's"
                 )
             continue
         argument = getattr(value, parameter.name)

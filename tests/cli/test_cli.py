@@ -317,7 +317,6 @@ def test_print_config_prints_nothing_but_the_configuration(capsys, tmp_path):
         ("train --data.binarize none", ["Bernoulli"]),
         ("train --prior.latent_dim 0", ["latent_dim is 0"]),
         ("train --optimizer.lr -1", ["--optimizer", "-1"]),
-        ("train --batch_size 100000", ["batch_size is 100000"]),
         ("train --epochs 0", ["epochs is 0"]),
         ("train --clip_norm -1", ["clip_norm is -1"]),
         ("train --optimizer SGD --optimizer.lr .nan", ["--optimizer.lr is nan"]),

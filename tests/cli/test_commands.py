@@ -189,7 +189,7 @@ def test_the_global_random_state_stays(command, capsys):
         ("runs/plain", ["did you mean runs/plane"]),
         ("empty", ["empty is no run's folder", "run.json"]),
         ("python", ["python has no config.yaml", "trained in Python"]),
-        ("plane --sise 3", ["--sise is unknown", "did you mean --size?"]),
+        ("plane --overwrit true", ["--overwrit is unknown", "did you mean --overwrite?"]),
         ("plane --out", ["'--out' has no value"]),
         ("plane -o a.npz", ["'-o' is no option"]),
         ("plane --out a.jpg", ["--out is 'a.jpg'", ".npz"]),

@@ -70,7 +70,7 @@ def test_more_than_three_latents_are_estimated_and_drawn_without_the_plane(runs,
     assert cli.main(["evaluate", "four", "--size", "6", "--gaps", "3", "--imputation", "3", "--out", "elsewhere"]) == 0
     out = capsys.readouterr().out
     assert "by importance (a stochastic lower bound)" in out
-    assert "latent_map" not in out
+    assert "not drawn: latent_map, true_posteriors: a plane shows a latent of 2 numbers" in out
     assert not (runs / "four" / "evaluation").exists()
     content = json.loads((runs / "elsewhere" / "evaluation.json").read_text())
     assert content["kind"] == "lower"
@@ -86,7 +86,7 @@ def test_more_than_three_latents_are_estimated_and_drawn_without_the_plane(runs,
         ("evaluate four --evidence quadrature --size 5", "at most 3"),
         ("evaluate plane --size 0", "size"),
         ("evaluate plane --size 1", "at least 2"),
-        ("evaluate plane --gaps -1", "gap_size"),
+        ("evaluate plane --gaps -1", "--gaps is -1"),
         ("evaluate plane --seed -1", "--seed"),
         ("evaluate plane --out nowhere/deep", "--out"),
         ("evaluate plane --split testing", "split"),

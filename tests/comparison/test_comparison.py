@@ -301,7 +301,7 @@ class TestFailures:
         [
             ({"replicates": 5}, ValueError, "replicates is 5; expected at least 20"),
             ({"log_evidence": torch.zeros(3)}, ValueError, r"log_evidence has shape \(3,\); expected one number for"),
-            ({"data": "digits"}, TypeError, "data is a str; expected the batch as a tensor"),
+            ({"data": "digits"}, TypeError, "data is a str; expected a Split, tensors, numpy arrays"),
             ({"data": torch.zeros(0, 5)}, ValueError, "batch > 0"),
             ({"blocks": lambda name: None}, ValueError, "blocks leaves out every parameter"),
             ({"objectives": "ELBOO"}, ValueError, "did you mean ELBO"),

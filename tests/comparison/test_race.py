@@ -480,7 +480,9 @@ def test_what_cannot_be_is_refused_before_anything_runs(digits, arguments, error
 
 
 def test_the_wrong_data_or_program_is_named(digits):
-    with pytest.raises(TypeError, match="data is a Tensor"):
+    with pytest.raises(TypeError, match="data is a str; expected"):
+        race(make_vae, "digits", objectives=["ELBO"], epochs=1)
+    with pytest.raises(ValueError, match=r"split is 'validation', which is empty .* expected one of 'train'$"):
         race(make_vae, digits.train.x, objectives=["ELBO"], epochs=1)
     nothing = replace(digits, validation=Split((digits.train.x[:0],)))
     with pytest.raises(ValueError, match=r"split is 'validation', which is empty .* expected one of 'train', 'test'"):

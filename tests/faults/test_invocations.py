@@ -19,7 +19,7 @@ LIMIT = 10  # seconds of computing
 BIG, HUGE = str(10**12), str(10**30)
 WRONG = ("word", "0", "-1", "nan", "inf", "1.5", "[1]", "''", HUGE)
 
-RUN = ("sample", "reconstruct", "encode", "interpolate", "evaluate")  # commands that take one run
+RUN = ("sample", "reconstruct", "encode", "score", "interpolate", "evaluate")  # commands that take one run
 
 
 def positive(command: str, option: str, *further: str, but: tuple[str, ...] = ()) -> list[str]:
@@ -45,7 +45,7 @@ TABLE: list[str] = [
     "check nowhere", "check folder", "check run run", "compare nowhere", "compare folder", "compare run run",
     "sample run/config.yaml", "sample run/metrics.jsonl", "encode run/run.json",
     # numbers
-    *positive("train", "epochs", "-1.0", "1e3x", but=(HUGE,)), *positive("train", "batch_size", "100000", BIG),
+    *positive("train", "epochs", "-1.0", "1e3x", but=(HUGE,)), *positive("train", "batch_size", but=(HUGE,)),
     *positive("train", "validate_every", but=(HUGE,)), *positive("train", "early_stopping", but=(HUGE,)),
     *positive("train", "clip_norm", but=("1.5", HUGE)), *positive("train", "checkpoint_every", but=("1.5", HUGE)),
     *(f"train --seed {v}" for v in WRONG if v != "0"), *positive("train", "prior.latent_dim"),
@@ -111,7 +111,11 @@ TABLE: list[str] = [
                                       "/dev/null", "loop", "run --prior.latent_dim 3", "run --optimizer.lr 1",
                                       "run --seed 3", "run --data vectors.npy", "run --config article")),
     *(f"train --out {f}" for f in ("x.npy", "run", "/dev/null", "/proc/x", "x.npy/y", "loop")),
-    *(f"{c} run --out {f}" for c in ("sample", "reconstruct", "interpolate", "encode") for f in
+    *(f"score run --particles {v}" for v in ("word", "0", "-1", "[1.5]", "[0]", "nan")),
+    *positive("score run", "size", but=(HUGE,)), *(f"score run --seed {v}" for v in WRONG if v != "0"),
+    *(f"score run --data {f}" for f in ("empty.npy", "wide.npy", "missing.npy", "nan.npy")),
+    "score run --evidence quadratur", "score run --split half", "score table --out t.png",
+    *(f"{c} run --out {f}" for c in ("sample", "reconstruct", "interpolate", "encode", "score") for f in
       ("x", "x.gif", "folder", "nowhere/x.npz", "/proc/x.npz", "x.npz", "/dev/null")),
     *(f"evaluate run --out {f}" for f in ("x.npy", "/dev/null", "/proc/x", "x.npy/y")),
     *(f"compare run --out {f}" for f in ("x.npy", "/dev/null", "/proc/x")),

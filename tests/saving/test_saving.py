@@ -88,8 +88,12 @@ def test_every_piece_comes_back(program, tmp_path):
     with torch.no_grad():
         for p in vae.parameters():
             p.add_(0.01 * torch.randn_like(p))
+    if program.prior.name in ("ZukoMAF", "ZukoSpline"):  # given as zuko makes them
+        refused(vae, tmp_path / "vae.pt", r"does not keep its argument 'features'.* in a class of your own around")
+        return
+    foreign = any(name in program.name for name in ("TorchNormal", "ZukoFlow"))
     state = torch.get_rng_state()
-    again = ppl_vae.load(vae.save(tmp_path / "vae.pt"))
+    again = ppl_vae.load(vae.save(tmp_path / "vae.pt"), trust=foreign)
     assert torch.equal(torch.get_rng_state(), state)  # nothing is drawn on the way
     z = torch.randn(5, *vae.latent_shape) if program.prior.space == "real" else vae.p_z().sample((5,))
     assert torch.equal(again.decode(z), vae.decode(z))

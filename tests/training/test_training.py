@@ -471,9 +471,9 @@ def test_bad_arguments_are_refused_before_anything_moves(digits, message):
     assert all(torch.equal(before[k], v) for k, v in vae.state_dict().items())
 
 
-def test_data_that_are_neither_a_data_set_nor_tensors_are_refused(digits):
-    with pytest.raises(TypeError, match="data holds a ndarray; expected a Dataset or tensors"):
-        fit(make_vae(digits), digits.train.x.numpy(), epochs=1)
+def test_data_of_no_known_kind_are_refused(digits):
+    with pytest.raises(TypeError, match="data is a str; expected a Split, tensors, numpy arrays"):
+        fit(make_vae(digits), "digits", epochs=1)
 
 
 def test_a_last_batch_of_one_under_batch_norm_is_refused(digits):
