@@ -48,10 +48,11 @@ def encode(
         data_options: The data.
         split: train, validation, test, or all in the order of the source; by default all rows of a file or folder
             given with --data, else test (or another split if test has no rows).
-        out: The file: .npz for the arrays mean and std of shape (n, latent), labels, rows and splits of shape (n,);
-            .csv or .parquet for the columns mean_1, ..., std_1, ..., label, row, split; .png for a picture of a latent
-            of two dimensions. By default encode.npz in the run's folder, or the first of encode-2.npz, ... that is
-            free. A file is never replaced unasked.
+        out: The file: .npz for the arrays mean and std of shape (n, latent), rows (numbers in the source) and splits of
+            shape (n,), and ids, labels and label_names where the data have them; .csv or .parquet for the columns
+            mean_1, ..., std_1, ..., id, label, label_name, row, split; .png for a picture of a latent of two
+            dimensions. By default encode.npz in the run's folder, or the first of encode-2.npz, ... that is free. A
+            file is never replaced unasked.
         overwrite: true to replace a file that is there.
     """
     path = writing.place(run, out, overwrite, (".npz", ".csv", ".parquet", ".png"), "encode", images=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
@@ -15,7 +16,8 @@ import numpy as np
 Block = dict[str, np.ndarray]  # (rows, ...) each; the same names, dtypes and shapes of a row in each block
 Writer = Callable[[BinaryIO, Iterable[Block], Path], str]  # (open file, blocks, the folder) -> what was written
 
-_SINGULAR = {"labels": "label", "rows": "row", "splits": "split"}  # one value a row: the name of a column
+# what has one value a row: the name of a column
+_SINGULAR = {"ids": "id", "labels": "label", "label_names": "label_name", "rows": "row", "splits": "split"}
 
 
 def write_npz(file: BinaryIO, blocks: Iterable[Block], folder: Path) -> str:
@@ -108,7 +110,9 @@ def _columns(block: Block) -> Block:
 
 
 def _text(value: object) -> str:
-    return value if isinstance(value, str) else repr(value)
+    if not isinstance(value, str):
+        return repr(value)
+    return '"{}"'.format(value.replace('"', '""')) if re.search(r'[",\r\n]', value) else value
 
 
 def _listed(names: list[str]) -> str:

@@ -198,7 +198,10 @@ class Rows:
     def blocks(self, size: int | None = None) -> Iterator[tuple[tuple[Tensor, ...], Ids]]:
         """Yield the first `size` rows in order, batch by batch, each with what tells its rows apart."""
         left, labelled = len(self) if size is None else size, self.labels is not None
-        for part, splits in zip(self.parts, self.splits, strict=True):
+        named = labelled and all(part.label_names for part in self.parts)
+        ids = _of_one_width([part.ids for part in self.parts])
+        words = _of_one_width([np.array(part.label_names) for part in self.parts])
+        for part, splits, own, names in zip(self.parts, self.splits, ids, words, strict=True):
             here = min(left, len(part))
             left -= here
             batches = part.batches(min(BATCH, here), order=torch.arange(here)) if here else iter(())
@@ -207,7 +210,16 @@ class Rows:
                 span = slice(start, start := start + len(batch[0]))
                 rows = torch.arange(span.start, span.stop) if part.rows is None else part.rows[span]
                 labels = part.labels[span] if labelled and part.labels is not None else None
-                yield batch, {"labels": labels, "rows": rows, "splits": splits[span]}
+                yield (
+                    batch,
+                    {
+                        "ids": None if own is None else own[span],
+                        "labels": labels,
+                        "label_names": None if labels is None or not named else names[labels.cpu().numpy()],
+                        "rows": rows,
+                        "splits": splits[span],
+                    },
+                )
 
     def columns(self) -> tuple[Tensor, ...]:
         """Return all rows in memory, in the columns of `batches`."""
@@ -235,6 +247,14 @@ class Rows:
     def head(self, size: int) -> tuple[Tensor, ...]:
         """Return the first `size` rows, or all if there are fewer, as `at` returns them."""
         return self.at(range(min(size, len(self))))
+
+
+def _of_one_width(texts: Sequence[np.ndarray | None]) -> Sequence[Any]:
+    """Return arrays of text, all of the width of the longest, or None for each if one is missing."""
+    if any(text is None for text in texts):
+        return [None] * len(texts)
+    arrays = [np.asarray(text, dtype=str) for text in texts]
+    return [array.astype(max(a.dtype for a in arrays)) for array in arrays]
 
 
 def _whole(values: dict[str, Any]) -> data.Dataset:

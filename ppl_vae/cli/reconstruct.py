@@ -47,10 +47,11 @@ def reconstruct(
         split: train, validation, test, or all in the order of the source; by default all rows of a file or folder
             given with --data, else test (or another split if test has no rows).
         size: How many data from the start of the split; all if there are fewer.
-        out: The file: .png for a picture; .npz for x, reconstruction, z (the means of q(z|x)), labels, and rows and
-            splits, the number of each row in its source and the split it belongs to; .csv or .parquet for one column
-            a number of them. By default reconstruct.png in the run's folder (reconstruct.npz where the data are no
-            images), or the first of reconstruct-2, ... that is free. A file is never replaced unasked.
+        out: The file: .png for a picture; .npz for x, reconstruction, z (the means of q(z|x)), rows and splits (the
+            number of each row in its source and the split it belongs to), and ids, labels and label_names where the
+            data have them; .csv or .parquet for one column a number of them. By default reconstruct.png in the run's
+            folder (reconstruct.npz where the data are no images), or the first of reconstruct-2, ... that is free. A
+            file is never replaced unasked.
         overwrite: true to replace a file that is there.
     """
     check_positive_int(size, "--size")

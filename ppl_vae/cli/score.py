@@ -60,9 +60,10 @@ def score(
             given with --data, else test (or another split if test has no rows).
         size: Score only the first so many data; all by default.
         seed: The seed of all draws.
-        out: The file: .csv or .parquet for the columns log_p, error, rank, label, row (its number in the source) and
-            split; .npz for the same arrays; .png for a picture of the most unusual images. By default score.csv in the
-            run's folder, or the first of score-2.csv, ... that is free. A file is never replaced unasked.
+        out: The file: .csv or .parquet for the columns log_p, error, rank, row (its number in the source) and split,
+            and id, label and label_name where the data have them; .npz for the same arrays; .png for a picture of the
+            most unusual images. By default score.csv in the run's folder, or the first of score-2.csv, ... that is
+            free. A file is never replaced unasked.
         overwrite: true to replace a file that is there.
     """
     check_seed(seed, "--seed")
@@ -93,18 +94,18 @@ def score(
     order = log_p.argsort(stable=True)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(1, len(order) + 1)
-    labels, numbers, splits = (_joined([ids[name] for _, ids in blocks]) for name in ("labels", "rows", "splits"))
+    told = {name: _joined([about[name] for _, about in blocks]) for name in blocks[0][1]}
     kind = {"exact": "exact", "lower": "a stochastic lower bound", "upper": "a stochastic upper bound"}[found.kind]
     what = "log p(x|y)" if y else "log p(x)"
-    first = ", ".join(str(int(numbers[i])) for i in order[:_NAMED])
+    first = ", ".join(str(told["rows" if told["ids"] is None else "ids"][i].item()) for i in order[:_NAMED])
     lines = [
         f"{len(x)} data of {rows.name}: {what} by {found.method} ({kind}), mean {found.mean:.3f} nats, "
         f"from {log_p.min():.3f} to {log_p.max():.3f}, largest error {found.error.max():.2g}",
-        f"the most unusual: rows {first}",
+        f"the most unusual: {'rows' if told['ids'] is None else 'ids'} {first}",
     ]
     if run.caveat:
         lines.append(f"caveat: {run.caveat}")
-    if "train" in splits:
+    if "train" in told["splits"]:
         lines.append("note: the model was fitted to the training rows, which score better than new data would")
     if x.flatten(1).isnan().any():
         lines.append("note: a row with missing values is scored on the others, so that ranks compare unlike rows")
@@ -112,8 +113,7 @@ def score(
         note = f"The {min(_SHOWN, len(x))} least probable of {len(x)} data, the least probable first."
         picture = plots.image_grid(x[order[:_SHOWN]], columns=10, caveat=join(run.caveat, note))
         return [*lines, writing.save_picture(path, picture)]
-    columns = {"log_p": log_p, "error": found.error, "rank": rank, "labels": labels, "rows": numbers, "splits": splits}
-    return [*lines, writing.save_blocks(path, [columns])]
+    return [*lines, writing.save_blocks(path, [{"log_p": log_p, "error": found.error, "rank": rank, **told}])]
 
 
 def _joined(parts: list[Any]) -> Any:

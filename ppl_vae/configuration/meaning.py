@@ -83,6 +83,12 @@ def place(
     return meant
 
 
+def with_value(word: str) -> str | None:
+    """Return the option with its value that a word of other programs means, ``device cuda`` for ``gpu``; else None."""
+    meant = _WORDS.get(word.lower(), "")
+    return meant if " " in meant else None
+
+
 def fits(option: str, name: str) -> bool:
     """Return whether an option ends as a name does, and its parts stand in the name in their order."""
     path, parts = iter(name.split(".")), option.split(".")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+from ppl_vae.configuration import meaning
+
 
 class Words(NamedTuple):
     """The words of a command line.
@@ -59,6 +61,9 @@ def split(argv: Sequence[str], flags: Collection[str] = ()) -> Words:
         elif not equals and rest and not rest[0].startswith("--"):
             value = rest.pop(0)
         if not name or not value:
-            raise ValueError(f"{word!r} has no value; expected --NAME VALUE")
+            meant = meaning.with_value(name)
+            raise ValueError(
+                f"{word!r} has no value; " + ("expected --NAME VALUE" if meant is None else f"did you mean --{meant}?")
+            )
         words.options[name] = value
     return words

@@ -104,7 +104,8 @@ def read_frame(path: Path) -> Any:
             frame = pandas.read_parquet(path)
         else:
             separator = "\t" if suffix == ".tsv" else _separator(path)
-            frame = pandas.read_csv(path, sep=separator, float_precision="round_trip")
+            exact = {} if _version(pandas) >= (3, 1) else {"float_precision": "round_trip"}  # since then the default
+            frame = pandas.read_csv(path, sep=separator, **exact)
     except ImportError as error:
         raise ValueError(f"{path} is read by pyarrow, which is not installed: pip install 'ppl-vae[tables]'") from error
     except (ValueError, UnicodeError, pandas.errors.ParserError) as error:
@@ -117,6 +118,10 @@ def read_frame(path: Path) -> Any:
     if not len(frame):
         raise ValueError(f"{path} has no rows: one header and at least one row were expected")
     return frame
+
+
+def _version(package: Any) -> tuple[int, ...]:
+    return tuple(map(int, package.__version__.split(".")[:2]))
 
 
 def _is_number(text: str) -> bool:

@@ -51,7 +51,7 @@ def table(path):
             with open(path, newline="") as file:
                 rows = list(csv.DictReader(file))
             columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-            kinds = {"split": str} | dict.fromkeys(("row", "rank", "label"), int)
+            kinds = dict.fromkeys(("split", "id", "label_name"), str) | dict.fromkeys(("row", "rank", "label"), int)
             return {name: column.astype(kinds.get(name, float)) for name, column in columns.items()}
         case ".parquet":
             parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
@@ -194,3 +194,39 @@ def test_rows_of_a_source_with_a_test_set_of_its_own_and_no_labels():
     assert ids["labels"] is None
     assert ids["rows"].tolist() == list(range(20))
     assert of_test["rows"].tolist() == list(range(5))
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_the_rows_of_a_table_keep_their_ids_and_the_words_of_their_labels(suffix, capsys):
+    pytest.importorskip("pandas", reason="pandas is not installed")
+    numbers = np.random.default_rng(0).normal(size=(60, 2))
+    ids = [f'"a, {i}' + "\n" * (i == 7) + "long " * (i % 11) for i in range(60)]  # quotes, commas, lines, lengths
+    words = ["setosa" if i % 3 else "iris, other" for i in range(60)]
+    with open("t.csv", "w", newline="") as file:
+        rows = zip(ids, numbers[:, 0], numbers[:, 1], words, strict=True)
+        csv.writer(file).writerows([["id", "width", "length", "species"], *rows])
+    with without_pictures():
+        assert (
+            cli.main(
+                [
+                    "train",
+                    "--data",
+                    "t.csv",
+                    "--data.labels",
+                    "species",
+                    *SHORT[:2],
+                    "--batch_size",
+                    "20",
+                    "--out",
+                    "run",
+                ]
+            )
+            == 0
+        )
+    for command in ("encode", "score", "reconstruct --size 60"):
+        assert cli.main([*command.split(), "run", "--split", "all", "--out", f"{command[:5]}.{suffix}"]) == 0
+        found = table(f"{command[:5]}.{suffix}")
+        assert [str(i) for i in found["id"]] == ids
+        assert [str(word) for word in found["label_name"]] == words
+        assert found["label"].tolist() == [int(word == "setosa") for word in words]
+    assert "the most unusual: ids " in capsys.readouterr().out
