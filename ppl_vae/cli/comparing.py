@@ -12,7 +12,8 @@ from ppl_vae import comparison, plots, runs
 from ppl_vae._validation import check_positive_int, check_seed
 from ppl_vae.cli import estimators
 from ppl_vae.cli.folders import folder_for
-from ppl_vae.cli.opening import DataOptions, OpenRun, Rows, SplitName
+from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
+from ppl_vae.cli.rows import Rows
 from ppl_vae.cli.telling import teller
 from ppl_vae.configuration import config
 from ppl_vae.data import Dataset

@@ -11,8 +11,9 @@ from ppl_vae import plots
 from ppl_vae._distributions import centre
 from ppl_vae._tensors import moved
 from ppl_vae.cli import writing
-from ppl_vae.cli.opening import DataOptions, OpenRun, Rows, SplitName
+from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
 from ppl_vae.cli.options import execute
+from ppl_vae.cli.rows import Rows
 from ppl_vae.plots.latent import MOST_CLASSES
 from ppl_vae.vae import VAE
 

@@ -11,8 +11,9 @@ import numpy as np
 from ppl_vae import _files, data, evaluation
 from ppl_vae._validation import check_count, check_positive_int, check_seed
 from ppl_vae.cli.folders import folder_for
-from ppl_vae.cli.opening import DataOptions, OpenRun, Rows, SplitName
+from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
 from ppl_vae.cli.options import execute
+from ppl_vae.cli.rows import Rows
 from ppl_vae.cli.telling import not_drawn, teller
 from ppl_vae.evaluation import pictures
 from ppl_vae.evidence.log_evidence import Method

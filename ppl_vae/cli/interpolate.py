@@ -10,8 +10,9 @@ from torch import Tensor
 from ppl_vae import plots
 from ppl_vae._validation import check_positive_int
 from ppl_vae.cli import writing
-from ppl_vae.cli.opening import DataOptions, OpenRun, Rows, SplitName
+from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
 from ppl_vae.cli.options import execute
+from ppl_vae.cli.rows import Rows
 from ppl_vae.evaluation import paths as latent_paths
 
 EXAMPLE = """\

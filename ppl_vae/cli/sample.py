@@ -14,8 +14,9 @@ from ppl_vae._machine import check_fits
 from ppl_vae._scopes import seeded
 from ppl_vae._validation import check_positive_int, check_seed
 from ppl_vae.cli import writing
-from ppl_vae.cli.opening import BATCH, OpenRun
+from ppl_vae.cli.opening import OpenRun
 from ppl_vae.cli.options import execute
+from ppl_vae.cli.rows import BATCH
 from ppl_vae.plots.figure import join
 from ppl_vae.runs import labels_in_turn
 from ppl_vae.vae import VAE

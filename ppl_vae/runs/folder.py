@@ -1,4 +1,4 @@
-"""The folder of a run: the files that training writes, and a function that loads the model from them."""
+"""The folder of a run: the files that training writes."""
 
 from __future__ import annotations
 
@@ -15,20 +15,16 @@ from typing import Any
 
 import torch
 
-from ppl_vae import _files, checkpoints, plots
+from ppl_vae import _files, checkpoints
 from ppl_vae._machine import processor
-from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_positive
 from ppl_vae.configuration.resolving import CHECKPOINT_EVERY
-from ppl_vae.data import Split
 from ppl_vae.data.streams import Stream
-from ppl_vae.plots.latent import MOST_CLASSES
-from ppl_vae.saving.files import like
-from ppl_vae.training import Callback, DivergedError, Progress, Run, resolve_device
+from ppl_vae.runs.drawing import as_images, decoded_grid, draw, first_images, one_image
+from ppl_vae.training import Callback, DivergedError, Progress, Run
 from ppl_vae.vae import VAE
 
 _PACKAGES = ("ppl-vae", "torch", "pyro-ppl", "numpy", "torchvision", "scikit-learn", "matplotlib")
-_SHOWN = 32  # images in a picture of reconstructions
 
 
 class RunFolder(Callback):
@@ -192,8 +188,8 @@ class RunFolder(Callback):
             self._writer.add_text("caveat", run.caveat)
         if isinstance(run.program, VAE) and run.data.is_image:
             shown = run.data.validation if len(run.data.validation) else run.data.train
-            self._inputs = _first(shown)
-            self._writer.add_images("inputs", _images(self._inputs[0]).clamp(0, 1), 0)
+            self._inputs = first_images(shown)
+            self._writer.add_images("inputs", as_images(self._inputs[0]).clamp(0, 1), 0)
 
     def _log_epoch(self, run: Run, record: dict[str, float]) -> None:
         epoch = int(record["epoch"])
@@ -201,10 +197,10 @@ class RunFolder(Callback):
             if name not in ("epoch", "step"):
                 self._writer.add_scalar(name.replace("validation_", "validation/"), value, epoch)
         if isinstance(run.program, VAE) and run.data.is_image and (epoch <= 10 or epoch % 10 == 0):
-            reconstructions = _images(run.program.reconstruct(*self._inputs)).clamp(0, 1)
+            reconstructions = as_images(run.program.reconstruct(*self._inputs)).clamp(0, 1)
             self._writer.add_images("reconstructions", reconstructions, epoch)
             if run.program.latent_shape == (2,) and run.program.y_shape is None:
-                self._writer.add_image("latent_grid", _one_image(_decoded_grid(run.program, run)), epoch)
+                self._writer.add_image("latent_grid", one_image(decoded_grid(run.program, run)), epoch)
         self._writer.flush()
 
     def _close(self) -> None:
@@ -214,102 +210,6 @@ class RunFolder(Callback):
             self._tensorboard(self._writer.close)
         if self._lock is not None:
             self._lock.release()
-
-
-def draw(run: Run, path: str | Path) -> list[Path]:
-    """Draw a run's pictures into a folder and return their paths.
-
-    Every program gets training curves. A `VAE` of images also gets reconstructions beside their inputs, and samples
-    from the prior; with a 2-D latent and no conditions, it gets the article's grid too. Every `VAE` with a 2-D latent
-    gets the means of q(z|x) of the test data (else of the validation or training data), coloured by label where there
-    are no more labels than can be told apart.
-    """
-    path = Path(path)
-    figures: dict[str, Any] = {}
-    if run.history:
-        figures["training_curves"] = plots.training_curves(run.history, caveat=run.caveat)
-    vae = run.program
-    if isinstance(vae, VAE):
-        split = next((s for s in (run.data.test, run.data.validation) if len(s)), run.data.train)
-        if isinstance(split, Stream):  # its first batch stands for it
-            split = split.head(len(split.columns[0]))
-        if run.data.is_image:
-            columns = _first(split)
-            figures["reconstructions"] = plots.reconstructions(
-                _images(columns[0]), _images(vae.reconstruct(*columns)), caveat=run.caveat
-            )
-            y = example_conditions(vae, split, 100)
-            figures["samples"] = plots.samples(_images(vae.sample(100, y=y)), caveat=run.caveat)
-        if vae.latent_shape == (2,):
-            if run.data.is_image and vae.y_shape is None:  # every condition would need a grid
-                figures["latent_grid"] = plots.latent_grid(_decoded_grid(vae, run), caveat=run.caveat)
-            means = torch.cat([vae.encode(*batch) for batch in split.batches(min(1000, len(split)), device=run.device)])
-            labels = split.labels if split.labels is None or len(split.labels.unique()) <= MOST_CLASSES else None
-            figures["latent_scatter"] = plots.latent_scatter(means.cpu(), labels, caveat=run.caveat)
-    return [plots.save(figure, path / f"{name}.png") for name, figure in figures.items()]
-
-
-def load_run(path: str | Path, *, trust: bool = False, device: str | torch.device = "cpu") -> VAE:
-    """Build the VAE of a run's folder from its config and load its weights, in evaluation mode.
-
-    Args:
-        path: The run's folder, ``runs/<name>``, or a checkpoint in it such as ``runs/<name>/last_good.pt``.
-        trust: Whether to import and run what the run's config names from outside of this package, torch.nn, torch.optim
-            and Pyro. A run that you trained yourself, on this machine, is trusted.
-        device: Where the VAE is put: a torch device, or ``"auto"`` (cuda, else mps, else cpu).
-
-    Raises:
-        FileNotFoundError: If the folder holds no run of the command line.
-        ValueError: If a file is damaged, the config names foreign code that is not trusted, the device cannot be used,
-            or the checkpoint is of another model or holds parameters outside the model.
-    """
-    from ppl_vae.configuration.config import CONFIG_LIMIT, Config
-
-    device, path = resolve_device(device), Path(path)
-    folder, checkpoint = (path.parent, path) if path.is_file() else (path, path / "checkpoint.pt")
-    if not (folder / "config.yaml").is_file() or not (folder / "run.json").is_file():
-        raise FileNotFoundError(
-            f"{folder} is no run's folder: config.yaml and run.json, written by ppl-vae train, are missing"
-        )
-    facts = read_facts(folder)
-    text = _files.read_text(folder / "config.yaml", CONFIG_LIMIT)
-    with untouched_random_state():
-        vae = Config.from_yaml(text, str(folder / "config.yaml"), trust=trust).build_vae(
-            like(facts["data"]["x_shape"], facts["data"].get("y_shape"))
-        )
-    vae.data_mean = None  # the run does not keep it
-    state = checkpoints.load(checkpoint)
-    modules, parameters = state.get("modules"), state.get("parameters")
-    if not isinstance(modules, list) or not modules or not isinstance(parameters, dict):
-        raise ValueError(f"{checkpoint} is no checkpoint of a run: it lacks the parameters of a program")
-    if parameters:
-        raise ValueError(
-            f"{checkpoint} holds parameters of pyro.param ({', '.join(map(str, parameters))}), which "
-            "live in Pyro's store and not in the VAE; take them up with fit(resume=...), or make the piece an "
-            "nn.Module that owns them"
-        )
-    checkpoints.load_module(vae, modules[0], source=str(checkpoint))
-    return vae.to(device).eval()
-
-
-def read_facts(folder: Path) -> dict[str, Any]:
-    """Return the content of a run's run.json, whose entries on the data have been checked.
-
-    Raises:
-        ValueError: If it is damaged.
-        OSError: If it cannot be read.
-    """
-    path = folder / "run.json"
-    facts = _files.read_json(path)
-    data = facts.get("data")
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} is damaged: it says nothing of the data")
-    shapes = [data.get("x_shape"), data.get("y_shape") or [1]]
-    if not all(isinstance(s, list) and s and all(type(n) is int and n > 0 for n in s) for s in shapes):
-        raise ValueError(f"{path} is damaged: it does not say the shape of the data")
-    if not isinstance(data.get("fingerprint"), str):
-        raise ValueError(f"{path} is damaged: it does not have the fingerprint of the data")
-    return facts
 
 
 def next_free(base: str | Path) -> Path:
@@ -350,43 +250,3 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _first(split: Split) -> tuple[torch.Tensor, ...]:
-    return split.head(_SHOWN).first(_SHOWN)
-
-
-def labels_in_turn(size: int, num_labels: int) -> torch.Tensor:
-    """Return the labels to draw examples under, (size,): ten of each in turn, which fill a row of a picture."""
-    return torch.arange(size) // 10 % num_labels
-
-
-def example_conditions(vae: VAE, split: Split, size: int) -> torch.Tensor | None:
-    """Return conditions to draw examples under, (size, k), or None for a model without conditions.
-
-    One-hot labels come in turn, ten of each. Other conditions are those of the first data.
-    """
-    if vae.y_shape is None:
-        return None
-    (k,) = vae.y_shape
-    y = next(split.batches(min(size, len(split))))[1]
-    if bool(((y == 0) | (y == 1)).all() and (y.sum(1) == 1).all()):
-        return torch.eye(k)[labels_in_turn(size, k)].to(y)
-    return y.repeat(-(-size // len(y)), 1)[:size]
-
-
-def _images(x: torch.Tensor) -> torch.Tensor:
-    """Return images on the CPU, (n, channels, height, width)."""
-    x = x.detach().cpu()
-    return x.unsqueeze(1) if x.dim() == 3 else x
-
-
-def _decoded_grid(vae: VAE, run: Run) -> torch.Tensor:
-    """Decode the article's 20 x 20 grid of z: (400, channels, height, width)."""
-    return _images(vae.decode(plots.grid_points().reshape(-1, 2).to(run.device)))
-
-
-def _one_image(grid: torch.Tensor) -> torch.Tensor:
-    """Return the decoded grid as one image (channels, 20 * height, 20 * width), clamped to [0, 1] for display."""
-    _, c, h, w = grid.shape
-    return grid.clamp(0, 1).reshape(20, 20, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, 20 * h, 20 * w)

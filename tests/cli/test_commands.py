@@ -19,7 +19,8 @@ from PIL import Image
 from short_runs import without_pictures
 
 from ppl_vae import cli, data, load_run
-from ppl_vae.cli import opening, words, writing
+from ppl_vae.cli import words, writing
+from ppl_vae.cli.rows import BATCH
 from ppl_vae.evaluation.paths import interpolate, path
 from ppl_vae.training import checkpoints
 
@@ -291,9 +292,9 @@ def test_samples_are_those_of_python_with_the_latents_they_come_from(mean, capsy
 
 
 def test_many_samples_are_decoded_block_by_block(capsys):
-    says(capsys, "sample", "plane", "--size", str(opening.BATCH + 1), "--out", "a.npz")
+    says(capsys, "sample", "plane", "--size", str(BATCH + 1), "--out", "a.npz")
     found = arrays("a.npz")
-    assert found["x"].shape == (opening.BATCH + 1, 1, 8, 8)
+    assert found["x"].shape == (BATCH + 1, 1, 8, 8)
     np.testing.assert_allclose(load_run("runs/plane").decode(torch.from_numpy(found["z"])), found["x"], rtol=1e-5)
 
 
