@@ -186,8 +186,7 @@ def cross_entropy(x: Tensor, probs: Tensor, eps: float = 1e-8, event_dim: int = 
     This form is wrong in two ways, so keep it for comparison and train on :func:`cross_entropy_from_logits`:
 
     - *It saturates.* In float32 a sigmoid is exactly 1 from a logit of 17 on. A pixel that is 0 should then cost as
-    many
-      nats as the logit. This form costs :math:`-\log 10^{-8} = 18.42` for every such logit, and its gradient with
+      many nats as the logit. This form costs :math:`-\log 10^{-8} = 18.42` for every such logit, and its gradient with
       respect to the logit is zero instead of 1: the worst pixels stop learning. A pixel that is 1 reaches the same cap
       as the logit falls below -18; there only ``eps`` causes it.
     - *Grey pixels have no likelihood.* With :math:`0 < x_i < 1` the formula is a finite number, but not the log of any

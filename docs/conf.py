@@ -1,0 +1,95 @@
+"""The site: ``make -C docs html`` builds it, executes each page with code, and fails on a warning."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import ppl_vae
+
+ROOT = Path(__file__).parent.parent
+SOURCE = os.environ.get("PPL_VAE_SOURCE", ROOT.as_uri())  # where the files of the repository are shown
+
+project = "ppl_vae"
+author = "the ppl_vae authors"
+version = release = ppl_vae.__version__
+language = "en"
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.linkcode",
+    "myst_nb",
+]
+exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
+html_theme = "furo"
+html_title = "ppl_vae"
+html_static_path: list[str] = []
+html_show_sphinx = False
+
+# pages with code: each is executed afresh, and an error ends the build
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+nb_merge_streams = True
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist", "attrs_inline"]
+myst_heading_anchors = 4
+suppress_warnings = ["mystnb.unknown_mime_type", "ref.python"]  # ref.python: `x` may be the x of several classes
+
+# the reference, from docstrings
+autosummary_generate = True
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+napoleon_use_ivar = True
+default_role = "code"
+
+
+def linkcode_resolve(domain: str, info: dict[str, str]) -> str | None:
+    """Return the address of an object's source."""
+    if domain != "py" or not info["module"]:
+        return None
+    target = importlib.import_module(info["module"])
+    for part in info["fullname"].split("."):
+        target = getattr(target, part, None)
+    try:
+        target = inspect.unwrap(target)
+        path, (lines, start) = Path(inspect.getsourcefile(target)), inspect.getsourcelines(target)
+    except (TypeError, OSError):
+        return None
+    package = Path(ppl_vae.__file__).parent
+    if not path.is_relative_to(package):
+        return None
+    return f"{SOURCE}/{path.relative_to(package.parent)}#L{start}-L{start + len(lines) - 1}"
+
+
+def _as_rst(_app: Any, _what: str, _name: str, _target: object, _options: object, lines: list[str]) -> None:
+    """Escape what a docstring means as it stands: the star of a shape, ``(*batch, d)``, and the bars of |z|."""
+    for i, line in enumerate(lines):
+        parts = re.split(r"(``.*?``|`.*?`)", line)
+        for j in range(0, len(parts), 2):
+            parts[j] = re.sub(r"(?<![*\w\\])\*(?=\w+(?![\w*]))", r"\\*", parts[j])
+            parts[j] = re.sub(r"(?<!\\)\|(\w+)\|", r"\\|\1\\|", parts[j])
+        lines[i] = "".join(parts)
+
+
+def _with_addresses(_app: Any, _name: str, source: list[str]) -> None:
+    """Turn links to files of the repository that are no pages, ``](../benchmarks/README.md)``, into addresses."""
+    source[0] = re.sub(r"\]\(\.\./((?:benchmarks|examples|tests|ppl_vae)[^)#]*)", rf"]({SOURCE}/\1", source[0])
+
+
+def setup(app: Any) -> None:
+    """Register the hooks; that for docstrings comes after napoleon's."""
+    app.connect("autodoc-process-docstring", _as_rst, priority=600)
+    app.connect("source-read", _with_addresses)
