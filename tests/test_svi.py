@@ -11,6 +11,7 @@ import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam, PyroSample
+from thinning import thinned
 from torch import nn
 from torch.distributions import constraints
 
@@ -117,7 +118,7 @@ PROGRAMS = [
 ]
 
 
-@pytest.mark.parametrize("make", PROGRAMS)
+@pytest.mark.parametrize("make", thinned(PROGRAMS, 2))
 @pytest.mark.parametrize("elbo", [Trace_ELBO(), TraceMeanField_ELBO()], ids=["Trace", "TraceMeanField"])
 def test_losses_are_those_of_pyros_svi(make, elbo):
     def losses(make_svi):

@@ -20,6 +20,7 @@ import torch
 import zoo
 from pyro import infer, poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
+from thinning import thinned
 from torch import Tensor
 
 from ppl_vae import SVI, VAE, data, likelihoods, networks, objectives, posteriors, priors
@@ -654,7 +655,7 @@ CAPTURED = zoo.covering(zoo.product(), [], every_entry=False)
 CAPTURED_TOO = [combination for combination in zoo.covering(zoo.product(), []) if combination not in CAPTURED]
 
 
-@pytest.mark.parametrize("combination", TRAINED, ids=zoo.names)
+@pytest.mark.parametrize("combination", thinned(TRAINED, 3), ids=zoo.names)
 def test_combinations_train(combination: tuple[Any, ...], digits: Tensor) -> None:
     train(combination, digits)
 

@@ -24,6 +24,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from thinning import thinned
 from torch import nn
 
 from ppl_vae import SVI
@@ -586,7 +587,7 @@ WAYS = [
 
 
 @pytest.mark.parametrize("again", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("how", thinned(WAYS, 3))
 def test_a_number_is_followed_wherever_it_is_kept(how, again, restored):
     class Scaled(Net):
         def likelihood(self, z):

@@ -22,6 +22,7 @@ import pytest
 import torch
 from pyro.infer import Trace_ELBO
 from test_capture_changes import Counts, Net, at, beside_pyro, data
+from thinning import thinned
 from torch import nn
 
 from ppl_vae import SVI, capture
@@ -131,7 +132,7 @@ WAYS: dict[str, tuple[Any, Any]] = {
 }
 
 
-@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("how", thinned(WAYS, 3))
 def test_a_number_is_followed(how, caplog):
     read, write = WAYS[how]
 

@@ -14,7 +14,7 @@ from PIL import Image
 from short_runs import without_pictures
 
 from ppl_vae import cli, data, load_run
-from ppl_vae.cli import formats, opening
+from ppl_vae.cli import formats, opening, rows
 from ppl_vae.cli.opening import OpenRun
 
 SHORT = ["--epochs", "1", "--likelihood.network.hidden", "[8]", "--posterior.network.hidden", "[8]", "--compile", "off"]
@@ -132,7 +132,7 @@ def test_parquet_without_pyarrow_is_one_line(monkeypatch, capsys):
 def test_all_rows_come_with_the_split_that_they_were_trained_in(suffix, monkeypatch):
     if suffix == "parquet":
         pytest.importorskip("pyarrow", reason="pyarrow is not installed")
-    monkeypatch.setattr(opening, "BATCH", 500)
+    monkeypatch.setattr(rows, "BATCH", 500)
     run("encode", "plane", "--split", "all", "--out", f"a.{suffix}")
     found, digits, vae = table(f"a.{suffix}"), data.load("digits"), load_run("plane")
     assert found["row"].tolist() == list(range(1797))
