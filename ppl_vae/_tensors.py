@@ -16,15 +16,21 @@ EXACT = 2**24  # float32 has every whole number up to here
 
 
 def as_numbers(tensor: Tensor, dtype: torch.dtype, what: str) -> Tensor:
-    """Return a tensor as real numbers of a dtype; 8-bit pixels (uint8) are divided by 255.
+    """Return data as real numbers of a dtype; images of 8-bit pixels (uint8) are divided by 255.
 
     Raises:
-        ValueError: If the tensor holds whole numbers that the dtype rounds.
+        ValueError: If the tensor holds whole numbers that the dtype rounds, or rows of uint8, which may be pixels or
+            counts.
     """
     if tensor.dtype == torch.uint8:
+        if tensor.dim() < 3:
+            raise ValueError(
+                f"{what} holds rows of uint8, which may be pixels or counts: give x / 255 for pixels, x.astype(float) "
+                "(of a tensor, x.float()) for counts"
+            )
         return tensor.to(dtype).div_(255)
     whole = tensor.numel() and not tensor.is_floating_point() and tensor.dtype != torch.bool
-    if whole and dtype.itemsize < 8 and int(tensor.abs().max()) > EXACT:
+    if whole and dtype.itemsize < 8 and float(tensor.to(torch.float64).abs().max()) > EXACT:
         raise ValueError(f"{what} holds whole numbers above 2^24, which {dtype} rounds: scale or shift them")
     return tensor.to(dtype)
 

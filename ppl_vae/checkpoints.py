@@ -66,7 +66,11 @@ def load(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str
             state = torch.load(io.BytesIO(content), map_location=map_location, weights_only=True)
     except Exception as error:  # torch raises errors of many kinds, and none names the file
         raise ValueError(f"{path} is no checkpoint: it does not load as tensors and numbers") from error
-    if not isinstance(state, dict) or state.get("format") != written:
+    if isinstance(state, dict) and state.get("format") == FORMAT != written:
+        raise ValueError(f"{path} is damaged: its end, with the checksum, is missing or another")
+    if not isinstance(state, dict) or "format" not in state:
+        raise ValueError(f"{path} is no checkpoint of ppl_vae; expected a file of a run or of VAE.save")
+    if state["format"] != written:
         raise ValueError(f"{path} is not a checkpoint of this version; expected the format {FORMAT!r}")
     return state
 

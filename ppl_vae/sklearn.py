@@ -8,6 +8,7 @@ a fitted estimator holds the `VAE` as ``vae_``.
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import warnings
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from torch import Tensor
 from ppl_vae import likelihoods, networks, posteriors, priors
 from ppl_vae._distributions import innermost
 from ppl_vae._scopes import seeded
-from ppl_vae._validation import check_positive, check_positive_int
+from ppl_vae._validation import check_positive, check_positive_int, is_integer
 from ppl_vae.configuration.pieces import KINDS
 from ppl_vae.data import Dataset, Split
 from ppl_vae.evidence import Evidence, log_evidence
@@ -145,6 +146,13 @@ class VAEDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
         """Train the VAE on the rows of X, (n, d); y is ignored."""
         check_positive_int(self.latent_dim, "latent_dim")
         check_positive(self.learning_rate, "learning_rate")
+        if isinstance(self.hidden, int) or not all(map(is_integer, self.hidden)):
+            raise ValueError(f"hidden is {self.hidden!r}; expected the widths of the layers, such as (64, 64)")
+        own = {"data", "program", "objective", "optimizer", "epochs", "batch_size", "early_stopping", "seed", "device"}
+        known = [name for name in inspect.signature(fit).parameters if name not in own]
+        if unknown := next((name for name in self.training or {} if name not in known), None):
+            fix = "set the argument of VAEDensity" if unknown in own else f"expected some of {', '.join(known)}"
+            raise ValueError(f"training holds {unknown!r}; {fix}")
         X = self._checked(X, reset=True)
         seed = check_random_state(self.random_state).randint(2**31 - 1)
         self.scaler_ = None
@@ -216,6 +224,8 @@ class VAEDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
         """Return log p(x) of each row with its error and the method, nats, in the units of X."""
         check_is_fitted(self)
         x = self._tensor(self._scaled(self._checked(X)))
+        rows = Split((x,))
+        self.vae_.check_support(Dataset("X", rows, rows.head(0), rows.head(0)))
         found = log_evidence(self.vae_, x, method=self.evidence_method, seed=self._seed)  # type: ignore[arg-type]
         if self.scaler_ is None:
             return found

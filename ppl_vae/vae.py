@@ -39,6 +39,7 @@ from ppl_vae._recorded import state_of
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae._shown import Shown
 from ppl_vae._tensors import moved
+from ppl_vae._validation import is_integer
 from ppl_vae.distributions.foreign import as_pyro
 from ppl_vae.networks import Binding, Shape
 
@@ -117,10 +118,14 @@ class VAE(nn.Module, Shown):
         super().__init__()
         self.x_shape: Shape = x_shape_of(data)
         self.y_shape = y_shape_of(data) if y_shape is None else tuple(y_shape)
+        whole = self.y_shape is None or (len(self.y_shape) == 1 and is_integer(self.y_shape[0]) and self.y_shape[0] > 0)
+        if not whole:
+            raise ValueError(f"VAE: y_shape is {y_shape!r}; expected (k,), the size of one condition")
         self.prior = prior
         self.likelihood = likelihood
         self.posterior = posterior
         self.data_mean = mean_of(data)
+        self.column_names: tuple[str, ...] | None = None  # of a frame that it was trained on
         self._takes_y = {role: takes_y(piece) for role, piece in self._pieces().items()}
         self.latent_shape = self._bind(None if isinstance(data, (tuple, list)) else data)
 

@@ -52,7 +52,7 @@ def test_no_flipped_bit_is_accepted(tmp_path):
         damaged = bytearray(content)
         damaged[place] ^= 1 << place % 8
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"damaged or is no checkpoint|not a checkpoint of this version"):
+        with pytest.raises(ValueError, match=r"damaged"):
             checkpoints.load(path)
 
 
@@ -97,7 +97,7 @@ def test_code_is_not_executed(tmp_path):
 
 def test_another_files_format(tmp_path):
     torch.save({"w": torch.ones(1)}, tmp_path / "checkpoint.pt")
-    with pytest.raises(ValueError, match="not a checkpoint of this version"):
+    with pytest.raises(ValueError, match=r"is no checkpoint of ppl_vae; expected a file of a run or of VAE\.save"):
         checkpoints.load(tmp_path)
 
 

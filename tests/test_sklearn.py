@@ -191,3 +191,23 @@ def test_an_unreliable_estimate_warns(fitted, monkeypatch):
 def test_bad_arguments(changes, message):
     with pytest.raises(ValueError, match=message):
         VAEDensity(**SHORT | changes).fit(X).score_samples(X)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"hidden": 64}, "hidden is 64; expected the widths"),
+        ({"training": {"epochs": 2}}, "training holds 'epochs'; set the argument of VAEDensity"),
+        ({"training": {"epoch": 2}}, "training holds 'epoch'; expected some of"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        VAEDensity(**arguments).fit(np.random.default_rng(0).normal(size=(30, 2)))
+
+
+def test_rows_outside_the_support_are_named_when_they_are_scored():
+    x = np.random.default_rng(0).poisson(2.0, (40, 2))
+    vae = VAEDensity(1, likelihood="Poisson", hidden=(4,), epochs=1, random_state=0).fit(x)
+    with pytest.raises(ValueError, match="Poisson"):
+        vae.score_samples(x - 5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from ppl_vae.cli.words import find_run
 from ppl_vae.configuration.config import CONFIG_LIMIT, Config
 from ppl_vae.configuration.pieces import arguments_of
 from ppl_vae.data.arrays import CHANNELS
+from ppl_vae.data.conditions import recoded
 from ppl_vae.data.partition import rows_of_parts
 from ppl_vae.runs import load_run, read_facts
 from ppl_vae.training import resolve_device
@@ -127,7 +129,7 @@ class DataOptions:
         own = run.config.values["data"]
         given = {name.removeprefix("data").lstrip(".") or "name": value for name, value in self.given.items()}
         values = own | given
-        other = _key(values["name"]) != _key(own["name"])
+        other = not _same(values["name"], own["name"])
         if other:
             defaults = arguments_of(data.load, "data").complete({"name": values["name"]})
             values |= {name: defaults[name] for name in OF_ONE_SET if name not in given}
@@ -141,6 +143,8 @@ class DataOptions:
         except (OSError, ValueError) as error:
             hint = "" if self.given else " (the run's own data; --data, --data.root and so on name others)"
             raise (OSError if isinstance(error, OSError) else ValueError)(f"{error}{hint}") from error
+        if values["conditional"] and (names := run.facts["data"].get("label_names")):
+            dataset = recoded(dataset, names)
         if dataset.x_shape != run.x_shape:
             raise ValueError(
                 f"--data {values['name']} has data of shape {dataset.x_shape}; expected {run.x_shape}, as {run.folder} "
@@ -192,6 +196,13 @@ def _rows(dataset: data.Dataset, split: SplitName | None, own: dict[str, Any] | 
 def _key(name: str) -> str:
     """Return the name of a built-in set as `ppl_vae.data.load` compares it."""
     return re.sub(r"[-_\s]", "", name.lower())
+
+
+def _same(name: str, other: str) -> bool:
+    """Return whether two names mean the same built-in set, file or folder."""
+    if not (_is_file(name) or _is_file(other)):
+        return _key(name) == _key(other)
+    return os.path.realpath(os.path.expanduser(name)) == os.path.realpath(os.path.expanduser(other))
 
 
 def _is_file(name: str) -> bool:

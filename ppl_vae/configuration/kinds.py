@@ -206,7 +206,8 @@ class Arguments:
         """Return all arguments with their defaults, checked by type, as plain values that YAML can hold."""
         parsed = self._parse(values)
         plain = yaml.safe_load(self._parser.dump(parsed)) or {}
-        return {name: plain.get(name) for name in self.names if self._is_said(name, values)}  # no nulls are written
+        said = [name for name in self.names if self._is_said(name, values)]
+        return {name: _as_given(values.get(name), plain.get(name)) for name in said}  # no nulls are written
 
     def objects(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments as the Python objects to call the target with."""
@@ -232,6 +233,8 @@ class Arguments:
             parsed = self._parser.parse_object(dict(values))
         except ArgumentError as error:
             raise ValueError(self._explain(str(error), values)) from error
+        for name, value in values.items():
+            parsed[name] = _as_given(value, parsed[name])
         for name in self.never_null:
             if parsed[name] is None:
                 raise ValueError(f"{self._option(name)} is null; expected a value")
@@ -253,6 +256,19 @@ class Arguments:
         if key is None or key[1] not in values or not kinds:
             return f"--{self.path}: {' '.join(message.split())}"
         return f"{self._option(key[1])} is {values[key[1]]!r}; expected {' or '.join(kinds)}"
+
+
+def _as_given(given: Any, parsed: Any) -> Any:
+    """Return what jsonargparse made of an argument; in a mapping texts are as they were: it takes 'no' for false."""
+    if not (isinstance(given, dict) and isinstance(parsed, dict)):
+        return parsed
+    return {name: _texts(value, parsed.get(name)) for name, value in given.items()}
+
+
+def _texts(given: Any, parsed: Any) -> Any:
+    if isinstance(given, list) and isinstance(parsed, list) and len(given) == len(parsed):
+        return [_texts(a, b) for a, b in zip(given, parsed, strict=True)]
+    return given if isinstance(given, str) else _as_given(given, parsed)
 
 
 @functools.lru_cache(maxsize=128)

@@ -112,6 +112,8 @@ def label_tensor(value: Any, rows: int, what: str) -> Int[Tensor, " rows"]:
         raise ValueError(f"{what} has shape {array.shape}, where one integer a row was expected: (n,)")
     if len(array) != rows:
         raise ValueError(f"{what} has {len(array)} rows and the data {rows}: they must be as many")
+    if array.dtype.kind == "f" and (missing := int(np.isnan(array).sum())):
+        raise ValueError(f"{what} is missing in {missing} rows: drop these rows, or name no labels")
     if array.dtype.kind == "f" and not (np.isfinite(array).all() and (array == np.rint(array)).all()):
         raise ValueError(
             f"{what} holds fractions, where integers were expected: pass real-valued targets as a second "

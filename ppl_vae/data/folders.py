@@ -21,6 +21,7 @@ from ppl_vae.data.partition import Source
 from ppl_vae.data.rows import Rows
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+UNREAD = (".tif", ".tiff", ".jfif", ".avif", ".heic", ".heif", ".ppm", ".pgm", ".pbm", ".jp2", ".tga", ".ico")
 GREY = ("1", "L", "LA", "La")  # Pillow's modes; modes that begin with I are 16-bit grey
 _ORIENTATION = 0x0112  # in a photograph's EXIF data; above 4 its sides are exchanged
 MAX_WORKERS = 8  # or the number of cores, if that is lower
@@ -114,7 +115,13 @@ def read_folder(folder: Path, max_bytes: float, resize: int | str | None = None,
     train, test, held_out = (read.get(split, (None, None)) for split in ("train", "test", "validation"))
     assert train[0] is not None
     return Source(
-        folder.resolve().name, *train, x_test=test[0], labels_test=test[1], x_held=held_out[0], labels_held=held_out[1]
+        folder.resolve().name,
+        *train,
+        x_test=test[0],
+        labels_test=test[1],
+        x_held=held_out[0],
+        labels_held=held_out[1],
+        label_names=() if classes is None else tuple(classes),
     )
 
 
@@ -155,6 +162,7 @@ def _resize(value: int | str | None) -> Resize | None:
 
 def _image_names(folder: Path) -> list[str]:
     names: list[str] = []
+    unread: list[str] = []
     seen: set[str] = set()
     for inside, subfolders, files in os.walk(folder, followlinks=True):
         if os.path.realpath(inside) in seen:  # a link back to a folder that was visited
@@ -163,7 +171,13 @@ def _image_names(folder: Path) -> list[str]:
         seen.add(os.path.realpath(inside))
         subfolders[:] = [name for name in subfolders if not name.startswith((".", "__MACOSX"))]
         images = [name for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+        unread += [name for name in files if name.lower().endswith(UNREAD) and not name.startswith(".")]
         names += [(Path(inside) / name).relative_to(folder).as_posix() for name in images]
+    if unread:
+        raise ValueError(
+            f"the folder {folder} holds {len(unread)} images that are not read ({unread[0]}): convert them to one of "
+            f"{', '.join(SUFFIXES)}, or move them away"
+        )
     return sorted(names)
 
 
@@ -211,6 +225,8 @@ def _decode(path: Path, channels: int, resize: Resize | None) -> np.ndarray:
         image = image.convert("RGBA") if "transparency" in opened.info else image  # otherwise Pillow warns
         if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255
             image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+        if "A" in image.getbands():  # what is transparent shows white, and not the colour that lies hidden there
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         image = image.convert("L" if channels == 1 else "RGB")
         if resize is not None:
             width, height, centre = resize

@@ -111,9 +111,12 @@ def read_frame(path: Path) -> Any:
     except (ValueError, UnicodeError, pandas.errors.ParserError) as error:
         text = " ".join(str(error).split())
         raise ValueError(f"{path} cannot be read as a table ({text}): one header and as many values a row") from error
+    if suffix != ".parquet" and type(frame.index).__name__ != "RangeIndex":  # pandas took what is too much for it
+        raise ValueError(f"{path} has {len(frame.columns)} names in its header and more values in its rows: mend it")
     names = [str(name) for name in frame.columns]
     running = [[str(start + i) for i in range(len(names))] for start in (0, 1)]
-    if names and all(map(_is_number, names)) and names not in running:
+    numbers = [name for name in names if _is_number(name)]
+    if names not in running and (len(numbers) == len(names) or not all(name.isdecimal() for name in numbers)):
         raise ValueError(f"{path} has no names of columns (its first line is {', '.join(names[:4])}): add a header")
     if not len(frame):
         raise ValueError(f"{path} has no rows: one header and at least one row were expected")

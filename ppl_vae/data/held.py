@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 
 from ppl_vae._machine import memory
-from ppl_vae._tensors import as_numbers
+from ppl_vae._tensors import EXACT, as_numbers
 from ppl_vae._validation import did_you_mean
 from ppl_vae.data.arrays import numeric
 from ppl_vae.data.dataset import Dataset
@@ -39,13 +39,15 @@ class Form:
     Args:
         columns: How many columns it takes. A column of integers behind them holds labels. None: as many as there are.
         dtype: The dtype of its numbers.
-        raw: Whether tensors are given to it as they are. If not, column 0 becomes numbers of `dtype`, and 8-bit pixels
-            (uint8) are divided by 255.
+        raw: Whether tensors are given to it as they are. If not, column 0 becomes numbers of `dtype`, and images of
+            8-bit pixels (uint8) are divided by 255.
+        names: The names of the columns of a frame, in their order; None where nothing is known of them.
     """
 
     columns: int | None = 1
     dtype: torch.dtype = torch.float32
     raw: bool = False
+    names: tuple[str, ...] | None = None
 
     def read(self, batch: Any) -> tuple[Columns, Tensor | None]:
         """Return the columns of a batch, and its labels if it has any."""
@@ -94,7 +96,7 @@ def form_of(program: Any, modules: Sequence[nn.Module] = ()) -> Form:
     dtype = next(own, torch.get_default_dtype())
     if not hasattr(program, "y_shape"):
         return Form(None, dtype, raw=True)
-    return Form(1 if program.y_shape is None else 2, dtype)
+    return Form(1 if program.y_shape is None else 2, dtype, names=getattr(program, "column_names", None))
 
 
 def as_split(held: Any, *, labels: Any = None, columns: int | None = 1, in_memory: bool = False) -> Split:
@@ -105,8 +107,10 @@ def as_split(held: Any, *, labels: Any = None, columns: int | None = 1, in_memor
     ``Dataset("mine", as_split(a), as_split(b), as_split(c))``.
 
     - **Arrays, tensors**, or a tuple of them: the columns that a program takes. Shapes stay. Numbers become float32,
-      and 8-bit pixels (uint8) are divided by 255. NaN stays, for `likelihoods.Mixed`.
-    - **A pandas or polars frame** of numbers: its columns, in its order, which must be that of the training data. Words
+      and images of 8-bit pixels (uint8) are divided by 255; rows of uint8 are refused, which may be counts. NaN stays,
+      for `likelihoods.Mixed`.
+    - **A pandas or polars frame** of numbers: its columns, in its order; of a VAE that was trained on a frame, in the
+      order of training, by their names. Words
       are refused, since their codes would follow from these rows alone: see `from_table`. An index that is no running
       number becomes the ids.
     - **A scipy sparse matrix** of counts: dense if that takes a quarter of the free memory, else batch by batch.
@@ -166,7 +170,8 @@ def _split_of(held: Any, form: Form, labels: Any = None) -> tuple[Split, Any]:
         return _sparse(held, form), None
     if hasattr(held, "X") and hasattr(held, "obs"):
         matrix = held.X.to_memory() if hasattr(held.X, "to_memory") else held.X
-        split, _ = _split_of(matrix if sparse.issparse(matrix) else np.asarray(matrix), form)
+        counts = matrix if sparse.issparse(matrix) else np.asarray(matrix)
+        split, _ = _split_of(counts.astype(np.int64) if counts.dtype == np.uint8 else counts, form)
         return replace(split, ids=ids_of(held.obs)), held.obs
     if hasattr(held, "columns") and hasattr(held, "to_numpy"):
         return _frame(held, form, labels), held
@@ -201,9 +206,28 @@ def _frame(frame: Any, form: Form, labels: Any) -> Split:
                 f"column {name!r} of the frame holds words or objects, whose codes would follow from these rows alone: "
                 "make a table of it, data.from_table(frame), or name it as labels"
             )
-    numbers = np.stack([values.astype(np.float64) for values, _ in found.values()], 1)
-    columns, _ = form.read(numbers)
-    return Split(columns, ids=ids_of(frame))
+    names = tuple(found)
+    if form.names is not None and set(form.names) != set(names):
+        missing = [name for name in form.names if name not in found]
+        what = f"lacks {missing[0]!r}" if missing else f"has {next(n for n in names if n not in form.names)!r} beside"
+        raise ValueError(
+            f"the frame {what}, and the columns {', '.join(form.names)} were trained on: give these, in any order (a "
+            "column of labels is named as labels)"
+        )
+    chosen = [found[name][0] for name in form.names or names]
+    large = [
+        name
+        for name in names
+        if (values := found[name][0]).dtype.kind in "iu"
+        and len(values)
+        and float(np.abs(values.astype(np.float64)).max()) > EXACT
+    ]
+    if large and form.dtype.itemsize < 8:
+        raise ValueError(
+            f"column {large[0]!r} of the frame holds whole numbers above 2^24, which {form.dtype} rounds: scale it"
+        )
+    columns, _ = form.read(np.stack([values.astype(np.float64) for values in chosen], 1))
+    return Split(columns, ids=ids_of(frame), column_names=form.names or names)
 
 
 def _column_of(names: Iterable[Any], labels: str) -> str:

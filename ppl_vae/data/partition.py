@@ -32,6 +32,7 @@ class Source:
     labels_held: Tensor | None = None
     binarize: Binarize = "none"  # the default, if the user does not choose
     file: str | None = None  # the file that it was read from
+    label_names: tuple[str, ...] = ()  # the words behind the labels
 
     @property
     def title(self) -> str:
@@ -110,10 +111,13 @@ def divide(
         data = _chosen(x, rows, rule(TRAIN_PART, fresh))
         others = [column[rows.to(column.device)] for column in source.columns]
         labels = None if source.labels is None else source.labels[rows.to(source.labels.device)]
-        return Split((data, *others), labels, dynamic=fresh and dynamic, bins=bins, rows=rows)
+        return Split(
+            (data, *others), labels, dynamic=fresh and dynamic, bins=bins, rows=rows, label_names=source.label_names
+        )
 
     def own(x: Rows, labels: Tensor | None, source_part: int) -> Split:
-        return Split((_chosen(x, torch.arange(len(x)), rule(source_part)),), labels, bins=bins)
+        data = _chosen(x, torch.arange(len(x)), rule(source_part))
+        return Split((data,), labels, bins=bins, label_names=source.label_names)
 
     tested = part(for_test) if x_test is None else own(x_test, source.labels_test, TEST_PART)
     held_out = part(for_validation) if x_held is None else own(x_held, source.labels_held, HELD_PART)

@@ -39,6 +39,7 @@ class Split:
         rows: the number of each row in its source, int64 of shape (n,); None: 0 to n - 1.
         ids: what names each row in its source, (n,); None for its place.
         label_names: the words behind the labels 0, 1, ...; empty where labels are numbers as given.
+        column_names: the names of the entries of x, of a frame; None where it has none.
 
     Raises:
         ValueError: if there is no column, or the columns or the labels differ in length.
@@ -56,6 +57,7 @@ class Split:
     rows: Tensor | None = None
     ids: np.ndarray | None = None
     label_names: tuple[str, ...] = ()
+    column_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         lengths = [len(column) for column in self.columns]

@@ -220,6 +220,8 @@ def gathered(split: Split, most: int | None = None) -> Split:
 
 def chosen(split: Split, rows: Tensor) -> Split:
     """Return the rows with these numbers of a split in memory."""
+    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(split):
+        raise ValueError(f"a Subset names rows up to {int(rows.max())} of {len(split)}: name rows that are there")
     columns = tuple(c[rows] if isinstance(c, Tensor) else LazyRows(c, rows) for c in split.columns)
     return replace(split, columns=columns, labels=None if split.labels is None else split.labels[rows])
 
@@ -232,7 +234,10 @@ def _loaded(items: Any, pieces: Iterable[Tensor]) -> Iterator[Any]:
 
 def _collate(items: list[Any]) -> Any:
     """Make one batch of items as torch does, of Pillow's images too."""
-    return default_collate([_without_pictures(item) for item in items])
+    try:
+        return default_collate([_without_pictures(item) for item in items])
+    except RuntimeError as error:
+        raise ValueError(f"the items of the data set make no batch ({error}): give all of them one shape") from error
 
 
 def _without_pictures(item: Any) -> Any:

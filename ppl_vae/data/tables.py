@@ -139,9 +139,7 @@ def from_table(
     if labels is not None:
         order = declared.get(titles.get("labels", ""))
         labels, words = coded_labels(aside.get("labels", labels), len(x), f"the labels of {name}", order)
-    names = aside.get("ids", index if ids is None else ids)
-    if names is not None and len(names := np.asarray(names).astype(str)) != len(x):
-        raise ValueError(f"the ids of {name} have {len(names)} rows and the data {len(x)}: they must be as many")
+    names = _names(aside.get("ids", index if ids is None else ids), len(x), f"the ids of {name}")
     # `divide` refuses NaN in its data, so it gets a column of zeros as data and the table as second column
     source = Source(name, torch.zeros(len(x), 1), labels, (x,))
     divided = divide(source, "none", 0.5, validation, test, int(seed))
@@ -159,6 +157,18 @@ def from_table(
         label_column=titles.get("labels"),
         id_column=titles.get("ids"),
     )
+
+
+def _names(ids: Any, rows: int, what: str) -> np.ndarray | None:
+    """Return the names of rows as words."""
+    if ids is None:
+        return None
+    names = np.asarray(ids)
+    if len(names) != rows:
+        raise ValueError(f"{what} have {len(names)} rows and the data {rows}: they must be as many")
+    if missing := sum(v is None or v != v for v in names.tolist()):
+        raise ValueError(f"{what} are missing in {missing} rows: name no ids, or fill them")
+    return names.astype(str)
 
 
 def _named_columns(table: Any, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any], np.ndarray | None]:

@@ -143,6 +143,7 @@ def _evaluate(
         raise ValueError(f"evaluate was given data of shape {tuple(x.shape[1:])}; the VAE is for {vae.x_shape}")
     if len(x) < 2:
         raise ValueError(f"evaluate was given {len(x)} data; expected at least 2, for intervals over data")
+    caveat = vae.check_support(_only(x if y is None else (x, y)))
     seconds: dict[str, float] = {}
     clock = partial(_clock, seconds, progress)
     alarms, discrete = _look(vae, x, y, seed)
@@ -154,7 +155,7 @@ def _evaluate(
         bound = find(vae, x) if y is None else bound_by_condition(vae, x, y, find)
     if discrete:
         _refuse_above_zero(found)
-    notes = [*_caveats(vae, x), *alarms]
+    notes = [*([] if caveat is None else [caveat]), *alarms]
     densities = VAEDensities(vae if y is None else given(vae, y[0]))
     if y is not None:
         gap_size = importance_size = imputation_size = 0
@@ -279,14 +280,11 @@ def _tensors(data: Split) -> tuple[Tensor, Tensor | None, Tensor | None]:
     return columns[0], data.labels, columns[1] if len(columns) > 1 else None
 
 
-def _caveats(vae: VAE, x: Tensor) -> list[str]:
-    """Return the caveats of reading these figures as log-likelihoods."""
-    nothing = Split((x[:0],))
-    try:
-        caveat = vae.check_support(Dataset("data", Split((x,)), nothing, nothing))
-    except ValueError as error:
-        caveat = str(error)
-    return [] if caveat is None else [caveat]
+def _only(x: Tensor | tuple[Tensor, ...]) -> Dataset:
+    """Return a data set of these columns as training data, for `VAE.check_support`."""
+    columns = x if isinstance(x, tuple) else (x,)
+    nothing = Split(tuple(column[:0] for column in columns))
+    return Dataset("data", Split(columns), nothing, nothing)
 
 
 def _look(vae: VAE, x: Tensor, y: Tensor | None, seed: int) -> tuple[list[str], bool]:
@@ -327,8 +325,10 @@ def _imputation(vae: VAE, x: Tensor, notes: list[str], seed: int) -> dict[str, F
     if filled is None:
         return {}
     binary = bool(((x == 0) | (x == 1)).all())
+    errors = filled.share_wrong(x) if binary else filled.root_mean_square(x)
+    errors = errors[missing.flatten(1).any(1)]  # of few values in a datum, none may be missing
     notes.append(
-        f"imputation: half of the values missing at random, the first {len(x)} data; "
+        f"imputation: half of the values missing at random, {len(errors)} of the first {len(x)} data; "
         + ("the share of missing values that is wrong" if binary else "the root mean squared error")
     )
-    return {"imputation_error": interval(filled.share_wrong(x) if binary else filled.root_mean_square(x), seed=seed)}
+    return {"imputation_error": interval(errors, seed=seed)} if len(errors) > 1 else {}

@@ -238,6 +238,8 @@ def _facts(run: Run) -> dict[str, Any]:
             "train": None if isinstance(run.data.train, Stream) else len(run.data.train),
             "validation": len(run.data.validation),
             "test": len(run.data.test),
+            "column_names": getattr(run.program, "column_names", None),
+            "label_names": list(run.data.train.label_names),
             "fingerprint": run.data.fingerprint,
         },
         "caveat": run.caveat,

@@ -42,6 +42,7 @@ def load_run(path: str | Path, *, trust: bool = False, device: str | torch.devic
             like(facts["data"]["x_shape"], facts["data"].get("y_shape"))
         )
     vae.data_mean = None  # the run does not keep it
+    vae.column_names = tuple(facts["data"].get("column_names") or ()) or None
     state = checkpoints.load(checkpoint)
     modules, parameters = state.get("modules"), state.get("parameters")
     if not isinstance(modules, list) or not modules or not isinstance(parameters, dict):

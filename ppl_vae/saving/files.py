@@ -42,13 +42,23 @@ def save(vae: Any, make: Made, path: str | Path) -> Path:
         raise ValueError(
             f"VAE.save: {type(vae).__name__} is a class of your own; expected a VAE, its pieces yours or not"
         )
+    path = Path(path)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise OSError(
+            f"VAE.save: {path} is {'a folder' if path.is_dir() else 'in no folder'}; expected a file to write"
+        )
     describe = Describer()
     state = {
         "kind": KIND,
         "pieces": {role: describe(getattr(vae, role), role) for role in _PIECES},
         "weights": {name: value.detach().clone() for name, value in vae.state_dict().items()},
         "frozen": [name for name, p in vae.named_parameters() if not p.requires_grad],
-        "data": {"x_shape": list(vae.x_shape), "y_shape": vae.y_shape and list(vae.y_shape), "mean": vae.data_mean},
+        "data": {
+            "x_shape": list(vae.x_shape),
+            "y_shape": vae.y_shape and list(vae.y_shape),
+            "mean": vae.data_mean,
+            "column_names": vae.column_names and list(vae.column_names),
+        },
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
     }
     try:
@@ -74,6 +84,7 @@ def restore(make: Made, state: dict[str, Any], source: str) -> Any:
             vae = make(like(*shapes), **pieces)
         _take_dtypes(vae, weights)
         vae.data_mean = data["mean"]
+        vae.column_names = tuple(data.get("column_names") or ()) or None
     except Exception as error:  # whatever the constructors of a foreign or damaged file raise
         raise ValueError(f"{source}: its VAE cannot be put together: {error or type(error).__name__}") from error
     checkpoints.load_module(vae, weights, source)

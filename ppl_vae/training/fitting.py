@@ -9,6 +9,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, cast, get_args
 
 import pyro
@@ -139,6 +140,8 @@ def fit(
         objective = Regularized(objective, regularizer)
     modules = modules_of(model, guide, objective)
     data = _dataset(data, validation, program, modules)
+    if isinstance(program, VAE):
+        program.column_names = data.train.column_names or getattr(data, "column_names", None)
     if isinstance(data.train, Stream):
         batch_size = len(data.train.columns[0])
         if data.train.once and epochs > 1:
@@ -194,6 +197,7 @@ def _dataset(data: Any, validation: Any, program: VAE | Program, modules: Sequen
     form = form_of(program, modules)
     train = split_of(data, form)
     nothing = train.head(0)
+    form = replace(form, names=train.column_names)
     return Dataset("data", train, nothing if validation is None else gathered(split_of(validation, form)), nothing)
 
 

@@ -427,7 +427,7 @@ class TestFromTensors:
             (range(9), "9 rows and the data 10"),
             (np.zeros((10, 2)), r"shape \(10, 2\)"),
             (np.full(10, 0.5), "fractions"),
-            (np.full(10, math.nan), "fractions"),
+            (np.full(10, math.nan), "missing in 10 rows"),
             (["a"] * 10, "dtype <U1"),
         ],
     )

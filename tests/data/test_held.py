@@ -140,16 +140,23 @@ def test_the_double_model_keeps_the_digits_of_doubles():
 
 def test_pixels_become_shares_and_counts_stay():
     pixels = np.array([[0, 255], [51, 102]], dtype=np.uint8)
-    assert as_split(pixels).x.tolist() == [[0.0, 1.0], [pytest.approx(0.2), pytest.approx(0.4)]]
+    images = as_split(pixels[:, None]).x
+    assert images.tolist() == [[[0.0, 1.0]], [[pytest.approx(0.2), pytest.approx(0.4)]]]
+    with pytest.raises(ValueError, match=r"rows of uint8, which may be pixels or counts: give x / 255 for pixels"):
+        as_split(pixels)
+    annotated = SimpleNamespace(X=pixels, obs=pandas_frame({"kind": ["a", "b"]}))
+    assert as_split(annotated).x.tolist() == pixels.tolist()
     assert as_split(sparse.csr_matrix(pixels)).x.tolist() == pixels.tolist()
     assert as_split(pixels.astype(np.int64)).x.tolist() == pixels.tolist()
 
 
 @pytest.mark.parametrize("method", ["encode", "reconstruct", "score"])
-@pytest.mark.parametrize("dtype", [np.uint8, np.int64, bool])
+@pytest.mark.parametrize("dtype", [np.uint16, np.int64, bool])
 def test_a_vae_answers_about_whole_numbers_as_it_is_trained_on_them(method, dtype):
-    x = np.random.default_rng(1).integers(0, 256 if dtype is np.uint8 else 2, (7, 3)).astype(dtype)
+    x = np.random.default_rng(1).integers(0, 256 if dtype is np.uint16 else 2, (7, 3)).astype(dtype)
     ask = getattr(make_vae(), method)
+    with pytest.raises(ValueError, match="x holds rows of uint8"):
+        ask(x.astype(np.uint8))
     assert torch.equal(ask(x), ask(as_split(x).x))
     with pytest.raises(ValueError, match=r"x holds whole numbers above 2\^24, which torch.float32 rounds"):
         ask(x.astype(np.int64) + 2**40)
@@ -288,3 +295,44 @@ def test_annotated_data():
     )
     run = ppl_vae.fit(vae, anndata.AnnData(matrix, obs=cells), epochs=1, batch_size=10, compile="off", device="cpu")
     assert run.history[-1]["step"] == 2
+
+
+def pandas_frame(columns):
+    return pytest.importorskip("pandas", reason="pandas, of the extra tables, is not installed").DataFrame(columns)
+
+
+def test_a_frame_is_read_by_the_names_of_the_columns_that_were_trained_on(tmp_path):
+    frame = pandas_frame({"a": X[:, 0], "b": 10 * X[:, 1], "c": X[:, 2] + 5})
+    vae = make_vae()
+    with pytest.warns(UserWarning, match="lowered"):
+        ppl_vae.fit(vae, frame, validation=frame[["c", "a", "b"]], epochs=1, compile="off", device="cpu")
+    assert vae.column_names == ("a", "b", "c")
+    again = ppl_vae.load(vae.save(tmp_path / "vae.pt"))
+    options = dict(gap_size=0, importance_size=0, imputation_size=0, seed=1)
+    for model in (vae, again):
+        other = ppl_vae.evaluate(model, frame[["c", "b", "a"]], **options).figures["elbo"].value
+        assert other == ppl_vae.evaluate(vae, frame, **options).figures["elbo"].value
+    with pytest.raises(ValueError, match="the frame lacks 'c', and the columns a, b, c were trained on"):
+        ppl_vae.evaluate(vae, frame.rename(columns={"c": "d"}), **options)
+    with pytest.raises(ValueError, match="the frame has 'd' beside, and the columns a, b, c were trained on"):
+        ppl_vae.evaluate(vae, frame.assign(d=1.0), **options)
+
+
+def test_whole_numbers_that_float32_rounds_are_refused_in_frames():
+    with pytest.raises(ValueError, match=r"column 'a' of the frame holds whole numbers above 2\^24"):
+        as_split(pandas_frame({"a": [2**24 + 1, 0]}))
+
+
+def test_items_of_two_shapes_and_rows_that_are_not_there_are_named():
+    with pytest.raises(ValueError, match="the items of the data set make no batch"):
+        as_split(ItemsOfTwoShapes(), in_memory=True)
+    with pytest.raises(ValueError, match="a Subset names rows up to 7 of 3"):
+        as_split(Subset(TensorDataset(torch.zeros(3, 2)), [7]))
+
+
+class ItemsOfTwoShapes(TorchDataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, i):
+        return torch.zeros(2 + i)

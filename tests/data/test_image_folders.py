@@ -115,3 +115,25 @@ def test_a_sparse_matrix_in_a_file(tmp_path):
     for limit in (4.0, 0.0):
         found = data.load(tmp_path / "counts.npz", test=0, validation=0, max_in_memory_gib=limit).train
         assert next(found.batches(20))[0].tolist() == counts.tolist()  # counts, not divided by 255
+
+
+def test_what_is_transparent_is_white(tmp_path):
+    Image.new("RGBA", (4, 4), (200, 0, 0, 0)).save(tmp_path / "a.png")
+    assert (rows(tmp_path) == 1).all()
+
+
+def test_images_that_are_not_read_are_no_silent_loss(tmp_path):
+    picture(tmp_path / "a.png", 4, 4)
+    picture(tmp_path / "b.tiff", 4, 4)
+    with pytest.raises(ValueError, match=r"holds 1 images that are not read \(b.tiff\): convert them"):
+        rows(tmp_path)
+
+
+def test_subfolders_give_their_names_to_labels(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            picture(tmp_path / name / f"{i}.png", 4, 4)
+    found = data.load(str(tmp_path), test=2, validation=0)
+    assert found.train.label_names == found.test.label_names == ("cat", "dog")
+    assert data.load(str(tmp_path), test=0, validation=0, conditional=True).train.label_names == ("cat", "dog")

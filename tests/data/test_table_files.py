@@ -7,6 +7,7 @@ import builtins
 import numpy as np
 import pytest
 import torch
+from short_runs import without_pictures
 
 from ppl_vae import cli, data, runs
 
@@ -191,3 +192,73 @@ def test_a_table_trains_and_its_run_reads_other_files(people, tmp_path, monkeypa
     assert np.allclose(codes["people.csv"][(people["city"] == "Voss").to_numpy()], codes["voss.csv"], atol=1e-6)
     assert cli.main(["train", "--data", "people.csv", "--likelihood", "Bernoulli", "--data.ids", "name"]) == 2
     assert "likelihoods.Mixed takes them" in capsys.readouterr().err
+
+
+def write(path, text):
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a,b\n1.5,2,9\n2.5,7,9\n", "has 2 names in its header and more values in its rows"),
+        ("1.5,2,x\n2.5,7,y\n3.5,9,x\n", "has no names of columns"),
+        ("id,b\n1,2.5\n,7\n2,9\n", "the ids of t.csv are missing in 1 rows"),
+    ],
+    ids=["more values", "no header", "ids"],
+)
+def test_rows_that_would_shift_or_vanish_are_refused(text, said, tmp_path):
+    with pytest.raises(ValueError, match=said):
+        data.load(write(tmp_path / "t.csv", text), ids="id" if text.startswith("id") else None)
+
+
+SMALL = ["--epochs", "1", "--batch_size", "20", "--compile", "off"]
+SMALL += ["--likelihood.network.hidden", "[4]", "--posterior.network.network.hidden", "[4]"]
+
+
+@pytest.mark.parametrize("words", [("no", "yes"), ("1", "1e3"), ("a: b", "null b")], ids=str)
+def test_words_that_yaml_reads_otherwise_stay_words(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{i / 7},{words[i % 2]}" for i in range(60)]
+    columns = ["--data.columns", "{c: categorical}"] if words[0] == "1" else []
+    write(tmp_path / "t.csv", "width,c\n" + "\n".join(rows) + "\n")
+    with without_pictures():
+        assert cli.main(["train", "--data", "t.csv", *columns, *SMALL, "--out", "run"]) == 0
+    assert cli.main(["score", "run", "--out", "a.csv"]) == 0
+    assert cli.main(["evaluate", "run", "--gaps", "0", "--importance", "0"]) == 0  # two columns: a row may lack none
+    assert "imputation" in capsys.readouterr().out
+
+
+def test_conditions_of_another_file_are_coded_as_in_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = [(i / 9, "abc"[i % 3]) for i in range(90)]
+    write(tmp_path / "t.csv", "width,sp\n" + "".join(f"{x},{s}\n" for x, s in rows))
+    write(tmp_path / "u.csv", "width,sp\n" + "".join(f"{x},{s}\n" for x, s in rows if s != "a"))
+    write(tmp_path / "v.csv", "width,sp\n" + "".join(f"{x},{s.replace('c', 'd')}\n" for x, s in rows))
+    conditional = ["--data.labels", "sp", "--data.conditional", "true"]
+    with without_pictures():
+        assert cli.main(["train", "--data", "t.csv", *conditional, *SMALL, "--out", "run"]) == 0
+    for name, file in (("t", "./t.csv"), ("u", "u.csv")):
+        said = ["score", "run", "--data", file, "--data.labels", "sp", "--split", "all", "--out", f"{name}.scores.csv"]
+        assert cli.main(said) == 0
+    first, other = (pandas.read_csv(f"{name}.scores.csv") for name in ("t", "u"))
+    first = first[first.label_name != "a"]
+    assert other.label.tolist() == first.label.tolist()
+    assert np.allclose(other.log_p, first.log_p)
+    capsys.readouterr()
+    assert cli.main(["score", "run", "--data", "v.csv", "--data.labels", "sp", "--out", "w.csv"]) == 2
+    assert "has the label d, and a, b, c were trained on" in capsys.readouterr().err
+
+
+def test_a_file_is_the_same_under_another_spelling_and_another_under_a_similar_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = "width,c\n" + "".join(f"{i / 7},{'ab'[i % 2]}\n" for i in range(60))
+    for name in ("t-1.csv", "t_1.csv"):
+        write(tmp_path / name, text)
+    with without_pictures():
+        assert cli.main(["train", "--data", "t-1.csv", *SMALL, "--out", "run"]) == 0
+    capsys.readouterr()
+    for name, rows in (("t-1.csv", 6), ("./t-1.csv", 6), (str(tmp_path / "t-1.csv"), 6), ("t_1.csv", 60)):
+        assert cli.main(["score", "run", "--data", name, "--out", f"{rows}.csv", "--overwrite", "true"]) == 0
+        assert capsys.readouterr().out.startswith(f"{rows} data of")

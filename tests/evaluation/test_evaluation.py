@@ -294,3 +294,38 @@ def test_an_estimate_counts_what_is_unreliable(digits):
     assert found.figures["num_unreliable"] == (~found.evidence.error.isfinite()).sum()
     assert found.sampled is None
     assert "a stochastic lower bound" in found.table()
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "x", "said"),
+    [
+        (likelihoods.Bernoulli, 0.5, "Bernoulli"),
+        (likelihoods.Poisson, -1.0, "Poisson"),
+        (likelihoods.Normal, math.nan, "NaN"),
+    ],
+)
+def test_data_that_no_model_of_this_kind_gives_are_refused_in_one_line(likelihood, x, said):
+    make = networks.MLP([4])
+    vae = VAE(
+        (3,),
+        prior=priors.StandardNormal(2),
+        likelihood=likelihood(make),
+        posterior=posteriors.DiagonalNormal(make),
+    )
+    with pytest.raises(ValueError, match=said) as error:
+        evaluate(vae, torch.full((6, 3), x))
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_table_of_two_columns_in_which_a_row_may_lack_none():
+    torch.manual_seed(0)
+    vae = VAE(
+        (2,),
+        prior=priors.StandardNormal(1),
+        likelihood=likelihoods.Normal(networks.MLP([4])),
+        posterior=posteriors.DiagonalNormal(networks.MLP([4])),
+    )
+    found = evaluate(vae, torch.randn(40, 2), gap_size=0, importance_size=0)
+    assert math.isfinite(value(found.figures["imputation_error"]))
+    (note,) = [note for note in found.notes if note.startswith("imputation")]
+    assert 20 < int(note.split("random, ")[1].split()[0]) < 40

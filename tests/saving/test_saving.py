@@ -301,3 +301,15 @@ def test_something_in_itself_is_refused():
     module[0].in_features = module
     with pytest.raises(ValueError, match="holds itself"):
         Describer()(module, "network")
+
+
+@pytest.mark.parametrize("place", ["", "nowhere/vae.pt"])
+def test_a_place_that_takes_no_file_is_named(place, tmp_path):
+    with pytest.raises(OSError, match=r"VAE\.save: .* expected a file to write"):
+        small().save(tmp_path / place)
+
+
+@pytest.mark.parametrize("y_shape", [(), (2, 2), (0,), (1.5,)])
+def test_a_condition_of_another_shape_is_refused(y_shape):
+    with pytest.raises(ValueError, match=r"VAE: y_shape is .* expected \(k,\)"):
+        VAE((3,), prior=priors.StandardNormal(2), likelihood=likelihoods.Normal(), posterior=None, y_shape=y_shape)
