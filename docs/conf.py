@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two pages are executed at once
 
 import ppl_vae
 

@@ -33,6 +33,8 @@ _GENERATORS = (np.random.Generator, np.random.RandomState, np.random.BitGenerato
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 # Python's own classes of objects whose attributes are the user's
 _HOLDERS: tuple[type, ...] = (argparse.Namespace, types.SimpleNamespace, threading.local, type(os.environ))
+# Pyro hangs it on a parameter each time it looks for it, and copies of modules take it off: it is the parameter itself
+_OF_PYRO = "unconstrained"
 _HOLDERS += (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
 _HOLDERS += (collections.UserDict, collections.UserList, collections.ChainMap)
 
@@ -118,7 +120,8 @@ class Reach:
         if issubclass(kind, Tensor):
             self.tensors[id(value)] = value
             if own := _dict_of(value):
-                self._visit_entries(own, {k for k in own if self.names is None or k in self.names}, f"{label}.")
+                kept = {k for k in own if k != _OF_PYRO and (self.names is None or k in self.names)}
+                self._visit_entries(own, kept, f"{label}.")
         elif issubclass(kind, (dict, types.MappingProxyType)):
             self._visit_dict(value, label)
         elif issubclass(kind, (list, collections.deque, tuple, set, frozenset)):

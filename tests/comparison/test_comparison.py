@@ -558,3 +558,11 @@ class TestWhatIsLeft:
             assert slope.particles == (1, 8)
             assert slope.low <= 0.5 <= slope.high
             assert slope.high - slope.low < 0.4
+
+
+@pytest.mark.parametrize("replicates", [20, 21, 39, 40])
+def test_few_replicates_have_a_variance(model, x, replicates):
+    found = compare(model.vae(), x, objectives=["ELBO", "IWAE"], particles=2, replicates=replicates, minibatch=False)
+    for row in found.rows:
+        assert row.value_se > 0
+        assert all(block.variance.value > 0 for block in row.blocks.values())

@@ -14,6 +14,7 @@ from torch import nn
 
 from ppl_vae import VAE, data, fit, likelihoods, networks, objectives, posteriors, priors
 from ppl_vae.capture import Guards
+from ppl_vae.evidence import log_evidence
 from ppl_vae.regularizers import KLWeight
 from ppl_vae.training import Callback
 
@@ -274,3 +275,17 @@ def test_a_pyro_optimiser_goes_into_fit():
     assert [r["loss"] for r in run.history] == [r["loss"] for r in other.history]
     with pytest.raises(ValueError, match=r"an object of pyro\.optim with a schedule"):
         fit(make_vae(), digits, optimizer=pyro.optim.Adam({"lr": 1e-2}, {"clip_norm": 1.0}), epochs=1, batch_size=10)
+
+
+def test_a_callback_that_asks_for_log_evidence_costs_no_graph(caplog):
+    """Evidence works on a copy of the model, which takes off what Pyro hangs on its parameters."""
+    vae, seen = make_vae(), []
+
+    class Asks(Callback):
+        def on_epoch(self, run, record):
+            seen.append(log_evidence(vae, X[:2]).mean)
+
+    run = fit(vae, X, epochs=12, batch_size=30, compile="graph", callbacks=[Asks()], seed=0)
+    assert run.why_eager is None
+    assert len(seen) == 12
+    assert not caplog.records

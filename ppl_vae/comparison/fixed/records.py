@@ -154,7 +154,7 @@ class Record:
         """Copy the first replicate to all replicates from `start` on, for an estimator that draws nothing."""
         self.constant = True
         self.values[start:] = self.values[0]
-        first = [of.sums[0] / start for of in self._of]
+        first = [of.sums[0] / (self.layout.bounds[1] - self.layout.bounds[0]) for of in self._of]
         for one, of in zip(first, self._of, strict=True):
             of.sums.copy_(one * self.layout.sizes.to(of.sums)[:, None])
             for rows in (of.squares, of.projected, of.kept):

@@ -139,6 +139,8 @@ class Rows:
         records: dict[Stepper, Record] = {}
         failed: dict[Stepper, str] = {}  # they stay in the joint step, since others may share their gradients
         seeds = torch.randint(2**32, (self.replicates,), generator=torch.Generator().manual_seed(self.seed)).tolist()
+        # an estimator is without noise if its first replicates are all equal; of two a discrete one is so by chance
+        told = next(bound for bound in layout.bounds if bound >= LEAST_REPLICATES)
         for start, stop in itertools.pairwise(layout.bounds):
             self.progress(f"K = {k}: replicate {start} of {self.replicates}")
             for r in range(start, stop):
@@ -152,7 +154,7 @@ class Rows:
             for stepper, record in records.items():
                 if stepper not in failed and not record.is_finite(start, stop):
                     failed[stepper] = f"a value or a gradient is not finite in replicates {start} to {stop - 1}"
-                elif start == 0 and stepper in together.alone and record.same(stop):
+                elif stop == told and stepper in together.alone and record.same(stop):
                     record.fill(stop)
             together.alone = [s for s in together.alone if s not in failed and not records[s].constant]
         return {**records, **failed}
