@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import inspect
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,11 @@ extensions = [
 exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
 html_theme = "furo"
 html_title = "ppl_vae"
-html_static_path: list[str] = []
+html_show_sourcelink = False
+# MathJax from a package, so that formulas need no network, on a reader's machine either
+html_css_files = ["site.css"]
+html_static_path = ["_static", str(Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent / "static")]
+mathjax_path = "mathjax/tex-chtml.js"
 html_show_sphinx = False
 
 # pages with code: each is executed afresh, and an error ends the build
@@ -40,6 +45,7 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 nb_merge_streams = True
+nb_render_markdown_format = "myst"
 nb_output_stderr = "remove"  # progress, and what Pyro says of a notebook without widgets
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist", "attrs_inline"]
 myst_heading_anchors = 4
@@ -90,7 +96,18 @@ def _with_addresses(_app: Any, _name: str, source: list[str]) -> None:
     source[0] = re.sub(r"\]\(\.\./((?:benchmarks|examples|tests|ppl_vae)[^)#]*)", rf"]({SOURCE}/\1", source[0])
 
 
+def _with_notebook(app: Any, page: str, _template: str, context: dict[str, Any], _doctree: object) -> None:
+    """Put a page with code beside itself as a notebook, as it was executed, and a link to it at the top."""
+    notebook = Path(app.outdir).parent / "jupyter_execute" / f"{page}.ipynb"
+    if notebook.is_file():
+        to = Path(app.outdir) / f"{page}.ipynb"
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(notebook, to)
+        context["body"] = f'<p><a href="{to.name}" download>this page as a notebook</a></p>' + context["body"]
+
+
 def setup(app: Any) -> None:
     """Register the hooks; that for docstrings comes after napoleon's."""
+    app.connect("html-page-context", _with_notebook)
     app.connect("autodoc-process-docstring", _as_rst, priority=600)
     app.connect("source-read", _with_addresses)

@@ -91,3 +91,8 @@ def test_no_picture_is_no_failure(run):
     early = pv.training.Run(run.program, run.data, 0, "cpu")
     assert "0 epochs" in repr(early)
     assert not pictures(early._repr_html_())
+
+
+def test_a_picture_shows_itself_without_pyplot():
+    figure = pv.plots.image_grid(torch.rand(4, 1, 8, 8))
+    assert figure._repr_png_().startswith(b"\x89PNG")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ppl_vae.data.arrays import label_tensor
 
-_ID_NAMES = ("", "id", "ids", "index", "row", "row_id", "uuid", "key")
+_ID_NAMES = ("", "id", "ids", "index", "row", "row_id", "uuid", "key", "name")
 
 
 def is_frame(value: Any) -> bool:

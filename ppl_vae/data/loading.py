@@ -244,7 +244,7 @@ def _source(name: str | Path, root: str | Path | None, max_bytes: float, picture
     path = Path(name).expanduser()
     if name and path.is_dir():
         return read_folder(path, max_bytes, **pictures)
-    if pictures:
+    if pictures and path.exists():
         raise ValueError(f"resize or grey was given, and {name} is no folder of images: leave them out")
     if path.suffix.lower() in (".npy", ".npz") and path.is_file():
         return read_arrays(path, max_bytes)

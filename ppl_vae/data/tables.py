@@ -258,7 +258,8 @@ def _column(content: np.ndarray, kind: Any, what: str) -> tuple[np.ndarray, str,
     if len(distinct) < 2 or (not numeric and kind is None and len(distinct) > _MOST_CATEGORIES):
         raise ValueError(
             f"{what} has {len(distinct)} categories, where 2 to {_MOST_CATEGORIES} were expected: leave it out, by "
-            "columns={...: 'skip'}, or say columns={...: 'categorical'} if there are more"
+            "columns={...: 'skip'}, name it as ids if it names the rows, or say columns={...: 'categorical'} if there "
+            "are more"
         )
     found = np.full(len(content), np.nan)
     found[~missing] = codes

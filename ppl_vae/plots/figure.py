@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import textwrap
@@ -25,6 +26,15 @@ TITLE_SIZE, TEXT_SIZE, SMALL_SIZE = 10.0, 8.5, 7.5  # points
 NOTE: dict[str, Any] = {"fontsize": SMALL_SIZE, "color": "#555555", "fontstyle": "italic"}  # the style of notes
 CENTRED: dict[str, Any] = {"ha": "center", "va": "center"}
 PAPER: dict[str, Any] = {"facecolor": "#FFFFFF", "edgecolor": "none"}  # behind words that a line may cross
+
+
+class Picture(Figure):
+    """A figure that a notebook shows by itself, without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        content = io.BytesIO()
+        self.savefig(content, format="png", dpi=100)
+        return content.getvalue()
 
 
 def save(figure: Figure, path: str | os.PathLike[str], dpi: float = DPI) -> Path:
@@ -65,7 +75,7 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: float = DPI) -> Path
 def new_figure(width: float, height: float, w_pad: float = 0.05, h_pad: float = 0.04, hspace: float = 0.02) -> Figure:
     """Return an empty figure of this size in inches, in constrained layout."""
     layout = ConstrainedLayoutEngine(w_pad=w_pad, h_pad=h_pad, wspace=0.02, hspace=hspace)
-    return Figure(figsize=(width, height), layout=layout)
+    return Picture(figsize=(width, height), layout=layout)
 
 
 def fitted(text: str | None, width: float, size: float) -> tuple[str, float]:

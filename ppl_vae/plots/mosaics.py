@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ppl_vae.plots.arguments import ArrayLike, to_array
-from ppl_vae.plots.figure import DPI, SMALL_SIZE, TALLEST, TITLE_SIZE, WIDTH, fitted, join, put_foot
+from ppl_vae.plots.figure import DPI, SMALL_SIZE, TALLEST, TITLE_SIZE, WIDTH, Picture, fitted, join, put_foot
 
 GREY: dict[str, Any] = {"cmap": "gray", "vmin": 0.0, "vmax": 1.0, "interpolation": "antialiased"}
 CELLS: dict[str, Any] = {"origin": "lower", "aspect": "auto", "interpolation": "nearest"}  # of a grid, for imshow
@@ -92,7 +92,7 @@ def image_figure(
     foot, foot_height = fitted(join(*notes), figure_width, SMALL_SIZE)
     below = foot_height + bottom + edge
     figure_height = below + height + (above + edge)
-    figure = Figure(figsize=(figure_width, figure_height))
+    figure = Picture(figsize=(figure_width, figure_height))
     x = edge + left + (figure_width - 2 * edge - left - width) / 2
     axes = figure.add_axes((x / figure_width, below / figure_height, width / figure_width, height / figure_height))
     axes.imshow(mosaic, aspect="auto", **GREY)

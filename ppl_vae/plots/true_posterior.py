@@ -19,6 +19,7 @@ from ppl_vae.plots.figure import (
     TALLEST,
     TEXT_SIZE,
     WIDTH,
+    Picture,
     colour_bar,
     fitted,
     join,
@@ -154,7 +155,7 @@ def _frame(
     image_size = min(size, 1.5)
     width = max(words + image_size + num_views * size, 6.6)
     height = TALLEST - room + n * size
-    figure = Figure(figsize=(width, height))
+    figure = Picture(figsize=(width, height))
 
     def place(x: float, y: float, w: float, h: float) -> Axes:
         return figure.add_axes((x / width, y / height, w / width, h / height))

@@ -603,7 +603,7 @@ def test_a_number_is_followed_wherever_it_is_kept(how, again, restored):
     change_to(how, Scaled(), 1.0)
 
 
-@pytest.mark.parametrize("how", ["class", "module", "dict", "slots", "getattr", "globals", "local"])
+@pytest.mark.parametrize("how", thinned(["class", "module", "dict", "slots", "getattr", "globals", "local"], 3))
 def test_a_float_that_changes_at_every_step_becomes_an_input(how, restored, caplog):
     class Scaled(Net):
         def likelihood(self, z):
@@ -845,7 +845,7 @@ def test_gradients_switched_off():
         (functools.partial(TraceGraph_ELBO, num_particles=1), lambda e: setattr(e, "num_particles", 2)),
     ],
 )
-@pytest.mark.parametrize("level", ["graph", "off"])
+@pytest.mark.parametrize("level", thinned(["graph", "off"], 2))
 def test_attributes_of_the_objective_are_read_when_it_is_used(loss, change, level):
     found = []
     for make in (pyro.infer.SVI, functools.partial(SVI, compile=level)):

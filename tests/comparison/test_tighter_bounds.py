@@ -26,7 +26,7 @@ def example():
     return module
 
 
-@pytest.fixture(scope="module", params=[100, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[pytest.param(n, marks=pytest.mark.slow) for n in (100, 500)])
 def found(example, tmp_path_factory, request):
     picture, printed = tmp_path_factory.mktemp("picture") / "tighter_bounds.png", io.StringIO()
     with contextlib.redirect_stdout(printed):

@@ -84,7 +84,11 @@ def disturb(variant: str, moment: float | str, number: int, whole: Whole, folder
 
 @pytest.mark.parametrize(
     ("variant", "moment", "pictures"),
-    [("graph", "epoch 4/12", False), ("early stopping", "epoch 3/60", False), ("dynamic", "epoch 9/12", True)],
+    [
+        ("dynamic", "epoch 9/12", True),
+        pytest.param("graph", "epoch 4/12", False, marks=pytest.mark.slow),
+        pytest.param("early stopping", "epoch 3/60", False, marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_run_is_resumed_bit_for_bit(variant, moment, pictures, whole, tmp_path, record_property):
     place = disturb(variant, moment, signal.SIGKILL, whole(variant, pictures), tmp_path / "work")
