@@ -73,6 +73,8 @@ def _run(argv: Sequence[str]) -> int:
             if (folder.path / "checkpoint.pt").is_file():
                 print(f"continue with: ppl-vae train --resume {folder.path}", file=sys.stderr)
             return 1
+    if resume is not None and trained.stopped != "interrupted" and len(trained.history) == len(resume["history"]):
+        print("note: no step was taken: the run that --resume continues was over; give more --epochs", file=sys.stderr)
     shortage = effort.shortage() if trained.device == "cpu" else None
     print(_report(trained, folder, shortage))
     return stop.exit_code if trained.stopped == "interrupted" else 0

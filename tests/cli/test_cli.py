@@ -198,7 +198,9 @@ def test_a_run_leaves_a_folder_and_prints_what_came_out(capsys, tmp_path):
     # and it can be continued, in a new folder
     with without_pictures():
         assert cli.main(["train", "--resume", "here/run", "--epochs", "3"]) == 0
-    capsys.readouterr()
+        assert "no step was taken" not in capsys.readouterr().err
+        assert cli.main(["train", "--resume", "here/run", "--out", "over"]) == 0
+    assert "no step was taken: the run that --resume continues was over" in capsys.readouterr().err
     continued = (tmp_path / "runs" / "digits-2" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in continued] == [1, 2, 3]
     assert json.loads(continued[1])["validation_elbo"] == records[-1]["validation_elbo"]
