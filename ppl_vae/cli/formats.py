@@ -56,7 +56,7 @@ def write_csv(file: BinaryIO, blocks: Iterable[Block], folder: Path) -> str:
         columns = _columns(block)
         if not names:
             names = list(columns)
-            file.write(f"{','.join(names)}\n".encode())
+            file.write(f"{','.join(map(_text, names))}\n".encode())
         texts = [a.astype(str).tolist() if a.dtype == np.float32 else map(_text, a.tolist()) for a in columns.values()]
         lines = [",".join(row) for row in zip(*texts, strict=True)]
         file.write(("\n".join(lines) + "\n").encode())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,8 +58,9 @@ def sample(
         label: For a conditional model, the label to draw under; by default all labels in turn, ten of each.
         seed: The seed of the draws, an integer from 0.
         out: The file: .png for a picture; .npz for x, z and, of a conditional model, labels; .csv or .parquet for one
-            column a number of them. By default sample.png in the run's folder (sample.npz where the data are no
-            images), or the first of sample-2, ... that is free. A file is never replaced unasked.
+            column a number of them, those of a table under their own names, with the words of categories. By default
+            sample.png in the run's folder (sample.npz where the data are no images), or the first of sample-2, ... that
+            is free. A file is never replaced unasked.
         overwrite: true to replace a file that is there.
     """
     check_positive_int(size, "--size")
@@ -77,7 +79,8 @@ def sample(
         p_z = vae.p_z(y)
         blocks = _drawn(vae, p_z.sample(() if p_z.batch_shape else (size,)), y, mean)
         if not picture:
-            return [writing.save_blocks(path, blocks)]
+            named = {} if path.suffix.lower() == ".npz" else run.config.values["data"]["columns"] or {}
+            return [writing.save_blocks(path, (_as_table(block, named) for block in blocks))]
         x = torch.cat([block["x"] for block in blocks])
     note = "Means of p(x|z), not draws." if mean else None
     return [writing.save_picture(path, plots.samples(x, caveat=join(run.caveat, note)))]
@@ -89,3 +92,22 @@ def _drawn(vae: VAE, z: Tensor, y: Tensor | None, mean: bool) -> Iterator[dict[s
         part, labels = z[start : start + BATCH], None if y is None else y[start : start + BATCH]
         p_x = vae.p_x(part, labels)
         yield {"x": p_x.mean if mean else p_x.sample(), "z": part, "labels": labels}
+
+
+def _as_table(block: dict[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """Return rows of a table with a column for each of its own, by name; other rows as they are.
+
+    Args:
+        block: The rows.
+        kinds: The kind of each column by name, or the values of its categories, of a table that was trained on.
+    """
+    names = [name for name, kind in kinds.items() if kind != "skip"]
+    x = block["x"].cpu()
+    if x.dim() != 2 or len(names) != x.shape[1] or any(name == "label" or name.startswith("z_") for name in names):
+        return block
+    columns: dict[str, Any] = {}
+    for name, column in zip(names, x.T, strict=True):
+        values = kinds[name]
+        coded = isinstance(values, list) and bool((column == column.round()).all())
+        columns[name] = np.array([str(value) for value in values])[column.long().numpy()] if coded else column
+    return columns | {name: rows for name, rows in block.items() if name != "x"}

@@ -262,3 +262,18 @@ def test_a_file_is_the_same_under_another_spelling_and_another_under_a_similar_o
     for name, rows in (("t-1.csv", 6), ("./t-1.csv", 6), (str(tmp_path / "t-1.csv"), 6), ("t_1.csv", 60)):
         assert cli.main(["score", "run", "--data", name, "--out", f"{rows}.csv", "--overwrite", "true"]) == 0
         assert capsys.readouterr().out.startswith(f"{rows} data of")
+
+
+def test_a_drawn_table_has_the_names_and_words_of_the_one_that_was_trained_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "t.csv", '"a, b",city\n' + "".join(f"{i / 7},{['Oslo', 'no'][i % 2]}\n" for i in range(60)))
+    with without_pictures():
+        assert cli.main(["train", "--data", "t.csv", *SMALL, "--out", "run"]) == 0
+    for name in ("s.csv", "s.npz"):
+        assert cli.main(["sample", "run", "--mean", "false", "--size", "40", "--out", name]) == 0
+    drawn, arrays = pandas.read_csv("s.csv", keep_default_na=False), np.load("s.npz")
+    assert list(drawn) == ["a, b", "city", *[f"z_{i + 1}" for i in range(arrays["z"].shape[1])]]
+    assert np.allclose(drawn["a, b"], arrays["x"][:, 0])
+    assert drawn["city"].tolist() == [["Oslo", "no"][int(code)] for code in arrays["x"][:, 1]]
+    again = data.load("s.csv", columns={"z_1": "skip", "z_2": "skip"})
+    assert again.column_names == ("a, b", "city")
