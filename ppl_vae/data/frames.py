@@ -115,7 +115,7 @@ def read_frame(path: Path) -> Any:
         raise ValueError(f"{path} has {len(frame.columns)} names in its header and more values in its rows: mend it")
     names = [str(name) for name in frame.columns]
     running = [[str(start + i) for i in range(len(names))] for start in (0, 1)]
-    numbers = [name for name in names if _is_number(name)]
+    numbers = [name for name in names if is_number(name)]
     if names not in running and (len(numbers) == len(names) or not all(name.isdecimal() for name in numbers)):
         raise ValueError(f"{path} has no names of columns (its first line is {', '.join(names[:4])}): add a header")
     if not len(frame):
@@ -127,7 +127,8 @@ def _version(package: Any) -> tuple[int, ...]:
     return tuple(map(int, package.__version__.split(".")[:2]))
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether a text is a finite number."""
     try:
         return np.isfinite(float(text))
     except ValueError:

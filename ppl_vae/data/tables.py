@@ -13,7 +13,7 @@ from torch import Tensor
 from ppl_vae._columns import VALUES, split_kind
 from ppl_vae._validation import did_you_mean, is_real
 from ppl_vae.data.dataset import Dataset
-from ppl_vae.data.frames import coded_labels, frame_columns, ids_of, is_frame
+from ppl_vae.data.frames import coded_labels, frame_columns, ids_of, is_frame, is_number
 from ppl_vae.data.partition import Source, check_options, divide
 from ppl_vae.data.splits import Split
 
@@ -254,6 +254,8 @@ def _column(content: np.ndarray, kind: Any, what: str) -> tuple[np.ndarray, str,
             raise ValueError(f"{what} holds words, where {kind!r} expects {VALUES[split_kind(kind, what)[0]]}")
         missing = np.array([v is None or v != v or v == "" for v in content], dtype=bool)
     present = np.array([v if numeric else str(v) for v in content[~missing]])
+    if not numeric and kind is None and len(present):
+        _refuse_other_numbers(present.tolist(), what)
     distinct, codes = np.unique(present, return_inverse=True)
     if len(distinct) < 2 or (not numeric and kind is None and len(distinct) > _MOST_CATEGORIES):
         raise ValueError(
@@ -265,6 +267,16 @@ def _column(content: np.ndarray, kind: Any, what: str) -> tuple[np.ndarray, str,
     found[~missing] = codes
     own = f"categorical:{len(distinct)}" if kind in (None, "categorical") else str(kind)
     return found, own, tuple(distinct.tolist())
+
+
+def _refuse_other_numbers(words: list[str], what: str) -> None:
+    """Refuse words that are numbers in another notation, each of which would become a category."""
+    plain = [word.replace(",", ".", 1).rstrip("% ") for word in words]
+    if any("," in word or "%" in word for word in words) and all(map(is_number, plain)):
+        raise ValueError(
+            f"{what} holds numbers such as {words[0]!r}: write them with a point and without a sign, or say "
+            "columns={...: 'categorical'}"
+        )
 
 
 def _coded(content: np.ndarray, values: Sequence[Any], what: str) -> tuple[np.ndarray, str, tuple[Any, ...]]:

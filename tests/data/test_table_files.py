@@ -277,3 +277,11 @@ def test_a_drawn_table_has_the_names_and_words_of_the_one_that_was_trained_on(tm
     assert drawn["city"].tolist() == [["Oslo", "no"][int(code)] for code in arrays["x"][:, 1]]
     again = data.load("s.csv", columns={"z_1": "skip", "z_2": "skip"})
     assert again.column_names == ("a, b", "city")
+
+
+@pytest.mark.parametrize("words", [("1,5", "2"), ("3%", "4.5%")])
+def test_numbers_in_another_notation_are_no_categories(words, tmp_path):
+    text = "a;b\n" + "".join(f"{words[i % 2]};{i}.5\n" for i in range(20))
+    with pytest.raises(ValueError, match=f"column 'a' of t.csv holds numbers such as '{words[0]}': write them with a"):
+        data.load(write(tmp_path / "t.csv", text))
+    assert data.load(str(tmp_path / "t.csv"), columns={"a": "categorical"}).columns[0] == "categorical:2"
