@@ -17,6 +17,7 @@ from torch.distributions import kl_divergence
 import ppl_vae as pv
 from ppl_vae.distributions.foreign import as_pyro
 from ppl_vae.evidence import log_evidence
+from ppl_vae.objectives.sampling import sample_log_weights
 
 TORCH = [
     lambda: torch.distributions.Normal(torch.randn(3, 2), torch.rand(3, 2) + 0.1),
@@ -199,3 +200,27 @@ def test_a_users_own_distribution_trains() -> None:
     assert run.why_eager is None
     assert vae.check_support(run.data) is None
     assert vae.decode(torch.zeros(1, 2)).shape == (1, 4)  # `Mine` has no mean
+
+
+class Bits(nn.Module):
+    """Bits of torch's own, as a prior or around the outputs of a layer."""
+
+    def __init__(self, inputs: int = 0) -> None:
+        super().__init__()
+        self.logits = nn.Linear(inputs, 2) if inputs else nn.Parameter(torch.tensor([0.3, -1.0]))
+
+    def forward(self, *x):
+        logits = self.logits(*x) if x else self.logits
+        return torch.distributions.Independent(torch.distributions.Bernoulli(logits=logits), 1)
+
+
+def test_bits_of_torch_are_prior_and_posterior():
+    """Torch's KL of Bernoullis masks by the posterior's shape, where the prior has none for each datum."""
+    vae = pv.VAE((3,), prior=Bits(), likelihood=pv.likelihoods.Normal(pv.networks.MLP([4])), posterior=Bits(3))
+    x = torch.randn(5, 3)
+    run = pv.fit(vae, x, epochs=1, batch_size=5, objective=pv.objectives.REINFORCE(2), compile="off", device="cpu")
+    assert math.isfinite(run.final["elbo"])
+    found = sample_log_weights(vae.model, vae.guide, x, num_particles=2, latents="detached")
+    q, p = torch.sigmoid(vae.posterior.logits(x)), torch.sigmoid(vae.prior.logits)
+    kl = (q * (q / p).log() + (1 - q) * ((1 - q) / (1 - p)).log()).sum(-1)
+    torch.testing.assert_close(found.analytic_kl(), kl.expand(2, 5), rtol=1e-5, atol=1e-6)
