@@ -92,8 +92,12 @@ def _as_rst(_app: Any, _what: str, _name: str, _target: object, _options: object
 
 
 def _with_addresses(_app: Any, _name: str, source: list[str]) -> None:
-    """Turn links to files of the repository that are no pages, ``](../benchmarks/README.md)``, into addresses."""
-    source[0] = re.sub(r"\]\(\.\./((?:benchmarks|examples|tests|ppl_vae)[^)#]*)", rf"]({SOURCE}/\1", source[0])
+    """Turn links to files of the repository that are no pages, ``](../benchmarks/README.md)``, into addresses.
+
+    Where the repository has no address on the web, the words of the link stay, which name the file.
+    """
+    link = r"\[([^\]]*)\]\(\.\./((?:benchmarks|examples|tests|ppl_vae)[^)]*)\)"
+    source[0] = re.sub(link, rf"[\1]({SOURCE}/\2)" if SOURCE.startswith("http") else r"\1", source[0])
 
 
 def _with_notebook(app: Any, page: str, _template: str, context: dict[str, Any], _doctree: object) -> None:
