@@ -88,7 +88,7 @@ def _as_rst(_app: Any, _what: str, _name: str, _target: object, _options: object
         for j in range(0, len(parts), 2):
             parts[j] = re.sub(r"(?<![*\w\\])\*(?=\w+(?![\w*]))", r"\\*", parts[j])
             parts[j] = re.sub(r"(?<!\\)\|(\w+)\|", r"\\|\1\\|", parts[j])
-        lines[i] = "".join(parts)
+        lines[i] = re.sub(r"^(\s+)(?=[A-Z]\.$)", r"\1\\", "".join(parts))  # "K." is no list
 
 
 def _with_addresses(_app: Any, _name: str, source: list[str]) -> None:
