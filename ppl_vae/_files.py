@@ -1,4 +1,4 @@
-"""Files of a run: written whole or not at all, read up to a limit, and one writer for a folder."""
+"""Files: written whole or not at all, read up to a limit, one writer for a folder; and which of them are tables."""
 
 from __future__ import annotations
 

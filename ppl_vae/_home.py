@@ -20,6 +20,7 @@ from ppl_vae.capture.reach import Reach
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_DATA = {"x", "x_from", "x_to", "data"}  # arguments that hold data of a VAE
 ROWS = 4096  # of data on the device of the parameters at once, where rows have nothing to do with each other
 
 
@@ -87,8 +88,8 @@ def at_home(
                     for name, value in values.items():
                         if name != owner or like is None:
                             values[name] = moved(data.get(name, value), home, dtype if name in names else None)
-                    if hasattr(held, "y_shape") and names[:1] in (("x",), ("data",)):
-                        values[names[0]] = _numbers(values[names[0]], dtype, f"{called}: x")
+                    for name in _DATA & values.keys() if hasattr(held, "y_shape") else ():
+                        values[name] = _numbers(values[name], dtype, f"{called}: {name}")
                     found = function(*bound.args, **bound.kwargs)
                     return found if where is None else moved(found, where)
 

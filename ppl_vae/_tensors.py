@@ -12,7 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-EXACT = 2**24  # float32 has every whole number up to here
+
+def exact_up_to(dtype: torch.dtype) -> int:
+    """Return the number up to which a floating dtype has every whole number: 2^24 of float32."""
+    return int(2 / torch.finfo(dtype).eps)
 
 
 def as_numbers(tensor: Tensor, dtype: torch.dtype, what: str) -> Tensor:
@@ -30,8 +33,9 @@ def as_numbers(tensor: Tensor, dtype: torch.dtype, what: str) -> Tensor:
             )
         return tensor.to(dtype).div_(255)
     whole = tensor.numel() and not tensor.is_floating_point() and tensor.dtype != torch.bool
-    if whole and dtype.itemsize < 8 and float(tensor.to(torch.float64).abs().max()) > EXACT:
-        raise ValueError(f"{what} holds whole numbers above 2^24, which {dtype} rounds: scale or shift them")
+    if whole and float(tensor.to(torch.float64).abs().max()) > (limit := exact_up_to(dtype)):
+        power = limit.bit_length() - 1
+        raise ValueError(f"{what} holds whole numbers above 2^{power}, which {dtype} rounds: scale or shift them")
     return tensor.to(dtype)
 
 

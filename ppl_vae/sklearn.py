@@ -8,7 +8,6 @@ a fitted estimator holds the `VAE` as ``vae_``.
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 import warnings
 from collections.abc import Sequence
@@ -41,6 +40,17 @@ if TYPE_CHECKING:
 
 _STEPS, _EPOCHS = 3000, 20  # of a training whose length is not given: at least
 _START = 0.3  # of a scale, in columns of unit variance: from 1 the posterior of a ring or two moons stays at the prior
+# arguments of `fit` that `training` may hold
+_FURTHER = (
+    "regularizer",
+    "scheduler",
+    "clip_norm",
+    "validate_every",
+    "compile",
+    "callbacks",
+    "stop",
+    "resume",
+)  # of `fit`
 _ROWS = 8192  # coded or decoded at a time
 
 
@@ -148,11 +158,11 @@ class VAEDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
         check_positive(self.learning_rate, "learning_rate")
         if isinstance(self.hidden, int) or not all(map(is_integer, self.hidden)):
             raise ValueError(f"hidden is {self.hidden!r}; expected the widths of the layers, such as (64, 64)")
-        own = {"data", "program", "objective", "optimizer", "epochs", "batch_size", "early_stopping", "seed", "device"}
-        known = [name for name in inspect.signature(fit).parameters if name not in own]
-        if unknown := next((name for name in self.training or {} if name not in known), None):
-            fix = "set the argument of VAEDensity" if unknown in own else f"expected some of {', '.join(known)}"
-            raise ValueError(f"training holds {unknown!r}; {fix}")
+        if unknown := next((name for name in self.training or {} if name not in _FURTHER), None):
+            raise ValueError(
+                f"training holds {unknown!r}; expected some of {', '.join(_FURTHER)}: VAEDensity sets the rest by its "
+                "own arguments"
+            )
         X = self._checked(X, reset=True)
         seed = check_random_state(self.random_state).randint(2**31 - 1)
         self.scaler_ = None

@@ -80,6 +80,8 @@ class VAE(nn.Module, Shown):
         y_shape: Shape ``(k,)`` of the condition of one datum; None for that of the data set's second column.
 
     Attributes:
+        column_names: The names of the columns of a frame or table that it was trained on; None for other data.
+        conditions: The label that each entry of a condition stands for, where it was trained on labels; else empty.
         data_mean: The mean of the training data that it was put together with, ``x_shape``, over the values that are
             there; None without such data, and for data that are read from disk.
 
@@ -106,6 +108,9 @@ class VAE(nn.Module, Shown):
         torch.Size([5, 1, 8, 8])
     """
 
+    column_names: tuple[str, ...] | None = None
+    conditions: tuple[str, ...] = ()
+
     def __init__(
         self,
         data: Dataset | Shape,
@@ -118,14 +123,12 @@ class VAE(nn.Module, Shown):
         super().__init__()
         self.x_shape: Shape = x_shape_of(data)
         self.y_shape = y_shape_of(data) if y_shape is None else tuple(y_shape)
-        whole = self.y_shape is None or (len(self.y_shape) == 1 and is_integer(self.y_shape[0]) and self.y_shape[0] > 0)
-        if not whole:
+        if self.y_shape is not None and [is_integer(k) and k > 0 for k in self.y_shape] != [True]:
             raise ValueError(f"VAE: y_shape is {y_shape!r}; expected (k,), the size of one condition")
         self.prior = prior
         self.likelihood = likelihood
         self.posterior = posterior
         self.data_mean = mean_of(data)
-        self.column_names: tuple[str, ...] | None = None  # of a frame that it was trained on
         self._takes_y = {role: takes_y(piece) for role, piece in self._pieces().items()}
         self.latent_shape = self._bind(None if isinstance(data, (tuple, list)) else data)
 

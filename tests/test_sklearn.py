@@ -197,7 +197,7 @@ def test_bad_arguments(changes, message):
     ("arguments", "said"),
     [
         ({"hidden": 64}, "hidden is 64; expected the widths"),
-        ({"training": {"epochs": 2}}, "training holds 'epochs'; set the argument of VAEDensity"),
+        ({"training": {"epochs": 2}}, "training holds 'epochs'; expected some of regularizer, .* sets the rest by"),
         ({"training": {"epoch": 2}}, "training holds 'epoch'; expected some of"),
     ],
 )

@@ -33,10 +33,10 @@ _GENERATORS = (np.random.Generator, np.random.RandomState, np.random.BitGenerato
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 # Python's own classes of objects whose attributes are the user's
 _HOLDERS: tuple[type, ...] = (argparse.Namespace, types.SimpleNamespace, threading.local, type(os.environ))
-# Pyro hangs it on a parameter each time it looks for it, and copies of modules take it off: it is the parameter itself
-_OF_PYRO = "unconstrained"
 _HOLDERS += (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
 _HOLDERS += (collections.UserDict, collections.UserList, collections.ChainMap)
+# Pyro hangs it on a parameter each time it looks for it, and copies of modules take it off: it is the parameter itself
+_OF_PYRO = "unconstrained"
 
 
 @dataclass

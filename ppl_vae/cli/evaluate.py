@@ -12,7 +12,7 @@ from ppl_vae import _files, data, evaluation
 from ppl_vae._validation import check_count, check_positive_int, check_seed
 from ppl_vae.cli.folders import folder_for
 from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
-from ppl_vae.cli.options import execute
+from ppl_vae.cli.options import execute, several
 from ppl_vae.cli.rows import Rows
 from ppl_vae.cli.telling import not_drawn, teller
 from ppl_vae.evaluation import pictures
@@ -73,9 +73,7 @@ def evaluate(
         check_count(count, name)
     if size is not None:
         check_positive_int(size, "--size")
-    several = [particles] if isinstance(particles, int) else particles
-    for k in several or ():
-        check_positive_int(k, "--particles")
+    chosen = several(particles)
     folder = folder_for(out, run.folder / "evaluation")
     rows = data_options.open(run, split)
     tell = teller()
@@ -85,7 +83,7 @@ def evaluate(
         data.Split(columns, rows.labels, bins=rows.bins),
         train=_labelled(run, data_options, rows, split),
         evidence=evidence,
-        num_particles=(100, 1000, 5000) if several is None else several,
+        num_particles=chosen,
         size=size,
         gap_size=gaps,
         importance_size=importance,

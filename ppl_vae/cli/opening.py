@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -143,8 +143,8 @@ class DataOptions:
         except (OSError, ValueError) as error:
             hint = "" if self.given else " (the run's own data; --data, --data.root and so on name others)"
             raise (OSError if isinstance(error, OSError) else ValueError)(f"{error}{hint}") from error
-        if values["conditional"] and (names := run.facts["data"].get("label_names")):
-            dataset = recoded(dataset, names)
+        if values["conditional"]:
+            dataset = _coded_as_in(run, dataset, other)
         if dataset.x_shape != run.x_shape:
             raise ValueError(
                 f"--data {values['name']} has data of shape {dataset.x_shape}; expected {run.x_shape}, as {run.folder} "
@@ -158,6 +158,21 @@ class DataOptions:
         if given:
             _check_support(run.vae, dataset, rows)
         return rows
+
+
+def _coded_as_in(run: OpenRun, dataset: data.Dataset, other: bool) -> data.Dataset:
+    """Return labelled data whose conditions mean what they meant in training."""
+    conditions = run.facts["data"].get("conditions")
+    if not conditions:
+        if other:
+            message = (
+                f"note: {run.folder} does not tell its labels: those of {dataset.name} are coded in their own order"
+            )
+            print(message, file=sys.stderr)
+        return dataset
+    parts = (recoded(part, conditions) for part in (dataset.train, dataset.validation, dataset.test))
+    train, validation, test = parts
+    return replace(dataset, train=train, validation=validation, test=test)
 
 
 def _whole(values: dict[str, Any]) -> data.Dataset:

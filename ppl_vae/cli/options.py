@@ -8,6 +8,7 @@ from argparse import Action
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from ppl_vae._validation import check_positive_int
 from ppl_vae.cli import words
 from ppl_vae.cli.errors import bad_input
 from ppl_vae.cli.help import Formatter, make_parser
@@ -90,6 +91,14 @@ def read(command: Target, argv: Sequence[str]) -> Asked:
     except ValueError as error:
         raise ValueError(_with_option_names(str(error))) from error
     return Asked(given.runs[0], device, data if of_data else None, arguments, taken)
+
+
+def several(particles: int | list[int] | None) -> tuple[int, ...]:
+    """Return K of importance sampling, of one number, a list, or the default."""
+    found = (100, 1000, 5000) if particles is None else (particles,) if isinstance(particles, int) else tuple(particles)
+    for k in found:
+        check_positive_int(k, "--particles")
+    return found
 
 
 def _unknown(name: str, command: Target, schema: Arguments, load: Arguments) -> str:

@@ -12,7 +12,7 @@ from ppl_vae import plots
 from ppl_vae._validation import check_positive_int, check_seed
 from ppl_vae.cli import writing
 from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
-from ppl_vae.cli.options import execute
+from ppl_vae.cli.options import execute, several
 from ppl_vae.cli.telling import teller
 from ppl_vae.evidence.log_evidence import Method, log_evidence
 from ppl_vae.plots.figure import join
@@ -68,23 +68,14 @@ def score(
     """
     check_seed(seed, "--seed")
     count = None if size is None else check_positive_int(size, "--size")
-    several = [particles] if isinstance(particles, int) else particles
-    for k in several or ():
-        check_positive_int(k, "--particles")
+    chosen = several(particles)
     path = writing.place(run, out, overwrite, (".csv", ".npz", ".parquet", ".png"), "score")
     rows = data_options.open(run, split)
     blocks = list(rows.blocks(count))
     x, *y = (torch.cat(column) for column in zip(*(batch for batch, _ in blocks), strict=True))
     tell = teller()
     tell(f"log p(x) of {len(x)} data")
-    found = log_evidence(
-        run.vae,
-        x,
-        *y,
-        method=evidence,
-        num_particles=(100, 1000, 5000) if several is None else tuple(several),
-        seed=seed,
-    )
+    found = log_evidence(run.vae, x, *y, method=evidence, num_particles=chosen, seed=seed)
     tell("")
     log_p = found.log_evidence.cpu()
     if log_p.isnan().any():

@@ -16,7 +16,7 @@ def with_labels(dataset: Dataset) -> Dataset:
     """Return a labelled data set with its one-hot labels as second column, for a conditional model.
 
     Entry k of the column stands for the k-th label in ascending order, over all three parts. The labels are renumbered
-    from 0 in the same order, so that they agree with the column; `Split.label_names` says what each stood for.
+    from 0 in the same order, so that they agree with the column; `Split.conditions` says what each stood for.
 
     Args:
         dataset: a data set with one column, and with labels in all parts that have rows.
@@ -51,29 +51,28 @@ def with_labels(dataset: Dataset) -> Dataset:
             return replace(split, columns=(*split.columns, torch.zeros(0, len(known))))
         rows = torch.searchsorted(known.to(split.labels.device), split.labels)
         column = one_hot(rows, len(known)).to(torch.float32)
-        return replace(split, columns=(*split.columns, column), labels=rows, label_names=names)
+        return replace(split, columns=(*split.columns, column), labels=rows, label_names=names, conditions=names)
 
     train, validation, test = map(with_column, parts.values())
     return replace(dataset, train=train, validation=validation, test=test)
 
 
-def recoded(dataset: Dataset, names: Sequence[str]) -> Dataset:
-    """Return a data set of `with_labels` whose labels and conditions are coded as elsewhere, by these names.
+def recoded(split: Split, conditions: Sequence[str]) -> Split:
+    """Return a part of a data set of `with_labels` whose labels and conditions are coded as elsewhere.
+
+    Args:
+        split: The part.
+        conditions: The label that each entry of a condition stands for elsewhere.
 
     Raises:
-        ValueError: If it has a label that is none of them.
+        ValueError: If the part has a label that is none of them.
     """
-
-    def part(split: Split) -> Split:
-        if not len(split) or split.labels is None or tuple(split.label_names) == tuple(names):
-            return split
-        if unknown := next((name for name in split.label_names if name not in names), None):
-            raise ValueError(f"{dataset.name} has the label {unknown}, and {', '.join(names)} were trained on")
-        codes = torch.tensor([list(names).index(name) for name in split.label_names])
-        rows = codes.to(split.labels.device)[split.labels]
-        column = one_hot(rows, len(names)).to(torch.float32)
-        return replace(split, columns=(split.columns[0], column), labels=rows, label_names=tuple(names))
-
-    parts = (part(split) for split in (dataset.train, dataset.validation, dataset.test))
-    train, validation, test = parts
-    return replace(dataset, train=train, validation=validation, test=test)
+    if split.labels is None or split.conditions == tuple(conditions):
+        return split
+    if unknown := next((name for name in split.conditions if name not in conditions), None):
+        raise ValueError(f"the data have the label {unknown}, and {', '.join(conditions)} were trained on")
+    codes = torch.tensor([list(conditions).index(name) for name in split.conditions])
+    rows = codes.to(split.labels.device)[split.labels]
+    column = one_hot(rows, len(conditions)).to(torch.float32)
+    names = tuple(conditions)
+    return replace(split, columns=(split.columns[0], column), labels=rows, label_names=names, conditions=names)

@@ -111,16 +111,22 @@ def read_frame(path: Path) -> Any:
     except (ValueError, UnicodeError, pandas.errors.ParserError) as error:
         text = " ".join(str(error).split())
         raise ValueError(f"{path} cannot be read as a table ({text}): one header and as many values a row") from error
-    if suffix != ".parquet" and type(frame.index).__name__ != "RangeIndex":  # pandas took what is too much for it
-        raise ValueError(f"{path} has {len(frame.columns)} names in its header and more values in its rows: mend it")
+    if suffix != ".parquet":  # which has no first line that could be a row
+        _check_header(frame, path)
+    if not len(frame):
+        raise ValueError(f"{path} has no rows: one header and at least one row were expected")
+    return frame
+
+
+def _check_header(frame: Any, path: Path) -> None:
+    """Refuse a header that is a row, or that has fewer names than the rows have values."""
     names = [str(name) for name in frame.columns]
+    if type(frame.index).__name__ != "RangeIndex":  # pandas takes the values in excess for an index
+        raise ValueError(f"{path} has {len(names)} names in its header and more values in its rows: mend it")
     running = [[str(start + i) for i in range(len(names))] for start in (0, 1)]
     numbers = [name for name in names if is_number(name)]
     if names not in running and (len(numbers) == len(names) or not all(name.isdecimal() for name in numbers)):
         raise ValueError(f"{path} has no names of columns (its first line is {', '.join(names[:4])}): add a header")
-    if not len(frame):
-        raise ValueError(f"{path} has no rows: one header and at least one row were expected")
-    return frame
 
 
 def _version(package: Any) -> tuple[int, ...]:

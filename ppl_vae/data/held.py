@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 
 from ppl_vae._machine import memory
-from ppl_vae._tensors import EXACT, as_numbers
+from ppl_vae._tensors import as_numbers
 from ppl_vae._validation import did_you_mean
 from ppl_vae.data.arrays import numeric
+from ppl_vae.data.conditions import recoded
 from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.frames import coded_labels, frame_columns, ids_of
 from ppl_vae.data.sparse import SparseRows
@@ -42,12 +43,14 @@ class Form:
         raw: Whether tensors are given to it as they are. If not, column 0 becomes numbers of `dtype`, and images of
             8-bit pixels (uint8) are divided by 255.
         names: The names of the columns of a frame, in their order; None where nothing is known of them.
+        conditions: What the entries of one-hot labels stand for; empty where nothing is known of them.
     """
 
     columns: int | None = 1
     dtype: torch.dtype = torch.float32
     raw: bool = False
     names: tuple[str, ...] | None = None
+    conditions: tuple[str, ...] = ()
 
     def read(self, batch: Any) -> tuple[Columns, Tensor | None]:
         """Return the columns of a batch, and its labels if it has any."""
@@ -96,7 +99,8 @@ def form_of(program: Any, modules: Sequence[nn.Module] = ()) -> Form:
     dtype = next(own, torch.get_default_dtype())
     if not hasattr(program, "y_shape"):
         return Form(None, dtype, raw=True)
-    return Form(1 if program.y_shape is None else 2, dtype, names=getattr(program, "column_names", None))
+    names, conditions = getattr(program, "column_names", None), getattr(program, "conditions", ())
+    return Form(1 if program.y_shape is None else 2, dtype, names=names, conditions=conditions)
 
 
 def as_split(held: Any, *, labels: Any = None, columns: int | None = 1, in_memory: bool = False) -> Split:
@@ -109,10 +113,9 @@ def as_split(held: Any, *, labels: Any = None, columns: int | None = 1, in_memor
     - **Arrays, tensors**, or a tuple of them: the columns that a program takes. Shapes stay. Numbers become float32,
       and images of 8-bit pixels (uint8) are divided by 255; rows of uint8 are refused, which may be counts. NaN stays,
       for `likelihoods.Mixed`.
-    - **A pandas or polars frame** of numbers: its columns, in its order; of a VAE that was trained on a frame, in the
-      order of training, by their names. Words
-      are refused, since their codes would follow from these rows alone: see `from_table`. An index that is no running
-      number becomes the ids.
+    - **A pandas or polars frame** of numbers: its columns, in its order. A VAE that was trained on a frame takes those
+      of training, by their names. Words are refused, since their codes would follow from these rows alone: see
+      `from_table`. An index that is no running number becomes the ids.
     - **A scipy sparse matrix** of counts: dense if that takes a quarter of the free memory, else batch by batch.
     - **An object with** ``.X`` **and** ``.obs``, such as AnnData: its X, and a column of `obs` as labels. A layer
       of raw counts is a matrix to give in its place.
@@ -163,15 +166,14 @@ def split_of(held: Any, form: Form, labels: Any = None) -> Split:
 def _split_of(held: Any, form: Form, labels: Any = None) -> tuple[Split, Any]:
     """Return the split, and the frame in which a column of labels may be named."""
     if isinstance(held, Split):
-        return held, None
+        return recoded(held, form.conditions) if form.conditions and held.conditions else held, None
     if isinstance(held, str | Path | Mapping):
         raise TypeError(f"data is a {type(held).__name__}; expected {KINDS} (data.load reads names and files)")
     if sparse.issparse(held):
         return _sparse(held, form), None
     if hasattr(held, "X") and hasattr(held, "obs"):
         matrix = held.X.to_memory() if hasattr(held.X, "to_memory") else held.X
-        counts = matrix if sparse.issparse(matrix) else np.asarray(matrix)
-        split, _ = _split_of(counts.astype(np.int64) if counts.dtype == np.uint8 else counts, form)
+        split, _ = _split_of(matrix if sparse.issparse(matrix) else _counted(np.asarray(matrix)), form)
         return replace(split, ids=ids_of(held.obs)), held.obs
     if hasattr(held, "columns") and hasattr(held, "to_numpy"):
         return _frame(held, form, labels), held
@@ -214,20 +216,15 @@ def _frame(frame: Any, form: Form, labels: Any) -> Split:
             f"the frame {what}, and the columns {', '.join(form.names)} were trained on: give these, in any order (a "
             "column of labels is named as labels)"
         )
-    chosen = [found[name][0] for name in form.names or names]
-    large = [
-        name
-        for name in names
-        if (values := found[name][0]).dtype.kind in "iu"
-        and len(values)
-        and float(np.abs(values.astype(np.float64)).max()) > EXACT
-    ]
-    if large and form.dtype.itemsize < 8:
-        raise ValueError(
-            f"column {large[0]!r} of the frame holds whole numbers above 2^24, which {form.dtype} rounds: scale it"
-        )
-    columns, _ = form.read(np.stack([values.astype(np.float64) for values in chosen], 1))
-    return Split(columns, ids=ids_of(frame), column_names=form.names or names)
+    order = form.names or names
+    numbers = [as_numbers(_counted(found[name][0]), form.dtype, f"column {name!r} of the frame") for name in order]
+    columns, _ = form.read(torch.stack(numbers, 1))
+    return Split(columns, ids=ids_of(frame), column_names=order)
+
+
+def _counted(array: np.ndarray) -> Tensor:
+    """Return an array that holds no pixels, of a frame or of cells by genes, as a tensor of its own."""
+    return torch.from_numpy(np.array(array, dtype=np.int64 if array.dtype == np.uint8 else array.dtype))
 
 
 def _column_of(names: Iterable[Any], labels: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae._tensors import EXACT
+from ppl_vae._tensors import exact_up_to
 
 
 class SparseRows:
@@ -23,8 +23,9 @@ class SparseRows:
         self.shape: tuple[int, ...] = tuple(matrix.shape)
         if not np.isfinite(self.matrix.data).all():
             raise ValueError("the sparse matrix holds NaN or infinite values: fill or drop them")
-        if matrix.nnz and matrix.dtype.kind in "iu" and dtype.itemsize < 8 and abs(self.matrix).max() > EXACT:
-            raise ValueError(f"the sparse matrix holds whole numbers above 2^24, which {dtype} rounds: scale them")
+        if matrix.nnz and matrix.dtype.kind in "iu" and abs(self.matrix).max() > (limit := exact_up_to(dtype)):
+            power = limit.bit_length() - 1
+            raise ValueError(f"the sparse matrix holds whole numbers above 2^{power}, which {dtype} rounds: scale them")
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -40,6 +40,7 @@ class Split:
         ids: what names each row in its source, (n,); None for its place.
         label_names: the words behind the labels 0, 1, ...; empty where labels are numbers as given.
         column_names: the names of the entries of x, of a frame; None where it has none.
+        conditions: the label that each entry of column 1 stands for, where `with_labels` made it; else empty.
 
     Raises:
         ValueError: if there is no column, or the columns or the labels differ in length.
@@ -58,6 +59,7 @@ class Split:
     ids: np.ndarray | None = None
     label_names: tuple[str, ...] = ()
     column_names: tuple[str, ...] | None = None
+    conditions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         lengths = [len(column) for column in self.columns]
@@ -171,7 +173,8 @@ class Split:
         labels = None if self.labels is None else self.labels[: len(index)]
         rows = None if self.rows is None else self.rows[: len(index)]
         ids = None if self.ids is None else self.ids[: len(index)]
-        return Split(tuple(columns), labels, bins=self.bins, rows=rows, ids=ids, label_names=self.label_names)
+        names = {name: getattr(self, name) for name in ("label_names", "column_names", "conditions")}
+        return Split(tuple(columns), labels, bins=self.bins, rows=rows, ids=ids, **names)
 
     def still(self) -> Split:
         """Return this split with the same values each time it is read; a dynamic split keeps the draw of `head`.

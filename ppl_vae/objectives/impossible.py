@@ -141,6 +141,7 @@ def alarm_of(q: Any, p: Any, num_draws: int = 32) -> str | None:
         p: p(z), batch shape () or (n,).
         num_draws: The number of draws K.
     """
+    p = p.expand(q.batch_shape)  # as a plate does
     z = q.sample((num_draws,))
     log_q, log_p = q.log_prob(z), p.log_prob(z)
     weights = LogWeights(torch.zeros_like(log_q), {"z": log_p}, {"z": log_q}, {"z": z}, {"z": p}, {"z": q}, {})

@@ -289,7 +289,7 @@ class LogWeights:
             if name not in self.prior:
                 raise NotImplementedError(f"site {name!r} is in the guide alone: its KL has no closed form; use ELBO")
             try:
-                site_kl = _kl(q, self.prior[name])
+                site_kl = torch.distributions.kl_divergence(q, self.prior[name])
             except NotImplementedError as error:
                 raise NotImplementedError(
                     f"there is no closed form of the KL at site {name!r} between {describe(q)} and "
@@ -342,15 +342,6 @@ class LogWeights:
                     f"objective {_name(objective)} follows the path through z, and z at site {name!r} was drawn "
                     "without a gradient; sample the log-weights with latents='pathwise'"
                 )
-
-
-def _kl(q: Any, p: Any) -> Tensor:
-    """Return KL(q || p), where torch's own masks do not broadcast (of Bernoullis) at one batch shape."""
-    try:
-        return torch.distributions.kl_divergence(q, p)
-    except IndexError:
-        shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
-        return torch.distributions.kl_divergence(q.expand(shape), p.expand(shape))
 
 
 def _name(objective: object) -> str:

@@ -239,7 +239,7 @@ def _facts(run: Run) -> dict[str, Any]:
             "validation": len(run.data.validation),
             "test": len(run.data.test),
             "column_names": getattr(run.program, "column_names", None),
-            "label_names": list(run.data.train.label_names),
+            "conditions": list(run.data.train.conditions),
             "fingerprint": run.data.fingerprint,
         },
         "caveat": run.caveat,

@@ -43,6 +43,7 @@ def load_run(path: str | Path, *, trust: bool = False, device: str | torch.devic
         )
     vae.data_mean = None  # the run does not keep it
     vae.column_names = tuple(facts["data"].get("column_names") or ()) or None
+    vae.conditions = tuple(facts["data"].get("conditions") or ())
     state = checkpoints.load(checkpoint)
     modules, parameters = state.get("modules"), state.get("parameters")
     if not isinstance(modules, list) or not modules or not isinstance(parameters, dict):
@@ -72,6 +73,9 @@ def read_facts(folder: Path) -> dict[str, Any]:
     shapes = [data.get("x_shape"), data.get("y_shape") or [1]]
     if not all(isinstance(s, list) and s and all(type(n) is int and n > 0 for n in s) for s in shapes):
         raise ValueError(f"{path} is damaged: it does not say the shape of the data")
+    for name in ("column_names", "conditions"):  # runs of old have neither
+        if not all(isinstance(text, str) for text in data.get(name) or []):
+            raise ValueError(f"{path} is damaged: its {name} are no list of names")
     if not isinstance(data.get("fingerprint"), str):
         raise ValueError(f"{path} is damaged: it does not have the fingerprint of the data")
     return facts

@@ -58,6 +58,7 @@ def save(vae: Any, make: Made, path: str | Path) -> Path:
             "y_shape": vae.y_shape and list(vae.y_shape),
             "mean": vae.data_mean,
             "column_names": vae.column_names and list(vae.column_names),
+            "conditions": list(vae.conditions),
         },
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
     }
@@ -85,6 +86,7 @@ def restore(make: Made, state: dict[str, Any], source: str) -> Any:
         _take_dtypes(vae, weights)
         vae.data_mean = data["mean"]
         vae.column_names = tuple(data.get("column_names") or ()) or None
+        vae.conditions = tuple(data.get("conditions") or ())
     except Exception as error:  # whatever the constructors of a foreign or damaged file raise
         raise ValueError(f"{source}: its VAE cannot be put together: {error or type(error).__name__}") from error
     checkpoints.load_module(vae, weights, source)

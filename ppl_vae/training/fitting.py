@@ -140,8 +140,6 @@ def fit(
         objective = Regularized(objective, regularizer)
     modules = modules_of(model, guide, objective)
     data = _dataset(data, validation, program, modules)
-    if isinstance(program, VAE):
-        program.column_names = data.train.column_names or getattr(data, "column_names", None)
     if isinstance(data.train, Stream):
         batch_size = len(data.train.columns[0])
         if data.train.once and epochs > 1:
@@ -178,6 +176,9 @@ def fit(
     with ALONE, untouched_random_state():
         torch.manual_seed(seed)
         loop.rehearse()
+        if isinstance(program, VAE):
+            program.column_names = data.train.column_names or getattr(data, "column_names", None)
+            program.conditions = data.train.conditions
         loop.prepare(resume)
         with pyro.validation_enabled(False):
             try:

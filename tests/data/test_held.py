@@ -13,7 +13,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 import ppl_vae
 from ppl_vae import VAE, data, likelihoods, networks, posteriors, priors
-from ppl_vae.data import Dataset, as_split
+from ppl_vae._tensors import as_numbers
+from ppl_vae.data import Dataset, Split, as_split
 from ppl_vae.data.held import Form, split_of
 
 X = np.random.default_rng(0).normal(size=(60, 3))
@@ -316,6 +317,46 @@ def test_a_frame_is_read_by_the_names_of_the_columns_that_were_trained_on(tmp_pa
         ppl_vae.evaluate(vae, frame.rename(columns={"c": "d"}), **options)
     with pytest.raises(ValueError, match="the frame has 'd' beside, and the columns a, b, c were trained on"):
         ppl_vae.evaluate(vae, frame.assign(d=1.0), **options)
+
+
+def test_conditions_mean_what_they_meant_in_training(tmp_path):
+    """Another data set has its labels in another order, or labels that were not trained on."""
+    x, words = torch.randn(40, 3), ["cat", "dog"] * 20
+
+    def labelled(words):
+        part = as_split(x, labels=words)
+        return data.conditions.with_labels(Dataset("animals", part, part.head(0), part.head(0)))
+
+    torch.manual_seed(0)
+    mlp = networks.MLP([4])
+    vae = VAE(
+        labelled(words),
+        prior=priors.StandardNormal(1),
+        likelihood=likelihoods.Normal(mlp),
+        posterior=posteriors.DiagonalNormal(mlp),
+    )
+    ppl_vae.fit(vae, labelled(words), epochs=1, batch_size=20, compile="off", device="cpu")
+    assert vae.conditions == ("cat", "dog")
+    again = ppl_vae.load(vae.save(tmp_path / "vae.pt"))
+    options = dict(gap_size=0, importance_size=0, imputation_size=0, seed=1)
+    known = ppl_vae.evaluate(vae, labelled(words).train, **options).figures["elbo"].value
+    some = [word == "dog" for word in words]
+    dogs = ppl_vae.evaluate(vae, Split(tuple(c[torch.tensor(some)] for c in labelled(words).train.columns)), **options)
+    part = as_split(x[torch.tensor(some)], labels=["dog"] * 20)
+    alone = data.conditions.with_labels(Dataset("dogs", part, part.head(0), part.head(0))).train  # dog is 0 here
+    for model in (vae, again):
+        assert ppl_vae.evaluate(model, labelled(words).train, **options).figures["elbo"].value == known
+        assert ppl_vae.evaluate(model, alone, **options).figures["elbo"].value == dogs.figures["elbo"].value
+    with pytest.raises(ValueError, match="the data have the label aardvark, and cat, dog were trained on"):
+        ppl_vae.evaluate(vae, labelled(["aardvark", "dog"] * 20).train, **options)
+
+
+@pytest.mark.parametrize(("dtype", "power"), [(torch.float32, 24), (torch.float64, 53), (torch.bfloat16, 8)])
+def test_each_dtype_refuses_the_whole_numbers_that_it_rounds(dtype, power):
+    exact, above = torch.tensor([[2**power]]), torch.tensor([[2**power + (2 if power == 53 else 1)]])
+    assert as_numbers(exact, dtype, "x").item() == 2**power
+    with pytest.raises(ValueError, match=rf"x holds whole numbers above 2\^{power}, which {dtype} rounds"):
+        as_numbers(above, dtype, "x")
 
 
 def test_whole_numbers_that_float32_rounds_are_refused_in_frames():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 
 import numpy as np
 import pytest
@@ -194,6 +195,13 @@ def test_a_table_trains_and_its_run_reads_other_files(people, tmp_path, monkeypa
     assert "likelihoods.Mixed takes them" in capsys.readouterr().err
 
 
+def test_a_parquet_file_may_have_numbers_as_names(tmp_path):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    quantiles = pandas.DataFrame({"0.1": np.arange(9.5), "0.9": np.arange(9.5) ** 2})
+    quantiles.to_parquet(tmp_path / "q.parquet")
+    assert data.load(str(tmp_path / "q.parquet")).column_names == ("0.1", "0.9")
+
+
 def write(path, text):
     path.write_text(text)
     return str(path)
@@ -245,10 +253,19 @@ def test_conditions_of_another_file_are_coded_as_in_training(tmp_path, monkeypat
     first, other = (pandas.read_csv(f"{name}.scores.csv") for name in ("t", "u"))
     first = first[first.label_name != "a"]
     assert other.label.tolist() == first.label.tolist()
-    assert np.allclose(other.log_p, first.log_p)
+    assert np.allclose(other.log_p, first.log_p, rtol=0, atol=first.error.max() + other.error.max())
     capsys.readouterr()
     assert cli.main(["score", "run", "--data", "v.csv", "--data.labels", "sp", "--out", "w.csv"]) == 2
-    assert "has the label d, and a, b, c were trained on" in capsys.readouterr().err
+    assert "the data have the label d, and a, b, c were trained on" in capsys.readouterr().err
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    for conditions, said in (
+        (None, "note: run does not tell its labels"),
+        ([3], "its conditions are no list of names"),
+    ):
+        facts["data"]["conditions"] = conditions
+        (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
+        cli.main(["score", "run", "--data", "v.csv", "--data.labels", "sp", "--out", "o.csv"])
+        assert said in capsys.readouterr().err
 
 
 def test_a_file_is_the_same_under_another_spelling_and_another_under_a_similar_one(tmp_path, monkeypatch, capsys):

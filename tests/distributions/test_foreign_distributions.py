@@ -215,7 +215,7 @@ class Bits(nn.Module):
 
 
 def test_bits_of_torch_are_prior_and_posterior():
-    """Torch's KL of Bernoullis masks by the posterior's shape, where the prior has none for each datum."""
+    """Torch's KL of Bernoullis masks by the prior's shape, which the first look of `fit` gives the rows of a plate."""
     vae = pv.VAE((3,), prior=Bits(), likelihood=pv.likelihoods.Normal(pv.networks.MLP([4])), posterior=Bits(3))
     x = torch.randn(5, 3)
     run = pv.fit(vae, x, epochs=1, batch_size=5, objective=pv.objectives.REINFORCE(2), compile="off", device="cpu")
@@ -223,4 +223,4 @@ def test_bits_of_torch_are_prior_and_posterior():
     found = sample_log_weights(vae.model, vae.guide, x, num_particles=2, latents="detached")
     q, p = torch.sigmoid(vae.posterior.logits(x)), torch.sigmoid(vae.prior.logits)
     kl = (q * (q / p).log() + (1 - q) * ((1 - q) / (1 - p)).log()).sum(-1)
-    torch.testing.assert_close(found.analytic_kl(), kl.expand(2, 5), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.analytic_kl(), kl.expand(2, 5), rtol=1e-5, atol=1e-6)  # of float32
