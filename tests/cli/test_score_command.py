@@ -203,26 +203,11 @@ def test_the_rows_of_a_table_keep_their_ids_and_the_words_of_their_labels(suffix
     ids = [f'"a, {i}' + "\n" * (i == 7) + "long " * (i % 11) for i in range(60)]  # quotes, commas, lines, lengths
     words = ["setosa" if i % 3 else "iris, other" for i in range(60)]
     with open("t.csv", "w", newline="") as file:
-        rows = zip(ids, numbers[:, 0], numbers[:, 1], words, strict=True)
-        csv.writer(file).writerows([["id", "width", "length", "species"], *rows])
+        lines = zip(ids, numbers[:, 0], numbers[:, 1], words, strict=True)
+        csv.writer(file).writerows([["id", "width", "length", "species"], *lines])
+    train = "train --data t.csv --data.labels species --epochs 1 --batch_size 20 --out run"
     with without_pictures():
-        assert (
-            cli.main(
-                [
-                    "train",
-                    "--data",
-                    "t.csv",
-                    "--data.labels",
-                    "species",
-                    *SHORT[:2],
-                    "--batch_size",
-                    "20",
-                    "--out",
-                    "run",
-                ]
-            )
-            == 0
-        )
+        assert cli.main(train.split()) == 0
     for command in ("encode", "score", "reconstruct --size 60"):
         assert cli.main([*command.split(), "run", "--split", "all", "--out", f"{command[:5]}.{suffix}"]) == 0
         found = table(f"{command[:5]}.{suffix}")
