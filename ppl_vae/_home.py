@@ -58,7 +58,7 @@ def at_home(
         rows: Whether the rows of the data have nothing to do with each other. They then move, are computed and come
             back in blocks of `ROWS`.
         float64: Whether the function computes in float64. A program on a device without it (Apple's MPS) is on the CPU
-            meanwhile, with a warning that says so.
+            meanwhile, with a warning that says so. Autocast, which would round its products, is off meanwhile.
 
     Raises:
         TypeError: If data are no tensor, array, or part of a data set.
@@ -127,10 +127,11 @@ def _device(value: Any) -> torch.device:
 
 @contextmanager
 def _with_float64(program: Any, name: str) -> Iterator[None]:
-    """Keep a program on the CPU meanwhile if its device has no float64."""
+    """Switch autocast off, and keep a program on the CPU meanwhile if its device has no float64."""
     like = home_of(program)
     if like is None or like.device.type != "mps":
-        yield
+        with torch.autocast("cpu" if like is None else like.device.type, enabled=False):
+            yield
         return
     device, modules = like.device, modules_in(program)
     warnings.warn(f"{name} needs float64, which {device} does not have: it is computed on the CPU", stacklevel=4)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Literal
 
 import torch
 from torch import nn
+
+Precision = Literal["full", "bf16"]
+MatmulPrecision = Literal["highest", "high", "medium"]
 
 
 @contextmanager
@@ -41,3 +45,15 @@ def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
     finally:
         for m, training in modes:
             m.training = training
+
+
+@contextmanager
+def rounded(device: str, precision: Precision, matmul_precision: MatmulPrecision | None) -> Iterator[None]:
+    """Round inside the block as `fit` explains."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(matmul_precision or before)
+    try:
+        with torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)

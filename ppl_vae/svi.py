@@ -272,6 +272,7 @@ class SVI:
             for parameter, gradient in added:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
             self.apply()
+            torch.clear_autocast_cache()  # inside one autocast around several steps, of the weights as they were
             self._updated = mean
             if not mean:
                 self._clear()

@@ -215,6 +215,8 @@ class ParameterNetwork(Recorded):
         else:
             outputs = self.network(inputs.reshape(-1, *inputs.shape[len(batch_shape) :]))
             outputs = outputs.reshape(*batch_shape, *outputs.shape[1:])
+        if outputs.dtype in (torch.bfloat16, torch.float16):  # under autocast; densities keep 24 bits
+            outputs = outputs.to(inputs.dtype)
         if self.count == 1:
             return (outputs,)
         return outputs.chunk(self.count, dim=len(batch_shape))

@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +44,7 @@ class Loop:
     early_stopping: int | None
     callbacks: Sequence[Callback]
     stop: Callable[[], bool] | None
+    rounded: Callable[[], AbstractContextManager[None]]  # the precision of a step
     state: TrainingState = field(init=False)  # made by `prepare`
     started: float = field(init=False, default=0.0)  # the clock's time minus this is the run's time
     limits: Limits = field(init=False, default=Limits())  # of the program, found by `rehearse`
@@ -57,7 +59,8 @@ class Loop:
 
     def rehearse(self) -> None:
         """Run everything once under full validation, without moving state, to refuse now what cannot work."""
-        self.limits = rehearse(self.result, self.svi, self.modules, self.batch_size)
+        with self.rounded():
+            self.limits = rehearse(self.result, self.svi, self.modules, self.batch_size)
 
     def prepare(self, resume: dict[str, Any] | None) -> None:
         """Make optimiser and scheduler, and restore the state of an earlier run if there is one."""
@@ -131,7 +134,9 @@ class Loop:
         began, first, interrupted = time.perf_counter(), state.step, False
         self._sizes = [self.batch_size] * first
         for batch in self._batches():
-            state.note(self.svi.update(*batch))
+            with self.rounded():
+                result = self.svi.update(*batch)
+            state.note(result)
             self._sizes.append(len(batch[0]))
             interrupted = self._asked_to_stop()
             if state.step % CHECK_EVERY == 0 or state.step == self.steps or interrupted:
@@ -170,7 +175,8 @@ class Loop:
         """Find what went wrong since the last look, report the progress, and return the last good state."""
         state = self.state
         if not state.is_finite():
-            raise diagnose(state, good, None if self.streamed else self.train, self.batch_size, self.result.device)
+            with self.rounded():
+                raise diagnose(state, good, None if self.streamed else self.train, self.batch_size, self.result.device)
         if found := state.impossible(self.limits, self._sizes):
             state.restore(good)
             raise DivergedError(state.epoch + 1, *found, good, CHECK)
