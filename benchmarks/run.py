@@ -7,7 +7,7 @@
 
 Parts: step (the article's networks, batch 128), small (784-50-2-50-784), batch (16, 128, 1024), particles (K = 1, 5,
 50), depth (1, 3, 6 hidden layers of 300), data (10,000 and 60,000 rows), start (import, first step, compiling, peak
-memory), gpu (step, small and K = 50 on the GPU, where there is one).
+memory), gpu (step, small, K = 50 and 784-200-200-50 on the GPU, where there is one; step and the last in TF32 too).
 """
 
 from __future__ import annotations
@@ -35,12 +35,15 @@ from contenders import (
     PYRO,
     PYTHAE,
     REFERENCE,
+    WHOLE_STEP,
+    WHOLE_STEP_COMPILED,
 )
 from contenders.setting import Setting, mnist_file
 from race import FailedError, Options, Worker, race, say
 from report import report, to_first_step
 
-EVERYBODY = [name for name in CONTENDERS if name != CUDA_GRAPHS]
+OF_A_GPU = {CUDA_GRAPHS, WHOLE_STEP, WHOLE_STEP_COMPILED}
+EVERYBODY = [name for name in CONTENDERS if name not in OF_A_GPU]
 COMPARED = [REFERENCE, FULL, GRAPH, PYRO, NUMPYRO]
 STARTED = [REFERENCE, BY_HAND, FULL, GRAPH, OFF, PYRO, NUMPYRO, PYTHAE]
 COMPILED = {REFERENCE, FULL}  # by Inductor, which keeps a cache on disk
@@ -64,6 +67,7 @@ def parts(data: str) -> dict[str, Part]:
         return dataclasses.replace(base, **changes)
 
     gpu = {"device": "cuda", "rows": 60_000}
+    paper = {**gpu, "hidden": (200, 200), "latent": 50, "batch_size": 100}
     return {
         "step": Part([base], EVERYBODY, 15),
         "small": Part([change(hidden=SMALL)], EVERYBODY, 15),
@@ -72,7 +76,16 @@ def parts(data: str) -> dict[str, Part]:
         "depth": Part([change(hidden=(300,) * depth) for depth in (1, 3, 6)], COMPARED, 10),
         "data": Part([change(rows=rows) for rows in (10_000, 60_000)], COMPARED, 10),
         "gpu": Part(
-            [change(**gpu), change(**gpu, hidden=SMALL), change(**gpu, num_particles=50)], list(CONTENDERS), 15
+            [
+                change(**gpu),
+                change(**gpu, matmul_precision="high"),
+                change(**paper),
+                change(**paper, matmul_precision="high"),
+                change(**gpu, hidden=SMALL),
+                change(**gpu, num_particles=50),
+            ],
+            list(CONTENDERS),
+            15,
         ),
     }
 

@@ -53,6 +53,7 @@ def serve(name: str, setting: Setting, started: float, seconds: float) -> Iterat
     make = CONTENDERS[name].load()
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+        sys.modules["torch"].set_float32_matmul_precision(setting.matmul_precision)
     yield {"import": time.time() - started}
 
     began = time.perf_counter()

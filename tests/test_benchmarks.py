@@ -22,13 +22,13 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import denormals  # noqa: E402
+import gpu  # noqa: E402
 import levels_race  # noqa: E402
 import peers  # noqa: E402
 import report  # noqa: E402
 from contenders import (  # noqa: E402  # noqa: E402
     BY_HAND,
     CONTENDERS,
-    CUDA_GRAPHS,
     FIT,
     FLOOR,
     FULL,
@@ -43,10 +43,11 @@ from contenders import (  # noqa: E402  # noqa: E402
 )
 from contenders.setting import Setting  # noqa: E402
 from race import Options, race  # noqa: E402
+from run import OF_A_GPU  # noqa: E402
 
 TINY = Setting(hidden=(4,), batch_size=8, rows=32)
 COMPILED = {REFERENCE, FULL, FIT}
-HERE = [name for name, contender in CONTENDERS.items() if contender.peer is None and name != CUDA_GRAPHS]
+HERE = [name for name, contender in CONTENDERS.items() if contender.peer is None and name not in OF_A_GPU]
 
 
 @pytest.fixture(autouse=True)
@@ -184,7 +185,7 @@ def test_targets_are_held_against_what_was_reached():
 def test_a_gpu_run_is_held_against_half_a_minute():
     cell = made_up_cell(full=[0.2] * 9)
     cell["contenders"][FIT] = {"milliseconds": [0.25] * 9}
-    assert any("| 30 | 23.4 (23.4 to 23.4) | yes |" in line for line in report.target_table("gpu", cell))
+    assert any("| 35 | 23.4 (23.4 to 23.4) | yes |" in line for line in report.target_table("gpu", cell))
 
 
 @pytest.mark.parametrize(("n", "low", "high"), [(3, 1, 3), (6, 1, 6), (8, 1, 8), (9, 2, 8), (15, 4, 12), (20, 6, 15)])
@@ -252,3 +253,30 @@ def test_denormals_are_timed_on_a_run_of_the_command_line(tmp_path, monkeypatch,
         torch.set_flush_denormal(False)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["denormal probabilities", "as they are", "flushed"]
+
+
+def test_the_parts_of_a_gpu_go_on_where_they_stopped(tmp_path, monkeypatch, capsys):
+    """What has succeeded is not repeated, what has failed is, a run is continued, and what does not fit is left."""
+    python = [sys.executable, "-c"]
+    mark = f"import pathlib; pathlib.Path({str(tmp_path / 'count')!r}).open('a').write('x')"
+    signals = "import signal, sys; signal.signal(signal.SIGINT, lambda *_: sys.exit(130))"
+    known = {
+        "good": gpu.Part([*python, mark], 0.01),
+        "bad": gpu.Part([*python, "raise SystemExit('no device')"], 0.01),
+        "long": gpu.Part([*python, "import time; time.sleep(100)"], 100),
+        "run": gpu.Part([*python, f"{signals}; print('epoch 1', flush=True); signal.pause()"], 0.02, resumable=True),
+        "after": gpu.Part([*python, mark], 0.01, needs="nowhere"),
+    }
+    monkeypatch.setattr(gpu, "parts", lambda *_: known)
+    words = ["--data", str(tmp_path), "--out", str(tmp_path), "--minutes", "5"]
+    for call in (1, 2):
+        assert gpu.main(words) == 1
+        found = gpu.results(tmp_path)
+        states = {name: result["state"] for name, result in found.items()}
+        assert states == {"good": "done", "bad": "failed", "run": "to be continued"}
+        assert (tmp_path / "count").read_text() == "x"
+        assert found["run"]["seconds"] >= 1.2 * call  # of all calls
+    said = capsys.readouterr().out
+    assert "long: left for the next call" in said
+    assert "after: left for the next call, nowhere has left no run" in said
+    assert "no device" in said

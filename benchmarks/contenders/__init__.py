@@ -19,6 +19,8 @@ Run = Callable[[int], int]
 REFERENCE = "hand-written, compiled"
 BY_HAND = "hand-written, eager"
 CUDA_GRAPHS = "hand-written, compiled, CUDA graphs"
+WHOLE_STEP = "hand-written, the whole step as one CUDA graph"
+WHOLE_STEP_COMPILED = "hand-written, compiled, the whole step as one CUDA graph"
 FIT = 'ppl_vae.fit, compile="full"'
 FULL = 'ppl_vae.SVI, compile="full"'
 GRAPH = 'ppl_vae.SVI, compile="graph"'
@@ -49,6 +51,8 @@ CONTENDERS: dict[str, Contender] = {
     REFERENCE: Contender("by_hand", "vae", {"compile": True}),
     BY_HAND: Contender("by_hand", "vae", {"compile": False}),
     CUDA_GRAPHS: Contender("by_hand", "vae", {"compile": True, "mode": "reduce-overhead"}),
+    WHOLE_STEP: Contender("by_hand", "whole_step", {"compile": False}),
+    WHOLE_STEP_COMPILED: Contender("by_hand", "whole_step", {"compile": True}),
     FIT: Contender("ours", "fit", {"compile": "full"}),
     FULL: Contender("ours", "svi", {"compile": "full"}),
     GRAPH: Contender("ours", "svi", {"compile": "graph"}),

@@ -48,6 +48,36 @@ def vae(setting: Setting, compile: bool, mode: str | None = None) -> Run:
     return repeated(step, setting)
 
 
+def whole_step(setting: Setting, compile: bool) -> Run:
+    """Gather, forward, backward and a capturable fused Adam, all in one CUDA graph that is replayed."""
+    if setting.device != "cuda":
+        raise ValueError("a CUDA graph needs a GPU")
+    encoder, decoder = mlp(setting.encoder_sizes, "cuda"), mlp(setting.decoder_sizes, "cuda")
+    adam = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3, fused=True, capturable=True)
+    draw = batches(setting)
+
+    def loss(x: Tensor) -> Tensor:
+        return negative_elbo(encoder, decoder, x, setting.num_particles)
+
+    evaluate = torch.compile(loss, dynamic=False) if compile else loss
+
+    def step() -> None:
+        adam.zero_grad(set_to_none=True)
+        evaluate(draw()).backward()
+        adam.step()
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # before a recording all memory and states exist
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return repeated(graph.replay, setting)
+
+
 def floor(setting: Setting) -> Run:
     """The matrix products of forward and backward, and one pass of Adam over the weights: nothing else.
 

@@ -16,7 +16,9 @@ from jax.example_libraries import stax
 from numpyro.infer import SVI, Trace_ELBO
 
 from contenders import Run
-from contenders.setting import LATENT, Setting
+from contenders.setting import Setting
+
+_PRECISION = {"highest": "highest", "high": "tensorfloat32"}  # jax's words for torch's; its own default is TF32
 
 
 def svi(setting: Setting) -> Run:
@@ -25,13 +27,14 @@ def svi(setting: Setting) -> Run:
         jax.config.update("jax_platforms", "cpu")
     elif jax.default_backend() != "gpu":
         raise RuntimeError('jax sees no GPU: install "jax[cuda]" into its environment')
+    jax.config.update("jax_default_matmul_precision", _PRECISION[setting.matmul_precision])
     rows = jnp.asarray(setting.pixels())
     encoder, decoder = _mlp(setting.encoder_sizes), _mlp(setting.decoder_sizes)
 
     def model(x: jax.Array) -> None:
-        decode = numpyro.module("decoder", decoder, (len(x), LATENT))
+        decode = numpyro.module("decoder", decoder, (len(x), setting.latent))
         with numpyro.plate("data", len(x)):
-            z = numpyro.sample("z", dist.Normal(jnp.zeros(LATENT), 1.0).to_event(1))
+            z = numpyro.sample("z", dist.Normal(jnp.zeros(setting.latent), 1.0).to_event(1))
             numpyro.sample("x", dist.Bernoulli(logits=decode(z)).to_event(1), obs=x)
 
     def guide(x: jax.Array) -> None:

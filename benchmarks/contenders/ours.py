@@ -13,7 +13,7 @@ import torch
 import ppl_vae as pv
 from contenders import Run
 from contenders._torch import batches, repeated
-from contenders.setting import LATENT, PIXELS, Setting
+from contenders.setting import PIXELS, Setting
 from ppl_vae.training.run import Callback
 
 
@@ -21,7 +21,7 @@ def program(setting: Setting) -> pv.VAE:
     """The VAE of every contender, in the package's own pieces."""
     return pv.VAE(
         (PIXELS,),
-        prior=pv.priors.StandardNormal(LATENT),
+        prior=pv.priors.StandardNormal(setting.latent),
         likelihood=pv.likelihoods.Bernoulli(pv.networks.MLP(setting.hidden[::-1])),
         posterior=pv.posteriors.DiagonalNormal(pv.networks.MLP(setting.hidden)),
     ).to(setting.device)

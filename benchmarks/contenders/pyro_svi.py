@@ -14,7 +14,7 @@ from torch.nn.functional import softplus
 
 from contenders import Run
 from contenders._torch import batches, mlp, repeated
-from contenders.setting import LATENT, Setting
+from contenders.setting import Setting
 
 
 def program(setting: Setting) -> tuple[Callable[[Tensor], None], Callable[[Tensor], None], Any, Any]:
@@ -24,7 +24,7 @@ def program(setting: Setting) -> tuple[Callable[[Tensor], None], Callable[[Tenso
     def model(x: Tensor) -> None:
         pyro.module("decoder", decoder)
         with pyro.plate("data", len(x)):
-            loc, scale = x.new_zeros(len(x), LATENT), x.new_ones(len(x), LATENT)
+            loc, scale = x.new_zeros(len(x), setting.latent), x.new_ones(len(x), setting.latent)
             z = pyro.sample("z", dist.Normal(loc, scale).to_event(1))
             pyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
 

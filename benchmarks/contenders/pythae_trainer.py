@@ -21,14 +21,14 @@ from torch import Tensor
 
 from contenders import Run
 from contenders._torch import mlp
-from contenders.setting import LATENT, PIXELS, Setting
+from contenders.setting import PIXELS, Setting
 
 
 def trainer(setting: Setting) -> Run:
     """`BaseTrainer.train_step`, which goes through its DataLoader once, ended after so many batches."""
     if setting.num_particles > 1:
         raise ValueError("pythae's VAE has one particle")
-    sizes = VAEConfig(input_dim=(PIXELS,), latent_dim=LATENT, reconstruction_loss="bce")
+    sizes = VAEConfig(input_dim=(PIXELS,), latent_dim=setting.latent, reconstruction_loss="bce")
     model = VAE(sizes, encoder=_Encoder(setting), decoder=_Decoder(setting))
     folder = tempfile.TemporaryDirectory()  # removed when `run` goes
     pixels = torch.from_numpy(setting.pixels())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PIXELS, LATENT = 784, 2
+PIXELS = 784
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Setting:
         rows: Data in all, in batches of 128 a whole number of them.
         data: ``"random"`` bits, or ``"MNIST"``: its first rows, 1 where a pixel is above one half.
         device: ``"cpu"`` or ``"cuda"``, where the data are too.
+        latent: Latent dimensions.
+        matmul_precision: How float32 products round, in torch's words: ``"highest"`` or ``"high"`` (TF32).
     """
 
     hidden: tuple[int, ...] = (500, 300, 150)
@@ -30,16 +32,18 @@ class Setting:
     rows: int = 20_480
     data: str = "random"
     device: str = "cpu"
+    latent: int = 2
+    matmul_precision: str = "highest"
 
     @property
     def encoder_sizes(self) -> tuple[int, ...]:
         """Widths of the encoder, input and output (a mean and a scale for each latent dimension) included."""
-        return (PIXELS, *self.hidden, 2 * LATENT)
+        return (PIXELS, *self.hidden, 2 * self.latent)
 
     @property
     def decoder_sizes(self) -> tuple[int, ...]:
         """Widths of the decoder, input and output included."""
-        return (LATENT, *self.hidden[::-1], PIXELS)
+        return (self.latent, *self.hidden[::-1], PIXELS)
 
     def pixels(self) -> Any:
         """The data as a NumPy array of zeros and ones, shape (rows, 784), float32: the same for every contender.
