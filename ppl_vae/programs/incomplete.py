@@ -1,12 +1,13 @@
 r"""Tables whose entries are missing because of their values: a model of the mask beside that of the row.
 
-`likelihoods.Mixed` integrates missing entries out, and `objectives.IWAE` on it is the bound of MIWAE (Mattei & Frellsen,
-2019, the method for missing data; `objectives.MIWAE` is another method of that name). Both are right if entries are
-missing at random. `NotMIWAE` is for entries that are not.
+`likelihoods.Mixed` integrates missing entries out, and `objectives.IWAE` on it is the bound of MIWAE for missing data
+(Mattei & Frellsen, 2019; `objectives.MIWAE` is another method of that name). Both are right if entries are missing at
+random. `NotMIWAE` is for entries that are not.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -101,8 +102,8 @@ class NotMIWAE(nn.Module):
         p(x, s, z) = p(z)\, p(x|z)\, p(s|x), \qquad
         \log w = \log p(x_\text{obs}|z) + \log p(s | x_\text{obs}, x_\text{mis}) + \log p(z) - \log q(z|x_\text{obs}),
 
-    with z from :math:`q(z|x_\text{obs})` and :math:`x_\text{mis}` from :math:`p(x_\text{mis}|z)`, so that the density of
-    :math:`x_\text{mis}` cancels. With `objectives.IWAE` this is the bound of not-MIWAE on
+    with z from :math:`q(z|x_\text{obs})` and :math:`x_\text{mis}` from :math:`p(x_\text{mis}|z)`, so that the density
+    of :math:`x_\text{mis}` cancels. With `objectives.IWAE` this is the bound of not-MIWAE on
     :math:`\log p(x_\text{obs}, s)`. The mask s is read from the data: 1 where an entry is no NaN.
 
     **No data can tell whether the mechanism is right**: a model that fits missing entries at random and one that
@@ -160,7 +161,8 @@ class NotMIWAE(nn.Module):
     scale: Tensor
     columns: Tensor
     logs: Tensor
-    name, _register = VAE.name, VAE._register  # the parameters are registered with Pyro as those of a VAE
+    name: Any = VAE.name  # parameters are registered with Pyro as those of a VAE
+    _register: Any = VAE._register
 
     def __init__(self, vae: VAE, data: Dataset, mechanism: NetworkFactory | nn.Module) -> None:
         super().__init__()
@@ -197,12 +199,16 @@ class NotMIWAE(nn.Module):
         self.mechanism.to(like)
 
     def __getattr__(self, name: str) -> Any:
-        if name not in ("vae", "__deepcopy__") and (hasattr(VAE, name) or name in _OF_A_VAE):
+        if hasattr(VAE, name) or name in _OF_A_VAE:
             raise AttributeError(
                 f"NotMIWAE has no {name}, as it is no VAE: what needs one would leave p(s|x) out; give program.vae for "
                 "the model of rows alone, or (program.model, program.guide) to what takes a pair"
             )
         return super().__getattr__(name)
+
+    def __iter__(self) -> Iterator[Callable[..., Any]]:
+        """Unpack as the pair of `model` and `guide`."""
+        return iter((self.model, self.guide))
 
     def model(self, x: Tensor | None = None, *, size: int | None = None) -> Tensor:
         """Run p(x, s, z): score the rows `x` and their mask, or without `x` sample `size` rows, NaN where missing."""

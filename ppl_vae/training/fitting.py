@@ -134,7 +134,7 @@ def fit(
     if seed is not None:
         seed = check_seed(seed)
     device = resolve_device(device)
-    model, guide = program if isinstance(program, tuple | list) else (program.model, program.guide)
+    model, guide = (program.model, program.guide) if isinstance(program, VAE) else program
     objective = objective or ELBO()
     if regularizer is not None:
         objective = Regularized(objective, regularizer)
