@@ -11,7 +11,7 @@ import torch
 from ppl_vae import plots
 from ppl_vae._machine import check_fits
 from ppl_vae._validation import check_positive_int
-from ppl_vae.cli import writing
+from ppl_vae.cli import formats, writing
 from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
 from ppl_vae.cli.options import execute
 from ppl_vae.cli.rows import Rows
@@ -45,8 +45,8 @@ def reconstruct(
     """Put data beside their reconstructions, the mean of p(x|z) at the mean of q(z|x), without noise.
 
     The printed reconstruction error is the mean L2 norm of x minus its reconstruction, in units of x, over these data
-    and their observed entries.
-    Files of rows are written as they are computed, so that memory holds a thousand of them, whatever their number.
+    and their observed entries. Files of rows are written as they are computed, so that memory holds a thousand of them,
+    whatever their number.
 
     Args:
         run: The run.
@@ -55,8 +55,9 @@ def reconstruct(
             given with --data, else test (or another split if test has no rows).
         size: How many data from the start of the split; all if there are fewer.
         draws: Fill the missing entries of a table instead, by so many draws given the observed ones (importance
-            sampling; right if entries are missing at random): x, filled (their mean), low and high (the ends of
-            an interval for each missing entry), and in .npz the draws. By default imputed.csv.
+            sampling; right if entries are missing at random). In .csv and .parquet each column is filled by its mean,
+            and stands beside its _low and _high, the ends of an interval for each missing entry; in .npz are filled,
+            low, high, x and draws. By default imputed.csv in the run's folder.
         level: The probability of that interval.
         out: The file: .png for a picture; .npz for x, reconstruction, z (the means of q(z|x)), rows and splits (the
             number of each row in its source and the split it belongs to), and ids, labels and label_names where the
@@ -66,8 +67,8 @@ def reconstruct(
         overwrite: true to replace a file that is there.
     """
     check_positive_int(size, "--size")
-    formats = (".png", ".npz", ".csv", ".parquet") if draws is None else (".csv", ".npz", ".parquet")
-    path = writing.place(run, out, overwrite, formats, "reconstruct" if draws is None else "imputed")
+    suffixes = (".png", ".npz", ".csv", ".parquet") if draws is None else (".csv", ".npz", ".parquet")
+    path = writing.place(run, out, overwrite, suffixes, "reconstruct" if draws is None else "imputed")
     rows = data_options.open(run, split)
     count, errors = min(size, len(rows)), [0.0]
     if draws is not None:
@@ -105,5 +106,7 @@ def _filled(vae: VAE, rows: Rows, count: int, draws: int, level: float, suffix: 
             columns |= {"x": x, "draws": found.draws.movedim(0, 1)}
         elif vae.column_names is not None:
             ends = {"": found.mean, "_low": low, "_high": high}
-            columns = {f"{name}{e}": v[:, j] for e, v in ends.items() for j, name in enumerate(vae.column_names)}
+            named = {f"{name}{e}": v[:, j] for e, v in ends.items() for j, name in enumerate(vae.column_names)}
+            if len(named) == low[0].numel() * 3 and formats.OF_ROWS.isdisjoint(named):
+                columns = named
         yield {**columns, **ids}
