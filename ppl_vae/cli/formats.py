@@ -18,7 +18,6 @@ Writer = Callable[[BinaryIO, Iterable[Block], Path], str]  # (open file, blocks,
 
 # what has one value a row: the name of a column
 _SINGULAR = {"ids": "id", "labels": "label", "label_names": "label_name", "rows": "row", "splits": "split"}
-OF_ROWS = {*_SINGULAR, *_SINGULAR.values()}  # names that a column of the data must not take
 
 
 def write_npz(file: BinaryIO, blocks: Iterable[Block], folder: Path) -> str:

@@ -11,7 +11,7 @@ import torch
 from ppl_vae import plots
 from ppl_vae._machine import check_fits
 from ppl_vae._validation import check_positive_int
-from ppl_vae.cli import formats, writing
+from ppl_vae.cli import writing
 from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
 from ppl_vae.cli.options import execute
 from ppl_vae.cli.rows import Rows
@@ -55,9 +55,9 @@ def reconstruct(
             given with --data, else test (or another split if test has no rows).
         size: How many data from the start of the split; all if there are fewer.
         draws: Fill the missing entries of a table instead, by so many draws given the observed ones (importance
-            sampling; right if entries are missing at random). In .csv and .parquet each column is filled by its mean,
-            and stands beside its _low and _high, the ends of an interval for each missing entry; in .npz are filled,
-            low, high, x and draws. By default imputed.csv in the run's folder.
+            sampling; right if entries are missing at random). The file holds filled (the mean of the draws), low and
+            high (the ends of an interval for each missing entry), by column in .csv and .parquet; and in .npz x and the
+            draws. By default imputed.csv in the run's folder.
         level: The probability of that interval.
         out: The file: .png for a picture; .npz for x, reconstruction, z (the means of q(z|x)), rows and splits (the
             number of each row in its source and the split it belongs to), and ids, labels and label_names where the
@@ -104,9 +104,6 @@ def _filled(vae: VAE, rows: Rows, count: int, draws: int, level: float, suffix: 
         columns = {"filled": found.mean, "low": low, "high": high}
         if suffix.lower() == ".npz":
             columns |= {"x": x, "draws": found.draws.movedim(0, 1)}
-        elif vae.column_names is not None:
-            ends = {"": found.mean, "_low": low, "_high": high}
-            named = {f"{name}{e}": v[:, j] for e, v in ends.items() for j, name in enumerate(vae.column_names)}
-            if len(named) == low[0].numel() * 3 and formats.OF_ROWS.isdisjoint(named):
-                columns = named
+        elif (names := vae.column_names) is not None:
+            columns = {f"{end}_{name}": v[:, j] for end, v in columns.items() for j, name in enumerate(names)}
         yield {**columns, **ids}

@@ -103,10 +103,8 @@ class MixedColumns(Expanding):
         values = []
         for part, e in zip(self.parts, self._split(noise), strict=True):
             if not isinstance(part, torch.distributions.Normal | torch.distributions.LogNormal):
-                raise ValueError(
-                    f"MixedColumns.rows_of: a column of the family {type(part).__name__} has no reparameterised draws; "
-                    "expected columns that are 'real' or 'positive' alone"
-                )
+                kind = type(part).__name__
+                raise ValueError(f"MixedColumns: a {kind} has no reparameterised draws; expected 'real' and 'positive'")
             own: Any = part.loc + part.scale * e
             values.append(own.exp() if isinstance(part, torch.distributions.LogNormal) else own)
         return self._join(values)

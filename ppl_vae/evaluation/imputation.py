@@ -74,10 +74,9 @@ class Imputation:
         m = len(self.draws)
         places = [round((1 + sign * level) / 2 * (m + 1) - 1, 9) for sign in (-1, 1)]  # from 0
         if places[0] < 0:
-            fewest = math.ceil(round(2 / (1 - level) - 1, 9))
+            fewest = f"num_draws={math.ceil(round(2 / (1 - level) - 1, 9))}"
             raise ValueError(
-                f"Imputation.interval: there are {m} draws, and the ends at level {level} need {fewest}; give impute "
-                f"num_draws={fewest} or more"
+                f"Imputation.interval: {m} draws are too few at level {level}; give impute {fewest} or more"
             )
         ordered = self.draws.sort(0).values
         ends = [ordered[int(p)].lerp(ordered[min(int(p) + 1, m - 1)], p - int(p)) for p in places]
@@ -198,16 +197,12 @@ def impute(
     check_choice(sampler, get_args(Sampler), "impute: sampler")
     check_positive_int(num_steps, "impute: num_steps")
     check_positive_int(num_chains, "impute: num_chains")
-    if check_positive_int(num_draws, "impute: num_draws") > num_steps * num_chains:
-        raise ValueError(
-            f"impute: num_draws is {num_draws}; expected at most {num_steps * num_chains}, num_steps * num_chains"
-        )
+    if check_positive_int(num_draws, "impute: num_draws") > (most := num_steps * num_chains):
+        raise ValueError(f"impute: num_draws is {num_draws}; expected at most {most}, num_steps * num_chains")
     warmup = max(2, num_steps // 5) if num_warmup is None else check_positive_int(num_warmup, "impute: num_warmup")
     program = vae if isinstance(vae, NotMIWAE) else None
     if program is not None and sampler != "importance":
-        raise ValueError(
-            f"impute: sampler is {sampler!r}, whose chains would leave p(s|x) of NotMIWAE out; expected 'importance'"
-        )
+        raise ValueError(f"impute: sampler {sampler!r} would leave p(s|x) of NotMIWAE out; expected 'importance'")
     model = vae.vae if isinstance(vae, NotMIWAE) else vae
     holes = _checked(model, x, x.isnan() if missing is None else missing)
     chain = lambda t: t.repeat_interleave(num_chains, 0)  # noqa: E731

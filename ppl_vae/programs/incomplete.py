@@ -176,10 +176,7 @@ class NotMIWAE(nn.Module):
         with torch.no_grad(), untouched_random_state(), evaluation_mode(vae):
             p_x = vae.p_x(vae.p_z().sample((1,)))
             if not hasattr(p_x, "rows_of"):
-                raise ValueError(
-                    f"NotMIWAE: the likelihood {describe(p_x)} does not integrate missing entries out; expected "
-                    "likelihoods.Mixed"
-                )
+                raise ValueError(f"NotMIWAE: {describe(p_x)} does not integrate NaN out; expected likelihoods.Mixed")
             p_x.rows_of(like.new_zeros(1, *vae.x_shape))  # refuses columns of other kinds
             logs = ~p_x.support.entries(like.new_full(vae.x_shape, -1.0))  # what takes no -1 is positive
         vae.check_support(data)
@@ -187,6 +184,7 @@ class NotMIWAE(nn.Module):
         t = torch.where(logs, x.log(), x)
         mean = t.nanmean(0)
         scale = (t - mean).square().nanmean(0).sqrt()
+        vae.column_names = data.train.column_names or getattr(data, "column_names", None)
         self.vae = vae
         self.mechanism = ParameterNetwork(mechanism, "NotMIWAE: mechanism")
         self.mechanism.build(vae.x_shape, vae.x_shape)
@@ -201,8 +199,8 @@ class NotMIWAE(nn.Module):
     def __getattr__(self, name: str) -> Any:
         if hasattr(VAE, name) or name in _OF_A_VAE:
             raise AttributeError(
-                f"NotMIWAE has no {name}, as it is no VAE: what needs one would leave p(s|x) out; give program.vae for "
-                "the model of rows alone, or (program.model, program.guide) to what takes a pair"
+                f"NotMIWAE has no {name}: what needs a VAE would leave p(s|x) out; give program.vae, the model of rows "
+                "alone, or (program.model, program.guide) to what takes a pair"
             )
         return super().__getattr__(name)
 

@@ -259,9 +259,11 @@ def test_missing_entries_of_a_table_are_filled_with_intervals(capsys):
     assert (low[:, :2][gone] < high[:, :2][gone]).all()
     assert cli.main(["reconstruct", "run", "--split", "all", "--size", "60", "--draws", "19"]) == 0
     assert "file: run/imputed.csv" in capsys.readouterr().out
-    named = table("run/imputed.csv")  # a column of the name of our own numbers: ours, and no column is lost
-    assert {"filled_1", "low_2", "high_3", "row", "split"} <= set(named)
+    named = table("run/imputed.csv")
+    assert {"filled_width", "low_row", "high_kind", "row", "split"} <= set(named)
+    assert named["row"].tolist() == list(range(60))  # not the table's own column of this name
+    np.testing.assert_allclose(named["filled_row"], filled[:, 1], rtol=1e-6)
     assert cli.main(["reconstruct", "run", "--draws", "9"]) == 2
-    assert "give impute num_draws=19 or more" in capsys.readouterr().err
+    assert "9 draws are too few at level 0.9; give impute num_draws=19 or more" in capsys.readouterr().err
     assert cli.main(["reconstruct", "run", "--split", "all", "--size", "60"]) == 0
     assert "nan" not in capsys.readouterr().out  # the error is that of observed entries

@@ -196,7 +196,7 @@ def test_the_ends_of_an_interval_are_order_statistics():
     assert [end.item() for end in found.interval(0.5)] == [5, 15]
     low, high = found.interval(0.85)
     assert (low.item(), high.item()) == pytest.approx((1.5, 18.5))
-    with pytest.raises(ValueError, match=r"19 draws, and the ends at level 0.95 need 39; give impute num_draws=39"):
+    with pytest.raises(ValueError, match=r"19 draws are too few at level 0.95; give impute num_draws=39"):
         found.interval(0.95)
     for level in (0, 1, "0.9", NAN):
         with pytest.raises(ValueError, match="expected a number between 0 and 1"):
@@ -566,13 +566,13 @@ def refused(columns=("real", "real"), **kwargs):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: NotMIWAE(*refused(("real", "binary")), SelfMasking()), ValueError, "family Bernoulli has no repar"),
-        (lambda: NotMIWAE(*refused(("real", "count")), SelfMasking()), ValueError, "'real' or 'positive' alone"),
+        (lambda: NotMIWAE(*refused(("real", "binary")), SelfMasking()), ValueError, "a Bernoulli has no repar"),
+        (lambda: NotMIWAE(*refused(("real", "count")), SelfMasking()), ValueError, "expected 'real' and 'positive'"),
         (lambda: NotMIWAE(*refused(posterior=posteriors.DiagonalNormal()), SelfMasking()), ValueError, "TableEncoder"),
         (
             lambda: NotMIWAE(refused(likelihood=pv.likelihoods.Normal())[0], refused()[1], SelfMasking()),
             ValueError,
-            "does not integrate missing entries out; expected likelihoods.Mixed",
+            "does not integrate NaN out; expected likelihoods.Mixed",
         ),
         (lambda: NotMIWAE(refused()[0], dataset(torch.rand(9, 2)), SelfMasking()), ValueError, "no entry of the train"),
         (lambda: NotMIWAE(refused()[0], dataset(torch.rand(9, 3)), SelfMasking()), ValueError, r"expected \(2,\)"),
@@ -609,7 +609,7 @@ ONE_SENTENCE = {
 
 @pytest.mark.parametrize("name", ONE_SENTENCE)
 def test_what_needs_a_vae_refuses_it(name):
-    with pytest.raises((AttributeError, TypeError), match=r"leave p\(s\|x\) out; give program.vae"):
+    with pytest.raises((AttributeError, TypeError), match=r"leave p\(s\|x\) out; give program.vae, the model"):
         ONE_SENTENCE[name](known(), ROWS)
 
 
