@@ -24,6 +24,7 @@ from ppl_vae import _home, closed_form, evaluation, evidence, likelihoods, netwo
 from ppl_vae.capture import CaptureError
 from ppl_vae.evaluation.paths import path
 from ppl_vae.evidence import VAEDensities, densities_of
+from ppl_vae.programs import NotMIWAE, SelfMasking
 
 N, D = 6, 4
 
@@ -120,6 +121,14 @@ CALLS: dict[str, tuple[Callable[[], pv.VAE], Callable[[pv.VAE, Any], Any]]] = {
         lambda: table(),
         lambda vae, x: evaluation.impute(vae, x, x > 0.5, num_steps=3, sampler="importance"),
     ),
+    "impute under a mechanism": (
+        lambda: masked(),
+        lambda program, x: evaluation.impute(program, x, x > 0.5, num_steps=3, num_draws=2, sampler="importance"),
+    ),
+    "interval of an imputation": (
+        lambda: table(),
+        lambda vae, x: evaluation.impute(vae, x, x > 0.5, num_draws=4, num_steps=3, sampler="importance").interval(0.5),
+    ),
     "errors of an imputation": (make, lambda vae, x: evaluation.impute(vae, x, x > 2, num_steps=3).share_wrong(x)),
     "column_errors": (make, lambda vae, x: evaluation.column_errors(x, 1 - x, x > 0.5, ["binary"] * D)),
     "bits_per_dim": (
@@ -149,6 +158,15 @@ def table() -> pv.VAE:
     likelihood = likelihoods.Mixed(["binary"] * D)
     encoder = posteriors.DiagonalNormal(networks.TableEncoder(["binary"] * D))
     return pv.VAE((D,), prior=priors.StandardNormal(2), likelihood=likelihood, posterior=encoder)
+
+
+def masked() -> NotMIWAE:
+    torch.manual_seed(0)
+    x = torch.randn(9, D)
+    holes = pv.data.Dataset("rows", *(pv.data.Split((part,)) for part in (x.where(x < 1, torch.nan), x[:0], x[:0])))
+    encoder = posteriors.DiagonalNormal(networks.TableEncoder())
+    vae = pv.VAE((D,), prior=priors.StandardNormal(2), likelihood=likelihoods.Mixed("real"), posterior=encoder)
+    return NotMIWAE(vae, holes, SelfMasking("high"))
 
 
 def split(x: Any, *more: Any) -> pv.data.Split:

@@ -62,6 +62,16 @@ def test_table_imputation(capsys):
     assert "5 nearest neighbours" in capsys.readouterr().out
 
 
+def test_incomplete_tables(capsys):
+    found = load("incomplete_tables").main(seeds=1, epochs=60, tables=("wine",))
+    assert set(found) == {("wine", "at random"), ("wine", "by value")}
+    mean, _, _, miwae, high, _ = found["wine", "by value"][0]
+    assert high[0] < 0.9 * miwae[0]
+    assert high[1] > miwae[1]
+    assert miwae[0] < mean[0]
+    assert "not-MIWAE, agnostic" in capsys.readouterr().out
+
+
 def test_density_table(capsys):
     found = load("density_table").main(folds=2, epochs=100, rows=40, only="moons")
     assert set(found) == {"PCA", "KernelDensity", "GaussianMixture", "VAEDensity"}

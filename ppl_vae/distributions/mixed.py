@@ -89,6 +89,33 @@ class MixedColumns(Expanding):
         with torch.no_grad():
             return self._join([part.sample(sample_shape) for part in self.parts])
 
+    def rows_of(self, noise: Tensor) -> Tensor:
+        """Return complete rows made of standard normal noise, with their gradient.
+
+        A normal column is ``loc + scale * noise``, a log-normal one its exponential.
+
+        Args:
+            noise: Draws of N(0, 1), ``(*batch, *event_shape)``.
+
+        Raises:
+            ValueError: If a column is of another family, whose draws have no such gradient.
+        """
+        values = []
+        for part, e in zip(self.parts, self._split(noise), strict=True):
+            if not isinstance(part, torch.distributions.Normal | torch.distributions.LogNormal):
+                kind = type(part).__name__
+                raise ValueError(f"MixedColumns: a {kind} has no reparameterised draws; expected 'real' and 'positive'")
+            own: Any = part.loc + part.scale * e
+            values.append(own.exp() if isinstance(part, torch.distributions.LogNormal) else own)
+        return self._join(values)
+
+    @property
+    def is_code(self) -> Tensor:
+        """Whether each column holds categorical codes, which have no order, ``event_shape``."""
+        return self._placed(
+            [torch.full((k,), _is_categorical(p)) for p, k in zip(self.parts, self._sizes, strict=True)]
+        )
+
     @property
     def mean(self) -> Tensor:
         """The mean of each column, or the most likely code of a categorical column."""

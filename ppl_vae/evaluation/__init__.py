@@ -12,7 +12,8 @@ from ppl_vae.evaluation.diagnostics import LatentUse, kl_per_dimension, latent_u
 from ppl_vae.evaluation.elbo import Bound, elbo, gauss_hermite_elbo, monte_carlo_elbo
 from ppl_vae.evaluation.figures import Evaluation
 from ppl_vae.evaluation.gaps import Gaps, gaps
-from ppl_vae.evaluation.practical import Imputation, impute, knn_accuracy
+from ppl_vae.evaluation.imputation import Imputation, impute
+from ppl_vae.evaluation.practical import knn_accuracy
 from ppl_vae.evaluation.report import evaluate
 from ppl_vae.evaluation.surgery import AggregatePosterior, Surgery, aggregate_posterior, surgery
 from ppl_vae.evaluation.table_errors import column_errors

@@ -191,7 +191,8 @@ class ProgramDensities:
         sites = [n for n, s in nodes.items() if s["type"] == "sample" and type(s["fn"]).__name__ != "_Subsample"]
         if len(sites) != 1 or nodes[sites[0]]["value"].dim() != 2:
             raise ValueError(
-                f"the guide has the sites {sites}; expected one site of a vector per datum, of shape (batch, latent)"
+                f"the guide has the sites {sites}; expected one site of a vector per datum, of shape (batch, "
+                "latent); importance sampling from the guide, method='posterior', takes any number of sites"
             )
         return sites[0]
 

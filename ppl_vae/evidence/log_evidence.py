@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import Tensor
 
@@ -51,7 +51,8 @@ def log_evidence(
     ``"exact"`` takes one of the first three, or raises an error.
 
     Args:
-        program: The `VAE`, or a ``(model, guide)`` pair with one latent site (importance sampling and AIS only).
+        program: The `VAE`, or a ``(model, guide)`` pair with one latent site (importance sampling and AIS only), or
+            with any number of them (``"posterior"`` only).
         x: The data.
         y: The conditions of a conditional model, (n, k), or labels (n,). The result is then log p(x|y), computed for
             the data of each condition separately.
@@ -104,4 +105,6 @@ def log_evidence(
     if method == "ais":
         return annealed(densities_of(program, x), x, seed=seed)
     proposal = "posterior" if method == "posterior" else "defensive"
-    return importance(densities_of(program, x), x, num_particles=num_particles, proposal=proposal, seed=seed)
+    whole = method == "posterior" and not isinstance(program, Model)  # of a pair with any number of latent sites
+    source: Any = tuple(program) if whole else densities_of(program, x)  # type: ignore[arg-type]
+    return importance(source, x, num_particles=num_particles, proposal=proposal, seed=seed)

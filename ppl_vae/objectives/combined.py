@@ -87,7 +87,8 @@ class MIWAE(_Grouped):
 
     It is the bound of K/M particles, with a variance M times smaller. For a fixed K, more groups mean a looser bound
     and a less noisy encoder gradient. One group is `IWAE`; K groups are `ELBO`. For M groups of k particles, the
-    paper's MIWAE(M, k), give ``num_particles=M * k``. The method of the same name for missing data is a different one.
+    paper's MIWAE(M, k), give ``num_particles=M * k``. The method of the same name for missing data is `IWAE` on
+    incomplete rows.
 
     Args:
         num_particles: K, the number of particles in all groups together.

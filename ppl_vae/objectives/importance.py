@@ -43,6 +43,10 @@ class IWAE(ManyParticles):
     noise as K grows**: its signal-to-noise ratio falls as :math:`K^{-1/2}`, while the decoder's rises as
     :math:`K^{1/2}`. `DReG` solves this. The cost is one decoder pass per particle.
 
+    On rows with missing entries and a likelihood that integrates them out (`likelihoods.Mixed`) it is the bound of
+    MIWAE for missing data (Mattei & Frellsen, 2019) on :math:`\log p(x_\text{obs})`; with `programs.NotMIWAE` that of
+    not-MIWAE. `objectives.MIWAE` is another method.
+
     Args:
         num_particles: K.
 
@@ -51,7 +55,8 @@ class IWAE(ManyParticles):
 
     Reference:
         Importance Weighted Autoencoders (Burda et al., 2015), https://arxiv.org/abs/1509.00519; Tighter Variational
-        Bounds are Not Necessarily Better (Rainforth et al., 2018), https://arxiv.org/abs/1802.04537
+        Bounds are Not Necessarily Better (Rainforth et al., 2018), https://arxiv.org/abs/1802.04537; MIWAE
+        (Mattei & Frellsen, 2019), https://arxiv.org/abs/1812.02633
 
     Example:
         >>> import torch

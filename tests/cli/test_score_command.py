@@ -215,3 +215,55 @@ def test_the_rows_of_a_table_keep_their_ids_and_the_words_of_their_labels(suffix
         assert [str(word) for word in found["label_name"]] == words
         assert found["label"].tolist() == [int(word == "setosa") for word in words]
     assert "the most unusual: ids " in capsys.readouterr().out
+
+
+def test_missing_entries_of_a_table_are_filled_with_intervals(capsys):
+    pytest.importorskip("pandas", reason="pandas is not installed")
+    rng = np.random.default_rng(0)
+    x = np.exp(rng.normal(size=(60, 1)) + 0.1 * rng.normal(size=(60, 2))).round(3)
+    words = np.array(["a", "b"])[rng.integers(2, size=60)]
+    gone = rng.random((60, 2)) < 0.3
+    with open("t.csv", "w", newline="") as file:
+        lines = [["" if g else v for v, g in zip(*row, strict=True)] for row in zip(x, gone, strict=True)]
+        csv.writer(file).writerows([["width", "row", "kind"], *([*a, b] for a, b in zip(lines, words, strict=True))])
+    with without_pictures():
+        assert (
+            cli.main(
+                [
+                    "train",
+                    "--data",
+                    "t.csv",
+                    "--objective",
+                    "IWAE",
+                    "--epochs",
+                    "2",
+                    "--batch_size",
+                    "20",
+                    "--out",
+                    "run",
+                ]
+            )
+            == 0
+        )
+    capsys.readouterr()
+    assert cli.main(["reconstruct", "run", "--split", "all", "--size", "60", "--draws", "19", "--out", "f.npz"]) == 0
+    with np.load("f.npz") as found:
+        assert found["draws"].shape == (60, 19, 3)
+        filled, low, high = found["filled"], found["low"], found["high"]
+        assert (np.isnan(found["x"][:, :2]) == gone).all()
+        ends = found["draws"].min(1), found["draws"].max(1)  # at 0.9 those of nineteen draws
+    np.testing.assert_array_equal(low[:, :2], ends[0][:, :2])
+    np.testing.assert_array_equal(high[:, :2], ends[1][:, :2])
+    assert np.isnan(low[:, 2]).all()
+    np.testing.assert_allclose(filled[:, :2][~gone], x[~gone], rtol=1e-6)
+    assert (low[:, :2][gone] < high[:, :2][gone]).all()
+    assert cli.main(["reconstruct", "run", "--split", "all", "--size", "60", "--draws", "19"]) == 0
+    assert "file: run/imputed.csv" in capsys.readouterr().out
+    named = table("run/imputed.csv")
+    assert {"filled_width", "low_row", "high_kind", "row", "split"} <= set(named)
+    assert named["row"].tolist() == list(range(60))  # not the table's own column of this name
+    np.testing.assert_allclose(named["filled_row"], filled[:, 1], rtol=1e-6)
+    assert cli.main(["reconstruct", "run", "--draws", "9"]) == 2
+    assert "9 draws are too few at level 0.9; give impute num_draws=19 or more" in capsys.readouterr().err
+    assert cli.main(["reconstruct", "run", "--split", "all", "--size", "60"]) == 0
+    assert "nan" not in capsys.readouterr().out  # the error is that of observed entries
