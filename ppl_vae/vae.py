@@ -431,6 +431,11 @@ class VAE(nn.Module, Shown):
 
     def _one_hot(self, labels: Tensor) -> Tensor:
         (k,) = cast(Shape, self.y_shape)
+        if getattr(self.likelihood, "library", None) == "condition":
+            raise ValueError(
+                "VAE was given labels, and its likelihood reads the log library size from the condition; give "
+                f"conditions of shape (batch, {k}), as data.with_library_size makes them"
+            )
         if is_validation_enabled() and not bool(((labels >= 0) & (labels < k)).all()):
             raise ValueError(
                 f"VAE was given labels from {int(labels.min())} to {int(labels.max())}; expected 0 to {k - 1}, or "

@@ -3,33 +3,135 @@ r"""Likelihoods of counts: Poisson, negative binomial and zero-inflated negative
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ppl_vae._home import at_home
+from ppl_vae._scopes import evaluation_mode
 from ppl_vae._validation import check_choice, check_positive
 from ppl_vae.distributions import counts
 from ppl_vae.likelihoods.protocol import _Pixels
 from ppl_vae.networks import Binding, NetworkFactory, ParameterNetwork
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 Link = Literal["exp", "softplus"]
-Dispersion = Literal["global", "feature", "datum"]
+Dispersion = Literal["global", "feature", "datum", "condition"]
+Library = Literal["condition", "latent"]
 
 _TAIL = -20.0  # below it log softplus(r) is r to within e^r / 2
 _HIGHEST = 60.0  # the largest log mean: further out exp would leave float32, and its gradient would be NaN
 _RAREST = 1e-4  # initial mean of a feature that is zero in all the training data
 _GATE = -3.0  # logit of the initial share of inflated zeros, 5%
+_NARROWEST = 1e-2  # standard deviation of a log library size
+_LOOKED_AT = 1024  # conditions
 
 
 class _Counts(_Pixels):
-    """Counts whose mean a link gives from the network's first output."""
+    """Counts whose mean a link, or with a library size the softmax over features, gives from the first output."""
 
-    def __init__(self, link: Link, start_from_data: bool) -> None:
+    log_size_mean: Tensor | None  # of the log library size under each condition, (k, 1), or of all data, (1,)
+    log_size_scale: Tensor | None
+
+    def __init__(self, link: Link, start_from_data: bool, library: Library | None) -> None:
         super().__init__(start_from_data)
         check_choice(link, get_args(Link), f"{self.owner}: link")
-        self.link = link
+        if library is not None:
+            check_choice(library, get_args(Library), f"{self.owner}: library")
+            if link != "softplus":
+                raise ValueError(f"{self.owner}: link={link!r} and a library size were given, whose link is the softmax")
+        self.link, self.library = link, library
+        self.register_buffer("log_size_mean", None)
+        self.register_buffer("log_size_scale", None)
+
+    def bind(self, binding: Binding) -> None:
+        """Size the network for what it sees, start from the data if asked to, and find the prior of a latent size."""
+        (d,), (k,) = binding.latent_shape, binding.y_shape or (0,)
+        if self.library == "latent":
+            if d < 2:
+                raise ValueError(f"{self.owner}: a latent library size is the last dimension of z, beside others; z has {d}")
+            self._find_sizes(binding)
+            d -= 1
+        elif self.library == "condition":
+            if not k:
+                raise ValueError(
+                    f"{self.owner}: library='condition' reads the log library size from the condition, and there is "
+                    "none; put it there by data.with_library_size(dataset)"
+                )
+            k -= 1
+            y = None if binding.train is None else binding.train.first(_LOOKED_AT)[1][:, 0]
+            if y is not None and y.any() and ((y == 0) | (y == 1)).all():
+                raise ValueError(
+                    f"{self.owner}: the condition starts with 0 or 1 in every row, and library='condition' reads the "
+                    "log library size there; put it there by data.with_library_size(dataset)"
+                )
+        super().bind(replace(binding, latent_shape=(d,), y_shape=(k,) if k else None))
+
+    def forward(self, z: Tensor, y: Tensor | None = None) -> Any:
+        """Return p(x|z), batch shape ``z.shape[:-1]``."""
+        log_size, y, raw, *others = self._outputs(z, y)
+        dim = raw.dim() - z.dim() + 1
+        if log_size is None:
+            log_mean = self._log_mean(raw)
+        else:
+            log_mean = (log_size[(..., *[None] * (dim - 1))] + _log_shares(raw, dim)).clamp(max=_HIGHEST)
+        return self._counts(log_mean, y, *others).to_event(dim)
+
+    @at_home("z", "y", rows=True)
+    @torch.no_grad()
+    def proportions(self, z: Float[Tensor, "*batch latent"], y: Tensor | None = None) -> Float[Tensor, "*batch *x_shape"]:
+        r"""Return the share :math:`\rho_i(z, y)` of each feature in the mean, in evaluation mode.
+
+        With a library size this is what z says of a datum whatever its total: denoised expression, comparable between
+        data. Under another condition than the datum's own it is what the datum would be there.
+
+        Args:
+            z: The latents, as the VAE draws them.
+            y: The conditions of a conditional model, (n, k), as the VAE takes them.
+        """
+        with evaluation_mode(self):
+            _, _, raw, *_ = self._outputs(z, y)
+            dim = raw.dim() - z.dim() + 1
+            return _log_shares(raw if self.library else self._log_mean(raw), dim).exp()
+
+    def _outputs(self, z: Tensor, y: Tensor | None) -> tuple[Any, ...]:
+        """Return the log library size, (*batch, 1) or None, the condition without it, and the network's outputs."""
+        log_size = None
+        if self.library == "latent":
+            mean, scale = self.log_size_mean, self.log_size_scale
+            if y is not None:
+                mean, scale = y @ mean, y @ scale
+            z, log_size = z[..., :-1], mean + scale * z[..., -1:]
+        elif self.library == "condition":
+            if y is None:
+                raise ValueError(f"{self.owner} was given no y; expected the log library size as its first entry")
+            log_size, y = y[..., :1], y[..., 1:] if y.shape[-1] > 1 else None
+        return log_size, y, *self._network(z, y)
+
+    def _find_sizes(self, binding: Binding) -> None:
+        """Find the mean and the standard deviation of the log totals of the training data, under each condition."""
+        total = torch.cat([x.flatten(1).sum(1, dtype=torch.float64) for x, *_ in binding.batches(self.owner)]).cpu()
+        empty = (total <= 0).nonzero()[:, 0]
+        if 0 < len(empty) < len(total):  # all are empty where zeros stand for data, as in loading
+            raise ValueError(
+                f"{self.owner}: row {int(empty[0])} of the training data has no counts ({len(empty)} rows), and so no "
+                "library size; leave such rows out"
+            )
+        groups = _one_hot_rows(binding, self.owner, "library='latent'").double()
+        value = total.clamp(min=1).log()
+        few = groups.sum(0) < 2  # of these the mean and scale of all
+        groups[:, few] = 1
+        size = groups.sum(0)
+        mean = value @ groups / size
+        scale = (((value[:, None] - mean).square() * groups).sum(0) / size).sqrt().clamp(min=_NARROWEST)
+        like = next(self.parameters(), torch.empty(0))
+        shape = (-1, 1) if binding.y_shape else (1,)
+        self.log_size_mean, self.log_size_scale = (t.to(like).reshape(shape) for t in (mean, scale))
 
     def _log_mean(self, raw: Tensor) -> Tensor:
         """Return the logarithm of the mean that the link gives for a network's output, without underflow."""
@@ -39,7 +141,28 @@ class _Counts(_Pixels):
 
     def _link(self, mean: Tensor) -> Tensor:
         mean = mean.clamp(min=_RAREST)
-        return mean.log() if self.link == "exp" else mean + torch.log(-torch.expm1(-mean))
+        return mean.log() if self.link == "exp" or self.library else mean + torch.log(-torch.expm1(-mean))
+
+
+def _log_shares(raw: Tensor, dim: int) -> Tensor:
+    """Return the log softmax over the last `dim` dimensions together."""
+    return raw.flatten(-dim).log_softmax(-1).view_as(raw)
+
+
+def _one_hot_rows(binding: Binding, owner: str, option: str) -> Tensor:
+    """Return the last entries of the training data's conditions, which are one-hot, (n, k); ones without a condition.
+
+    Zeros everywhere stand for data that are not there, as where a VAE is loaded.
+    """
+    if not binding.y_shape:
+        return torch.ones(sum(len(batch[0]) for batch in binding.batches(owner)), 1)
+    y = torch.cat([batch[1][:, -binding.y_shape[0] :] for batch in binding.batches(owner)]).cpu()
+    if y.any() and (((y != 0) & (y != 1)).any() or (y.sum(1) != 1).any()):
+        raise ValueError(
+            f"{owner}: {option} has values for each label, and the conditions are not one-hot; give labels to "
+            "data.load(..., conditional=True), or a batch to data.from_cells"
+        )
+    return y
 
 
 class Poisson(_Counts):
@@ -57,9 +180,10 @@ class Poisson(_Counts):
         network: Maps z to one value per feature; ``MLP()`` by default.
         link: How the network gives the mean: ``"softplus"``, which grows no faster than its argument, or ``"exp"``.
         start_from_data: Start the means at those of the training data, at least 1e-4.
+        library: Where the library size comes from, see `NegativeBinomial`.
 
     Raises:
-        ValueError: For an unknown `link`, or without training data to start from.
+        ValueError: For an unknown `link` or `library`, or without training data to start from.
 
     Reference:
         Deep generative modeling for single-cell transcriptomics (Lopez et al., 2018),
@@ -76,12 +200,13 @@ class Poisson(_Counts):
         network: NetworkFactory | nn.Module | None = None,
         link: Link = "softplus",
         start_from_data: bool = False,
+        library: Library | None = None,
     ) -> None:
-        super().__init__(link, start_from_data)
+        super().__init__(link, start_from_data, library)
         self.mean = ParameterNetwork(network, self.owner)
 
-    def _pixels(self, raw: Tensor) -> Any:
-        return counts.Poisson(self._log_mean(raw))
+    def _counts(self, log_mean: Tensor, y: Tensor | None) -> Any:
+        return counts.Poisson(log_mean)
 
 
 class NegativeBinomial(_Counts):
@@ -128,8 +253,9 @@ class NegativeBinomial(_Counts):
         start: float = 1.0,
         link: Link = "softplus",
         start_from_data: bool = False,
+        library: Library | None = None,
     ) -> None:
-        super().__init__(link, start_from_data)
+        super().__init__(link, start_from_data, library)
         check_choice(dispersion, get_args(Dispersion), f"{self.owner}: dispersion")
         self.dispersion = dispersion
         self.start = math.log(check_positive(start, f"{self.owner}: start"))
@@ -141,18 +267,30 @@ class NegativeBinomial(_Counts):
     def bind(self, binding: Binding) -> None:
         """Size the network and the dispersions, and start from the data if asked to."""
         super().bind(binding)
-        if self.dispersion == "feature" and self.raw_dispersion is None:
+        shape = binding.x_shape
+        if self.dispersion == "condition":
+            if self._network.y_shape is None:
+                raise ValueError(
+                    f"{self.owner}: dispersion='condition' takes an r for each label, and the data have no one-hot "
+                    "labels as a condition; give data.load(..., conditional=True), or data.from_cells(..., batch=...)"
+                )
+            if binding.train is not None:
+                _one_hot_rows(replace(binding, y_shape=self._network.y_shape), self.owner, "dispersion='condition'")
+            shape = (*self._network.y_shape, *shape)
+        if self.dispersion in ("feature", "condition") and self.raw_dispersion is None:
             like = next(self.parameters(), torch.empty(0))
-            self.raw_dispersion = nn.Parameter(like.new_full(binding.x_shape, self.start))
+            self.raw_dispersion = nn.Parameter(like.new_full(shape, self.start))
 
-    def _pixels(self, raw: Tensor, *others: Tensor) -> Any:
-        return counts.NegativeBinomial(self._log_mean(raw), self._log_dispersion(*others))
+    def _counts(self, log_mean: Tensor, y: Tensor | None, *others: Tensor) -> Any:
+        return counts.NegativeBinomial(log_mean, self._log_dispersion(y, *others))
 
-    def _log_dispersion(self, *others: Tensor) -> Tensor:
+    def _log_dispersion(self, y: Tensor | None, *others: Tensor) -> Tensor:
         if self.dispersion == "datum":
             return self.start + others[0]
         if self.raw_dispersion is None:
             raise RuntimeError(f"{self.owner} has no sizes yet: put it into a VAE")
+        if self.dispersion == "condition":
+            return torch.tensordot(y, self.raw_dispersion, 1)
         return self.raw_dispersion
 
 
@@ -197,6 +335,5 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
         self._network.start_at(mean, *others, None, link=self._link)
         self._network.start_at(None, *others, torch.zeros(()))
 
-    def _pixels(self, raw: Tensor, *others: Tensor) -> Any:
-        log_dispersion = self._log_dispersion(*others)
-        return counts.ZeroInflatedNegativeBinomial(self._log_mean(raw), log_dispersion, _GATE + others[-1])
+    def _counts(self, log_mean: Tensor, y: Tensor | None, *others: Tensor) -> Any:
+        return counts.ZeroInflatedNegativeBinomial(log_mean, self._log_dispersion(y, *others), _GATE + others[-1])

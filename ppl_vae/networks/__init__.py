@@ -9,6 +9,7 @@ labels behind the flattened input.
 
 from ppl_vae.networks.binding import Binding, Shape
 from ppl_vae.networks.convolutional import Convolutional
+from ppl_vae.networks.logs import Log1p
 from ppl_vae.networks.mlp import MLP, GatedMLP
 from ppl_vae.networks.parameters import NetworkFactory, ParameterNetwork
 from ppl_vae.networks.residual import ResidualConvolutional
@@ -19,6 +20,7 @@ __all__ = [
     "Binding",
     "Convolutional",
     "GatedMLP",
+    "Log1p",
     "NetworkFactory",
     "ParameterNetwork",
     "ResidualConvolutional",

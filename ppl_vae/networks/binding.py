@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,11 +49,19 @@ class Binding:
         """
         total = torch.zeros(self.x_shape, dtype=torch.float64)
         count = torch.zeros_like(total)
-        for x, *_ in self._train(piece).batches(min(_ROWS, len(self._train(piece)))):
+        for x, *_ in self.batches(piece):
             x = x.double().cpu()
             total += x.nansum(0)
             count += (~x.isnan()).sum(0)
         return total / count.clamp(min=1)
+
+    def batches(self, piece: str) -> Iterator[tuple[Tensor, ...]]:
+        """Return the columns of the training data in order, a few thousand rows at a time.
+
+        Raises:
+            ValueError: If there are no data.
+        """
+        return self._train(piece).batches(min(_ROWS, len(self._train(piece))))
 
     def rows(self, size: int, piece: str) -> Float[Tensor, " size *x_shape"]:
         """Return `size` training data drawn by torch's global generator; they repeat if too few.
