@@ -66,7 +66,9 @@ def from_cells(
         cells = SimpleNamespace(X=cells.layers[layer], obs=cells.obs)
     whole = as_split(cells, labels=labels)
     if not isinstance(whole.x, SparseRows | Tensor) or len(whole.x.shape) != 2 or len(whole.columns) > 1:
-        raise TypeError(f"from_cells was given a {type(cells).__name__}; expected one matrix, or an object with X and obs")
+        raise TypeError(
+            f"from_cells was given a {type(cells).__name__}; expected one matrix, or an object with X and obs"
+        )
     values = whole.x.matrix.data if isinstance(whole.x, SparseRows) else whole.x
     whole_numbers = (values >= 0) & (values == values.round())
     if not whole_numbers.all():

@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import one_hot
 
 from ppl_vae.data.dataset import Dataset
+from ppl_vae.data.sparse import row_totals
 from ppl_vae.data.splits import Split
 
 LIBRARY_SIZE = "log library size"  # in `Split.conditions`, for the entry that holds it
@@ -84,8 +85,7 @@ def with_library_size(dataset: Dataset) -> Dataset:
     def with_size(split: Split) -> Split:
         if LIBRARY_SIZE in split.conditions:
             raise ValueError(f"{dataset.name} has the log library size in its condition already")
-        sizes = [x.flatten(1).sum(1, dtype=torch.float64) for x, *_ in split.batches(min(4096, len(split)))] if len(split) else []
-        size = torch.cat([torch.zeros(0, dtype=torch.float64), *sizes])
+        size = row_totals(split.x) if len(split) else torch.zeros(0, dtype=torch.float64)
         empty = (~(size > 0)).nonzero()[:, 0]
         if len(empty):
             raise ValueError(
@@ -124,8 +124,14 @@ def recoded(split: Split, conditions: Sequence[str]) -> Split:
     places = torch.tensor([list(conditions).index(name) for name in split.conditions])
     given = split.columns[1]
     column = given.new_zeros(len(given), len(conditions)).index_copy(1, places.to(given.device), given)
-    labels, names, first = split.labels, tuple(n for n in conditions if n != LIBRARY_SIZE), conditions[0] == LIBRARY_SIZE
+    labels, names, first = (
+        split.labels,
+        tuple(n for n in conditions if n != LIBRARY_SIZE),
+        conditions[0] == LIBRARY_SIZE,
+    )
     if labels is None or split.label_names != split.conditions[first:]:
         return replace(split, columns=(split.columns[0], column), conditions=tuple(conditions))
     labels = (places[first:] - first).to(labels.device)[labels]
-    return replace(split, columns=(split.columns[0], column), labels=labels, label_names=names, conditions=tuple(conditions))
+    return replace(
+        split, columns=(split.columns[0], column), labels=labels, label_names=names, conditions=tuple(conditions)
+    )

@@ -14,8 +14,8 @@ from ppl_vae._home import at_home
 from ppl_vae._scopes import seeded
 from ppl_vae._validation import check_choice, check_positive, check_positive_int
 from ppl_vae.evidence.blocks import MAX_BYTES, particle_blocks, row_blocks
-from ppl_vae.evidence.conditional import found_by_condition
-from ppl_vae.evidence.densities import Densities, Model
+from ppl_vae.evidence.conditional import ConditionalDensities, found_by_condition, many_conditions
+from ppl_vae.evidence.densities import Densities, Model, VAEDensities
 from ppl_vae.evidence.normals import Normals, tensor_nodes
 
 if TYPE_CHECKING:
@@ -243,9 +243,12 @@ def monte_carlo_elbo(
     return Bound(found, rate, error, rate_error, "monte carlo")
 
 
-def bound_by_condition(vae: Model, x: Tensor, y: Tensor, find: Callable[[Model, Tensor], Bound]) -> Bound:
-    """Return the bound that `find` computes for the data of each condition, in the order of the data."""
-    parts, place = found_by_condition(vae, x, y, find)
+def bound_by_condition(vae: Model, x: Tensor, y: Tensor, find: Callable[[Densities, Tensor], Bound]) -> Bound:
+    """Return the bound that `find` computes for the data of each condition, or of many together, in their order."""
+    if many_conditions(y):
+        together = ConditionalDensities(vae)
+        return find(together, together.joined(x, y))
+    parts, place = found_by_condition(vae, x, y, lambda model, some: find(VAEDensities(model), some))
     names = ("elbo", "rate", "error", "rate_error")
     figures = {name: torch.cat([getattr(part, name) for part in parts])[place] for name in names}
     return Bound(**figures, method=parts[0].method)

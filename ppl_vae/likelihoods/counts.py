@@ -13,6 +13,8 @@ from torch.nn.functional import softplus
 from ppl_vae._home import at_home
 from ppl_vae._scopes import evaluation_mode
 from ppl_vae._validation import check_choice, check_positive
+from ppl_vae.data.rows import stream
+from ppl_vae.data.sparse import row_totals
 from ppl_vae.distributions import counts
 from ppl_vae.likelihoods.protocol import _Pixels
 from ppl_vae.networks import Binding, NetworkFactory, ParameterNetwork
@@ -29,7 +31,6 @@ _HIGHEST = 60.0  # the largest log mean: further out exp would leave float32, an
 _RAREST = 1e-4  # initial mean of a feature that is zero in all the training data
 _GATE = -3.0  # logit of the initial share of inflated zeros, 5%
 _NARROWEST = 1e-2  # standard deviation of a log library size
-_LOOKED_AT = 1024  # conditions
 
 
 class _Counts(_Pixels):
@@ -44,7 +45,9 @@ class _Counts(_Pixels):
         if library is not None:
             check_choice(library, get_args(Library), f"{self.owner}: library")
             if link != "softplus":
-                raise ValueError(f"{self.owner}: link={link!r} and a library size were given, whose link is the softmax")
+                raise ValueError(
+                    f"{self.owner}: link={link!r} and a library size were given, whose link is the softmax"
+                )
         self.link, self.library = link, library
         self.register_buffer("log_size_mean", None)
         self.register_buffer("log_size_scale", None)
@@ -54,7 +57,9 @@ class _Counts(_Pixels):
         (d,), (k,) = binding.latent_shape, binding.y_shape or (0,)
         if self.library == "latent":
             if d < 2:
-                raise ValueError(f"{self.owner}: a latent library size is the last dimension of z, beside others; z has {d}")
+                raise ValueError(
+                    f"{self.owner}: a latent library size is the last dimension of z, beside others; z has {d}"
+                )
             self._find_sizes(binding)
             d -= 1
         elif self.library == "condition":
@@ -64,8 +69,8 @@ class _Counts(_Pixels):
                     "none; put it there by data.with_library_size(dataset)"
                 )
             k -= 1
-            y = None if binding.train is None else binding.train.first(_LOOKED_AT)[1][:, 0]
-            if y is not None and y.any() and ((y == 0) | (y == 1)).all():
+            first = torch.zeros(1) if binding.train is None else _conditions(binding, self.owner)[:, 0]
+            if first.any() and ((first == 0) | (first == 1)).all():
                 raise ValueError(
                     f"{self.owner}: the condition starts with 0 or 1 in every row, and library='condition' reads the "
                     "log library size there; put it there by data.with_library_size(dataset)"
@@ -84,7 +89,9 @@ class _Counts(_Pixels):
 
     @at_home("z", "y", rows=True)
     @torch.no_grad()
-    def proportions(self, z: Float[Tensor, "*batch latent"], y: Tensor | None = None) -> Float[Tensor, "*batch *x_shape"]:
+    def proportions(
+        self, z: Float[Tensor, "*batch latent"], y: Tensor | None = None
+    ) -> Float[Tensor, "*batch *x_shape"]:
         r"""Return the share :math:`\rho_i(z, y)` of each feature in the mean, in evaluation mode.
 
         With a library size this is what z says of a datum whatever its total: denoised expression, comparable between
@@ -115,7 +122,7 @@ class _Counts(_Pixels):
 
     def _find_sizes(self, binding: Binding) -> None:
         """Find the mean and the standard deviation of the log totals of the training data, under each condition."""
-        total = torch.cat([x.flatten(1).sum(1, dtype=torch.float64) for x, *_ in binding.batches(self.owner)]).cpu()
+        total = row_totals(binding.data(self.owner).x)
         empty = (total <= 0).nonzero()[:, 0]
         if 0 < len(empty) < len(total):  # all are empty where zeros stand for data, as in loading
             raise ValueError(
@@ -149,14 +156,20 @@ def _log_shares(raw: Tensor, dim: int) -> Tensor:
     return raw.flatten(-dim).log_softmax(-1).view_as(raw)
 
 
+def _conditions(binding: Binding, owner: str) -> Tensor:
+    """Return the conditions of the training data, on the CPU."""
+    train = binding.data(owner)
+    return next(stream(train.columns[1], [torch.arange(len(train))])).cpu()
+
+
 def _one_hot_rows(binding: Binding, owner: str, option: str) -> Tensor:
     """Return the last entries of the training data's conditions, which are one-hot, (n, k); ones without a condition.
 
     Zeros everywhere stand for data that are not there, as where a VAE is loaded.
     """
     if not binding.y_shape:
-        return torch.ones(sum(len(batch[0]) for batch in binding.batches(owner)), 1)
-    y = torch.cat([batch[1][:, -binding.y_shape[0] :] for batch in binding.batches(owner)]).cpu()
+        return torch.ones(len(binding.data(owner)), 1)
+    y = _conditions(binding, owner)[:, -binding.y_shape[0] :]
     if y.any() and (((y != 0) & (y != 1)).any() or (y.sum(1) != 1).any()):
         raise ValueError(
             f"{owner}: {option} has values for each label, and the conditions are not one-hot; give labels to "

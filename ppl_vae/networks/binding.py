@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,19 +49,11 @@ class Binding:
         """
         total = torch.zeros(self.x_shape, dtype=torch.float64)
         count = torch.zeros_like(total)
-        for x, *_ in self.batches(piece):
+        for x, *_ in self.data(piece).batches(min(_ROWS, len(self.data(piece)))):
             x = x.double().cpu()
             total += x.nansum(0)
             count += (~x.isnan()).sum(0)
         return total / count.clamp(min=1)
-
-    def batches(self, piece: str) -> Iterator[tuple[Tensor, ...]]:
-        """Return the columns of the training data in order, a few thousand rows at a time.
-
-        Raises:
-            ValueError: If there are no data.
-        """
-        return self._train(piece).batches(min(_ROWS, len(self._train(piece))))
 
     def rows(self, size: int, piece: str) -> Float[Tensor, " size *x_shape"]:
         """Return `size` training data drawn by torch's global generator; they repeat if too few.
@@ -69,11 +61,16 @@ class Binding:
         Raises:
             ValueError: If there are no data.
         """
-        train = self._train(piece)
+        train = self.data(piece)
         order = torch.randperm(len(train)).repeat(-(-size // len(train)))[:size]
         return torch.cat([x for x, *_ in train.batches(min(size, len(train)), order=order)])
 
-    def _train(self, piece: str) -> Split:
+    def data(self, piece: str) -> Split:
+        """Return the training data.
+
+        Raises:
+            ValueError: If there are no data.
+        """
         if self.train is None or not len(self.train):
             raise ValueError(
                 f"{piece} starts from the training data, and the VAE was made from a shape alone; give VAE the data set"
