@@ -13,7 +13,7 @@ from torch.nn.functional import one_hot
 from ppl_vae.data.conditions import with_library_size
 from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.frames import coded_labels
-from ppl_vae.data.held import as_split
+from ppl_vae.data.held import as_split, column_of
 from ppl_vae.data.partition import check_options, rows_of_parts
 from ppl_vae.data.sparse import SparseRows
 from ppl_vae.data.streams import chosen
@@ -77,7 +77,8 @@ def from_cells(
             "are no counts; of an AnnData that keeps the counts in a layer give layer='counts', say"
         )
     if batch is not None:
-        given = cells.obs[batch] if isinstance(batch, str) else batch
+        obs = getattr(cells, "obs", None)
+        given = obs[column_of(getattr(obs, "columns", ()), batch, "batch")] if isinstance(batch, str) else batch
         codes, names = coded_labels(given, len(whole), "batch")
         if not names:
             numbers, codes = codes.unique(return_inverse=True)

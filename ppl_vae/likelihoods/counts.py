@@ -66,7 +66,7 @@ class _Counts(_Pixels):
             if not k:
                 raise ValueError(
                     f"{self.owner}: library='condition' reads the log library size from the condition, and there is "
-                    "none; put it there by data.with_library_size(dataset)"
+                    "none; put it there by data.with_library_size(dataset), on the command line by --data.library true"
                 )
             k -= 1
             first = torch.zeros(1) if binding.train is None else _conditions(binding, self.owner)[:, 0]
@@ -233,18 +233,36 @@ class NegativeBinomial(_Counts):
     zero, mean and dispersion can stand in for each other, so r of such a feature means little. With a dispersion per
     datum the noise can take over what z should explain.
 
+    With a library size l the network gives proportions, :math:`\mu_i = l\, \rho_i(z), \rho = \mathrm{softmax}(f(z))`, so
+    that z need not say how much was counted in all:
+
+    - ``library="condition"``: the first entry of the condition y is :math:`\log l`, as `data.with_library_size` puts it
+      there, and the network sees the rest. An l that is the total of x makes p(x|z, l) condition on a function of x:
+      what is computed is log p(x|l), which is no log p(x) and compares only with other log p(x|l) of the same l. A y
+      whose first entry is something else gives wrong means without a word.
+    - ``library="latent"``: the last dimension of z is the standard score of :math:`\log l = m + s z_d`, and the network
+      sees the others. m and s are the mean and the standard deviation of the log totals of the training data (under
+      each label, where the data have one-hot conditions). With a standard normal prior this is
+      :math:`l \sim \mathrm{LogNormal}(m, s^2)`, and log p(x) is one. Any posterior on R^d fits, and starts at the
+      prior's scale.
+
     Args:
         network: Maps z to one value per feature, and with ``dispersion="datum"`` to a second, :math:`\log r` relative
             to `start`; ``MLP()`` by default.
         dispersion: What has its own learned r: ``"global"``: all features together; ``"feature"``: each feature, the
-            same for all data; ``"datum"``: each feature, as a function of z.
+            same for all data; ``"condition"``: each feature under each label, of one-hot conditions; ``"datum"``: each
+            feature, as a function of z.
         start: The initial dispersion r.
         link: How the network gives the mean: ``"softplus"``, which grows no faster than its argument, or ``"exp"``.
-        start_from_data: Start the means at those of the training data, at least 1e-4.
+            With a library size it is the softmax, whatever this says.
+        start_from_data: Start the means at those of the training data, at least 1e-4. With a library size these are
+            the features' shares of all counts.
+        library: Where the library size comes from: ``"condition"``, ``"latent"``, or None for means without one.
 
     Raises:
-        ValueError: For an unknown `dispersion` or `link`, a `start` that is not above zero, or without training data
-            to start from.
+        ValueError: For an unknown `dispersion`, `link` or `library`, a `start` that is not above zero, without training
+            data to start from or to take m and s from, for conditions that are not one-hot where a label is needed, or
+            for training data with a row of zeros under a latent library size.
 
     Reference:
         Deep generative modeling for single-cell transcriptomics (Lopez et al., 2018),
@@ -321,14 +339,15 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
     Args:
         network: Maps z to the values of `NegativeBinomial` and, last, to the logit of :math:`\pi` per feature,
             relative to a start at 5%; ``MLP()`` by default.
-        dispersion: What has its own learned r: ``"global"``, ``"feature"`` or ``"datum"``.
+        dispersion: What has its own learned r: ``"global"``, ``"feature"``, ``"condition"`` or ``"datum"``.
         start: The initial dispersion r.
         link: How the network gives the mean: ``"softplus"``, which grows no faster than its argument, or ``"exp"``.
         start_from_data: Start the means, with zeros of both kinds, at those of the training data, at least 1e-4.
+        library: Where the library size comes from, see `NegativeBinomial`; it is the sum of :math:`\mu`, before zeros
+            are inflated.
 
     Raises:
-        ValueError: For an unknown `dispersion` or `link`, a `start` that is not above zero, or without training data
-            to start from.
+        ValueError: As in `NegativeBinomial`.
 
     Reference:
         Deep generative modeling for single-cell transcriptomics (Lopez et al., 2018),

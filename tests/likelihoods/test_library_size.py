@@ -81,7 +81,7 @@ def test_observed_size_and_dispersion_of_a_label_by_hand() -> None:
 def test_the_mean_is_the_size_times_proportions(name: str, library: Any) -> None:
     dataset = cells(library=library == "condition")
     vae = make(dataset, getattr(likelihoods, name)(MLP([5]), library=library), 3).double()
-    x, y = (column.double() for column in dataset.train.first(20))
+    y = dataset.train.columns[1][:20].double()
     z = torch.randn(20, 3, dtype=torch.float64)
     p_x = vae.p_x(z, y)
     kept = 1 if name != NAMES[2] else 1 - torch.sigmoid(p_x.base_dist.gate_logits)
@@ -190,8 +190,7 @@ def test_many_conditions_at_once_agree_with_one_after_another(latent_dim: int) -
     few = slice(4)
     expected = evidence.log_evidence(vae, x[few], y[few], num_particles=(2000,))
     assert expected.method == ("quadrature" if latent_dim == 2 else "importance")
-    error = found.error[few] + expected.error
-    assert error.isfinite().all()
+    error = found.details["standard_error"][few] + expected.error
     assert ((found.log_evidence[few] - expected.log_evidence).abs() < 5 * error + 1e-4).all()
     report = evaluation.evaluate(vae, dataset.train, size=52, num_particles=(100,), evidence="importance")
     assert len(report.bound.elbo) == 52
@@ -262,7 +261,8 @@ def test_sizes_are_those_of_each_row_and_stay_first() -> None:
         x, y = part.columns
         torch.testing.assert_close(y[:, 0], x.sum(1).log())
         assert part.conditions == (LIBRARY_SIZE, "a", "b")
-        assert (y[:, 2] == (torch.from_numpy(words == "b")[part.rows])).all() and (y[:, 1:].sum(1) == 1).all()
+        assert (y[:, 2] == torch.from_numpy(words == "b")[part.rows]).all()
+        assert (y[:, 1:].sum(1) == 1).all()
         assert (part.labels == torch.from_numpy(batch)[part.rows]).all()
         assert (x == torch.from_numpy(counts)[part.rows]).all()
     stays = with_library_size(with_labels(data.from_tensors(counts.astype(float), labels=batch, validation=0)))
@@ -281,7 +281,8 @@ def test_what_cells_may_be_held_in() -> None:
         (annotated, {"layer": "counts"}),
     ):
         found = from_cells(held, batch=batch, **options).train
-        assert (found.x == expected.x).all() and (found.columns[1] == expected.columns[1]).all()
+        assert (found.x == expected.x).all()
+        assert (found.columns[1] == expected.columns[1]).all()
     assert found.ids[0] == f"c{int(found.rows[0])}"
     with pytest.raises(ValueError, match=r"cells hold \d\.\d+, where raw counts were expected.*layer='counts'"):
         from_cells(annotated)
@@ -292,7 +293,7 @@ def test_what_cells_may_be_held_in() -> None:
     with pytest.raises(ValueError, match="cells hold -1"):
         from_cells(sparse.csr_matrix(-counts.clip(0, 1)))
     with pytest.raises(TypeError, match="expected one matrix"):
-        from_cells((counts.astype(float), counts.astype(float)))
+        from_cells(torch.poisson(torch.ones(8, 1, 2, 2)))
 
 
 def test_anndata_with_a_batch_and_a_layer() -> None:
@@ -306,7 +307,7 @@ def test_anndata_with_a_batch_and_a_layer() -> None:
     assert (dataset.train.columns[1][:, 2] == dataset.train.labels).all()
     vae = make(dataset, likelihoods.NegativeBinomial(MLP([5]), library="condition"), counts=7)
     fit(vae, dataset, epochs=1, batch_size=32, seed=0)
-    with pytest.raises(ValueError, match="no column|expected a column|obs"):
+    with pytest.raises(ValueError, match="batch is 'doner'; expected a column of donor, type; did you mean"):
         from_cells(held, layer="counts", batch="doner")
 
 
@@ -330,7 +331,8 @@ def test_conditions_with_a_size_mean_what_they_meant_in_training() -> None:
     alone = from_cells(counts[batch == 1], batch=["b"] * 60, library=True, validation=0, test=0).train
     moved = recoded(alone, vae.conditions)
     torch.testing.assert_close(moved.columns[1][:, 0], alone.columns[1][:, 0])
-    assert (moved.columns[1][:, 1] == 0).all() and (moved.columns[1][:, 2] == 1).all()
+    assert (moved.columns[1][:, 1] == 0).all()
+    assert (moved.columns[1][:, 2] == 1).all()
     found = evaluation.evaluate(vae, alone, size=5, evidence="importance", num_particles=(50,))
     torch.testing.assert_close(
         found.bound.elbo, evaluation.evaluate(vae, moved, size=5, evidence="importance", num_particles=(50,)).bound.elbo
@@ -403,7 +405,8 @@ def test_log1p_of_large_counts_and_of_any_condition() -> None:
     found = network(torch.tensor([[0.0, 1e6, -1.0]]))
     torch.testing.assert_close(found, torch.tensor([[0.0, math.log(1e6 + 1), -math.log(2)]]))
     convolution = networks.Log1p(networks.Convolutional([3], [4]))
-    assert convolution.spatial and convolution((1, 8, 8), (2,))(torch.ones(5, 1, 8, 8)).shape == (5, 2)
+    assert convolution.spatial
+    assert convolution((1, 8, 8), (2,))(torch.ones(5, 1, 8, 8)).shape == (5, 2)
 
 
 def test_what_goes_with_a_library_size_and_what_does_not() -> None:
