@@ -42,8 +42,8 @@ def main(cells: int = 4000, epochs: int = 60, library: str = "latent", seed: int
     counts, types, batch, proportions, log_r = drawn(cells, seed)
     known = data.from_cells(
         sparse.csr_matrix(counts),
-        batch=[f"batch {b}" for b in batch],
-        labels=types,  # for the comparison at the end
+        labels=[f"batch {b}" for b in batch],
+        conditional=True,
         library=library == "condition",
         validation=0,
         seed=seed,

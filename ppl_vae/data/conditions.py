@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch.nn.functional import one_hot
@@ -83,24 +84,17 @@ def with_library_size(dataset: Dataset) -> Dataset:
     """
 
     def with_size(split: Split) -> Split:
-        if LIBRARY_SIZE in split.conditions:
-            raise ValueError(f"{dataset.name} has the log library size in its condition already")
-        size = row_totals(split.x) if len(split) else torch.zeros(0, dtype=torch.float64)
-        empty = (~(size > 0)).nonzero()[:, 0]
-        if len(empty):
+        size = row_totals(split.x)
+        if len(empty := (~(size > 0)).nonzero()[:, 0]):
             raise ValueError(
                 f"{dataset.name} has no counts in row {int(empty[0])} ({len(empty)} such rows of a part), and so no "
                 "library size: leave such rows out"
             )
-        column = size.log().to(torch.float32)[:, None]
-        names = (LIBRARY_SIZE, *split.conditions)
-        if len(split.columns) > 1:
-            column = torch.cat([column.to(split.columns[1]), split.columns[1]], 1)
-            names = names if split.conditions else ()
-        return replace(split, columns=(split.columns[0], column), conditions=names)
+        columns: list[Any] = [size.log().to(torch.float32)[:, None], *split.columns[1:]]
+        names = (LIBRARY_SIZE, *split.conditions) if split.conditions or len(columns) == 1 else ()
+        return replace(split, columns=(split.x, torch.cat(columns, 1)), conditions=names)
 
-    parts = (dataset.train, dataset.validation, dataset.test)
-    train, validation, test = map(with_size, parts)
+    train, validation, test = map(with_size, (dataset.train, dataset.validation, dataset.test))
     return replace(dataset, train=train, validation=validation, test=test)
 
 
@@ -116,22 +110,18 @@ def recoded(split: Split, conditions: Sequence[str]) -> Split:
     """
     if not split.conditions or split.conditions == tuple(conditions):
         return split
-    if (LIBRARY_SIZE in split.conditions) != (LIBRARY_SIZE in conditions):
-        there, verb = ("are", "without") if LIBRARY_SIZE in split.conditions else ("are not", "with")
+    sized = LIBRARY_SIZE in conditions
+    if sized != (LIBRARY_SIZE in split.conditions):
+        there, verb = ("are not", "with") if sized else ("are", "without")
         raise ValueError(f"the data {there} given with a library size, and the model was trained {verb} one")
+    if split.labels is None:
+        return split
     if unknown := next((name for name in split.conditions if name not in conditions), None):
         raise ValueError(f"the data have the label {unknown}, and {', '.join(conditions)} were trained on")
-    places = torch.tensor([list(conditions).index(name) for name in split.conditions])
-    given = split.columns[1]
-    column = given.new_zeros(len(given), len(conditions)).index_copy(1, places.to(given.device), given)
-    labels, names, first = (
-        split.labels,
-        tuple(n for n in conditions if n != LIBRARY_SIZE),
-        conditions[0] == LIBRARY_SIZE,
-    )
-    if labels is None or split.label_names != split.conditions[first:]:
-        return replace(split, columns=(split.columns[0], column), conditions=tuple(conditions))
-    labels = (places[first:] - first).to(labels.device)[labels]
-    return replace(
-        split, columns=(split.columns[0], column), labels=labels, label_names=names, conditions=tuple(conditions)
-    )
+    names = tuple(conditions)[sized:]
+    codes = torch.tensor([names.index(name) for name in split.conditions[sized:]])
+    rows = codes.to(split.labels.device)[split.labels]
+    given: Any = split.columns[1]
+    column = torch.cat([given[:, : int(sized)], one_hot(rows, len(names)).to(torch.float32)], 1)
+    columns, conditions = (split.x, column), tuple(conditions)
+    return replace(split, columns=columns, labels=rows, label_names=names, conditions=conditions)

@@ -158,7 +158,7 @@ def split_of(held: Any, form: Form, labels: Any = None) -> Split:
     if isinstance(split, ItemSplit | Stream):
         raise ValueError("labels were given beside items or batches, which bring their own: leave them out")
     if isinstance(labels, str):
-        labels = frame[column_of([] if frame is None else frame.columns, labels)]
+        labels = frame[_column_of([] if frame is None else frame.columns, labels)]
     codes, words = coded_labels(labels, len(split), "labels")
     return replace(split, labels=codes, label_names=words)
 
@@ -200,7 +200,7 @@ def _sparse(held: Any, form: Form) -> Split:
 
 
 def _frame(frame: Any, form: Form, labels: Any) -> Split:
-    own = column_of(frame.columns, labels) if isinstance(labels, str) else None
+    own = _column_of(frame.columns, labels) if isinstance(labels, str) else None
     found = {name: column for name, column in frame_columns(frame).items() if name != own}
     for name, (values, _) in found.items():
         if values.dtype.kind not in "fiub":
@@ -227,11 +227,11 @@ def _counted(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=np.int64 if array.dtype == np.uint8 else array.dtype))
 
 
-def column_of(names: Iterable[Any], labels: str, what: str = "labels") -> str:
+def _column_of(names: Iterable[Any], labels: str) -> str:
     """Return the name of the column of labels, which must be there."""
     if labels not in (known := [str(name) for name in names]):
         hint = did_you_mean(labels, known)
-        raise ValueError(f"{what} is {labels!r}; expected a column of {', '.join(known) or 'a frame'}{hint}")
+        raise ValueError(f"labels is {labels!r}; expected a column of {', '.join(known) or 'a frame'}{hint}")
     return labels
 
 

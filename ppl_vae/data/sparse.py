@@ -34,10 +34,6 @@ class SparseRows:
     def __getitem__(self, index: Tensor, /) -> Tensor:
         return torch.from_numpy(self.matrix[index.cpu().numpy()].toarray()).to(self.dtype)
 
-    def totals(self, index: Tensor) -> Tensor:
-        """Return the sums of rows, (n,), float64."""
-        return torch.from_numpy(np.asarray(self.matrix.sum(1, dtype=np.float64)).ravel()[index.cpu().numpy()])
-
     def identity(self) -> str:
         """Return a hash of the matrix."""
         digest = hashlib.sha256()
@@ -48,8 +44,8 @@ class SparseRows:
 
 def row_totals(rows: Rows) -> Tensor:
     """Return the sum of each row, (n,), float64, on the CPU; no sparse row becomes dense."""
-    source, index = (rows.source, rows.chosen) if isinstance(rows, LazyRows) else (rows, torch.arange(len(rows)))
+    source, index = (rows.source, rows.chosen) if isinstance(rows, LazyRows) else (rows, slice(None))
     if isinstance(source, SparseRows):
-        return source.totals(index)
-    sums = [x.flatten(1).sum(1, dtype=torch.float64).cpu() for x in stream(rows, torch.arange(len(rows)).split(4096))]
-    return torch.cat(sums)
+        return torch.from_numpy(np.asarray(source.matrix.sum(1, dtype=np.float64)).ravel())[index]
+    pieces = torch.arange(len(rows)).split(4096)
+    return torch.cat([x.flatten(1).sum(1, dtype=torch.float64).cpu() for x in stream(rows, pieces)])

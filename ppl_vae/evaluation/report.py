@@ -151,8 +151,8 @@ def _evaluate(
         found = log_evidence(vae, x, y, method=evidence, num_particles=num_particles, seed=seed)
     exact = found.kind == "exact"
     with clock("the ELBO"):
-        find = partial(elbo, seed=seed)
-        bound = find(VAEDensities(vae), x) if y is None else bound_by_condition(vae, x, y, find)
+        find = lambda model, some: elbo(VAEDensities(model), some, seed=seed)  # noqa: E731
+        bound = find(vae, x) if y is None else bound_by_condition(vae, x, y, find)
     if discrete:
         _refuse_above_zero(found)
     notes = [*([] if caveat is None else [caveat]), *alarms]

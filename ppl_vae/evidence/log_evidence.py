@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import Tensor
 
@@ -11,7 +11,7 @@ from ppl_vae._distributions import measure
 from ppl_vae._home import at_home
 from ppl_vae._validation import check_choice
 from ppl_vae.evidence.annealing import annealed
-from ppl_vae.evidence.conditional import MANY, MOST, ConditionalDensities, evidence_by_condition, many_conditions
+from ppl_vae.evidence.conditional import MANY, MOST, evidence_by_condition, many_conditions
 from ppl_vae.evidence.densities import Model, VAEDensities, densities_of
 from ppl_vae.evidence.enumeration import enumerate_evidence
 from ppl_vae.evidence.importance import importance
@@ -54,8 +54,8 @@ def log_evidence(
         program: The `VAE`, or a ``(model, guide)`` pair with one latent site (importance sampling and AIS only).
         x: The data.
         y: The conditions of a conditional model, (n, k), or labels (n,). The result is then log p(x|y), computed for
-            the data of each condition separately. Sampling takes all data together where there are more than 50
-            conditions, as with a library size; ``"auto"`` samples where there are more than a thousand.
+            the data of each condition separately. With more than 50 conditions, as library sizes are, ``"auto"``
+            samples from q(z|x, y), all data together, unless quadrature of up to a thousand conditions applies.
         method: ``"auto"``, ``"exact"``, or the name of one method: ``"closed form"``, ``"enumeration"``,
             ``"quadrature"``, ``"importance"`` (defensive proposal), ``"posterior"`` (importance sampling from q(z|x),
             the field's usual estimate, which misses what q misses), ``"ais"`` (annealed importance sampling; slow).
@@ -74,20 +74,18 @@ def log_evidence(
         'quadrature'
     """
     check_choice(method, get_args(Method), "log_evidence: method")
-    exact = ("auto", "exact", "closed form", "enumeration", "quadrature")
     if isinstance(program, Model) and (program.y_shape is not None or y is not None):
         if y is None or program.y_shape is None:
             raise ValueError(
                 "log_evidence: a conditional VAE takes data and conditions, (x, y), any other takes x alone"
             )
+        vae: Any = program
+        most = MOST if method == "auto" and vae.latent_shape[0] <= 3 else MANY  # quadrature under each condition
+        if method in ("auto", "posterior") and len(y) == len(x) and many_conditions(y, most):
+            return importance((vae.model, vae.guide), x, y, num_particles=num_particles, seed=seed)
         options = {"method": method, "num_particles": num_particles, "tolerance": tolerance, "seed": seed}
-        few = method in exact and (method != "auto" or program.latent_shape[0] <= 3)
-        if method in exact[1:] or not many_conditions(y, MOST if few else MANY):
-            return evidence_by_condition(program, x, y, partial(log_evidence, **options))  # type: ignore[arg-type]
-        if method == "auto" and measure(program.p_z(y)) != "a region of space":
-            method = "posterior"
-        program = ConditionalDensities(program)
-        x = program.joined(x, y)
+        return evidence_by_condition(program, x, y, partial(log_evidence, **options))  # type: ignore[arg-type]
+    exact = ("auto", "exact", "closed form", "enumeration", "quadrature")
     if isinstance(program, Model) and method in exact:
         densities = VAEDensities(program)
         space = measure(densities.prior())
@@ -108,8 +106,7 @@ def log_evidence(
     if method in exact and method != "auto":
         what = f"a VAE with {densities.latent_dim} latents" if isinstance(program, Model) else "a (model, guide) pair"
         raise ValueError(f"log_evidence: method {method!r} does not apply to {what}; use 'importance' or 'ais'")
-    scored = program if isinstance(program, ConditionalDensities) else densities_of(program, x)
     if method == "ais":
-        return annealed(scored, x, seed=seed)
+        return annealed(densities_of(program, x), x, seed=seed)
     proposal = "posterior" if method == "posterior" else "defensive"
-    return importance(scored, x, num_particles=num_particles, proposal=proposal, seed=seed)
+    return importance(densities_of(program, x), x, num_particles=num_particles, proposal=proposal, seed=seed)

@@ -3,8 +3,9 @@ r"""Likelihoods of counts: Poisson, negative binomial and zero-inflated negative
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,6 @@ from ppl_vae.data.sparse import row_totals
 from ppl_vae.distributions import counts
 from ppl_vae.likelihoods.protocol import _Pixels
 from ppl_vae.networks import Binding, NetworkFactory, ParameterNetwork
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 Link = Literal["exp", "softplus"]
 Dispersion = Literal["global", "feature", "datum", "condition"]
@@ -36,83 +34,65 @@ _NARROWEST = 1e-2  # standard deviation of a log library size
 class _Counts(_Pixels):
     """Counts whose mean a link, or with a library size the softmax over features, gives from the first output."""
 
-    log_size_mean: Tensor | None  # of the log library size under each condition, (k, 1), or of all data, (1,)
-    log_size_scale: Tensor | None
+    _counts: Callable[..., Any]  # the distribution, from the log mean, the condition and the network's other outputs
+    log_size_mean: Tensor  # of the log library size under each label, (k, 1), or of all data, (1,)
+    log_size_scale: Tensor
 
     def __init__(self, link: Link, start_from_data: bool, library: Library | None) -> None:
         super().__init__(start_from_data)
         check_choice(link, get_args(Link), f"{self.owner}: link")
-        if library is not None:
-            check_choice(library, get_args(Library), f"{self.owner}: library")
-            if link != "softplus":
-                raise ValueError(
-                    f"{self.owner}: link={link!r} and a library size were given, whose link is the softmax"
-                )
+        check_choice(library or "latent", get_args(Library), f"{self.owner}: library")
         self.link, self.library = link, library
-        self.register_buffer("log_size_mean", None)
-        self.register_buffer("log_size_scale", None)
 
     def bind(self, binding: Binding) -> None:
         """Size the network for what it sees, start from the data if asked to, and find the prior of a latent size."""
-        (d,), (k,) = binding.latent_shape, binding.y_shape or (0,)
+        (d,), y = binding.latent_shape, _conditions(binding, self.owner)
+        k = y.shape[1]
         if self.library == "latent":
-            if d < 2:
-                raise ValueError(
-                    f"{self.owner}: a latent library size is the last dimension of z, beside others; z has {d}"
-                )
-            self._find_sizes(binding)
+            self._find_sizes(binding, y)
             d -= 1
         elif self.library == "condition":
-            if not k:
+            if not k or (y[:, 0].any() and ((y[:, 0] == 0) | (y[:, 0] == 1)).all()):
                 raise ValueError(
-                    f"{self.owner}: library='condition' reads the log library size from the condition, and there is "
-                    "none; put it there by data.with_library_size(dataset), on the command line by --data.library true"
+                    f"{self.owner}: library='condition' reads the log library size from the first entry of the "
+                    "condition, and it is not there; put it there by data.with_library_size, or --data.library true"
                 )
             k -= 1
-            first = torch.zeros(1) if binding.train is None else _conditions(binding, self.owner)[:, 0]
-            if first.any() and ((first == 0) | (first == 1)).all():
-                raise ValueError(
-                    f"{self.owner}: the condition starts with 0 or 1 in every row, and library='condition' reads the "
-                    "log library size there; put it there by data.with_library_size(dataset)"
-                )
         super().bind(replace(binding, latent_shape=(d,), y_shape=(k,) if k else None))
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Any:
         """Return p(x|z), batch shape ``z.shape[:-1]``."""
         log_size, y, raw, *others = self._outputs(z, y)
         dim = raw.dim() - z.dim() + 1
-        if log_size is None:
-            log_mean = self._log_mean(raw)
-        else:
+        log_mean = self._log_mean(raw)
+        if log_size is not None:
             log_mean = (log_size[(..., *[None] * (dim - 1))] + _log_shares(raw, dim)).clamp(max=_HIGHEST)
         return self._counts(log_mean, y, *others).to_event(dim)
 
     @at_home("z", "y", rows=True)
     @torch.no_grad()
-    def proportions(
-        self, z: Float[Tensor, "*batch latent"], y: Tensor | None = None
-    ) -> Float[Tensor, "*batch *x_shape"]:
+    def proportions(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         r"""Return the share :math:`\rho_i(z, y)` of each feature in the mean, in evaluation mode.
 
         With a library size this is what z says of a datum whatever its total: denoised expression, comparable between
         data. Under another condition than the datum's own it is what the datum would be there.
 
         Args:
-            z: The latents, as the VAE draws them.
+            z: The latents, as the VAE draws them, (\*batch, latent).
             y: The conditions of a conditional model, (n, k), as the VAE takes them.
+
+        Returns:
+            The shares, ``(*batch, *x_shape)``.
         """
         with evaluation_mode(self):
             _, _, raw, *_ = self._outputs(z, y)
-            dim = raw.dim() - z.dim() + 1
-            return _log_shares(raw if self.library else self._log_mean(raw), dim).exp()
+            return _log_shares(raw if self.library else self._log_mean(raw), raw.dim() - z.dim() + 1).exp()
 
     def _outputs(self, z: Tensor, y: Tensor | None) -> tuple[Any, ...]:
         """Return the log library size, (*batch, 1) or None, the condition without it, and the network's outputs."""
         log_size = None
         if self.library == "latent":
-            mean, scale = self.log_size_mean, self.log_size_scale
-            if y is not None:
-                mean, scale = y @ mean, y @ scale
+            mean, scale = (t if y is None else y @ t for t in (self.log_size_mean, self.log_size_scale))
             z, log_size = z[..., :-1], mean + scale * z[..., -1:]
         elif self.library == "condition":
             if y is None:
@@ -120,8 +100,8 @@ class _Counts(_Pixels):
             log_size, y = y[..., :1], y[..., 1:] if y.shape[-1] > 1 else None
         return log_size, y, *self._network(z, y)
 
-    def _find_sizes(self, binding: Binding) -> None:
-        """Find the mean and the standard deviation of the log totals of the training data, under each condition."""
+    def _find_sizes(self, binding: Binding, y: Tensor) -> None:
+        """Find the mean and the standard deviation of the log totals of the training data, under each label."""
         total = row_totals(binding.data(self.owner).x)
         empty = (total <= 0).nonzero()[:, 0]
         if 0 < len(empty) < len(total):  # all are empty where zeros stand for data, as in loading
@@ -129,16 +109,14 @@ class _Counts(_Pixels):
                 f"{self.owner}: row {int(empty[0])} of the training data has no counts ({len(empty)} rows), and so no "
                 "library size; leave such rows out"
             )
-        groups = _one_hot_rows(binding, self.owner, "library='latent'").double()
-        value = total.clamp(min=1).log()
-        few = groups.sum(0) < 2  # of these the mean and scale of all
-        groups[:, few] = 1
-        size = groups.sum(0)
-        mean = value @ groups / size
-        scale = (((value[:, None] - mean).square() * groups).sum(0) / size).sqrt().clamp(min=_NARROWEST)
-        like = next(self.parameters(), torch.empty(0))
-        shape = (-1, 1) if binding.y_shape else (1,)
-        self.log_size_mean, self.log_size_scale = (t.to(like).reshape(shape) for t in (mean, scale))
+        labels = _one_hot(y, self.owner).double() if binding.y_shape else torch.ones(len(total), 1).double()
+        labels[:, labels.sum(0) < 2] = 1  # of a label with one row or none the mean and scale of all
+        value, size = total.clamp(min=1).log(), labels.sum(0)
+        mean = value @ labels / size
+        scale = (((value[:, None] - mean).square() * labels).sum(0) / size).sqrt().clamp(min=_NARROWEST)
+        for name, moment in (("log_size_mean", mean), ("log_size_scale", scale)):
+            like = next(self.parameters(), torch.empty(0))
+            self.register_buffer(name, moment.to(like).reshape(-1, 1) if binding.y_shape else moment.to(like))
 
     def _log_mean(self, raw: Tensor) -> Tensor:
         """Return the logarithm of the mean that the link gives for a network's output, without underflow."""
@@ -157,23 +135,18 @@ def _log_shares(raw: Tensor, dim: int) -> Tensor:
 
 
 def _conditions(binding: Binding, owner: str) -> Tensor:
-    """Return the conditions of the training data, on the CPU."""
-    train = binding.data(owner)
-    return next(stream(train.columns[1], [torch.arange(len(train))])).cpu()
+    """Return the conditions of the training data, (n, k), on the CPU; zeros without data."""
+    if binding.train is None or binding.y_shape is None:
+        return torch.zeros(1, *binding.y_shape or (0,))
+    return next(stream(binding.train.columns[1], [torch.arange(len(binding.data(owner)))])).cpu()
 
 
-def _one_hot_rows(binding: Binding, owner: str, option: str) -> Tensor:
-    """Return the last entries of the training data's conditions, which are one-hot, (n, k); ones without a condition.
-
-    Zeros everywhere stand for data that are not there, as where a VAE is loaded.
-    """
-    if not binding.y_shape:
-        return torch.ones(len(binding.data(owner)), 1)
-    y = _conditions(binding, owner)[:, -binding.y_shape[0] :]
-    if y.any() and (((y != 0) & (y != 1)).any() or (y.sum(1) != 1).any()):
+def _one_hot(y: Tensor, owner: str) -> Tensor:
+    """Return conditions that are one-hot, or zeros that stand for data, as where a VAE is loaded; refuse others."""
+    if not y.shape[1] or (y.any() and (((y != 0) & (y != 1)).any() or (y.sum(1) != 1).any())):
         raise ValueError(
-            f"{owner}: {option} has values for each label, and the conditions are not one-hot; give labels to "
-            "data.load(..., conditional=True), or a batch to data.from_cells"
+            f"{owner} has values for each label, and the data have no one-hot labels as conditions; load them with "
+            "conditional=True"
         )
     return y
 
@@ -233,13 +206,13 @@ class NegativeBinomial(_Counts):
     zero, mean and dispersion can stand in for each other, so r of such a feature means little. With a dispersion per
     datum the noise can take over what z should explain.
 
-    With a library size l the network gives proportions, :math:`\mu_i = l\, \rho_i(z), \rho = \mathrm{softmax}(f(z))`, so
-    that z need not say how much was counted in all:
+    With a library size l the network gives proportions, :math:`\mu_i = l\, \rho_i(z)` with
+    :math:`\rho = \mathrm{softmax}(f(z))`, so that z need not say how much was counted in all:
 
-    - ``library="condition"``: the first entry of the condition y is :math:`\log l`, as `data.with_library_size` puts it
-      there, and the network sees the rest. An l that is the total of x makes p(x|z, l) condition on a function of x:
-      what is computed is log p(x|l), which is no log p(x) and compares only with other log p(x|l) of the same l. A y
-      whose first entry is something else gives wrong means without a word.
+    - ``library="condition"``: the first entry of the condition y is :math:`\log l`, put there by
+      `data.with_library_size`, and the network sees the rest. An l that is the total of x makes p(x|z, l) condition on
+      a function of x: what is computed is log p(x|l), which is no log p(x) and compares only with other log p(x|l) of
+      the same l. A y whose first entry is something else gives wrong means without a word.
     - ``library="latent"``: the last dimension of z is the standard score of :math:`\log l = m + s z_d`, and the network
       sees the others. m and s are the mean and the standard deviation of the log totals of the training data (under
       each label, where the data have one-hot conditions). With a standard normal prior this is
@@ -300,14 +273,8 @@ class NegativeBinomial(_Counts):
         super().bind(binding)
         shape = binding.x_shape
         if self.dispersion == "condition":
-            if self._network.y_shape is None:
-                raise ValueError(
-                    f"{self.owner}: dispersion='condition' takes an r for each label, and the data have no one-hot "
-                    "labels as a condition; give data.load(..., conditional=True), or data.from_cells(..., batch=...)"
-                )
-            if binding.train is not None:
-                _one_hot_rows(replace(binding, y_shape=self._network.y_shape), self.owner, "dispersion='condition'")
-            shape = (*self._network.y_shape, *shape)
+            y = _conditions(binding, self.owner)
+            shape = (_one_hot(y[:, self.library == "condition" :], self.owner).shape[1], *shape)
         if self.dispersion in ("feature", "condition") and self.raw_dispersion is None:
             like = next(self.parameters(), torch.empty(0))
             self.raw_dispersion = nn.Parameter(like.new_full(shape, self.start))

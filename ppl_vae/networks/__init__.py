@@ -9,11 +9,10 @@ labels behind the flattened input.
 
 from ppl_vae.networks.binding import Binding, Shape
 from ppl_vae.networks.convolutional import Convolutional
-from ppl_vae.networks.logs import Log1p
 from ppl_vae.networks.mlp import MLP, GatedMLP
 from ppl_vae.networks.parameters import NetworkFactory, ParameterNetwork
 from ppl_vae.networks.residual import ResidualConvolutional
-from ppl_vae.networks.tables import TableEncoder
+from ppl_vae.networks.tables import Log1p, TableEncoder
 
 __all__ = [
     "MLP",
