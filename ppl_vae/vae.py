@@ -23,7 +23,7 @@ from pyro.params import param_with_module_name
 from torch import Tensor, nn
 
 from ppl_vae._distributions import centre, check_same_space, describe, expectation, innermost
-from ppl_vae._home import ROWS, at_home
+from ppl_vae._home import at_home
 from ppl_vae._piece_checks import (
     GivenPiece,
     bind_piece,
@@ -42,6 +42,7 @@ from ppl_vae._tensors import moved
 from ppl_vae._validation import is_integer
 from ppl_vae.distributions.foreign import as_pyro
 from ppl_vae.networks import Binding, Shape
+from ppl_vae.networks.binding import rows_at_once
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Float64
@@ -350,7 +351,7 @@ class VAE(nn.Module, Shown):
             for split in (data.train, data.validation):
                 if innermost(support) is torch.distributions.constraints.real and not isinstance(split.x, Tensor):
                     continue  # read from disk: loading has searched for NaN already
-                for x, *_ in split.batches(min(ROWS, len(split))) if len(split) else ():
+                for x, *_ in split.batches(rows_at_once(split)) if len(split) else ():
                     x = moved(x, like.device, like.dtype)
                     zero, one = x == 0, x == 1
                     values = [
@@ -431,6 +432,11 @@ class VAE(nn.Module, Shown):
 
     def _one_hot(self, labels: Tensor) -> Tensor:
         (k,) = cast(Shape, self.y_shape)
+        if getattr(self.likelihood, "library", None) == "condition":
+            raise ValueError(
+                "VAE was given labels, and its likelihood reads the log library size from the condition; give "
+                f"conditions of shape (batch, {k}), as data.with_library_size makes them"
+            )
         if is_validation_enabled() and not bool(((labels >= 0) & (labels < k)).all()):
             raise ValueError(
                 f"VAE was given labels from {int(labels.min())} to {int(labels.max())}; expected 0 to {k - 1}, or "

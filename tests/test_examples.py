@@ -99,3 +99,13 @@ def test_every_example_is_tested():
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     tested |= {path.stem.removeprefix("test_") for path in Path(__file__).parent.rglob("test_*.py")}  # in its own file
     assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested
+
+
+def test_single_cell_counts(capsys):
+    for library in ("latent", "condition"):
+        found = load("single_cell_counts").main(cells=1200, epochs=40, library=library)
+        assert found["types"] > 0.9
+        assert found["denoised"] < 0.5 * found["raw"]
+        assert found["log_r"] > 0.8
+        assert found["bound"] < 0
+    assert "log p(x given l) of held-out cells" in capsys.readouterr().out

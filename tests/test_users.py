@@ -28,3 +28,10 @@ def test_each_kind_of_user_can_run_their_lines(heading, tmp_path, monkeypatch):
 
         zoo.zuko()  # and torch's validation stays on for the tests that follow
     exec(block, {"__name__": "users"})
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_the_page_on_counts_runs():
+    pytest.importorskip("anndata", reason="anndata is not installed (the extra test has it)")
+    page = (Path(__file__).resolve().parent.parent / "docs" / "counts.md").read_text()
+    exec("\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), {"__name__": "counts"})

@@ -514,6 +514,8 @@ NETWORKS = [
     Network("MLP-silu-dropout", lambda: MLP([9, 7], "silu", init="torch", dropout=0.2), dropout=True),
     Network("TableEncoder", lambda: networks.TableEncoder(network=MLP([9, 7]))),
     Network("TableEncoder-mask", lambda: networks.TableEncoder(network=MLP([9, 7]), mask=True)),
+    Network("Log1p", lambda: networks.Log1p(MLP([9, 7]))),
+    Network("Log1p-2", lambda: networks.Log1p(MLP([9, 7]), counts=1)),
     Network("GatedMLP", lambda: networks.GatedMLP([9, 7], init="torch")),
     Network("GatedMLP-dropout", lambda: networks.GatedMLP([9], init="torch", dropout=0.2), dropout=True),
     Network("Convolutional", lambda: networks.Convolutional([3, 4], [9], init="torch"), images=True),

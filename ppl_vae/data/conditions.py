@@ -1,15 +1,19 @@
-"""Labels as conditions: a column of a data set that conditional models take beside the data."""
+"""Labels and library sizes as conditions: a column of a data set that conditional models take beside the data."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch.nn.functional import one_hot
 
 from ppl_vae.data.dataset import Dataset
+from ppl_vae.data.sparse import row_totals
 from ppl_vae.data.splits import Split
+
+LIBRARY_SIZE = "log library size"  # in `Split.conditions`, for the entry that holds it
 
 
 def with_labels(dataset: Dataset) -> Dataset:
@@ -57,22 +61,67 @@ def with_labels(dataset: Dataset) -> Dataset:
     return replace(dataset, train=train, validation=validation, test=test)
 
 
+def with_library_size(dataset: Dataset) -> Dataset:
+    r"""Return a data set of counts with the log library size of each row as first entry of its condition.
+
+    The library size is the row's total, :math:`l = \sum_i x_i`. It is for a likelihood with ``library="condition"``,
+    whose p(x|z, l) then conditions on a function of x. What such a model gives is log p(x|l), and its log p(x|l) does
+    not sum to 1 over the x of this total: compare it with log p(x|l) of models that take the same l, and with no
+    log p(x). ``library="latent"`` has a log p(x).
+
+    Args:
+        dataset: Counts, with or without conditions (`with_labels`), which stay behind the new entry.
+
+    Raises:
+        ValueError: If a row has no counts, whose logarithm is infinite, or negative ones.
+
+    Example:
+        >>> import torch
+        >>> from ppl_vae import data
+        >>> counts = data.from_tensors(torch.tensor([[1.0, 2.0], [0.0, 5.0]]), validation=0, test=0)
+        >>> with_library_size(counts).train.columns[1].exp().flatten().tolist()
+        [3.0, 5.0]
+    """
+
+    def with_size(split: Split) -> Split:
+        size = row_totals(split.x)
+        if len(empty := (~(size > 0)).nonzero()[:, 0]):
+            raise ValueError(
+                f"{dataset.name} has no counts in row {int(empty[0])} ({len(empty)} such rows of a part), and so no "
+                "library size: leave such rows out"
+            )
+        columns: list[Any] = [size.log().to(torch.float32)[:, None], *split.columns[1:]]
+        names = (LIBRARY_SIZE, *split.conditions) if split.conditions or len(columns) == 1 else ()
+        return replace(split, columns=(split.x, torch.cat(columns, 1)), conditions=names)
+
+    train, validation, test = map(with_size, (dataset.train, dataset.validation, dataset.test))
+    return replace(dataset, train=train, validation=validation, test=test)
+
+
 def recoded(split: Split, conditions: Sequence[str]) -> Split:
-    """Return a part of a data set of `with_labels` whose labels and conditions are coded as elsewhere.
+    """Return a part of a data set whose conditions, and labels where these are its conditions, are coded as elsewhere.
 
     Args:
         split: The part.
-        conditions: The label that each entry of a condition stands for elsewhere.
+        conditions: What each entry of a condition stands for elsewhere: a label, or first the log library size.
 
     Raises:
-        ValueError: If the part has a label that is none of them.
+        ValueError: If the part has a label that is none of them, or one has a library size and the other has none.
     """
-    if split.labels is None or split.conditions == tuple(conditions):
+    if not split.conditions or split.conditions == tuple(conditions):
+        return split
+    sized = LIBRARY_SIZE in conditions
+    if sized != (LIBRARY_SIZE in split.conditions):
+        there, verb = ("are not", "with") if sized else ("are", "without")
+        raise ValueError(f"the data {there} given with a library size, and the model was trained {verb} one")
+    if split.labels is None:
         return split
     if unknown := next((name for name in split.conditions if name not in conditions), None):
         raise ValueError(f"the data have the label {unknown}, and {', '.join(conditions)} were trained on")
-    codes = torch.tensor([list(conditions).index(name) for name in split.conditions])
+    names = tuple(conditions)[sized:]
+    codes = torch.tensor([names.index(name) for name in split.conditions[sized:]])
     rows = codes.to(split.labels.device)[split.labels]
-    column = one_hot(rows, len(conditions)).to(torch.float32)
-    names = tuple(conditions)
-    return replace(split, columns=(split.columns[0], column), labels=rows, label_names=names, conditions=names)
+    given: Any = split.columns[1]
+    column = torch.cat([given[:, : int(sized)], one_hot(rows, len(names)).to(torch.float32)], 1)
+    columns, conditions = (split.x, column), tuple(conditions)
+    return replace(split, columns=columns, labels=rows, label_names=names, conditions=conditions)

@@ -15,7 +15,7 @@ from ppl_vae._files import TABLES, is_table
 from ppl_vae._validation import did_you_mean, is_real
 from ppl_vae.data.arrays import data_tensor, label_tensor, numeric, single, value_range
 from ppl_vae.data.binarization import Binarize
-from ppl_vae.data.conditions import with_labels
+from ppl_vae.data.conditions import with_labels, with_library_size
 from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.files import read_arrays
 from ppl_vae.data.folders import read_folder
@@ -45,6 +45,7 @@ def load(
     binarize: Binarize | None = None,
     dequantize: bool = False,
     conditional: bool = False,
+    library: bool = False,
     threshold: float = 0.5,
     validation: int | float = 0.1,
     test: int | float | None = None,
@@ -90,6 +91,8 @@ def load(
             u in (0, 1) for every training batch and one fixed draw for validation and test. Not together
             with binarize.
         conditional: also give programs the one-hot labels, as a second column, for models p(x|z, y).
+        library: of counts, also give programs the log of each row's total, as first entry of the second column
+            (`with_library_size`), for likelihoods with library="condition".
         threshold: from 0 to 1, used by "threshold" only.
         validation: the part of the training data to set apart: rows (an integer) or a fraction (a float in
             [0, 1)); 0 for none.
@@ -132,7 +135,8 @@ def load(
     if not is_real(max_in_memory_gib) or not max_in_memory_gib >= 0:
         raise ValueError(f"max_in_memory_gib={max_in_memory_gib!r} was given, where a number from 0 was expected")
     if is_table(name):
-        return _load_table(name, columns, labels, ids, binarize, dequantize, conditional, validation, test, seed)
+        table = _load_table(name, columns, labels, ids, binarize, dequantize, conditional, validation, test, seed)
+        return with_library_size(table) if library else table
     pictures = {"resize": resize, "grey": grey} if (resize, grey) != (None, None) else {}
     for option, value in {"columns": columns, "labels": labels, "ids": ids}.items():
         if value is not None:
@@ -142,7 +146,8 @@ def load(
     source = _source(name, root, float(max_in_memory_gib) * 2**30, pictures)
     mode = binarize or ("none" if dequantize else source.binarize)
     dataset = divide(source, mode, float(threshold), validation, test, int(seed), dequantize)
-    return with_labels(dataset) if conditional else dataset
+    dataset = with_labels(dataset) if conditional else dataset
+    return with_library_size(dataset) if library else dataset
 
 
 def from_tensors(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae._tensors import exact_up_to
+from ppl_vae.data.rows import LazyRows, Rows, stream
 
 
 class SparseRows:
@@ -39,3 +40,12 @@ class SparseRows:
         for part in (self.matrix.indptr, self.matrix.indices, self.matrix.data):
             digest.update(np.ascontiguousarray(part).tobytes())
         return digest.hexdigest()
+
+
+def row_totals(rows: Rows) -> Tensor:
+    """Return the sum of each row, (n,), float64, on the CPU; no sparse row becomes dense."""
+    source, index = (rows.source, rows.chosen) if isinstance(rows, LazyRows) else (rows, slice(None))
+    if isinstance(source, SparseRows):
+        return torch.from_numpy(np.asarray(source.matrix.sum(1, dtype=np.float64)).ravel())[index]
+    pieces = torch.arange(len(rows)).split(4096)
+    return torch.cat([x.flatten(1).sum(1, dtype=torch.float64).cpu() for x in stream(rows, pieces)])

@@ -223,7 +223,9 @@ def chosen(split: Split, rows: Tensor) -> Split:
     if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(split):
         raise ValueError(f"a Subset names rows up to {int(rows.max())} of {len(split)}: name rows that are there")
     columns = tuple(c[rows] if isinstance(c, Tensor) else LazyRows(c, rows) for c in split.columns)
-    return replace(split, columns=columns, labels=None if split.labels is None else split.labels[rows])
+    labels = None if split.labels is None else split.labels[rows]
+    ids = None if split.ids is None else split.ids[rows.numpy()]
+    return replace(split, columns=columns, labels=labels, rows=rows, ids=ids)
 
 
 def _loaded(items: Any, pieces: Iterable[Tensor]) -> Iterator[Any]:

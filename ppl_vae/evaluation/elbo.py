@@ -11,16 +11,18 @@ from torch import Tensor
 
 from ppl_vae._distributions import describe
 from ppl_vae._home import at_home
-from ppl_vae._scopes import seeded
+from ppl_vae._scopes import evaluation_mode, seeded
 from ppl_vae._validation import check_choice, check_positive, check_positive_int
 from ppl_vae.evidence.blocks import MAX_BYTES, particle_blocks, row_blocks
-from ppl_vae.evidence.conditional import found_by_condition
+from ppl_vae.evidence.conditional import found_by_condition, many_conditions
 from ppl_vae.evidence.densities import Densities, Model
 from ppl_vae.evidence.normals import Normals, tensor_nodes
+from ppl_vae.objectives.sampling import sample_log_weights
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
+_DRAWS = 1000  # of a bound by Monte Carlo
 Method = Literal["auto", "gauss-hermite", "monte carlo"]
 
 
@@ -243,8 +245,21 @@ def monte_carlo_elbo(
     return Bound(found, rate, error, rate_error, "monte carlo")
 
 
-def bound_by_condition(vae: Model, x: Tensor, y: Tensor, find: Callable[[Model, Tensor], Bound]) -> Bound:
-    """Return the bound that `find` computes for the data of each condition, in the order of the data."""
+def bound_by_condition(vae: Any, x: Tensor, y: Tensor, find: Callable[[Model, Tensor], Bound]) -> Bound:
+    """Return the bound that `find` computes for the data of each condition, in the order of the data.
+
+    With many conditions it is the mean of 1000 draws for each datum, all data together.
+    """
+    if many_conditions(y):
+        found = []
+        for rows in row_blocks(len(x), x, MAX_BYTES, _DRAWS):
+            with torch.no_grad(), seeded(rows.start), evaluation_mode(vae):
+                w = sample_log_weights(vae.model, vae.guide, x[rows], y[rows], num_particles=_DRAWS)
+            found.append(
+                torch.stack([*mean_and_error(w.log_w.double()), *mean_and_error((w.log_lik - w.log_w).double())])
+            )
+        bound, error, rate, rate_error = torch.cat(found, 1)
+        return Bound(bound, rate, error, rate_error, "monte carlo")
     parts, place = found_by_condition(vae, x, y, find)
     names = ("elbo", "rate", "error", "rate_error")
     figures = {name: torch.cat([getattr(part, name) for part in parts])[place] for name in names}

@@ -12,9 +12,15 @@ from torch import Tensor
 from ppl_vae.evidence.densities import Model
 from ppl_vae.evidence.results import Evidence
 
-_MOST = 1000  # conditions; each is evaluated separately
+MOST = 1000  # conditions; each is evaluated separately
+MANY = 50  # conditions up to which methods do so that need not
 
 Found = TypeVar("Found")
+
+
+def many_conditions(y: Tensor, most: int = MANY) -> bool:
+    """Whether there are so many conditions, as with library sizes, that the data are better sampled all together."""
+    return len(y) > most and len(y.unique(dim=0)) > most
 
 
 def found_by_condition(
@@ -34,9 +40,9 @@ def found_by_condition(
     if len(y) != len(x):
         raise ValueError(f"{len(x)} data were given with {len(y)} conditions; expected one for each datum")
     values, member = y.unique(dim=0, return_inverse=True)
-    if len(values) > _MOST:
+    if len(values) > MOST:
         raise ValueError(
-            f"the data have {len(values)} different conditions; expected at most {_MOST}, as each is evaluated by "
+            f"the data have {len(values)} different conditions; expected at most {MOST}, as each is evaluated by "
             "itself: take fewer data, or weigh the program, importance((vae.model, vae.guide), x, y, "
             "proposal='posterior')"
         )

@@ -11,7 +11,7 @@ from ppl_vae._distributions import measure
 from ppl_vae._home import at_home
 from ppl_vae._validation import check_choice
 from ppl_vae.evidence.annealing import annealed
-from ppl_vae.evidence.conditional import evidence_by_condition
+from ppl_vae.evidence.conditional import MANY, MOST, evidence_by_condition, many_conditions
 from ppl_vae.evidence.densities import Model, VAEDensities, densities_of
 from ppl_vae.evidence.enumeration import enumerate_evidence
 from ppl_vae.evidence.importance import importance
@@ -55,7 +55,8 @@ def log_evidence(
             with any number of them (``"posterior"`` only).
         x: The data.
         y: The conditions of a conditional model, (n, k), or labels (n,). The result is then log p(x|y), computed for
-            the data of each condition separately.
+            the data of each condition separately. With more than 50 conditions, as library sizes are, ``"auto"``
+            samples from q(z|x, y), all data together, unless quadrature of up to a thousand conditions applies.
         method: ``"auto"``, ``"exact"``, or the name of one method: ``"closed form"``, ``"enumeration"``,
             ``"quadrature"``, ``"importance"`` (defensive proposal), ``"posterior"`` (importance sampling from q(z|x),
             the field's usual estimate, which misses what q misses), ``"ais"`` (annealed importance sampling; slow).
@@ -79,6 +80,10 @@ def log_evidence(
             raise ValueError(
                 "log_evidence: a conditional VAE takes data and conditions, (x, y), any other takes x alone"
             )
+        vae: Any = program
+        most = MOST if method == "auto" and vae.latent_shape[0] <= 3 else MANY  # quadrature under each condition
+        if method in ("auto", "posterior") and len(y) == len(x) and many_conditions(y, most):
+            return importance((vae.model, vae.guide), x, y, num_particles=num_particles, seed=seed)
         options = {"method": method, "num_particles": num_particles, "tolerance": tolerance, "seed": seed}
         return evidence_by_condition(program, x, y, partial(log_evidence, **options))  # type: ignore[arg-type]
     exact = ("auto", "exact", "closed form", "enumeration", "quadrature")

@@ -12,13 +12,14 @@ from ppl_vae.networks.convolutional import Convolutional
 from ppl_vae.networks.mlp import MLP, GatedMLP
 from ppl_vae.networks.parameters import NetworkFactory, ParameterNetwork
 from ppl_vae.networks.residual import ResidualConvolutional
-from ppl_vae.networks.tables import TableEncoder
+from ppl_vae.networks.tables import Log1p, TableEncoder
 
 __all__ = [
     "MLP",
     "Binding",
     "Convolutional",
     "GatedMLP",
+    "Log1p",
     "NetworkFactory",
     "ParameterNetwork",
     "ResidualConvolutional",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 
-_ROWS = 4096  # data read at a time
+
+def rows_at_once(split: Split) -> int:
+    """Return how many rows to read at a time: 4096, or those of 2^24 values (20,000 genes), not more than there are."""
+    return min(len(split), 4096, max(1, 2**24 // math.prod(split.x.shape[1:])))
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Binding:
         """
         total = torch.zeros(self.x_shape, dtype=torch.float64)
         count = torch.zeros_like(total)
-        for x, *_ in self._train(piece).batches(min(_ROWS, len(self._train(piece)))):
+        for x, *_ in self.data(piece).batches(rows_at_once(self.data(piece))):
             x = x.double().cpu()
             total += x.nansum(0)
             count += (~x.isnan()).sum(0)
@@ -61,11 +65,16 @@ class Binding:
         Raises:
             ValueError: If there are no data.
         """
-        train = self._train(piece)
+        train = self.data(piece)
         order = torch.randperm(len(train)).repeat(-(-size // len(train)))[:size]
         return torch.cat([x for x, *_ in train.batches(min(size, len(train)), order=order)])
 
-    def _train(self, piece: str) -> Split:
+    def data(self, piece: str) -> Split:
+        """Return the training data.
+
+        Raises:
+            ValueError: If there are no data.
+        """
         if self.train is None or not len(self.train):
             raise ValueError(
                 f"{piece} starts from the training data, and the VAE was made from a shape alone; give VAE the data set"

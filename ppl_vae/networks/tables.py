@@ -1,4 +1,4 @@
-r"""Tables as the input of networks: standardised, one-hot, without NaN."""
+r"""Tables and counts as the input of networks: standardised, one-hot, without NaN; on a logarithmic scale."""
 
 from __future__ import annotations
 
@@ -132,3 +132,45 @@ class _Table(nn.Module):
         self.variance.copy_(torch.where((n > 0) & (fresh > 0), fresh, self.variance))
         self.mean.add_(share * gap)
         self.count.copy_((self.count + n).clamp(max=_MEMORY))
+
+
+@dataclass(frozen=True)
+class Log1p:
+    r"""A factory of networks that see :math:`\mathrm{sign}(x) \log(1 + |x|)` of their input, for encoders of counts.
+
+    Counts of thousands make the first layer's outputs, and so the first steps, thousands of times larger than those of
+    ones. `TableEncoder` with columns of kind ``"count"`` standardises as well, which makes a gene that is seen in few
+    data large there. A condition behind the counts is transformed alike, which keeps what it says.
+
+    Args:
+        network: Factory of the inner network; ``MLP()`` by default.
+        counts: How many inputs, from the first, the inner network sees; None for all. The number of features leaves out
+            the condition, for a q(z|x) that does not depend on it.
+
+    Reference:
+        Deep generative modeling for single-cell transcriptomics (Lopez et al., 2018),
+        https://www.nature.com/articles/s41592-018-0229-2
+
+    Example:
+        >>> network = Log1p(MLP([8]), counts=3)((5,), (4,))
+        >>> network(torch.tensor([[0.0, 7.0, 2000.0, 1.0, 0.0]])).shape
+        torch.Size([1, 4])
+    """
+
+    network: NetworkFactory | None = None
+    counts: int | None = None
+
+    def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Module:
+        """Return the network for these sizes."""
+        inner = MLP() if self.network is None else self.network
+        return _Log1p(inner(in_shape if self.counts is None else (self.counts,), out_shape), self.counts)
+
+
+class _Log1p(nn.Module):
+    def __init__(self, network: nn.Module, counts: int | None) -> None:
+        super().__init__()
+        self.network, self.counts = network, counts
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.counts is None else x.flatten(1)[:, : self.counts]
+        return self.network(x.sign() * x.abs().log1p())
