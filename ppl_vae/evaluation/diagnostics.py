@@ -14,6 +14,7 @@ from ppl_vae._distributions import describe
 from ppl_vae._home import at_home
 from ppl_vae._scopes import seeded
 from ppl_vae._validation import check_positive_int
+from ppl_vae.distributions.chain import Chain
 from ppl_vae.evidence.densities import Densities
 
 if TYPE_CHECKING:
@@ -29,15 +30,28 @@ class LatentUse:
     r"""The use of each latent dimension over n data.
 
     Attributes:
-        kl: Mean KL of each dimension, nats per datum.
+        kl: Mean KL of each dimension, nats per datum; of a ladder, given the level that was drawn before. Bottom-up it
+            is a share of the KL that may be negative below the top (`Chain.kl_given`).
         mean_variance: :math:`\mathrm{Var}_x(\mathbb E_{q(z|x)}[z_u])` over the data.
         alarms: One sentence for each fault (more than three unused dimensions count as one fault); empty without
             faults. Dimensions are counted from z_1, as in the pictures.
+        dims: The dimensions of the levels of a ladder, from the one that the likelihood reads up; otherwise empty.
     """
 
     kl: Float[Tensor, " d"]
     mean_variance: Float[Tensor, " d"]
     alarms: tuple[str, ...]
+    dims: tuple[int, ...] = ()
+
+    @property
+    def level_kl(self) -> tuple[float, ...]:
+        """The KL of each level of a ladder, nats per datum; empty for other latents."""
+        return tuple(float(part.sum()) for part in self.kl.split(self.dims)) if self.dims else ()
+
+    @property
+    def level_active(self) -> tuple[int, ...]:
+        """The number of active dimensions of each level of a ladder."""
+        return tuple(int(part.sum()) for part in self.active.split(self.dims)) if self.dims else ()
 
     @property
     def active(self) -> Bool[Tensor, " d"]:
@@ -72,7 +86,9 @@ def kl_per_dimension(
     marginal contains the correlations within q(z|x) or within the prior. The KL is in closed form for normals. Where
     the marginals of q are known otherwise (independent dimensions, mixtures), it is estimated by Monte Carlo under
     them, with noise of :math:`1/\sqrt{K}`. Where q gives only samples (a flow), it is estimated from the spacings of
-    sorted samples, with a bias that falls like :math:`1/\sqrt K` and is about 0.01 nats for K = 500.
+    sorted samples, with a bias that falls like :math:`1/\sqrt K` and is about 0.01 nats for K = 500. Between two ladders
+    it is no marginal's: it is the KL of each dimension given the level drawn before, the mean over K draws, and the sum
+    is the whole KL.
 
     Args:
         densities: The model, see `densities_of`; it must have ``prior()``, as a `VAE` has.
@@ -100,6 +116,9 @@ def kl_per_dimension(
     """
     check_positive_int(num_samples, "kl_per_dimension: num_samples")
     p_z = densities.prior() if hasattr(densities, "prior") else None
+    if isinstance(p_z, Chain) and isinstance(densities.posterior(x[:1]), Chain):
+        with seeded(seed):
+            return torch.cat([_chain_kl(densities.posterior(some), p_z, num_samples) for some in x.split(ROWS)])
     p_u = None if p_z is None else marginals(p_z)
     if p_u is None:
         raise ValueError(
@@ -153,10 +172,14 @@ def latent_use(
     kl = kl_per_dimension(densities, x, num_samples=num_samples, seed=seed)
     with seeded(seed):
         moments = [_moments(densities.posterior(some), num_samples) for some in x.split(ROWS)]
-    mean, variance = (torch.cat(parts) for parts in zip(*moments, strict=True))
+    mean, variance, noise = (torch.cat(parts) for parts in zip(*moments, strict=True))
     moves = (variance.std(0) / variance.mean(0).clamp_min(1e-300)) > 0.01  # a dimension may code in its spread alone
-    moved = mean.var(0)
-    return LatentUse(kl.mean(0), moved, _alarms(kl.mean(0), kl.amax(0), moved, moves, variance.mean(0)))
+    moved = mean.var(0) - noise.mean(0)
+    dims = getattr(densities.posterior(x[:1]), "dims", ())
+    cost = kl.mean(0)
+    size = cost.abs() if dims else cost  # a share of the KL of a bottom-up ladder may be negative
+    alarms = _alarms(size, kl.amax(0), moved, moves, variance.mean(0), dims)
+    return LatentUse(cost, moved, alarms, dims)
 
 
 def marginals(distribution: Any) -> Any:
@@ -201,16 +224,38 @@ def _spacings_kl(z: Tensor, p_u: Any) -> Tensor:
     return -entropy - p_u.log_prob(z).double().mean(0)
 
 
-def _moments(q: Any, num_samples: int) -> tuple[Tensor, Tensor]:
-    """Return the means and variances of q, (n, d) each; from samples where q does not give them."""
+def _chain_kl(q: Chain, p: Chain, num_samples: int) -> Tensor:
+    """Return the KL of each dimension given the level drawn before, (n, d): the mean over draws, one at a time."""
+    total: Any = 0
+    for _ in range(num_samples):
+        total = total + q.kl_given(p, q.sample()).double()
+    return total / num_samples
+
+
+def _moments(q: Any, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the means and variances of q, and the noise in the means as a variance, (n, d) each.
+
+    They come from samples where q does not give them: of a ladder from the moments of each level given the draw before.
+    """
+    if isinstance(q, Chain):
+        mean, square, variance = (torch.zeros(1, dtype=torch.float64, device=q.root.mean.device) for _ in range(3))
+        for _ in range(num_samples):
+            _, blocks = q.blocks(q.sample())
+            given = torch.cat([block.mean.double() for block in blocks], -1)
+            mean, square = mean + given / num_samples, square + given.square() / num_samples
+            variance = variance + torch.cat([block.variance.double() for block in blocks], -1) / num_samples
+        spread = (square - mean.square()).clamp_min(0) * (num_samples / max(1, num_samples - 1))
+        return mean, variance + spread, spread / num_samples
     try:
-        return q.mean.double(), q.variance.double()
+        return q.mean.double(), q.variance.double(), torch.zeros_like(q.mean, dtype=torch.float64)
     except (NotImplementedError, AttributeError):
         z = q.sample((num_samples,)).double()
-        return z.mean(0), z.var(0)
+        return z.mean(0), z.var(0), z.var(0) / num_samples
 
 
-def _alarms(kl: Tensor, worst: Tensor, moved: Tensor, spread_moves: Tensor, variance: Tensor) -> tuple[str, ...]:
+def _alarms(
+    kl: Tensor, worst: Tensor, moved: Tensor, spread_moves: Tensor, variance: Tensor, dims: tuple[int, ...] = ()
+) -> tuple[str, ...]:
     unused = kl < UNUSED
     constant = ~unused & (moved < 1e-4 * variance) & ~spread_moves
     if bool(unused.all()):
@@ -224,12 +269,19 @@ def _alarms(kl: Tensor, worst: Tensor, moved: Tensor, spread_moves: Tensor, vari
             f"posterior collapse: q(z|x) is the same for all data, and costs {float(kl.sum()):.3f} nats of KL without "
             "carrying anything",
         )
-    which = unused.nonzero().flatten().tolist()
+    levels = [bool(part.all()) for part in unused.split(dims)] if dims else []
+    found = [
+        f"level {level} of {len(dims)} is unused: q is the prior there (KL {float(part.sum()):.4f} nats)"
+        for level, (part, empty) in enumerate(zip(kl.split(dims) if dims else (), levels, strict=True), 1)
+        if empty
+    ]
+    in_used = torch.tensor([not empty for empty in levels]).repeat_interleave(torch.tensor(dims)) if dims else True
+    which = (unused & torch.as_tensor(in_used, device=unused.device)).nonzero().flatten().tolist()
     if len(which) > 3:
         names = ", ".join(f"z_{u + 1}" for u in which)
-        found = [f"{len(which)} of {len(kl)} dimensions are unused (KL below {UNUSED} nats): {names}"]
+        found += [f"{len(which)} of {len(kl)} dimensions are unused (KL below {UNUSED} nats): {names}"]
     else:
-        found = [
+        found += [
             f"z_{u + 1} is unused: KL {kl[u]:.4f} nats, its mean varies by {moved[u]:.2g} over the data" for u in which
         ]
     found += [

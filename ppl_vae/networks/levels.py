@@ -1,4 +1,4 @@
-"""The networks of a latent of several levels, z = (z_1, ..., z_L): their number, their names, and the normal of each."""
+"""The networks of a latent of several levels, z = (z_1, ..., z_L): their number, their names, their normals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EachNetwork = NetworkFactory | Sequence[NetworkFactory | nn.Module] | nn.Module 
 def check_dims(dims: object, name: str) -> tuple[int, ...]:
     """Return the dimensions of the levels, from z_1 up, or raise if they are not two positive integers or more."""
     if isinstance(dims, str) or not isinstance(dims, Sequence) or len(dims) < 2:
-        raise ValueError(f"{name} is {dims!r}; expected the dimensions of two levels or more, from z_1 up, as [8, 4, 2]")
+        raise ValueError(f"{name} is {dims!r}; expected those of two levels or more, from z_1 up, such as [8, 4, 2]")
     return tuple(check_positive_int(dim, f"{name}: one of {list(dims)}") for dim in dims)
 
 
@@ -32,7 +32,7 @@ def two_dims(latent_dim: int, top_dim: int, name: str) -> tuple[int, int]:
     return latent_dim - top_dim, top_dim
 
 
-class Levels:
+class _Levels:
     """A mix-in of modules with a `ParameterNetwork` for each of several levels."""
 
     owner: str
@@ -50,7 +50,7 @@ class Levels:
                     f"{self.owner} was given one nn.Module for {len(levels)} levels; expected a list of as many "
                     "(the same one in each place to share its weights), or a factory such as networks.MLP([64])"
                 )
-            networks = [networks] * len(levels)
+            networks = [networks] * len(levels)  # type: ignore[list-item]
         if len(networks) != len(levels):
             raise ValueError(f"{self.owner} was given {len(networks)} networks for levels; expected {len(levels)}")
         for level, network in zip(levels, networks, strict=True):

@@ -15,12 +15,12 @@ from ppl_vae._recorded import Recorded
 from ppl_vae._validation import check_choice, check_positive, check_positive_int
 from ppl_vae.distributions.chain import Chain
 from ppl_vae.networks import Binding, NetworkFactory, ParameterNetwork
-from ppl_vae.networks.levels import Levels, check_dims, two_dims
+from ppl_vae.networks.levels import _Levels, check_dims, two_dims
 
 Direction = Literal["top-down", "bottom-up", "precision-weighted"]
 
 
-class Ladder(Levels, Recorded):
+class Ladder(_Levels, Recorded):
     r"""A posterior of L levels, :math:`z = (z_1, \dots, z_L)`, each a diagonal normal given the level before.
 
     ========================  ==================================================================================
@@ -99,7 +99,7 @@ class Ladder(Levels, Recorded):
             of_latent = f"z of {binding.latent_shape[0]} dimensions" if of_prior is None else f"levels of {of_prior}"
             raise ValueError(f"{self.owner}: dims is {dims}, and the prior has {of_latent}; give it those of the prior")
         if self.direction == "precision-weighted":
-            if not isinstance(binding.prior, Levels) or (self._prior and self._prior[0] is not binding.prior):
+            if not isinstance(binding.prior, _Levels) or (self._prior and self._prior[0] is not binding.prior):
                 raise ValueError(
                     f"{self.owner} is precision-weighted: it is made of the conditionals of one prior, and was given "
                     f"{type(binding.prior).__name__}; expected a priors.Ladder and a new posterior for each VAE, or "

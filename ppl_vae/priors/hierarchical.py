@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from ppl_vae._validation import check_choice, check_positive
 from ppl_vae.distributions.chain import Chain
 from ppl_vae.networks import Binding, NetworkFactory
-from ppl_vae.networks.levels import Levels, check_dims, two_dims
+from ppl_vae.networks.levels import _Levels, check_dims, two_dims
 from ppl_vae.priors.protocol import _Prior
 
 Visible = Literal["first", "all"]
 
 
-class Ladder(Levels, _Prior):
+class Ladder(_Levels, _Prior):
     r"""A prior of L levels, :math:`z = (z_1, \dots, z_L)`, each given the one above; the likelihood reads the first.
 
     .. math::

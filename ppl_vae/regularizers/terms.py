@@ -61,12 +61,14 @@ def kl_per_level(log_weights: LogWeights, owner: str) -> Term:
     if len(sites) == 1:
         ((name, q),) = sites.items()
         try:
-            return expected(q.per_level(q.kl_given(prior[name], log_weights.z[name])), log_weights)
+            levels = q.per_level(q.kl_given(prior[name], log_weights.z[name])).unbind(-1)
         except (AttributeError, NotImplementedError) as error:
             raise ValueError(
                 f"{owner} looks at each level, and {describe(q)} with the prior {describe(prior[name])} has none in "
                 "common; use posteriors.Ladder with priors.Ladder, or a latent site for each level"
             ) from error
+        k, dim = log_weights.num_particles, particle_dim(levels[0].shape, log_weights.num_particles)
+        return expected(torch.stack([to_particles(level, k, dim) for level in levels], -1), log_weights)
     if sites.keys() != prior.keys():
         raise ValueError(f"{owner}: the latent sites are {list(sites)} in the guide and {list(prior)} in the model")
     log_prior(log_weights)  # refuses several sites whose path is weighed
