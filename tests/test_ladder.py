@@ -173,10 +173,15 @@ def test_the_kl_of_each_level_by_hand(direction: str) -> None:
         else:
             term = -0.5 * (1 + math.log(2 * math.pi)) - q_l.scale.log() - p_l.log_prob(z_l)
         expected.append(term.expand(z_l.shape).sum(-1))
-    torch.testing.assert_close(weights.analytic_kl(), sum(expected), rtol=1e-10, atol=1e-12)
+    if direction == "bottom-up":  # a mean of it may be below zero by chance, and nobody could tell that from a fault
+        with pytest.raises(NotImplementedError, match="no closed form"):
+            weights.analytic_kl()
+        torch.testing.assert_close(kl(weights).value, weights.kl.mean(0).detach(), rtol=1e-10, atol=1e-12)
+    else:
+        torch.testing.assert_close(weights.analytic_kl(), sum(expected), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(kl(weights).value, sum(expected).mean(0).detach(), rtol=1e-10, atol=1e-12)
     found = kl_per_level(weights, "test")
     torch.testing.assert_close(found.value, torch.stack(expected, -1).mean(0).detach(), rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(kl(weights).value, sum(expected).mean(0).detach(), rtol=1e-10, atol=1e-12)
 
 
 @every_direction
@@ -187,8 +192,11 @@ def test_the_mean_field_elbo_is_unbiased_in_value_and_gradient(direction: str) -
     difference = []
     for _ in range(100):
         weights = sample_log_weights(vae.model, vae.guide, X, num_particles=200)
-        difference.append((weights.analytic_kl() - weights.kl).mean(0).detach())
+        analytic = weights.posterior["z"].kl_given(weights.prior["z"], weights.z["z"]).sum(-1)
+        difference.append((analytic - weights.kl).mean(0).detach())
     assert_within_errors(measured(difference), torch.zeros(3))
+    if direction == "bottom-up":
+        return
     found, expected = (mean_gradient(program, vae, o, X, 200, seed=i) for i, o in enumerate((MeanFieldELBO(), ELBO())))
     assert_within_errors(found, expected)
 
@@ -362,7 +370,7 @@ def test_the_bound_is_tight_and_the_gradient_of_stl_zero_at_the_true_posterior(d
         bound = sample_log_weights(vae.model, vae.guide, x, num_particles=4000)
     elbo_ = bound.log_w
     assert (elbo_.mean(0) + 5 * elbo_.std(0) / math.sqrt(4000) < log_p).all()
-    analytic = bound.log_lik - bound.analytic_kl()
+    analytic = bound.log_lik - bound.posterior["z"].kl_given(bound.prior["z"], bound.z["z"]).sum(-1)
     both = (analytic - elbo_).mean(0), (analytic - elbo_).std(0) / math.sqrt(4000)
     assert (both[0].abs() < 5 * both[1]).all()
     ratio = (elbo_ - log_p).exp()  # of mean 1
@@ -458,7 +466,7 @@ def test_penalties_by_level_by_hand(direction: str, objective: Any) -> None:
         (KLWeight(beta.tolist()), lambda kl: ((beta - 1) * kl).sum()),
         (FreeBits(nats, over="level"), lambda kl: len(X) * (nats - kl.mean(0)).clamp_min(0).sum()),
         (FreeBits(nats, over="level", average="datum"), lambda kl: (nats - kl).clamp_min(0).sum()),
-        (KLWeight(3.0), lambda kl: 2 * kl.sum()),
+        *([] if direction == "bottom-up" else [(KLWeight(3.0), lambda kl: 2 * kl.sum())]),
     ]
     for regularizer, by_levels in cases:
         expected = by_levels(levels())
@@ -582,13 +590,16 @@ def test_refusals() -> None:
     cases = [
         (lambda: priors.Ladder([3]), "dims is \\[3\\]; expected those of two levels or more"),
         (lambda: priors.Ladder([3, 0]), "expected a positive integer"),
-        (lambda: priors.Ladder(DIMS, [small(2)]), "was given 1 networks for levels; expected 2"),
-        (lambda: priors.Ladder(DIMS, nn.Linear(2, 2)), "was given one nn.Module for 2 levels"),
+        (lambda: priors.Ladder(DIMS, [small(2)]), "was given 1 networks for 2 levels; expected a list"),
+        (lambda: priors.Ladder(DIMS, nn.Linear(2, 2)), "was given 1 networks for 2 levels"),
         (lambda: priors.Ladder(DIMS, visible="top"), "visible is 'top'; expected one of first, all"),
         (lambda: posteriors.Ladder(direction="down"), "direction is 'down'; expected one of"),
-        (lambda: vae(dims=[3, 2]), r"dims is \(3, 2\), and the prior has levels of \(3, 2, 1\)"),
-        (lambda: vae(priors.StandardNormal(6)), "takes its levels from a priors.Ladder, or give dims"),
-        (lambda: vae(priors.StandardNormal(5), dims=DIMS), "the prior has z of 5 dimensions"),
+        (
+            lambda: vae(dims=[3, 2]),
+            r"dims is \(3, 2\), and the prior has levels of \(3, 2, 1\); use a priors.Ladder of these",
+        ),
+        (lambda: vae(priors.StandardNormal(6)), "dims is None, and the prior has 6 dimensions and no levels"),
+        (lambda: vae(priors.StandardNormal(5), dims=DIMS), "the prior has 5 dimensions and no levels"),
         (
             lambda: vae(priors.StandardNormal(6), dims=DIMS, direction="precision-weighted"),
             "made of the conditionals of one prior, and was given StandardNormal",
@@ -609,9 +620,7 @@ def test_refusals() -> None:
     )
     weights = sample_log_weights(plain.model, plain.guide, X)
     for regularizer in (FreeBits(over="level"), KLWeight([1.0, 2.0])):
-        with pytest.raises(
-            ValueError, match="looks at each level, and Normal with the prior Normal has none in common"
-        ):
+        with pytest.raises(ValueError, match="looks at each level, and the posterior Normal has none"):
             regularizer(weights)
     sites = ThreeSites(vae())
     weights = sample_log_weights(sites.model, sites.guide, X, num_particles=2)
@@ -634,14 +643,15 @@ def test_the_use_of_each_level(direction: str) -> None:
     weights = sample_log_weights(vae.model, vae.guide, x, num_particles=400)
     batches = kl_per_level(weights, "test").value.mean(0)
     spread = weights.kl.mean(1)
-    assert abs(sum(use.level_kl) - spread.mean()) < 5 * spread.std() / 20 * 2**0.5
+    level_kl = [level["kl"] for level in use.levels]
+    assert abs(sum(level_kl) - spread.mean()) < 5 * spread.std() / 20 * 2**0.5
     for level in range(3):
-        assert abs(use.level_kl[level] - batches[level]) < 0.05 * (1 + abs(float(batches[level])))
-    assert sum(use.level_active) == use.num_active
+        assert abs(level_kl[level] - batches[level]) < 0.05 * (1 + abs(float(batches[level])))
+    assert sum(level["active"] for level in use.levels) == use.num_active
     mean, variance = weights.z["z"].mean(0), weights.z["z"].var(0)
     noisy = mean.var(0) - variance.mean(0) / 400
     torch.testing.assert_close(use.mean_variance, noisy.detach(), rtol=0.0, atol=0.02)
-    assert sum(elbo(VAEDensities(vae), x).rate) / 60 == pytest.approx(sum(use.level_kl), abs=0.05)
+    assert sum(elbo(VAEDensities(vae), x).rate) / 60 == pytest.approx(sum(level_kl), abs=0.05)
 
 
 def test_a_level_that_is_unused_is_named() -> None:
@@ -653,8 +663,8 @@ def test_a_level_that_is_unused_is_named() -> None:
     x = torch.randint(2, (60, 4)).double()
     found = evaluate(vae, x, gap_size=0, imputation_size=0, num_particles=(10,))
     assert found.use is not None
-    assert found.use.level_kl[2] == pytest.approx(0.0, abs=1e-8)
-    assert found.use.level_active[2] == 0
+    assert found.use.levels[2]["kl"] == pytest.approx(0.0, abs=1e-8)
+    assert found.use.levels[2]["active"] == 0
     assert any(alarm.startswith("level 3 of 3 is unused") for alarm in found.use.alarms)
     assert "level 3, of 1 dimensions" in found.table()
     assert [level["dim"] for level in found.to_dict()["levels"]] == [3, 2, 1]

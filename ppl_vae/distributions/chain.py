@@ -81,17 +81,19 @@ class Chain(Expanding):
         blocks = [self.root, *(given(z) for given, z in zip(self.given, before, strict=True))]
         return parts, self._upwards(blocks)
 
-    def kl_given(self, p: Any, value: Tensor) -> Tensor:
+    def kl_given(self, p: Any, value: Tensor, *, closed: bool = False) -> Tensor:
         r"""Return an unbiased estimate of :math:`\mathrm{KL}(q \,\|\, p)` from a draw, split over dimensions.
 
         **Of the draw, not exact**: a term is the KL in closed form given the block that was drawn before. With q and p
         in one order all terms are such: :math:`\mathrm{KL}(q(z_l|z_{l+1}) \,\|\, p(z_l|z_{l+1}))`, none below zero.
         With q in the other order this holds for the last block that q draws; the others have the entropy of q
-        in closed form and :math:`\log p(z_l|z_{l+1})` at the draw, and may be negative.
+        in closed form and :math:`\log p(z_l|z_{l+1})` at the draw. They are shares of the KL, which may be negative,
+        also in expectation.
 
         Args:
             p: A chain of the same dimensions.
             value: A draw from this chain, (*batch, sum of dims).
+            closed: Refuse a p in the other order.
 
         Returns:
             (*batch, sum of dims), nats, differentiable by the draw as well.
@@ -99,16 +101,16 @@ class Chain(Expanding):
         Raises:
             NotImplementedError: If `p` is no such chain, or the dimensions of a block depend on each other.
         """
-        if not isinstance(p, Chain) or p.dims != self.dims:
-            raise NotImplementedError(f"KL of a chain of dimensions {self.dims} and {describe(p)}")
+        if not isinstance(p, Chain) or p.dims != self.dims or (closed and p.top_down != self.top_down):
+            raise NotImplementedError(f"KL of a chain of dimensions {self.dims} and {describe(p)}, in this order")
         parts, ours = self.blocks(value)
         terms, last = [], 0 if self.top_down else len(self.dims) - 1
         for level, (z, q_l, p_l) in enumerate(zip(parts, ours, p.blocks(value)[1], strict=True)):
             q_u, p_u = unwrapped(q_l), unwrapped(p_l)
             if q_u.event_shape or p_u.event_shape:
                 raise NotImplementedError(f"KL of {describe(q_l)} and {describe(p_l)} does not split over dimensions")
-            closed = self.top_down == p.top_down or level == last
-            term = kl_divergence(q_u, p_u) if closed else -q_u.entropy() - p_u.log_prob(z)
+            exact = self.top_down == p.top_down or level == last
+            term = kl_divergence(q_u, p_u) if exact else -q_u.entropy() - p_u.log_prob(z)
             terms.append(term.expand(z.shape))
         return torch.cat(terms, -1)
 

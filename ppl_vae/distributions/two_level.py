@@ -2,10 +2,7 @@ r"""A joint distribution of two blocks, one given the other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
-
-from torch import Tensor
 
 from ppl_vae.distributions.chain import Chain
 
@@ -27,13 +24,5 @@ class TwoBlocks(Chain):
         tensor(-2.3379)
     """
 
-    def __init__(
-        self,
-        root: Any,
-        given: Callable[[Tensor], Any],
-        other_dim: int,
-        *,
-        root_first: bool,
-        validate_args: bool | None = None,
-    ) -> None:
+    def __init__(self, root: Any, given: Any, other_dim: int, *, root_first: bool, validate_args: Any = None) -> None:
         super().__init__(root, [given], [other_dim], top_down=not root_first, validate_args=validate_args)

@@ -44,14 +44,10 @@ class LatentUse:
     dims: tuple[int, ...] = ()
 
     @property
-    def level_kl(self) -> tuple[float, ...]:
-        """The KL of each level of a ladder, nats per datum; empty for other latents."""
-        return tuple(float(part.sum()) for part in self.kl.split(self.dims)) if self.dims else ()
-
-    @property
-    def level_active(self) -> tuple[int, ...]:
-        """The number of active dimensions of each level of a ladder."""
-        return tuple(int(part.sum()) for part in self.active.split(self.dims)) if self.dims else ()
+    def levels(self) -> list[dict[str, float]]:
+        """For each level of a ladder its dimension, its KL in nats per datum, and the number of its active units."""
+        parts = zip(self.kl.split(self.dims), self.active.split(self.dims), strict=True) if self.dims else ()
+        return [{"dim": len(kl), "kl": float(kl.sum()), "active": int(active.sum())} for kl, active in parts]
 
     @property
     def active(self) -> Bool[Tensor, " d"]:
@@ -86,9 +82,9 @@ def kl_per_dimension(
     marginal contains the correlations within q(z|x) or within the prior. The KL is in closed form for normals. Where
     the marginals of q are known otherwise (independent dimensions, mixtures), it is estimated by Monte Carlo under
     them, with noise of :math:`1/\sqrt{K}`. Where q gives only samples (a flow), it is estimated from the spacings of
-    sorted samples, with a bias that falls like :math:`1/\sqrt K` and is about 0.01 nats for K = 500. Between two ladders
-    it is no marginal's: it is the KL of each dimension given the level drawn before, the mean over K draws, and the sum
-    is the whole KL.
+    sorted samples, with a bias that falls like :math:`1/\sqrt K` and is about 0.01 nats for K = 500. Between two
+    ladders it is no marginal's: it is the KL of each dimension given the level drawn before, the mean over K draws, and
+    the sum is the whole KL.
 
     Args:
         densities: The model, see `densities_of`; it must have ``prior()``, as a `VAE` has.
@@ -118,7 +114,9 @@ def kl_per_dimension(
     p_z = densities.prior() if hasattr(densities, "prior") else None
     if isinstance(p_z, Chain) and isinstance(densities.posterior(x[:1]), Chain):
         with seeded(seed):
-            return torch.cat([_chain_kl(densities.posterior(some), p_z, num_samples) for some in x.split(ROWS)])
+            chains = [densities.posterior(some) for some in x.split(ROWS)]
+            draws = ([q.kl_given(p_z, q.sample()).double() for q in chains] for _ in range(num_samples))
+            return torch.as_tensor(sum(torch.cat(parts) for parts in draws)) / num_samples
     p_u = None if p_z is None else marginals(p_z)
     if p_u is None:
         raise ValueError(
@@ -170,16 +168,16 @@ def latent_use(
     if len(x) < 2:
         raise ValueError(f"latent_use was given {len(x)} data; expected at least 2, for a variance over data")
     kl = kl_per_dimension(densities, x, num_samples=num_samples, seed=seed)
-    with seeded(seed):
-        moments = [_moments(densities.posterior(some), num_samples) for some in x.split(ROWS)]
+    dims = getattr(densities.posterior(x[:1]), "dims", ())
+    with seeded(seed):  # a level of a ladder runs a network for each draw
+        moments = [_moments(densities.posterior(some), num_samples) for some in x.split(ROWS // 20 if dims else ROWS)]
     mean, variance, noise = (torch.cat(parts) for parts in zip(*moments, strict=True))
     moves = (variance.std(0) / variance.mean(0).clamp_min(1e-300)) > 0.01  # a dimension may code in its spread alone
-    moved = mean.var(0) - noise.mean(0)
-    dims = getattr(densities.posterior(x[:1]), "dims", ())
-    cost = kl.mean(0)
+    moved, cost = mean.var(0) - noise.mean(0), kl.mean(0)
     size = cost.abs() if dims else cost  # a share of the KL of a bottom-up ladder may be negative
-    alarms = _alarms(size, kl.amax(0), moved, moves, variance.mean(0), dims)
-    return LatentUse(cost, moved, alarms, dims)
+    empty = [level for level, part in enumerate(size.split(dims) if dims else (), 1) if bool((part < UNUSED).all())]
+    alarms = [f"level {level} of {len(dims)} is unused: q(z|x) is the prior's conditional there" for level in empty]
+    return LatentUse(cost, moved, (*alarms, *_alarms(size, kl.amax(0), moved, moves, variance.mean(0))), dims)
 
 
 def marginals(distribution: Any) -> Any:
@@ -224,28 +222,11 @@ def _spacings_kl(z: Tensor, p_u: Any) -> Tensor:
     return -entropy - p_u.log_prob(z).double().mean(0)
 
 
-def _chain_kl(q: Chain, p: Chain, num_samples: int) -> Tensor:
-    """Return the KL of each dimension given the level drawn before, (n, d): the mean over draws, one at a time."""
-    total: Any = 0
-    for _ in range(num_samples):
-        total = total + q.kl_given(p, q.sample()).double()
-    return total / num_samples
-
-
 def _moments(q: Any, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the means and variances of q, and the noise in the means as a variance, (n, d) each.
+    """Return the means and variances of q, (n, d) each, and the variance of the noise in the means.
 
-    They come from samples where q does not give them: of a ladder from the moments of each level given the draw before.
+    They come from samples where q does not give them.
     """
-    if isinstance(q, Chain):
-        mean, square, variance = (torch.zeros(1, dtype=torch.float64, device=q.root.mean.device) for _ in range(3))
-        for _ in range(num_samples):
-            _, blocks = q.blocks(q.sample())
-            given = torch.cat([block.mean.double() for block in blocks], -1)
-            mean, square = mean + given / num_samples, square + given.square() / num_samples
-            variance = variance + torch.cat([block.variance.double() for block in blocks], -1) / num_samples
-        spread = (square - mean.square()).clamp_min(0) * (num_samples / max(1, num_samples - 1))
-        return mean, variance + spread, spread / num_samples
     try:
         return q.mean.double(), q.variance.double(), torch.zeros_like(q.mean, dtype=torch.float64)
     except (NotImplementedError, AttributeError):
@@ -253,9 +234,7 @@ def _moments(q: Any, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
         return z.mean(0), z.var(0), z.var(0) / num_samples
 
 
-def _alarms(
-    kl: Tensor, worst: Tensor, moved: Tensor, spread_moves: Tensor, variance: Tensor, dims: tuple[int, ...] = ()
-) -> tuple[str, ...]:
+def _alarms(kl: Tensor, worst: Tensor, moved: Tensor, spread_moves: Tensor, variance: Tensor) -> tuple[str, ...]:
     unused = kl < UNUSED
     constant = ~unused & (moved < 1e-4 * variance) & ~spread_moves
     if bool(unused.all()):
@@ -269,19 +248,12 @@ def _alarms(
             f"posterior collapse: q(z|x) is the same for all data, and costs {float(kl.sum()):.3f} nats of KL without "
             "carrying anything",
         )
-    levels = [bool(part.all()) for part in unused.split(dims)] if dims else []
-    found = [
-        f"level {level} of {len(dims)} is unused: q is the prior there (KL {float(part.sum()):.4f} nats)"
-        for level, (part, empty) in enumerate(zip(kl.split(dims) if dims else (), levels, strict=True), 1)
-        if empty
-    ]
-    in_used = torch.tensor([not empty for empty in levels]).repeat_interleave(torch.tensor(dims)) if dims else True
-    which = (unused & torch.as_tensor(in_used, device=unused.device)).nonzero().flatten().tolist()
+    which = unused.nonzero().flatten().tolist()
     if len(which) > 3:
         names = ", ".join(f"z_{u + 1}" for u in which)
-        found += [f"{len(which)} of {len(kl)} dimensions are unused (KL below {UNUSED} nats): {names}"]
+        found = [f"{len(which)} of {len(kl)} dimensions are unused (KL below {UNUSED} nats): {names}"]
     else:
-        found += [
+        found = [
             f"z_{u + 1} is unused: KL {kl[u]:.4f} nats, its mean varies by {moved[u]:.2g} over the data" for u in which
         ]
     found += [

@@ -87,15 +87,10 @@ class Evaluation(Shown):
             label, unit = UNITS[name]
             shown = str(figure) if isinstance(figure, Interval) else f"{figure:.4g}"
             lines.append(f"{label:<{width}}  {shown} {unit}".rstrip())
-        for level, (dim, kl, active) in enumerate(self._levels, 1):
-            lines.append(f"{f'level {level}, of {dim} dimensions':<{width}}  KL {kl:.4g} nats, {active} active")
+        for number, level in enumerate([] if self.use is None else self.use.levels, 1):
+            label = f"level {number}, of {level['dim']} dimensions"
+            lines.append(f"{label:<{width}}  KL {level['kl']:.4g} nats, {level['active']} active")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
-
-    @property
-    def _levels(self) -> list[tuple[int, float, int]]:
-        """Dimension, KL and active dimensions of each level of a ladder."""
-        use = self.use
-        return [] if use is None else list(zip(use.dims, use.level_kl, use.level_active, strict=True))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything that is no tensor, for JSON; infinite and undefined numbers become None."""
@@ -109,7 +104,7 @@ class Evaluation(Shown):
             "kind": self.evidence.kind,
             "figures": figures,
             "kl_per_dimension": None if self.use is None else self.use.kl.tolist(),
-            "levels": [dict(zip(("dim", "kl", "active"), level, strict=True)) for level in self._levels],
+            "levels": [] if self.use is None else self.use.levels,
             "notes": list(self.notes),
             "seconds": self.seconds,
             "details": {

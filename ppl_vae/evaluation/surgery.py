@@ -222,9 +222,8 @@ def mixture_score(q: Any, max_bytes: int = MAX_BYTES) -> Score:
         log_pairs, held = normal_scores(normals.loc.double(), precision, normals.log_det()), 16
     else:
         log_pairs = lambda z: q.log_prob(z.unsqueeze(1)).double()  # noqa: E731
-        held = 8 * (4 + 2 * dim * (1 if normals is None else dim))  # bytes for each pair
-        if isinstance(q, Chain) and q.top_down:  # its networks run for each pair
-            held *= 16
+        runs = 16 if isinstance(q, Chain) and q.top_down else 1  # its networks run for each pair
+        held = 8 * (4 + 2 * dim * (1 if normals is None else dim)) * runs  # bytes for each pair
 
     def score(z: Tensor) -> Tensor:
         parts = z.split(max(1, max_bytes // (held * size)))

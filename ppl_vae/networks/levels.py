@@ -45,14 +45,12 @@ class _Levels:
     def add_networks(self: Any, networks: EachNetwork, levels: Sequence[int]) -> None:
         """Hold a network for the mean and raw scale of each of these levels: one of a list, or one from one factory."""
         if not isinstance(networks, Sequence):
-            if isinstance(networks, nn.Module) and len(levels) > 1:
-                raise ValueError(
-                    f"{self.owner} was given one nn.Module for {len(levels)} levels; expected a list of as many "
-                    "(the same one in each place to share its weights), or a factory such as networks.MLP([64])"
-                )
-            networks = [networks] * len(levels)  # type: ignore[list-item]
+            networks = [networks] * (1 if isinstance(networks, nn.Module) else len(levels))  # type: ignore[list-item]
         if len(networks) != len(levels):
-            raise ValueError(f"{self.owner} was given {len(networks)} networks for levels; expected {len(levels)}")
+            raise ValueError(
+                f"{self.owner} was given {len(networks)} networks for {len(levels)} levels; expected a list of as many "
+                "(one nn.Module in each place to share its weights), or a factory such as networks.MLP([64])"
+            )
         for level, network in zip(levels, networks, strict=True):
             owner = f"{self.owner}, level {level + 1}"
             self.add_module(self.name_of(level), ParameterNetwork(network, owner, count=2))

@@ -280,7 +280,7 @@ class LogWeights:
         r"""Return :math:`\sum_s \mathrm{KL}(q(z_s|x) \,\|\, p(z_s))` over sites s in closed form.
 
         If a site depends on another latent, its KL is conditional on the sampled value of that latent. So is the KL of
-        a `Chain`, level by level (`Chain.kl_given`): **both are unbiased, not exact**.
+        a `Chain` from one in the same order, level by level (`Chain.kl_given`): **both are unbiased, not exact**.
 
         Raises:
             NotImplementedError: If there is no closed form for a site; the sampled `kl` always exists.
@@ -291,7 +291,7 @@ class LogWeights:
                 raise NotImplementedError(f"site {name!r} is in the guide alone: its KL has no closed form; use ELBO")
             try:
                 if hasattr(q, "kl_given"):
-                    site_kl = q.kl_given(self.prior[name], self.z[name]).sum(-1)
+                    site_kl = q.kl_given(self.prior[name], self.z[name], closed=True).sum(-1)
                 else:
                     site_kl = torch.distributions.kl_divergence(q, self.prior[name])
             except NotImplementedError as error:

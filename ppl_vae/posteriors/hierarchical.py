@@ -92,18 +92,15 @@ class Ladder(_Levels, Recorded):
     def bind(self, binding: Binding) -> None:
         """Size the networks, and keep a reference to the prior if q(z|x) is made of it."""
         of_prior = getattr(binding.prior, "dims", None)
-        dims = of_prior if self.dims is None else self.dims
-        if dims is None:
-            raise ValueError(f"{self.owner} takes its levels from a priors.Ladder, or give dims, as [8, 4, 2]")
-        if sum(dims) != binding.latent_shape[0] or of_prior not in (None, dims):
-            of_latent = f"z of {binding.latent_shape[0]} dimensions" if of_prior is None else f"levels of {of_prior}"
-            raise ValueError(f"{self.owner}: dims is {dims}, and the prior has {of_latent}; give it those of the prior")
+        dims = self.dims or of_prior
+        if dims is None or sum(dims) != binding.latent_shape[0] or of_prior not in (None, dims):
+            found = f"levels of {of_prior}" if of_prior else f"{binding.latent_shape[0]} dimensions and no levels"
+            raise ValueError(f"{self.owner}: dims is {dims}, and the prior has {found}; use a priors.Ladder of these")
         if self.direction == "precision-weighted":
-            if not isinstance(binding.prior, _Levels) or (self._prior and self._prior[0] is not binding.prior):
+            if not isinstance(binding.prior, _Levels) or self._prior not in ((), (binding.prior,)):
                 raise ValueError(
-                    f"{self.owner} is precision-weighted: it is made of the conditionals of one prior, and was given "
-                    f"{type(binding.prior).__name__}; expected a priors.Ladder and a new posterior for each VAE, or "
-                    "direction='top-down'"
+                    f"{self.owner} is made of the conditionals of one prior, and was given {binding.prior}; expected a "
+                    "priors.Ladder, and a new posterior for each VAE, or direction='top-down'"
                 )
             self._prior = (binding.prior,)
         self.dims = dims
@@ -126,15 +123,15 @@ class Ladder(_Levels, Recorded):
             raise RuntimeError(f"{self.owner} has no sizes yet: put it into a VAE")
         levels = range(len(self.dims))
         if self.direction == "bottom-up":
-            given = [partial(self._upwards, level, y) for level in levels[1:]]
-            return Chain(self.normal(0, x, y), given, self.dims[1:], top_down=False)
+            return self._bottom_up(x, y, self.dims[1:])
         (features,) = self.encoder(x, y)
         lower = levels[-2::-1]
         given = [partial(self._downwards, level, features) for level in lower]
         return Chain(self.normal(levels[-1], features), given, [self.dims[i] for i in lower], top_down=True)
 
-    def _upwards(self, level: int, y: Tensor | None, below: Tensor) -> dist.Distribution:
-        return self.normal(level, below, y)
+    def _bottom_up(self, x: Tensor, y: Tensor | None, dims: Sequence[int]) -> dist.Distribution:
+        given = [lambda below, i=i: self.normal(i, below, y) for i in range(1, len(dims) + 1)]
+        return Chain(self.normal(0, x, y), given, dims, top_down=False)
 
     def _downwards(self, level: int, features: Tensor, above: Tensor) -> dist.Distribution:
         features = features.expand(*torch.broadcast_shapes(features.shape[:-1], above.shape[:-1]), -1)
@@ -195,8 +192,7 @@ class TwoLevel(Ladder):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
         """Return q(z|x), batch shape (batch,), event shape (latent,)."""
-        given = partial(self._upwards, 1, y)
-        return Chain(self.normal(0, x, y), [given], [self.top_dim], top_down=False)
+        return self._bottom_up(x, y, [self.top_dim])
 
     def name_of(self, level: int) -> str:
         """Return the name of a level's network, which saved files have."""

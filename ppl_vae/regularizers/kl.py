@@ -3,7 +3,7 @@ r"""Penalties on the KL: a weight, free bits, a capacity."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -62,16 +62,15 @@ class KLWeight(nn.Module):
         super().__init__()
         owner = "regularizer KLWeight"
         lists = [value for value in (beta, steps) if isinstance(value, Sequence)]
-        if len({len(value) for value in lists}) > 1 or [] in lists:
+        count = len(lists[0]) if lists else 1
+        if not count or any(len(value) != count for value in lists):
             raise ValueError(f"{owner}: beta is {beta!r} and steps is {steps!r}; expected lists of one length")
-        weights = []
-        for level in range(len(lists[0]) if lists else 1):
-            stop = beta[level] if isinstance(beta, Sequence) else beta
-            for name, value in (("beta", stop), ("start", start)):
-                check_not_negative(value, f"{owner}: {name}")
-            length = steps[level] if isinstance(steps, Sequence) else steps
-            weights.append(Schedule(schedule, stop, start, length, cycles, owner))
-        self.weight: Schedule | nn.ModuleList = nn.ModuleList(weights) if lists else weights[0]
+        betas: Any = beta if isinstance(beta, Sequence) else [beta] * count
+        lengths: Any = steps if isinstance(steps, Sequence) else [steps] * count
+        for name, value in [*(("beta", stop) for stop in betas), ("start", start)]:
+            check_not_negative(value, f"{owner}: {name}")
+        each = [Schedule(schedule, b, start, n, cycles, owner) for b, n in zip(betas, lengths, strict=True)]
+        self.weight: Schedule | nn.ModuleList = nn.ModuleList(each) if lists else each[0]
 
     def forward(self, log_weights: LogWeights) -> Penalty | None:
         """Return the penalty of each datum."""

@@ -2,6 +2,7 @@ r"""The KL for the draws of an objective, with the gradient that suits the way t
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -31,16 +32,12 @@ def differentiable(value: Tensor) -> Term:
 def kl(log_weights: LogWeights) -> Term:
     r"""Return :math:`\mathrm{KL}(q(z|x) \,\|\, p(z))` of each datum.
 
-    A single latent site has the KL in closed form where one exists; that of a ladder depends on the draw. Otherwise the
+    A single latent site has the KL in closed form where one exists; that of a ladder also depends on the draw. Otherwise the
     KL depends on the latents, and is sampled. See `expected` for what depends on the latents.
     """
     if len(log_weights.posterior) == 1:
-        try:
-            analytic = log_weights.analytic_kl()
-        except NotImplementedError:
-            pass
-        else:
-            (q,) = log_weights.posterior.values()
+        with suppress(NotImplementedError):
+            analytic, (q,) = log_weights.analytic_kl(), log_weights.posterior.values()
             return expected(analytic, log_weights) if hasattr(q, "kl_given") else differentiable(analytic.mean(0))
     log_q = log_weights.joint_log_q
     if not (log_weights.enumerated or any(z.requires_grad for z in log_weights.z.values())):
@@ -55,18 +52,18 @@ def kl_per_level(log_weights: LogWeights, owner: str) -> Term:
     what it is bottom-up.
 
     Raises:
+        NotImplementedError: If the prior has not the levels of the posterior.
         ValueError: If the one latent has no levels, or an objective weighs the path through several sites.
     """
     sites, prior = log_weights.posterior, log_weights.prior
     if len(sites) == 1:
         ((name, q),) = sites.items()
-        try:
-            levels = q.per_level(q.kl_given(prior[name], log_weights.z[name])).unbind(-1)
-        except (AttributeError, NotImplementedError) as error:
+        if not hasattr(q, "kl_given"):
             raise ValueError(
-                f"{owner} looks at each level, and {describe(q)} with the prior {describe(prior[name])} has none in "
-                "common; use posteriors.Ladder with priors.Ladder, or a latent site for each level"
-            ) from error
+                f"{owner} looks at each level, and the posterior {describe(q)} has none; use posteriors.Ladder with "
+                "priors.Ladder, or a latent site for each level"
+            )
+        levels = q.per_level(q.kl_given(prior[name], log_weights.z[name])).unbind(-1)
         k, dim = log_weights.num_particles, particle_dim(levels[0].shape, log_weights.num_particles)
         return expected(torch.stack([to_particles(level, k, dim) for level in levels], -1), log_weights)
     if sites.keys() != prior.keys():
