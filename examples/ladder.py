@@ -73,7 +73,7 @@ def bounds(vae: pv.VAE, x: torch.Tensor, estimator: Any) -> torch.Tensor:
     return torch.stack([-loss(program, x).loss / len(x) for _ in range(10)])
 
 
-def main(epochs: int = 200, seeds: int = 4, directions: tuple[str, ...] = DIRECTIONS) -> dict[str, Any]:
+def main(epochs: int = 150, seeds: int = 4, directions: tuple[str, ...] = DIRECTIONS) -> dict[str, Any]:
     """Print the table of bounds and that of levels, and return them."""
     digits, began = pv.data.load("digits"), time.perf_counter()
     print("two levels of one dimension, nats per datum; log p(x) by quadrature in two dimensions")
@@ -102,7 +102,7 @@ def main(epochs: int = 200, seeds: int = 4, directions: tuple[str, ...] = DIRECT
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--epochs", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=4)
     arguments = parser.parse_args()
     main(arguments.epochs, arguments.seeds)

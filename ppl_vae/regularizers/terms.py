@@ -32,8 +32,8 @@ def differentiable(value: Tensor) -> Term:
 def kl(log_weights: LogWeights) -> Term:
     r"""Return :math:`\mathrm{KL}(q(z|x) \,\|\, p(z))` of each datum.
 
-    A single latent site has the KL in closed form where one exists; that of a ladder also depends on the draw. Otherwise the
-    KL depends on the latents, and is sampled. See `expected` for what depends on the latents.
+    A single latent site has the KL in closed form where one exists; that of a ladder also depends on the draw.
+    Otherwise the KL is sampled. See `expected` for what depends on draws.
     """
     if len(log_weights.posterior) == 1:
         with suppress(NotImplementedError):
