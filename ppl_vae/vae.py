@@ -473,7 +473,7 @@ class VAE(nn.Module, Shown):
         visible = latent_shape if self._visible_dim is None else (self._visible_dim,)
         binding = Binding(self.x_shape, latent_shape, self.y_shape, train=None if data is None else data.train)
         bind_piece(self.likelihood, replace(binding, latent_shape=visible))
-        bind_piece(self.posterior, binding)
+        bind_piece(self.posterior, replace(binding, prior=self.prior))
         bind_piece(self.prior, replace(binding, posterior=self.posterior))
         z = torch.zeros(2, *visible, device=like.device, dtype=like.dtype)
         q_z = self._try("posterior", self.posterior, x, *given["posterior"], event_shape=latent_shape)

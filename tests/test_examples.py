@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from short_runs import without_pictures
 
-from ppl_vae import cli
+from ppl_vae import cli, load_run
 from ppl_vae.objectives import sample_log_weights
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -77,6 +77,25 @@ def test_density_table(capsys):
     assert set(found) == {"PCA", "KernelDensity", "GaussianMixture", "VAEDensity"}
     assert all(-8 < mean < -1 for ((mean, _),) in (model.values() for model in found.values()))
     assert "held-out log p(x), nats" in capsys.readouterr().out
+
+
+def test_ladder(capsys):
+    found = load("ladder").main(epochs=3, seeds=1, directions=("top-down",))
+    *bounds, exact = found["top-down"]
+    for bound in bounds:
+        assert bound.mean() <= exact + 5 * bound.std() / len(bound) ** 0.5
+    assert found["top-down", "warm-up"].shape == (7,)
+    assert "KL of levels 1, 2, 3" in capsys.readouterr().out
+
+
+def test_iwae_two_layer(tmp_path):
+    words = ["--config", str(EXAMPLES / "iwae_two_layer.yaml"), "--data", "digits", "--data.validation", "100"]
+    with without_pictures():
+        assert cli.main(["train", *words, "--epochs", "1", "--compile", "off", "--out", str(tmp_path / "run")]) == 0
+    vae = load_run(tmp_path / "run")
+    shapes = [tuple(p.shape) for p in vae.posterior.parameters() if p.dim() == 2]
+    assert shapes == [(200, 64), (200, 200), (200, 200), (100, 100), (100, 100), (100, 100)]
+    assert (vae.prior.dims, vae.likelihood.logits.in_shape) == ((100, 50), (100,))
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")  # Lightning's advice on workers

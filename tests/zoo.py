@@ -240,8 +240,9 @@ def _example(entry: Prior | Posterior) -> Any:
 
 @functools.cache
 def _closed_kl(prior: Prior, posterior: Posterior) -> bool:
+    q, p = _example(posterior), _example(prior)
     try:
-        torch.distributions.kl_divergence(_example(posterior), _example(prior))
+        q.kl_given(p, q.sample(), closed=True) if hasattr(q, "kl_given") else torch.distributions.kl_divergence(q, p)
     except NotImplementedError:
         return False
     return True
@@ -294,6 +295,14 @@ PRIORS = [
         lambda d: priors.RelaxedOneHotCategorical(d, learned=True),
         SIMPLEX,
         "simplex",
+        min_latent=2,
+        dense=False,
+        closed_form=False,
+    ),
+    Prior(
+        "Ladder",
+        lambda d: priors.Ladder([d - d // 2, d // 2], MLP([9])),
+        space="levels",
         min_latent=2,
         dense=False,
         closed_form=False,
@@ -419,6 +428,17 @@ POSTERIORS = [
         "RelaxedBernoulliVector", posteriors.RelaxedBernoulliVector, RELAXED_BIT, "relaxed bits", closed_form=False
     ),
     Posterior("GumbelSoftmax", posteriors.GumbelSoftmax, SIMPLEX, "simplex", 2, dense=False, closed_form=False),
+    *(
+        Posterior(
+            name,
+            lambda network, name=name: posteriors.Ladder(network, MLP([9]), direction=name[7:] or "top-down"),
+            space="levels",
+            min_latent=2,
+            dense=False,
+            closed_form=False,
+        )
+        for name in ("Ladder", "Ladder-bottom-up", "Ladder-precision-weighted")
+    ),
     Posterior(
         "TwoLevel",
         lambda network: posteriors.TwoLevel(1, network, MLP([9])),

@@ -108,6 +108,8 @@ def _small(target: Target) -> Any:
             given[name] = MLP([4])
         elif name == "max_plate_nesting":
             given[name] = 1  # Pyro's objectives would guess it, and say so
+        elif name == "dims":
+            given[name] = (1, 1)
         elif parameter.default is parameter.empty and name == "latent_dim":
             given[name] = 2
         elif parameter.default is parameter.empty and parameter.annotation in ("int", int):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +18,11 @@ class LastDraw:
 
     Args:
         z: The draw.
-        *parts: What the draw was made of, such as its noise e.
+        *parts: What the draw was made of, such as its noise e or the distributions of its blocks.
         parameters: The parameters of f. Where an optimiser changes one in place, e no longer belongs to z.
     """
 
-    def __init__(self, z: Tensor, *parts: Tensor, parameters: Sequence[Tensor] = ()) -> None:
+    def __init__(self, z: Tensor, *parts: Any, parameters: Sequence[Tensor] = ()) -> None:
         self.z = z
         self.parts = parts
         self._versions = [(tensor, _version(tensor)) for tensor in (z, *parameters)]

@@ -14,6 +14,7 @@ from ppl_vae._distributions import describe
 from ppl_vae._home import at_home
 from ppl_vae._scopes import seeded
 from ppl_vae._validation import check_positive_int
+from ppl_vae.distributions.chain import Chain
 from ppl_vae.evidence.densities import Densities
 
 if TYPE_CHECKING:
@@ -29,15 +30,24 @@ class LatentUse:
     r"""The use of each latent dimension over n data.
 
     Attributes:
-        kl: Mean KL of each dimension, nats per datum.
+        kl: Mean KL of each dimension, nats per datum; of a ladder, given the level that was drawn before. Bottom-up it
+            is a share of the KL that may be negative below the top (`Chain.kl_given`).
         mean_variance: :math:`\mathrm{Var}_x(\mathbb E_{q(z|x)}[z_u])` over the data.
         alarms: One sentence for each fault (more than three unused dimensions count as one fault); empty without
             faults. Dimensions are counted from z_1, as in the pictures.
+        dims: The dimensions of the levels of a ladder, from the one that the likelihood reads up; otherwise empty.
     """
 
     kl: Float[Tensor, " d"]
     mean_variance: Float[Tensor, " d"]
     alarms: tuple[str, ...]
+    dims: tuple[int, ...] = ()
+
+    @property
+    def levels(self) -> list[dict[str, float]]:
+        """For each level of a ladder its dimension, its KL in nats per datum, and the number of its active units."""
+        parts = zip(self.kl.split(self.dims), self.active.split(self.dims), strict=True) if self.dims else ()
+        return [{"dim": len(kl), "kl": float(kl.sum()), "active": int(active.sum())} for kl, active in parts]
 
     @property
     def active(self) -> Bool[Tensor, " d"]:
@@ -72,7 +82,9 @@ def kl_per_dimension(
     marginal contains the correlations within q(z|x) or within the prior. The KL is in closed form for normals. Where
     the marginals of q are known otherwise (independent dimensions, mixtures), it is estimated by Monte Carlo under
     them, with noise of :math:`1/\sqrt{K}`. Where q gives only samples (a flow), it is estimated from the spacings of
-    sorted samples, with a bias that falls like :math:`1/\sqrt K` and is about 0.01 nats for K = 500.
+    sorted samples, with a bias that falls like :math:`1/\sqrt K` and is about 0.01 nats for K = 500. Between two
+    ladders it is no marginal's: it is the KL of each dimension given the level drawn before, the mean over K draws, and
+    the sum is the whole KL.
 
     Args:
         densities: The model, see `densities_of`; it must have ``prior()``, as a `VAE` has.
@@ -100,6 +112,11 @@ def kl_per_dimension(
     """
     check_positive_int(num_samples, "kl_per_dimension: num_samples")
     p_z = densities.prior() if hasattr(densities, "prior") else None
+    if isinstance(p_z, Chain) and isinstance(densities.posterior(x[:1]), Chain):
+        with seeded(seed):
+            chains = [densities.posterior(some) for some in x.split(ROWS)]
+            draws = ([q.kl_given(p_z, q.sample()).double() for q in chains] for _ in range(num_samples))
+            return torch.as_tensor(sum(torch.cat(parts) for parts in draws)) / num_samples
     p_u = None if p_z is None else marginals(p_z)
     if p_u is None:
         raise ValueError(
@@ -151,12 +168,16 @@ def latent_use(
     if len(x) < 2:
         raise ValueError(f"latent_use was given {len(x)} data; expected at least 2, for a variance over data")
     kl = kl_per_dimension(densities, x, num_samples=num_samples, seed=seed)
-    with seeded(seed):
-        moments = [_moments(densities.posterior(some), num_samples) for some in x.split(ROWS)]
-    mean, variance = (torch.cat(parts) for parts in zip(*moments, strict=True))
+    dims = getattr(densities.posterior(x[:1]), "dims", ())
+    with seeded(seed):  # a level of a ladder runs a network for each draw
+        moments = [_moments(densities.posterior(some), num_samples) for some in x.split(ROWS // 20 if dims else ROWS)]
+    mean, variance, noise = (torch.cat(parts) for parts in zip(*moments, strict=True))
     moves = (variance.std(0) / variance.mean(0).clamp_min(1e-300)) > 0.01  # a dimension may code in its spread alone
-    moved = mean.var(0)
-    return LatentUse(kl.mean(0), moved, _alarms(kl.mean(0), kl.amax(0), moved, moves, variance.mean(0)))
+    moved, cost = mean.var(0) - noise.mean(0), kl.mean(0)
+    size = cost.abs() if dims else cost  # a share of the KL of a bottom-up ladder may be negative
+    empty = [level for level, part in enumerate(size.split(dims) if dims else (), 1) if bool((part < UNUSED).all())]
+    alarms = [f"level {level} of {len(dims)} is unused: q(z|x) is the prior's conditional there" for level in empty]
+    return LatentUse(cost, moved, (*alarms, *_alarms(size, kl.amax(0), moved, moves, variance.mean(0))), dims)
 
 
 def marginals(distribution: Any) -> Any:
@@ -201,13 +222,16 @@ def _spacings_kl(z: Tensor, p_u: Any) -> Tensor:
     return -entropy - p_u.log_prob(z).double().mean(0)
 
 
-def _moments(q: Any, num_samples: int) -> tuple[Tensor, Tensor]:
-    """Return the means and variances of q, (n, d) each; from samples where q does not give them."""
+def _moments(q: Any, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the means and variances of q, (n, d) each, and the variance of the noise in the means.
+
+    They come from samples where q does not give them.
+    """
     try:
-        return q.mean.double(), q.variance.double()
+        return q.mean.double(), q.variance.double(), torch.zeros_like(q.mean, dtype=torch.float64)
     except (NotImplementedError, AttributeError):
         z = q.sample((num_samples,)).double()
-        return z.mean(0), z.var(0)
+        return z.mean(0), z.var(0), z.var(0) / num_samples
 
 
 def _alarms(kl: Tensor, worst: Tensor, moved: Tensor, spread_moves: Tensor, variance: Tensor) -> tuple[str, ...]:

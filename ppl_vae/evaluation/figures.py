@@ -87,6 +87,9 @@ class Evaluation(Shown):
             label, unit = UNITS[name]
             shown = str(figure) if isinstance(figure, Interval) else f"{figure:.4g}"
             lines.append(f"{label:<{width}}  {shown} {unit}".rstrip())
+        for number, level in enumerate([] if self.use is None else self.use.levels, 1):
+            label = f"level {number}, of {level['dim']} dimensions"
+            lines.append(f"{label:<{width}}  KL {level['kl']:.4g} nats, {level['active']} active")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,6 +104,7 @@ class Evaluation(Shown):
             "kind": self.evidence.kind,
             "figures": figures,
             "kl_per_dimension": None if self.use is None else self.use.kl.tolist(),
+            "levels": [] if self.use is None else self.use.levels,
             "notes": list(self.notes),
             "seconds": self.seconds,
             "details": {

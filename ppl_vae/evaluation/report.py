@@ -17,6 +17,7 @@ from ppl_vae._validation import check_count, check_positive_int, check_seed
 from ppl_vae.data import Dataset, Split
 from ppl_vae.data.held import form_of, split_of
 from ppl_vae.data.streams import gathered
+from ppl_vae.distributions.chain import Chain
 from ppl_vae.evaluation.bits import bits_per_dim
 from ppl_vae.evaluation.bootstrap import Interval, interval
 from ppl_vae.evaluation.diagnostics import latent_use
@@ -37,6 +38,7 @@ from ppl_vae.vae import VAE
 
 _LOOKED_AT, _LOOKS = 64, 32  # data, and draws for each, for the first check of the densities
 _MOST_PAIRS = 10_000  # data for ELBO surgery, whose cost is quadratic
+_MOST_RUNS = 500  # where each pair runs networks: the levels of a top-down ladder
 
 
 def evaluate(
@@ -215,7 +217,8 @@ def _evaluate(
     use = surgeon = aggregate = None
     if y is None:
         with clock("the latent code"):
-            tried, some = partial(_tried, notes), x[:_MOST_PAIRS]
+            tried, q = partial(_tried, notes), densities.posterior(x[:1])
+            some = x[: _MOST_RUNS if isinstance(q, Chain) and q.top_down else _MOST_PAIRS]
             use = tried("the use of each dimension is not told", latent_use, densities, x, seed=seed)
             surgeon = tried("the rate was not taken apart", surgery, densities, some, seed=seed)
             aggregate = tried("the aggregate posterior is not told", aggregate_posterior, densities, some, seed=seed)

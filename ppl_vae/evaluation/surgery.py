@@ -12,6 +12,7 @@ from torch import Tensor
 from ppl_vae._home import at_home
 from ppl_vae._scopes import seeded
 from ppl_vae._validation import check_positive_int
+from ppl_vae.distributions.chain import Chain
 from ppl_vae.evidence.blocks import MAX_BYTES
 from ppl_vae.evidence.densities import Densities, Score, normal_scores
 from ppl_vae.evidence.normals import Normals
@@ -193,11 +194,12 @@ def aggregate_posterior(
     with seeded(seed):
         drawn = q.sample((-(-num_draws // len(x)),)).flatten(0, 1)
         drawn = drawn[torch.randperm(len(drawn), device=x.device)[:num_draws]]
-        prior = densities.prior_sample(x[:1], num_draws)[:, 0].double()
+        prior = densities.prior_sample(x[:1], num_draws)[:, 0].to(drawn.dtype)  # which q's networks may be of
     score = mixture_score(q, max_bytes)
     threshold = torch.quantile(score(drawn), level)
     empty = float((score(prior) < threshold).double().mean())
     mean, variance = _moments(q, drawn)
+    prior = prior.double()
     empty_error = math.sqrt(empty * (1 - empty) / num_draws)
     return AggregatePosterior(mean, variance, prior.mean(0), prior.var(0), empty, empty_error, level)
 
@@ -220,7 +222,8 @@ def mixture_score(q: Any, max_bytes: int = MAX_BYTES) -> Score:
         log_pairs, held = normal_scores(normals.loc.double(), precision, normals.log_det()), 16
     else:
         log_pairs = lambda z: q.log_prob(z.unsqueeze(1)).double()  # noqa: E731
-        held = 8 * (4 + 2 * dim * (1 if normals is None else dim))  # bytes for each pair
+        runs = 16 if isinstance(q, Chain) and q.top_down else 1  # its networks run for each pair
+        held = 8 * (4 + 2 * dim * (1 if normals is None else dim)) * runs  # bytes for each pair
 
     def score(z: Tensor) -> Tensor:
         parts = z.split(max(1, max_bytes // (held * size)))

@@ -33,6 +33,7 @@ class Binding:
             (a block of z under a prior with ``visible_dim``).
         y_shape: Shape of the condition y of one datum, ``(k,)``; None for a model without a condition.
         posterior: The posterior, for a prior that is made of it; it already has its sizes.
+        prior: The prior, for a posterior that is made of it; it has no sizes yet.
         train: The training data; None if the VAE is made from a shape alone.
     """
 
@@ -40,6 +41,7 @@ class Binding:
     latent_shape: Shape
     y_shape: Shape | None = None
     posterior: Callable[..., Any] | None = None
+    prior: Callable[..., Any] | None = None
     train: Split | None = None
 
     def data_mean(self, piece: str) -> Float64[Tensor, "*x_shape"]:

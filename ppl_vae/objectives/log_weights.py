@@ -279,7 +279,8 @@ class LogWeights:
     def analytic_kl(self) -> Float[Tensor, "K batch"]:
         r"""Return :math:`\sum_s \mathrm{KL}(q(z_s|x) \,\|\, p(z_s))` over sites s in closed form.
 
-        If a site depends on another latent, its KL is conditional on the sampled value of that latent.
+        If a site depends on another latent, its KL is conditional on the sampled value of that latent. So is the KL of
+        a `Chain` from one in the same order, level by level (`Chain.kl_given`): **both are unbiased, not exact**.
 
         Raises:
             NotImplementedError: If there is no closed form for a site; the sampled `kl` always exists.
@@ -289,7 +290,10 @@ class LogWeights:
             if name not in self.prior:
                 raise NotImplementedError(f"site {name!r} is in the guide alone: its KL has no closed form; use ELBO")
             try:
-                site_kl = torch.distributions.kl_divergence(q, self.prior[name])
+                if hasattr(q, "kl_given"):
+                    site_kl = q.kl_given(self.prior[name], self.z[name], closed=True).sum(-1)
+                else:
+                    site_kl = torch.distributions.kl_divergence(q, self.prior[name])
             except NotImplementedError as error:
                 raise NotImplementedError(
                     f"there is no closed form of the KL at site {name!r} between {describe(q)} and "

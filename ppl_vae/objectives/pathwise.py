@@ -112,7 +112,7 @@ class MeanFieldELBO(ManyParticles):
     It is unbiased for the ELBO. Its variance is usually, but not always, below that of `ELBO`: with a sampled KL, the
     noise of the two terms can cancel. It needs a closed-form KL at every latent site; a mixture or a flow has none.
     Pyro's `TraceMeanField_ELBO` then silently samples the KL, whereas this objective refuses. With several dependent
-    sites each KL is conditional on the sampled parents.
+    sites, and with the levels of a top-down `posteriors.Ladder`, each KL is conditional on the sampled parents.
 
     Args:
         num_particles: K.

@@ -6,7 +6,7 @@ r"""Posteriors q(z|x): callables ``posterior(x)`` that return a Pyro distributio
 
 from ppl_vae.posteriors.discrete import BernoulliVector, GumbelSoftmax, OneHotCategorical, RelaxedBernoulliVector
 from ppl_vae.posteriors.flows import CouplingFlow, InverseAutoregressiveFlow, PlanarFlow, SplineFlow
-from ppl_vae.posteriors.hierarchical import TwoLevel
+from ppl_vae.posteriors.hierarchical import Ladder, TwoLevel
 from ppl_vae.posteriors.mean_and_scale import DiagonalNormal, Laplace, SquashedNormal
 from ppl_vae.posteriors.normal import FullCovarianceNormal, LowRankNormal, MixtureOfNormals
 from ppl_vae.posteriors.protocol import Posterior
@@ -19,6 +19,7 @@ __all__ = [
     "FullCovarianceNormal",
     "GumbelSoftmax",
     "InverseAutoregressiveFlow",
+    "Ladder",
     "Laplace",
     "LowRankNormal",
     "MixtureOfNormals",

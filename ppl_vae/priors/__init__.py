@@ -5,7 +5,7 @@ A conditional prior, ``prior(y)``, returns batch shape (batch,) for y of shape (
 
 from ppl_vae.priors.discrete import BernoulliVector, OneHotCategorical, RelaxedBernoulliVector, RelaxedOneHotCategorical
 from ppl_vae.priors.flows import CouplingFlow, MaskedAutoregressiveFlow, SplineFlow
-from ppl_vae.priors.hierarchical import TwoLevel
+from ppl_vae.priors.hierarchical import Ladder, TwoLevel
 from ppl_vae.priors.independent import DiagonalNormal, Laplace, StandardNormal, StudentT
 from ppl_vae.priors.mixtures import MixtureOfNormals
 from ppl_vae.priors.protocol import Prior
@@ -17,6 +17,7 @@ __all__ = [
     "CouplingFlow",
     "DiagonalNormal",
     "HypersphericalUniform",
+    "Ladder",
     "Laplace",
     "MaskedAutoregressiveFlow",
     "MixtureOfNormals",

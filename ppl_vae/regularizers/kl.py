@@ -2,17 +2,19 @@ r"""Penalties on the KL: a weight, free bits, a capacity."""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
+import torch
 from torch import nn
 
 from ppl_vae._validation import check_choice, check_not_negative, check_positive
 from ppl_vae.objectives.log_weights import LogWeights
 from ppl_vae.objectives.regularized import Penalty
 from ppl_vae.regularizers.schedule import Schedule, Shape
-from ppl_vae.regularizers.terms import Term, kl, kl_per_dimension
+from ppl_vae.regularizers.terms import Term, kl, kl_per_dimension, kl_per_level
 
-Over = Literal["dimension", "datum"]
+Over = Literal["dimension", "level", "datum"]
 Average = Literal["batch", "datum"]
 
 
@@ -28,14 +30,15 @@ class KLWeight(nn.Module):
     where one exists, otherwise sampled with the draws of the objective.
 
     Args:
-        beta: The weight at the end of the schedule.
+        beta: The weight at the end of the schedule. A list gives each level of a latent its own, from z_1 up (for a
+            program of several latent sites in the guide's order); the objective is then **no bound** by itself.
         schedule: ``"constant"``, ``"linear"``, ``"cyclical"`` or ``"sigmoid"``; see `Schedule`.
-        steps: The number of training steps of the schedule.
+        steps: The number of training steps of the schedule, or a list of those of each level.
         start: The weight at the start of the schedule.
         cycles: The number of ramps of a cyclical schedule.
 
     Raises:
-        ValueError: If a weight is negative, or the schedule needs `steps`.
+        ValueError: If a weight is negative, the schedule needs `steps`, or the latent has not as many levels as a list.
 
     Reference:
         beta-VAE (Higgins et al., 2017), https://openreview.net/forum?id=Sy2fzU9gl; Ladder Variational Autoencoders
@@ -50,19 +53,29 @@ class KLWeight(nn.Module):
 
     def __init__(
         self,
-        beta: float = 1.0,
+        beta: float | Sequence[float] = 1.0,
         schedule: Shape = "constant",
-        steps: int | None = None,
+        steps: int | Sequence[int] | None = None,
         start: float = 0.0,
         cycles: int = 4,
     ) -> None:
         super().__init__()
-        for name, value in (("beta", beta), ("start", start)):
-            check_not_negative(value, f"regularizer KLWeight: {name}")
-        self.weight = Schedule(schedule, beta, start, steps, cycles, "regularizer KLWeight")
+        owner = "regularizer KLWeight"
+        lists = [value for value in (beta, steps) if isinstance(value, Sequence)]
+        count = len(lists[0]) if lists else 1
+        if not count or any(len(value) != count for value in lists):
+            raise ValueError(f"{owner}: beta is {beta!r} and steps is {steps!r}; expected lists of one length")
+        betas: Any = beta if isinstance(beta, Sequence) else [beta] * count
+        lengths: Any = steps if isinstance(steps, Sequence) else [steps] * count
+        for name, value in [*(("beta", stop) for stop in betas), ("start", start)]:
+            check_not_negative(value, f"{owner}: {name}")
+        each = [Schedule(schedule, b, start, n, cycles, owner) for b, n in zip(betas, lengths, strict=True)]
+        self.weight: Schedule | nn.ModuleList = nn.ModuleList(each) if lists else each[0]
 
     def forward(self, log_weights: LogWeights) -> Penalty | None:
         """Return the penalty of each datum."""
+        if isinstance(self.weight, nn.ModuleList):
+            return self._by_level(log_weights, self.weight)
         constant = self.weight.shape == "constant"
         if constant and self.weight.stop == 1:
             return None
@@ -70,13 +83,22 @@ class KLWeight(nn.Module):
         term = kl(log_weights)
         return Penalty(weight * term.value, weight * term.surrogate, constant and self.weight.stop >= 1)
 
+    def _by_level(self, log_weights: LogWeights, weights: nn.ModuleList) -> Penalty:
+        term = kl_per_level(log_weights, "regularizer KLWeight with a list")
+        if term.value.shape[-1] != len(weights):
+            raise ValueError(
+                f"regularizer KLWeight has lists of {len(weights)}, and the latent has {term.value.shape[-1]} levels"
+            )
+        weight = torch.stack([schedule() for schedule in weights]).to(term.value) - 1
+        return Penalty((weight * term.value).sum(-1), (weight * term.surrogate).sum(-1), False)
+
 
 class FreeBits(nn.Module):
     r"""Free bits: every KL below lambda costs the same, so training does not give up a dimension early.
 
     .. math::
-        \mathrm{penalty} = \sum_j \max(\lambda, \mathrm{KL}_j) - \mathrm{KL}_j, \qquad j \text{ over dimensions, or one
-        for all.}
+        \mathrm{penalty} = \sum_j \max(\lambda, \mathrm{KL}_j) - \mathrm{KL}_j, \qquad j \text{ over dimensions,
+        levels, or one for all.}
 
     lambda = 0 changes nothing. The penalty is never negative, so a lower bound stays one. But **the bound pays lambda
     nats for each dimension, used or unused**, so compare models by the ELBO or log p(x) instead. It matters what is
@@ -86,7 +108,8 @@ class FreeBits(nn.Module):
 
     Args:
         nats: lambda, nats per group.
-        over: The groups: each latent ``"dimension"`` (needs a closed-form KL), or all of z, ``"datum"``.
+        over: The groups: each latent ``"dimension"`` (needs a closed-form KL), each ``"level"`` of a
+            `posteriors.Ladder` or each latent site, or all of z, ``"datum"``.
         average: ``"batch"`` to average the KL of a group over the batch before the maximum, ``"datum"`` to take the
             maximum for each datum.
 
@@ -120,6 +143,8 @@ class FreeBits(nn.Module):
             return None
         if self.over == "dimension":
             term = kl_per_dimension(log_weights, "regularizer FreeBits over dimensions")
+        elif self.over == "level":
+            term = kl_per_level(log_weights, "regularizer FreeBits over levels")
         else:
             term = Term(*(part.unsqueeze(-1) for part in kl(log_weights)))
         if self.average == "batch":

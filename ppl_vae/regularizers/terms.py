@@ -2,6 +2,8 @@ r"""The KL for the draws of an objective, with the gradient that suits the way t
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
@@ -30,26 +32,69 @@ def differentiable(value: Tensor) -> Term:
 def kl(log_weights: LogWeights) -> Term:
     r"""Return :math:`\mathrm{KL}(q(z|x) \,\|\, p(z))` of each datum.
 
-    A single latent site has the KL in closed form where one exists. Otherwise the KL depends on the latents. Enumerated
-    latents give an exact sum. Latents with a gradient give a sampled KL with the pathwise gradient. Latents without a
-    gradient give a sampled KL with the score-function gradient, in which each particle subtracts the mean of the
-    others.
+    A single latent site has the KL in closed form where one exists; that of a ladder also depends on the draw.
+    Otherwise the KL is sampled. See `expected` for what depends on draws.
     """
     if len(log_weights.posterior) == 1:
+        with suppress(NotImplementedError):
+            analytic, (q,) = log_weights.analytic_kl(), log_weights.posterior.values()
+            return expected(analytic, log_weights) if hasattr(q, "kl_given") else differentiable(analytic.mean(0))
+    log_q = log_weights.joint_log_q
+    if not (log_weights.enumerated or any(z.requires_grad for z in log_weights.z.values())):
+        log_q = log_q.detach()  # its own gradient has the mean zero
+    return expected(log_q - log_prior(log_weights), log_weights)
+
+
+def kl_per_level(log_weights: LogWeights, owner: str) -> Term:
+    """Return the KL of each level, (batch, L): of a ladder, from z_1 up, or of each latent site, in the guide's order.
+
+    The KL of a level is given the levels drawn before it, in closed form where there is one. See `Chain.kl_given` for
+    what it is bottom-up.
+
+    Raises:
+        NotImplementedError: If the prior has not the levels of the posterior.
+        ValueError: If the one latent has no levels, or an objective weighs the path through several sites.
+    """
+    sites, prior = log_weights.posterior, log_weights.prior
+    if len(sites) == 1:
+        ((name, q),) = sites.items()
+        if not hasattr(q, "kl_given"):
+            raise ValueError(
+                f"{owner} looks at each level, and the posterior {describe(q)} has none; use posteriors.Ladder with "
+                "priors.Ladder, or a latent site for each level"
+            )
+        levels = q.per_level(q.kl_given(prior[name], log_weights.z[name])).unbind(-1)
+        k, dim = log_weights.num_particles, particle_dim(levels[0].shape, log_weights.num_particles)
+        return expected(torch.stack([to_particles(level, k, dim) for level in levels], -1), log_weights)
+    if sites.keys() != prior.keys():
+        raise ValueError(f"{owner}: the latent sites are {list(sites)} in the guide and {list(prior)} in the model")
+    log_prior(log_weights)  # refuses several sites whose path is weighed
+    terms = []
+    for name, q in sites.items():
         try:
-            return differentiable(log_weights.analytic_kl().mean(0))
+            of_site = replace(log_weights, posterior={name: q}, prior={name: prior[name]}).analytic_kl()
         except NotImplementedError:
-            pass
+            of_site = log_weights.log_q[name] - log_weights.log_prior[name]
+        terms.append(of_site)
+    return expected(torch.stack(terms, -1), log_weights)
+
+
+def expected(values: Tensor, log_weights: LogWeights) -> Term:
+    """Return the expectation over q of a function of the draws, given as (K, batch) or (K, batch, L).
+
+    Enumerated latents give an exact sum. Latents with a gradient give the mean with the pathwise gradient. Latents
+    without one give the mean with the score-function gradient, in which each particle subtracts the mean of the others.
+    """
+    log_q = log_weights.joint_log_q.reshape(*log_weights.log_lik.shape, *(1,) * (values.dim() - 2))
     if log_weights.enumerated:
-        return differentiable((log_weights.joint_log_q.exp() * log_weights.kl).sum(0))
+        return differentiable((log_q.exp() * values).sum(0))
     if any(z.requires_grad for z in log_weights.z.values()):
-        return differentiable((log_weights.joint_log_q - log_prior(log_weights)).mean(0))
-    signal = log_weights.kl.detach()
+        return differentiable(values.mean(0))
+    signal = values.detach()
     value = signal.mean(0)
     if log_weights.num_particles > 1:
         signal = signal - leave_one_out(signal)
-    log_p = torch.stack(list(log_weights.log_prior.values())).sum(0)
-    return Term(value, (signal * log_weights.joint_log_q - log_p).mean(0))
+    return Term(value, (signal * log_q + values).mean(0))
 
 
 def log_prior(log_weights: LogWeights) -> Tensor:
