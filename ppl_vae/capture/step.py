@@ -6,7 +6,7 @@ import logging
 import operator
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import pyro
@@ -303,11 +303,13 @@ class CapturedStep:
     def _trace(self, inputs: list[Tensor]) -> fx.GraphModule:
         clones = own(inputs)
         numbers = clones[len(clones) - len(self.guards.lifted()) :]
-        entered = Entered()
-        with explained(), untouched(self.written), traceable_pyro(), self.guards.replaced(numbers), entered:
+        # the watched run had Python numbers where these tensors are; without any, watching again costs time alone
+        entered = Entered() if len(clones) > self._count else None
+        watched = entered or nullcontext()
+        with explained(), untouched(self.written), traceable_pyro(), self.guards.replaced(numbers), watched:
             graph = make_fx(self._joint)(*clones)
-        if storages(entered.read) & storages(clones):
-            raise CaptureError(_READS_NUMBERS)  # the watched run had Python numbers where these tensors are
+        if entered is not None and storages(entered.read) & storages(clones):
+            raise CaptureError(_READS_NUMBERS)
         return graph
 
     def _joint(self, *tensors: Tensor) -> tuple[Tensor, ...]:
