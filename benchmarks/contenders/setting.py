@@ -22,6 +22,7 @@ class Setting:
         rows: Data in all, in batches of 128 a whole number of them.
         data: ``"random"`` bits, or ``"MNIST"``: its first rows, 1 where a pixel is above one half.
         device: ``"cpu"`` or ``"cuda"``, where the data are too.
+        program: A program of examples/gallery, which has sizes and data of its own.
     """
 
     hidden: tuple[int, ...] = (500, 300, 150)
@@ -30,6 +31,7 @@ class Setting:
     rows: int = 20_480
     data: str = "random"
     device: str = "cpu"
+    program: str | None = None
 
     @property
     def encoder_sizes(self) -> tuple[int, ...]:
