@@ -106,10 +106,10 @@ def report(result: dict[str, Any]) -> list[str]:
     compared = max(way["compared"] for kept in result["programs"].values() for way in kept["ways"].values())
     lines += [
         "",
-        f"Captured at both levels: {captured} of {len(result['programs'])}. Losses: the largest relative difference to "
-        f"Pyro's over the first {compared} steps from the same seed, at either level. In brackets: the ratio to Pyro's SVI "
-        f"with validation as it is by default, the median of {rounds} rounds of about {options['seconds']} s, in each of "
-        "which all five ways take their turn. The optimiser, its settings and the batches are the same in all five.",
+        f"Captured at both levels: {captured} of {len(result['programs'])}. Losses: the largest relative difference "
+        f"to Pyro's over the first {compared} steps from the same seed, at either level. In brackets: the ratio to "
+        f"Pyro's SVI with validation as it is by default, the median of {rounds} rounds of {options['seconds']} s, in "
+        "each of which all five ways take their turn. Optimiser, settings and batches are the same in all five.",
         "",
         f"`python benchmarks/gallery.py`, {result['minutes']:.0f} minutes; {machine_line(result)}",
     ]

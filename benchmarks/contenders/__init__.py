@@ -12,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from contenders.setting import Setting
-
 Run = Callable[[int], int]
 
 REFERENCE = "hand-written, compiled"
@@ -42,10 +40,10 @@ class Contender:
     arguments: dict[str, Any] = field(default_factory=dict)
     peer: str | None = None
 
-    def load(self) -> Callable[[Setting], Run]:
+    def load(self) -> Callable[..., Run]:
         """Import it and what it needs."""
         function = getattr(importlib.import_module(f"contenders.{self.module}"), self.name)
-        return lambda setting: function(setting, **self.arguments)
+        return lambda setting, **more: function(setting, **self.arguments, **more)
 
 
 CONTENDERS: dict[str, Contender] = {

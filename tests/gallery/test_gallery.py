@@ -67,3 +67,25 @@ def test_seeds_make_programs(name):
     assert first[0] == first[1]
     assert first[0] != first[2] or name == "bayesian_regression"  # whose data and start are fixed
     torch.set_default_dtype(torch.float32)
+
+
+LONG = {"attend_infer_repeat", "deep_markov_model"}  # whose graphs are large
+
+
+@pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites")
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in PROGRAMS])
+def test_they_run_alone(name, capsys):
+    program(name).main(steps=40)
+    assert "SVI(captured in " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_headers_keep_their_promises():
+    """Those that train in seconds; seeds are fixed."""
+    off = program("bayesian_regression").main()
+    assert off.abs().max() < 1  # posterior deviations between the posterior's mean and the ridge regression
+    pyro.clear_param_store()
+    assert program("gaussian_mixture").main() > 0.9
+    pyro.clear_param_store()
+    true, found, naive = program("causal_vae").main()
+    assert abs(found - true) < 0.3 * abs(naive - true)
