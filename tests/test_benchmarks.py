@@ -270,6 +270,7 @@ def test_every_way_through_the_gallery_takes_the_same_steps(name):
     assert ("why_eager" in run.facts()) == (name in gallery.OURS.values())
 
 
+@pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites")
 def test_a_round_of_the_gallery_is_a_whole_number_of_turns():
     """Each way meets the same mix of batches, however many steps its round has."""
     run = gallery_svi.svi(Setting(program="semi_supervised_vae"), "off", size="small")
