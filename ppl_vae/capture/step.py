@@ -6,7 +6,7 @@ import logging
 import operator
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import pyro
@@ -303,12 +303,11 @@ class CapturedStep:
     def _trace(self, inputs: list[Tensor]) -> fx.GraphModule:
         clones = own(inputs)
         numbers = clones[len(clones) - len(self.guards.lifted()) :]
-        # the watched run had Python numbers where these tensors are; without any, watching again costs time alone
-        entered = Entered() if len(clones) > self._count else None
-        watched = entered or nullcontext()
-        with explained(), untouched(self.written), traceable_pyro(), self.guards.replaced(numbers), watched:
+        # the watched run had Python numbers where some of these tensors are; else watching again costs time alone
+        entered = Entered(watch=len(clones) > self._count)
+        with explained(), untouched(self.written), traceable_pyro(), self.guards.replaced(numbers), entered:
             graph = make_fx(self._joint)(*clones)
-        if entered is not None and storages(entered.read) & storages(clones):
+        if storages(entered.read) & storages(clones):
             raise CaptureError(_READS_NUMBERS)
         return graph
 
