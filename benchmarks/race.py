@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import peers
-from contenders import CONTENDERS, REFERENCE
+from contenders import EVERYONE, REFERENCE
 from contenders.setting import Setting
 
 HERE = Path(__file__).resolve().parent
@@ -55,7 +55,7 @@ class Worker:
     """
 
     def __init__(self, name: str, setting: Setting, options: Options, env: Mapping[str, str] | None = None) -> None:
-        peer = CONTENDERS[name].peer
+        peer = EVERYONE[name].peer
         python = sys.executable if peer is None else peers.python(peer)
         if python is None:
             raise FailedError(f"{peer} is not installed: python benchmarks/peers.py install {peer}")
@@ -145,7 +145,7 @@ def race(setting: Setting, names: Sequence[str], options: Options) -> dict[str, 
     finally:
         for worker in workers.values():
             worker.end()
-    if REFERENCE not in found:
+    if REFERENCE in names and REFERENCE not in found:
         say(f"  no ratio: {REFERENCE} is missing")
     return {"setting": dataclasses.asdict(setting), "contenders": found, "left_out": left_out}
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from contenders import CONTENDERS
+from contenders import EVERYONE
 from contenders.setting import Setting
 
 FIRST_STEPS = 3  # timed one by one: among them are capturing, compiling, and making the optimiser's state
@@ -50,7 +50,7 @@ def main() -> None:
 
 def serve(name: str, setting: Setting, started: float, seconds: float) -> Iterator[dict[str, Any]]:
     """Yield what happened: the import, the set-up, and then one round after another."""
-    make = CONTENDERS[name].load()
+    make = EVERYONE[name].load()
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
         sys.modules["torch"].set_float32_matmul_precision(setting.matmul_precision)
@@ -68,6 +68,7 @@ def serve(name: str, setting: Setting, started: float, seconds: float) -> Iterat
         "steady_step": steady / taken,
         "peak_mib": peak_mib(),
         **environment(setting),
+        **(run.facts() if hasattr(run, "facts") else {}),
     }
 
     steps = max(SHORTEST_ROUND, math.ceil(seconds * taken / steady))

@@ -23,6 +23,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import denormals  # noqa: E402
 import gpu  # noqa: E402
+import gallery  # noqa: E402
 import levels_race  # noqa: E402
 import peers  # noqa: E402
 import report  # noqa: E402
@@ -32,12 +33,17 @@ from contenders import (  # noqa: E402  # noqa: E402
     FIT,
     FLOOR,
     FULL,
+    GALLERY,
+    GALLERY_FULL,
+    GALLERY_GRAPH,
+    GALLERY_PYRO,
     GRAPH,
     NUMPYRO,
     OFF,
     PYRO,
     REFERENCE,
     by_hand,
+    gallery_svi,
     ours,
     pyro_svi,
 )
@@ -280,3 +286,90 @@ def test_the_parts_of_a_gpu_go_on_where_they_stopped(tmp_path, monkeypatch, caps
     assert "long: left for the next call" in said
     assert "after: left for the next call, nowhere has left no run" in said
     assert "no device" in said
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == GALLERY_FULL)) for n in GALLERY])
+def test_every_way_through_the_gallery_takes_the_same_steps(name):
+    setting = Setting(program="gaussian_mixture")
+    expected = gallery_svi.svi(setting, None, size="small").facts()
+    run = GALLERY[name].load()(setting, size="small")
+    assert run.facts()["losses"] == pytest.approx(expected["losses"], rel=1e-5)
+    assert run(2) == 2
+    assert ("why_eager" in run.facts()) == (name in gallery.OURS.values())
+
+
+@pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites")
+def test_a_round_of_the_gallery_is_a_whole_number_of_turns():
+    """Each way meets the same mix of batches, however many steps its round has."""
+    run = gallery_svi.svi(Setting(program="semi_supervised_vae"), "off", size="small")
+    assert (run(1), run(5)) == (4, 8)
+    _, _, _, batches = load_gallery("deep_markov_model").make(0, "full")
+    shapes = [batches(i)[0].shape[1] for i in range(24)]
+    assert shapes[:12] == shapes[12:]
+    assert set(shapes) == {4, 8, 12}
+
+
+def load_gallery(name):
+    sys.path.insert(0, str(gallery_svi.FOLDER))
+    try:
+        return __import__(name)
+    finally:
+        sys.path.pop(0)
+
+
+def made_up_gallery(why: str | None = None) -> dict:
+    way = {"milliseconds": [2.0, 1.0, 4.0], "largest_difference": 2e-7, "compared": 100}
+    ours = {**way, "why_eager": why, "said": "SVI(captured in 3 graphs)"}
+    ways = {
+        GALLERY_PYRO: {**way, "milliseconds": [8.0, 4.0, 8.0], "largest_difference": 0.0},
+        GALLERY_GRAPH: ours,
+        GALLERY_FULL: {**ours, "largest_difference": 3e-6},
+    }
+    return {
+        "programs": {"vae": {"ways": ways, "left_out": {}}},
+        "options": {"rounds": 3, "seconds": 0.3},
+        "minutes": 7.4,
+        "date": "2026-01-01",
+        "machine": {"processor": "a processor", "cores": 2},
+        "versions": {"torch": "2"},
+    }
+
+
+def test_the_table_of_the_gallery():
+    lines = gallery.report(made_up_gallery())
+    assert (
+        "| [vae](../examples/gallery/vae.py) | in 3 graphs | 3e-06 | 8.00 |  |  | 2.00 (0.25) | 2.00 (0.25) |" in lines
+    )
+    assert any("Captured at both levels: 1 of 1" in line and "first 100 steps" in line for line in lines)
+    assert lines[-1].startswith("`python benchmarks/gallery.py`, 7 minutes; 2026-01-01; 2 cores of a processor")
+    lines = gallery.report(made_up_gallery("it is odd"))
+    assert any("| no: it is odd |" in line for line in lines)
+    assert any("Captured at both levels: 0 of 1" in line for line in lines)
+
+
+def test_the_table_goes_between_the_marks():
+    page = f"before\n{gallery.BEGIN}\nold\n{gallery.END}\nafter\n"
+    once = gallery.inserted(page, "new")
+    assert once == f"before\n{gallery.BEGIN}\n\nnew\n\n{gallery.END}\nafter\n"
+    assert gallery.inserted(once, "new") == once
+    gallery.inserted(gallery.PAGE.read_text(), "new")  # the page has the marks
+    with pytest.raises(ValueError, match="has not both marks once"):
+        gallery.inserted("no marks", "new")
+
+
+def test_the_table_in_the_docs_is_of_the_results():
+    result = json.loads(gallery.RESULT.read_text())
+    assert set(result["programs"]) == set(gallery.PROGRAMS)
+    assert "\n".join(gallery.report(result)) in gallery.PAGE.read_text()
+    ways = [kept["ways"] for kept in result["programs"].values()]
+    captured = [w for w in ways if w[GALLERY_GRAPH]["why_eager"] is w[GALLERY_FULL]["why_eager"] is None]
+    assert len(captured) >= 8
+    for way in ways:
+        assert max(way[GALLERY_GRAPH]["largest_difference"], way[GALLERY_FULL]["largest_difference"]) < 1e-5
+
+
+@pytest.mark.slow
+def test_the_gallery_is_raced_in_processes(capsys, monkeypatch):
+    monkeypatch.setattr(gallery, "GALLERY", {name: GALLERY[name] for name in (GALLERY_PYRO, GALLERY_GRAPH)})
+    gallery.main(["--only", "bayesian_regression", "--rounds", "1", "--seconds", "0.01", "--cores", "1"])
+    assert "(../examples/gallery/bayesian_regression.py) | in 1 graph | " in capsys.readouterr().out

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from contenders.setting import Setting
-
 Run = Callable[[int], int]
 
 REFERENCE = "hand-written, compiled"
@@ -30,6 +28,9 @@ EXAMPLE = "Pyro's example, DataLoader"
 NUMPYRO = "NumPyro, an epoch in one jit"
 PYTHAE = "pythae's BaseTrainer"
 FLOOR = "floor: matrix products and Adam"
+GALLERY_PYRO = "Pyro's SVI on a program of the gallery"
+GALLERY_PYRO_QUIET = "Pyro's SVI on a program of the gallery, validation off"
+GALLERY_OFF, GALLERY_GRAPH, GALLERY_FULL = (f"{name} on a program of the gallery" for name in (OFF, GRAPH, FULL))
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,10 @@ class Contender:
     arguments: dict[str, Any] = field(default_factory=dict)
     peer: str | None = None
 
-    def load(self) -> Callable[[Setting], Run]:
+    def load(self) -> Callable[..., Run]:
         """Import it and what it needs."""
         function = getattr(importlib.import_module(f"contenders.{self.module}"), self.name)
-        return lambda setting: function(setting, **self.arguments)
+        return lambda setting, **more: function(setting, **self.arguments, **more)
 
 
 CONTENDERS: dict[str, Contender] = {
@@ -63,3 +64,12 @@ CONTENDERS: dict[str, Contender] = {
     PYTHAE: Contender("pythae_trainer", "trainer", peer="pythae"),
     FLOOR: Contender("by_hand", "floor"),
 }
+
+GALLERY: dict[str, Contender] = {
+    GALLERY_PYRO: Contender("gallery_svi", "svi", {"level": None}),
+    GALLERY_PYRO_QUIET: Contender("gallery_svi", "svi", {"level": None, "validate": False}),
+    GALLERY_OFF: Contender("gallery_svi", "svi", {"level": "off"}),
+    GALLERY_GRAPH: Contender("gallery_svi", "svi", {"level": "graph"}),
+    GALLERY_FULL: Contender("gallery_svi", "svi", {"level": "full"}),
+}
+EVERYONE = CONTENDERS | GALLERY

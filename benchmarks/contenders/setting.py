@@ -24,6 +24,7 @@ class Setting:
         device: ``"cpu"`` or ``"cuda"``, where the data are too.
         latent: Latent dimensions.
         matmul_precision: How float32 products round, in torch's words: ``"highest"`` or ``"high"`` (TF32).
+        program: A program of examples/gallery, which has sizes and data of its own.
     """
 
     hidden: tuple[int, ...] = (500, 300, 150)
@@ -34,6 +35,7 @@ class Setting:
     device: str = "cpu"
     latent: int = 2
     matmul_precision: str = "highest"
+    program: str | None = None
 
     @property
     def encoder_sizes(self) -> tuple[int, ...]:

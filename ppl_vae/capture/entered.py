@@ -32,6 +32,9 @@ class Entered:
     It calls and evaluates nothing of the program. It takes the profiling hook, so do not enter it while another
     profiler has the hook (`signature.can_watch`).
 
+    Args:
+        watch: False notes nothing, and costs nothing; the garbage collector rests either way.
+
     Attributes:
         codes: The code of each function that ran, with its globals and its first argument.
         also: Names that may be read besides those in the code.
@@ -46,7 +49,8 @@ class Entered:
         True
     """
 
-    def __init__(self) -> None:
+    def __init__(self, watch: bool = True) -> None:
+        self._watch = watch
         self.codes: dict[types.CodeType, tuple[dict[str, Any], Any]] = {}
         self.read: list[Tensor] = []
         self.also: set[str] = set()
@@ -54,11 +58,13 @@ class Entered:
     def __enter__(self) -> Entered:
         self._collects = gc.isenabled()
         gc.disable()  # what the garbage collector calls is no part of the program
-        sys.setprofile(self._note)
+        if self._watch:
+            sys.setprofile(self._note)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        sys.setprofile(None)
+        if self._watch:
+            sys.setprofile(None)
         if self._collects:
             gc.enable()
         self.codes.pop(type(self).__exit__.__code__, None)

@@ -303,11 +303,12 @@ class CapturedStep:
     def _trace(self, inputs: list[Tensor]) -> fx.GraphModule:
         clones = own(inputs)
         numbers = clones[len(clones) - len(self.guards.lifted()) :]
-        entered = Entered()
+        # the watched run had Python numbers where some of these tensors are; else watching again costs time alone
+        entered = Entered(watch=len(clones) > self._count)
         with explained(), untouched(self.written), traceable_pyro(), self.guards.replaced(numbers), entered:
             graph = make_fx(self._joint)(*clones)
         if storages(entered.read) & storages(clones):
-            raise CaptureError(_READS_NUMBERS)  # the watched run had Python numbers where these tensors are
+            raise CaptureError(_READS_NUMBERS)
         return graph
 
     def _joint(self, *tensors: Tensor) -> tuple[Tensor, ...]:
