@@ -22,8 +22,8 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import denormals  # noqa: E402
-import gpu  # noqa: E402
 import gallery  # noqa: E402
+import gpu  # noqa: E402
 import levels_race  # noqa: E402
 import peers  # noqa: E402
 import report  # noqa: E402
