@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import pyro
 import torch
@@ -108,6 +108,7 @@ class VAE(nn.Module, Shown):
         torch.Size([5, 1, 8, 8])
     """
 
+    roles: ClassVar[tuple[str, ...]] = ("prior", "likelihood", "posterior")  # the parts that make one, by argument
     column_names: tuple[str, ...] | None = None
     conditions: tuple[str, ...] = ()
 
@@ -136,7 +137,7 @@ class VAE(nn.Module, Shown):
         pieces = " + ".join(getattr(piece, "__name__", type(piece).__name__) for piece in self._pieces().values())
         given = "" if self.y_shape is None else f" given {self.y_shape}"
         size = sum(parameter.numel() for parameter in self.parameters())
-        return f"VAE({self.x_shape}{given} from {self.latent_shape}: {pieces}; {size:,} parameters)"
+        return f"{type(self).__name__}({self.x_shape}{given} from {self.latent_shape}: {pieces}; {size:,} parameters)"
 
     @property
     def name(self) -> str:

@@ -1,14 +1,18 @@
-"""Labels as conditions: a column of a data set that conditional models take beside the data."""
+"""Labels as conditions: a column of a data set that conditional models take beside the data, for all data or few."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
+from torch import Tensor
 from torch.nn.functional import one_hot
 
+from ppl_vae._validation import check_positive_int, check_seed, is_real
 from ppl_vae.data.dataset import Dataset
+from ppl_vae.data.rows import LazyRows
 from ppl_vae.data.splits import Split
 
 
@@ -55,6 +59,75 @@ def with_labels(dataset: Dataset) -> Dataset:
 
     train, validation, test = map(with_column, parts.values())
     return replace(dataset, train=train, validation=validation, test=test)
+
+
+def with_few_labels(dataset: Dataset, labels: int, *, seed: int = 0, share: float = 0.1) -> Dataset:
+    r"""Return a labelled data set that keeps the labels of few training data, for `programs.SemiSupervisedVAE`.
+
+    The second column is that of `with_labels`, in the training data with zeros for a label that is forgotten. The
+    labels that are kept are drawn at random, as many of each class (or one more). Their rows stand in the training data
+    r times each, so that `share` of a batch has labels on average; a row of the column is then the one-hot label
+    divided by r, and its sum is the weight with which a copy counts. **A row of zeros still has its label in**
+    `Split.labels`, which no program sees. Validation and test data keep all labels.
+
+    Args:
+        dataset: A data set with labels in all parts that have rows.
+        labels: The number of training data that keep theirs, from the number of classes on.
+        seed: The seed of their choice.
+        share: The part of the rows that has labels, from 0 (each row once) to below 1.
+
+    Raises:
+        ValueError: If there are no labels, fewer than classes or more than training data are to be kept, or a class has
+            too few.
+
+    Example:
+        >>> from ppl_vae import data
+        >>> train = with_few_labels(data.load("digits"), 50).train
+        >>> train, int((train.columns[1].sum(1) > 0).sum())
+        (Split(1555 rows of (1, 8, 8) and (10,), labels), 150)
+    """
+    labels, seed = check_positive_int(labels, "labels"), check_seed(seed)
+    if not is_real(share) or not 0 <= share < 1:
+        raise ValueError(f"share is {share!r}; expected a number from 0 to below 1")
+    if type(dataset.train) is not Split:
+        raise ValueError(f"{dataset.name} is read item by item, so that no labels can be chosen; load it into memory")
+    found = dataset if dataset.train.conditions else with_labels(dataset)
+    train = found.train
+    classes, total = len(train.conditions), len(train)
+    if not classes <= labels <= total:
+        raise ValueError(
+            f"labels is {labels}, the number of training data of {dataset.name} that keep their label; expected "
+            f"{classes}, one for each class, to {total}, all of them"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    own = cast(Tensor, train.labels).cpu()
+    extra = torch.randperm(classes, generator=generator)[: labels % classes]
+    order = torch.randperm(total, generator=generator)
+    kept = []
+    for k in range(classes):
+        members = order[own[order] == k]
+        count = labels // classes + int(k in extra)
+        if len(members) < count:
+            raise ValueError(
+                f"labels is {labels}, which keeps {count} of class {train.conditions[k]}, and {dataset.name} has "
+                f"{len(members)} training data of it; lower labels"
+            )
+        kept.append(members[:count])
+    chosen = torch.cat(kept)
+    copies = max(1, round(share / (1 - share) * (total - labels) / labels))
+    whole = cast(Tensor, train.columns[1])
+    column = torch.zeros_like(whole).index_copy_(0, chosen.to(whole.device), whole[chosen.to(whole.device)] / copies)
+    rows = torch.cat([torch.arange(total), chosen.repeat(copies - 1)])
+    return replace(found, train=_taken(replace(train, columns=(train.columns[0], column)), rows))
+
+
+def _taken(split: Split, rows: Tensor) -> Split:
+    """Return a split of some of its rows, of which some may stand there several times."""
+    columns = tuple(c[rows.to(c.device)] if isinstance(c, Tensor) else LazyRows(c, rows) for c in split.columns)
+    numbers = rows if split.rows is None else split.rows[rows]
+    labels = None if split.labels is None else split.labels[rows.to(split.labels.device)]
+    ids = None if split.ids is None else split.ids[rows.numpy()]
+    return replace(split, columns=columns, labels=labels, rows=numbers, ids=ids)
 
 
 def recoded(split: Split, conditions: Sequence[str]) -> Split:

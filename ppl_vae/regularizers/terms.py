@@ -31,9 +31,9 @@ def kl(log_weights: LogWeights) -> Term:
     r"""Return :math:`\mathrm{KL}(q(z|x) \,\|\, p(z))` of each datum.
 
     A single latent site has the KL in closed form where one exists. Otherwise the KL depends on the latents. Enumerated
-    latents give an exact sum. Latents with a gradient give a sampled KL with the pathwise gradient. Latents without a
-    gradient give a sampled KL with the score-function gradient, in which each particle subtracts the mean of the
-    others.
+    latents give a sum over their states, exact where all are enumerated. Latents with a gradient give a sampled KL with
+    the pathwise gradient. Latents without a gradient give a sampled KL with the score-function gradient, in which each
+    particle subtracts the mean of the others.
     """
     if len(log_weights.posterior) == 1:
         try:
@@ -41,7 +41,7 @@ def kl(log_weights: LogWeights) -> Term:
         except NotImplementedError:
             pass
     if log_weights.enumerated:
-        return differentiable((log_weights.joint_log_q.exp() * log_weights.kl).sum(0))
+        return differentiable(log_weights.expectation(log_weights.kl))
     if any(z.requires_grad for z in log_weights.z.values()):
         return differentiable((log_weights.joint_log_q - log_prior(log_weights)).mean(0))
     signal = log_weights.kl.detach()
