@@ -29,8 +29,8 @@ def describe(path: Path) -> Record:
     Returns:
         ``run``, ``damage`` (what could not be read of its metrics, or None), ``data``, ``fingerprint``, ``prior``,
         ``likelihood``, ``posterior``, ``classifier``, ``objective``, ``optimizer``, ``epochs``, ``epochs_planned``,
-        ``best_epoch``, ``state``, ``figures`` (of the last or chosen epoch), ``seconds``, ``seed``, ``compile``, ``device``,
-        ``caveat``, ``config`` (the whole of it) ``evaluation`` (by name, with value, low, high),
+        ``best_epoch``, ``state``, ``figures`` (of the last or chosen epoch), ``seconds``, ``seed``, ``compile``,
+        ``device``, ``caveat``, ``config`` (the whole of it) ``evaluation`` (by name, with value, low, high),
         ``evaluated`` (on which data, and how many) and ``exact`` (whether log p(x) is).
 
     Raises:
