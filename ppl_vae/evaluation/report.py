@@ -23,6 +23,7 @@ from ppl_vae.evaluation.diagnostics import latent_use
 from ppl_vae.evaluation.elbo import bound_by_condition, elbo
 from ppl_vae.evaluation.figures import UNITS, Evaluation, Figure
 from ppl_vae.evaluation.gaps import gaps
+from ppl_vae.evaluation.labels import label_values
 from ppl_vae.evaluation.practical import impute, knn_accuracy
 from ppl_vae.evaluation.surgery import aggregate_posterior, surgery
 from ppl_vae.evaluation.true_posterior import kl_to_posterior
@@ -33,6 +34,7 @@ from ppl_vae.evidence.log_evidence import Method, log_evidence
 from ppl_vae.evidence.results import Evidence
 from ppl_vae.objectives import sample_log_weights
 from ppl_vae.objectives.impossible import CHANCE, limits_of, strange
+from ppl_vae.programs import SemiSupervisedVAE
 from ppl_vae.vae import VAE
 
 _LOOKED_AT, _LOOKS = 64, 32  # data, and draws for each, for the first check of the densities
@@ -144,6 +146,12 @@ def _evaluate(
     if len(x) < 2:
         raise ValueError(f"evaluate was given {len(x)} data; expected at least 2, for intervals over data")
     caveat = vae.check_support(_only(x if y is None else (x, y)))
+    labelled = vae if isinstance(vae, SemiSupervisedVAE) and y is not None else None
+    if labelled is not None and (unknown := int((labelled.one_hot(y).sum(-1) == 0).sum())):
+        raise ValueError(
+            f"evaluate was given {unknown} data whose label is unknown, and figures are those of log p(x|y); give data "
+            "with all labels, such as dataset.test"
+        )
     seconds: dict[str, float] = {}
     clock = partial(_clock, seconds, progress)
     alarms, discrete = _look(vae, x, y, seed)
@@ -157,6 +165,7 @@ def _evaluate(
         _refuse_above_zero(found)
     notes = [*([] if caveat is None else [caveat]), *alarms]
     densities = VAEDensities(vae if y is None else given(vae, y[0]))
+    num_bounds = gap_size
     if y is not None:
         gap_size = importance_size = imputation_size = 0
         notes.append(
@@ -231,6 +240,13 @@ def _evaluate(
             )
     if aggregate is not None:
         figures["empty_share"] = aggregate.empty_share
+    if labelled is not None and y is not None:
+        with clock("labels"):
+            options = {"size": num_bounds, "exact": exact, "seed": seed, "method": evidence}
+            for values in label_values(labelled, x, y, **options):
+                figures |= _over_data(values, seed)
+        if num_bounds:
+            notes.append(f"figures with and without labels are those of the first {min(num_bounds, len(x))} data")
     bins = data.bins if bins is None else bins
     with suppress(ValueError), untouched_random_state():  # where they mean nothing
         p_x = densities.likelihood(densities.prior_sample(x[:1], 1)[0])  # at any z: only its support counts

@@ -109,7 +109,7 @@ class SemiSupervisedVAE(VAE):
     def q_y(self, x: Float[Tensor, " batch *x_shape"], y: Tensor | None = None) -> PartlyKnown:
         """Return q(y|x), batch shape (batch,): a point mass where the label is known."""
         (logits,) = self.classifier(x)
-        y = torch.zeros_like(logits) if y is None else self._one_hot_rows(y).to(logits)
+        y = torch.zeros_like(logits) if y is None else self.one_hot(y).to(logits)
         return PartlyKnown(logits, y / _sums(y))
 
     def q_z(self, x: Tensor, y: Tensor | None = None) -> Any:
@@ -144,7 +144,7 @@ class SemiSupervisedVAE(VAE):
 
     def mistakes(self, x: Float[Tensor, " batch *x_shape"], y: Tensor) -> Bool[Tensor, " known"]:
         """Return for each datum with a known label whether another class is the most probable."""
-        label = self._one_hot_rows(y)
+        label = self.one_hot(y)
         known = label.sum(-1) > 0
         return self.classify(x[known]).argmax(-1) != label[known].argmax(-1)
 
@@ -216,12 +216,13 @@ class SemiSupervisedVAE(VAE):
     def _condition(self, role: str, y: Tensor | None) -> tuple[Tensor, ...]:
         return tuple(value / _sums(value) for value in super()._condition(role, y))
 
-    def _one_hot_rows(self, y: Tensor) -> Tensor:
+    def one_hot(self, y: Tensor) -> Tensor:
+        """Return labels (batch,) as one-hot rows, and rows as they are."""
         return y if y.is_floating_point() or y.dim() != 1 else self._one_hot(y)
 
     def _weighted(self, y: Tensor | None) -> Any:
         """Return the handler of the weights of data, which the rows of y sum to."""
-        return poutine.scale(scale=1.0 if y is None else _sums(self._one_hot_rows(y).to(self.class_logits)).squeeze(-1))
+        return poutine.scale(scale=1.0 if y is None else _sums(self.one_hot(y).to(self.class_logits)).squeeze(-1))
 
 
 def _sums(y: Tensor) -> Tensor:
