@@ -349,7 +349,8 @@ class LogWeights:
             if not q.has_rsample:
                 raise ValueError(
                     f"objective {_name(objective)} needs reparameterised latents, and q at site {name!r} "
-                    f"({describe(q)}) is not; use REINFORCE or VIMCO, whose gradients have the score term"
+                    f"({describe(q)}) is not; use REINFORCE or VIMCO, whose gradients have the score term, or for few "
+                    "states EnumeratedELBO"
                 )
             if self.detached and self.log_q[name].requires_grad:
                 raise ValueError(
