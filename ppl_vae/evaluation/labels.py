@@ -46,7 +46,7 @@ def label_values(
     some, label, log_q = x[:size], q_y.mode[:size].argmax(-1, keepdim=True), log_q[:size]
     classes = range(log_q.shape[1])
     bounds = torch.stack([elbo(VAEDensities(vae.given(c)), some, seed=seed).elbo for c in classes], 1)
-    bounds = bounds + vae.class_logits.double()
+    bounds = bounds + vae.p_y().logits.squeeze(-2)
     labelled, unlabelled = bounds.gather(-1, label).squeeze(-1), expected(log_q.exp(), bounds - log_q).sum(-1)
     values = {"labelled_bound": labelled, "unlabelled_bound": unlabelled}
     if exact:

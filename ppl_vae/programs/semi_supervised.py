@@ -171,7 +171,7 @@ class SemiSupervisedVAE(VAE):
         """
         found = [log_evidence(self.given(c), x, **options) for c in range(len(self.class_logits))]
         log_lik, error = (torch.stack([getattr(e, name) for e in found], 1) for name in ("log_evidence", "error"))
-        return Evidence(log_lik + self.class_logits.double(), error, found[0].method, found[0].kind)
+        return Evidence(log_lik + self.p_y().logits.squeeze(-2), error, found[0].method, found[0].kind)
 
     def score(self, x: Float[Tensor, " batch *x_shape"], y: Tensor | None = None) -> Float64[Tensor, " batch"]:
         """Return log p(x) of each datum, a sum over labels, or with `y` log p(x|y); exact where possible."""
