@@ -1,4 +1,4 @@
-r"""What a semi-supervised model knows of labels: the error of its classifier, and both bounds beside log p."""
+r"""What a semi-supervised model knows of labels: the error of its classifier, and its bound without them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from ppl_vae.programs import SemiSupervisedVAE
 def label_values(
     vae: SemiSupervisedVAE, x: Tensor, y: Tensor, *, size: int, exact: bool, seed: int = 0, **options: Any
 ) -> Iterator[dict[str, Tensor]]:
-    r"""Yield the figures of each datum by name: of the classifier for all data, then of the bounds for the first.
+    r"""Yield the figures of each datum by name: of the classifier for all data, then without labels for the first.
 
-    With the bound :math:`\mathcal L(x, y)` of every label, that without a label is
+    With the bound :math:`\mathcal L(x, y)` of every label, that of log p(x) is
     :math:`\mathcal U(x) = \sum_y q(y|x) (\mathcal L(x, y) - \log q(y|x))`.
 
     Args:
         vae: The model.
         x: The data.
         y: Their labels, all known.
-        size: The number of first data whose bounds are computed, which costs C evaluations; 0 for none.
-        exact: Whether log p(x|y) is exact, so that log p(x, y) and log p(x) are worth their cost.
+        size: The number of first data for which the label is forgotten, which costs C evaluations; 0 for none.
+        exact: Whether log p(x|y) is exact, so that log p(x) is worth its cost.
         seed: The seed of Monte Carlo.
         **options: Those of `log_evidence`.
     """
@@ -47,12 +47,10 @@ def label_values(
     classes = range(log_q.shape[1])
     bounds = torch.stack([elbo(VAEDensities(vae.given(c)), some, seed=seed).elbo for c in classes], 1)
     bounds = bounds + vae.p_y().logits.squeeze(-2)
-    labelled, unlabelled = bounds.gather(-1, label).squeeze(-1), expected(log_q.exp(), bounds - log_q).sum(-1)
-    values = {"labelled_bound": labelled, "unlabelled_bound": unlabelled}
+    values = {"unlabelled_bound": expected(log_q.exp(), bounds - log_q).sum(-1)}
     if exact:
         joint = vae.log_joint(some, seed=seed, **options).log_evidence
-        log_joint, log_marginal = joint.gather(-1, label).squeeze(-1), joint.logsumexp(-1)
-        values |= {"log_joint": log_joint, "labelled_gap": log_joint - labelled}
-        values |= {"log_marginal": log_marginal, "unlabelled_gap": log_marginal - unlabelled}
+        values["log_marginal"] = joint.logsumexp(-1)
+        values["unlabelled_gap"] = values["log_marginal"] - values["unlabelled_bound"]
         values["model_error"] = (joint.argmax(-1, keepdim=True) != label).squeeze(-1).double()
     yield values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -149,8 +150,8 @@ def _evaluate(
     labelled = vae if isinstance(vae, SemiSupervisedVAE) and y is not None else None
     if labelled is not None and (unknown := int((labelled.one_hot(y).sum(-1) == 0).sum())):
         raise ValueError(
-            f"evaluate was given {unknown} data whose label is unknown, and figures are those of log p(x|y); give data "
-            "with all labels, such as dataset.test"
+            f"evaluate was given {unknown} data whose label is unknown, and its figures need all labels; give those of "
+            "dataset.test, or vae.score(x) for log p(x)"
         )
     seconds: dict[str, float] = {}
     clock = partial(_clock, seconds, progress)
@@ -161,6 +162,9 @@ def _evaluate(
     with clock("the ELBO"):
         find = lambda model, some: elbo(VAEDensities(model), some, seed=seed)  # noqa: E731
         bound = find(vae, x) if y is None else bound_by_condition(vae, x, y, find)
+        if labelled is not None and y is not None:
+            log_p_y = labelled.p_y().log_prob(labelled.q_y(x, y).mode).detach()
+            bound = replace(bound, elbo=bound.elbo + log_p_y, rate=bound.rate - log_p_y)
     if discrete:
         _refuse_above_zero(found)
     notes = [*([] if caveat is None else [caveat]), *alarms]
@@ -168,8 +172,9 @@ def _evaluate(
     num_bounds = gap_size
     if y is not None:
         gap_size = importance_size = imputation_size = 0
+        what = "log p(x|y)" if labelled is None else "log p(x, y)"
         notes.append(
-            "a conditional model: log p(x) is log p(x|y); the gap's parts, the latent code and imputation are looked "
+            f"a conditional model: log p(x) is {what}; the gap's parts, the latent code and imputation are looked "
             "at under one condition, evaluate(vae.given(y), x)"
         )
     gap = found.log_evidence - bound.elbo
@@ -246,7 +251,7 @@ def _evaluate(
             for values in label_values(labelled, x, y, **options):
                 figures |= _over_data(values, seed)
         if num_bounds:
-            notes.append(f"figures with and without labels are those of the first {min(num_bounds, len(x))} data")
+            notes.append(f"figures without label are those of the first {min(num_bounds, len(x))} data")
     bins = data.bins if bins is None else bins
     with suppress(ValueError), untouched_random_state():  # where they mean nothing
         p_x = densities.likelihood(densities.prior_sample(x[:1], 1)[0])  # at any z: only its support counts

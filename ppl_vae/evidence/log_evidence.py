@@ -48,7 +48,8 @@ def log_evidence(
       sphere or simplex. This is a lower bound in expectation. Its error is infinite for data whose estimate it finds
       unreliable.
 
-    ``"exact"`` takes one of the first three, or raises an error.
+    ``"exact"`` takes one of the first three, or raises an error. A model that scores more than x has a method
+    ``evidence(x, y, **options)`` of its own, which is called in their place (`programs.SemiSupervisedVAE`).
 
     Args:
         program: The `VAE`, or a ``(model, guide)`` pair with one latent site (importance sampling and AIS only).
@@ -73,6 +74,9 @@ def log_evidence(
         'quadrature'
     """
     check_choice(method, get_args(Method), "log_evidence: method")
+    if hasattr(program, "evidence"):
+        own = {"method": method, "num_particles": num_particles, "tolerance": tolerance, "seed": seed}
+        return program.evidence(x, y, **own)
     if isinstance(program, Model) and (program.y_shape is not None or y is not None):
         if y is None or program.y_shape is None:
             raise ValueError(

@@ -3,6 +3,7 @@ r"""A conditional VAE that learns from data of which few have labels: the model 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -40,7 +41,8 @@ class SemiSupervisedVAE(VAE):
     labels the classes that the model finds need not be those of the labels. **The probabilities of the classifier are
     often too sure**; `log_joint` gives the model's own, p(y|x).
 
-    It is a `VAE` given y, so evidence, pictures and `given` are those of p(x|y). Where a label is unknown, `encode` and
+    It is a conditional `VAE` besides: `given` is the model of one label. Evidence is that of what the program scores,
+    log p(x, y) where the label is known and log p(x) elsewhere. Where a label is unknown, `encode` and
     `reconstruct` take the most probable one. A row of y may be a multiple of a one-hot row: its sum is the weight of
     the datum in a sum over data, by which copies of a datum count once (`data.with_few_labels`).
 
@@ -161,21 +163,40 @@ class SemiSupervisedVAE(VAE):
         """Return data from the model, as `VAE.sample`; without `y` of labels drawn from p(y)."""
         return super().sample(y=self.p_y().sample((size,)) if y is None else y, mean=mean)
 
-    @at_home("x", float64=True)
-    def log_joint(self, x: Float[Tensor, " n *x_shape"], **options: Any) -> Evidence:
+    def log_joint(self, x: Float[Tensor, " n *x_shape"], y: Tensor | None = None, **options: Any) -> Evidence:
         """Return log p(x, y) of each datum with every label, (n, C), and its error.
 
         Args:
             x: The data.
+            y: Labels; with a known one the datum has no other label, of which log p(x, y) is then minus infinity.
             **options: Those of `log_evidence`, which finds log p(x|y) for each label: exact where possible.
         """
-        found = [log_evidence(self.given(c), x, **options) for c in range(len(self.class_logits))]
-        log_lik, error = (torch.stack([getattr(e, name) for e in found], 1) for name in ("log_evidence", "error"))
-        return Evidence(log_lik + self.p_y().logits.squeeze(-2), error, found[0].method, found[0].kind)
+        possible = torch.ones(len(x), len(self.class_logits), dtype=torch.bool, device=x.device)
+        if y is not None:
+            label = self.one_hot(y) > 0
+            possible = label | ~label.any(-1, keepdim=True)
+        values = torch.full(possible.shape, -torch.inf, dtype=torch.float64, device=x.device)
+        errors, parts = torch.zeros_like(values), list[Evidence]()
+        for c, rows in enumerate(possible.T):
+            if rows.any():
+                parts.append(log_evidence(self.given(c), x[rows], **options))
+                values[rows, c], errors[rows, c] = parts[-1].log_evidence, parts[-1].error
+        return Evidence(values + self.p_y().logits.squeeze(-2), errors, parts[0].method, parts[0].kind)
+
+    @at_home("x", "y", float64=True)
+    def evidence(self, x: Float[Tensor, " n *x_shape"], y: Tensor | None = None, **options: Any) -> Evidence:
+        """Return log p(x, y) of data with a known label and log p(x) of others, of which L and U are the bounds.
+
+        `log_evidence` calls this method. For log p(x|y) use ``log_evidence(vae.given(y), x)``.
+        """
+        joint = self.log_joint(x, y, **options)
+        log_p = joint.log_evidence.logsumexp(-1)
+        error = torch.where(joint.error > 0, joint.log_evidence.softmax(-1) * joint.error, 0.0).sum(-1)
+        return replace(joint, log_evidence=log_p, error=error)
 
     def score(self, x: Float[Tensor, " batch *x_shape"], y: Tensor | None = None) -> Float64[Tensor, " batch"]:
-        """Return log p(x) of each datum, a sum over labels, or with `y` log p(x|y); exact where possible."""
-        return super().score(x, y) if y is not None else self.log_joint(x).log_evidence.logsumexp(-1)
+        """Return log p(x, y) of each datum with a known label, else log p(x), in nats: exact where possible."""
+        return log_evidence(self, x, y).log_evidence
 
     def given(self, y: Tensor | int) -> VAE:
         """Return the model at one label, p(z) p(x|z, y) with q(z|x, y), as an unconditional `VAE`."""

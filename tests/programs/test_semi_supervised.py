@@ -185,8 +185,8 @@ def test_the_kl_of_partly_enumerated_latents_is_weighted_by_states() -> None:
 # Evidence
 
 
-def by_hand(vae: SemiSupervisedVAE) -> tuple[Tensor, Tensor, Tensor]:
-    """Log p(x, y), (n, C), log p(x) and U(x), by sums over a grid of z."""
+def by_hand(vae: SemiSupervisedVAE) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log p(x, y), (n, C), log p(x), L(x, y), (n, C), and U(x), by sums over a grid of z."""
     axis = torch.linspace(-9, 9, 361, dtype=torch.float64)
     z = torch.cartesian_prod(axis, axis)
     log_cell = 2 * math.log(float(axis[1] - axis[0]))
@@ -201,25 +201,28 @@ def by_hand(vae: SemiSupervisedVAE) -> tuple[Tensor, Tensor, Tensor]:
         bounds.append(((log_q + log_cell).exp() * (log_p - log_q)).sum(-1))
     log_q = log_classifier(vae, X)
     unlabelled = (log_q.exp() * (torch.stack(bounds, 1) - log_q)).sum(-1)
-    return torch.stack(joint, 1), torch.stack(joint, 1).logsumexp(-1), unlabelled
+    return torch.stack(joint, 1), torch.stack(joint, 1).logsumexp(-1), torch.stack(bounds, 1), unlabelled
 
 
 @torch.no_grad()
 def test_evidence_and_both_bounds_are_those_of_a_sum_over_labels_and_a_grid() -> None:
     vae = make()
-    joint, marginal, unlabelled = by_hand(vae)
+    joint, marginal, bounds, unlabelled = by_hand(vae)
     found = vae.log_joint(X, tolerance=1e-8)
     assert found.kind == "exact"
     assert found.error.max() < 1e-6
     torch.testing.assert_close(found.log_evidence, joint, rtol=0.0, atol=1e-6)
     torch.testing.assert_close(vae.score(X), marginal, rtol=0.0, atol=1e-6)
-    given_y = vae.score(X[:3], Y) + log_prior(vae)[Y.argmax(-1)]
-    torch.testing.assert_close(given_y, joint[torch.arange(3), Y.argmax(-1)], rtol=0.0, atol=1e-6)
+    known = torch.cat([joint[torch.arange(3), Y.argmax(-1)], marginal[3:]])
+    torch.testing.assert_close(vae.score(X, 0.5 * KNOWN), known, rtol=0.0, atol=1e-6)
+    torch.testing.assert_close(vae.given(1).score(X), joint[:, 1] - log_prior(vae)[1], rtol=0.0, atol=1e-6)
     assert float(marginal.exp().sum()) == pytest.approx(1.0, abs=1e-8)  # over all 8 data
     labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
     figures = evaluate(vae, (X, one_hot(labels, C).double()), gap_size=8).figures
     assert figures["log_marginal"].value == pytest.approx(float(marginal.mean()), abs=1e-5)
-    assert figures["log_joint"].value == pytest.approx(float(joint[torch.arange(8), labels].mean()), abs=1e-5)
+    assert figures["log_evidence"].value == pytest.approx(float(joint[torch.arange(8), labels].mean()), abs=1e-5)
+    assert figures["gap"].value == pytest.approx(figures["log_evidence"].value - figures["elbo"].value)
+    assert figures["elbo"].value == pytest.approx(float(bounds[torch.arange(8), labels].mean()), abs=1e-3)
     assert figures["unlabelled_bound"].value == pytest.approx(float(unlabelled.mean()), abs=1e-3)
     assert 0 < figures["unlabelled_gap"].value == pytest.approx(float((marginal - unlabelled).mean()), abs=1e-3)
     wrong = (log_classifier(vae, X).argmax(-1) != labels).double().mean()
@@ -232,7 +235,7 @@ def test_evidence_and_both_bounds_are_those_of_a_sum_over_labels_and_a_grid() ->
 @torch.no_grad()
 def test_the_sampled_bound_of_unlabelled_data_has_the_exact_one_as_its_mean() -> None:
     vae = make()
-    _, _, unlabelled = by_hand(vae)
+    *_, unlabelled = by_hand(vae)
     torch.manual_seed(0)
     values = [
         EnumeratedELBO()(sample_log_weights(vae.model, vae.guide, X, latents="enumerated")).value for _ in range(400)
@@ -295,7 +298,7 @@ def test_relaxed_labels_keep_the_value_and_the_path_of_z() -> None:
     gradients = gradient_of(total, vae)
     assert all(g.isfinite().all() and g.abs().max() > 0 for name, g in gradients.items() if "classifier" in name)
     with torch.no_grad():
-        _, _, unlabelled = by_hand(vae)
+        *_, unlabelled = by_hand(vae)
         values = [
             objective(sample_log_weights(vae.model, vae.guide, X, num_particles=3, latents=objective.latents)).value
             for _ in range(400)
@@ -517,7 +520,7 @@ def test_a_run_tells_its_classification_error(folder: Path, capsys: pytest.Captu
 def test_the_commands_on_a_run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("evaluate", folder, "--size", "30", "--gaps", "10", "--out", tmp_path / "evaluation")
     out = capsys.readouterr().out
-    for line in ("classification error of q(y|x)", "without labels: bound U(x)", "with labels: log p(x, y)"):
+    for line in ("classification error of q(y|x)", "without label: bound U(x)", "log p(x) is log p(x, y)"):
         assert line in out
     run("sample", folder, "--size", "20", "--out", tmp_path / "s.npz")
     run("encode", folder, "--split", "train", "--out", tmp_path / "z.npz")
