@@ -249,7 +249,7 @@ class VAE(nn.Module, Shown):
         """
         from ppl_vae.saving import files  # here: few programs save
 
-        return files.save(self, VAE, path)
+        return files.save(self, type(self) if "roles" in vars(type(self)) else VAE, path)
 
     def export(self, path: str | Path, part: Literal["encoder", "decoder", "log_likelihood"] | None = None) -> Path:
         r"""Write the encoder, the decoder or log p(x|z) as a graph that runs without `ppl_vae` and Pyro.

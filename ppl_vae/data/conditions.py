@@ -92,42 +92,24 @@ def with_few_labels(dataset: Dataset, labels: int, *, seed: int = 0, share: floa
     if type(dataset.train) is not Split:
         raise ValueError(f"{dataset.name} is read item by item, so that no labels can be chosen; load it into memory")
     found = dataset if dataset.train.conditions else with_labels(dataset)
-    train = found.train
-    classes, total = len(train.conditions), len(train)
-    if not classes <= labels <= total:
+    train, own, every = found.train, cast(Tensor, found.train.labels), cast(Tensor, found.train.columns[1])
+    total, classes = every.shape
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).to(own.device)
+    rank = one_hot(own[order], classes).cumsum(0).gather(1, own[order, None]).squeeze(1)  # within its class
+    kept = order[rank.argsort(stable=True)[:labels]]
+    counts = own[kept].bincount(minlength=classes)
+    if not classes <= labels <= total or counts.max() - counts.min() > 1:
         raise ValueError(
-            f"labels is {labels}, the number of training data of {dataset.name} that keep their label; expected "
-            f"{classes}, one for each class, to {total}, all of them"
+            f"labels is {labels}, of which each class keeps as many or one more; expected {classes}, one for each "
+            f"class of {dataset.name}, to {total}, all training data, and no more than the smallest class has"
         )
-    generator = torch.Generator().manual_seed(seed)
-    own = cast(Tensor, train.labels).cpu()
-    extra = torch.randperm(classes, generator=generator)[: labels % classes]
-    order = torch.randperm(total, generator=generator)
-    kept = []
-    for k in range(classes):
-        members = order[own[order] == k]
-        count = labels // classes + int(k in extra)
-        if len(members) < count:
-            raise ValueError(
-                f"labels is {labels}, which keeps {count} of class {train.conditions[k]}, and {dataset.name} has "
-                f"{len(members)} training data of it; lower labels"
-            )
-        kept.append(members[:count])
-    chosen = torch.cat(kept)
     copies = max(1, round(share / (1 - share) * (total - labels) / labels))
-    whole = cast(Tensor, train.columns[1])
-    column = torch.zeros_like(whole).index_copy_(0, chosen.to(whole.device), whole[chosen.to(whole.device)] / copies)
-    rows = torch.cat([torch.arange(total), chosen.repeat(copies - 1)])
-    return replace(found, train=_taken(replace(train, columns=(train.columns[0], column)), rows))
-
-
-def _taken(split: Split, rows: Tensor) -> Split:
-    """Return a split of some of its rows, of which some may stand there several times."""
-    columns = tuple(c[rows.to(c.device)] if isinstance(c, Tensor) else LazyRows(c, rows) for c in split.columns)
-    numbers = rows if split.rows is None else split.rows[rows]
-    labels = None if split.labels is None else split.labels[rows.to(split.labels.device)]
-    ids = None if split.ids is None else split.ids[rows.numpy()]
-    return replace(split, columns=columns, labels=labels, rows=numbers, ids=ids)
+    column = torch.zeros_like(every).index_copy_(0, kept, every[kept] / copies)
+    rows = torch.cat([torch.arange(total, device=kept.device), kept.repeat(copies - 1)])
+    x = train.x[rows] if isinstance(train.x, Tensor) else LazyRows(train.x, rows.cpu())
+    numbers = rows if train.rows is None else train.rows.to(rows.device)[rows]
+    ids = None if train.ids is None else train.ids[rows.cpu().numpy()]
+    return replace(found, train=replace(train, columns=(x, column[rows]), labels=own[rows], rows=numbers, ids=ids))
 
 
 def recoded(split: Split, conditions: Sequence[str]) -> Split:

@@ -2,7 +2,6 @@ r"""What a semi-supervised model knows of labels: the error of its classifier, a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,9 +16,9 @@ from ppl_vae.programs import SemiSupervisedVAE
 
 @torch.no_grad()
 def label_values(
-    vae: SemiSupervisedVAE, x: Tensor, y: Tensor, *, size: int, exact: bool, seed: int = 0, **options: Any
-) -> Iterator[dict[str, Tensor]]:
-    r"""Yield the figures of each datum by name: of the classifier for all data, then without labels for the first.
+    vae: SemiSupervisedVAE, x: Tensor, y: Tensor, size: int, exact: bool, seed: int, **options: Any
+) -> list[dict[str, Tensor]]:
+    r"""Return the figures of each datum by name: of the classifier for all data, and without labels for the first.
 
     With the bound :math:`\mathcal L(x, y)` of every label, that of log p(x) is
     :math:`\mathcal U(x) = \sum_y q(y|x) (\mathcal L(x, y) - \log q(y|x))`.
@@ -34,23 +33,17 @@ def label_values(
         **options: Those of `log_evidence`.
     """
     with evaluation_mode(vae):
-        q_y = vae.q_y(x, y)
-        log_q = vae.q_y(x).logits.squeeze(-2).double()  # (n, C)
-    yield {
-        "classification_error": vae.mistakes(x, y).double(),
-        "confidence": log_q.exp().amax(-1),
-        "label_log_loss": -q_y.label_log_prob.double(),
-    }
-    if not size:
-        return
-    some, label, log_q = x[:size], q_y.mode[:size].argmax(-1, keepdim=True), log_q[:size]
-    classes = range(log_q.shape[1])
-    bounds = torch.stack([elbo(VAEDensities(vae.given(c)), some, seed=seed).elbo for c in classes], 1)
-    bounds = bounds + vae.p_y().logits.squeeze(-2)
-    values = {"unlabelled_bound": expected(log_q.exp(), bounds - log_q).sum(-1)}
-    if exact:
-        joint = vae.log_joint(some, seed=seed, **options).log_evidence
-        values["log_marginal"] = joint.logsumexp(-1)
-        values["unlabelled_gap"] = values["log_marginal"] - values["unlabelled_bound"]
-        values["model_error"] = (joint.argmax(-1, keepdim=True) != label).squeeze(-1).double()
-    yield values
+        log_q, known = vae.q_y(x).logits.squeeze(-2).double(), vae.q_y(x, y)
+    label, loss = known.mode.argmax(-1), -known.label_log_prob.double()
+    wrong = (log_q.argmax(-1) != label).double()
+    found = [{"classification_error": wrong, "confidence": log_q.exp().amax(-1), "label_log_loss": loss}]
+    if size:
+        x, label, log_q = x[:size], label[:size], log_q[:size]
+        given = [elbo(VAEDensities(vae.given(c)), x, seed=seed).elbo for c in range(log_q.shape[1])]
+        bounds = torch.stack(given, 1) + vae.p_y().logits.squeeze(-2)
+        found.append({"unlabelled_bound": expected(log_q.exp(), bounds - log_q).sum(-1)})
+    if size and exact:
+        joint = vae.log_joint(x, seed=seed, **options).log_evidence
+        found[1] |= {"log_marginal": joint.logsumexp(-1), "model_error": (joint.argmax(-1) != label).double()}
+        found[1]["unlabelled_gap"] = found[1]["log_marginal"] - found[1]["unlabelled_bound"]
+    return found

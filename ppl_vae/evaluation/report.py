@@ -147,12 +147,8 @@ def _evaluate(
     if len(x) < 2:
         raise ValueError(f"evaluate was given {len(x)} data; expected at least 2, for intervals over data")
     caveat = vae.check_support(_only(x if y is None else (x, y)))
-    labelled = vae if isinstance(vae, SemiSupervisedVAE) and y is not None else None
-    if labelled is not None and (unknown := int((labelled.one_hot(y).sum(-1) == 0).sum())):
-        raise ValueError(
-            f"evaluate was given {unknown} data whose label is unknown, and its figures need all labels; give those of "
-            "dataset.test, or vae.score(x) for log p(x)"
-        )
+    if isinstance(vae, SemiSupervisedVAE) and y is not None:
+        vae.given(vae.one_hot(y)[vae.one_hot(y).sum(-1).argmin()])  # refuses an unknown label before the work
     seconds: dict[str, float] = {}
     clock = partial(_clock, seconds, progress)
     alarms, discrete = _look(vae, x, y, seed)
@@ -162,8 +158,8 @@ def _evaluate(
     with clock("the ELBO"):
         find = lambda model, some: elbo(VAEDensities(model), some, seed=seed)  # noqa: E731
         bound = find(vae, x) if y is None else bound_by_condition(vae, x, y, find)
-        if labelled is not None and y is not None:
-            log_p_y = labelled.p_y().log_prob(labelled.q_y(x, y).mode).detach()
+        if isinstance(vae, SemiSupervisedVAE) and y is not None:
+            log_p_y = vae.p_y().log_prob(vae.q_y(x, y).mode).detach()
             bound = replace(bound, elbo=bound.elbo + log_p_y, rate=bound.rate - log_p_y)
     if discrete:
         _refuse_above_zero(found)
@@ -172,7 +168,7 @@ def _evaluate(
     num_bounds = gap_size
     if y is not None:
         gap_size = importance_size = imputation_size = 0
-        what = "log p(x|y)" if labelled is None else "log p(x, y)"
+        what = "log p(x, y)" if isinstance(vae, SemiSupervisedVAE) else "log p(x|y)"
         notes.append(
             f"a conditional model: log p(x) is {what}; the gap's parts, the latent code and imputation are looked "
             "at under one condition, evaluate(vae.given(y), x)"
@@ -245,13 +241,11 @@ def _evaluate(
             )
     if aggregate is not None:
         figures["empty_share"] = aggregate.empty_share
-    if labelled is not None and y is not None:
+    if isinstance(vae, SemiSupervisedVAE) and y is not None:
         with clock("labels"):
-            options = {"size": num_bounds, "exact": exact, "seed": seed, "method": evidence}
-            for values in label_values(labelled, x, y, **options):
+            for values in label_values(vae, x, y, num_bounds, exact, seed, method=evidence):
                 figures |= _over_data(values, seed)
-        if num_bounds:
-            notes.append(f"figures without label are those of the first {min(num_bounds, len(x))} data")
+        notes.append(f"figures without label are those of the first {min(num_bounds, len(x))} data")
     bins = data.bins if bins is None else bins
     with suppress(ValueError), untouched_random_state():  # where they mean nothing
         p_x = densities.likelihood(densities.prior_sample(x[:1], 1)[0])  # at any z: only its support counts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import Tensor
 
@@ -74,16 +74,15 @@ def log_evidence(
         'quadrature'
     """
     check_choice(method, get_args(Method), "log_evidence: method")
-    if hasattr(program, "evidence"):
-        own = {"method": method, "num_particles": num_particles, "tolerance": tolerance, "seed": seed}
-        return program.evidence(x, y, **own)
+    options: dict[str, Any] = {"method": method, "num_particles": num_particles, "tolerance": tolerance, "seed": seed}
+    if (own := getattr(program, "evidence", None)) is not None:
+        return own(x, y, **options)
     if isinstance(program, Model) and (program.y_shape is not None or y is not None):
         if y is None or program.y_shape is None:
             raise ValueError(
                 "log_evidence: a conditional VAE takes data and conditions, (x, y), any other takes x alone"
             )
-        options = {"method": method, "num_particles": num_particles, "tolerance": tolerance, "seed": seed}
-        return evidence_by_condition(program, x, y, partial(log_evidence, **options))  # type: ignore[arg-type]
+        return evidence_by_condition(program, x, y, partial(log_evidence, **options))
     exact = ("auto", "exact", "closed form", "enumeration", "quadrature")
     if isinstance(program, Model) and method in exact:
         densities = VAEDensities(program)

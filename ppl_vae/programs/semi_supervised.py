@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyro
@@ -19,10 +18,10 @@ from ppl_vae.distributions.partly_known import PartlyKnown
 from ppl_vae.evidence.log_evidence import log_evidence
 from ppl_vae.evidence.results import Evidence
 from ppl_vae.networks import NetworkFactory, ParameterNetwork, Shape
-from ppl_vae.vae import VAE, Piece
+from ppl_vae.vae import VAE
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Float64
+    from jaxtyping import Bool, Float
 
     from ppl_vae.data import Dataset
 
@@ -48,12 +47,9 @@ class SemiSupervisedVAE(VAE):
 
     Args:
         data: The data set, with one-hot labels as second column, or the shape of one datum.
-        prior: p(z), as in `VAE`.
-        likelihood: p(x|z, y), ``likelihood(z, y)``.
-        posterior: q(z|x, y), ``posterior(x, y)``.
         classifier: The network of q(y|x), x to C logits: a factory or an ``nn.Module``; ``MLP()`` by default.
         class_probs: p(y), (C,); uniform by default.
-        y_shape: ``(C,)``; None for that of the second column.
+        **pieces: prior, likelihood, posterior and `y_shape`, as in `VAE`.
 
     Raises:
         ValueError: If there are no labels, p(y) is not a distribution over them, or as in `VAE`.
@@ -77,32 +73,20 @@ class SemiSupervisedVAE(VAE):
         self,
         data: Dataset | Shape,
         *,
-        prior: Piece,
-        likelihood: Piece,
-        posterior: Piece,
         classifier: NetworkFactory | nn.Module | None = None,
-        class_probs: Sequence[float] | Tensor | None = None,
-        y_shape: Shape | None = None,
+        class_probs: Sequence[float] | None = None,
+        **pieces: Any,
     ) -> None:
-        super().__init__(data, prior=prior, likelihood=likelihood, posterior=posterior, y_shape=y_shape)
+        super().__init__(data, **pieces)
         if self.y_shape is None or self.y_shape[0] < 2:
-            raise ValueError(
-                f"SemiSupervisedVAE: y_shape is {self.y_shape}; expected (C,) of two or more classes, or a data set of "
-                "data.load(..., labels=100)"
-            )
-        own = isinstance(classifier, ParameterNetwork)
-        self.classifier = classifier if own else ParameterNetwork(classifier, "classifier")
+            raise ValueError(f"SemiSupervisedVAE: y_shape is {self.y_shape}; expected (C,), or data with C >= 2 labels")
+        made = classifier if isinstance(classifier, ParameterNetwork) else ParameterNetwork(classifier, "classifier")
+        self.classifier: ParameterNetwork = made
         self.classifier.build(self.x_shape, self.y_shape)
-        probs = (
-            torch.ones(self.y_shape)
-            if class_probs is None
-            else torch.as_tensor(class_probs).to(torch.get_default_dtype())
-        )
+        probs = torch.ones(self.y_shape) if class_probs is None else torch.as_tensor(class_probs)
         if probs.shape != self.y_shape or not bool((probs > 0).all()):
-            raise ValueError(
-                f"SemiSupervisedVAE: class_probs is {class_probs!r}; expected {self.y_shape[0]} numbers above 0"
-            )
-        self.register_buffer("class_logits", probs.log().log_softmax(-1))
+            raise ValueError(f"SemiSupervisedVAE: class_probs is {class_probs!r}; expected a number above 0 a class")
+        self.register_buffer("class_logits", probs.log().log_softmax(-1).to(torch.get_default_dtype()))
 
     def p_y(self) -> OneHotVector:
         """Return p(y) over one-hot labels, batch shape ()."""
@@ -158,11 +142,11 @@ class SemiSupervisedVAE(VAE):
         with evaluation_mode(self), torch.no_grad():
             return self.decode(self.encode(x, y), self.q_y(x, y).mode)
 
-    @at_home("y")
     def sample(self, size: int = 16, *, y: Tensor | None = None, mean: bool = True) -> Float[Tensor, " size *x_shape"]:
         """Return data from the model, as `VAE.sample`; without `y` of labels drawn from p(y)."""
         return super().sample(y=self.p_y().sample((size,)) if y is None else y, mean=mean)
 
+    @at_home("x", "y", float64=True)
     def log_joint(self, x: Float[Tensor, " n *x_shape"], y: Tensor | None = None, **options: Any) -> Evidence:
         """Return log p(x, y) of each datum with every label, (n, C), and its error.
 
@@ -183,7 +167,6 @@ class SemiSupervisedVAE(VAE):
                 values[rows, c], errors[rows, c] = parts[-1].log_evidence, parts[-1].error
         return Evidence(values + self.p_y().logits.squeeze(-2), errors, parts[0].method, parts[0].kind)
 
-    @at_home("x", "y", float64=True)
     def evidence(self, x: Float[Tensor, " n *x_shape"], y: Tensor | None = None, **options: Any) -> Evidence:
         """Return log p(x, y) of data with a known label and log p(x) of others, of which L and U are the bounds.
 
@@ -194,27 +177,15 @@ class SemiSupervisedVAE(VAE):
         error = torch.where(joint.error > 0, joint.log_evidence.softmax(-1) * joint.error, 0.0).sum(-1)
         return replace(joint, log_evidence=log_p, error=error)
 
-    def score(self, x: Float[Tensor, " batch *x_shape"], y: Tensor | None = None) -> Float64[Tensor, " batch"]:
-        """Return log p(x, y) of each datum with a known label, else log p(x), in nats: exact where possible."""
-        return log_evidence(self, x, y).log_evidence
-
     def given(self, y: Tensor | int) -> VAE:
         """Return the model at one label, p(z) p(x|z, y) with q(z|x, y), as an unconditional `VAE`."""
         value = torch.as_tensor(y)
         if value.dim() and int((value != 0).sum()) != 1:
-            raise ValueError(
-                f"SemiSupervisedVAE.given: y is {y}; expected a label, or a one-hot row: its label is unknown"
-            )
+            raise ValueError(f"SemiSupervisedVAE.given: y is {y}, whose label is unknown; expected a one-hot row")
         given = super().given(value / _sums(value) if value.dim() else y)
         given.__class__ = VAE
         del given.classifier, given.class_logits
         return given
-
-    def save(self, path: str | Path) -> Path:
-        """Write this VAE to one file, from which `ppl_vae.load` gives it back; see `VAE.save`."""
-        from ppl_vae.saving import files
-
-        return files.save(self, SemiSupervisedVAE, path)
 
     def check_support(self, data: Dataset) -> str | None:
         """Check as `VAE.check_support`, and that each row of y is a multiple of a one-hot row, or zeros.
@@ -222,15 +193,13 @@ class SemiSupervisedVAE(VAE):
         Raises:
             ValueError: If data lie outside the support, or a row of y is no label.
         """
-        for split in (data.train, data.validation):
-            y = split.columns[1] if len(split.columns) > 1 else None
+        for y in (split.columns[1] for split in (data.train, data.validation) if len(split.columns) > 1):
             if isinstance(y, Tensor) and y.dim() == 2:
                 bad = ~((y >= 0) & y.isfinite()).all(1) | ((y != 0).sum(1) > 1)
                 if bad.any():
-                    row = int(bad.nonzero()[0])
                     raise ValueError(
-                        f"row {row} of the labels is {y[row].tolist()}; expected a one-hot row times the weight of the "
-                        "datum, or zeros where the label is unknown"
+                        f"row {int(bad.nonzero()[0])} of the labels is {y[bad][0].tolist()}; expected a one-hot row "
+                        "times the weight of the datum, or zeros where the label is unknown"
                     )
         return super().check_support(data)
 

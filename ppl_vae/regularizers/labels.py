@@ -2,6 +2,8 @@ r"""The classification term of semi-supervised training."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from ppl_vae._distributions import unwrapped
@@ -11,6 +13,7 @@ from ppl_vae.objectives.log_weights import LogWeights
 from ppl_vae.objectives.regularized import Penalty
 
 
+@dataclass(frozen=True)
 class LabelLikelihood:
     r"""The cross-entropy of the classifier q(y|x) on the data whose label is known.
 
@@ -38,11 +41,10 @@ class LabelLikelihood:
         LabelLikelihood(weight=0.1)
     """
 
-    def __init__(self, weight: float = 0.1) -> None:
-        self.weight = check_not_negative(weight, "regularizer LabelLikelihood: weight")
+    weight: float = 0.1
 
-    def __repr__(self) -> str:
-        return f"LabelLikelihood(weight={self.weight})"
+    def __post_init__(self) -> None:
+        check_not_negative(self.weight, "regularizer LabelLikelihood: weight")
 
     def __call__(self, log_weights: LogWeights) -> Penalty | None:
         """Return the penalty of each datum."""
@@ -51,11 +53,11 @@ class LabelLikelihood:
         found = [q for q in map(unwrapped, log_weights.posterior.values()) if isinstance(q, PartlyKnown)]
         if len(found) != 1:
             raise ValueError(
-                f"regularizer LabelLikelihood needs one site of labels of which some are known, and the program has "
-                f"{len(found)} among {list(log_weights.posterior)}; use it with programs.SemiSupervisedVAE"
+                "regularizer LabelLikelihood needs one site of labels of which some are known, and the program has "
+                f"{list(log_weights.posterior)}; use it with programs.SemiSupervisedVAE (--data.labels)"
             )
         log_q = found[0].label_log_prob
-        scale = torch.as_tensor(log_weights.scale, dtype=log_q.dtype, device=log_q.device).expand(log_q.shape)
+        scale = torch.ones_like(log_q) * log_weights.scale
         share = (scale * found[0].known).sum() / scale.sum()
         penalty = -self.weight * log_q / torch.where(share > 0, share, 1.0)
         return Penalty(penalty.detach(), penalty, True)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
@@ -21,6 +22,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
 import ppl_vae
 from ppl_vae import SVI, checkpoints, cli, data, evaluate, fit, likelihoods, load_run, posteriors, priors, regularizers
+from ppl_vae.data.conditions import with_few_labels
+from ppl_vae.data.rows import LazyRows
 from ppl_vae.networks import MLP
 from ppl_vae.objectives import (
     ELBO,
@@ -379,22 +382,20 @@ def test_few_labels_are_balanced_copied_and_weighted(digits: data.Dataset) -> No
     assert torch.equal(y[known] > 0, whole.train.columns[1][source][known] > 0)
     for part in ("validation", "test"):
         assert torch.equal(getattr(digits, part).columns[1], getattr(whole, part).columns[1])
-    again, other = (data.with_few_labels(whole, 35, seed=s) for s in (0, 1))
+    again, other = (with_few_labels(whole, 35, seed=s) for s in (0, 1))
     assert again.fingerprint == digits.fingerprint != other.fingerprint
-    plain = data.with_few_labels(whole, 35, share=0.0).train
+    plain = with_few_labels(whole, 35, share=0.0).train
     assert len(plain) == len(whole.train)
     assert plain.columns[1].sum() == 35
 
 
 def test_few_labels_of_rows_that_are_read_when_used(tmp_path: Path) -> None:
-    import numpy as np
-
     x = np.random.default_rng(0).random((60, 4), dtype=np.float32)
     np.savez(tmp_path / "x.npz", x=x, y=np.arange(60) % 3)
     dataset = data.load(tmp_path / "x.npz", labels=6, validation=0, test=0)
-    lazy = replace(dataset.train, columns=(data.splits.LazyRows(dataset.train.x, torch.arange(len(dataset.train))),))
+    lazy = replace(dataset.train, columns=(LazyRows(dataset.train.x, torch.arange(len(dataset.train))),))
     with pytest.raises(ValueError, match="conditions"):
-        data.with_few_labels(replace(dataset, train=replace(lazy, conditions=(), labels=None)), 6)
+        with_few_labels(replace(dataset, train=replace(lazy, conditions=(), labels=None)), 6)
     assert len(dataset.train) == 60
     assert float(dataset.train.columns[1].sum()) == pytest.approx(6.0)
 
@@ -402,10 +403,10 @@ def test_few_labels_of_rows_that_are_read_when_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (9, "labels is 9, the number of training data of digits that keep their label; expected 10"),
-        (1456, "to 1455, all of them"),
+        (9, "labels is 9, of which each class keeps as many or one more; expected 10, one for each class of digits"),
+        (1456, "to 1455, all training data"),
         (0, "labels"),
-        (1450, "keeps 145 of class"),
+        (1450, "no more than the smallest class has"),
     ],
 )
 def test_numbers_of_labels_that_cannot_be_kept_are_refused(labels: int, message: str) -> None:
@@ -424,9 +425,9 @@ def test_a_row_that_is_no_label_is_refused(digits: data.Dataset) -> None:
             objective=EnumeratedELBO(),
             batch_size=20,
         )
-    with pytest.raises(ValueError, match="5 data whose label is unknown"):
+    with pytest.raises(ValueError, match="whose label is unknown"):
         evaluate(make(), (X, KNOWN))
-    with pytest.raises(ValueError, match="its label is unknown"):
+    with pytest.raises(ValueError, match="whose label is unknown"):
         make().given(torch.zeros(C))
 
 
@@ -524,6 +525,15 @@ def test_the_commands_on_a_run(folder: Path, tmp_path: Path, capsys: pytest.Capt
         assert line in out
     run("sample", folder, "--size", "20", "--out", tmp_path / "s.npz")
     run("encode", folder, "--split", "train", "--out", tmp_path / "z.npz")
+    run("encode", folder, "--split", "all", "--out", tmp_path / "all.npz")
+    rows = np.load(tmp_path / "all.npz")
+    assert len(rows["mean"]) == 1797
+    assert (rows["splits"] == "train").sum() == 1455
+    np.save(tmp_path / "x.npy", data.load("digits").test.x.numpy())
+    run("encode", folder, "--data", tmp_path / "x.npy", "--out", tmp_path / "unlabelled.npz")  # classified first
+    run("score", folder, "--data", tmp_path / "x.npy", "--out", tmp_path / "marginal.npz")
+    marginal = load_run(folder).score(data.load("digits").test.x[:5])
+    np.testing.assert_allclose(np.load(tmp_path / "marginal.npz")["log_p"][:5], marginal, atol=1e-4)
     run("reconstruct", folder, "--out", tmp_path / "r.npz")
     run("score", folder, "--out", tmp_path / "p.npz")
     assert cli.main(["evaluate", str(folder), "--split", "train", "--size", "30"]) == 2
