@@ -113,9 +113,10 @@ class REINFORCE:
             fit = -0.5 * ((signal - expected) / self.learned.scale).square().mean(0)
             signal = signal - expected.detach()
         mean = torch.full_like(signal, 1 / log_weights.num_particles)
-        if len(scored) < len(log_weights.log_q):  # the path of the others is that of log w itself
+        if len(scored) < len(log_weights.log_q):  # the path of the others is that of log w, without log q of the scored
             log_q = sum(scored.values(), torch.zeros_like(signal))
-            return Estimate(value, (mean * (log_weights.log_w + signal * log_q)).sum(0) + fit, "lower")
+            surrogate = log_weights.log_w + (1 + signal) * log_q
+            return Estimate(value, (mean * surrogate).sum(0) + fit, "lower")
         return Estimate(value, log_weights.surrogate(mean, score=mean * signal) + fit, "lower")
 
 
