@@ -48,6 +48,7 @@ __all__ = [
     "plots",
     "posteriors",
     "priors",
+    "programs",
     "race",
     "regularizers",
     "runs",

@@ -89,3 +89,11 @@ def test_every_example_is_tested():
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     tested |= {path.stem.removeprefix("test_") for path in Path(__file__).parent.rglob("test_*.py")}  # in its own file
     assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested
+
+
+def test_semi_supervised(capsys):
+    figures, blocks = load("semi_supervised").main(((2, 1.0),), epochs=2, size=10, replicates=40)
+    assert figures["unlabelled_gap"].low > 0  # log p(x) is exact here
+    exact = blocks.pop("EnumeratedELBO")["classifier"].variance.value
+    assert all(found["classifier"].variance.value > exact for found in blocks.values())
+    assert "log p(x) - U(x)" in capsys.readouterr().out

@@ -43,7 +43,7 @@ class SemiSupervisedVAE(VAE):
     It is a conditional `VAE` besides: `given` is the model of one label. Evidence is that of what the program scores,
     log p(x, y) where the label is known and log p(x) elsewhere. Where a label is unknown, `encode` and
     `reconstruct` take the most probable one. A row of y may be a multiple of a one-hot row: its sum is the weight of
-    the datum in a sum over data, by which copies of a datum count once (`data.with_few_labels`).
+    the datum in a sum over data, by which copies of a datum count once (`data.conditions.with_few_labels`).
 
     Args:
         data: The data set, with one-hot labels as second column, or the shape of one datum.

@@ -23,9 +23,10 @@ class LabelLikelihood:
 
     the objective of the paper with :math:`\alpha = w N`. Without this term the classifier learns from unlabelled data
     alone: the bound of a labelled datum does not depend on it. **A batch without a known label has no such term**, so
-    the effective w is smaller by the share of these batches (1e-6 for batches of 128 with 10% of known labels,
-    `data.with_few_labels`; 0.12 for batches of 20). Within a batch the mean over known labels is weighted by the scale
-    of each datum. The value is a lower bound of log p(x) still, and says less about it: compare runs by `elbo`.
+    the effective w is smaller by the share of these batches: 1e-6 for batches of 128 with 10% of known labels
+    (`data.conditions.with_few_labels`), 0.12 for batches of 20. Within a batch the mean over known labels is weighted
+    by the scale of each datum. The value is a lower bound of log p(x) still, and says less about it: compare runs by
+    `elbo`.
 
     Args:
         weight: w, nats of the bound for each nat of cross-entropy; 0.1 is the paper's.
