@@ -36,6 +36,14 @@ def measure(distribution: Any) -> str:
     return "the simplex" if is_simplex else "a region of space"
 
 
+def is_discrete(distribution: Any) -> bool:
+    """Return whether a distribution says that its values are points apart."""
+    try:
+        return bool(innermost(distribution.support).is_discrete)
+    except (AttributeError, NotImplementedError):
+        return False
+
+
 def innermost(support: Any) -> Any:
     """Return a constraint without its `independent` wrappers."""
     while hasattr(support, "base_constraint"):

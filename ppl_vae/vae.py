@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import pyro
 import torch
@@ -109,6 +109,7 @@ class VAE(nn.Module, Shown):
         torch.Size([5, 1, 8, 8])
     """
 
+    roles: ClassVar[tuple[str, ...]] = ("prior", "likelihood", "posterior")  # the parts that make one, by argument
     column_names: tuple[str, ...] | None = None
     conditions: tuple[str, ...] = ()
 
@@ -137,7 +138,7 @@ class VAE(nn.Module, Shown):
         pieces = " + ".join(getattr(piece, "__name__", type(piece).__name__) for piece in self._pieces().values())
         given = "" if self.y_shape is None else f" given {self.y_shape}"
         size = sum(parameter.numel() for parameter in self.parameters())
-        return f"VAE({self.x_shape}{given} from {self.latent_shape}: {pieces}; {size:,} parameters)"
+        return f"{type(self).__name__}({self.x_shape}{given} from {self.latent_shape}: {pieces}; {size:,} parameters)"
 
     @property
     def name(self) -> str:
@@ -249,7 +250,7 @@ class VAE(nn.Module, Shown):
         """
         from ppl_vae.saving import files  # here: few programs save
 
-        return files.save(self, VAE, path)
+        return files.save(self, type(self) if "roles" in vars(type(self)) else VAE, path)
 
     def export(self, path: str | Path, part: Literal["encoder", "decoder", "log_likelihood"] | None = None) -> Path:
         r"""Write the encoder, the decoder or log p(x|z) as a graph that runs without `ppl_vae` and Pyro.

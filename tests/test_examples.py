@@ -128,3 +128,11 @@ def test_single_cell_counts(capsys):
         assert found["log_r"] > 0.8
         assert found["bound"] < 0
     assert "log p(x given l) of held-out cells" in capsys.readouterr().out
+
+
+def test_semi_supervised(capsys):
+    figures, blocks = load("semi_supervised").main(((2, 1.0),), epochs=2, size=10, replicates=40)
+    assert figures["unlabelled_gap"].low > 0  # log p(x) is exact here
+    exact = blocks.pop("EnumeratedELBO")["classifier"].variance.value
+    assert all(found["classifier"].variance.value > exact for found in blocks.values())
+    assert "log p(x) - U(x)" in capsys.readouterr().out

@@ -137,6 +137,8 @@ class DataOptions:
                 values["binarize"] = "threshold"  # null means threshold for digits alone; keep what the model was given
         if split is None and other and _is_file(values["name"]):
             split = "all"
+        if split == "all" and run.config.values["classifier"] is not None:  # few labels: their rows are there once
+            values |= {"labels": None, "conditional": values["labels"] is not None}
         schema = arguments_of(data.load, "data")
         try:
             dataset = _whole(schema.complete(values)) if split == "all" else data.load(**schema.objects(values))

@@ -13,6 +13,8 @@ from ppl_vae.configuration import _yaml
 NOT_FIGURES = ("stopped", "seconds", "caveat", "best_epoch", "why_eager", "epoch", "step")  # entries of result.json
 TOLD = ("latent_dim", "activation", "scale", "num_particles", "lr")  # arguments that a piece's short form names
 
+_ROLES = ("prior", "likelihood", "posterior", "classifier", "objective", "optimizer")
+
 Record = dict[str, Any]
 
 
@@ -26,9 +28,9 @@ def describe(path: Path) -> Record:
 
     Returns:
         ``run``, ``damage`` (what could not be read of its metrics, or None), ``data``, ``fingerprint``, ``prior``,
-        ``likelihood``, ``posterior``, ``objective``, ``optimizer``, ``epochs``, ``epochs_planned``, ``best_epoch``,
-        ``state``, ``figures`` (of the last or chosen epoch), ``seconds``, ``seed``, ``compile``, ``device``,
-        ``caveat``, ``config`` (the whole of it) ``evaluation`` (by name, with value, low, high),
+        ``likelihood``, ``posterior``, ``classifier``, ``objective``, ``optimizer``, ``epochs``, ``epochs_planned``,
+        ``best_epoch``, ``state``, ``figures`` (of the last or chosen epoch), ``seconds``, ``seed``, ``compile``,
+        ``device``, ``caveat``, ``config`` (the whole of it) ``evaluation`` (by name, with value, low, high),
         ``evaluated`` (on which data, and how many) and ``exact`` (whether log p(x) is).
 
     Raises:
@@ -56,9 +58,10 @@ def describe(path: Path) -> Record:
         "damage": damage,
         "data": {key: data.get(key) for key in ("name", "x_shape", "train", "validation", "test")}
         | {"binarize": binarize}
-        | {name: True for name in ("dequantize", "conditional") if named.get(name)},
+        | {name: True for name in ("dequantize", "conditional") if named.get(name)}
+        | ({"labels": named["labels"]} if config.get("classifier") else {}),
         "fingerprint": data.get("fingerprint"),
-        **{role: _piece(config.get(role)) for role in ("prior", "likelihood", "posterior", "objective", "optimizer")},
+        **{role: _piece(config.get(role)) for role in _ROLES},
         "epochs": len(history),
         "epochs_planned": config.get("epochs"),
         "best_epoch": result.get("best_epoch"),

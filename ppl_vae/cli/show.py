@@ -48,6 +48,7 @@ FIGURES = {  # the title of each, and its number format
     "validation_bound": ("bound, validation", ".2f"),
     "validation_kl": ("KL, validation", ".2f"),
     "reconstruction_error": ("reconstruction error", ".3f"),
+    "classification_error": ("classification error", ".2%"),
     "elbo": ("ELBO, training", ".2f"),
 }
 
@@ -91,6 +92,9 @@ def _rows(records: Sequence[Record]) -> dict[str, list[str]]:
     rows = {
         "data": cells(lambda r: _data(r["data"])),
         **{role: cells(lambda r, role=role: r[role] or MISSING) for role in ("prior", "likelihood", "posterior")},
+        **(
+            {"classifier": cells(lambda r: r["classifier"] or MISSING)} if any(r["classifier"] for r in records) else {}
+        ),
         "objective": cells(lambda r: r["objective"] or MISSING),
         "optimizer": cells(lambda r: r["optimizer"] or MISSING),
         "epochs": cells(_epochs),
@@ -205,6 +209,7 @@ def _data(data: Mapping[str, Any]) -> str:
     shape = "x".join(map(str, data["x_shape"] or []))
     binarize = "" if data["binarize"] in (None, "none") else f", {data['binarize']}"
     made = "".join(f", {word}" for name, word in _MADE.items() if data.get(name))
+    made += f", {data['labels']} labels" if data.get("labels") else ""
     return f"{data['name']} {shape}, {data['train']}/{data['validation']}/{data['test']}{binarize}{made}"
 
 

@@ -115,6 +115,8 @@ def _report(run: Run, folder: Any, shortage: str | None) -> str:
             break
     if "reconstruction_error" in final:
         lines.append(f"reconstruction error: {final['reconstruction_error']:.3f} (mean L2 norm)")
+    if "classification_error" in final:
+        lines.append(f"classification error on validation: {final['classification_error']:.2%}")
     lines.append(f"{run.stopped} after {len(run.history)} epochs, {run.seconds / 60:.1f} minutes on {run.device}")
     lines.append(f"run: {folder.path}")
     lines += [f"picture: {path}" for path in folder.pictures]
@@ -220,6 +222,7 @@ class _Lines(_Display):
             ("loss", "loss", ".2f"),
             ("elbo on validation", "validation_elbo", ".2f"),
             ("reconstruction error", "reconstruction_error", ".3f"),
+            ("classification error", "classification_error", ".2%"),
             ("seconds", "seconds", ".1f"),
         ]
         shown = [f"{label} {record[key]:{form}}" for label, key, form in figures if key in record]

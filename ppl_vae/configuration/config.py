@@ -31,6 +31,7 @@ from ppl_vae.configuration.resolving import (
 from ppl_vae.configuration.sources import CONFIG_LIMIT, Tree, presets, read_file
 from ppl_vae.configuration.tables import with_table
 from ppl_vae.networks import Shape
+from ppl_vae.programs import SemiSupervisedVAE
 from ppl_vae.vae import VAE
 
 __all__ = ["CONFIG_LIMIT", "FIT_OBJECTS", "NOT_RECORDED", "PIECES", "Config", "parse", "presets"]
@@ -78,7 +79,10 @@ class Config(Asked):
         """
         torch.manual_seed(self.values["seed"])
         with Budget("the widths of the networks or the number of latents"):
-            return VAE(dataset, **{name: self.build(name) for name in PIECES})
+            pieces = {name: self.build(name) for name in PIECES}
+            if self.values["classifier"] is None:
+                return VAE(dataset, **pieces)
+            return SemiSupervisedVAE(dataset, classifier=self.build("classifier"), **pieces)
 
     def build_fit_arguments(self) -> dict[str, Any]:
         """Return the arguments that `fit` takes besides program and data."""
@@ -93,7 +97,7 @@ class Config(Asked):
             ValueError: If one of them refuses its arguments.
         """
         training.resolve_device(self.values["device"])
-        for name in (*PIECES, "objective", "regularizer"):
+        for name in (*PIECES, "classifier", "objective", "regularizer"):
             self.build(name)
         with _naming("optimizer", self.values["optimizer"]["class"]):
             parameter = torch.nn.Parameter(torch.zeros(1))

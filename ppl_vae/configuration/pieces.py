@@ -82,4 +82,5 @@ KINDS = {
         ("scheduler", _classes(lr_scheduler, _derives(lr_scheduler.LRScheduler)), _SCHEDULERS_REFUSED),
     )
 }
+KINDS = {**dict(list(KINDS.items())[:3]), "classifier": NETWORK, **dict(list(KINDS.items())[3:])}
 CHOICES = Choices(KINDS, NETWORK, data.load, training.fit)

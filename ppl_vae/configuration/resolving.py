@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ppl_vae._files import is_table
 from ppl_vae._validation import check_positive, did_you_mean
 from ppl_vae.configuration import _yaml, meaning
 from ppl_vae.configuration.kinds import Arguments, Choices, Kind, OptionError, arguments_of
@@ -42,7 +43,8 @@ FIT_OBJECTS = frozenset(
 # (the data's values, the tree, the file's own) -> values and tree with what the data say; `tables.with_table`
 Look = Callable[[Tree, Tree, Tree], tuple[Tree, Tree]]
 _AT_HAND = "\0networks"  # key of the networks of a replaced piece; no file can hold this name
-OPTIONAL = ("regularizer", "scheduler")  # these may be null
+OPTIONAL = ("classifier", "regularizer", "scheduler")  # these may be null
+FEW_LABELS = {"classifier": DEFAULT_NETWORK, "objective": "EnumeratedELBO", "regularizer": "LabelLikelihood"}
 
 
 @dataclass(frozen=True)
@@ -191,10 +193,16 @@ def _resolve(tree: Tree, given: Mapping[str, str], choices: Choices, look: Look 
     values: Tree = {"data": _resolve_data(tree.pop("data"), options, choices)}
     if look is not None:
         values["data"], tree = look(values["data"], tree, own)
+    few = isinstance(values["data"]["labels"], int) and not is_table(values["data"]["name"])
+    if few:  # semi-supervised, unless the file or the command line says otherwise
+        tree |= {name: {"class": default} for name, default in FEW_LABELS.items() if name not in own}
     for name, kind in choices.kinds.items():
         values[name] = _resolve_piece(kind, name, tree.pop(name, None), options, choices)
         if values[name] is None and name not in OPTIONAL:
             raise ValueError(f"--{name} is null; expected one of {', '.join(kind.known)}, or an import path")
+    if few != (values["classifier"] is not None):
+        fix = "--classifier is null, and few labels are kept (--data.labels); expected a network such as MLP"
+        raise ValueError(fix if few else "--classifier is given without --data.labels, the number of labels to keep")
     values |= fit.complete(_take(fit, tree, options))
     if values["seed"] is None:
         raise ValueError("--seed is null; expected an integer, so that the run can be repeated")

@@ -9,6 +9,7 @@ import torch
 
 from ppl_vae import checkpoints
 from ppl_vae.configuration import foreign
+from ppl_vae.programs import SemiSupervisedVAE
 from ppl_vae.saving import describing, files
 from ppl_vae.vae import VAE
 
@@ -58,4 +59,5 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", trust: bool = 
             raise ValueError(f"{path} is damaged: it names {name!r}, which is no import path")
     with foreign.answering(lambda *_: True) if trust else nullcontext():
         foreign.require({"names": list(named)}, "", str(path), remembered=False)
-    return files.restore(VAE, state, str(path)).to(device)
+    make = SemiSupervisedVAE if "classifier" in (state.get("pieces") or ()) else VAE
+    return files.restore(make, state, str(path)).to(device)

@@ -1,15 +1,18 @@
-"""Labels and library sizes as conditions: a column of a data set that conditional models take beside the data."""
+"""Labels and library sizes as conditions: a column of a data set that programs take beside the data."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 from torch.nn.functional import one_hot
 
+from ppl_vae._validation import check_positive_int, check_seed, is_real
 from ppl_vae.data.dataset import Dataset
+from ppl_vae.data.rows import LazyRows
 from ppl_vae.data.sparse import row_totals
 from ppl_vae.data.splits import Split
 
@@ -96,6 +99,57 @@ def with_library_size(dataset: Dataset) -> Dataset:
 
     train, validation, test = map(with_size, (dataset.train, dataset.validation, dataset.test))
     return replace(dataset, train=train, validation=validation, test=test)
+
+
+def with_few_labels(dataset: Dataset, labels: int, *, seed: int = 0, share: float = 0.1) -> Dataset:
+    r"""Return a labelled data set that keeps the labels of few training data, for `programs.SemiSupervisedVAE`.
+
+    The second column is that of `with_labels`, in the training data with zeros for a label that is forgotten. The
+    labels that are kept are drawn at random, as many of each class (or one more). Their rows stand in the training data
+    r times each, so that `share` of a batch has labels on average; a row of the column is then the one-hot label
+    divided by r, and its sum is the weight with which a copy counts. **A row of zeros still has its label in**
+    `Split.labels`, which no program sees. Validation and test data keep all labels.
+
+    Args:
+        dataset: A data set with labels in all parts that have rows.
+        labels: The number of training data that keep theirs, from the number of classes on.
+        seed: The seed of their choice.
+        share: The part of the rows that has labels, from 0 (each row once) to below 1.
+
+    Raises:
+        ValueError: If there are no labels, fewer than classes or more than training data are to be kept, or a class has
+            too few.
+
+    Example:
+        >>> from ppl_vae import data
+        >>> train = with_few_labels(data.load("digits"), 50).train
+        >>> train, int((train.columns[1].sum(1) > 0).sum())
+        (Split(1555 rows of (1, 8, 8) and (10,), labels), 150)
+    """
+    labels, seed = check_positive_int(labels, "labels"), check_seed(seed)
+    if not is_real(share) or not 0 <= share < 1:
+        raise ValueError(f"share is {share!r}; expected a number from 0 to below 1")
+    if type(dataset.train) is not Split:
+        raise ValueError(f"{dataset.name} is read item by item, so that no labels can be chosen; load it into memory")
+    found = dataset if dataset.train.conditions else with_labels(dataset)
+    train, own, every = found.train, cast(Tensor, found.train.labels), cast(Tensor, found.train.columns[1])
+    total, classes = every.shape
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).to(own.device)
+    rank = one_hot(own[order], classes).cumsum(0).gather(1, own[order, None]).squeeze(1)  # within its class
+    kept = order[rank.argsort(stable=True)[:labels]]
+    counts = own[kept].bincount(minlength=classes)
+    if not classes <= labels <= total or counts.max() - counts.min() > 1:
+        raise ValueError(
+            f"labels is {labels}, of which each class keeps as many or one more; expected {classes}, one for each "
+            f"class of {dataset.name}, to {total}, all training data, and no more than the smallest class has"
+        )
+    copies = max(1, round(share / (1 - share) * (total - labels) / labels))
+    column = torch.zeros_like(every).index_copy_(0, kept, every[kept] / copies)
+    rows = torch.cat([torch.arange(total, device=kept.device), kept.repeat(copies - 1)])
+    x = train.x[rows] if isinstance(train.x, Tensor) else LazyRows(train.x, rows.cpu())
+    numbers = rows if train.rows is None else train.rows.to(rows.device)[rows]
+    ids = None if train.ids is None else train.ids[rows.cpu().numpy()]
+    return replace(found, train=replace(train, columns=(x, column[rows]), labels=own[rows], rows=numbers, ids=ids))
 
 
 def recoded(split: Split, conditions: Sequence[str]) -> Split:

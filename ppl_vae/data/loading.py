@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ppl_vae._files import TABLES, is_table
-from ppl_vae._validation import did_you_mean, is_real
+from ppl_vae._validation import did_you_mean, is_integer, is_real
 from ppl_vae.data.arrays import data_tensor, label_tensor, numeric, single, value_range
 from ppl_vae.data.binarization import Binarize
-from ppl_vae.data.conditions import with_labels, with_library_size
+from ppl_vae.data.conditions import with_few_labels, with_labels, with_library_size
 from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.files import read_arrays
 from ppl_vae.data.folders import read_folder
@@ -53,7 +53,7 @@ def load(
     root: str | Path | None = None,
     max_in_memory_gib: float = 4.0,
     columns: dict[str, Any] | None = None,
-    labels: str | None = None,
+    labels: int | str | None = None,
     ids: str | None = None,
     resize: int | str | None = None,
     grey: bool | None = None,
@@ -105,7 +105,8 @@ def load(
         max_in_memory_gib: size as float32, in GiB, above which rows are read from disk batch by batch.
         columns: of a table, the kinds of some columns by name: real, positive, count, binary, categorical,
             categorical:C, a list of the values of a category, or skip; the name * stands for all others.
-        labels: of a table, the name of the column of labels.
+        labels: how many training data keep their label, for semi-supervised training (`with_few_labels`; the labels
+            are the second column then); or, of a table, the name of the column of labels.
         ids: of a table, the name of the column that names the rows.
         resize: of a folder of images, 64 for squares of 64 pixels (the shorter side is made so long, and the
             centre cut out), or "64x48" for exactly this width and height, whatever becomes of the proportions.
@@ -134,18 +135,24 @@ def load(
     check_options(binarize, threshold, validation, test, seed, dequantize)
     if not is_real(max_in_memory_gib) or not max_in_memory_gib >= 0:
         raise ValueError(f"max_in_memory_gib={max_in_memory_gib!r} was given, where a number from 0 was expected")
+    few = labels if is_integer(labels) else None
     if is_table(name):
+        labels = None if labels is None else str(labels)  # a column may be called 2019
         table = _load_table(name, columns, labels, ids, binarize, dequantize, conditional, validation, test, seed)
         return with_library_size(table) if library else table
     pictures = {"resize": resize, "grey": grey} if (resize, grey) != (None, None) else {}
     for option, value in {"columns": columns, "labels": labels, "ids": ids}.items():
-        if value is not None:
+        if value is not None and value is not few:
             raise ValueError(
                 f"{option}={value!r} was given, and {name} is no table ({', '.join(TABLES)}): leave it out"
             )
     source = _source(name, root, float(max_in_memory_gib) * 2**30, pictures)
     mode = binarize or ("none" if dequantize else source.binarize)
     dataset = divide(source, mode, float(threshold), validation, test, int(seed), dequantize)
+    if few is not None:
+        if library:
+            raise ValueError(f"library was given beside labels={few}, whose conditions are labels: leave one out")
+        return with_few_labels(dataset, few, seed=int(seed))
     dataset = with_labels(dataset) if conditional else dataset
     return with_library_size(dataset) if library else dataset
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from ppl_vae.evaluation.diagnostics import latent_use
 from ppl_vae.evaluation.elbo import bound_by_condition, elbo
 from ppl_vae.evaluation.figures import UNITS, Evaluation, Figure
 from ppl_vae.evaluation.gaps import gaps
+from ppl_vae.evaluation.labels import label_values
 from ppl_vae.evaluation.practical import impute, knn_accuracy
 from ppl_vae.evaluation.surgery import aggregate_posterior, surgery
 from ppl_vae.evaluation.true_posterior import kl_to_posterior
@@ -34,6 +36,7 @@ from ppl_vae.evidence.log_evidence import Method, log_evidence
 from ppl_vae.evidence.results import Evidence
 from ppl_vae.objectives import sample_log_weights
 from ppl_vae.objectives.impossible import CHANCE, limits_of, strange
+from ppl_vae.programs import SemiSupervisedVAE
 from ppl_vae.vae import VAE
 
 _LOOKED_AT, _LOOKS = 64, 32  # data, and draws for each, for the first check of the densities
@@ -146,6 +149,8 @@ def _evaluate(
     if len(x) < 2:
         raise ValueError(f"evaluate was given {len(x)} data; expected at least 2, for intervals over data")
     caveat = vae.check_support(_only(x if y is None else (x, y)))
+    if isinstance(vae, SemiSupervisedVAE) and y is not None:
+        vae.given(vae.one_hot(y)[vae.one_hot(y).sum(-1).argmin()])  # refuses an unknown label before the work
     seconds: dict[str, float] = {}
     clock = partial(_clock, seconds, progress)
     alarms, discrete = _look(vae, x, y, seed)
@@ -155,14 +160,19 @@ def _evaluate(
     with clock("the ELBO"):
         find = lambda model, some: elbo(VAEDensities(model), some, seed=seed)  # noqa: E731
         bound = find(vae, x) if y is None else bound_by_condition(vae, x, y, find)
+        if isinstance(vae, SemiSupervisedVAE) and y is not None:
+            log_p_y = vae.p_y().log_prob(vae.q_y(x, y).mode).detach()
+            bound = replace(bound, elbo=bound.elbo + log_p_y, rate=bound.rate - log_p_y)
     if discrete:
         _refuse_above_zero(found)
     notes = [*([] if caveat is None else [caveat]), *alarms]
     densities = VAEDensities(vae if y is None else given(vae, y[0]))
+    num_bounds = gap_size
     if y is not None:
         gap_size = importance_size = imputation_size = 0
+        what = "log p(x, y)" if isinstance(vae, SemiSupervisedVAE) else "log p(x|y)"
         notes.append(
-            "a conditional model: log p(x) is log p(x|y); the gap's parts, the latent code and imputation are looked "
+            f"a conditional model: log p(x) is {what}; the gap's parts, the latent code and imputation are looked "
             "at under one condition, evaluate(vae.given(y), x)"
         )
     gap = found.log_evidence - bound.elbo
@@ -234,6 +244,11 @@ def _evaluate(
             )
     if aggregate is not None:
         figures["empty_share"] = aggregate.empty_share
+    if isinstance(vae, SemiSupervisedVAE) and y is not None:
+        with clock("labels"):
+            for values in label_values(vae, x, y, num_bounds, exact, seed, method=evidence):
+                figures |= _over_data(values, seed)
+        notes.append(f"figures without label are those of the first {min(num_bounds, len(x))} data")
     bins = data.bins if bins is None else bins
     with suppress(ValueError), untouched_random_state():  # where they mean nothing
         p_x = densities.likelihood(densities.prior_sample(x[:1], 1)[0])  # at any z: only its support counts

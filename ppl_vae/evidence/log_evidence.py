@@ -48,7 +48,8 @@ def log_evidence(
       sphere or simplex. This is a lower bound in expectation. Its error is infinite for data whose estimate it finds
       unreliable.
 
-    ``"exact"`` takes one of the first three, or raises an error.
+    ``"exact"`` takes one of the first three, or raises an error. A model that scores more than x has a method
+    ``evidence(x, y, **options)`` of its own, which is called in their place (`programs.SemiSupervisedVAE`).
 
     Args:
         program: The `VAE`, or a ``(model, guide)`` pair with one latent site (importance sampling and AIS only), or
@@ -75,6 +76,9 @@ def log_evidence(
         'quadrature'
     """
     check_choice(method, get_args(Method), "log_evidence: method")
+    options: dict[str, Any] = {"method": method, "num_particles": num_particles, "tolerance": tolerance, "seed": seed}
+    if (own := getattr(program, "evidence", None)) is not None:
+        return own(x, y, **options)
     if isinstance(program, Model) and (program.y_shape is not None or y is not None):
         if y is None or program.y_shape is None:
             raise ValueError(
@@ -84,8 +88,7 @@ def log_evidence(
         most = MOST if method == "auto" and vae.latent_shape[0] <= 3 else MANY  # quadrature under each condition
         if method in ("auto", "posterior") and len(y) == len(x) and many_conditions(y, most):
             return importance((vae.model, vae.guide), x, y, num_particles=num_particles, seed=seed)
-        options = {"method": method, "num_particles": num_particles, "tolerance": tolerance, "seed": seed}
-        return evidence_by_condition(program, x, y, partial(log_evidence, **options))  # type: ignore[arg-type]
+        return evidence_by_condition(program, x, y, partial(log_evidence, **options))
     exact = ("auto", "exact", "closed form", "enumeration", "quadrature")
     if isinstance(program, Model) and method in exact:
         densities = VAEDensities(program)

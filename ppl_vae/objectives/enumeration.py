@@ -1,4 +1,4 @@
-r"""The ELBO as a sum over all states of discrete latents: no sampling, no noise."""
+r"""The ELBO as a sum over all states of discrete latents, without their noise."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from ppl_vae.objectives.log_weights import LogWeights
 
 @dataclass(frozen=True)
 class EnumeratedELBO:
-    r"""The exact ELBO of discrete latents with few states.
+    r"""The ELBO with a sum over the states y of discrete latents, and one draw of all others given each state.
 
     .. math::
-        \mathcal L(x) = \sum_z q(z|x)\, (\log p(x, z) - \log q(z|x)).
+        \mathcal L(x) = \sum_y q(y|x)\, (\log p(x, y, z_y) - \log q(y|x) - \log q(z_y|x, y)), \qquad
+        z_y \sim q(z|x, y).
 
-    Value and gradient have no noise. **The cost is one decoder pass for every state**, 2^d for d bits, so it suits
-    small latents only: as a reference for the estimators, and to train small models. Several sites are enumerated
-    jointly, up to 65,536 states in all.
+    Where all latents are discrete there is no z: value and gradient are exact. Otherwise the only noise is that of z,
+    whose gradient is pathwise; z needs a reparameterised posterior. A state of probability zero counts exactly
+    nothing. **The cost is one decoder pass for every state**, 2^d for d bits, so it suits few states only: labels,
+    small models, and a reference for the estimators. Several sites are enumerated jointly, up to 65,536 states in all.
 
     Raises:
-        ValueError: If a latent lists no states, or there are too many.
+        ValueError: If no latent lists its states, there are too many, or another latent is not reparameterised.
 
     Example:
         >>> import torch
@@ -42,8 +44,6 @@ class EnumeratedELBO:
                 f"{owner(self)} sums over all states, and was given log-weights of draws; sample them with "
                 "latents='enumerated'"
             )
-        log_q = log_weights.joint_log_q
-        probs = log_q.exp()
-        value = (probs * (log_weights.log_p - log_q)).sum(0)
-        kl = (probs * log_weights.kl).sum(0)
-        return Estimate(value.detach(), value, "lower", kl.detach(), (probs * log_weights.log_lik).sum(0).detach())
+        value = log_weights.expectation(log_weights.log_p - log_weights.joint_log_q)
+        kl, log_lik = (log_weights.expectation(term).detach() for term in (log_weights.kl, log_weights.log_lik))
+        return Estimate(value.detach(), value, "lower", kl, log_lik)

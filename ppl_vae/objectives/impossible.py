@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_vae._distributions import describe, innermost
+from ppl_vae._distributions import describe, is_discrete
 from ppl_vae.objectives.log_weights import LogWeights, particle_dim, to_particles
 
 CHANCE = 40.0  # t, nats of a batch: e^-40 = 4e-18
@@ -59,17 +59,10 @@ def limits_of(log_weights: LogWeights, *, drawn: bool = True, lower: bool = Fals
     matched = log_weights.posterior.keys() == log_weights.prior.keys() and not any(hasattr(d, "_mask") for d in both)
     q, p = (", ".join(describe(d) for d in site.values()) for site in (log_weights.posterior, log_weights.prior))
     return Limits(
-        names if observed and all(_is_discrete(d) for d in observed) else None,
+        names if observed and all(is_discrete(d) for d in observed) else None,
         (q, p) if drawn and matched and both else None,
         lower,
     )
-
-
-def _is_discrete(distribution: Any) -> bool:
-    try:
-        return bool(innermost(distribution.support).is_discrete)
-    except (AttributeError, NotImplementedError):
-        return False
 
 
 def impossible(

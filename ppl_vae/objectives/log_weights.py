@@ -116,8 +116,8 @@ class LogWeights:
         scale: The factor of each datum in a sum over data: a number, or a tensor that broadcasts to (batch,).
         path: The path of the gradient from the model back to z; None where latents carry no gradient.
         again: Runs the program again at these z; None for log-weights that `sample_log_weights` did not make.
-        enumerated: Whether the particles are all states of z instead of draws. A state then has the weight q(z_k|x) in
-            an expectation, not 1/K.
+        enumerated: The sites of which the particles are all joint states instead of draws; empty for draws. A state
+            then has the weight q(state|x) in an expectation, not 1/K. All other sites are drawn given the state.
         detached: Whether the latents were deliberately drawn without a gradient, for the score function.
 
     Example:
@@ -139,7 +139,7 @@ class LogWeights:
     scale: float | Tensor = 1.0
     path: Path | None = None
     again: Again | None = None
-    enumerated: bool = False
+    enumerated: tuple[str, ...] = ()
     detached: bool = False
 
     @classmethod
@@ -182,8 +182,12 @@ class LogWeights:
 
     @property
     def normalized(self) -> Float[Tensor, "K batch"]:
-        r"""The normalised weights :math:`w_k / \sum_j w_j`, detached; for enumerated states p(z_k|x)."""
-        return (self.log_p if self.enumerated else self.log_w).detach().softmax(0)
+        r"""The normalised weights :math:`w_k / \sum_j w_j`, detached.
+
+        For enumerated states the weights are without q(state|x). They are p(state|x), exact where no site is drawn.
+        """
+        drawn = [log_q for name, log_q in self.log_q.items() if name not in self.enumerated]
+        return (self.log_p - sum(drawn, torch.zeros_like(self.log_lik))).detach().softmax(0)
 
     @property
     def effective_sample_size(self) -> Float[Tensor, " batch"]:
@@ -245,6 +249,17 @@ class LogWeights:
     def joint_log_q(self) -> Float[Tensor, "K batch"]:
         """Log q(z_k|x), summed over sites."""
         return torch.stack(list(self.log_q.values())).sum(0) if self.log_q else torch.zeros_like(self.log_lik)
+
+    def expectation(self, values: Float[Tensor, "K batch *more"]) -> Float[Tensor, batch * more]:
+        """Return the mean of values over draws, or over enumerated states, of which q weighs each.
+
+        A state of probability zero counts exactly nothing in value and gradient, whatever its value.
+        """
+        if not self.enumerated:
+            return values.mean(0)
+        log_q = torch.stack([self.log_q[name] for name in self.enumerated]).sum(0)
+        log_q = log_q.reshape(*log_q.shape, *(1,) * (values.dim() - 2))
+        return (log_q.exp() * torch.where(log_q > -torch.inf, values, 0.0)).sum(0)
 
     def _fixed_log_q(self) -> Tensor:
         """Return log q(z_k|x) at fixed z_k, (K, batch), whose gradient is the score alone."""
@@ -339,7 +354,8 @@ class LogWeights:
             if not q.has_rsample:
                 raise ValueError(
                     f"objective {_name(objective)} needs reparameterised latents, and q at site {name!r} "
-                    f"({describe(q)}) is not; use REINFORCE or VIMCO, whose gradients have the score term"
+                    f"({describe(q)}) is not; use REINFORCE or VIMCO, whose gradients have the score term, or for few "
+                    "states EnumeratedELBO"
                 )
             if self.detached and self.log_q[name].requires_grad:
                 raise ValueError(

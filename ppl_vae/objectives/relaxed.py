@@ -30,7 +30,8 @@ class GumbelSoftmaxELBO(ManyParticles):
     and for bits :math:`\sigma((\ell + \epsilon) / T)` with logistic noise. The guide and the model stay discrete; the
     objective makes the draws in place of the guide.
 
-    p and q see exact draws of the discrete z, so the **value** is an unbiased estimate of the ELBO. The **gradient**
+    Latents of a reparameterised posterior beside them keep their own draws and their path. p and q see exact draws of
+    the discrete z, so the **value** is an unbiased estimate of the ELBO. The **gradient**
     passes straight through to the relaxed draw and is **biased** for every T: a small T has less bias and more noise.
     For a bound over latents that are themselves relaxed, use a relaxed prior and posterior
     (`posteriors.GumbelSoftmax`).
@@ -41,7 +42,7 @@ class GumbelSoftmaxELBO(ManyParticles):
 
     Raises:
         ValueError: If the temperature is not positive.
-        TypeError: If a latent is neither bits nor one-hot.
+        TypeError: If a latent is neither bits nor one-hot nor reparameterised, or none is bits or one-hot.
 
     Reference:
         Categorical Reparameterization with Gumbel-Softmax (Jang et al., 2017), https://arxiv.org/abs/1611.01144; The
@@ -71,6 +72,8 @@ class GumbelSoftmaxELBO(ManyParticles):
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
+        if log_weights.posterior and not any(map(_can_relax, log_weights.posterior.values())):
+            raise _refusal(*next(iter(log_weights.posterior.items())))
         value = log_weights.log_w.mean(0)
         return Estimate(value.detach(), value, "lower")
 
@@ -85,16 +88,24 @@ class _Relaxed(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["done"] or msg["is_observed"] or isinstance(msg["fn"], _Subsample):
             return
-        msg["value"], msg["done"] = self._draw(msg["name"], msg["fn"]), True
+        if _can_relax(msg["fn"]):
+            msg["value"], msg["done"] = self._draw(unwrapped(msg["fn"])), True
+        elif not msg["fn"].has_rsample:
+            raise _refusal(msg["name"], msg["fn"])
 
-    def _draw(self, name: str, fn: Any) -> Tensor:
-        base: Any = unwrapped(fn)
+    def _draw(self, base: Any) -> Tensor:
         if isinstance(base, (BinaryVector, dist.Bernoulli)):
             return BinaryVector(base.logits, base.logits.new_tensor(self.temperature)).rsample()
-        if isinstance(base, (OneHotVector, dist.OneHotCategorical)):
-            logits = base.logits if isinstance(base, OneHotVector) else base.logits.unsqueeze(-2)
-            return OneHotVector(logits, logits.new_tensor(self.temperature)).rsample()
-        raise TypeError(  # not a ValueError: Pyro would append the shapes of all sites to it
-            f"objective GumbelSoftmaxELBO relaxes bits and one-hot vectors, and q at site {name!r} is {describe(fn)}; "
-            "use REINFORCE or VIMCO"
-        )
+        logits = base.logits if isinstance(base, OneHotVector) else base.logits.unsqueeze(-2)
+        return OneHotVector(logits, logits.new_tensor(self.temperature)).rsample()
+
+
+def _can_relax(fn: Any) -> bool:
+    return isinstance(unwrapped(fn), (BinaryVector, OneHotVector, dist.Bernoulli, dist.OneHotCategorical))
+
+
+def _refusal(name: str, fn: Any) -> TypeError:  # not a ValueError: Pyro would append the shapes of all sites to it
+    return TypeError(
+        f"objective GumbelSoftmaxELBO relaxes bits and one-hot vectors, and q at site {name!r} is {describe(fn)}; "
+        "use REINFORCE or VIMCO"
+    )

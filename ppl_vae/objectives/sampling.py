@@ -4,7 +4,8 @@ The attribute ``latents`` of an objective states how the latents are drawn:
 
 - ``"pathwise"``: as the guide draws them, with their gradient.
 - ``"detached"``: the same draws without a gradient, for estimators that use the score of q.
-- ``"enumerated"``: all states of discrete latents, instead of draws, as the particles.
+- ``"scored"``: those that are reparameterised with their gradient, the others without, for the score of q.
+- ``"enumerated"``: all states of the latents that list them, as the particles, and a draw of all others for each.
 - a Pyro handler that draws in place of the guide (`objectives.relaxed` has one).
 """
 
@@ -23,14 +24,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from ppl_vae._distributions import describe
+from ppl_vae._distributions import describe, is_discrete
 from ppl_vae._validation import check_positive_int
 from ppl_vae.objectives.log_weights import LogWeights, Path
 from ppl_vae.objectives.traces import PARTICLES, from_traces, sample_sites, sum_per_datum
 
 MOST_STATES = 2**16  # joint states to enumerate
 
-Latents = Literal["pathwise", "detached", "enumerated"] | AbstractContextManager[Any]
+Latents = Literal["pathwise", "detached", "scored", "enumerated"] | AbstractContextManager[Any]
 Function = Callable[..., Any]
 
 
@@ -70,11 +71,12 @@ def sample_log_weights(
     """
     check_positive_int(num_particles, "num_particles")
     drawn: AbstractContextManager[Any] = nullcontext()
+    states: dict[str, Tensor] = {}
     if latents == "enumerated":
         states = _all_states(guide, args, kwargs, max_plate_nesting)
         num_particles, drawn = len(next(iter(states.values()))), _Given(states)
-    elif latents == "detached":
-        drawn = _Detached()
+    elif latents in ("detached", "scored"):
+        drawn = _Detached(paths=latents == "scored")
     elif latents != "pathwise":
         assert not isinstance(latents, str)
         drawn = latents
@@ -90,7 +92,7 @@ def sample_log_weights(
     weights = from_traces(model_trace, guide_trace)
     again = _Again(program, guide, args, kwargs, guide_trace, weights)
     path = Path(seen) if seen else None
-    return replace(weights, path=path, again=again, enumerated=latents == "enumerated", detached=latents == "detached")
+    return replace(weights, path=path, again=again, enumerated=tuple(states), detached=latents == "detached")
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,19 @@ class _Again:
 
 
 class _Detached(Messenger):
-    """A handler that draws latents without a gradient. It must lie outside the handler that records the trace."""
+    """A handler that draws latents without a gradient. It must lie outside the handler that records the trace.
+
+    Args:
+        paths: Whether to leave continuous latents that are reparameterised to the guide.
+    """
+
+    def __init__(self, paths: bool = False) -> None:
+        super().__init__()
+        self.paths = paths
 
     def _pyro_sample(self, msg: Any) -> None:
+        if self.paths and msg["fn"].has_rsample and not is_discrete(msg["fn"]):
+            return
         if not (msg["done"] or msg["is_observed"]):
             with torch.no_grad():
                 msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"])
@@ -176,13 +188,16 @@ def _batch_norm_learns_nothing() -> Iterator[None]:
 
 
 def _all_states(guide: Function, args: Any, kwargs: Any, max_plate_nesting: int) -> dict[str, Tensor]:
-    """Return all joint states of a guide's latents, (states, batch, *event) for each site."""
+    """Return all joint states of the latents of a guide that list them, (states, batch, *event) for each site."""
     with _Detached(), _batch_norm_learns_nothing():
         sites = sample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
     supports = {}
+    listed = {name for name, site in sites.items() if getattr(site["fn"], "has_enumerate_support", False)}
     for name, site in sites.items():
         fn = site["fn"]
-        if not getattr(fn, "has_enumerate_support", False):
+        if listed and name not in listed and fn.has_rsample:
+            continue  # drawn given the states
+        if name not in listed:
             raise ValueError(
                 f"latents are to be enumerated, and q at site {name!r} ({describe(fn)}) lists no states; use a "
                 "discrete posterior of few states such as posteriors.BernoulliVector, or REINFORCE"

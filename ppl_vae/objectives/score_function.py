@@ -3,8 +3,8 @@ r"""Score-function estimators, whose gradients need no reparameterised latents.
 .. math::
     \nabla_\phi \mathbb E_{q(z|x)}[f] = \mathbb E_{q(z|x)}[f\, \nabla_\phi \log q(z|x)] + \mathbb E[\nabla_\phi f].
 
-These estimators draw all latents without a gradient, reparameterised ones included. They work for latents of any kind;
-for reparameterised latents a pathwise gradient has far less variance.
+These estimators draw all latents without a gradient, reparameterised ones included, unless asked otherwise. They work
+for latents of any kind; for reparameterised latents a pathwise gradient has far less variance.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ class REINFORCE:
     Args:
         num_particles: K.
         baseline: The choice of b.
+        paths: Whether continuous latents that are reparameterised keep the gradient of their path, and only the others
+            take the score. In a program with both kinds of latents this has far less variance.
 
     Raises:
         ValueError: If the baseline is unknown, or if ``"leave_one_out"`` has a single particle.
@@ -66,9 +68,7 @@ class REINFORCE:
         REINFORCE(num_particles=4, baseline='leave_one_out')
     """
 
-    latents = "detached"
-
-    def __init__(self, num_particles: int = 1, baseline: Baseline = "none") -> None:
+    def __init__(self, num_particles: int = 1, baseline: Baseline = "none", paths: bool = False) -> None:
         self.num_particles = check_positive_int(num_particles, f"{owner(self)}: num_particles")
         check_choice(baseline, get_args(Baseline), f"{owner(self)}: baseline")
         if baseline == "leave_one_out" and num_particles == 1:
@@ -77,11 +77,18 @@ class REINFORCE:
                 "it, or choose another baseline"
             )
         self.baseline = baseline
+        self.paths = paths
         self.moving_average = MovingAverage() if baseline == "moving_average" else None
         self.learned = LearnedBaseline() if baseline == "learned" else None
 
     def __repr__(self) -> str:
-        return f"REINFORCE(num_particles={self.num_particles}, baseline={self.baseline!r})"
+        paths = ", paths=True" if self.paths else ""
+        return f"REINFORCE(num_particles={self.num_particles}, baseline={self.baseline!r}{paths})"
+
+    @property
+    def latents(self) -> str:
+        """How the latents are drawn."""
+        return "scored" if self.paths else "detached"
 
     @property
     def reference(self) -> EnumeratedELBO:
@@ -90,7 +97,9 @@ class REINFORCE:
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
-        log_weights.require_detached(self)
+        scored = {name: q for name, q in log_weights.log_q.items() if not log_weights.z[name].requires_grad}
+        if not self.paths or log_weights.enumerated:
+            log_weights.require_detached(self)
         signal = log_weights.log_w.detach()
         value = signal.mean(0)
         fit = torch.zeros_like(value)
@@ -104,6 +113,10 @@ class REINFORCE:
             fit = -0.5 * ((signal - expected) / self.learned.scale).square().mean(0)
             signal = signal - expected.detach()
         mean = torch.full_like(signal, 1 / log_weights.num_particles)
+        if len(scored) < len(log_weights.log_q):  # the path of the others is that of log w, without log q of the scored
+            log_q = sum(scored.values(), torch.zeros_like(signal))
+            surrogate = log_weights.log_w + (1 + signal) * log_q
+            return Estimate(value, (mean * surrogate).sum(0) + fit, "lower")
         return Estimate(value, log_weights.surrogate(mean, score=mean * signal) + fit, "lower")
 
 

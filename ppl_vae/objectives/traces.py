@@ -134,7 +134,10 @@ def _show(scale: Any) -> str:
 def _equal(a: Any, b: Any) -> bool:
     if not isinstance(a, Tensor) and not isinstance(b, Tensor):
         return a == b
-    try:
-        return torch.equal(torch.as_tensor(a), torch.as_tensor(b))
-    except RuntimeError:  # tensors cannot be compared during graph capture; they may differ
+    a, b = torch.as_tensor(a), torch.as_tensor(b)
+    if (a.dtype, a.device) != (b.dtype, b.device):
         return False
+    try:
+        return torch.equal(a, b)
+    except RuntimeError:  # during graph capture tensors cannot be compared; the eager step before it has done so
+        return True

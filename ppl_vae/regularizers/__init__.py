@@ -7,6 +7,7 @@ to an `objectives.Penalty`; your own need not inherit from any class.
 
 from ppl_vae.regularizers.aggregate import InfoVAE, TotalCorrelation
 from ppl_vae.regularizers.kl import Capacity, FreeBits, KLWeight
+from ppl_vae.regularizers.labels import LabelLikelihood
 from ppl_vae.regularizers.schedule import Schedule
 
-__all__ = ["Capacity", "FreeBits", "InfoVAE", "KLWeight", "Schedule", "TotalCorrelation"]
+__all__ = ["Capacity", "FreeBits", "InfoVAE", "KLWeight", "LabelLikelihood", "Schedule", "TotalCorrelation"]

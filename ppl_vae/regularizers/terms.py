@@ -87,7 +87,7 @@ def expected(values: Tensor, log_weights: LogWeights) -> Term:
     """
     log_q = log_weights.joint_log_q.reshape(*log_weights.log_lik.shape, *(1,) * (values.dim() - 2))
     if log_weights.enumerated:
-        return differentiable((log_q.exp() * values).sum(0))
+        return differentiable(log_weights.expectation(values))
     if any(z.requires_grad for z in log_weights.z.values()):
         return differentiable(values.mean(0))
     signal = values.detach()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
@@ -20,10 +20,9 @@ from ppl_vae.data import Dataset, Split
 from ppl_vae.saving.describing import Builder, Describer
 
 KIND = "vae"
-_PIECES = ("prior", "likelihood", "posterior")
 _PACKAGES = ("ppl-vae", "torch", "pyro-ppl", "numpy")
 
-Made = Callable[..., Any]  # the class VAE, which stands above this module
+Made = Any  # the class VAE or another of its kind, which stand above this module
 
 
 def save(vae: Any, make: Made, path: str | Path) -> Path:
@@ -50,7 +49,7 @@ def save(vae: Any, make: Made, path: str | Path) -> Path:
     describe = Describer()
     state = {
         "kind": KIND,
-        "pieces": {role: describe(getattr(vae, role), role) for role in _PIECES},
+        "pieces": {role: describe(getattr(vae, role), role) for role in make.roles},
         "weights": {name: value.detach().clone() for name, value in vae.state_dict().items()},
         "frozen": [name for name, p in vae.named_parameters() if not p.requires_grad],
         "data": {
@@ -81,7 +80,7 @@ def restore(make: Made, state: dict[str, Any], source: str) -> Any:
         shapes = [tuple(data["x_shape"]), *([] if data["y_shape"] is None else [tuple(data["y_shape"])])]
         with untouched_random_state(), Budget("what the file asks for: it is damaged, or of a larger machine"):
             build = Builder()
-            pieces = {role: build(state["pieces"][role]) for role in _PIECES}
+            pieces = {role: build(state["pieces"][role]) for role in make.roles}
             vae = make(like(*shapes), **pieces)
         _take_dtypes(vae, weights)
         vae.data_mean = data["mean"]

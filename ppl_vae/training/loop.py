@@ -19,6 +19,7 @@ from ppl_vae.data import Dataset, Split
 from ppl_vae.data.streams import ItemSplit, Stream
 from ppl_vae.objectives.impossible import Limits
 from ppl_vae.objectives.losses import BatchLoss
+from ppl_vae.programs import SemiSupervisedVAE
 from ppl_vae.svi import SVI
 from ppl_vae.training.rehearsal import CHECK, rehearse
 from ppl_vae.training.resuming import checked
@@ -223,7 +224,7 @@ class Loop:
         if len(split) == 0:
             return {}
         results: list[BatchLoss] = []
-        errors = 0.0
+        errors, mistakes = 0.0, list[torch.Tensor]()
         with seeded(run.seed), evaluation_mode(*self.modules), torch.no_grad():
             for batch in split.batches(min(1000, len(split)), device=run.device):
                 results.append(self.svi.evaluate(*batch))
@@ -231,9 +232,13 @@ class Loop:
                 if isinstance(run.program, VAE):
                     difference = (batch[0] - run.program.reconstruct(*batch)).flatten(1).nan_to_num()  # NaN: missing
                     errors += float(difference.norm(dim=1).sum())
+                if isinstance(run.program, SemiSupervisedVAE):
+                    mistakes.append(run.program.mistakes(*batch))
         record = Means.of(results).record("validation_")
         if isinstance(run.program, VAE):
             record["reconstruction_error"] = errors / len(split)
+        if mistakes and len(told := torch.cat(mistakes)):
+            record["classification_error"] = float(told.double().mean())
         return record
 
     def _schedule(self, record: dict[str, float]) -> None:
