@@ -6,7 +6,7 @@ A stand-in (`stand_in`) pretends the device. It computes with the CPU's kernels,
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -126,7 +126,7 @@ CALLS: dict[str, tuple[Callable[[], pv.VAE], Callable[[pv.VAE, Any], Any]]] = {
         lambda program, x: evaluation.impute(program, x, x > 0.5, num_steps=3, num_draws=2, sampler="importance"),
     ),
     "interval of an imputation": (
-        lambda: table(),
+        lambda: table(["real", "binary", "real", "binary"]),
         lambda vae, x: evaluation.impute(vae, x, x > 0.5, num_draws=4, num_steps=3, sampler="importance").interval(0.5),
     ),
     "errors of an imputation": (make, lambda vae, x: evaluation.impute(vae, x, x > 2, num_steps=3).share_wrong(x)),
@@ -153,10 +153,10 @@ FIXED = {"objectives": ["ELBO", "IWAE"], "particles": 2, "replicates": 20, "mini
 NUMBERS = {"knn_accuracy", "interval", "difference", "surgery", "check", "compare", "compare, pair"}  # alone
 
 
-def table() -> pv.VAE:
+def table(columns: Sequence[str] = ("binary",) * D) -> pv.VAE:
     torch.manual_seed(0)
-    likelihood = likelihoods.Mixed(["binary"] * D)
-    encoder = posteriors.DiagonalNormal(networks.TableEncoder(["binary"] * D))
+    likelihood = likelihoods.Mixed(list(columns))
+    encoder = posteriors.DiagonalNormal(networks.TableEncoder(list(columns)))
     return pv.VAE((D,), prior=priors.StandardNormal(2), likelihood=likelihood, posterior=encoder)
 
 

@@ -55,9 +55,9 @@ def reconstruct(
             given with --data, else test (or another split if test has no rows).
         size: How many data from the start of the split; all if there are fewer.
         draws: Fill the missing entries of a table instead, by so many draws given the observed ones (importance
-            sampling; right if entries are missing at random). The file holds filled (the mean of the draws), low and
-            high (the ends of an interval for each missing entry), by column in .csv and .parquet; and in .npz x and the
-            draws. By default imputed.csv in the run's folder.
+            sampling; right if entries are missing at random). The file holds filled (means given what is
+            observed), low and high (the ends of an interval for each missing entry), by column in .csv and .parquet;
+            and in .npz x and the draws. By default imputed.csv in the run's folder.
         level: The probability of that interval.
         out: The file: .png for a picture; .npz for x, reconstruction, z (the means of q(z|x)), rows and splits (the
             number of each row in its source and the split it belongs to), and ids, labels and label_names where the

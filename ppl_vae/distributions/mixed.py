@@ -112,9 +112,9 @@ class MixedColumns(Expanding):
     @property
     def is_code(self) -> Tensor:
         """Whether each column holds categorical codes, which have no order, ``event_shape``."""
-        return self._placed(
-            [torch.full((k,), _is_categorical(p)) for p, k in zip(self.parts, self._sizes, strict=True)]
-        )
+        device = None if self.order is None else self.order.device
+        sized = zip(self.parts, self._sizes, strict=True)
+        return self._placed([torch.full((k,), _is_categorical(part), device=device) for part, k in sized])
 
     @property
     def mean(self) -> Tensor:

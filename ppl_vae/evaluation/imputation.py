@@ -292,7 +292,7 @@ def _importance(
     top = torch.full((len(x),), -math.inf, dtype=x.dtype, device=x.device)
     total, squares = torch.zeros_like(top), torch.zeros_like(top)
     sums: Any = 0.0
-    kept: Any = 0.0
+    kept: Any = math.nan  # until a draw has a weight
     over = lambda t, like: t.reshape(*t.shape, *[1] * (like.dim() - 1))  # noqa: E731
     for _ in range(num_steps):
         z = q.sample()

@@ -60,8 +60,8 @@ class SelfMasking:
 
     Example:
         >>> mechanism = SelfMasking("high")((2,), (2,))
-        >>> mechanism(torch.tensor([[-1.0, 1.0]])), mechanism.threshold
-        (tensor([[ 1., -1.]], grad_fn=<SubBackward0>), tensor([0., 0.], grad_fn=<DivBackward0>))
+        >>> mechanism(torch.tensor([[-1.0, 1.0]])).detach(), mechanism.threshold.detach()
+        (tensor([[ 1., -1.]]), tensor([0., 0.]))
     """
 
     missing: Missing = "either"
@@ -170,17 +170,18 @@ class NotMIWAE(nn.Module):
             raise TypeError(f"NotMIWAE: vae is a {type(vae).__name__}; expected a VAE, the model of rows")
         if vae.y_shape is not None:
             raise ValueError("NotMIWAE: the VAE is conditional; expected one without, such as vae.given(y)")
-        if data.x_shape != vae.x_shape:
-            raise ValueError(f"NotMIWAE: the data have shape {data.x_shape}; expected {vae.x_shape}, that of the VAE")
+        if getattr(data, "x_shape", None) != vae.x_shape:
+            what = f"a {type(data).__name__} of shape {getattr(data, 'x_shape', None)}"
+            raise ValueError(f"NotMIWAE: data is {what}; expected a data set of shape {vae.x_shape}, that of the VAE")
         like = next(vae.parameters())
         with torch.no_grad(), untouched_random_state(), evaluation_mode(vae):
             p_x = vae.p_x(vae.p_z().sample((1,)))
             if not hasattr(p_x, "rows_of"):
                 raise ValueError(f"NotMIWAE: {describe(p_x)} does not integrate NaN out; expected likelihoods.Mixed")
             p_x.rows_of(like.new_zeros(1, *vae.x_shape))  # refuses columns of other kinds
-            logs = ~p_x.support.entries(like.new_full(vae.x_shape, -1.0))  # what takes no -1 is positive
+            logs = ~p_x.support.entries(like.new_full(vae.x_shape, -1.0)).cpu()  # what takes no -1 is positive
         vae.check_support(data)
-        x = moved(data.train.head(len(data.train)).x, like.device, torch.float64)
+        x = moved(data.train.head(len(data.train)).x, "cpu", torch.float64)
         t = torch.where(logs, x.log(), x)
         mean = t.nanmean(0)
         scale = (t - mean).square().nanmean(0).sqrt()
@@ -190,8 +191,8 @@ class NotMIWAE(nn.Module):
         self.mechanism.build(vae.x_shape, vae.x_shape)
         self.register_buffer("mean", mean.nan_to_num(0.0).to(like))
         self.register_buffer("scale", torch.where(scale > 0, scale, 1.0).to(like))  # NaN and 0 become 1
-        self.register_buffer("logs", logs)
-        self.register_buffer("columns", x.isnan().any(0).flatten().nonzero()[:, 0])
+        self.register_buffer("logs", logs.to(like.device))
+        self.register_buffer("columns", x.isnan().any(0).flatten().nonzero()[:, 0].to(like.device))
         if not len(self.columns):
             raise ValueError("NotMIWAE: no entry of the training data is missing; train the VAE itself")
         self.mechanism.to(like)
