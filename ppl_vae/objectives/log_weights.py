@@ -250,7 +250,7 @@ class LogWeights:
         """Log q(z_k|x), summed over sites."""
         return torch.stack(list(self.log_q.values())).sum(0) if self.log_q else torch.zeros_like(self.log_lik)
 
-    def expectation(self, values: Float[Tensor, "K batch *more"]) -> Float[Tensor, batch * more]:
+    def expectation(self, values: Float[Tensor, "K batch *more"]) -> Float[Tensor, " batch *more"]:
         """Return the mean of values over draws, or over enumerated states, of which q weighs each.
 
         A state of probability zero counts exactly nothing in value and gradient, whatever its value.
