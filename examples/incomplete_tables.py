@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -21,21 +23,23 @@ from ppl_vae.evaluation import impute
 from ppl_vae.programs import NotMIWAE, SelfMasking
 
 TABLES = {"wine": datasets.load_wine, "breast cancer": datasets.load_breast_cancer, "diabetes": datasets.load_diabetes}
+MISSING = ("at random", "by value")
 MECHANISMS = {"MIWAE": None, "not-MIWAE, high": SelfMasking("high"), "not-MIWAE, agnostic": pv.networks.MLP([])}
 WAYS = ("column mean", "5 nearest neighbours", "chained regressions", *MECHANISMS)
 
 
-def main(seeds: int = 3, epochs: int = 200, tables: tuple[str, ...] = tuple(TABLES)) -> dict[tuple[str, str], Tensor]:
+def main(
+    seeds: int = 3, epochs: int = 200, tables: Sequence[str] = tuple(TABLES), missing: Sequence[str] = MISSING
+) -> dict[tuple[str, str], Tensor]:
     """Print the table, and return RMSE and coverage of each way, (seeds, ways, 2), for each table and mechanism."""
     found = {}
-    for name in tables:
-        for mechanism in ("at random", "by value"):
-            runs = torch.stack([measured(name, mechanism, seed, epochs) for seed in range(seeds)])
-            found[name, mechanism] = runs
-            print(f"{name}, missing {mechanism}")
-            for way, (mean, error) in zip(WAYS, zip(runs.mean(0), runs.std(0) / seeds**0.5, strict=True), strict=True):
-                covered = "" if mean[1].isnan() else f"{mean[1]:16.3f} +- {error[1]:.3f}"
-                print(f"    {way:<22}{mean[0]:8.3f} +- {error[0]:.3f}{covered}", flush=True)
+    for name, mechanism in itertools.product(tables, missing):
+        runs = found[name, mechanism] = torch.stack([measured(name, mechanism, s, epochs) for s in range(seeds)])
+        errors = runs.std(0) / seeds**0.5 if seeds > 1 else torch.full_like(runs[0], torch.nan)
+        print(f"{name}, missing {mechanism}")
+        for way, mean, error in zip(WAYS, runs.mean(0), errors, strict=True):
+            covered = "" if mean[1].isnan() else f"{mean[1]:16.3f} +- {error[1]:.3f}"
+            print(f"    {way:<22}{mean[0]:8.3f} +- {error[0]:.3f}{covered}", flush=True)
     return found
 
 
