@@ -101,8 +101,8 @@ def defaults_for(vae: VAE, columns: tuple[Tensor, ...], *, racing: bool = False)
 def _is_defined(name: str, vae: VAE, columns: tuple[Tensor, ...], latents: list[Any]) -> bool:
     try:
         if name == "EnumeratedELBO":
-            states = [len(fn.enumerate_support(expand=False)) for fn in latents]
-            return torch.tensor(states).prod().item() <= _FEW_STATES
+            states = [len(fn.enumerate_support(expand=False)) for fn in latents if fn.has_enumerate_support]
+            return bool(states) and torch.tensor(states).prod().item() <= _FEW_STATES
         as_loss(getattr(objectives, name)())((vae.model, vae.guide), *columns)
     except (ValueError, NotImplementedError, TypeError):  # no closed form, nothing to enumerate or to relax
         return False

@@ -118,7 +118,8 @@ class SemiSupervisedVAE(VAE):
         self._register()
         with pyro.plate("data", self._size(x, size), dim=-1), self._weighted(y):
             label = pyro.sample("y", self.q_y(x, y))
-            q_z = super().q_z(x.expand(*label.shape[:-1], *self.x_shape), label)
+            batch = torch.broadcast_shapes(label.shape[:-1], x.shape[:1])
+            q_z = super().q_z(x.expand(*batch, *self.x_shape), label.expand(*batch, -1))
             return pyro.sample("z", q_z)
 
     @at_home("x", rows=True)

@@ -15,6 +15,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import TraceEnum_ELBO
 from replicates import assert_same, assert_within_errors, flat, gradient_of, measured
 from short_runs import without_pictures
 from torch import Tensor, nn
@@ -244,6 +245,18 @@ def test_the_sampled_bound_of_unlabelled_data_has_the_exact_one_as_its_mean() ->
         EnumeratedELBO()(sample_log_weights(vae.model, vae.guide, X, latents="enumerated")).value for _ in range(400)
     ]
     assert_within_errors(measured(values), unlabelled)
+
+
+@torch.no_grad()
+def test_pyros_enumeration_has_the_same_bound() -> None:
+    vae = make()
+    vae_program, x, y = (vae.model, vae.guide), X.repeat(100, 1), KNOWN.repeat(100, 1)
+    torch.manual_seed(0)
+    ours, pyros = (
+        measured([as_loss(objective)(vae_program, x, y).loss / 100 for _ in range(40)])
+        for objective in (EnumeratedELBO(), TraceEnum_ELBO(max_plate_nesting=1))
+    )
+    assert_within_errors(pyros, ours)
 
 
 # Estimators in the place of enumeration
