@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ppl_vae import SVI, VAE, cli, evaluate, likelihoods, load_run, posteriors, priors
 from ppl_vae.distributions.chain import Chain
-from ppl_vae.evaluation import elbo, latent_use
+from ppl_vae.evaluation import aggregate_posterior, elbo, latent_use
 from ppl_vae.evidence import quadrature
 from ppl_vae.evidence.densities import VAEDensities
 from ppl_vae.networks import MLP
@@ -698,3 +698,12 @@ def test_from_the_command_line(tmp_path: Any) -> None:
     loaded = load_run(tmp_path / "run")
     assert loaded.prior.dims == (4, 2, 1)
     assert latent_use(VAEDensities(loaded), torch.rand(20, 1, 8, 8).round(), num_samples=5).dims == (4, 2, 1)
+
+
+def test_the_aggregate_posterior_of_float32_levels() -> None:
+    """Its draws are given to networks, which take no other dtype than their own."""
+    vae = ladder().float()
+    x = torch.randint(2, (40, 4)).float()
+    found = aggregate_posterior(VAEDensities(vae), x, num_draws=400)
+    draws = vae.p_z().sample((4000,))
+    assert ((found.prior_mean - draws.mean(0)).abs() < 5 * draws.std(0) * (1 / 400 + 1 / 4000) ** 0.5).all()
