@@ -2,7 +2,9 @@
 
 The textbook model, in the form of Pyro's modules (Bingham et al., 2019, https://arxiv.org/abs/1810.09538).
 
-EXPECT
+Expect posterior means within half a posterior deviation of the ridge regression of the same prior.
+
+    python examples/gallery/bayesian_regression.py      (10 seconds on one core of an Intel Xeon)
 """
 
 import pyro

@@ -4,7 +4,9 @@ Data are a toy like the paper's: a bit z decides treatment and outcome, and x is
 
 Causal Effect Inference with Deep Latent-Variable Models (Louizos et al., 2017), https://arxiv.org/abs/1705.08821
 
-EXPECT
+Expect an effect of 0.08 where 0.10 is true, and where comparing treated with untreated gives 0.49.
+
+    python examples/gallery/causal_vae.py               (10 seconds on one core of an Intel Xeon)
 """
 
 import pyro

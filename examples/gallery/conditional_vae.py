@@ -3,7 +3,10 @@
 Learning Structured Output Representation using Deep Conditional Generative Models (Sohn, Lee & Yan, 2015),
 https://papers.nips.cc/paper/5775
 
-EXPECT
+Expect -ELBO of the hidden part to fall from 411 to 57 nats an image in 1,400 steps, and one draw of z to get CVAE% of
+the hidden pixels right.
+
+    python examples/gallery/conditional_vae.py          (46 seconds on one core of an Intel Xeon)
 """
 
 import pyro
@@ -12,7 +15,7 @@ import torch
 from pyro.infer import Trace_ELBO
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, softplus
+from torch.nn.functional import interpolate, softplus
 
 from ppl_vae import SVI
 
@@ -80,21 +83,22 @@ def optimiser():
     return pyro.optim.Adam({"lr": 1e-3})
 
 
-def main(steps: int = 1400) -> tuple[list[float], float]:
-    """Train, and print the bound on -log p(y|x) beside the cross-entropy of the first guess alone."""
+def main(steps: int = 1400) -> float:
+    """Train; print and return the share of hidden pixels that one draw of z from p(z|x) gets right."""
     model, guide, loss, batches = make()
     svi = SVI(model, guide, optimiser(), loss)
     losses = [svi.step(*batches(i)) / BATCH["full"] for i in range(steps)]
-    cvae = model.__self__
+    cvae, (x, y) = model.__self__, batches(0)
     with torch.no_grad():
-        x, y = batches(0)
-        terms = binary_cross_entropy_with_logits(cvae.first_guess(x), y, reduction="none")
-        alone = float((terms * cvae.hidden_part).sum(-1).mean())
+        guess = cvae.first_guess(x)
+        z = cvae.normal(cvae.prior, x, guess.sigmoid()).sample()
+        wrong = ((guess + cvae.generation(z) > 0) != y.bool()) & cvae.hidden_part
+    right = 1 - float(wrong.sum() / (len(x) * cvae.hidden_part.sum()))
     late = losses[-steps // 7 :]
     print(svi)
     print(f"-ELBO of the hidden part: {losses[0]:.1f} at first, {sum(late) / len(late):.1f} at last, nats per image")
-    print(f"the network without a latent, taken out of the trained model: {alone:.1f}")
-    return losses, alone
+    print(f"hidden pixels that a draw of z gets right: {100 * right:.1f}%")
+    return right
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 Structured Inference Networks for Nonlinear State Space Models (Krishnan, Shalit & Sontag, 2017),
 https://arxiv.org/abs/1609.09869
 
-EXPECT
+Expect three graphs, for three padded lengths, and -ELBO to fall from 52.7 to 9.2 nats a chord (88 notes).
+
+    python examples/gallery/deep_markov_model.py        (36 seconds on one core of an Intel Xeon)
 """
 
 import pyro
@@ -94,11 +96,7 @@ def make(seed: int = 0, size: str = "full"):
     sequences = sorted(songs(12 * batch, LONGEST[size], SIZES[size]["notes"]), key=len)
     padded = [pad(sequences[i : i + batch]) for i in range(0, len(sequences), batch)]
     order = torch.randperm(len(padded)).tolist()
-
-    def batches(i: int):
-        return *padded[order[i % len(order)]], min(1.0, 0.2 + i / 500)
-
-    return dmm.model, dmm.guide, Trace_ELBO(), batches
+    return dmm.model, dmm.guide, Trace_ELBO(), lambda i: (*padded[order[i % len(order)]], min(1.0, 0.2 + i / 500))
 
 
 def optimiser():

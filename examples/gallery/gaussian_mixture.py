@@ -2,7 +2,9 @@
 
 Tensor Variable Elimination for Plated Factor Graphs (Obermeyer et al., 2019), https://arxiv.org/abs/1902.03210
 
-EXPECT
+Expect 93% of the irises in the component of most of their species.
+
+    python examples/gallery/gaussian_mixture.py         (7 seconds on one core of an Intel Xeon)
 """
 
 import pyro

@@ -3,7 +3,9 @@
 Semi-Supervised Learning with Deep Generative Models (Kingma, Rezende, Mohamed & Welling, 2014),
 https://arxiv.org/abs/1406.5298
 
-EXPECT
+Expect a test error of 15.4% with 100 labels, where logistic regression on these alone has 20.8%.
+
+    python examples/gallery/semi_supervised_vae.py      (29 seconds on one core of an Intel Xeon)
 """
 
 import pyro

@@ -2,7 +2,9 @@
 
 Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114
 
-EXPECT
+Expect -ELBO to fall from 261 nats an image in the first hundred steps to 79 in the last printed, in 1,400 steps.
+
+    python examples/gallery/vae.py                      (16 seconds on one core of an Intel Xeon)
 """
 
 import pyro
