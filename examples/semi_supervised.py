@@ -6,9 +6,15 @@
 semi-supervised VAE with a latent plane, for which log p(x, y) and log p(x) are exact, so that the gap of its bound is
 known for data with and without a label. Then three estimators that draw the label stand beside the sum over all ten.
 
-Expect, in HOLD minutes:
+Expect, in two minutes of one core (Intel, 130 CPU seconds):
 
-HOLD
+- test errors of 10.0% (logistic regression) and 9.4% (a network) from the labels alone, 13.3% of the VAE with ten latents and
+  13.9% with two: on 180 digits the difference is within the noise, and it says that M2 need not beat the labels alone;
+- a classifier that is too sure, 0.96 on average where it is right in 0.86;
+- log p(x, y) 0.32 nats above its bound, log p(x) 0.43 nats above its own;
+- early in training, a gradient of the classifier with a variance of 0.31 by the sum over labels, 0.68 by REINFORCE, and 1.9
+  with a bias by Gumbel-softmax; late, hardly any by each, since the classifier is sure. The encoder's is ten times larger
+  by the sum, where one draw of z has nearly all the weight, than by ten draws.
 """
 
 from __future__ import annotations
@@ -104,8 +110,11 @@ def main(models: Any = MODELS, epochs: int = 150, size: int = 180, replicates: i
     figures = pv.evaluate(vae, digits.test, size=size, gap_size=size, importance_size=0, imputation_size=0).figures
     for name, title in SHOWN.items():
         print(f"  {title:30} {figures[name]!s}")
-    print("\ngradients for eight digits without label: norm of the bias, trace of the covariance")
-    return figures, estimators(vae, digits, replicates)
+    tables = {}
+    for when, one in ((f"{epochs // 30} epochs", train(digits, *models[-1], epochs // 30)), (f"{epochs} epochs", vae)):
+        print(f"\ngradients for eight digits without label after {when}: norm of the bias, trace of the covariance")
+        tables[when] = estimators(one, digits, replicates)
+    return figures, tables
 
 
 if __name__ == "__main__":
