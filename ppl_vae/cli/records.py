@@ -58,7 +58,7 @@ def describe(path: Path) -> Record:
         "damage": damage,
         "data": {key: data.get(key) for key in ("name", "x_shape", "train", "validation", "test")}
         | {"binarize": binarize}
-        | {name: True for name in ("dequantize", "conditional") if named.get(name)}
+        | {name: True for name in ("dequantize", "conditional", "library") if named.get(name)}
         | ({"labels": named["labels"]} if config.get("classifier") else {}),
         "fingerprint": data.get("fingerprint"),
         **{role: _piece(config.get(role)) for role in _ROLES},

@@ -42,7 +42,7 @@ ppl-vae show digits digits-2 --json        for a program
 MISSING = "-"
 GAP = "  "
 NARROWEST = 26  # characters of a column at least; runs that do not fit go under the others
-_MADE = {"dequantize": "dequantized", "conditional": "conditional"}
+_MADE = {"dequantize": "dequantized", "conditional": "conditional", "library": "given the library size"}
 FIGURES = {  # the title of each, and its number format
     "validation_elbo": ("ELBO, validation", ".2f"),
     "validation_bound": ("bound, validation", ".2f"),

@@ -103,7 +103,7 @@ class _Counts(_Pixels):
     def _find_sizes(self, binding: Binding, y: Tensor) -> None:
         """Find the mean and the standard deviation of the log totals of the training data, under each label."""
         total = row_totals(binding.data(self.owner).x)
-        empty = (total <= 0).nonzero()[:, 0]
+        empty = (~(total > 0)).nonzero()[:, 0]
         if 0 < len(empty) < len(total):  # all are empty where zeros stand for data, as in loading
             raise ValueError(
                 f"{self.owner}: row {int(empty[0])} of the training data has no counts ({len(empty)} rows), and so no "

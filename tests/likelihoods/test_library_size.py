@@ -354,7 +354,8 @@ def test_saved_and_loaded_it_is_the_same(library: Any, dispersion: Any, tmp_path
     torch.testing.assert_close(again.p_x(z, y).log_prob(x), vae.p_x(z, y).log_prob(x), rtol=0, atol=0)
     torch.testing.assert_close(again.encode(x, y), vae.encode(x, y), rtol=0, atol=0)
     assert evidence.log_evidence(vae, x, y, num_particles=(20,)).log_evidence.isfinite().all()
-    assert not checking.check(vae, (x, y)).wrong
+    if (library, dispersion) == ("latent", "condition"):  # minutes for all four
+        assert not checking.check(vae, x, y=y).wrong
 
 
 def test_sizes_of_each_label_and_of_labels_with_one_cell() -> None:
