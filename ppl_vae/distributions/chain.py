@@ -110,8 +110,7 @@ class Chain(Expanding):
             if q_u.event_shape or p_u.event_shape:
                 raise NotImplementedError(f"KL of {describe(q_l)} and {describe(p_l)} does not split over dimensions")
             exact = self.top_down == p.top_down or level == last
-            term = kl_divergence(q_u, p_u) if exact else -q_u.entropy() - p_u.log_prob(z)
-            terms.append(term.expand(z.shape))
+            terms.append((kl_divergence(q_u, p_u) if exact else -q_u.entropy() - p_u.log_prob(z)).expand(z.shape))
         return torch.cat(terms, -1)
 
     def per_level(self, terms: Tensor) -> Tensor:

@@ -41,7 +41,6 @@ from ppl_vae.vae import VAE
 
 _LOOKED_AT, _LOOKS = 64, 32  # data, and draws for each, for the first check of the densities
 _MOST_PAIRS = 10_000  # data for ELBO surgery, whose cost is quadratic
-_MOST_RUNS = 500  # where each pair runs networks: the levels of a top-down ladder
 
 
 def evaluate(
@@ -228,7 +227,7 @@ def _evaluate(
     if y is None:
         with clock("the latent code"):
             tried, q = partial(_tried, notes), densities.posterior(x[:1])
-            some = x[: _MOST_RUNS if isinstance(q, Chain) and q.top_down else _MOST_PAIRS]
+            some = x[: _MOST_PAIRS // (20 if isinstance(q, Chain) and q.top_down else 1)]  # pairs run its networks
             use = tried("the use of each dimension is not told", latent_use, densities, x, seed=seed)
             surgeon = tried("the rate was not taken apart", surgery, densities, some, seed=seed)
             aggregate = tried("the aggregate posterior is not told", aggregate_posterior, densities, some, seed=seed)

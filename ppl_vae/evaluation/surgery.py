@@ -199,9 +199,9 @@ def aggregate_posterior(
     threshold = torch.quantile(score(drawn), level)
     empty = float((score(prior) < threshold).double().mean())
     mean, variance = _moments(q, drawn)
-    prior = prior.double()
     empty_error = math.sqrt(empty * (1 - empty) / num_draws)
-    return AggregatePosterior(mean, variance, prior.mean(0), prior.var(0), empty, empty_error, level)
+    of_prior = prior.double().mean(0), prior.double().var(0)
+    return AggregatePosterior(mean, variance, *of_prior, empty, empty_error, level)
 
 
 def mixture_score(q: Any, max_bytes: int = MAX_BYTES) -> Score:

@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ppl_vae._validation import check_positive_int
-from ppl_vae.networks.parameters import NetworkFactory, ParameterNetwork
-
-EachNetwork = NetworkFactory | Sequence[NetworkFactory | nn.Module] | nn.Module | None
+from ppl_vae.networks.parameters import ParameterNetwork
 
 
 def check_dims(dims: object, name: str) -> tuple[int, ...]:
@@ -35,17 +33,14 @@ def two_dims(latent_dim: int, top_dim: int, name: str) -> tuple[int, int]:
 class _Levels:
     """A mix-in of modules with a `ParameterNetwork` for each of several levels."""
 
-    owner: str
-    floor: float
-
     def name_of(self, level: int) -> str:
         """Return the name of a level's network, which is part of the names in checkpoints."""
         return f"level_{level + 1}"
 
-    def add_networks(self: Any, networks: EachNetwork, levels: Sequence[int]) -> None:
+    def add_networks(self: Any, networks: Any, levels: Sequence[int]) -> None:
         """Hold a network for the mean and raw scale of each of these levels: one of a list, or one from one factory."""
         if not isinstance(networks, Sequence):
-            networks = [networks] * (1 if isinstance(networks, nn.Module) else len(levels))  # type: ignore[list-item]
+            networks = [networks] * (1 if isinstance(networks, nn.Module) else len(levels))
         if len(networks) != len(levels):
             raise ValueError(
                 f"{self.owner} was given {len(networks)} networks for {len(levels)} levels; expected a list of as many "
@@ -59,7 +54,7 @@ class _Levels:
         """Return the network of a level, counted from 0."""
         return getattr(self, self.name_of(level))
 
-    def normal(self, level: int, *inputs: Tensor | None) -> Any:
+    def normal(self: Any, level: int, *inputs: Tensor | None) -> Any:
         """Return the normal of a level at the inputs of its network, event (dim,)."""
         mean, raw = self.network_of(level)(*inputs)
         return dist.Normal(mean, softplus(raw) + self.floor).to_event(1)

@@ -104,18 +104,15 @@ class Ladder(_Levels, Recorded):
                 )
             self._prior = (binding.prior,)
         self.dims = dims
-        lowest = 1 if self.direction == "bottom-up" else 0
+        upwards = self.direction == "bottom-up"
         if not hasattr(self, self.name_of(1)):
-            self.add_networks(*self._level_network, range(lowest, len(dims)))
-        if self.direction == "bottom-up":
-            self.network_of(0).build(binding.x_shape, dims[:1], binding.y_shape)
-            for level in range(1, len(dims)):
-                self.network_of(level).build((dims[level - 1],), (dims[level],), binding.y_shape)
-            return
-        self.encoder.build(binding.x_shape, (self.features,), binding.y_shape)
+            self.add_networks(*self._level_network, range(int(upwards), len(dims)))
+        if not upwards:
+            self.encoder.build(binding.x_shape, (self.features,), binding.y_shape)
         for level, dim in enumerate(dims):
-            above = None if self.direction != "top-down" else dims[level + 1 : level + 2] or None
-            self.network_of(level).build((self.features,), (dim,), above)
+            reads = (dims[level - 1 : level] or binding.x_shape) if upwards else (self.features,)
+            above = dims[level + 1 : level + 2] or None if self.direction == "top-down" else None
+            self.network_of(level).build(reads, (dim,), binding.y_shape if upwards else above)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
         """Return q(z|x), batch shape (batch,), event shape (sum of dims,)."""

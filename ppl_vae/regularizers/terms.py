@@ -71,10 +71,9 @@ def kl_per_level(log_weights: LogWeights, owner: str) -> Term:
     log_prior(log_weights)  # refuses several sites whose path is weighed
     terms = []
     for name, q in sites.items():
-        try:
+        of_site = log_weights.log_q[name] - log_weights.log_prior[name]
+        with suppress(NotImplementedError):
             of_site = replace(log_weights, posterior={name: q}, prior={name: prior[name]}).analytic_kl()
-        except NotImplementedError:
-            of_site = log_weights.log_q[name] - log_weights.log_prior[name]
         terms.append(of_site)
     return expected(torch.stack(terms, -1), log_weights)
 
