@@ -29,7 +29,7 @@ import argparse
 import functools
 import itertools
 import warnings
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,9 +48,7 @@ MECHANISMS = {"MIWAE": None, "not-MIWAE, high": SelfMasking("high"), "not-MIWAE,
 WAYS = ("column mean", "5 nearest neighbours", "chained regressions", *MECHANISMS)
 
 
-def main(
-    seeds: int = 3, epochs: int = 200, tables: Sequence[str] = tuple(TABLES), missing: Sequence[str] = MISSING
-) -> dict[tuple[str, str], Tensor]:
+def main(seeds: int = 3, epochs: int = 200, tables: Any = TABLES, missing: Any = MISSING) -> dict[Any, Tensor]:
     """Print the table, and return RMSE and coverage of each way, (seeds, ways, 2), for each table and mechanism."""
     found = {}
     for name, mechanism in itertools.product(tables, missing):
