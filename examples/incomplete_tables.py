@@ -1,6 +1,26 @@
 """Three tables whose entries are missing at random, or because of their values: MIWAE and not-MIWAE.
 
-HEADER
+    python examples/incomplete_tables.py              # 3 seeds: 8 minutes of one core (Xeon)
+
+In the first half of the columns an entry is missing at random with probability sigmoid(2 t), t the last column, or by
+value, where it is above the column's mean (as in the paper of not-MIWAE). A seed takes another 80% of the rows, trains
+on them and fills them in. Root mean squared error in standard deviations of the column +- standard error over seeds,
+and the share of 90% intervals that hold the true value. Nothing was tuned for one of the ways.
+
+    missing at random       wine              breast cancer     diabetes          coverage, in this order
+    5 nearest neighbours    0.869 +- 0.014    0.657 +- 0.009    0.922 +- 0.006
+    chained regressions     0.849 +- 0.011    0.515 +- 0.006    0.834 +- 0.004
+    MIWAE                   0.834 +- 0.013    0.449 +- 0.011    0.848 +- 0.010    0.86  0.87  0.88
+    not-MIWAE, high         1.798 +- 0.055    0.724 +- 0.067    1.705 +- 0.037    0.48  0.72  0.57
+    not-MIWAE, agnostic     1.100 +- 0.090    0.473 +- 0.005    1.034 +- 0.049    0.75  0.82  0.80
+    missing by value
+    5 nearest neighbours    1.573 +- 0.010    1.556 +- 0.006    1.671 +- 0.000
+    chained regressions     1.589 +- 0.026    0.968 +- 0.005    1.574 +- 0.001
+    MIWAE                   1.577 +- 0.009    1.220 +- 0.010    1.588 +- 0.002    0.13  0.15  0.11
+    not-MIWAE, high         1.071 +- 0.014    0.939 +- 0.016    1.256 +- 0.004    0.53  0.35  0.40
+    not-MIWAE, agnostic     1.587 +- 0.026    1.178 +- 0.009    1.515 +- 0.023    0.17  0.16  0.21
+
+The right mechanism takes 21% to 32% off MIWAE's error; a wrong one up to doubles it (docs/missing-data.md has more).
 """
 
 from __future__ import annotations
@@ -9,7 +29,7 @@ import argparse
 import functools
 import itertools
 import warnings
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,9 +48,7 @@ MECHANISMS = {"MIWAE": None, "not-MIWAE, high": SelfMasking("high"), "not-MIWAE,
 WAYS = ("column mean", "5 nearest neighbours", "chained regressions", *MECHANISMS)
 
 
-def main(
-    seeds: int = 3, epochs: int = 200, tables: Sequence[str] = tuple(TABLES), missing: Sequence[str] = MISSING
-) -> dict[tuple[str, str], Tensor]:
+def main(seeds: int = 3, epochs: int = 200, tables: Any = TABLES, missing: Any = MISSING) -> dict[Any, Tensor]:
     """Print the table, and return RMSE and coverage of each way, (seeds, ways, 2), for each table and mechanism."""
     found = {}
     for name, mechanism in itertools.product(tables, missing):
@@ -49,9 +67,10 @@ def measured(name: str, mechanism: str, seed: int, epochs: int) -> Tensor:
     holes = torch.where(gone, torch.nan, x)
     table = pv.data.from_table(holes, ["real"] * x.shape[1], validation=0, test=0)
     results = [(by_sklearn(way, holes), None) for way in (SimpleImputer(), KNNImputer(), IterativeImputer())]
-    for mechanism_of_model in MECHANISMS.values():
-        program = trained(table, mechanism_of_model, epochs, seed)
-        filled = impute(program, holes, sampler="importance", num_draws=99, num_steps=250, seed=seed)
+    for model in MECHANISMS.values():
+        filled = impute(
+            trained(table, model, epochs, seed), holes, sampler="importance", num_draws=99, num_steps=250, seed=seed
+        )
         results.append((filled.mean, filled.interval(0.9)))
     rows = []
     for mean, ends in results:
@@ -82,8 +101,7 @@ def trained(table: pv.data.Table, mechanism: object, epochs: int, seed: int) -> 
         likelihood=pv.likelihoods.Mixed(table.columns, network()),
         posterior=pv.posteriors.DiagonalNormal(pv.networks.TableEncoder(table.columns, network())),
     )
-    if mechanism is not None:
-        program = NotMIWAE(program, table, mechanism)
+    program = program if mechanism is None else NotMIWAE(program, table, mechanism)
     adam = functools.partial(torch.optim.Adam, lr=3e-3)
     pv.fit(program, table, objective=pv.objectives.IWAE(20), optimizer=adam, epochs=epochs, batch_size=64, seed=seed)
     return program
@@ -99,6 +117,4 @@ def by_sklearn(imputer: SimpleImputer | KNNImputer | IterativeImputer, holes: Te
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="how many times, on other rows (default: 3)")
-    parser.add_argument("--epochs", type=int, default=200, help="of training (default: 200)")
-    arguments = parser.parse_args()
-    main(arguments.seeds, arguments.epochs)
+    main(parser.parse_args().seeds)
