@@ -326,7 +326,9 @@ def log_probs(vae: VAE, x: Tensor, z: Tensor) -> list[Tensor]:
     with torch.no_grad(), evaluation_mode(vae), untouched_random_state():
         torch.manual_seed(0)
         q = vae.q_z(x)  # some can only score what they drew
-        return [vae.p_z().log_prob(z), vae.p_x(z).log_prob(x), q.log_prob(q.sample())]
+        own = q.sample()
+        # with the draw itself: of a fixed scale the density of a draw is that of its noise, whatever the parameters
+        return [vae.p_z().log_prob(z), vae.p_x(z).log_prob(x), q.log_prob(own) + own.flatten(1).sum(1)]
 
 
 def same(a: list[Tensor], b: list[Tensor]) -> list[bool]:

@@ -101,6 +101,8 @@ class _Relaxed(Messenger):
 
 
 def _can_relax(fn: Any) -> bool:
+    while isinstance(fn, dist.MaskedDistribution):
+        fn = fn.base_dist
     return isinstance(unwrapped(fn), (BinaryVector, OneHotVector, dist.Bernoulli, dist.OneHotCategorical))
 
 

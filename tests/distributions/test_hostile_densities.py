@@ -173,7 +173,14 @@ class Table(nn.Module):
         return self.values[torch.arange(len(x)) % 4]
 
 
-def hostile(entry: Any, size: float, kind: str, seed: int, **shapes: tuple[int, ...]) -> Any:
+def bound_prior(dim: int) -> Any:
+    """A prior of two levels with its sizes."""
+    prior = next(entry for entry in zoo.PRIORS if entry.name == "Ladder").make(dim)
+    prior.bind(Binding(x_shape=(4,), latent_shape=(dim,)))
+    return prior
+
+
+def hostile(entry: Any, size: float, kind: str, seed: int, **shapes: Any) -> Any:
     torch.manual_seed(0)
     piece = entry.make(lambda in_shape, out_shape: Table(out_shape, size, kind, seed))
     piece.bind(Binding(**shapes))
@@ -209,8 +216,14 @@ def test_score_of_own_draws_is_that_of_float64(
 ) -> None:
     """E log q(z|x) of draws that are made and scored in float32 is what it is in float64, within 5 standard errors."""
     dim = min(dim, 8) if "Flow" in entry.name else dim  # the zoo's are narrower than that
-    piece, found, n = hostile(entry, size, kind, seed, x_shape=(4,), latent_shape=(dim,)), [], 500
+    shapes: dict[str, Any] = {"x_shape": (4,), "latent_shape": (dim,)}
+    if entry.space == "levels":  # these take their levels, or their conditionals, from the prior
+        shapes["prior"] = bound_prior(max(dim, 2))
+        shapes["latent_shape"] = (max(dim, 2),)
+    piece, found, n = hostile(entry, size, kind, seed, **shapes), [], 500
     for model, dtype in ((piece, torch.float32), (copy.deepcopy(piece).double(), torch.float64)):
+        for prior in getattr(model, "_prior", ()):  # of a precision-weighted ladder: a VAE converts both
+            prior.to(dtype)
         torch.manual_seed(1)
         q = model(torch.zeros(4, 4, dtype=dtype)).expand((n, 4))
         with torch.no_grad():
