@@ -10,7 +10,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-from ppl_vae._distributions import describe, unwrapped
+from ppl_vae._distributions import describe, is_discrete, unwrapped
 from ppl_vae._validation import check_positive
 from ppl_vae.distributions.binary_vector import BinaryVector
 from ppl_vae.distributions.one_hot import OneHotVector
@@ -72,7 +72,7 @@ class GumbelSoftmaxELBO(ManyParticles):
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
-        if log_weights.posterior and not any(map(_can_relax, log_weights.posterior.values())):
+        if log_weights.posterior and not any(map(is_discrete, log_weights.posterior.values())):
             raise _refusal(*next(iter(log_weights.posterior.items())))
         value = log_weights.log_w.mean(0)
         return Estimate(value.detach(), value, "lower")
