@@ -93,7 +93,8 @@ def with_library_size(dataset: Dataset) -> Dataset:
                 f"{dataset.name} has no counts in row {int(empty[0])} ({len(empty)} such rows of a part), and so no "
                 "library size: leave such rows out"
             )
-        columns: list[Any] = [size.log().to(torch.float32)[:, None], *split.columns[1:]]
+        where = getattr(split.x, "device", None) or "cpu"
+        columns: list[Any] = [size.log().to(where, torch.float32)[:, None], *split.columns[1:]]
         names = (LIBRARY_SIZE, *split.conditions) if split.conditions or len(columns) == 1 else ()
         return replace(split, columns=(split.x, torch.cat(columns, 1)), conditions=names)
 

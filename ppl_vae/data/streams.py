@@ -225,7 +225,9 @@ def chosen(split: Split, rows: Tensor) -> Split:
     columns = tuple(c[rows] if isinstance(c, Tensor) else LazyRows(c, rows) for c in split.columns)
     labels = None if split.labels is None else split.labels[rows]
     ids = None if split.ids is None else split.ids[rows.numpy()]
-    return replace(split, columns=columns, labels=labels, rows=rows, ids=ids)
+    return replace(
+        split, columns=columns, labels=labels, rows=rows if split.rows is None else split.rows[rows], ids=ids
+    )
 
 
 def _loaded(items: Any, pieces: Iterable[Tensor]) -> Iterator[Any]:
