@@ -1,6 +1,6 @@
 """Three levels of latents on scikit-learn's digits: which are active, and what warm-up and free bits do about it.
 
-    python examples/ladder.py                          # HEADER
+    python examples/ladder.py                          # about 10 minutes of one core
     python examples/ladder.py --epochs 20 --seeds 1    # a look
 
 Trains p(z3) p(z2|z3) p(z1|z2) p(x|z1) with 8, 4 and 2 dimensions, with a posterior that draws bottom-up, top-down, or
@@ -8,6 +8,11 @@ top-down and weighted with the prior by precision; each as it is, with a KL that
 the top one (`KLWeight`), and with free bits for each level (`FreeBits`). Shown are the KL of each level, its active
 units and the ELBO on the test digits, mean and standard error over seeds. Before that, the bounds of a model of 1 and 1
 dimensions beside its log p(x) by quadrature, which they do not exceed but by their noise.
+
+Expect (3 seeds, nats): top-down, without a remedy, KL 4.55, 0.00, 0.00 and ELBO -18.77 +- 0.11; warmed up 3.15, 0.63,
+0.96 and -18.64, better by 0.13 +- 0.06 seed by seed; with free bits 2.0 each and -19.14. Bottom-up: 4.75, 0.13, 0.03
+and -18.81; warmed up better by 0.26 +- 0.06. Weighted by precision (2 seeds) the top level takes all and 150 epochs are
+too few: -22.8, warmed up -21.1, with free bits -19.7. docs/depth.md has the whole table.
 """
 
 from __future__ import annotations
@@ -73,7 +78,7 @@ def bounds(vae: pv.VAE, x: torch.Tensor, estimator: Any) -> torch.Tensor:
     return torch.stack([-loss(program, x).loss / len(x) for _ in range(10)])
 
 
-def main(epochs: int = 150, seeds: int = 4, directions: tuple[str, ...] = DIRECTIONS) -> dict[str, Any]:
+def main(epochs: int = 150, seeds: int = 3, directions: tuple[str, ...] = DIRECTIONS) -> dict[str, Any]:
     """Print the table of bounds and that of levels, and return them."""
     digits, began = pv.data.load("digits"), time.perf_counter()
     print("two levels of one dimension, nats per datum; log p(x) by quadrature in two dimensions")
@@ -103,6 +108,6 @@ def main(epochs: int = 150, seeds: int = 4, directions: tuple[str, ...] = DIRECT
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=150)
-    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     main(arguments.epochs, arguments.seeds)
