@@ -1,6 +1,6 @@
 """Pyro's gallery under Pyro's SVI and under ours: what is captured, whether losses agree, and what a step costs.
 
-    python benchmarks/gallery.py                                # all: about MINUTES minutes on two quiet cores
+    python benchmarks/gallery.py                                # all; the minutes are under the table
     python benchmarks/gallery.py --only vae prodlda --rounds 3  # some; prints the table and writes nothing
 
 The whole run writes benchmarks/results/gallery.json, and the table between the marks in docs/from-pyro.md. Each way of
@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import datetime
 import json
+import os
 import statistics
 import sys
 import time
@@ -57,6 +58,8 @@ def measure(programs: Sequence[str], options: Options) -> dict[str, Any]:
     """Race all ways of training on each program."""
     began = time.perf_counter()
     result: dict[str, Any] = {"date": datetime.date.today().isoformat(), "machine": machine(options), "programs": {}}
+    result["load"] = os.getloadavg()[0]  # of the last minute: what else the machine did
+    result["command"] = " ".join(["python benchmarks/gallery.py", *sys.argv[1:]])
     versions: dict[str, str] = {}
     for program in programs:
         say(f"{program}:")
@@ -111,7 +114,8 @@ def report(result: dict[str, Any]) -> list[str]:
         f"Pyro's SVI with validation as it is by default, the median of {rounds} rounds of {options['seconds']} s, in "
         "each of which all five ways take their turn. Optimiser, settings and batches are the same in all five.",
         "",
-        f"`python benchmarks/gallery.py`, {result['minutes']:.0f} minutes; {machine_line(result)}",
+        f"`{result['command']}`, {result['minutes']:.0f} minutes, load {result['load']:.1f} when it began; "
+        f"{machine_line(result)}",
     ]
     return lines
 

@@ -329,6 +329,8 @@ def made_up_gallery(why: str | None = None) -> dict:
         "programs": {"vae": {"ways": ways, "left_out": {}}},
         "options": {"rounds": 3, "seconds": 0.3},
         "minutes": 7.4,
+        "load": 0.26,
+        "command": "python benchmarks/gallery.py",
         "date": "2026-01-01",
         "machine": {"processor": "a processor", "cores": 2},
         "versions": {"torch": "2"},
@@ -341,7 +343,9 @@ def test_the_table_of_the_gallery():
         "| [vae](../examples/gallery/vae.py) | in 3 graphs | 3e-06 | 8.00 |  |  | 2.00 (0.25) | 2.00 (0.25) |" in lines
     )
     assert any("Captured at both levels: 1 of 1" in line and "first 100 steps" in line for line in lines)
-    assert lines[-1].startswith("`python benchmarks/gallery.py`, 7 minutes; 2026-01-01; 2 cores of a processor")
+    assert lines[-1].startswith(
+        "`python benchmarks/gallery.py`, 7 minutes, load 0.3 when it began; 2026-01-01; 2 cores of a processor"
+    )
     lines = gallery.report(made_up_gallery("it is odd"))
     assert any("| no: it is odd |" in line for line in lines)
     assert any("Captured at both levels: 0 of 1" in line for line in lines)
