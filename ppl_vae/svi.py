@@ -187,6 +187,7 @@ class SVI:
 
         A `step` that follows adds to these gradients.
         """
+        _forget_casts()
         self._clear()
         self._updated = False
         self._parameters.touched.clear()
@@ -255,6 +256,7 @@ class SVI:
     def _take(self, mean: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BatchLoss:
         """Take a step by its graph where there is one, else eagerly."""
         with ALONE:
+            _forget_casts()
             result = None
             # as in Pyro, a step adds to gradients that the user has put into `.grad`, and leaves none; `update` leaves
             # its own
@@ -272,7 +274,6 @@ class SVI:
             for parameter, gradient in added:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
             self.apply()
-            torch.clear_autocast_cache()  # inside one autocast around several steps, of the weights as they were
             self._updated = mean
             if not mean:
                 self._clear()
@@ -488,3 +489,8 @@ class _ParameterCollector(Messenger):
                 f"parameter {name!r} is another tensor than in the steps before: the parameter store was cleared or "
                 "overwritten while training; make a new SVI"
             )
+
+
+def _forget_casts() -> None:
+    """Drop autocast's copies of the weights, which it keeps to its end: from before a step, or without a gradient."""
+    torch.clear_autocast_cache()
