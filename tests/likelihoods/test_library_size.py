@@ -209,9 +209,49 @@ def test_many_conditions_at_once_agree_with_one_after_another(latent_dim: int) -
 # What is recovered
 
 
+class OfLabel(nn.Module):
+    """A network that sees the labels alone, behind the latents."""
+
+    def __init__(self, genes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, genes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.linear(inputs[:, -2:])
+
+
+def test_dispersions_of_genes_and_labels_are_found_within_their_errors() -> None:
+    """Without factors and under known sizes the best ELBO is log p(x|y), so that r is the most likely one."""
+    genes, n, seeds = 12, 1200, 5
+    rng = np.random.default_rng(1)
+    share, log_r = rng.dirichlet(np.ones(genes), 2), rng.normal(1.0, 0.5, (2, genes))
+    errors = []
+    for seed in range(seeds):
+        rng = np.random.default_rng(100 + seed)
+        batch, size = np.arange(n) % 2, rng.lognormal(np.log(300), 0.5, n)
+        mean, r = size[:, None] * share[batch], np.exp(log_r)[batch]
+        y = np.concatenate([np.log(size)[:, None], np.eye(2)[batch]], 1)
+        dataset = data.from_tensors(rng.poisson(rng.gamma(r, mean / r)), y, validation=0, test=0)
+        torch.manual_seed(seed)
+        likelihood = likelihoods.NegativeBinomial(OfLabel(genes), "condition", library="condition")
+        vae = make(dataset, likelihood, 1)
+        fit(vae, dataset, epochs=60, batch_size=100, seed=seed, optimizer=lambda p: torch.optim.Adam(p, lr=3e-2),
+            scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 60))  # fmt: skip
+        errors.append(likelihood.raw_dispersion.detach().numpy() - log_r)
+        found = likelihood.proportions(torch.zeros(2, 1), torch.tensor([[0.0, 1, 0], [0.0, 0, 1]])).numpy()
+        assert np.abs(found - share).sum(1).max() / 2 < 0.02
+    mean, error = np.mean(errors, 0), np.std(errors, 0, ddof=1) / math.sqrt(seeds)
+    assert np.median(error) < 0.06
+    assert np.mean(np.abs(mean) < 5 * error) > 0.95  # P(|t| > 5) = 0.7% at four degrees of freedom
+    assert abs(mean.mean()) < 5 * np.mean(errors, (1, 2)).std(ddof=1) / math.sqrt(seeds)
+
+
 @pytest.mark.slow
 def test_dispersions_and_proportions_of_a_known_model_are_found() -> None:
-    """Two factors, a linear softmax decoder, two batches with an r per gene each: the mean error over six data sets."""
+    """Two factors, a linear softmax decoder, two batches with an r per gene each: the errors over six data sets.
+
+    Sampling explains 0.02 of an error in log r. The rest is the ELBO's: of a gene with large weights r is too low.
+    """
     genes, n = 30, 3000
     rng = np.random.default_rng(1)
     weights, base, shift = rng.normal(0, 0.5, (2, genes)), rng.normal(0, 0.7, genes), rng.normal(0, 0.4, genes)
@@ -230,17 +270,27 @@ def test_dispersions_and_proportions_of_a_known_model_are_found() -> None:
         vae = VAE(
             dataset,
             prior=priors.StandardNormal(3),
-            likelihood=likelihoods.NegativeBinomial(MLP([]), "condition", library="latent", start_from_data=True),
+            likelihood=likelihoods.NegativeBinomial(
+                MLP([], init="torch"), "condition", library="latent", start_from_data=True
+            ),
             posterior=posteriors.DiagonalNormal(networks.Log1p(MLP([64], "relu", init="torch"))),
         )
-        fit(vae, dataset, epochs=60, seed=seed, optimizer=lambda p: torch.optim.Adam(p, lr=3e-3))
+        fit(
+            vae,
+            dataset,
+            epochs=120,
+            seed=seed,
+            optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-2),
+            scheduler=lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 120),
+        )
         errors.append(vae.likelihood.raw_dispersion.detach().numpy() - log_r)
         found = vae.likelihood.proportions(vae.encode(*dataset.train.columns), dataset.train.columns[1]).numpy()
         distances.append(np.abs(found - share).sum(1).mean() / 2)
         wrong.append(np.abs(x / x.sum(1, keepdims=True) - share).sum(1).mean() / 2)
-    mean, error = np.mean(errors, 0), np.std(errors, 0, ddof=1) / math.sqrt(6)
-    print(np.abs(mean).mean(), np.abs(mean / error).mean(), mean.mean(), distances, wrong)
-    assert np.mean(np.abs(mean) < 5 * error) > 0.9
+    print(np.mean(errors), np.sqrt(np.mean(np.square(errors))), distances, wrong)
+    assert abs(np.mean(errors)) < 0.08  # q(z|x) is not p(z|x), and the ELBO takes what q misses for noise
+    assert np.sqrt(np.mean(np.square(errors))) < 0.15  # log r varies by 0.5
+    assert np.mean(distances) < 0.35 * np.mean(wrong)
 
 
 # Data
