@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ppl_vae import VAE, checking, data, evaluation, evidence, fit, likelihoods, load, networks, posteriors, priors
 from ppl_vae.data import Dataset, from_cells, with_library_size
 from ppl_vae.data.conditions import LIBRARY_SIZE, recoded, with_labels
+from ppl_vae.distributions.counts import NegativeBinomial
 from ppl_vae.objectives import IWAE, sample_log_weights
 
 NAMES = ("Poisson", "NegativeBinomial", "ZeroInflatedNegativeBinomial")
@@ -209,9 +210,67 @@ def test_many_conditions_at_once_agree_with_one_after_another(latent_dim: int) -
 # What is recovered
 
 
+class OfLabel(nn.Module):
+    """A network that sees the labels alone, behind the latents."""
+
+    def __init__(self, genes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, genes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.linear(inputs[:, -2:])
+
+
+def most_likely(split: data.Split) -> np.ndarray:
+    """The log r of each label and gene at the maximum of the likelihood, by L-BFGS."""
+    x, y = (column.double() for column in split.columns)
+    logits, log_r = (torch.zeros(2, x.shape[1], dtype=torch.float64, requires_grad=True) for _ in range(2))
+    optimizer = torch.optim.LBFGS([logits, log_r], max_iter=300, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        log_mean = y[:, :1] + y[:, 1:] @ logits.log_softmax(-1)
+        value = -NegativeBinomial(log_mean, y[:, 1:] @ log_r).log_prob(x).sum() / len(x)
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return log_r.detach().numpy()
+
+
+def test_dispersions_of_genes_and_labels_are_found_within_their_errors() -> None:
+    """Without factors and under known sizes the best ELBO is log p(x|y), so that r is the most likely one."""
+    genes, n, seeds = 12, 1200, 5
+    rng = np.random.default_rng(1)
+    share, log_r = rng.dirichlet(np.full(genes, 5.0), 2), rng.normal(1.0, 0.5, (2, genes))
+    errors, apart = [], []
+    for seed in range(seeds):
+        rng = np.random.default_rng(100 + seed)
+        batch, size = np.arange(n) % 2, rng.lognormal(np.log(300), 0.5, n)
+        mean, r = size[:, None] * share[batch], np.exp(log_r)[batch]
+        y = np.concatenate([np.log(size)[:, None], np.eye(2)[batch]], 1)
+        dataset = data.from_tensors(rng.poisson(rng.gamma(r, mean / r)), y, validation=0, test=0)
+        torch.manual_seed(seed)
+        likelihood = likelihoods.NegativeBinomial(OfLabel(genes), "condition", library="condition")
+        vae = make(dataset, likelihood, 1)
+        fit(vae, dataset, epochs=60, batch_size=100, seed=seed, optimizer=lambda p: torch.optim.Adam(p, lr=3e-2),
+            scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 60))  # fmt: skip
+        errors.append(likelihood.raw_dispersion.detach().numpy() - log_r)
+        apart.append(likelihood.raw_dispersion.detach().numpy() - most_likely(dataset.train))
+        found = likelihood.proportions(torch.zeros(2, 1), torch.tensor([[0.0, 1, 0], [0.0, 0, 1]])).numpy()
+        assert np.abs(found - share).sum(1).max() / 2 < 0.02
+    mean, error = np.mean(errors, 0), np.std(errors, 0, ddof=1) / math.sqrt(seeds)
+    assert np.median(error) < 0.06
+    assert np.mean(np.abs(mean) < 5 * error) > 0.95  # P(|t| > 5) = 0.7% at four degrees of freedom
+    assert np.abs(np.array(apart)).max() < 0.1  # of the last steps' noise
+
+
 @pytest.mark.slow
 def test_dispersions_and_proportions_of_a_known_model_are_found() -> None:
-    """Two factors, a linear softmax decoder, two batches with an r per gene each: the mean error over six data sets."""
+    """Two factors, a linear softmax decoder, two batches with an r per gene each: the errors over six data sets.
+
+    Sampling explains 0.02 of an error in log r. The rest is the ELBO's: of a gene with large weights r is too low.
+    """
     genes, n = 30, 3000
     rng = np.random.default_rng(1)
     weights, base, shift = rng.normal(0, 0.5, (2, genes)), rng.normal(0, 0.7, genes), rng.normal(0, 0.4, genes)
@@ -230,17 +289,27 @@ def test_dispersions_and_proportions_of_a_known_model_are_found() -> None:
         vae = VAE(
             dataset,
             prior=priors.StandardNormal(3),
-            likelihood=likelihoods.NegativeBinomial(MLP([]), "condition", library="latent", start_from_data=True),
+            likelihood=likelihoods.NegativeBinomial(
+                MLP([], init="torch"), "condition", library="latent", start_from_data=True
+            ),
             posterior=posteriors.DiagonalNormal(networks.Log1p(MLP([64], "relu", init="torch"))),
         )
-        fit(vae, dataset, epochs=60, seed=seed, optimizer=lambda p: torch.optim.Adam(p, lr=3e-3))
+        fit(
+            vae,
+            dataset,
+            epochs=120,
+            seed=seed,
+            optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-2),
+            scheduler=lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 120),
+        )
         errors.append(vae.likelihood.raw_dispersion.detach().numpy() - log_r)
         found = vae.likelihood.proportions(vae.encode(*dataset.train.columns), dataset.train.columns[1]).numpy()
         distances.append(np.abs(found - share).sum(1).mean() / 2)
         wrong.append(np.abs(x / x.sum(1, keepdims=True) - share).sum(1).mean() / 2)
-    mean, error = np.mean(errors, 0), np.std(errors, 0, ddof=1) / math.sqrt(6)
-    print(np.abs(mean).mean(), np.abs(mean / error).mean(), mean.mean(), distances, wrong)
-    assert np.mean(np.abs(mean) < 5 * error) > 0.9
+    print(np.mean(errors), np.sqrt(np.mean(np.square(errors))), distances, wrong)
+    assert abs(np.mean(errors)) < 0.08  # q(z|x) is not p(z|x), and the ELBO takes what q misses for noise
+    assert np.sqrt(np.mean(np.square(errors))) < 0.15  # log r varies by 0.5
+    assert np.mean(distances) < 0.35 * np.mean(wrong)
 
 
 # Data
