@@ -47,10 +47,12 @@ _FURTHER = (
     "clip_norm",
     "validate_every",
     "compile",
+    "precision",
+    "matmul_precision",
     "callbacks",
     "stop",
     "resume",
-)  # of `fit`
+)
 _ROWS = 8192  # coded or decoded at a time
 
 

@@ -608,6 +608,7 @@ def test_refusals() -> None:
         (lambda: vae(network=small(3), again=shared), "a new posterior for each VAE"),
         (lambda: KLWeight([1.0, 2.0], "linear", steps=[3]), "expected lists of one length"),
         (lambda: KLWeight([]), "expected lists of one length"),
+        (lambda: KLWeight(steps=[300, 600]), "the schedule is constant; expected 'linear'"),
         (lambda: KLWeight([1.0, -2.0]), "beta is -2.0"),
     ]
     for call, message in cases:

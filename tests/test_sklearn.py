@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 
 import numpy as np
@@ -17,7 +18,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import ppl_vae as pv
-from ppl_vae.sklearn import VAEDensity
+from ppl_vae import fit
+from ppl_vae.sklearn import _FURTHER, VAEDensity
 
 X = load_iris().data
 SHORT = {"hidden": (8,), "epochs": 3, "device": "cpu", "random_state": 0, "training": {"compile": "off"}}
@@ -191,6 +193,11 @@ def test_an_unreliable_estimate_warns(fitted, monkeypatch):
 def test_bad_arguments(changes, message):
     with pytest.raises(ValueError, match=message):
         VAEDensity(**SHORT | changes).fit(X).score_samples(X)
+
+
+def test_every_argument_of_fit_is_its_own_or_may_be_given():
+    own = {"program", "data", "validation", "objective", "optimizer", "epochs", "batch_size", "early_stopping", "seed"}
+    assert own | {"device"} | set(_FURTHER) == set(inspect.signature(fit).parameters)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from ppl_vae.objectives.losses import BatchLoss
 # add up a gradient over thousands of rows in another order (the terms cancel: 1e-5 was seen for K = 50); 16 bits
 _TRACED, _COMPILED, _HALF = 1e-5, 1e-4, 2e-2
 # a gradient that is zero in exact arithmetic (of a bias before batch normalisation) was seen at 0.8 roundings of the
-# largest gradient
+# largest gradient of the step; it is held against those of its own module, which are no larger
 _ROUNDINGS = 8
 
 
@@ -63,7 +63,7 @@ class Comparison:
         other = [*theirs.gradients, *(gradient for _, gradient in theirs.others)]
         for i, (x, y) in enumerate(zip(mine, other, strict=True)):
             scale = self._scales[i] if i < len(self._scales) else 0.0
-            if not self._close_gradients(x, y, scale, other):
+            if not self._close_gradients(x, y, scale, [other[j] for j in self._beside(i)]):
                 return f"the graph's gradient of {self._name(i)} is another than the program's"
         if not torch.equal(graph.after.random, program.after.random):
             return "the graph leaves another random state than the program"
@@ -74,17 +74,27 @@ class Comparison:
             return f"parameter {self._names[i].split('$$$')[-1]!r}"
         return f"parameter {i}" if i < len(self._leaves) else "an argument, or a tensor that the program holds,"
 
+    def _beside(self, i: int) -> list[int]:
+        """Return the places of the parameters of the same module: those whose names begin alike."""
+        if i >= len(self._names):
+            return []
+        module = self._names[i].rpartition(".")[0]
+        return [j for j, name in enumerate(self._names) if name.rpartition(".")[0] == module]
+
     def _close_gradients(
-        self, a: Tensor | None, b: Tensor | None, scale: float, gradients: Sequence[Tensor | None]
+        self, a: Tensor | None, b: Tensor | None, scale: float, beside: Sequence[Tensor | None]
     ) -> bool:
-        """Whether two gradients agree, or are zero but for rounding, of which a compiler or a GPU makes other noise."""
+        """Whether two gradients agree, or are zero but for rounding, of which a compiler or a GPU makes other noise.
+
+        Rounding is that of the gradients beside them, of the same module: a small gradient elsewhere is no noise.
+        """
         if a is None or b is None:
             return a is b
         if _close(a, b, self._tolerance, scale):
             return True
         if self._tolerance == _TRACED or not b.is_floating_point():
             return False
-        largest = max(_norm(g) for g in gradients if g is not None)
+        largest = max((_norm(g) for g in beside if g is not None), default=0.0)
         noise = _ROUNDINGS * torch.finfo(b.dtype).eps * largest
         return math.isfinite(noise) and max(_norm(a), _norm(b)) <= noise
 

@@ -38,7 +38,7 @@ def reconstruct(
     split: SplitName | None = None,
     size: int = 32,
     draws: int | None = None,
-    level: float = 0.9,
+    level: float | None = None,
     out: str | None = None,
     overwrite: bool = False,
 ) -> list[str]:
@@ -58,7 +58,7 @@ def reconstruct(
             sampling; right if entries are missing at random). The file holds filled (means given what is
             observed), low and high (the ends of an interval for each missing entry), by column in .csv and .parquet;
             and in .npz x and the draws. By default imputed.csv in the run's folder.
-        level: The probability of that interval.
+        level: The probability of that interval; by default 0.9.
         out: The file: .png for a picture; .npz for x, reconstruction, z (the means of q(z|x)), rows and splits (the
             number of each row in its source and the split it belongs to), and ids, labels and label_names where the
             data have them; .csv or .parquet for one column a number of them. By default reconstruct.png in the run's
@@ -68,13 +68,19 @@ def reconstruct(
     """
     check_positive_int(size, "--size")
     suffixes = (".png", ".npz", ".csv", ".parquet") if draws is None else (".csv", ".npz", ".parquet")
+    if level is not None and draws is None:
+        raise ValueError(f"--level is {level}, of the intervals of --draws, which is not given")
     path = writing.place(run, out, overwrite, suffixes, "reconstruct" if draws is None else "imputed")
     rows = data_options.open(run, split)
     count, errors = min(size, len(rows)), [0.0]
     if draws is not None:
         if run.vae.y_shape is not None:
             raise ValueError(f"--draws was given, and {run.folder} is a conditional model; use vae.given(y) and impute")
-        return [writing.save_blocks(path, _filled(run.vae, rows, count, draws, level, path.suffix))]
+        return [
+            writing.save_blocks(
+                path, _filled(run.vae, rows, count, draws, 0.9 if level is None else level, path.suffix)
+            )
+        ]
 
     def blocks() -> Iterator[dict[str, Any]]:
         for (x, *y), ids in rows.blocks(count):

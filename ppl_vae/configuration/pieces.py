@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 
 import pyro.infer
@@ -69,18 +69,23 @@ _OBJECTIVES = {
     name: cls for family in _FAMILIES for name, cls in _classes(getattr(objectives, family), _is_piece).items()
 }
 
+
+def _kind(name: str, classes: Mapping[str, Target], refused: Mapping[str, str]) -> Kind:
+    """Return a kind without the classes that cannot work."""
+    return Kind(name, {known: cls for known, cls in classes.items() if known not in refused}, refused)
+
+
 NETWORK = Kind("network", _classes(networks, lambda cls: _is_piece(cls) and not issubclass(cls, nn.Module)))
 KINDS = {
-    kind: Kind(kind, {name: cls for name, cls in classes.items() if name not in refused}, refused)
-    for kind, classes, refused in (
-        ("prior", _classes(priors, _is_piece), {}),
-        ("likelihood", _classes(likelihoods, _is_piece), {}),
-        ("posterior", _classes(posteriors, _is_piece), {}),
-        ("objective", _OBJECTIVES | _classes(pyro.infer, _derives(pyro.infer.ELBO)), _OBJECTIVES_REFUSED),
-        ("regularizer", _classes(regularizers, lambda cls: _is_piece(cls) and cls is not regularizers.Schedule), {}),
-        ("optimizer", _classes(torch.optim, _derives(torch.optim.Optimizer)), _OPTIMIZERS_REFUSED),
-        ("scheduler", _classes(lr_scheduler, _derives(lr_scheduler.LRScheduler)), _SCHEDULERS_REFUSED),
-    )
+    "prior": Kind("prior", _classes(priors, _is_piece)),
+    "likelihood": Kind("likelihood", _classes(likelihoods, _is_piece)),
+    "posterior": Kind("posterior", _classes(posteriors, _is_piece)),
+    "classifier": NETWORK,
+    "objective": _kind("objective", _OBJECTIVES | _classes(pyro.infer, _derives(pyro.infer.ELBO)), _OBJECTIVES_REFUSED),
+    "regularizer": Kind(
+        "regularizer", _classes(regularizers, lambda cls: _is_piece(cls) and cls is not regularizers.Schedule)
+    ),
+    "optimizer": _kind("optimizer", _classes(torch.optim, _derives(torch.optim.Optimizer)), _OPTIMIZERS_REFUSED),
+    "scheduler": _kind("scheduler", _classes(lr_scheduler, _derives(lr_scheduler.LRScheduler)), _SCHEDULERS_REFUSED),
 }
-KINDS = {**dict(list(KINDS.items())[:3]), "classifier": NETWORK, **dict(list(KINDS.items())[3:])}
 CHOICES = Choices(KINDS, NETWORK, data.load, training.fit)

@@ -158,8 +158,8 @@ def impute(
     each draw takes a z by its weight, and a low `acceptance` means few distinct z.
 
     A `NotMIWAE` is imputed by importance sampling. A draw is then a pair of z and :math:`x_\text{mis}`, its weight has
-    the factor :math:`p(s|x_\text{obs}, x_\text{mis})`, and `mean` averages draws. All missing entries are taken for
-    those of its mask, so `missing` must not hide entries that are known.
+    the factor :math:`p(s|x_\text{obs}, x_\text{mis})`, and `mean` averages draws. Its mask is that of NaN: a `missing`
+    that hides entries that are there is refused, since the mechanism would explain why they are missing.
 
     Args:
         vae: The model; its likelihood must have independent values. Or a `NotMIWAE`.
@@ -205,6 +205,11 @@ def impute(
         raise ValueError(f"impute: sampler {sampler!r} would leave p(s|x) of NotMIWAE out; expected 'importance'")
     model = vae.vae if isinstance(vae, NotMIWAE) else vae
     holes = _checked(model, x, x.isnan() if missing is None else missing)
+    if program is not None and bool((holes & ~x.isnan()).any()):
+        raise ValueError(
+            "impute: missing hides entries that are no NaN, of which NotMIWAE would explain the loss; set "
+            "them to NaN if they are missing, or impute by program.vae"
+        )
     chain = lambda t: t.repeat_interleave(num_chains, 0)  # noqa: E731
     each = -(-num_draws // num_chains)  # draws of a chain
     with seeded(seed), evaluation_mode(vae):

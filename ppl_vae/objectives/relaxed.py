@@ -30,9 +30,9 @@ class GumbelSoftmaxELBO(ManyParticles):
     and for bits :math:`\sigma((\ell + \epsilon) / T)` with logistic noise. The guide and the model stay discrete; the
     objective makes the draws in place of the guide.
 
-    Latents of a reparameterised posterior beside them keep their own draws and their path. p and q see exact draws of
-    the discrete z, so the **value** is an unbiased estimate of the ELBO. The **gradient**
+    p and q see exact draws of the discrete z, so the **value** is an unbiased estimate of the ELBO. The **gradient**
     passes straight through to the relaxed draw and is **biased** for every T: a small T has less bias and more noise.
+    Other latents, which must be reparameterised, keep their own draws and their path.
     For a bound over latents that are themselves relaxed, use a relaxed prior and posterior
     (`posteriors.GumbelSoftmax`).
 
@@ -101,8 +101,6 @@ class _Relaxed(Messenger):
 
 
 def _can_relax(fn: Any) -> bool:
-    while isinstance(fn, dist.MaskedDistribution):
-        fn = fn.base_dist
     return isinstance(unwrapped(fn), (BinaryVector, OneHotVector, dist.Bernoulli, dist.OneHotCategorical))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.util import is_validation_enabled
 from torch import Tensor, nn
 
 from ppl_vae._home import at_home
@@ -163,7 +164,7 @@ class SemiSupervisedVAE(VAE):
         values = torch.full(possible.shape, -torch.inf, dtype=torch.float64, device=x.device)
         errors, parts = torch.zeros_like(values), list[Evidence]()
         for c, rows in enumerate(possible.T):
-            if rows.any():
+            if rows.any() or not len(x):  # no data: refused there
                 parts.append(log_evidence(self.given(c), x[rows], **options))
                 values[rows, c], errors[rows, c] = parts[-1].log_evidence, parts[-1].error
         return Evidence(values + self.p_y().logits.squeeze(-2), errors, parts[0].method, parts[0].kind)
@@ -175,7 +176,8 @@ class SemiSupervisedVAE(VAE):
         """
         joint = self.log_joint(x, y, **options)
         log_p = joint.log_evidence.logsumexp(-1)
-        error = torch.where(joint.error > 0, joint.log_evidence.softmax(-1) * joint.error, 0.0).sum(-1)
+        share = joint.log_evidence.softmax(-1)  # of a label that is as good as impossible its error is no matter
+        error = torch.where(share > 0, share * joint.error, 0.0).sum(-1)
         return replace(joint, log_evidence=log_p, error=error)
 
     def given(self, y: Tensor | int) -> VAE:
@@ -196,24 +198,37 @@ class SemiSupervisedVAE(VAE):
         """
         for y in (split.columns[1] for split in (data.train, data.validation) if len(split.columns) > 1):
             if isinstance(y, Tensor) and y.dim() == 2:
-                bad = ~((y >= 0) & y.isfinite()).all(1) | ((y != 0).sum(1) > 1)
-                if bad.any():
-                    raise ValueError(
-                        f"row {int(bad.nonzero()[0])} of the labels is {y[bad][0].tolist()}; expected a one-hot row "
-                        "times the weight of the datum, or zeros where the label is unknown"
-                    )
+                _check_rows(y)
         return super().check_support(data)
 
     def _condition(self, role: str, y: Tensor | None) -> tuple[Tensor, ...]:
         return tuple(value / _sums(value) for value in super()._condition(role, y))
 
     def one_hot(self, y: Tensor) -> Tensor:
-        """Return labels (batch,) as one-hot rows, and rows as they are."""
-        return y if y.is_floating_point() or y.dim() != 1 else self._one_hot(y)
+        """Return labels (batch,) as one-hot rows, and rows as they are.
+
+        Raises:
+            ValueError: If Pyro's validation is on and a row is no multiple of a one-hot row.
+        """
+        if not y.is_floating_point() and y.dim() == 1:
+            return self._one_hot(y)
+        if is_validation_enabled():
+            _check_rows(y)
+        return y
 
     def _weighted(self, y: Tensor | None) -> Any:
         """Return the handler of the weights of data, which the rows of y sum to."""
         return poutine.scale(scale=1.0 if y is None else _sums(self.one_hot(y).to(self.class_logits)).squeeze(-1))
+
+
+def _check_rows(y: Tensor) -> None:
+    """Refuse rows, (n, C), of which one is neither a multiple of a one-hot row nor zeros."""
+    bad = ~((y >= 0) & y.isfinite()).all(-1) | ((y != 0).sum(-1) > 1)
+    if bad.any():
+        raise ValueError(
+            f"row {int(bad.nonzero()[0, 0])} of the labels is {y[bad][0].tolist()}; expected a one-hot row times the "
+            "weight of the datum, or zeros where the label is unknown"
+        )
 
 
 def _sums(y: Tensor) -> Tensor:

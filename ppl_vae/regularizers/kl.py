@@ -65,6 +65,8 @@ class KLWeight(nn.Module):
         count = len(lists[0]) if lists else 1
         if not count or any(len(value) != count for value in lists):
             raise ValueError(f"{owner}: beta is {beta!r} and steps is {steps!r}; expected lists of one length")
+        if isinstance(steps, Sequence) and schedule == "constant":
+            raise ValueError(f"{owner}: steps is {list(steps)} and the schedule is constant; expected 'linear' or so")
         betas: Any = beta if isinstance(beta, Sequence) else [beta] * count
         lengths: Any = steps if isinstance(steps, Sequence) else [steps] * count
         for name, value in [*(("beta", stop) for stop in betas), ("start", start)]:

@@ -53,6 +53,15 @@ def test_nothing_is_noise_beside_a_gradient_that_is_not_finite(value):
     assert difference(outcome(broken, NOISE), outcome(broken, NOISE)) is None
 
 
+def test_a_small_gradient_of_another_module_is_no_noise():
+    """Of a guide beside a model whose gradient is ten million times as large: held against its own module alone."""
+    for names, found in ((("net.weight", "net.bias"), None), (("decoder.weight", "guide.bias"), "'guide.bias'")):
+        theirs = outcome(LARGE, NOISE)
+        comparison = Comparison(theirs.step, [torch.zeros(3)] * 2, names, full=True, autocast=False)
+        told = comparison.difference(outcome(LARGE, -NOISE), theirs)
+        assert told is None if found is None else found in told
+
+
 def test_a_gradient_that_is_not_there_is_no_zero():
     assert "'bias'" in difference(outcome(LARGE, None), outcome(LARGE, NOISE))
     assert "'bias'" in difference(outcome(LARGE, NOISE), outcome(LARGE, None))

@@ -265,5 +265,7 @@ def test_missing_entries_of_a_table_are_filled_with_intervals(capsys):
     np.testing.assert_allclose(named["filled_row"], filled[:, 1], rtol=1e-6)
     assert cli.main(["reconstruct", "run", "--draws", "9"]) == 2
     assert "9 draws are too few at level 0.9; give impute num_draws=19 or more" in capsys.readouterr().err
+    assert cli.main(["reconstruct", "run", "--level", "0.5"]) == 2
+    assert "--level is 0.5, of the intervals of --draws, which is not given" in capsys.readouterr().err
     assert cli.main(["reconstruct", "run", "--split", "all", "--size", "60"]) == 0
     assert "nan" not in capsys.readouterr().out  # the error is that of observed entries

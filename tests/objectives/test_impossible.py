@@ -20,7 +20,7 @@ from ppl_vae.distributions.full_normal import FullNormal
 from ppl_vae.evaluation import Evidence, evaluate
 from ppl_vae.evaluation.report import _refuse_above_zero
 from ppl_vae.objectives import sample_log_weights
-from ppl_vae.objectives.impossible import Limits, impossible, limits_of, strange
+from ppl_vae.objectives.impossible import Limits, alarm_of, impossible, limits_of, strange
 from ppl_vae.training import DivergedError
 
 DISCRETE = Limits("Bernoulli", ("Normal", "Normal"), lower=True)
@@ -182,6 +182,20 @@ def test_a_wrong_density_that_chance_could_give_is_an_alarm(digits) -> None:
         fit(vae, digits, epochs=1)
     right = evaluate(make(digits), digits.test, size=64, gap_size=0, importance_size=0, imputation_size=0)
     assert not [note for note in right.notes if "analytic" in note]
+
+
+def test_a_posterior_that_is_sure_of_its_state_is_no_alarm() -> None:
+    """All draws are one state, whose sampled KL has a standard error of zero and is not the analytic one."""
+    logits = torch.tensor([[8.0, 0.0]]).expand(3, 2)
+    q, p = (dist.OneHotCategorical(logits=values) for values in (logits, torch.zeros(2)))
+    torch.manual_seed(0)
+    drawn = q.sample((32,))
+    assert (drawn[..., 0] == 1).all()
+    analytic = torch.distributions.kl_divergence(q, p.expand((3,)))
+    sampled = (q.log_prob(drawn) - p.log_prob(drawn)).mean(0)
+    assert ((sampled - analytic) > 1e-3 * (1 + analytic)).all()  # by more than rounding
+    torch.manual_seed(0)
+    assert alarm_of(q, p) is None
 
 
 @pytest.mark.parametrize(

@@ -593,6 +593,12 @@ def test_what_it_refuses(make, error, message):
         make()
 
 
+def test_entries_that_are_there_are_not_imputed_by_the_mechanism():
+    x = torch.tensor([[0.3, 0.4, -1.0]]).double()
+    with pytest.raises(ValueError, match="missing hides entries that are no NaN"):
+        impute(known(), x, torch.tensor([True, False, False]), sampler="importance", num_steps=5)
+
+
 def test_a_conditional_vae_is_refused():
     encoder = posteriors.DiagonalNormal()
     vae = VAE((2,), prior=priors.StandardNormal(1), likelihood=Mixed("real"), posterior=encoder, y_shape=(3,))

@@ -25,6 +25,7 @@ import ppl_vae
 from ppl_vae import SVI, checkpoints, cli, data, evaluate, fit, likelihoods, load_run, posteriors, priors, regularizers
 from ppl_vae.data.conditions import with_few_labels
 from ppl_vae.data.rows import LazyRows
+from ppl_vae.evidence.results import Evidence
 from ppl_vae.networks import MLP
 from ppl_vae.objectives import (
     ELBO,
@@ -438,10 +439,26 @@ def test_a_row_that_is_no_label_is_refused(digits: data.Dataset) -> None:
             objective=EnumeratedELBO(),
             batch_size=20,
         )
+    for use in (make().encode, make().reconstruct, make().score, make().mistakes):  # not in training alone
+        with pytest.raises(ValueError, match=r"row 1 of the labels is \[1.0, 1.0, 0.0\]"):
+            use(X[:2], torch.tensor([[0.0, 0.0, 1.0], [1.0, 1.0, 0.0]]).double())
+    with pytest.raises(ValueError, match="was given no data"):
+        make().score(X[:0])
     with pytest.raises(ValueError, match="whose label is unknown"):
         evaluate(make(), (X, KNOWN))
     with pytest.raises(ValueError, match="whose label is unknown"):
         make().given(torch.zeros(C))
+
+
+def test_the_error_of_a_label_without_a_share_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unreliable estimate has an infinite error, which times a share of zero is no number."""
+    vae = make()
+    joint = Evidence(
+        torch.tensor([[-5.0, -2000.0, -6.0]]).double(), torch.tensor([[0.1, torch.inf, 0.2]]).double(), "", ""
+    )
+    monkeypatch.setattr(SemiSupervisedVAE, "log_joint", lambda *_, **__: joint)
+    share = torch.tensor([-5.0, -6.0]).double().softmax(0)
+    torch.testing.assert_close(vae.evidence(X[:1]).error, (share @ torch.tensor([0.1, 0.2]).double())[None])
 
 
 # The model as a VAE
