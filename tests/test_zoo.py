@@ -27,7 +27,7 @@ from ppl_vae import SVI, VAE, data, likelihoods, networks, objectives, posterior
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae.distributions import binary_vector
 from ppl_vae.networks import ParameterNetwork
-from ppl_vae.objectives import as_loss, sample_log_weights
+from ppl_vae.objectives import as_loss, logits, sample_log_weights
 from ppl_vae.objectives.losses import BatchLoss, evaluate_objective
 
 every_program = pytest.mark.parametrize("program", zoo.programs(), ids=zoo.names)
@@ -494,6 +494,9 @@ def test_an_estimate_per_datum(objective: zoo.Objective, num_particles: int, lik
         assert estimate.kl.shape == (BATCH,)
 
 
+NOISES = ("logistic_noise", "gumbel_noise")
+
+
 class Draws:
     """All that is drawn in one pass, to be given again for one datum alone."""
 
@@ -501,15 +504,17 @@ class Draws:
         self.patch = patch
         self.drawn: list[tuple[Tensor, int]] = []  # with the dimension of the data
         self.sample = TorchDistributionMixin.__call__  # what `pyro.sample` calls
-        self.noise = binary_vector.logistic_noise  # and what a relaxed draw is made of
+        # and what draws by an objective are made of
+        self.noises = [(m, n, getattr(m, n)) for m in (binary_vector, logits) for n in NOISES if hasattr(m, n)]
         self._replace(
             lambda distribution: self._keep(self.sample(distribution), len(distribution.event_shape)),
-            lambda logits: self._keep(self.noise(logits), 1),
+            lambda noise: lambda logits: self._keep(noise(logits), 1),
         )
 
-    def _replace(self, sample: Callable[[Any], Tensor], noise: Callable[[Tensor], Tensor]) -> None:
+    def _replace(self, sample: Callable[[Any], Tensor], noise: Callable[[Any], Callable[[Tensor], Tensor]]) -> None:
         self.patch.setattr(TorchDistributionMixin, "__call__", sample)
-        self.patch.setattr(binary_vector, "logistic_noise", noise)
+        for module, name, own in self.noises:
+            self.patch.setattr(module, name, noise(own))
 
     def _keep(self, value: Tensor, event_dim: int) -> Tensor:
         self.drawn.append((value, -1 - event_dim))
@@ -517,7 +522,7 @@ class Draws:
 
     def again(self, i: int) -> None:
         values = iter([value.narrow(dim, i, 1).detach() for value, dim in self.drawn])
-        self._replace(lambda distribution: next(values), lambda logits: next(values))
+        self._replace(lambda distribution: next(values), lambda noise: lambda logits: next(values))
 
 
 @every_objective
@@ -607,7 +612,8 @@ def test_a_masked_datum_counts_for_nothing(objective: zoo.Objective, num_particl
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(TorchDistributionMixin, "__call__", fixed)
-            patch.setattr(binary_vector, "logistic_noise", lambda logits: z[select].expand_as(logits))
+            for module in (binary_vector, logits):
+                patch.setattr(module, "logistic_noise", lambda values: z[select].expand_as(values))
             return as_loss(objective.make(num_particles))(program, x)
 
     masked = batch_loss(program_of_two, x, torch.ones(BATCH, dtype=torch.bool))

@@ -230,6 +230,10 @@ def _states(prior: Prior, likelihood: Likelihood, posterior: Posterior) -> bool:
     return posterior.space in ("bits", "one-hot")
 
 
+def _bits(prior: Prior, likelihood: Likelihood, posterior: Posterior) -> bool:
+    return posterior.space == "bits"
+
+
 @functools.cache
 def _example(entry: Prior | Posterior) -> Any:
     """p(z) or q(z|x) of two latents."""
@@ -580,6 +584,14 @@ OBJECTIVES = [
         gradient="score",
     ),
     Objective("REINFORCE-learned", lambda k: objectives.REINFORCE(k, "learned"), fits=_scored, gradient="score"),
+    Objective("NVIL", lambda k: objectives.NVIL(k), fits=_scored, gradient="score"),
+    Objective("ARM", lambda k: objectives.ARM(2 * k), fits=_bits, gradient="antithetic"),
+    Objective("DisARM", lambda k: objectives.DisARM(2 * k), fits=_bits, gradient="antithetic"),
+    Objective("LocalDisARM", lambda k: objectives.LocalDisARM(2 * k), False, False, _bits, gradient="antithetic"),
+    Objective("DoubleCV", lambda k: objectives.DoubleCV(k), fits=_states, min_particles=2),
+    Objective("REBAR", lambda k: objectives.REBAR(k), fits=_states, gradient="relaxed"),
+    Objective("REBAR-fixed", lambda k: objectives.REBAR(k, adapt=False), fits=_states, gradient="relaxed"),
+    Objective("RELAX", lambda k: objectives.RELAX(k), fits=_states, gradient="relaxed"),
     Objective("VIMCO", lambda k: objectives.VIMCO(k), False, False, _scored, min_particles=2, gradient="score"),
     Objective("RWS", lambda k: objectives.RWS(k), False, False, _scored, gradient="score", min_particles=2),
     Objective(

@@ -1,6 +1,8 @@
 """Objectives: estimates of log p(x) and of its gradient from per-datum log-weights, one family per file."""
 
+from ppl_vae.objectives.antithetic import ARM, DisARM, LocalDisARM
 from ppl_vae.objectives.combined import CIWAE, JVI, MIWAE, PIWAE
+from ppl_vae.objectives.controls import REBAR, RELAX, DoubleCV
 from ppl_vae.objectives.enumeration import EnumeratedELBO
 from ppl_vae.objectives.estimate import Estimate, Objective
 from ppl_vae.objectives.importance import IWAE, IWAESTL, DReG
@@ -11,13 +13,14 @@ from ppl_vae.objectives.regularized import Penalty, Regularized, Regularizer
 from ppl_vae.objectives.relaxed import GumbelSoftmaxELBO
 from ppl_vae.objectives.renyi import Renyi, VRMax
 from ppl_vae.objectives.sampling import sample_log_weights
-from ppl_vae.objectives.score_function import REINFORCE, VIMCO
+from ppl_vae.objectives.score_function import NVIL, REINFORCE, VIMCO
 from ppl_vae.objectives.thermodynamic import TVO
 from ppl_vae.objectives.traces import NotPerDatumError
 from ppl_vae.objectives.upper import CUBO, EUBO
 from ppl_vae.objectives.wake_sleep import RWS, RWSDReG
 
 __all__ = [
+    "ARM",
     "CIWAE",
     "CUBO",
     "ELBO",
@@ -26,17 +29,23 @@ __all__ = [
     "IWAESTL",
     "JVI",
     "MIWAE",
+    "NVIL",
     "PIWAE",
+    "REBAR",
     "REINFORCE",
+    "RELAX",
     "RWS",
     "STL",
     "TVO",
     "VIMCO",
     "ArticleELBO",
     "DReG",
+    "DisARM",
+    "DoubleCV",
     "EnumeratedELBO",
     "Estimate",
     "GumbelSoftmaxELBO",
+    "LocalDisARM",
     "LogWeights",
     "MeanFieldELBO",
     "NotPerDatumError",

@@ -19,11 +19,30 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 _counter = itertools.count()
-_names: weakref.WeakKeyDictionary[LearnedBaseline, str] = weakref.WeakKeyDictionary()
+_names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+
+
+def name_of(module: nn.Module) -> str:
+    """Return the name under which Pyro keeps a module's parameters: unique in the process; a copy has its own name."""
+    if module not in _names:
+        _names[module] = f"baseline_{next(_counter)}"
+    return _names[module]
+
+
+def two_layers(inputs: int, hidden: int) -> nn.Sequential:
+    """Return a network with two hidden layers with ReLU and one output."""
+    layers = [nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(hidden, 1))
+
+
+def observed_rows(log_weights: LogWeights) -> Float[Tensor, "batch columns"]:
+    """Return all that is observed of each datum as a row; a missing value is 0."""
+    batch = log_weights.log_lik.shape[1]
+    return torch.cat([x.detach().reshape(batch, -1) for _, x in log_weights.observed.values()], 1).nan_to_num()
 
 
 class MovingAverage(nn.Module):
-    r"""The exponential moving average of the signal over batches: one number for all data, zero at the first step.
+    r"""The exponential moving average of a signal over batches: one number for all data, zero at the first step.
 
     Args:
         decay: The share of the average that each step keeps; the average covers about 1 / (1 - decay) steps.
@@ -38,7 +57,7 @@ class MovingAverage(nn.Module):
         self.register_buffer("total", torch.zeros(()))
         self.register_buffer("weight", torch.zeros(()))
 
-    def forward(self, signal: Float[Tensor, "K batch"]) -> Float[Tensor, ""]:
+    def forward(self, signal: Tensor) -> Float[Tensor, ""]:
         """Return the average of the earlier signals, then add this one to it."""
         baseline = (self.total / self.weight.clamp_min(1e-12)).to(signal)
         if torch.is_grad_enabled():
@@ -46,6 +65,25 @@ class MovingAverage(nn.Module):
                 self.total.mul_(self.decay).add_((1 - self.decay) * signal.mean().to(self.total))
                 self.weight.mul_(self.decay).add_(1 - self.decay)
         return baseline
+
+
+class Coefficient(nn.Module):
+    r"""The best coefficient of a control variate, from the gradients of earlier batches: zero at the first step.
+
+    The variance of :math:`g_0 + \alpha g_1` with :math:`\mathbb E[g_1] = 0` is least at
+    :math:`\alpha = -\mathbb E[g_0 \cdot g_1] / \mathbb E[g_1 \cdot g_1]`. Both are moving averages over batches that
+    exclude the present one, so the estimator stays unbiased.
+    """
+
+    def __init__(self, decay: float = 0.99) -> None:
+        super().__init__()
+        self.product, self.square = MovingAverage(decay), MovingAverage(decay)
+
+    def forward(self, g0: Tensor, g1: Tensor) -> Float[Tensor, ""]:
+        """Return the coefficient, then learn from both gradients."""
+        square = self.square(g1.square())
+        product = self.product(g0 * g1)
+        return torch.where(square > 0, -product / square.clamp_min(torch.finfo(square.dtype).tiny), 0.0)
 
 
 class LearnedBaseline(nn.Module):
@@ -69,27 +107,17 @@ class LearnedBaseline(nn.Module):
         self.register_buffer("offset", torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))
 
-    @property
-    def name(self) -> str:
-        """The name under which Pyro keeps the parameters: unique in the process; a copy has its own name."""
-        if self not in _names:
-            _names[self] = f"baseline_{next(_counter)}"
-        return _names[self]
-
     def forward(self, log_weights: LogWeights, signal: Float[Tensor, "K batch"]) -> Float[Tensor, " batch"]:
         """Return b(x), differentiable with respect to the parameters of the network only."""
-        x = torch.cat([x.detach().reshape(len(signal[0]), -1) for _, x in log_weights.observed.values()], 1)
-        x = x.nan_to_num()  # NaN marks a missing value
+        x = observed_rows(log_weights)
         if self.network is None:
             self._make(x, signal)
         assert self.network is not None
-        pyro.module(self.name, self.network)
+        pyro.module(name_of(self), self.network)
         return self.offset + self.scale * self.network(x.to(self.offset)).squeeze(-1)
 
     def _make(self, x: Tensor, signal: Tensor) -> None:
-        widths = (x.shape[1], self.hidden, self.hidden)
-        layers = [layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
-        self.network = nn.Sequential(*layers, nn.Linear(self.hidden, 1))
+        self.network = two_layers(x.shape[1], self.hidden)
         self.to(signal)
         with torch.no_grad():
             self.offset.copy_(signal.mean())

@@ -33,6 +33,8 @@ RWS-DReG                   w~                     w~ - w~^2                     
 EUBO, CUBO                 0                      0                             w~; (n - 1) / n times w~ of w^n
 =========================  =====================  ============================  ====================================
 
+Estimators that weigh each variable of a particle by a number of its own have the second form, `objectives.logits`.
+
 The path weight multiplies the gradient that comes back from the model to z. It leaves a dependence on z through the
 arguments of a guide's distribution, as in q(z2|z1), in place. To drop or reweigh the score, `surrogate` scores q again
 at the same z. Neither step touches an encoder inside the prior (VampPrior): its gradient is part of grad log p.
@@ -63,6 +65,10 @@ class Again(Protocol):
 
     def dream(self) -> Float[Tensor, " batch"]:
         """Return log q(z|x) of data and latents that the model draws."""
+        ...
+
+    def log_p(self, z: Mapping[str, Tensor]) -> Float[Tensor, "K batch"]:
+        """Return log p(x, z_k) at other latents, which need not lie in the support."""
         ...
 
 
@@ -119,6 +125,7 @@ class LogWeights:
         enumerated: The sites of which the particles are all joint states instead of draws; empty for draws. A state
             then has the weight q(state|x) in an expectation, not 1/K. All other sites are drawn given the state.
         detached: Whether the latents were deliberately drawn without a gradient, for the score function.
+        drawing: The handler that drew in place of the guide, with the noise that it keeps; None where the guide drew.
 
     Example:
         >>> from ppl_vae import VAE, likelihoods, objectives, posteriors, priors
@@ -141,6 +148,7 @@ class LogWeights:
     again: Again | None = None
     enumerated: tuple[str, ...] = ()
     detached: bool = False
+    drawing: Any = None
 
     @classmethod
     def of(cls, log_w: Float[Tensor, "K batch"]) -> LogWeights:
@@ -323,15 +331,22 @@ class LogWeights:
         Args:
             objective: The objective, or its name, for the message.
         """
-        for name in self._sites_of_draws(objective):
+        for name in self.require_draws(objective):
             if self.z[name].requires_grad:
                 raise ValueError(
                     f"objective {_name(objective)} takes the score of q, and z at site {name!r} carries a gradient; "
                     "sample the log-weights with latents='detached'"
                 )
 
-    def _sites_of_draws(self, objective: object) -> list[str]:
-        """Return the sites whose draws an objective may average over: all, or none where no gradient is recorded."""
+    def require_draws(self, objective: object) -> list[str]:
+        """Raise if the particles are all states and gradients are recorded.
+
+        Args:
+            objective: The objective, or its name, for the message.
+
+        Returns:
+            The sites whose draws an objective may average over: all, or none where no gradient is recorded.
+        """
         if not torch.is_grad_enabled():
             return []
         if self.enumerated:
@@ -347,7 +362,7 @@ class LogWeights:
         Args:
             objective: The objective, or its name, for the message.
         """
-        for name in self._sites_of_draws(objective):
+        for name in self.require_draws(objective):
             q = self.posterior.get(name)  # none in log-weights that were made by hand
             if q is None or self.z[name].requires_grad:
                 continue

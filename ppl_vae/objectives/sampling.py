@@ -6,7 +6,7 @@ The attribute ``latents`` of an objective states how the latents are drawn:
 - ``"detached"``: the same draws without a gradient, for estimators that use the score of q.
 - ``"scored"``: those that are reparameterised with their gradient, the others without, for the score of q.
 - ``"enumerated"``: all states of the latents that list them, as the particles, and a draw of all others for each.
-- a Pyro handler that draws in place of the guide (`objectives.relaxed` has one).
+- a Pyro handler that draws in place of the guide (`objectives.relaxed` and `objectives.logits` have one each).
 """
 
 from __future__ import annotations
@@ -90,9 +90,15 @@ def sample_log_weights(
     replayed = poutine.replay(model, trace=_with_values(guide_trace, seen) if seen else guide_trace)
     model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
     weights = from_traces(model_trace, guide_trace)
-    again = _Again(program, guide, args, kwargs, guide_trace, weights)
-    path = Path(seen) if seen else None
-    return replace(weights, path=path, again=again, enumerated=tuple(states), detached=latents == "detached")
+    again = _Again(program, (model, guide), args, kwargs, guide_trace, weights)
+    return replace(
+        weights,
+        path=Path(seen) if seen else None,
+        again=again,
+        enumerated=tuple(states),
+        detached=latents == "detached",
+        drawing=None if isinstance(latents, str) else latents,
+    )
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ class _Again:
     """The program of some log-weights, kept for another run."""
 
     program: tuple[Function, Function]
-    guide: Function  # inside the plate of particles
+    in_plate: tuple[Function, Function]  # the same, inside the plate of particles
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     guide_trace: poutine.Trace
@@ -108,11 +114,17 @@ class _Again:
 
     def score(self) -> Tensor:
         fixed = {name: z.detach() for name, z in self.weights.z.items()}
-        replayed = poutine.replay(self.guide, trace=_with_values(self.guide_trace, fixed))
+        replayed = poutine.replay(self.in_plate[1], trace=_with_values(self.guide_trace, fixed))
         with _batch_norm_learns_nothing():
             trace = poutine.trace(replayed).get_trace(*self.args, **self.kwargs)
         sites = {name: site for name, site in sample_sites(trace).items() if name in fixed}
         return sum_per_datum(sites, self.weights.log_lik.shape[1])
+
+    def log_p(self, z: Mapping[str, Tensor]) -> Tensor:
+        replayed = poutine.replay(self.in_plate[0], trace=_with_values(self.guide_trace, z))
+        with _batch_norm_learns_nothing(), pyro.validation_enabled(False):  # a relaxed z is outside of the support
+            sites = sample_sites(poutine.trace(replayed).get_trace(*self.args, **self.kwargs))
+            return sum_per_datum(sites, self.weights.log_lik.shape[1])
 
     def dream(self) -> Tensor:
         model, guide = self.program

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from ppl_vae._validation import check_choice, check_positive_int
+from ppl_vae._validation import check_choice, check_positive_int, is_real
 from ppl_vae.objectives.baselines import LearnedBaseline, MovingAverage, leave_one_out
 from ppl_vae.objectives.enumeration import EnumeratedELBO
 from ppl_vae.objectives.estimate import Estimate, ManyParticles, owner
@@ -111,13 +111,59 @@ class REINFORCE:
             expected = self.learned(log_weights, signal)
             # divided by the scale, so that the gradient of the fit has the size of the network's unscaled outputs
             fit = -0.5 * ((signal - expected) / self.learned.scale).square().mean(0)
-            signal = signal - expected.detach()
+            signal = self._normalized(signal - expected.detach())
         mean = torch.full_like(signal, 1 / log_weights.num_particles)
         if len(scored) < len(log_weights.log_q):  # the path of the others is that of log w, without log q of the scored
             log_q = sum(scored.values(), torch.zeros_like(signal))
             surrogate = log_weights.log_w + (1 + signal) * log_q
             return Estimate(value, (mean * surrogate).sum(0) + fit, "lower")
         return Estimate(value, log_weights.surrogate(mean, score=mean * signal) + fit, "lower")
+
+    def _normalized(self, signal: Float[Tensor, "K batch"]) -> Float[Tensor, "K batch"]:
+        """Return the signal in another scale."""
+        return signal
+
+
+class NVIL(REINFORCE):
+    r"""`REINFORCE` with a learned baseline, and a signal that is centred and divided by its standard deviation.
+
+    .. math::
+        g = \frac{1}{\max(1, v^{1/2})} \cdot \frac1K \sum_k (\log w_k - b(x) - c)\, \nabla_\phi \log q(z_k|x),
+
+    with the network b fitted by least squares, and c and v the moving averages of the mean and of the variance of
+    :math:`\log w - b(x)` over earlier batches (the paper includes the present one). **The encoder's gradient is
+    unbiased but for its scale**, which falls where the signal is noisy; the value and the model's gradient are the
+    ELBO's. An object of this class holds its state: use one object per training run.
+
+    Args:
+        num_particles: K.
+        decay: The share of both averages that each step keeps.
+
+    Raises:
+        ValueError: If `decay` is not in (0, 1).
+
+    Reference:
+        Neural Variational Inference and Learning in Belief Networks (Mnih & Gregor, 2014),
+        https://arxiv.org/abs/1402.0030
+
+    Example:
+        >>> NVIL()
+        NVIL(num_particles=1, decay=0.8)
+    """
+
+    def __init__(self, num_particles: int = 1, decay: float = 0.8) -> None:
+        super().__init__(num_particles, "learned")
+        if not is_real(decay) or not 0 < decay < 1:
+            raise ValueError(f"{owner(self)}: decay is {decay!r}; expected a number between 0 and 1, the paper's 0.8")
+        self.decay = decay
+        self.mean, self.variance = MovingAverage(decay), MovingAverage(decay)
+
+    def __repr__(self) -> str:
+        return f"NVIL(num_particles={self.num_particles}, decay={self.decay})"
+
+    def _normalized(self, signal: Float[Tensor, "K batch"]) -> Float[Tensor, "K batch"]:
+        own = (signal - signal.mean()).square()
+        return (signal - self.mean(signal)) / self.variance(own).sqrt().clamp_min(1.0)
 
 
 @dataclass(frozen=True)
@@ -167,8 +213,12 @@ class VIMCO(ManyParticles):
 
 def without_each(log_w: Float[Tensor, "K batch"]) -> Float[Tensor, "K batch"]:
     """Return the K bounds in which the geometric mean of the other weights replaces w_k."""
+    return replacing_each(log_w, leave_one_out(log_w))
+
+
+def replacing_each(log_w: Float[Tensor, "K batch"], others: Float[Tensor, "K batch"]) -> Float[Tensor, "K batch"]:
+    """Return the K bounds in which another log-weight replaces that of particle k."""
     k = len(log_w)
-    others = leave_one_out(log_w)
     own = torch.eye(k, dtype=torch.bool, device=log_w.device).unsqueeze(-1)
-    replaced = torch.where(own, others.unsqueeze(1), log_w.unsqueeze(0))  # (left out, K, batch)
+    replaced = torch.where(own, others.unsqueeze(1), log_w.unsqueeze(0))  # (replaced, K, batch)
     return replaced.logsumexp(1) - math.log(k)
