@@ -143,12 +143,13 @@ class LocalDisARM(_Pairs):
 
     .. math::
         g_{ki} = \tfrac12 \big(\hat{\mathcal L}(b_{1:n}) - \hat{\mathcal L}(b_{1:n} \text{ with } \tilde b_k)\big)\,
-        (b_{ki} - \tilde b_{ki})\, \sigma(|\ell_i|)
+        (b_{ki} - \tilde b_{ki})\, \sigma(|\ell_i|) - (\tilde w_k - \tfrac1n)\, (b_{ki} - \mu_i)
 
-    for each of n = K/2 pairs; :math:`\hat{\mathcal L}` is the bound of n draws. It is **unbiased** for the bound's
-    gradient. The two halves then exchange roles, and value and gradient are the means of both, which has the same
-    expectation and no more variance than the paper's form, which uses one half. **The bound is that of K/2 particles**,
-    at the cost of K. With one pair it is `DisARM`.
+    for each of n = K/2 pairs; :math:`\hat{\mathcal L}` is the bound of n draws, and the second term is that of log q
+    inside the bound. It is **unbiased** for the bound's gradient. There are two differences from the paper. The
+    constant 1/n takes away noise of expectation zero. The two halves exchange roles, and value and gradient are the
+    means of both, which has the same expectation and no more variance. **The bound is that of K/2 particles**, at the
+    cost of K. With one pair it is `DisARM`.
 
     Args:
         num_particles: K, twice the number of pairs.
@@ -181,4 +182,5 @@ class LocalDisARM(_Pairs):
         signals = bounds[0] - replacing_each(first, second), replacing_each(second, first) - bounds[1]
         pairs = 0.25 * site.spread(signals[0] + signals[1]) * _coupled(site)
         weights = torch.cat([first.softmax(0), second.softmax(0)]) / 2
-        return site.estimate((bounds[0] + bounds[1]) / 2, weights, torch.cat([pairs, pairs]) / 2)
+        inside = site.spread(weights - 1 / len(weights)) * site.score
+        return site.estimate((bounds[0] + bounds[1]) / 2, weights, torch.cat([pairs, pairs]) / 2 - inside)
