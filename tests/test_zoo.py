@@ -27,7 +27,7 @@ from ppl_vae import SVI, VAE, data, likelihoods, networks, objectives, posterior
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae.distributions import binary_vector
 from ppl_vae.networks import ParameterNetwork
-from ppl_vae.objectives import as_loss, logits, sample_log_weights
+from ppl_vae.objectives import annealed, as_loss, logits, sample_log_weights
 from ppl_vae.objectives.losses import BatchLoss, evaluate_objective
 
 every_program = pytest.mark.parametrize("program", zoo.programs(), ids=zoo.names)
@@ -494,7 +494,7 @@ def test_an_estimate_per_datum(objective: zoo.Objective, num_particles: int, lik
         assert estimate.kl.shape == (BATCH,)
 
 
-NOISES = ("logistic_noise", "gumbel_noise")
+NOISES = ("logistic_noise", "gumbel_noise", "momentum")
 
 
 class Draws:
@@ -505,7 +505,9 @@ class Draws:
         self.drawn: list[tuple[Tensor, int]] = []  # with the dimension of the data
         self.sample = TorchDistributionMixin.__call__  # what `pyro.sample` calls
         # and what draws by an objective are made of
-        self.noises = [(m, n, getattr(m, n)) for m in (binary_vector, logits) for n in NOISES if hasattr(m, n)]
+        self.noises = [
+            (m, n, getattr(m, n)) for m in (annealed, binary_vector, logits) for n in NOISES if hasattr(m, n)
+        ]
         self._replace(
             lambda distribution: self._keep(self.sample(distribution), len(distribution.event_shape)),
             lambda noise: lambda logits: self._keep(noise(logits), 1),
@@ -614,6 +616,7 @@ def test_a_masked_datum_counts_for_nothing(objective: zoo.Objective, num_particl
             patch.setattr(TorchDistributionMixin, "__call__", fixed)
             for module in (binary_vector, logits):
                 patch.setattr(module, "logistic_noise", lambda values: z[select].expand_as(values))
+            patch.setattr(annealed, "momentum", lambda values: z[select].expand_as(values))
             return as_loss(objective.make(num_particles))(program, x)
 
     masked = batch_loss(program_of_two, x, torch.ones(BATCH, dtype=torch.bool))

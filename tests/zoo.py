@@ -221,6 +221,11 @@ def _rescored(prior: Prior, likelihood: Likelihood, posterior: Posterior) -> boo
     return posterior.reparameterised and posterior.rescores
 
 
+def _annealed(prior: Prior, likelihood: Likelihood, posterior: Posterior) -> bool:
+    """The latent moves freely, and q scores where it goes."""
+    return _rescored(prior, likelihood, posterior) and posterior.space == "real"
+
+
 def _scored(prior: Prior, likelihood: Likelihood, posterior: Posterior) -> bool:
     """Draws without a gradient are scored with one."""
     return posterior.rescores
@@ -599,6 +604,14 @@ OBJECTIVES = [
     ),
     Objective(
         "RWSDReG", lambda k: objectives.RWSDReG(k), False, False, _rescored, gradient="rescored", min_particles=2
+    ),
+    Objective(
+        "DAIS",
+        lambda k: objectives.DAIS(k, transitions=2, step_size=0.003),
+        False,
+        False,
+        _annealed,
+        gradient="annealed",
     ),
     Objective("EnumeratedELBO", lambda k: objectives.EnumeratedELBO(), fits=_states),
     Objective("GumbelSoftmaxELBO", lambda k: objectives.GumbelSoftmaxELBO(k), fits=_states),

@@ -6,6 +6,7 @@
 
 from ppl_vae.evidence.annealing import annealed, bidirectional
 from ppl_vae.evidence.densities import Densities, ProgramDensities, VAEDensities, densities_of
+from ppl_vae.evidence.differentiable import dais
 from ppl_vae.evidence.enumeration import enumerate_evidence
 from ppl_vae.evidence.importance import importance
 from ppl_vae.evidence.linear_gaussian import closed_form_evidence, linear_gaussian_evidence
@@ -23,6 +24,7 @@ __all__ = [
     "annealed",
     "bidirectional",
     "closed_form_evidence",
+    "dais",
     "densities_of",
     "enumerate_evidence",
     "importance",

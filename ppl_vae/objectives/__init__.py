@@ -1,5 +1,6 @@
 """Objectives: estimates of log p(x) and of its gradient from per-datum log-weights, one family per file."""
 
+from ppl_vae.objectives.annealed import DAIS
 from ppl_vae.objectives.antithetic import ARM, DisARM, LocalDisARM
 from ppl_vae.objectives.combined import CIWAE, JVI, MIWAE, PIWAE
 from ppl_vae.objectives.controls import REBAR, RELAX, DoubleCV
@@ -23,6 +24,7 @@ __all__ = [
     "ARM",
     "CIWAE",
     "CUBO",
+    "DAIS",
     "ELBO",
     "EUBO",
     "IWAE",

@@ -213,8 +213,8 @@ class _Control(nn.Module):
     def __init__(self, temperature: float, hidden: int = 0) -> None:
         super().__init__()
         self.hidden = hidden
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
-        self.weight = nn.Parameter(torch.ones(()))
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature), dtype=torch.float64))
+        self.weight = nn.Parameter(torch.ones((), dtype=torch.float64))
         self.network: nn.Sequential | None = None
 
     def ready(self, site: Site) -> None:

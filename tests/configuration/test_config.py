@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 import textwrap
@@ -13,7 +14,7 @@ import yaml
 
 from ppl_vae import likelihoods, networks, objectives
 from ppl_vae.configuration.config import Config, parse, presets
-from ppl_vae.configuration.pieces import KINDS
+from ppl_vae.configuration.pieces import KINDS, _is_piece
 
 FOREIGN = """
     import math
@@ -348,6 +349,8 @@ def test_short_names_are_those_of_the_library_and_of_pyro():
     assert {"ELBO", "MeanFieldELBO", "ArticleELBO"} <= KINDS["objective"].known.keys()
     assert {"Trace_ELBO", "TraceMeanField_ELBO", "RenyiELBO"} <= KINDS["objective"].known.keys()
     assert KINDS["objective"].known["ELBO"] is objectives.ELBO
+    ours = {n for n in objectives.__all__ if inspect.isclass(c := getattr(objectives, n)) and _is_piece(c)}
+    assert ours - KINDS["objective"].known.keys() == {"Regularized"}, "a family is missing from `pieces._FAMILIES`"
     for name, helper in (("objective", "LogWeights"), ("likelihood", "Likelihood"), ("prior", "Prior")):
         assert helper not in KINDS[name].known
 
