@@ -43,10 +43,10 @@ class DAIS:
         \hat{\mathcal L} = \log \frac1K \sum_k w_k.
 
     It is a **lower bound in expectation for every step size and schedule**, and nears log p(x) as T grows and the steps
-    shrink. A short path of long steps can be looser than the ELBO. With ``leapfrogs=1`` it is DAIS; with more it is UHA. A path of no effect (steps of size 0) is `IWAE`. The
-    gradient is that of the value, through the draws and the whole path; it includes the second derivative of the
-    decoder. The step size, :math:`\gamma` and the increments of :math:`\beta` are trained with the program, unless
-    ``adapt=False``.
+    shrink. A short path of long steps can be looser than the ELBO. With ``leapfrogs=1`` it is DAIS; with more it is
+    UHA. A path of no effect (steps of size 0) is `IWAE`. The gradient is that of the value, through the draws and the
+    whole path; it includes the second derivative of the decoder. The step size, :math:`\gamma` and the increments of
+    :math:`\beta` are trained with the program, unless ``adapt=False``.
 
     **It is slow**: ``transitions * leapfrogs`` gradients of the decoder, and about three times that with the backward
     pass, whose memory grows likewise. The latent must be one site with real, unconstrained values. An object of this

@@ -223,7 +223,7 @@ class _Control(nn.Module):
             self.network = two_layers(self._inputs(site, site.z).shape[-1], self.hidden)
             for parameter in self.network[-1].parameters():
                 nn.init.zeros_(parameter)  # r starts at 0: RELAX starts as REBAR
-        if (self.weight.device, self.weight.dtype) != (site.z.device, site.z.dtype):
+        if any((p.device, p.dtype) != (site.z.device, site.z.dtype) for p in self.parameters()):
             self.to(site.z)
         pyro.module(name_of(self), self)
 
