@@ -565,6 +565,7 @@ OBJECTIVES = [
     Objective("IWAESTL", lambda k: objectives.IWAESTL(k), False, False, _rescored, gradient="rescored"),
     Objective("Renyi", lambda k: objectives.Renyi(k), False, False, _pathwise, gradient="weighted"),
     Objective("Renyi--1", lambda k: objectives.Renyi(k, alpha=-1.0), False, False, _pathwise, gradient="weighted"),
+    Objective("RenyiDReG", lambda k: objectives.RenyiDReG(k, 0.3), False, False, _rescored, gradient="rescored"),
     Objective("VRMax", lambda k: objectives.VRMax(k), False, False, _pathwise, gradient="weighted"),
     Objective("CIWAE", lambda k: objectives.CIWAE(k), False, False, _pathwise, gradient="weighted"),
     Objective("MIWAE", lambda k: objectives.MIWAE(2 * k, groups=2), False, False, _pathwise, gradient="weighted"),
@@ -581,6 +582,11 @@ OBJECTIVES = [
     ),
     Objective("REINFORCE-learned", lambda k: objectives.REINFORCE(k, "learned"), fits=_scored, gradient="score"),
     Objective("VIMCO", lambda k: objectives.VIMCO(k), False, False, _scored, min_particles=2, gradient="score"),
+    Objective("VIMCOStar", lambda k: objectives.VIMCOStar(k), False, False, _scored, min_particles=2, gradient="score"),
+    Objective("OVIS", lambda k: objectives.OVIS(k), False, False, _scored, min_particles=2, gradient="score"),
+    Objective(
+        "OVISMC", lambda k: objectives.OVISMC(k + 2, 2), False, False, _scored, min_particles=2, gradient="score"
+    ),
     Objective("RWS", lambda k: objectives.RWS(k), False, False, _scored, gradient="score", min_particles=2),
     Objective(
         "RWS-both", lambda k: objectives.RWS(k, "both"), False, False, _scored, gradient="dream", min_particles=2
@@ -589,7 +595,10 @@ OBJECTIVES = [
         "RWSDReG", lambda k: objectives.RWSDReG(k), False, False, _rescored, gradient="rescored", min_particles=2
     ),
     Objective("EnumeratedELBO", lambda k: objectives.EnumeratedELBO(), fits=_states),
-    Objective("GumbelSoftmaxELBO", lambda k: objectives.GumbelSoftmaxELBO(k), fits=_states),
+    Objective("GumbelSoftmaxELBO", lambda k: objectives.GumbelSoftmaxELBO(k), fits=_states, gradient="relaxed"),
+    Objective("StraightThroughELBO", lambda k: objectives.StraightThroughELBO(k), fits=_states, gradient="relaxed"),
+    Objective("ReinMaxELBO", lambda k: objectives.ReinMaxELBO(k), fits=_states, gradient="relaxed"),
+    Objective("GumbelRaoELBO", lambda k: objectives.GumbelRaoELBO(k), fits=_states, gradient="relaxed"),
     Objective("TVO", lambda k: objectives.TVO(k), False, False, _scored, gradient="score", min_particles=2),
     Objective("TVO-pathwise", lambda k: objectives.TVO(k, pathwise=True), False, False, _pathwise, gradient="weighted"),
     Objective("CUBO", lambda k: objectives.CUBO(k), False, False, _scored, trains_model=False, gradient="score"),

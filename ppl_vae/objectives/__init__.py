@@ -6,10 +6,11 @@ from ppl_vae.objectives.estimate import Estimate, Objective
 from ppl_vae.objectives.importance import IWAE, IWAESTL, DReG
 from ppl_vae.objectives.log_weights import LogWeights
 from ppl_vae.objectives.losses import as_loss
+from ppl_vae.objectives.ovis import OVIS, OVISMC, VIMCOStar
 from ppl_vae.objectives.pathwise import ELBO, STL, ArticleELBO, MeanFieldELBO
 from ppl_vae.objectives.regularized import Penalty, Regularized, Regularizer
-from ppl_vae.objectives.relaxed import GumbelSoftmaxELBO
-from ppl_vae.objectives.renyi import Renyi, VRMax
+from ppl_vae.objectives.relaxed import GumbelRaoELBO, GumbelSoftmaxELBO, ReinMaxELBO, StraightThroughELBO
+from ppl_vae.objectives.renyi import Renyi, RenyiDReG, VRMax
 from ppl_vae.objectives.sampling import sample_log_weights
 from ppl_vae.objectives.score_function import REINFORCE, VIMCO
 from ppl_vae.objectives.thermodynamic import TVO
@@ -26,6 +27,8 @@ __all__ = [
     "IWAESTL",
     "JVI",
     "MIWAE",
+    "OVIS",
+    "OVISMC",
     "PIWAE",
     "REINFORCE",
     "RWS",
@@ -36,6 +39,7 @@ __all__ = [
     "DReG",
     "EnumeratedELBO",
     "Estimate",
+    "GumbelRaoELBO",
     "GumbelSoftmaxELBO",
     "LogWeights",
     "MeanFieldELBO",
@@ -45,7 +49,11 @@ __all__ = [
     "RWSDReG",
     "Regularized",
     "Regularizer",
+    "ReinMaxELBO",
     "Renyi",
+    "RenyiDReG",
+    "StraightThroughELBO",
+    "VIMCOStar",
     "VRMax",
     "as_loss",
     "sample_log_weights",

@@ -1,4 +1,20 @@
-r"""The ELBO of discrete latents with gradients through relaxed draws: straight-through Gumbel-softmax."""
+r"""The ELBO of discrete latents with gradients through relaxed draws: straight-through and its relatives.
+
+All of them draw the discrete z itself, so that p and q see states and the **value is unbiased**. They differ in the
+derivative that the draw gets by its logits. It is **biased** in all of them. Let :math:`\pi` be the probabilities, D
+the draw, and :math:`J(\pi) = \mathrm{diag}(\pi) - \pi \pi^\top` the derivative of a softmax of value :math:`\pi`. Then
+the derivative is
+
+======================  ==============================================================================================
+`StraightThroughELBO`   :math:`J(\pi)`, that of the mean
+`GumbelSoftmaxELBO`     :math:`J(\mathrm{softmax}((\ell + g) / T)) / T`, with the Gumbel noise g that gave D
+`GumbelRaoELBO`         the same, averaged over noise that gives this D
+`ReinMaxELBO`           :math:`2 J((\pi + D) / 2) - \tfrac12 J(\pi)`
+======================  ==============================================================================================
+
+A bit of logit :math:`\ell` is the first of two classes with the logits :math:`(\ell, 0)`. The sites are independent
+given what they depend on. Other latents, which must be reparameterised, keep their own draws and their path.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +22,137 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyro.distributions as dist
+import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from ppl_vae._distributions import describe, is_discrete, unwrapped
-from ppl_vae._validation import check_positive
+from ppl_vae._numbers import finite
+from ppl_vae._validation import check_positive, check_positive_int
 from ppl_vae.distributions.binary_vector import BinaryVector
 from ppl_vae.distributions.one_hot import OneHotVector
+from ppl_vae.distributions.relaxed import gumbel_noise, logistic_noise
 from ppl_vae.objectives.enumeration import EnumeratedELBO
 from ppl_vae.objectives.estimate import Estimate, ManyParticles, owner
 from ppl_vae.objectives.log_weights import LogWeights
 
+States = BinaryVector | OneHotVector
+
 
 @dataclass(frozen=True)
-class GumbelSoftmaxELBO(ManyParticles):
+class _RelaxedELBO(ManyParticles):
+    """The ELBO of bits and one-hot vectors whose draws carry a gradient that the subclass gives to them."""
+
+    num_particles: int = 1
+
+    @property
+    def reference(self) -> EnumeratedELBO:
+        """The objective whose gradient this one estimates with bias."""
+        return EnumeratedELBO()
+
+    @property
+    def latents(self) -> Messenger:
+        """The handler that draws in place of the guide."""
+        return _Relaxed(self)
+
+    def __call__(self, log_weights: LogWeights) -> Estimate:
+        """Return the estimate for each datum."""
+        if log_weights.posterior and not any(map(is_discrete, log_weights.posterior.values())):
+            raise _refusal(self, *next(iter(log_weights.posterior.items())))
+        value = log_weights.log_w.mean(0)
+        return Estimate(value.detach(), value, "lower")
+
+    def _draw(self, states: States) -> Tensor:
+        """Return a draw that carries a gradient."""
+        z = states.sample()
+        smooth = self._smooth(states, z)
+        return z + (smooth - smooth.detach())  # the bracket is 0 exactly
+
+    def _smooth(self, states: States, z: Tensor) -> Tensor:
+        """Return a finite tensor with the gradient of the draw z; its value means nothing."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class StraightThroughELBO(_RelaxedELBO):
+    r"""The ELBO of bits and one-hot vectors, with the gradient of the mean in place of the draw's.
+
+    .. math::
+        \frac{\partial z}{\partial \ell} := \frac{\partial \pi}{\partial \ell} = J(\pi), \qquad z \sim \pi.
+
+    The gradient is **biased**: it replaces the differences of f = log w between states by its derivative at the drawn
+    one. It is exact where f is linear in z. It has no temperature and no noise beyond the draw. `ReinMaxELBO` costs the
+    same and is also exact where f is quadratic; `REINFORCE` has no bias. The value is unbiased for the ELBO.
+
+    Args:
+        num_particles: K.
+
+    Raises:
+        TypeError: If a latent is neither bits nor one-hot nor reparameterised, or none is bits or one-hot.
+
+    Reference:
+        Estimating or Propagating Gradients Through Stochastic Neurons for Conditional Computation (Bengio, Leonard &
+        Courville, 2013), https://arxiv.org/abs/1308.3432
+
+    Example:
+        >>> StraightThroughELBO(4)
+        StraightThroughELBO(num_particles=4)
+    """
+
+    def _smooth(self, states: States, z: Tensor) -> Tensor:
+        return states.mean
+
+
+@dataclass(frozen=True)
+class ReinMaxELBO(_RelaxedELBO):
+    r"""The ELBO of bits and one-hot vectors, with the straight-through gradient of second order (ReinMax).
+
+    .. math::
+        \frac{\partial z}{\partial \ell} := 2 J\Big(\frac{\pi_T + D}{2}\Big) - \frac12 J(\pi), \qquad
+        D \sim \pi = \mathrm{softmax}(\ell), \quad \pi_T = \mathrm{softmax}(\ell / T).
+
+    At T = 1 its expectation is the exact gradient with each difference of f = log w between two states of a site
+    replaced by the trapezoid of its derivatives at both (Heun's method). So it is **exact where f is quadratic in each
+    site's block**, with any coupling between sites, for bits and for classes. It is **biased** else, and at any other T
+    also there. A larger T has less noise. It costs as much as `StraightThroughELBO`. The value is unbiased for the
+    ELBO.
+
+    Args:
+        num_particles: K.
+        temperature: T, at least 1.
+
+    Raises:
+        ValueError: If the temperature is below 1.
+        TypeError: If a latent is neither bits nor one-hot nor reparameterised, or none is bits or one-hot.
+
+    Reference:
+        Bridging Discrete and Backpropagation: Straight-Through and Beyond (Liu, Dong, Liu, Yu & Gao, 2023),
+        https://arxiv.org/abs/2304.08612
+
+    Example:
+        >>> ReinMaxELBO(4)
+        ReinMaxELBO(num_particles=4, temperature=1.0)
+    """
+
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if check_positive(self.temperature, f"{owner(self)}: temperature") < 1:
+            raise ValueError(
+                f"{owner(self)}: temperature is {self.temperature}; expected 1 (second order) or more (less noise); "
+                "use GumbelSoftmaxELBO for one below 1"
+            )
+
+    def _smooth(self, states: States, z: Tensor) -> Tensor:
+        middle = (states._relaxed(states.logits / self.temperature) + z) / 2
+        return 2 * _slope(states, middle) - 0.5 * _slope(states, states.mean)
+
+
+@dataclass(frozen=True)
+class GumbelSoftmaxELBO(_RelaxedELBO):
     r"""The ELBO of bits and one-hot vectors, with gradients through relaxed draws of temperature T.
 
     .. math::
@@ -53,59 +185,113 @@ class GumbelSoftmaxELBO(ManyParticles):
         GumbelSoftmaxELBO(num_particles=4, temperature=0.5)
     """
 
-    num_particles: int = 1
     temperature: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self.temperature, f"{owner(self)}: temperature")
 
-    @property
-    def reference(self) -> EnumeratedELBO:
-        """The objective whose gradient this one estimates with bias."""
-        return EnumeratedELBO()
+    def _draw(self, states: States) -> Tensor:
+        states.temperature = states.logits.new_tensor(self.temperature)
+        return states.rsample()
 
-    @property
-    def latents(self) -> Messenger:
-        """The handler that draws in place of the guide."""
-        return _Relaxed(self.temperature)
 
-    def __call__(self, log_weights: LogWeights) -> Estimate:
-        """Return the estimate for each datum."""
-        if log_weights.posterior and not any(map(is_discrete, log_weights.posterior.values())):
-            raise _refusal(*next(iter(log_weights.posterior.items())))
-        value = log_weights.log_w.mean(0)
-        return Estimate(value.detach(), value, "lower")
+@dataclass(frozen=True)
+class GumbelRaoELBO(GumbelSoftmaxELBO):
+    r"""`GumbelSoftmaxELBO` with its gradient averaged over noise that gives the same draw (Gumbel-Rao).
+
+    .. math::
+        \frac{\partial z}{\partial \ell} := \frac1M \sum_{m=1}^M \frac1T
+        J\Big(\mathrm{softmax}\Big(\frac{\ell + g_m}{T}\Big)\Big), \qquad g_m \sim p(g \,|\, D),
+
+    for the draw D. With :math:`\pi` normalised and Gumbel noise :math:`e`, the noisy logits given D = j are
+    :math:`e_j` for class j and :math:`-\log(\exp(-e_i) / \pi_i + \exp(-e_j))` for the others. For a bit they are
+    :math:`\pm \log(1 + \exp(\log(1 + e^{\pm\ell}) + \epsilon))` with logistic noise.
+
+    By the Rao-Blackwell theorem its **expectation is that of `GumbelSoftmaxELBO`, and so is its bias**, and its
+    variance is not larger; with M = 1 the law is the same. The derivative holds the noise fixed, as `GumbelSoftmaxELBO`
+    does; the theorem needs this. M costs no further passes of p and q, only M relaxed states.
+
+    Args:
+        num_particles: K.
+        temperature: T. As the noise of a small T is averaged away, T can be lower than without averaging.
+        inner: M.
+
+    Raises:
+        ValueError: If the temperature is not positive.
+        TypeError: If a latent is neither bits nor one-hot nor reparameterised, or none is bits or one-hot.
+
+    Reference:
+        Rao-Blackwellizing the Straight-Through Gumbel-Softmax Gradient Estimator (Paulus, Maddison & Krause, 2020),
+        https://arxiv.org/abs/2010.04838
+
+    Example:
+        >>> GumbelRaoELBO(4, inner=32)
+        GumbelRaoELBO(num_particles=4, temperature=0.5, inner=32)
+    """
+
+    inner: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive_int(self.inner, f"{owner(self)}: inner")
+
+    _draw = _RelaxedELBO._draw
+
+    def _smooth(self, states: States, z: Tensor) -> Tensor:
+        noisy = noisy_given(states, z, self.inner)
+        return _slope(states, states._relaxed(noisy / self.temperature)).mean(0) / self.temperature
+
+
+@torch.no_grad()
+def noisy_given(states: States, z: Tensor, size: int) -> Tensor:
+    """Draw noisy logits, (size, *logits), among those of which z is the nearest state."""
+    if isinstance(states, BinaryVector):
+        sign = 2 * z - 1
+        logits = sign * states.logits
+        return sign * softplus(softplus(logits) + logistic_noise(logits.expand(size, *logits.shape)))
+    drawn = z.reshape(states.logits.shape) > 0.5
+    noise = gumbel_noise(states.logits.expand(size, *states.logits.shape))
+    largest = torch.where(drawn, noise, 0.0).sum(-1, keepdim=True)
+    return torch.where(drawn, noise, -torch.logaddexp(-noise - states.logits, -largest))
+
+
+def _slope(states: States, probs: Tensor) -> Tensor:
+    """Return a tensor whose derivative by the logits is that of a softmax, or sigmoid, with the values `probs`."""
+    probs, logits = probs.detach(), finite(states.logits)
+    if isinstance(states, BinaryVector):
+        return probs * (1 - probs) * logits
+    probs = probs.unflatten(-1, logits.shape[-2:])
+    return (probs * (logits - (probs * logits).sum(-1, keepdim=True))).flatten(-2)
 
 
 class _Relaxed(Messenger):
-    """A handler that draws discrete latents with the gradient of relaxed ones; it lies outside the trace's handler."""
+    """A handler that draws discrete latents with a gradient; it lies outside the trace's handler."""
 
-    def __init__(self, temperature: float) -> None:
+    def __init__(self, objective: _RelaxedELBO) -> None:
         super().__init__()
-        self.temperature = temperature
+        self.objective = objective
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["done"] or msg["is_observed"] or isinstance(msg["fn"], _Subsample):
             return
-        if _can_relax(msg["fn"]):
-            msg["value"], msg["done"] = self._draw(unwrapped(msg["fn"])), True
+        if (states := _states_of(unwrapped(msg["fn"]))) is not None:
+            msg["value"], msg["done"] = self.objective._draw(states), True
         elif not msg["fn"].has_rsample:
-            raise _refusal(msg["name"], msg["fn"])
-
-    def _draw(self, base: Any) -> Tensor:
-        if isinstance(base, (BinaryVector, dist.Bernoulli)):
-            return BinaryVector(base.logits, base.logits.new_tensor(self.temperature)).rsample()
-        logits = base.logits if isinstance(base, OneHotVector) else base.logits.unsqueeze(-2)
-        return OneHotVector(logits, logits.new_tensor(self.temperature)).rsample()
+            raise _refusal(self.objective, msg["name"], msg["fn"])
 
 
-def _can_relax(fn: Any) -> bool:
-    return isinstance(unwrapped(fn), (BinaryVector, OneHotVector, dist.Bernoulli, dist.OneHotCategorical))
+def _states_of(base: Any) -> States | None:
+    """Return the bits or blocks of a distribution; None if it has neither."""
+    if isinstance(base, (BinaryVector, dist.Bernoulli)):
+        return BinaryVector(base.logits)
+    if isinstance(base, OneHotVector):
+        return OneHotVector(base.logits)
+    return OneHotVector(base.logits.unsqueeze(-2)) if isinstance(base, dist.OneHotCategorical) else None
 
 
-def _refusal(name: str, fn: Any) -> TypeError:  # not a ValueError: Pyro would append the shapes of all sites to it
+def _refusal(objective: object, name: str, fn: Any) -> TypeError:  # a ValueError would get all shapes from Pyro
     return TypeError(
-        f"objective GumbelSoftmaxELBO relaxes bits and one-hot vectors, and q at site {name!r} is {describe(fn)}; "
+        f"{owner(objective)} relaxes bits and one-hot vectors, and q at site {name!r} is {describe(fn)}; "
         "use REINFORCE or VIMCO"
     )
