@@ -221,6 +221,12 @@ def _rescored(prior: Prior, likelihood: Likelihood, posterior: Posterior) -> boo
     return posterior.reparameterised and posterior.rescores
 
 
+def _normal_prior(prior: Prior, likelihood: Likelihood, posterior: Posterior) -> bool:
+    """The prior's score is reparameterised as well."""
+    normal = ("StandardNormal", "LearnedNormal", "TorchNormal", "Ladder", "TwoLevel")
+    return _rescored(prior, likelihood, posterior) and prior.name in normal
+
+
 def _scored(prior: Prior, likelihood: Likelihood, posterior: Posterior) -> bool:
     """Draws without a gradient are scored with one."""
     return posterior.rescores
@@ -562,6 +568,7 @@ OBJECTIVES = [
     Objective("STL", lambda k: objectives.STL(k), fits=_rescored, gradient="rescored"),
     Objective("IWAE", lambda k: objectives.IWAE(k), False, False, _pathwise, gradient="weighted"),
     Objective("DReG", lambda k: objectives.DReG(k), False, False, _rescored, gradient="rescored"),
+    Objective("GDReG", lambda k: objectives.GDReG(k), False, False, _normal_prior, gradient="rescored twice"),
     Objective("IWAESTL", lambda k: objectives.IWAESTL(k), False, False, _rescored, gradient="rescored"),
     Objective("Renyi", lambda k: objectives.Renyi(k), False, False, _pathwise, gradient="weighted"),
     Objective("Renyi--1", lambda k: objectives.Renyi(k, alpha=-1.0), False, False, _pathwise, gradient="weighted"),

@@ -3,6 +3,7 @@
 from ppl_vae.objectives.combined import CIWAE, JVI, MIWAE, PIWAE
 from ppl_vae.objectives.enumeration import EnumeratedELBO
 from ppl_vae.objectives.estimate import Estimate, Objective
+from ppl_vae.objectives.gdreg import GDReG
 from ppl_vae.objectives.importance import IWAE, IWAESTL, DReG
 from ppl_vae.objectives.log_weights import LogWeights
 from ppl_vae.objectives.losses import as_loss
@@ -39,6 +40,7 @@ __all__ = [
     "DReG",
     "EnumeratedELBO",
     "Estimate",
+    "GDReG",
     "GumbelRaoELBO",
     "GumbelSoftmaxELBO",
     "LogWeights",

@@ -90,7 +90,7 @@ def sample_log_weights(
     replayed = poutine.replay(model, trace=_with_values(guide_trace, seen) if seen else guide_trace)
     model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
     weights = from_traces(model_trace, guide_trace)
-    again = _Again(program, guide, args, kwargs, guide_trace, weights)
+    again = _Again(program, model, guide, args, kwargs, guide_trace, weights)
     path = Path(seen) if seen else None
     return replace(weights, path=path, again=again, enumerated=tuple(states), detached=latents == "detached")
 
@@ -100,7 +100,8 @@ class _Again:
     """The program of some log-weights, kept for another run."""
 
     program: tuple[Function, Function]
-    guide: Function  # inside the plate of particles
+    model: Function  # inside the plate of particles, as is the guide
+    guide: Function
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     guide_trace: poutine.Trace
@@ -113,6 +114,15 @@ class _Again:
             trace = poutine.trace(replayed).get_trace(*self.args, **self.kwargs)
         sites = {name: site for name, site in sample_sites(trace).items() if name in fixed}
         return sum_per_datum(sites, self.weights.log_lik.shape[1])
+
+    def at(self, z: Mapping[str, Tensor]) -> LogWeights:
+        given = _with_values(self.guide_trace, z)
+        with _batch_norm_learns_nothing():
+            guide_trace, model_trace = (
+                poutine.trace(poutine.replay(part, trace=given)).get_trace(*self.args, **self.kwargs)
+                for part in (self.guide, self.model)
+            )
+        return from_traces(model_trace, guide_trace)
 
     def dream(self) -> Tensor:
         model, guide = self.program
