@@ -56,9 +56,11 @@ _OBJECTIVES_REFUSED = {
 _FAMILIES = (  # in the order in which objectives are listed
     "pathwise",
     "importance",
+    "gdreg",
     "combined",
     "renyi",
     "score_function",
+    "ovis",
     "wake_sleep",
     "thermodynamic",
     "enumeration",
