@@ -14,6 +14,19 @@ the derivative is
 
 A bit of logit :math:`\ell` is the first of two classes with the logits :math:`(\ell, 0)`. The sites are independent
 given what they depend on. Other latents, which must be reparameterised, keep their own draws and their path.
+
+How large the bias is depends on how far p(x|z) bends between states. Measured on an untrained model with a tanh layer
+and eight data, in shares of the norm of the encoder's gradient, for decoder weights times 1, 2 and 4:
+
+=====================================  =====================  =================================
+objective                              three bits             two blocks of two classes
+=====================================  =====================  =================================
+`StraightThroughELBO`                  0.004, 0.051, 0.32     0.014, 0.117, 0.23
+`ReinMaxELBO`                          0.004, 0.056, 0.29     0.009, 0.094, 0.21
+`GumbelSoftmaxELBO`, `GumbelRaoELBO`   at 2: 0.16 (T = 0.5)   at 2: 0.17 (T = 0.5)
+=====================================  =====================  =================================
+
+There the second order of ReinMax gains little, and once it loses: its theorem is about quadratics.
 """
 
 from __future__ import annotations
