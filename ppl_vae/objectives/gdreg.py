@@ -7,6 +7,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
 from ppl_vae._distributions import describe, unwrapped
@@ -14,6 +15,8 @@ from ppl_vae.distributions.chain import Chain
 from ppl_vae.objectives.estimate import Estimate, owner
 from ppl_vae.objectives.importance import DReG
 from ppl_vae.objectives.log_weights import LogWeights, particle_dim, to_particles
+
+_ALIKE = 1e-2  # nats: what rounding changes in most densities of a batch
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class GDReG(DReG):
 
     Raises:
         ValueError: If a prior is not a diagonal normal, nor a `priors.Ladder` of such, if a latent is not
-            reparameterised, or if q does not score a given z.
+            reparameterised, if q does not score a given z, or if q has dropout (looked at under Pyro's validation).
 
     Reference:
         Generalized Doubly Reparameterized Gradient Estimators (Bauer & Mnih, 2021), https://arxiv.org/abs/2101.11046
@@ -63,6 +66,13 @@ class GDReG(DReG):
             raise ValueError(f"{owner(self)}: the program runs once more, and was given log-weights alone")
         z = {name: value.detach().requires_grad_() for name, value in log_weights.z.items()}
         fixed = log_weights.again.at(z)
+        if is_validation_enabled():  # as on a first batch: reading values makes the CPU wait for the GPU
+            change = (fixed.joint_log_q - log_weights.joint_log_q).detach().abs().median()
+            if change > _ALIKE:
+                raise ValueError(
+                    f"{owner(self)} runs q again at the same z, and log q changes by {change:.2g}; expected a q that "
+                    "is not random itself: use it without dropout, or DReG"
+                )
         weights = fixed.normalized
         total = (weights * fixed.log_p - weights.square() * fixed.log_w).sum()
         slopes = dict(zip(z, torch.autograd.grad(total, list(z.values()), retain_graph=True), strict=True))

@@ -18,11 +18,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from replicates import assert_same, assert_within_errors, block, flat, gradient_at, gradient_of, mean_gradient
+from replicates import assert_same, assert_within_errors, block, flat, gradient_at, gradient_of, mean_gradient, part_of
 from test_estimators_discrete import VAES, X, exact_bound, over_tuples
 from torch import Tensor, nn
 
-from ppl_vae import VAE, likelihoods, posteriors, priors
+from ppl_vae import SVI, VAE, likelihoods, posteriors, priors
 from ppl_vae.networks import MLP
 from ppl_vae.objectives import (
     IWAE,
@@ -33,9 +33,12 @@ from ppl_vae.objectives import (
     VIMCO,
     DReG,
     GDReG,
+    GumbelRaoELBO,
     LogWeights,
+    ReinMaxELBO,
     Renyi,
     RenyiDReG,
+    StraightThroughELBO,
     VIMCOStar,
     as_loss,
     sample_log_weights,
@@ -391,6 +394,52 @@ def test_priors_that_are_no_normals_are_refused(prior: Any) -> None:
     vae = one_dimensional(prior=prior)
     with pytest.raises(ValueError, match=r"GDReG reparameterises the prior, and that at site 'z' is .*; use DReG"):
         as_loss(GDReG(3))((vae.model, vae.guide), torch.randn(2, 2, dtype=DOUBLE))
+
+
+def test_dropout_in_q_is_refused_and_in_p_leaves_it_unbiased() -> None:
+    x = torch.tensor([[0.4, -1.0]], dtype=DOUBLE)
+    wide = functools.partial(MLP, [30], "tanh", dropout=0.3, init="torch")
+    random_q = one_dimensional(posterior=posteriors.DiagonalNormal(wide(), scale="std"))
+    with pytest.raises(ValueError, match=r"GDReG runs q again at the same z, and log q changes by .*dropout, or DReG"):
+        as_loss(GDReG(3))((random_q.model, random_q.guide), x)
+    random_p = one_dimensional(likelihood=likelihoods.Normal(wide(), scale=0.8))
+    program, prior = (random_p.model, random_p.guide), block(random_p, "prior")
+    found, plain = (mean_gradient(program, random_p, o, x, 2000, 40) for o in (GDReG(3), DReG(3)))
+    assert_within_errors(part_of(found, prior), part_of(plain, prior))
+    assert (plain.mean[prior].abs() > 10 * plain.error[prior]).all()
+
+
+@pytest.mark.parametrize(
+    ("objective", "name"),
+    [
+        *((o, "two bits") for o in (VIMCOStar(3), OVIS(3), OVISMC(5, 2), StraightThroughELBO(3))),
+        *((o, kind) for o in (ReinMaxELBO(3), GumbelRaoELBO(3)) for kind in ("two bits", "one-hot")),
+        *((o, kind) for o in (GDReG(3), GDReG(1), RenyiDReG(3)) for kind in ("learned normal", "ladder")),
+        (GDReG(3), "two sites, bottom-up"),
+    ],
+    ids=repr,
+)
+def test_a_captured_step_is_the_step(objective: Any, name: str) -> None:
+    """To the last bit, of another batch size too."""
+
+    def steps(level: Any) -> list[Tensor]:
+        pyro.clear_param_store()
+        program = (VAES[name] if name in VAES else CASES[name][0])()
+        batches = (
+            [X, X, X, X[:5], X[:5], X] if name in VAES else [0.3 * torch.randn(b, 2).double() for b in (4, 4, 4, 3)]
+        )
+        torch.manual_seed(0)
+        svi = SVI(program.model, program.guide, functools.partial(torch.optim.Adam, lr=1e-2), objective, compile=level)
+        losses = [torch.tensor(svi.step(x)) for x in batches]
+        assert svi.why_eager is None or level == "off"
+        return [*losses, *(p.detach().clone() for p in program.parameters())]
+
+    torch.manual_seed(5)
+    state = torch.random.get_rng_state()
+    eager = steps("off")
+    torch.random.set_rng_state(state)
+    for a, b in zip(steps("graph"), eager, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_log_weights_alone_are_refused() -> None:
