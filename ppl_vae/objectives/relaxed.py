@@ -165,10 +165,10 @@ class GumbelSoftmaxELBO(_RelaxedELBO):
         \tilde z = \mathrm{softmax}((\log \pi + g) / T), \quad g \text{ Gumbel}, \qquad
         z = \mathrm{onehot}(\arg\max(\log \pi + g)),
 
-    and for bits :math:`\sigma((\ell + \epsilon) / T)` with logistic noise. p and q see exact draws of the discrete z, so the **value** is an unbiased estimate of the ELBO. The **gradient**
-    passes straight through to the relaxed draw and is **biased** for every T: a small T has less bias and more noise.
-    For a bound over latents that are themselves relaxed, use a relaxed prior and posterior
-    (`posteriors.GumbelSoftmax`).
+    and for bits :math:`\sigma((\ell + \epsilon) / T)` with logistic noise. p and q see exact draws of the discrete z,
+    so the **value** is an unbiased estimate of the ELBO. The **gradient** passes straight through to the relaxed draw
+    and is **biased** for every T: a small T has less bias and more noise. For a bound over latents that are themselves
+    relaxed, use a relaxed prior and posterior (`posteriors.GumbelSoftmax`).
 
     Args:
         num_particles: K.
