@@ -69,7 +69,7 @@ def main() -> None:
     """Measure, print the table, and write it with all figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", help="a folder for signal_to_noise.json (default: none)")
-    parser.add_argument("--replicates", type=int, default=1000, help="gradients up to K = 16, fewer beyond (1000)")
+    parser.add_argument("--replicates", type=int, default=500, help="gradients up to K = 16, fewer beyond (500)")
     arguments = parser.parse_args()
     start = time.perf_counter()
     replicates = {k: max(40, min(arguments.replicates, 16 * arguments.replicates // k)) for k in PARTICLES}

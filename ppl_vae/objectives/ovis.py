@@ -1,8 +1,9 @@
 r"""Score-function gradients of the importance-weighted bound whose signal-to-noise rises with K: VIMCO-star and OVIS.
 
-The score :math:`\nabla_\phi \log q(z_k|x)` has the weight :math:`d_k - c_k`, where
-:math:`d_k = \hat{\mathcal L} - \tilde w_k` and c_k does not depend on z_k. `VIMCO` takes a c_k that leaves a weight of
-order 1/K in a random direction. Those here cancel this order: what is left is of order :math:`\tilde w_k^2`.
+The score :math:`\nabla_\phi \log q(z_k|x)` has the weight :math:`d_k - c_k`, where :math:`d_k = \hat{\mathcal L} -
+\tilde w_k`. A c_k that does not depend on z_k leaves it unbiased. That of `VIMCO` leaves noise of order 1/K in the
+weight. Those here cancel this order: what is left is of order :math:`\tilde w_k^2`. Only `OVIS` with gamma above 0 has
+a c_k that depends on z_k.
 """
 
 from __future__ import annotations
@@ -38,10 +39,11 @@ class VIMCOStar(VIMCO):
     the place of w_k. It is **unbiased** for the gradient of the bound, for latents of any kind, without parameters or
     state. The weights of the score are all positive and about :math:`\tilde w_k^2 / 2`. So the variance falls as
     :math:`K^{-3}` and the signal-to-noise rises as :math:`K^{1/2}`, where that of `VIMCO` falls, provided the weights
-    have enough moments. **Where one weight is close to 1, its logarithm is large**: on poor posteriors, and for small
-    K, `VIMCO` can have less noise. The model's gradient is IWAE's. The cost is that of `VIMCO`, with memory of order K
-    instead of K squared. This is the estimator at alpha = 0; the other orders are not here. It equals `OVIS` at gamma =
-    0.
+    have enough moments. **Where one weight is nearly all, it gains nothing**: on six poor posteriors the variance of
+    the encoder's gradient was 1.03 to 1.6 times that of `VIMCO` at K = 2, and 0.4 to 1.0 times at K = 64. The model's
+    gradient is IWAE's. The cost is that of `VIMCO`, with memory of order K instead of K squared. It equals `OVIS` at
+    gamma = 0. The paper's estimators of other orders alpha are not here; the formula at alpha = 0 is that of a
+    published implementation, which cites the paper's equation 15.
 
     Args:
         num_particles: K, at least 2.
@@ -131,8 +133,9 @@ class OVISMC(VIMCO):
 
     with one of S further draws in the place of z_k. It is **unbiased** for the gradient of the bound of the first K
     particles, for latents of any kind, and c_k tends to the best baseline, the expectation of d_k given the others, as
-    S grows. The auxiliary draws serve q's gradient alone; the value and the model's gradient are those of the first K.
-    The cost is K + S passes, and `VIMCOStar` with as many particles often has less noise: compare them at equal cost.
+    S grows. **With few of them it is noisy**: at S = 1 the variance was 0.7 to 14 times that of `VIMCO` on six poor
+    posteriors. The auxiliary draws serve q's gradient alone; the value and the model's gradient are those of the first
+    K. The cost is K + S passes.
 
     Args:
         num_particles: All draws, K + S.
