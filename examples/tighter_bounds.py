@@ -150,12 +150,14 @@ def gaps(model: Gaussian, particles: Sequence[int], draws: int, seed: int = 0) -
     return found
 
 
-def compare(model: Gaussian, particles: Sequence[int], replicates: int) -> Comparison:
+def compare(
+    model: Gaussian, particles: Sequence[int], replicates: int, objectives: Sequence[str] = OBJECTIVES
+) -> Comparison:
     """The estimators side by side, with the gradients by A and b apart from that by mu."""
     return pv.compare(
         model.vae,
         model.x,
-        objectives=OBJECTIVES,
+        objectives=objectives,
         particles=particles,
         replicates=replicates,
         log_evidence=model.log_p,

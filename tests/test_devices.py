@@ -87,6 +87,7 @@ CALLS: dict[str, tuple[Callable[[], pv.VAE], Callable[[pv.VAE, Any], Any]]] = {
     "importance, q": (make, lambda vae, x: evidence.importance(vae, x, **FEW)),
     "importance, defensive": (make, lambda vae, x: evidence.importance(vae, x, proposal="defensive", **FEW)),
     "importance, pair": (make, lambda vae, x: evidence.importance(pair(vae), x, **FEW)),
+    "sumo": (make, lambda vae, x: evidence.sumo(vae, x, repetitions=30, largest=4)),
     "importance, densities": (make, lambda vae, x: evidence.importance(densities_of(pair(vae), x), x, **FEW)),
     "importance, conditions": (conditional, lambda vae, x: evidence.importance(pair(vae), x, x[:, :3], **FEW)),
     "annealed": (

@@ -27,7 +27,7 @@ from ppl_vae import SVI, VAE, data, likelihoods, networks, objectives, posterior
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae.distributions import binary_vector
 from ppl_vae.networks import ParameterNetwork
-from ppl_vae.objectives import annealed, as_loss, logits, sample_log_weights
+from ppl_vae.objectives import annealed, as_loss, sample_log_weights, states
 from ppl_vae.objectives.losses import BatchLoss, evaluate_objective
 
 every_program = pytest.mark.parametrize("program", zoo.programs(), ids=zoo.names)
@@ -506,7 +506,7 @@ class Draws:
         self.sample = TorchDistributionMixin.__call__  # what `pyro.sample` calls
         # and what draws by an objective are made of
         self.noises = [
-            (m, n, getattr(m, n)) for m in (annealed, binary_vector, logits) for n in NOISES if hasattr(m, n)
+            (m, n, getattr(m, n)) for m in (annealed, binary_vector, states) for n in NOISES if hasattr(m, n)
         ]
         self._replace(
             lambda distribution: self._keep(self.sample(distribution), len(distribution.event_shape)),
@@ -614,7 +614,7 @@ def test_a_masked_datum_counts_for_nothing(objective: zoo.Objective, num_particl
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(TorchDistributionMixin, "__call__", fixed)
-            for module in (binary_vector, logits):
+            for module in (binary_vector, states):
                 patch.setattr(module, "logistic_noise", lambda values: z[select].expand_as(values))
             patch.setattr(annealed, "momentum", lambda values: z[select].expand_as(values))
             return as_loss(objective.make(num_particles))(program, x)

@@ -226,6 +226,12 @@ def _annealed(prior: Prior, likelihood: Likelihood, posterior: Posterior) -> boo
     return _rescored(prior, likelihood, posterior) and posterior.space == "real"
 
 
+def _normal_prior(prior: Prior, likelihood: Likelihood, posterior: Posterior) -> bool:
+    """The prior's score is reparameterised as well."""
+    normal = ("StandardNormal", "LearnedNormal", "TorchNormal", "Ladder", "TwoLevel")
+    return _rescored(prior, likelihood, posterior) and prior.name in normal
+
+
 def _scored(prior: Prior, likelihood: Likelihood, posterior: Posterior) -> bool:
     """Draws without a gradient are scored with one."""
     return posterior.rescores
@@ -571,9 +577,11 @@ OBJECTIVES = [
     Objective("STL", lambda k: objectives.STL(k), fits=_rescored, gradient="rescored"),
     Objective("IWAE", lambda k: objectives.IWAE(k), False, False, _pathwise, gradient="weighted"),
     Objective("DReG", lambda k: objectives.DReG(k), False, False, _rescored, gradient="rescored"),
+    Objective("GDReG", lambda k: objectives.GDReG(k), False, False, _normal_prior, gradient="rescored twice"),
     Objective("IWAESTL", lambda k: objectives.IWAESTL(k), False, False, _rescored, gradient="rescored"),
     Objective("Renyi", lambda k: objectives.Renyi(k), False, False, _pathwise, gradient="weighted"),
     Objective("Renyi--1", lambda k: objectives.Renyi(k, alpha=-1.0), False, False, _pathwise, gradient="weighted"),
+    Objective("RenyiDReG", lambda k: objectives.RenyiDReG(k, 0.3), False, False, _rescored, gradient="rescored"),
     Objective("VRMax", lambda k: objectives.VRMax(k), False, False, _pathwise, gradient="weighted"),
     Objective("CIWAE", lambda k: objectives.CIWAE(k), False, False, _pathwise, gradient="weighted"),
     Objective("MIWAE", lambda k: objectives.MIWAE(2 * k, groups=2), False, False, _pathwise, gradient="weighted"),
@@ -594,10 +602,15 @@ OBJECTIVES = [
     Objective("DisARM", lambda k: objectives.DisARM(2 * k), fits=_bits, gradient="antithetic"),
     Objective("LocalDisARM", lambda k: objectives.LocalDisARM(2 * k), False, False, _bits, gradient="antithetic"),
     Objective("DoubleCV", lambda k: objectives.DoubleCV(k), fits=_states, min_particles=2),
-    Objective("REBAR", lambda k: objectives.REBAR(k), fits=_states, gradient="relaxed"),
-    Objective("REBAR-fixed", lambda k: objectives.REBAR(k, adapt=False), fits=_states, gradient="relaxed"),
-    Objective("RELAX", lambda k: objectives.RELAX(k), fits=_states, gradient="relaxed"),
+    Objective("REBAR", lambda k: objectives.REBAR(k), fits=_states, gradient="control"),
+    Objective("REBAR-fixed", lambda k: objectives.REBAR(k, adapt=False), fits=_states, gradient="control"),
+    Objective("RELAX", lambda k: objectives.RELAX(k), fits=_states, gradient="control"),
     Objective("VIMCO", lambda k: objectives.VIMCO(k), False, False, _scored, min_particles=2, gradient="score"),
+    Objective("VIMCOStar", lambda k: objectives.VIMCOStar(k), False, False, _scored, min_particles=2, gradient="score"),
+    Objective("OVIS", lambda k: objectives.OVIS(k), False, False, _scored, min_particles=2, gradient="score"),
+    Objective(
+        "OVISMC", lambda k: objectives.OVISMC(k + 2, 2), False, False, _scored, min_particles=2, gradient="score"
+    ),
     Objective("RWS", lambda k: objectives.RWS(k), False, False, _scored, gradient="score", min_particles=2),
     Objective(
         "RWS-both", lambda k: objectives.RWS(k, "both"), False, False, _scored, gradient="dream", min_particles=2
@@ -614,7 +627,10 @@ OBJECTIVES = [
         gradient="annealed",
     ),
     Objective("EnumeratedELBO", lambda k: objectives.EnumeratedELBO(), fits=_states),
-    Objective("GumbelSoftmaxELBO", lambda k: objectives.GumbelSoftmaxELBO(k), fits=_states),
+    Objective("GumbelSoftmaxELBO", lambda k: objectives.GumbelSoftmaxELBO(k), fits=_states, gradient="relaxed"),
+    Objective("StraightThroughELBO", lambda k: objectives.StraightThroughELBO(k), fits=_states, gradient="relaxed"),
+    Objective("ReinMaxELBO", lambda k: objectives.ReinMaxELBO(k), fits=_states, gradient="relaxed"),
+    Objective("GumbelRaoELBO", lambda k: objectives.GumbelRaoELBO(k), fits=_states, gradient="relaxed"),
     Objective("TVO", lambda k: objectives.TVO(k), False, False, _scored, gradient="score", min_particles=2),
     Objective("TVO-pathwise", lambda k: objectives.TVO(k, pathwise=True), False, False, _pathwise, gradient="weighted"),
     Objective("CUBO", lambda k: objectives.CUBO(k), False, False, _scored, trains_model=False, gradient="score"),

@@ -56,7 +56,7 @@ def evaluate(
         run: The run.
         data_options: The data.
         evidence: How to find log p(x): auto is the best method that applies, posterior is importance sampling from
-            q(z|x).
+            q(z|x), sumo Russian roulette over the number of its draws.
         particles: K of importance sampling, one number or a list for estimates side by side; by default
             [100, 1000, 5000].
         split: train, validation, test, or all; by default test (or another split if test has no rows).

@@ -1,4 +1,4 @@
-"""The evidence log p(x): quadrature, enumeration, closed form, importance sampling and annealing.
+"""The evidence log p(x): quadrature, enumeration, closed form, importance sampling, roulette and annealing.
 
 `log_evidence` chooses the best method that applies. This package does not import `VAE`: it takes any `densities.Model`
 (an object with p_z, p_x and q_z), or a ``(model, guide)`` pair.
@@ -14,6 +14,7 @@ from ppl_vae.evidence.log_evidence import log_evidence
 from ppl_vae.evidence.proposals import Defensive
 from ppl_vae.evidence.quadrature import quadrature
 from ppl_vae.evidence.results import Evidence
+from ppl_vae.evidence.sumo import sumo
 
 __all__ = [
     "Defensive",
@@ -31,4 +32,5 @@ __all__ = [
     "linear_gaussian_evidence",
     "log_evidence",
     "quadrature",
+    "sumo",
 ]

@@ -24,7 +24,7 @@ from ppl_vae.objectives.losses import Program
 from ppl_vae.objectives.sampling import sample_log_weights
 
 # data and particles drawn together: fixed, so that the draws do not depend on `max_bytes`
-_ROWS, _PARTICLES = 64, 256
+ROWS, _PARTICLES = 64, 256
 
 
 @at_home("data", float64=True)
@@ -87,13 +87,35 @@ def importance(
     counts = _counts(num_particles)
     check_positive_int(max_bytes, "importance: max_bytes")
     if data:
-        log_weights = 2 * counts[-1] * min(_ROWS, len(data[0]))  # float64
+        log_weights = 2 * counts[-1] * min(ROWS, len(data[0]))  # float64
         check_fits(log_weights, f"{counts[-1]} particles", "num_particles", data[0].device)
+    check_rows(data, "importance")
+    weights, modules = weigher(source, data, proposal, max_bytes, max_plate_nesting)
+    parts = []
+    with torch.no_grad(), seeded(seed), evaluation_mode(*modules):
+        for block in zip(*(d.split(ROWS) for d in data), strict=True):
+            log_w = torch.cat(list(weights(counts[-1], *block)))
+            parts.append(from_log_weights(log_w, num_particles=counts))
+    return Evidence.joined(parts)
+
+
+def check_rows(data: Sequence[Tensor], owner: str) -> None:
+    """Refuse tensors that do not have the same number of rows, at least one."""
     lengths = {len(d) for d in data}
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(
-            f"importance was given tensors of {sorted(lengths)} rows; expected one number of data, at least one"
+            f"{owner} was given tensors of {sorted(lengths)} rows; expected one number of data, at least one"
         )
+
+
+def weigher(
+    source: Model | Densities | Program,
+    data: Sequence[Tensor],
+    proposal: str | Callable[[Tensor], Proposal],
+    max_bytes: int,
+    max_plate_nesting: int,
+) -> tuple[Callable[..., Iterator[Tensor]], list[nn.Module]]:
+    """Return a function from a number K and a block of data to parts of log-weights (K, n), and a pair's modules."""
     if isinstance(proposal, str):
         check_choice(proposal, ("posterior", "defensive"), "importance: proposal")
     elif not callable(proposal):
@@ -101,26 +123,17 @@ def importance(
             f"importance: proposal is {proposal!r}; expected 'posterior', 'defensive', or a function from data to a "
             "distribution"
         )
-    modules: list[nn.Module] = []
     if isinstance(source, tuple) and proposal == "posterior":
-        modules = Reach().visit(*source).modules
-        weights = partial(_weights_of_program, source, max_plate_nesting)
-    elif len(data) != 1:
+        return partial(_weights_of_program, source, max_plate_nesting, max_bytes), Reach().visit(*source).modules
+    if len(data) != 1:
         raise ValueError(
             f"importance was given {len(data)} tensors; expected x alone, as several need a (model, guide) pair and "
             "proposal='posterior'"
         )
-    else:
-        densities = densities_of(source, data[0]) if isinstance(source, (Model, tuple)) else source
-        if isinstance(proposal, str):
-            proposal = densities.posterior if proposal == "posterior" else Defensive(densities, max_bytes=max_bytes)
-        weights = partial(_weights_of_draws, densities, proposal)
-    parts = []
-    with torch.no_grad(), seeded(seed), evaluation_mode(*modules):
-        for block in zip(*(d.split(_ROWS) for d in data), strict=True):
-            log_w = torch.cat(list(weights(max_bytes, counts[-1], *block)))
-            parts.append(from_log_weights(log_w, num_particles=counts))
-    return Evidence.joined(parts)
+    densities = densities_of(source, data[0]) if isinstance(source, (Model, tuple)) else source
+    if isinstance(proposal, str):
+        proposal = densities.posterior if proposal == "posterior" else Defensive(densities, max_bytes=max_bytes)
+    return partial(_weights_of_draws, densities, proposal, max_bytes), []
 
 
 def from_log_weights(log_w: Tensor, *, num_particles: int | Sequence[int] | None = None) -> Evidence:

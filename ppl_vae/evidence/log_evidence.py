@@ -18,12 +18,15 @@ from ppl_vae.evidence.importance import importance
 from ppl_vae.evidence.linear_gaussian import closed_form_evidence
 from ppl_vae.evidence.quadrature import quadrature
 from ppl_vae.evidence.results import Evidence
+from ppl_vae.evidence.sumo import sumo
 from ppl_vae.objectives.losses import Program
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-Method = Literal["auto", "exact", "closed form", "enumeration", "quadrature", "importance", "posterior", "ais"]
+Method = Literal["auto", "exact", "closed form", "enumeration", "quadrature", "importance", "posterior", "sumo", "ais"]
+
+_COST = 12  # particles of a repetition of `sumo`, on average
 
 
 @at_home("x", "y", float64=True)
@@ -60,8 +63,10 @@ def log_evidence(
             samples from q(z|x, y), all data together, unless quadrature of up to a thousand conditions applies.
         method: ``"auto"``, ``"exact"``, or the name of one method: ``"closed form"``, ``"enumeration"``,
             ``"quadrature"``, ``"importance"`` (defensive proposal), ``"posterior"`` (importance sampling from q(z|x),
-            the field's usual estimate, which misses what q misses), ``"ais"`` (annealed importance sampling; slow).
-        num_particles: K of importance sampling. Several values give estimates side by side.
+            the field's usual estimate, which misses what q misses), ``"sumo"`` (Russian roulette over the number of
+            draws from q(z|x); little bias, much noise), ``"ais"`` (annealed importance sampling; slow).
+        num_particles: K of importance sampling. Several values give estimates side by side. `sumo` makes as many
+            repetitions as cost the largest K on average.
         tolerance: The error that quadrature aims at, nats per datum.
         seed: The seed of all draws; the global random state is left alone.
 
@@ -112,7 +117,9 @@ def log_evidence(
         raise ValueError(f"log_evidence: method {method!r} does not apply to {what}; use 'importance' or 'ais'")
     if method == "ais":
         return annealed(densities_of(program, x), x, seed=seed)
-    proposal = "posterior" if method == "posterior" else "defensive"
-    whole = method == "posterior" and not isinstance(program, Model)  # of a pair with any number of latent sites
+    proposal = "posterior" if method in ("posterior", "sumo") else "defensive"
+    whole = proposal == "posterior" and not isinstance(program, Model)  # of a pair with any number of latent sites
     source: Any = tuple(program) if whole else densities_of(program, x)  # type: ignore[arg-type]
+    if method == "sumo":
+        return sumo(source, x, repetitions=max(2, max(num_particles) // _COST), seed=seed)
     return importance(source, x, num_particles=num_particles, proposal=proposal, seed=seed)

@@ -24,8 +24,8 @@ class Evidence:
         log_evidence: log p(x) or its estimate, float64.
         error: Its error, float64, nats: for quadrature, enumeration and closed form a bound on the absolute error; for
             Monte Carlo the standard error of `log_evidence`.
-        method: ``"quadrature"``, ``"enumeration"``, ``"closed form"``, ``"importance"``,
-            ``"ais"`` or ``"dais"``.
+        method: ``"quadrature"``, ``"enumeration"``, ``"closed form"``, ``"importance"``, ``"sumo"``, ``"ais"`` or
+            ``"dais"``.
         kind: ``"exact"`` (up to `error`); ``"lower"`` or ``"upper"``: a stochastic bound, whose expectation lies on
             that side of log p(x).
         details: Further results of the method, as tensors of shape (n,) or as numbers for all data.

@@ -6,13 +6,15 @@ from ppl_vae.objectives.combined import CIWAE, JVI, MIWAE, PIWAE
 from ppl_vae.objectives.controls import REBAR, RELAX, DoubleCV
 from ppl_vae.objectives.enumeration import EnumeratedELBO
 from ppl_vae.objectives.estimate import Estimate, Objective
+from ppl_vae.objectives.gdreg import GDReG
 from ppl_vae.objectives.importance import IWAE, IWAESTL, DReG
 from ppl_vae.objectives.log_weights import LogWeights
 from ppl_vae.objectives.losses import as_loss
+from ppl_vae.objectives.ovis import OVIS, OVISMC, VIMCOStar
 from ppl_vae.objectives.pathwise import ELBO, STL, ArticleELBO, MeanFieldELBO
 from ppl_vae.objectives.regularized import Penalty, Regularized, Regularizer
-from ppl_vae.objectives.relaxed import GumbelSoftmaxELBO
-from ppl_vae.objectives.renyi import Renyi, VRMax
+from ppl_vae.objectives.relaxed import GumbelRaoELBO, GumbelSoftmaxELBO, ReinMaxELBO, StraightThroughELBO
+from ppl_vae.objectives.renyi import Renyi, RenyiDReG, VRMax
 from ppl_vae.objectives.sampling import sample_log_weights
 from ppl_vae.objectives.score_function import NVIL, REINFORCE, VIMCO
 from ppl_vae.objectives.thermodynamic import TVO
@@ -32,6 +34,8 @@ __all__ = [
     "JVI",
     "MIWAE",
     "NVIL",
+    "OVIS",
+    "OVISMC",
     "PIWAE",
     "REBAR",
     "REINFORCE",
@@ -46,6 +50,8 @@ __all__ = [
     "DoubleCV",
     "EnumeratedELBO",
     "Estimate",
+    "GDReG",
+    "GumbelRaoELBO",
     "GumbelSoftmaxELBO",
     "LocalDisARM",
     "LogWeights",
@@ -56,7 +62,11 @@ __all__ = [
     "RWSDReG",
     "Regularized",
     "Regularizer",
+    "ReinMaxELBO",
     "Renyi",
+    "RenyiDReG",
+    "StraightThroughELBO",
+    "VIMCOStar",
     "VRMax",
     "as_loss",
     "sample_log_weights",

@@ -57,7 +57,7 @@ def _halves(values: Tensor) -> tuple[Tensor, Tensor]:
 def _coupled(site: Site) -> Tensor:
     r"""Return :math:`(b - \tilde b)\, \sigma(|\ell|)` for each pair: zero where the two draws agree."""
     first, second = _halves(site.z.detach())
-    return (first - second) * _halves(site.factors.logits.detach().abs().sigmoid())[0]
+    return (first - second) * _halves(site.logits.detach().abs().sigmoid())[0]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ r"""Estimators for discrete latents with control variates that follow the gradie
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pyro
@@ -19,7 +19,8 @@ from ppl_vae.objectives.baselines import Coefficient, leave_one_out, name_of, ob
 from ppl_vae.objectives.enumeration import EnumeratedELBO
 from ppl_vae.objectives.estimate import Estimate, ManyParticles, owner
 from ppl_vae.objectives.log_weights import LogWeights
-from ppl_vae.objectives.logits import Drawing, Site, total
+from ppl_vae.objectives.logits import Drawing, Site
+from ppl_vae.objectives.states import covariance, noisy_given
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -86,9 +87,10 @@ class DoubleCV(ManyParticles):
             return site.estimate(f.mean(0), mean, torch.zeros_like(site.score))
         slope = site.slope()
         first = site.spread((f - leave_one_out(f)) / len(f)) * site.score
-        linear = total(leave_one_out(slope) * site.score)
+        linear = (leave_one_out(slope) * site.score).sum(2)
         second = site.spread((linear - leave_one_out(linear)) / len(f)) * site.score
-        second = site.kept(second - site.factors.covariance(slope).detach() / len(f))
+        spread = covariance(site.states, site.states.mean.detach(), slope.reshape(site.states.logits.shape))
+        second = site.kept(second - spread / len(f))
         alpha = self.coefficient(first.sum(0), second.sum(0)).to(f)
         return site.estimate(f.mean(0), mean, first + alpha * second)
 
@@ -158,12 +160,12 @@ class REBAR:
                 f"latents={type(self).__name__}().latents"
             )
         self.control.ready(site)
-        logits = site.factors.logits.detach().requires_grad_()
-        factors = replace(site.factors, logits=logits)
-        conditional = self.control(site, factors.conditional(site.z.detach()))
-        free = self.control(site, logits + log_weights.drawing.noise[site.name].reshape(logits.shape))
+        logits = site.states.logits.detach().requires_grad_()
+        states = type(site.states)(logits)
+        conditional = self.control(site, noisy_given(states, site.z.detach())[0])
+        free = self.control(site, states.logits + log_weights.drawing.noise[site.name].reshape(logits.shape))
         (path,) = torch.autograd.grad((free - conditional).sum(), logits, create_graph=self.adapt)
-        gradient = site.kept(site.spread(f - conditional) * site.score + path) / len(f)
+        gradient = site.kept(site.spread(f - conditional) * site.score + path.flatten(2)) / len(f)
         estimate = site.estimate(f.mean(0), mean, gradient)
         if self.adapt:
             fit = self.control.fit(gradient.sum(0)) / f.shape[1]
@@ -229,9 +231,9 @@ class _Control(nn.Module):
 
     def forward(self, site: Site, noisy: Tensor) -> Float[Tensor, "K batch"]:
         """Return the control variate at noisy logits."""
-        factors = site.factors.detached()
-        z = factors.relaxed(noisy, self.log_temperature.exp())
-        c = site.log_p(z) - total(factors.log_prob(z))
+        states = type(site.states)(site.states.logits.detach())
+        z = states._relaxed(noisy / self.log_temperature.exp())
+        c = site.log_p(z) - states._log_prob(z)
         if self.network is not None:
             c = c + self.network(self._inputs(site, noisy)).squeeze(-1)
         return self.weight * c

@@ -15,7 +15,8 @@ Three weights for each particle define the gradient of a sampled estimator, and 
     + b_k \frac{\partial \log w_k}{\partial z_k} \nabla z_k
     + d_k \nabla \log q(z_k|x)\big|_{z_k},
 
-with :math:`\tilde w_k` the normalised weights, and f = log w:
+with :math:`\tilde w_k` the normalised weights, f = log w, and v the normalised :math:`w^{1 - a}` at the order a of
+`Renyi`; c is the gamma of `OVIS`:
 
 =========================  =====================  ============================  ====================================
 estimator                  model a                path b                        score d
@@ -25,9 +26,15 @@ STL                        1/K                    1/K                           
 IWAE                       w~                     w~                            -w~
 IWAE-STL                   w~                     w~                            0
 DReG                       w~                     w~^2                          0
+GDReG                      w~; prior: see there   w~^2                          0
+Renyi                      v                      v                             -v
+RenyiDReG                  v                      a v + (1 - a) v^2             0
 PIWAE                      w~                     w~ in groups                  -(w~ in groups)
 REINFORCE                  1/K                    0                             (f - baseline) / K
 VIMCO                      w~                     0                             L - L without k - w~
+VIMCO-star                 w~                     0                             -log(1 - w~) - w~
+OVIS                       w~                     0                             VIMCO-star's + c (w~ + log(1 - 1/K))
+OVIS-MC                    w~                     0                             L - w~ - (the same at other draws)
 RWS (wake)                 w~                     0                             w~
 RWS-DReG                   w~                     w~ - w~^2                     0
 EUBO, CUBO                 0                      0                             w~; (n - 1) / n times w~ of w^n
@@ -61,6 +68,10 @@ class Again(Protocol):
 
     def score(self) -> Float[Tensor, "K batch"]:
         """Return log q(z_k|x) at fixed z_k, summed over sites."""
+        ...
+
+    def at(self, z: Mapping[str, Tensor]) -> LogWeights:
+        """Return the log-weights at given latents, one tensor for each latent site of the guide."""
         ...
 
     def dream(self) -> Float[Tensor, " batch"]:

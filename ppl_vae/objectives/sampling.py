@@ -126,6 +126,15 @@ class _Again:
             sites = sample_sites(poutine.trace(replayed).get_trace(*self.args, **self.kwargs))
             return sum_per_datum(sites, self.weights.log_lik.shape[1])
 
+    def at(self, z: Mapping[str, Tensor]) -> LogWeights:
+        given = _with_values(self.guide_trace, z)
+        with _batch_norm_learns_nothing():
+            guide_trace, model_trace = (
+                poutine.trace(poutine.replay(part, trace=given)).get_trace(*self.args, **self.kwargs)
+                for part in reversed(self.in_plate)
+            )
+        return from_traces(model_trace, guide_trace)
+
     def dream(self) -> Tensor:
         model, guide = self.program
         with torch.no_grad(), _batch_norm_learns_nothing():

@@ -273,7 +273,7 @@ def test_each_model_gets_its_method():
 
 
 @pytest.mark.parametrize(
-    "method", ["quadrature", "importance", "posterior", pytest.param("ais", marks=pytest.mark.slow)]
+    "method", ["quadrature", "importance", "posterior", "sumo", pytest.param("ais", marks=pytest.mark.slow)]
 )
 def test_every_method_that_applies_gives_the_closed_form(method):
     exact = LinearGaussian.random(latent_dim=2)

@@ -19,11 +19,11 @@ import pytest
 import torch
 from pyro import poutine
 from replicates import assert_same, assert_within_errors, block, flat, gradient_of, mean_gradient, measured
-from scipy import stats
 from test_estimators_discrete import VAES, X, bits, close, every_vae, exact_bound, exact_elbo, one_hots, states_of
 from torch import Tensor, nn
 
 from ppl_vae import SVI, VAE, likelihoods, objectives, posteriors, priors
+from ppl_vae.distributions.binary_vector import BinaryVector
 from ppl_vae.networks import MLP
 from ppl_vae.objectives import (
     ARM,
@@ -39,7 +39,8 @@ from ppl_vae.objectives import (
     as_loss,
     sample_log_weights,
 )
-from ppl_vae.objectives.logits import Drawing, Factors
+from ppl_vae.objectives.logits import Drawing
+from ppl_vae.objectives.states import States, noisy_given
 
 
 class Given(Drawing):
@@ -59,16 +60,16 @@ class Given(Drawing):
 def at_logits(objective: Any, vae: VAE, x: Tensor, num_particles: int, drawing: Drawing) -> Tensor:
     """The gradient of an objective at the logits of each row of a batch, (rows, logits)."""
     weights = sample_log_weights(vae.model, vae.guide, x, num_particles=num_particles, latents=drawing)
-    factors = Factors.of(weights.posterior["z"])
-    assert factors is not None
-    (found,) = torch.autograd.grad(objective(weights).surrogate.sum(), factors.logits)
-    found, p = (t.sum(0) if num_particles > 1 else t for t in (found, factors.probs.detach() / num_particles))
-    return free(found, None if factors.bits else p).flatten(1)
+    q = weights.posterior["z"]
+    (found,) = torch.autograd.grad(objective(weights).surrogate.sum(), q.logits)
+    return free(found.sum(0) if num_particles > 1 else found, vae.q_z(x)).flatten(1)
 
 
-def free(gradient: Tensor, probs: Tensor | None) -> Tensor:
+def free(gradient: Tensor, q: States) -> Tensor:
     """The gradient at free logits of one at normalised ones; bits have free logits."""
-    return gradient if probs is None else gradient - probs * gradient.sum(-1, keepdim=True)
+    if isinstance(q, BinaryVector):
+        return gradient
+    return gradient - q.probs.detach() * gradient.sum(-1, keepdim=True)
 
 
 def exact_at_logits(vae: VAE, x: Tensor, elbo: Any = exact_elbo) -> Tensor:
@@ -77,13 +78,13 @@ def exact_at_logits(vae: VAE, x: Tensor, elbo: Any = exact_elbo) -> Tensor:
 
     def keep(q: Any, *_: Any) -> Any:
         made = q(x)
-        kept.append(Factors.of(made))
+        kept.append(made)
         return made
 
     posterior, vae.q_z = vae.q_z, functools.partial(keep, vae.q_z)  # type: ignore[method-assign]
     try:
         (found,) = torch.autograd.grad(elbo(vae, x).sum(), kept[0].logits)
-        return free(found, None if kept[0].bits else kept[0].probs).flatten(1)
+        return free(found, kept[0]).flatten(1)
     finally:
         vae.q_z = posterior  # type: ignore[method-assign]
 
@@ -293,31 +294,13 @@ def test_double_cv_has_no_variance_where_f_is_linear(monkeypatch: pytest.MonkeyP
 # REBAR and RELAX
 
 
-@pytest.mark.parametrize("made", [bits, one_hots], ids=["bits", "one-hot"])
-def test_conditional_noise_makes_the_same_draw_and_has_the_law_of_the_noise(made: Any) -> None:
-    factors = Factors.of(made().q_z(X[4:5].expand(20_000, -1)))
-    assert factors is not None
-    factors = factors.detached()
-    torch.manual_seed(0)
-    z = factors.state(factors.logits + factors.noise())
-    again = factors.conditional(z)
-    assert torch.equal(factors.state(again), z)
-    noise = (again - factors.logits).flatten(1)
-    for column in noise.T:  # given the draw, and the draw at random: together the law of the noise
-        law = stats.logistic if factors.bits else stats.gumbel_r
-        assert stats.kstest(column.numpy(), law.cdf).pvalue > 1e-3
-    # the noise of a draw is independent of another's given the draw, so the two agree in the mean given each state
-    free = factors.noise().flatten(1)
-    assert (free - noise).abs().max() > 0.1
-
-
 def test_conditional_noise_is_right_where_a_bit_is_almost_sure() -> None:
     logits = torch.tensor([-80.0, -30.0, 0.0, 30.0, 80.0], dtype=torch.float32).expand(1000, 5)
-    factors = Factors(logits)
+    states = BinaryVector(logits)
     for z in (torch.zeros_like(logits), torch.ones_like(logits)):
-        again = factors.conditional(z)
+        (again,) = noisy_given(states, z)
         assert again.isfinite().all()
-        assert torch.equal(factors.state(again), z)
+        assert torch.equal(states._nearest(again), z)
 
 
 @every_vae
@@ -357,7 +340,7 @@ def test_controls_follow_the_gradient_of_the_variance(make: Any) -> None:
     def square() -> Tensor:
         torch.manual_seed(5)
         weights = sample_log_weights(*program, X, num_particles=2, latents=objective.latents)
-        logits = Factors.of(weights.posterior["z"]).logits  # type: ignore[union-attr]
+        logits = weights.posterior["z"].logits
         (found,) = torch.autograd.grad(objective(weights).surrogate.sum(), logits, retain_graph=True)
         return found.sum(0).square().sum()
 
@@ -513,7 +496,7 @@ def test_masks_over_data_take_their_gradient_away() -> None:
     masked = tuple(poutine.mask(part, mask=keep) for part in (vae.model, vae.guide))
     for objective in (DisARM(2), DoubleCV(2), REBAR(2)):
         weights = sample_log_weights(*masked, X, num_particles=2, latents=objective.latents)
-        logits = Factors.of(weights.posterior["z"].base_dist).logits  # type: ignore[union-attr]
+        logits = weights.posterior["z"].base_dist.logits
         (found,) = torch.autograd.grad(objective(weights).surrogate.sum(), logits)
         assert found[:, ~keep].abs().max() == 0
         assert found[:, keep].abs().max() > 0
