@@ -58,7 +58,8 @@ def fixed(
         objectives: The estimators to compare: a list of names, with arguments in brackets, and of import paths to your
             own classes or functions of log-weights, '[ELBO, "MIWAE(groups=4)", mymodule.my_bound]'. By default ELBO,
             MeanFieldELBO (where KL has a closed form), STL, IWAE, DReG, MIWAE, PIWAE and CIWAE; for discrete latents
-            REINFORCE with its baselines, VIMCO, RWS, GumbelSoftmaxELBO, and EnumeratedELBO where there are few states.
+            REINFORCE with its baselines, VIMCO, RWS, ReinMaxELBO, GumbelSoftmaxELBO, DisARM for bits, and
+            EnumeratedELBO where there are few states.
         particles: K, one number or a list; by default [1, 8, 64].
         replicates: How many gradients each figure is computed from.
         size: How many data the batch has: the first ones of the split.

@@ -26,15 +26,17 @@ DISCRETE = (
     "REINFORCE",
     "REINFORCE(baseline=moving_average)",
     "REINFORCE(baseline=leave_one_out)",
+    "DisARM",
     "VIMCO",
     "RWS",
+    "ReinMaxELBO",
     "GumbelSoftmaxELBO",
     "EnumeratedELBO",
 )
 RACING = ("ELBO", "STL", "IWAE", "DReG")  # a race takes minutes to hours for each estimator
-RACING_DISCRETE = ("REINFORCE(baseline=leave_one_out)", "VIMCO", "RWS", "GumbelSoftmaxELBO")
+RACING_DISCRETE = ("REINFORCE(baseline=leave_one_out)", "DisARM", "VIMCO", "RWS", "GumbelSoftmaxELBO")
 
-_IF_DEFINED = ("MeanFieldELBO", "GumbelSoftmaxELBO", "EnumeratedELBO")  # where the program has what they need
+_IF_DEFINED = ("MeanFieldELBO", "DisARM", "ReinMaxELBO", "GumbelSoftmaxELBO", "EnumeratedELBO")  # where the program has what they need
 _FEW_STATES = 256  # at most, for enumeration by default
 _BULLETS = textwrap.TextWrapper(
     120, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False, break_long_words=False

@@ -36,7 +36,7 @@ def race(
     Args:
         settings: The model and its training.
         objectives: The estimators, as at fixed parameters; by default ELBO, STL, IWAE and DReG, for discrete latents
-            REINFORCE with the leave-one-out baseline, VIMCO, RWS and GumbelSoftmaxELBO.
+            REINFORCE with the leave-one-out baseline, DisARM for bits, VIMCO, RWS and GumbelSoftmaxELBO.
         particles: K, one number or a list; 8 by default.
         seeds: How many seeds, from 0, or a list of seeds. A seed sets initial parameters, order of the data, and noise.
         evaluate_every: Epochs between two evaluations; a tenth of all epochs by default.
