@@ -36,7 +36,8 @@ DISCRETE = (
 RACING = ("ELBO", "STL", "IWAE", "DReG")  # a race takes minutes to hours for each estimator
 RACING_DISCRETE = ("REINFORCE(baseline=leave_one_out)", "DisARM", "VIMCO", "RWS", "GumbelSoftmaxELBO")
 
-_IF_DEFINED = ("MeanFieldELBO", "DisARM", "ReinMaxELBO", "GumbelSoftmaxELBO", "EnumeratedELBO")  # where the program has what they need
+# where the program has what they need
+_IF_DEFINED = ("MeanFieldELBO", "DisARM", "ReinMaxELBO", "GumbelSoftmaxELBO", "EnumeratedELBO")
 _FEW_STATES = 256  # at most, for enumeration by default
 _BULLETS = textwrap.TextWrapper(
     120, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
