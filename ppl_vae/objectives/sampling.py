@@ -90,7 +90,7 @@ def sample_log_weights(
     replayed = poutine.replay(model, trace=_with_values(guide_trace, seen) if seen else guide_trace)
     model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
     weights = from_traces(model_trace, guide_trace)
-    again = _Again(program, model, guide, args, kwargs, guide_trace, weights)
+    again = _Again(program, (model, guide), args, kwargs, guide_trace, weights)
     path = Path(seen) if seen else None
     return replace(weights, path=path, again=again, enumerated=tuple(states), detached=latents == "detached")
 
@@ -100,8 +100,7 @@ class _Again:
     """The program of some log-weights, kept for another run."""
 
     program: tuple[Function, Function]
-    model: Function  # inside the plate of particles, as is the guide
-    guide: Function
+    in_plate: tuple[Function, Function]  # the same, inside the plate of particles
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     guide_trace: poutine.Trace
@@ -109,7 +108,7 @@ class _Again:
 
     def score(self) -> Tensor:
         fixed = {name: z.detach() for name, z in self.weights.z.items()}
-        replayed = poutine.replay(self.guide, trace=_with_values(self.guide_trace, fixed))
+        replayed = poutine.replay(self.in_plate[1], trace=_with_values(self.guide_trace, fixed))
         with _batch_norm_learns_nothing():
             trace = poutine.trace(replayed).get_trace(*self.args, **self.kwargs)
         sites = {name: site for name, site in sample_sites(trace).items() if name in fixed}
@@ -120,7 +119,7 @@ class _Again:
         with _batch_norm_learns_nothing():
             guide_trace, model_trace = (
                 poutine.trace(poutine.replay(part, trace=given)).get_trace(*self.args, **self.kwargs)
-                for part in (self.guide, self.model)
+                for part in self.in_plate[::-1]
             )
         return from_traces(model_trace, guide_trace)
 
