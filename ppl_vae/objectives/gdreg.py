@@ -93,7 +93,8 @@ class GDReG(DReG):
             terms.append(slope * (normal.loc + normal.scale * noise) - weights * normal.log_prob(part))
         term = torch.cat(terms, -1) if len(terms) > 1 else terms[0]
         term = term.sum(tuple(range(-prior.event_dim, 0))) if prior.event_dim else term
-        term = torch.where(torch.as_tensor(getattr(prior, "_mask", True), device=term.device), term, 0.0)
+        if (mask := getattr(prior, "_mask", True)) is not True:
+            term = torch.where(torch.as_tensor(mask, device=term.device), term, 0.0)
         return to_particles(term, fixed.num_particles, particle_dim(term.shape, fixed.num_particles)).sum(0)
 
     def _levels(self, name: str, prior: Any, z: Tensor, slopes: Tensor) -> list[tuple[Tensor, Any, Tensor]]:
