@@ -1,6 +1,6 @@
 r"""The signal-to-noise of the encoder's gradient against K, of estimators of importance-weighted bounds.
 
-    python benchmarks/signal_to_noise.py --json benchmarks/results      # 10 minutes on one core, 2 GB
+    python benchmarks/signal_to_noise.py --json benchmarks/results      # 5 minutes on a quiet core
 
 The model is that of `examples/tighter_bounds.py`: 20 dimensions, normal, each parameter 0.01 away from the best, a
 batch of 64, float64. The signal-to-noise is that of the whole gradient: the norm of the mean over the root of the trace

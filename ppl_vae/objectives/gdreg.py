@@ -40,7 +40,9 @@ class GDReG(DReG):
     **It need not have less variance.** At the true posterior the second term is zero and the first is not: its noise is
     that of the likelihood's slope, in place of that of the prior's score. It pays where the posterior is near the
     prior, as at unused levels of a hierarchy; where the likelihood is flat the prior's gradient has no noise at all. It
-    loses where the likelihood is sharp. It runs q and p once more, so it costs up to twice `DReG`.
+    loses where the likelihood is sharp. At the true posterior of a linear-Gaussian model the noise of the prior's
+    gradient was 0.014, 0.15, 1.2, 13 and 113 times that of `DReG` where the posterior's standard deviation was 0.99,
+    0.93, 0.65, 0.25 and 0.09 of the prior's. It runs q and p once more, so it costs up to twice `DReG`.
 
     Args:
         num_particles: K.
@@ -91,7 +93,8 @@ class GDReG(DReG):
             terms.append(slope * (normal.loc + normal.scale * noise) - weights * normal.log_prob(part))
         term = torch.cat(terms, -1) if len(terms) > 1 else terms[0]
         term = term.sum(tuple(range(-prior.event_dim, 0))) if prior.event_dim else term
-        term = torch.where(torch.as_tensor(getattr(prior, "_mask", True), device=term.device), term, 0.0)
+        if (mask := getattr(prior, "_mask", True)) is not True:
+            term = torch.where(torch.as_tensor(mask, device=term.device), term, 0.0)
         return to_particles(term, fixed.num_particles, particle_dim(term.shape, fixed.num_particles)).sum(0)
 
     def _levels(self, name: str, prior: Any, z: Tensor, slopes: Tensor) -> list[tuple[Tensor, Any, Tensor]]:

@@ -62,7 +62,7 @@ class VIMCOStar(VIMCO):
 
     @property
     def reference(self) -> VIMCO:
-        """An objective whose gradient has the same expectation."""
+        """An objective whose gradient has the same expectation; that of `OVIS` differs by its bias."""
         return VIMCO(self.num_particles)
 
     def __call__(self, log_weights: LogWeights) -> Estimate:

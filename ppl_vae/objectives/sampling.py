@@ -131,7 +131,7 @@ class _Again:
         with _batch_norm_learns_nothing():
             guide_trace, model_trace = (
                 poutine.trace(poutine.replay(part, trace=given)).get_trace(*self.args, **self.kwargs)
-                for part in reversed(self.in_plate)
+                for part in self.in_plate[::-1]
             )
         return from_traces(model_trace, guide_trace)
 
