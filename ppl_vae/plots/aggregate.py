@@ -17,6 +17,7 @@ from ppl_vae.plots.figure import (
     colour_bar,
     key,
     new_figure,
+    styled,
     tidy,
     write_foot,
     write_labels,
@@ -32,6 +33,7 @@ PRIOR, AGGREGATE = "#333333", "#0072B2"
 MOST_DIMENSIONS = 24
 
 
+@styled
 def aggregate_posterior(
     samples: Shaped[ArrayLike, "S d"],
     prior_samples: Shaped[ArrayLike, "P d"] | None = None,

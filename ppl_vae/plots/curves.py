@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 
 from ppl_vae.plots.arguments import number
 from ppl_vae.plots.estimators import Style, styles_of, write_keys
-from ppl_vae.plots.figure import NOTE, WIDTH, key, naming, new_figure, tidy, write_foot, write_legend
+from ppl_vae.plots.figure import NOTE, WIDTH, key, naming, new_figure, styled, tidy, write_foot, write_legend
 
 if TYPE_CHECKING:
     from ppl_vae.comparison.races.outcome import Race
@@ -37,6 +37,7 @@ _CROSS: dict[str, Any] = {"marker": "x", "markersize": 6.5, "markeredgewidth": 1
 Curve = tuple[dict[str, Any], np.ndarray, np.ndarray]  # the look, the epochs, and the values, NaN where not finite
 
 
+@styled
 def training_curves(history: Sequence[Mapping[str, Any]], *, caveat: str | None = None) -> Figure:
     r"""Plot the course of a training: the ELBO, its two terms, and the reconstruction error, epoch by epoch.
 
@@ -165,6 +166,7 @@ def _with_margin(low: float, high: float) -> tuple[float, float]:
     return float(low - margin), float(high + margin)
 
 
+@styled
 def training_race(race: Race, *, caveat: str | None = None) -> Figure:
     r"""Plot the log p(x) of each contender against steps and against seconds of training, means over seeds.
 

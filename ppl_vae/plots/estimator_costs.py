@@ -12,12 +12,13 @@ from matplotlib.figure import Figure
 from ppl_vae.comparison.statistics.measured import Measured, t_quantile
 from ppl_vae.comparison.words import listed
 from ppl_vae.plots.estimators import MARKERS, blocks_of, has_gradient, log_limits, log_ticks, styles_of_rows, write_keys
-from ppl_vae.plots.figure import TEXT_SIZE, WIDTH, key, new_figure, tidy, write_foot
+from ppl_vae.plots.figure import TEXT_SIZE, WIDTH, key, new_figure, styled, tidy, write_foot
 
 if TYPE_CHECKING:
     from ppl_vae.comparison import Comparison, Row
 
 
+@styled
 def cost_of_precision(comparison: Comparison, *, caveat: str | None = None) -> Figure:
     r"""Plot the time of a step, and the time to average a gradient until it is known to a tenth: variance x time.
 
@@ -67,6 +68,7 @@ def cost_of_precision(comparison: Comparison, *, caveat: str | None = None) -> F
     return chart.finished(caveat, words, f"{far} ({listed(endless)})" if endless else None)
 
 
+@styled
 def estimator_values(comparison: Comparison, *, caveat: str | None = None) -> Figure:
     r"""Plot the values of estimators, means over replicates with 95% intervals, beside log p(x).
 

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ppl_vae.plots.arguments import ArrayLike, IntervalLike, check_captions, finite, number, to_ends, to_vector
-from ppl_vae.plots.figure import NOTE, SMALL_SIZE, WIDTH, key, new_figure, tidy, write_foot, write_legend
+from ppl_vae.plots.figure import NOTE, SMALL_SIZE, WIDTH, key, new_figure, styled, tidy, write_foot, write_legend
 from ppl_vae.plots.latent import CLASS_COLOURS
 from ppl_vae.plots.mosaics import GREY, to_tiles
 
@@ -25,6 +25,7 @@ EVIDENCE, ELBO = "#0072B2", "#D55E00"  # in every picture blue is the truth and 
 MOST_WORST = 20
 
 
+@styled
 def evidence_histogram(
     log_evidence: Shaped[ArrayLike, " n"],
     worst_images: ArrayLike | None = None,
@@ -125,6 +126,7 @@ def _draw_histograms(axes: Axes, series: Mapping[str, np.ndarray], marks: np.nda
     tidy(axes, x="nats per datum", y="data")
 
 
+@styled
 def evidence_by_particles(
     num_particles: Sequence[int] | ArrayLike,
     means: ArrayLike | Mapping[str, ArrayLike],

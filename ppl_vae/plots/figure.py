@@ -1,15 +1,17 @@
-"""Shared parts of all pictures: sizes, legends, notes at the foot, and the file."""
+"""Shared parts of all pictures: their style and sizes, legends, notes at the foot, and the file."""
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import os
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
+from matplotlib import rc_context, rc_params_from_file, rcParams, rcParamsDefault
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colorbar import Colorbar
@@ -20,12 +22,29 @@ from matplotlib.lines import Line2D
 from ppl_vae import _files
 from ppl_vae.comparison.words import listed
 
+P = ParamSpec("P")
+
+STYLE = rc_params_from_file(Path(__file__).with_name("style.mplstyle"), use_default_template=False)
+COLOURS: tuple[str, ...] = tuple(f"#{colour.lstrip('#')}" for colour in STYLE["axes.prop_cycle"].by_key()["color"])
+BLUE, VERMILION, GREEN, ORANGE, PINK, SKY, WINE, BLACK = COLOURS
 DPI = 200  # of `save`; an image pixel is a whole number of dots where that fits
 WIDTH, TALLEST = 7.0, 9.0  # inches: at 100 pixels an inch, a README's 700 pixels
-TITLE_SIZE, TEXT_SIZE, SMALL_SIZE = 10.0, 8.5, 7.5  # points
+TITLE_SIZE, TEXT_SIZE, SMALL_SIZE = (STYLE[f"{name}size"] for name in ("figure.title", "axes.label", "xtick.label"))
 NOTE: dict[str, Any] = {"fontsize": SMALL_SIZE, "color": "#555555", "fontstyle": "italic"}  # the style of notes
 CENTRED: dict[str, Any] = {"ha": "center", "va": "center"}
 PAPER: dict[str, Any] = {"facecolor": "#FFFFFF", "edgecolor": "none"}  # behind words that a line may cross
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Let a function draw in the style of ``style.mplstyle``, but for what the user has changed from the default."""
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **options: P.kwargs) -> Figure:
+        ours = {name: value for name, value in STYLE.items() if rcParams[name] == rcParamsDefault[name]}
+        with rc_context(ours):
+            return draw(*args, **options)
+
+    return drawn
 
 
 class Picture(Figure):
@@ -102,10 +121,10 @@ def naming(words: str, names: Iterable[str]) -> str | None:
     return f"{words}: {listed(names)}" if (names := list(names)) else None
 
 
-def put_foot(figure: Figure, foot: str) -> None:
+def put_foot(figure: Figure, foot: str, **look: Any) -> None:
     """Write text at the foot of a figure, where there is room for it."""
     if foot:
-        figure.text(0.5, 0.04 / figure.get_figheight(), foot, ha="center", va="bottom", **NOTE)
+        figure.text(0.5, 0.04 / figure.get_figheight(), foot, ha="center", va="bottom", **NOTE | look)
 
 
 def write_foot(figure: Figure, *sentences: str | None) -> Figure:
@@ -121,6 +140,40 @@ def write_foot(figure: Figure, *sentences: str | None) -> Figure:
     return figure
 
 
+def named(figure: Figure, words: str) -> Figure:
+    """Write what a picture is of on a last line of its own, such as the run, the data set and its split.
+
+    Args:
+        figure: A figure of this package, which grows by the line.
+        words: What it is of.
+
+    Returns:
+        The same figure.
+
+    Example:
+        >>> import torch
+        >>> from ppl_vae.plots import samples
+        >>> named(samples(torch.rand(4, 8, 8)), "run digits").texts[-1].get_text()
+        'run digits'
+    """
+    width, height = figure.get_size_inches()
+    line, taken = fitted(words, width, SMALL_SIZE)
+    whole = height + taken
+    figure.set_size_inches(width, whole)
+    for text in figure.texts:
+        text.set_y((text.get_position()[1] * height + taken) / whole)
+    layout = figure.get_layout_engine()
+    if isinstance(layout, ConstrainedLayoutEngine):
+        below = (layout.get()["rect"][1] * height + taken) / whole
+        layout.set(rect=(0, below, 1, 1 - below))
+    else:
+        for axes in figure.axes:
+            left, bottom, breadth, length = axes.get_position().bounds
+            axes.set_position((left, (bottom * height + taken) / whole, breadth, length * height / whole))
+    put_foot(figure, line, color="#333333", fontstyle="normal")
+    return figure
+
+
 def key(label: str, **style: Any) -> Line2D:
     """Return an entry of a legend."""
     return Line2D([], [], label=label, **style)
@@ -128,25 +181,24 @@ def key(label: str, **style: Any) -> Line2D:
 
 def write_legend(owner: Figure | Axes, handles: Sequence[Line2D], columns: int, **more: Any) -> None:
     """Write a legend, above the panels if nothing else is said."""
-    style: dict[str, Any] = {"loc": "outside upper center", "frameon": False, "fontsize": TEXT_SIZE, "borderaxespad": 0}
+    style: dict[str, Any] = {"loc": "outside upper center", "borderaxespad": 0}
     owner.legend(handles=handles, ncols=columns, **style | more)
 
 
 def colour_bar(figure: Figure, drawn: ScalarMappable, label: str, *, length: float = 2.5, **more: Any) -> Colorbar:
     """Draw a colour bar in small print."""
     bar = figure.colorbar(drawn, **more)
-    bar.set_label(label, fontsize=TEXT_SIZE)
-    bar.ax.tick_params(labelsize=SMALL_SIZE, length=length)
+    bar.set_label(label)
+    bar.ax.tick_params(length=length)
     return bar
 
 
 def write_labels(axes: Axes, *, title: str = "", x: str = "", y: str = "", pad: float = 3, labelpad: float = 4) -> None:
-    """Write the title and the labels of axes in small print."""
+    """Write the title and the labels of axes."""
     if title:
-        axes.set_title(title, fontsize=TITLE_SIZE - 1, pad=pad)
-    axes.set_xlabel(x, fontsize=TEXT_SIZE, labelpad=labelpad)
-    axes.set_ylabel(y, fontsize=TEXT_SIZE, labelpad=labelpad)
-    axes.tick_params(labelsize=SMALL_SIZE, length=2.5)
+        axes.set_title(title, pad=pad)
+    axes.set_xlabel(x, labelpad=labelpad)
+    axes.set_ylabel(y, labelpad=labelpad)
 
 
 def tidy(axes: Axes, *, grid: bool = False, **labels: Any) -> None:
@@ -154,5 +206,5 @@ def tidy(axes: Axes, *, grid: bool = False, **labels: Any) -> None:
     write_labels(axes, **labels)
     axes.spines[["top", "right"]].set_visible(False)
     if grid:
-        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.grid(True)
         axes.set_axisbelow(True)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ppl_vae._validation import check_choice
 from ppl_vae.plots.arguments import ArrayLike, IntervalLike, finite, number, to_ends, to_vector
-from ppl_vae.plots.figure import PAPER, SMALL_SIZE, TEXT_SIZE, key, new_figure, tidy, write_foot, write_legend
+from ppl_vae.plots.figure import PAPER, SMALL_SIZE, TEXT_SIZE, key, new_figure, styled, tidy, write_foot, write_legend
 from ppl_vae.plots.latent import to_labels
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 APPROXIMATION, AMORTISATION = "#56B4E9", "#E69F00"
 
 
+@styled
 def gaps_by_class(
     approximation_gap: Shaped[ArrayLike, " n"],
     amortisation_gap: Shaped[ArrayLike, " n"],

@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter
 
 from ppl_vae.plots.arguments import number
 from ppl_vae.plots.estimators import Style, blocks_of, has_gradient, log_limits, name_blocks, styles_of_rows, write_keys
-from ppl_vae.plots.figure import SMALL_SIZE, WIDTH, key, naming, new_figure, tidy, write_foot, write_legend
+from ppl_vae.plots.figure import SMALL_SIZE, WIDTH, key, naming, new_figure, styled, tidy, write_foot, write_legend
 
 if TYPE_CHECKING:
     from ppl_vae.comparison import Block, Comparison, Row, Slope
@@ -35,6 +35,7 @@ SPREAD = 0.22  # the marks at one K spread over this share of the distance betwe
 FEW = 6  # the most estimators for which the quartiles have room
 
 
+@styled
 def bias_variance(comparison: Comparison, *, caveat: str | None = None) -> Figure:
     r"""Plot the squared bias of gradients against their variance, a panel for each K and block of parameters.
 
@@ -170,6 +171,7 @@ def _draw_plane(
     return noted
 
 
+@styled
 def signal_to_noise(comparison: Comparison, *, caveat: str | None = None) -> Figure:
     r"""Plot the signal-to-noise of gradients against K, both logarithmic, a panel for each block of parameters.
 

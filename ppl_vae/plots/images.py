@@ -13,13 +13,14 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ppl_vae.plots.arguments import ArrayLike, to_array
-from ppl_vae.plots.figure import SMALL_SIZE, TEXT_SIZE, WIDTH, fitted, write_labels
+from ppl_vae.plots.figure import SMALL_SIZE, TEXT_SIZE, WIDTH, fitted, styled, write_labels
 from ppl_vae.plots.mosaics import apart, gap_of, image_figure, near_square, to_mosaic, to_tiles
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 
+@styled
 def image_grid(
     images: ArrayLike,
     *,
@@ -87,6 +88,7 @@ def samples(
     return image_grid(images, title="Samples from the prior", caveat=caveat, value_range=value_range)
 
 
+@styled
 def reconstructions(
     inputs: ArrayLike,
     outputs: ArrayLike,
@@ -142,6 +144,7 @@ def reconstructions(
     return figure
 
 
+@styled
 def interpolations(
     paths: ArrayLike,
     first: ArrayLike | None = None,
@@ -203,6 +206,7 @@ def interpolations(
     return figure
 
 
+@styled
 def latent_grid(
     images: ArrayLike,
     *,

@@ -23,6 +23,7 @@ from ppl_vae.plots.figure import (
     colour_bar,
     key,
     new_figure,
+    styled,
     tidy,
     write_foot,
     write_legend,
@@ -41,6 +42,7 @@ MORE = ": a latent of more dimensions needs a projection or a choice of two firs
 BESIDE = (1.02, 0.0, 0.03, 1.0)  # the place of a colour bar, in units of the plane
 
 
+@styled
 def latent_scatter(
     means: Shaped[ArrayLike, "n 2"],
     labels: Shaped[ArrayLike, " n"] | None = None,
@@ -100,6 +102,7 @@ def latent_scatter(
     return write_foot(figure, caveat, note)
 
 
+@styled
 def latent_map(
     means: Shaped[ArrayLike, "n 2"],
     values: Shaped[ArrayLike, " n"],

@@ -13,13 +13,14 @@ from matplotlib.ticker import MaxNLocator
 from ppl_vae.plots.arguments import ArrayLike, IntervalLike, number, to_array, to_ends, to_points
 from ppl_vae.plots.curves import settled
 from ppl_vae.plots.estimators import MARKERS
-from ppl_vae.plots.figure import CENTRED, PAPER, SMALL_SIZE, key, new_figure, tidy, write_foot, write_legend
+from ppl_vae.plots.figure import CENTRED, PAPER, SMALL_SIZE, key, new_figure, styled, tidy, write_foot, write_legend
 from ppl_vae.plots.latent import CLASS_COLOURS
 
 COLOURS = tuple(c for c in CLASS_COLOURS if c not in ("#000000", "#F0E442", "#999999"))  # seen on white, and not grey
 LINE_COLOUR = "#999999"
 
 
+@styled
 def rate_distortion(
     points: Mapping[str, ArrayLike],
     *,

@@ -25,6 +25,7 @@ from ppl_vae.plots.figure import (
     join,
     key,
     put_foot,
+    styled,
     write_labels,
     write_legend,
 )
@@ -43,6 +44,7 @@ BANDS = BoundaryNorm(DEPTHS, BLUES.N)
 HALO = [withStroke(linewidth=2.2, foreground="#FFFFFF", alpha=0.7)]
 
 
+@styled
 def true_posteriors(
     images: ArrayLike,
     log_posterior: ArrayLike,
