@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from ppl_vae.comparison.statistics.measured import Measured, t_quantile
 from ppl_vae.comparison.words import listed
 from ppl_vae.plots.estimators import MARKERS, blocks_of, has_gradient, log_limits, log_ticks, styles_of_rows, write_keys
-from ppl_vae.plots.figure import TEXT_SIZE, WIDTH, key, new_figure, styled, tidy, write_foot
+from ppl_vae.plots.figure import WIDTH, key, new_figure, tidy, write_foot
+from ppl_vae.plots.style import TEXT_SIZE, styled
 
 if TYPE_CHECKING:
     from ppl_vae.comparison import Comparison, Row
@@ -154,8 +155,7 @@ class _Chart:
             axes.plot([found.value], [y], color=colour, zorder=4, clip_on=False, **mark)
         axes.set_yticks(range(len(self.styles)), [style.label for style in self.styles.values()])
         axes.set_ylim(len(self.styles) - 0.45, -0.55)
-        axes.grid(axis="x", alpha=0.3, linewidth=0.6)
-        axes.set_axisbelow(True)
+        axes.grid(axis="x")
         tidy(axes, title=title, x=unit)
         axes.tick_params(axis="y", length=0, labelsize=TEXT_SIZE - 0.5)
 

@@ -1,17 +1,15 @@
-"""Shared parts of all pictures: their style and sizes, legends, notes at the foot, and the file."""
+"""Shared parts of all pictures: sizes, legends, notes at the foot, and the file."""
 
 from __future__ import annotations
 
-import functools
 import io
 import math
 import os
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
-from matplotlib import rc_context, rc_params_from_file, rcParams, rcParamsDefault
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colorbar import Colorbar
@@ -21,30 +19,13 @@ from matplotlib.lines import Line2D
 
 from ppl_vae import _files
 from ppl_vae.comparison.words import listed
+from ppl_vae.plots.style import SMALL_SIZE
 
-P = ParamSpec("P")
-
-STYLE = rc_params_from_file(Path(__file__).with_name("style.mplstyle"), use_default_template=False)
-COLOURS: tuple[str, ...] = tuple(f"#{colour.lstrip('#')}" for colour in STYLE["axes.prop_cycle"].by_key()["color"])
-BLUE, VERMILION, GREEN, ORANGE, PINK, SKY, WINE, BLACK = COLOURS
 DPI = 200  # of `save`; an image pixel is a whole number of dots where that fits
 WIDTH, TALLEST = 7.0, 9.0  # inches: at 100 pixels an inch, a README's 700 pixels
-TITLE_SIZE, TEXT_SIZE, SMALL_SIZE = (STYLE[f"{name}size"] for name in ("figure.title", "axes.label", "xtick.label"))
 NOTE: dict[str, Any] = {"fontsize": SMALL_SIZE, "color": "#555555", "fontstyle": "italic"}  # the style of notes
 CENTRED: dict[str, Any] = {"ha": "center", "va": "center"}
 PAPER: dict[str, Any] = {"facecolor": "#FFFFFF", "edgecolor": "none"}  # behind words that a line may cross
-
-
-def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Let a function draw in the style of ``style.mplstyle``, but for what the user has changed from the default."""
-
-    @functools.wraps(draw)
-    def drawn(*args: P.args, **options: P.kwargs) -> Figure:
-        ours = {name: value for name, value in STYLE.items() if rcParams[name] == rcParamsDefault[name]}
-        with rc_context(ours):
-            return draw(*args, **options)
-
-    return drawn
 
 
 class Picture(Figure):
@@ -116,15 +97,20 @@ def join(*sentences: str | None) -> str | None:
     return " ".join(s if s.endswith((".", "!", "?")) else f"{s}." for s in given) or None
 
 
+def about(run: str, data: str, *sentences: str | None) -> str | None:
+    """Return a foot that begins with the run and the data (and their split) that a picture is of."""
+    return join(f"Run {run}; data {data}", *sentences)
+
+
 def naming(words: str, names: Iterable[str]) -> str | None:
     """Return a sentence that names some, or None if there are none."""
     return f"{words}: {listed(names)}" if (names := list(names)) else None
 
 
-def put_foot(figure: Figure, foot: str, **look: Any) -> None:
+def put_foot(figure: Figure, foot: str) -> None:
     """Write text at the foot of a figure, where there is room for it."""
     if foot:
-        figure.text(0.5, 0.04 / figure.get_figheight(), foot, ha="center", va="bottom", **NOTE | look)
+        figure.text(0.5, 0.04 / figure.get_figheight(), foot, ha="center", va="bottom", **NOTE)
 
 
 def write_foot(figure: Figure, *sentences: str | None) -> Figure:
@@ -140,43 +126,16 @@ def write_foot(figure: Figure, *sentences: str | None) -> Figure:
     return figure
 
 
-def named(figure: Figure, words: str) -> Figure:
-    """Write what a picture is of on a last line of its own, such as the run, the data set and its split.
-
-    Args:
-        figure: A figure of this package, which grows by the line.
-        words: What it is of.
-
-    Returns:
-        The same figure.
-
-    Example:
-        >>> import torch
-        >>> from ppl_vae.plots import samples
-        >>> named(samples(torch.rand(4, 8, 8)), "run digits").texts[-1].get_text()
-        'run digits'
-    """
-    width, height = figure.get_size_inches()
-    line, taken = fitted(words, width, SMALL_SIZE)
-    whole = height + taken
-    figure.set_size_inches(width, whole)
-    for text in figure.texts:
-        text.set_y((text.get_position()[1] * height + taken) / whole)
-    layout = figure.get_layout_engine()
-    if isinstance(layout, ConstrainedLayoutEngine):
-        below = (layout.get()["rect"][1] * height + taken) / whole
-        layout.set(rect=(0, below, 1, 1 - below))
-    else:
-        for axes in figure.axes:
-            left, bottom, breadth, length = axes.get_position().bounds
-            axes.set_position((left, (bottom * height + taken) / whole, breadth, length * height / whole))
-    put_foot(figure, line, color="#333333", fontstyle="normal")
-    return figure
-
-
 def key(label: str, **style: Any) -> Line2D:
     """Return an entry of a legend."""
     return Line2D([], [], label=label, **style)
+
+
+def nested(place: float, others: list[float]) -> int:
+    """Add a mark's place, as a share of the axis, to those of others, and return how many it must stand around."""
+    around = sum(abs(place - other) < 0.03 for other in others)
+    others.append(place)
+    return around
 
 
 def write_legend(owner: Figure | Axes, handles: Sequence[Line2D], columns: int, **more: Any) -> None:
@@ -187,16 +146,14 @@ def write_legend(owner: Figure | Axes, handles: Sequence[Line2D], columns: int, 
 
 def colour_bar(figure: Figure, drawn: ScalarMappable, label: str, *, length: float = 2.5, **more: Any) -> Colorbar:
     """Draw a colour bar in small print."""
-    bar = figure.colorbar(drawn, **more)
-    bar.set_label(label)
+    bar = figure.colorbar(drawn, label=label, **more)
     bar.ax.tick_params(length=length)
     return bar
 
 
 def write_labels(axes: Axes, *, title: str = "", x: str = "", y: str = "", pad: float = 3, labelpad: float = 4) -> None:
     """Write the title and the labels of axes."""
-    if title:
-        axes.set_title(title, pad=pad)
+    axes.set_title(title, pad=pad)
     axes.set_xlabel(x, labelpad=labelpad)
     axes.set_ylabel(y, labelpad=labelpad)
 
@@ -207,4 +164,3 @@ def tidy(axes: Axes, *, grid: bool = False, **labels: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if grid:
         axes.grid(True)
-        axes.set_axisbelow(True)

@@ -369,7 +369,7 @@ def test_bars_are_the_means_of_each_class_largest_first() -> None:
     assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first on top
     assert [text.get_text() for text in axes.texts] == ["8.50  (n = 2)", "3.50  (n = 2)"]
     assert axes.get_xlabel() == "mean gap, nats per datum"
-    assert axes.get_ylabel() == "class"
+    assert axes.get_ylabel() == "class (data label)"
     (mean,) = [line for line in axes.lines if line.get_linestyle() == "--"]
     assert np.asarray(mean.get_xdata()).tolist() == [6.0, 6.0]
     assert legend(axes.get_figure()) == ["approximation gap", "amortisation gap", "all data: 6.00"]  # type: ignore[arg-type]
