@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jaxtyping import Shaped
 
 CLASS_COLOURS = (*COLOURS, "#999999", "#332288")  # two more, the last from Paul Tol's muted scheme
+FEW = 10  # points of a class, of which a name would hide too many
 CLASS_MARKS = "osD^vPX*<>"
 LABEL = "class (data label)"
 MOST_CLASSES = 50
@@ -47,8 +48,8 @@ def latent_scatter(
 
     Args:
         means: Posterior means.
-        labels: Integer classes, at most 50 of them; up to ten get a legend and their names at the medians of their
-            points, more a colour bar.
+        labels: Integer classes, at most 50 of them; up to ten get a legend, with a name at the median of a class of
+            ten points or more; more get a colour bar.
         class_names: Names of the classes, by class or in order from 0.
         limits: The ends of both axes, such as those of a `latent_grid`, over which the picture then lies.
         caveat: Written at the foot.
@@ -89,9 +90,9 @@ def latent_scatter(
         handles = [key(name, color=cmap(norm(i)), marker=marks[i], **dots) for i, name in enumerate(names)]
         place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
         write_legend(axes, handles, 1, title=LABEL.replace(" ", "\n", 1), handletextpad=0.2, **place)
-        for i, name in enumerate(names):  # which colour it is, in grey too
+        for i in np.flatnonzero(np.bincount(index) >= FEW):  # names, where they hide few points
             x, y = np.median(points[index == i], axis=0)
-            words = axes.text(x, y, name, weight="bold", clip_on=True, path_effects=HALO, **CENTRED)
+            words = axes.text(x, y, names[i], weight="bold", clip_on=True, path_effects=HALO, **CENTRED)
             words.set_in_layout(False)
     elif labels is not None:
         every = math.ceil(len(classes) / (6 * (figure.get_figheight() - 0.55)))  # as many tick labels as fit

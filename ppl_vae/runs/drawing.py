@@ -54,7 +54,10 @@ def draw(run: Run, path: str | Path) -> list[Path]:
         if vae.latent_shape == (2,):
             means = torch.cat([vae.encode(*batch) for batch in split.batches(min(1000, len(split)), device=run.device)])
             labels = split.labels if split.labels is None or len(split.labels.unique()) <= MOST_CLASSES else None
-            more: dict[str, Any] = {"class_names": split.label_names or None, "caveat": of_part}
+            more: dict[str, Any] = {"caveat": of_part}
+            if labels is not None and split.label_names:  # labels without a name keep their number
+                numbers = {int(c): str(int(c)) for c in labels.unique()}
+                more["class_names"] = numbers | dict(enumerate(split.label_names))
             if run.data.is_image and vae.y_shape is None and means.isfinite().all():  # a grid is of one condition
                 points = _plane(vae, means)
                 images = as_images(vae.decode(points.reshape(-1, 2)))
@@ -71,7 +74,7 @@ def _plane(vae: VAE, means: torch.Tensor) -> torch.Tensor:
         drawn = vae.p_z().sample((_PRIOR,))
     ends = np.stack([plane(z[z.isfinite().all(1)].double().cpu().numpy()) for z in (means, drawn)])  # (2, 2, 2)
     low, high = float(ends.min()), float(ends.max())
-    step = (high - low) / _TILES
+    step = (high - low) / _TILES or 0.1  # all in one place, if the posterior and the prior are
     z = low + (torch.arange(_TILES, device=means.device, dtype=means.dtype) + 0.5) * step
     return torch.stack(torch.meshgrid(z, z, indexing="ij"), -1)
 
