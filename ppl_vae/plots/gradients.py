@@ -158,8 +158,7 @@ def _draw_plane(
             around = nested(place, strip)
             if block.bias is None or block.bias_unclear:
                 noted.add("unclear" if block.bias_unclear else "unknown")
-                half = {"fillstyle": "bottom" if block.bias_unclear else "left", "markerfacecoloralt": "#FFFFFF"}
-                mark |= half
+                mark |= {"fillstyle": "bottom" if block.bias_unclear else "left", "markerfacecoloralt": "#FFFFFF"}
             else:
                 noted.add("own")
                 mark = style.mark(filled=False)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jaxtyping import Shaped
 
 CLASS_COLOURS = (*COLOURS, "#999999", "#332288")  # two more, the last from Paul Tol's muted scheme
+LONGEST = 24  # letters of a name
 FEW = 10  # points of a class, of which a name would hide too many
 CLASS_MARKS = "osD^vPX*<>"
 LABEL = "class (data label)"
@@ -74,7 +75,8 @@ def latent_scatter(
     given = np.zeros(len(points), int) if labels is None else to_labels(labels, "latent_scatter: labels", len(points))
     classes, index = np.unique(given, return_inverse=True)
 
-    names = [name_of_class(int(c), class_names, "latent_scatter") for c in classes]
+    whole = [name_of_class(int(c), class_names, "latent_scatter") for c in classes]
+    names = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in whole]
     widest = max(map(len, (*names, LABEL.split(" ", 1)[1]))) * 0.56 * TEXT_SIZE / 72  # inches
     beside = 0.6 if labels is None else 0.95 + widest  # for the labels of the y axis, and the legend
     figure, axes, note = _plane(points, beside, tallest=6.0, above=0.55, limits=limits)

@@ -521,6 +521,10 @@ def test_classes_have_the_names_that_are_given() -> None:
     assert [text.get_text() for text in legend.get_texts()] == ["zero", "two"]
     assert legend.get_title().get_text() == "class\n(data label)"
     assert [text.get_text() for text in axes.texts] == ["two"]  # nine points stay uncovered
+    long = plots.latent_scatter(torch.randn(9, 2), [0] * 9, class_names=["a" * 80]).axes[0]
+    assert long.get_legend().get_texts()[0].get_text() == "a" * 23 + "…"  # type: ignore[union-attr]
+    long.figure.draw_without_rendering()
+    assert long.get_window_extent().width > 200  # of 700
     with pytest.raises(ValueError, match="latent_scatter: class_names have no name for class 3"):
         plots.latent_scatter(torch.randn(2, 2), [0, 3], class_names=names)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -292,6 +293,11 @@ def test_the_race_draws_means_bands_target_and_crosses():
     assert "Failed at the start, without a point: lost." in foot(figure)
     assert foot(figure).startswith("grey values.")
     assert steps.get_ylim()[0] > -130  # the start is cut off
+    for axes in figure.axes:  # the bands lie below all curves, and are faint
+        curves = [line.get_zorder() for line in axes.lines if line.get_linewidth() == 1.6]
+        assert all(band.get_zorder() < min(curves) and band.get_alpha() <= 0.05 for band in axes.collections)
+    split = replace(race(runs), settings={"split": "validation"})
+    assert "Evaluated on validation data." in foot(plots.training_race(split))
 
 
 def test_one_seed_and_many_contenders_have_no_bands():
