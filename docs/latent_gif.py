@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib import colormaps
+from matplotlib.colors import to_rgb
 from PIL import Image, ImageDraw
 
 import ppl_vae as pv
+from ppl_vae.plots.latent import CLASS_COLOURS
 
 SIDE, FRAMES, DATA = 150, 48, 4000
 
@@ -39,7 +40,7 @@ def main(run: str, root: str) -> None:
     plane = np.full((SIDE, SIDE, 3), 255, np.uint8)
     for (x, y), label in zip(pixels(codes), test.labels[:DATA].tolist(), strict=True):
         if 0 <= x < SIDE and 0 <= y < SIDE:
-            plane[SIDE - 1 - y, x] = (255 * np.array(colormaps["tab10"](label)[:3])).astype(np.uint8)
+            plane[SIDE - 1 - y, x] = (255 * np.array(to_rgb(CLASS_COLOURS[label]))).astype(np.uint8)
     frames = []
     for digit, (x, y) in zip(vae.decode(way).squeeze(1).numpy(), pixels(way), strict=True):
         left = Image.fromarray((255 * digit).astype(np.uint8)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)

@@ -26,7 +26,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -279,7 +279,7 @@ def draw(model: Gaussian, rows: Sequence[Row], of_k: Sequence[Gap]) -> Figure:
     whole = pooled(rows)
     slopes = powers(whole)
     colours = dict(zip(OBJECTIVES, ("#009E73", "#56B4E9", "#D55E00", "#0072B2", "#CC79A7"), strict=True))
-    look: dict[str, Any] = {"fmt": "o", "ms": 3.5, "lw": 1}
+    marks, look = dict(zip(OBJECTIVES, "osD^v", strict=True)), {"ms": 3.5, "lw": 1}
     alike = {"ELBO": "ELBO, STL", "IWAE": "IWAE, DReG, IWAESTL"}  # the decoder's gradient is the same
     for axes, block, names in ((encoder, "encoder", {n: n for n in OBJECTIVES}), (decoder, "decoder", alike)):
         for name, label in names.items():
@@ -291,11 +291,11 @@ def draw(model: Gaussian, rows: Sequence[Row], of_k: Sequence[Gap]) -> Figure:
                 over = slope.particles[0], slope.particles[-1]
                 line = [math.exp(slope.intercept + slope.value * math.log(end)) for end in over]
                 axes.plot(over, line, color=colours[name], lw=1.2)
-            axes.errorbar(k, [s.value for s in snr], ends, color=colours[name], label=label, **look)
+            axes.errorbar(k, [s.value for s in snr], ends, color=colours[name], fmt=marks[name], label=label, **look)
         axes.set(yscale="log", title=f"{block} gradient", ylabel="signal-to-noise, whole gradient")
     scaled = [gap.num_particles * gap.value for gap in of_k]
     bars = [1.96 * gap.num_particles * gap.error for gap in of_k]
-    bound.errorbar([g.num_particles for g in of_k], scaled, bars, color="#000000", label="measured", **look)
+    bound.errorbar([g.num_particles for g in of_k], scaled, bars, color="#000000", fmt="o", label="measured", **look)
     bound.axhline(model.limit(), color="#D55E00", lw=1.2, label=r"theory: $\mathrm{Var}(w)\,/\,2p(x)^2$")
     bound.set(title="the bound", ylabel=r"$K\,(\log p(x) - L_K)$, nats")
     bound.set_ylim(0, 1.3 * max(scaled))

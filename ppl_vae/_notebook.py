@@ -15,6 +15,7 @@ from ppl_vae import plots
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae.comparison import Comparison, Race
 from ppl_vae.evaluation import Evaluation
+from ppl_vae.plots.figure import join
 from ppl_vae.training import Run
 from ppl_vae.vae import VAE
 
@@ -48,17 +49,18 @@ def _(vae: VAE) -> Figure | None:
     with untouched_random_state():
         torch.manual_seed(0)
         x = vae.sample(_DRAWS).cpu()
-    caveat = "means of p(x|z) at draws of p(z), the same in every call"
+    caveat = "the same draws of p(z) in every call"
     if x.dim() == 2:
         span = float(x.min()), float(x.max()) + 1e-9
-        return plots.image_grid(x.T[None], title=f"{_DRAWS} draws, one a column", caveat=caveat, value_range=span)
+        return plots.image_grid(x.T[None], title=f"{_DRAWS} means, one a column", caveat=caveat, value_range=span)
     span = min(0.0, float(x.min())), max(1.0, float(x.max()))
-    return plots.samples(x, caveat=caveat, value_range=span)
+    return plots.samples(x, mean=True, caveat=caveat, value_range=span)
 
 
 @picture_of.register
 def _(run: Run) -> Figure | None:
-    return plots.training_curves(run.history, caveat=run.caveat) if run.history else None
+    foot = join(f"Data {run.data.name}", run.caveat)
+    return plots.training_curves(run.history, caveat=foot) if run.history else None
 
 
 @picture_of.register

@@ -62,13 +62,14 @@ def encode(
             f"--out is {out!r}, and {run.folder} has latents of shape {run.vae.latent_shape}; a picture needs two "
             "dimensions; give an --out that ends in .npz, .csv or .parquet"
         )
-    blocks = _moments(run.vae, data_options.open(run, split), run.device)
+    rows = data_options.open(run, split)
+    blocks = _moments(run.vae, rows, run.device)
     if path.suffix.lower() != ".png":
         return [writing.save_blocks(path, blocks)]
     mean, labels = zip(*((block["mean"], block["labels"]) for block in blocks), strict=True)
     told = None if labels[0] is None else torch.cat(labels)
     told = told if told is not None and len(told.unique()) <= MOST_CLASSES else None
-    return [writing.save_picture(path, plots.latent_scatter(torch.cat(mean), told, caveat=run.caveat))]
+    return [writing.save_picture(path, plots.latent_scatter(torch.cat(mean), told, caveat=run.foot(rows)))]
 
 
 @torch.no_grad()

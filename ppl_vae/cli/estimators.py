@@ -19,6 +19,7 @@ from ppl_vae import _files, objectives, plots
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae.comparison.contenders import split_at_commas
 from ppl_vae.objectives.losses import as_loss
+from ppl_vae.plots.figure import join
 from ppl_vae.vae import VAE
 
 REPARAMETERISED = ("ELBO", "MeanFieldELBO", "STL", "IWAE", "DReG", "MIWAE", "PIWAE", "CIWAE")
@@ -150,7 +151,7 @@ def write(
     lines = [text, "", *(f"file: {folder / name}" for name in files)]
     for name, draw in pictures.items():
         try:
-            figure = draw(found, caveat=caveat)
+            figure = draw(found, caveat=join(title, caveat))
         except ValueError:  # nothing to show: all estimators failed, as table and summary say
             continue
         lines.append(f"picture: {plots.save(figure, folder / f'{name}.png')}")

@@ -100,7 +100,7 @@ def evaluate(
     tell("pictures")
     n = len(found.evidence)
     labels = None if rows.labels is None else rows.labels[:n]
-    drawn = pictures.draw(run.vae, columns[0][:n], found, folder, labels=labels, caveat=run.caveat)
+    drawn = pictures.draw(run.vae, columns[0][:n], found, folder, labels=labels, caveat=run.foot(rows))
     tell("")
     written = [f"file: {folder / name}" for name in ("evaluation.json", "per_datum.npz")]
     otherwise = "they need a normal q(z|x), and the latter images and log p(x) by quadrature"

@@ -77,7 +77,7 @@ def interpolate(
             raise ValueError("--z was given beside data; expected either latents or --from, --to, --split and --data")
         points = _points(z, vae.latent_shape)
         way = latent_paths.path(points[:-1], points[1:], steps, spherical=spherical)
-        found, ends, index = latent_paths.Interpolation(way, vae.decode(way)), None, None
+        found, ends, index, rows = latent_paths.Interpolation(way, vae.decode(way)), None, None, None
     else:
         rows = data_options.open(run, split)
         index = _pairs(rows, from_, to, pairs)
@@ -86,7 +86,7 @@ def interpolate(
     if path.suffix.lower() == ".npz":
         numbers = None if index is None else torch.tensor(index)
         return [writing.save_arrays(path, {"x": found.x, "z": found.z, "rows": numbers})]
-    return [writing.save_picture(path, plots.interpolations(found.x, *(ends or ()), caveat=run.caveat))]
+    return [writing.save_picture(path, plots.interpolations(found.x, *(ends or ()), caveat=run.foot(rows)))]
 
 
 def _points(z: list[list[float]], latent_shape: tuple[int, ...]) -> Tensor:

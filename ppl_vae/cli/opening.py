@@ -22,6 +22,7 @@ from ppl_vae.configuration.pieces import arguments_of
 from ppl_vae.data.arrays import CHANNELS
 from ppl_vae.data.conditions import recoded
 from ppl_vae.data.partition import rows_of_parts
+from ppl_vae.plots.figure import about
 from ppl_vae.runs import load_run, read_facts
 from ppl_vae.training import resolve_device
 from ppl_vae.vae import VAE
@@ -79,6 +80,11 @@ class OpenRun:
     def caveat(self) -> str | None:
         """The caveat that every picture made from the run must state, or None."""
         return self.facts.get("caveat")
+
+    def foot(self, rows: Rows | None = None, *notes: str | None) -> str | None:
+        """Return the foot of a picture: the run, the rows or else the run's data set, the caveat, and notes."""
+        of = self.folder.absolute().name + ("" if self.checkpoint == self.folder else f", {self.checkpoint.name}")
+        return about(of, self.facts["data"]["name"] if rows is None else rows.name, self.caveat, *notes)
 
     @property
     def x_shape(self) -> tuple[int, ...]:

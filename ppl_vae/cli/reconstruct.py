@@ -95,7 +95,7 @@ def reconstruct(
         x, reconstruction = (
             torch.cat(part) for part in zip(*((b["x"], b["reconstruction"]) for b in blocks()), strict=True)
         )
-        written = writing.save_picture(path, plots.reconstructions(x, reconstruction, caveat=run.caveat))
+        written = writing.save_picture(path, plots.reconstructions(x, reconstruction, caveat=run.foot(rows)))
     else:
         written = writing.save_blocks(path, blocks())
     error = sum(errors) / count

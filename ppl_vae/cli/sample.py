@@ -18,7 +18,6 @@ from ppl_vae.cli import writing
 from ppl_vae.cli.opening import OpenRun
 from ppl_vae.cli.options import execute
 from ppl_vae.cli.rows import BATCH
-from ppl_vae.plots.figure import join
 from ppl_vae.runs import labels_in_turn
 from ppl_vae.vae import VAE
 
@@ -82,8 +81,7 @@ def sample(
             named = {} if path.suffix.lower() == ".npz" else run.config.values["data"]["columns"] or {}
             return [writing.save_blocks(path, (_as_table(block, named) for block in blocks))]
         x = torch.cat([block["x"] for block in blocks])
-    note = "Means of p(x|z), not draws." if mean else None
-    return [writing.save_picture(path, plots.samples(x, caveat=join(run.caveat, note)))]
+    return [writing.save_picture(path, plots.samples(x, mean=mean, caveat=run.foot()))]
 
 
 def _drawn(vae: VAE, z: Tensor, y: Tensor | None, mean: bool) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,6 @@ from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
 from ppl_vae.cli.options import execute, several
 from ppl_vae.cli.telling import teller
 from ppl_vae.evidence.log_evidence import Method, log_evidence
-from ppl_vae.plots.figure import join
 
 EXAMPLE = """\
 ppl-vae score runs/digits                             log p(x) of the test data, runs/digits/score.csv
@@ -102,7 +101,8 @@ def score(
         lines.append("note: a row with missing values is scored on the others, so that ranks compare unlike rows")
     if path.suffix.lower() == ".png":
         note = f"The {min(_SHOWN, len(x))} least probable of {len(x)} data, the least probable first."
-        picture = plots.image_grid(x[order[:_SHOWN]], columns=10, caveat=join(run.caveat, note))
+        worst, foot = x[order[:_SHOWN]], run.foot(rows, note)
+        picture = plots.image_grid(worst, columns=10, title="The least probable", caveat=foot)
         return [*lines, writing.save_picture(path, picture)]
     return [*lines, writing.save_blocks(path, [{"log_p": log_p, "error": found.error, "rank": rank, **told}])]
 

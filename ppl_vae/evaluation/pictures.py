@@ -51,7 +51,7 @@ def draw(
         evaluation: The result of `evaluate` for these data.
         folder: An existing folder.
         labels: The labels of the data, (n,).
-        caveat: A text under every picture.
+        caveat: A text under every picture, such as the run, the data set and its split.
     """
     figures: dict[str, Any] = {}
     densities, bound, evidence = VAEDensities(vae), evaluation.bound, evaluation.evidence

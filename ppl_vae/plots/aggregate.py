@@ -11,27 +11,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ppl_vae.plots.arguments import ArrayLike, finite, number, to_points, to_vector
-from ppl_vae.plots.figure import (
-    TEXT_SIZE,
-    WIDTH,
-    colour_bar,
-    key,
-    new_figure,
-    tidy,
-    write_foot,
-    write_labels,
-    write_legend,
-)
+from ppl_vae.plots.figure import WIDTH, colour_bar, key, new_figure, tidy, write_foot, write_labels, write_legend
 from ppl_vae.plots.latent import draw_sigmas
 from ppl_vae.plots.mosaics import CELLS
+from ppl_vae.plots.style import BLUE, styled
 
 if TYPE_CHECKING:
     from jaxtyping import Shaped
 
-PRIOR, AGGREGATE = "#333333", "#0072B2"
+PRIOR, AGGREGATE = "#333333", BLUE
 MOST_DIMENSIONS = 24
 
 
+@styled
 def aggregate_posterior(
     samples: Shaped[ArrayLike, "S d"],
     prior_samples: Shaped[ArrayLike, "P d"] | None = None,
@@ -96,7 +88,7 @@ def aggregate_posterior(
         axes = figure.add_subplot(gridspec[int(maps) + i // columns, i % columns])
         _draw_marginal(axes, *draws[u], *ranges[u])
         title = rf"$z_{{{u + 1}}}$" + ("" if rates is None else f", KL {number(rates[u], 2)}")
-        axes.set_title(title, fontsize=TEXT_SIZE, pad=3)
+        axes.set_title(title, pad=3)
     name = r"prior $\mathcal{N}(0, 1)$" if prior is None else "prior $p(z)$, draws"
     square = {"marker": "s", "linestyle": "", "markersize": 7, "alpha": 0.5}
     handles = [key("aggregate posterior $q(z)$", color=AGGREGATE, **square), key(name, color=PRIOR, linewidth=1.3)]

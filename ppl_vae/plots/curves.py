@@ -15,14 +15,16 @@ from matplotlib.lines import Line2D
 from ppl_vae.plots.arguments import number
 from ppl_vae.plots.estimators import Style, styles_of, write_keys
 from ppl_vae.plots.figure import NOTE, WIDTH, key, naming, new_figure, tidy, write_foot, write_legend
+from ppl_vae.plots.style import HALO, styled
 
 if TYPE_CHECKING:
     from ppl_vae.comparison.races.outcome import Race
 
 NATS = "nats per datum"
-TRAIN: dict[str, Any] = {"label": "training", "color": "#0072B2"}
-VALIDATION: dict[str, Any] = {"label": "validation", "color": "#D55E00"}
-OBJECTIVE: dict[str, Any] = {"label": "the objective's own bound, training", "color": "#009E73", "linestyle": "--"}
+TRAIN, VALIDATION, OBJECTIVE = (
+    {"label": name, **style.mark(lined=True, size=3)}
+    for name, style in styles_of(("training", "validation", "the objective's own bound, training")).items()
+)
 PANELS = (  # the title, the unit, and the look of each line by its key in the history
     ("ELBO", NATS, {"elbo": TRAIN, "validation_elbo": VALIDATION, "bound": OBJECTIVE}),
     (r"$\mathbb{E}_q[\log p(x\,|\,z)]$", NATS, {"log_likelihood": TRAIN, "validation_log_likelihood": VALIDATION}),
@@ -37,6 +39,7 @@ _CROSS: dict[str, Any] = {"marker": "x", "markersize": 6.5, "markeredgewidth": 1
 Curve = tuple[dict[str, Any], np.ndarray, np.ndarray]  # the look, the epochs, and the values, NaN where not finite
 
 
+@styled
 def training_curves(history: Sequence[Mapping[str, Any]], *, caveat: str | None = None) -> Figure:
     r"""Plot the course of a training: the ELBO, its two terms, and the reconstruction error, epoch by epoch.
 
@@ -124,7 +127,7 @@ def _number(value: Any, name: str, record: int) -> float:
 
 def _draw_panel(axes: Axes, curves: list[Curve]) -> None:
     for look, epochs, values in curves:
-        axes.plot(epochs, values, linewidth=1.4, marker="o", markersize=3, markevery=_lonely(values), **look)
+        axes.plot(epochs, values, linewidth=1.4, markevery=_lonely(values), **look)
     broken = sum(int(np.isnan(values).sum()) for _, _, values in curves)
     if broken:
         axes.text(0.98, 0.04, f"{broken} not finite", transform=axes.transAxes, ha="right", **NOTE)
@@ -165,6 +168,7 @@ def _with_margin(low: float, high: float) -> tuple[float, float]:
     return float(low - margin), float(high + margin)
 
 
+@styled
 def training_race(race: Race, *, caveat: str | None = None) -> Figure:
     r"""Plot the log p(x) of each contender against steps and against seconds of training, means over seeds.
 
@@ -213,7 +217,8 @@ def training_race(race: Race, *, caveat: str | None = None) -> Figure:
     if seeds > 1 and len(race.contenders) <= BANDS:
         over += "; bands: 95% intervals of the means"
     never = [labels[run.key] for run in race.runs if run.failed and not run.points]
-    return write_foot(figure, caveat, over, naming("Failed at the start, without a point", never))
+    of = f"Evaluated on {race.settings['split']} data" if "split" in race.settings else None
+    return write_foot(figure, caveat, of, over, naming("Failed at the start, without a point", never))
 
 
 def _keys(race: Race, styles: dict[tuple[str, int], Style]) -> list[Line2D]:
@@ -248,8 +253,8 @@ def _draw_race(axes: Axes, race: Race, styles: dict[tuple[str, int], Style], axi
         if not band.x:
             continue
         if len(styles) <= BANDS and np.isfinite(band.low).all():
-            axes.fill_between(band.x, band.low, band.high, color=style.colour, alpha=0.13, linewidth=0, zorder=1)
-        axes.plot(band.x, band.value, linewidth=1.6, zorder=3, **style.line())
+            axes.fill_between(band.x, band.low, band.high, color=style.colour, alpha=0.05, linewidth=0, zorder=0)
+        axes.plot(band.x, band.value, linewidth=1.6, zorder=3, path_effects=HALO, **style.line())
     axes.set_xlim(left=0.0)
     axes.locator_params(axis="x", nbins=5, integer=axis == "step", steps=[1, 2, 5, 10])
     axes.locator_params(axis="y", nbins=6, steps=[1, 2, 2.5, 5, 10])

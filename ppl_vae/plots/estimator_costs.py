@@ -12,12 +12,14 @@ from matplotlib.figure import Figure
 from ppl_vae.comparison.statistics.measured import Measured, t_quantile
 from ppl_vae.comparison.words import listed
 from ppl_vae.plots.estimators import MARKERS, blocks_of, has_gradient, log_limits, log_ticks, styles_of_rows, write_keys
-from ppl_vae.plots.figure import TEXT_SIZE, WIDTH, key, new_figure, tidy, write_foot
+from ppl_vae.plots.figure import WIDTH, key, new_figure, tidy, write_foot
+from ppl_vae.plots.style import TEXT_SIZE, styled
 
 if TYPE_CHECKING:
     from ppl_vae.comparison import Comparison, Row
 
 
+@styled
 def cost_of_precision(comparison: Comparison, *, caveat: str | None = None) -> Figure:
     r"""Plot the time of a step, and the time to average a gradient until it is known to a tenth: variance x time.
 
@@ -67,6 +69,7 @@ def cost_of_precision(comparison: Comparison, *, caveat: str | None = None) -> F
     return chart.finished(caveat, words, f"{far} ({listed(endless)})" if endless else None)
 
 
+@styled
 def estimator_values(comparison: Comparison, *, caveat: str | None = None) -> Figure:
     r"""Plot the values of estimators, means over replicates with 95% intervals, beside log p(x).
 
@@ -152,8 +155,7 @@ class _Chart:
             axes.plot([found.value], [y], color=colour, zorder=4, clip_on=False, **mark)
         axes.set_yticks(range(len(self.styles)), [style.label for style in self.styles.values()])
         axes.set_ylim(len(self.styles) - 0.45, -0.55)
-        axes.grid(axis="x", alpha=0.3, linewidth=0.6)
-        axes.set_axisbelow(True)
+        axes.grid(axis="x")
         tidy(axes, title=title, x=unit)
         axes.tick_params(axis="y", length=0, labelsize=TEXT_SIZE - 0.5)
 

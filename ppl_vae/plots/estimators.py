@@ -11,19 +11,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
-from ppl_vae.plots.figure import TEXT_SIZE, key, naming, write_legend
+from ppl_vae.plots.figure import key, naming, write_legend
+from ppl_vae.plots.style import COLOURS, TEXT_SIZE
 
 if TYPE_CHECKING:
     from ppl_vae.comparison import Block, Comparison, Row
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#882255", "#000000")
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
-MARKERS = "osD^v"
+MARKERS = "osD^v"  # 5 marks and 8 colours: 40 pairs before one comes again
 LONGEST = 30  # the most letters of a name in a picture
 
 
 class Style(NamedTuple):
-    """The look of one estimator in every picture of a comparison; it differs in colour first, then in mark and line."""
+    """The look of one estimator in every picture of a comparison: a colour, and a mark and a line for those without."""
 
     colour: str
     marker: str
@@ -51,9 +51,8 @@ def styles_of(names: Iterable[str]) -> dict[str, Style]:
     """
     found = {}
     for i, name in enumerate(dict.fromkeys(names)):
-        turn = i // len(COLOURS)
         label = name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
-        found[name] = Style(COLOURS[i % len(COLOURS)], MARKERS[turn % len(MARKERS)], DASHES[turn % len(DASHES)], label)
+        found[name] = Style(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], DASHES[i % len(DASHES)], label)
     return found
 
 

@@ -14,17 +14,20 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ppl_vae.plots.arguments import ArrayLike, IntervalLike, check_captions, finite, number, to_ends, to_vector
-from ppl_vae.plots.figure import NOTE, SMALL_SIZE, WIDTH, key, new_figure, tidy, write_foot, write_legend
+from ppl_vae.plots.estimators import DASHES, MARKERS
+from ppl_vae.plots.figure import NOTE, WIDTH, key, new_figure, tidy, write_foot, write_legend
 from ppl_vae.plots.latent import CLASS_COLOURS
 from ppl_vae.plots.mosaics import GREY, to_tiles
+from ppl_vae.plots.style import BLACK, BLUE, SMALL_SIZE, VERMILION, styled
 
 if TYPE_CHECKING:
     from jaxtyping import Shaped
 
-EVIDENCE, ELBO = "#0072B2", "#D55E00"  # in every picture blue is the truth and orange the bound
+EVIDENCE, ELBO = BLUE, VERMILION  # in every picture blue is the truth and orange the bound
 MOST_WORST = 20
 
 
+@styled
 def evidence_histogram(
     log_evidence: Shaped[ArrayLike, " n"],
     worst_images: ArrayLike | None = None,
@@ -107,11 +110,11 @@ def _draw_histograms(axes: Axes, series: Mapping[str, np.ndarray], marks: np.nda
         low, high = low - 0.5, high + 0.5
     edges = np.linspace(low, high, count + 1).tolist()
     handles, below = [], []
-    for (name, one), colour in zip(series.items(), (EVIDENCE, ELBO), strict=False):
+    for (name, one), colour, dashes in zip(series.items(), (EVIDENCE, ELBO), DASHES[:2], strict=False):
         axes.hist(one, edges, color=colour, alpha=0.3, linewidth=0)
-        axes.hist(one, edges, color=colour, histtype="step", linewidth=1.2)
-        axes.axvline(one.mean(), color=colour, linestyle="--", linewidth=1.1)
-        handles.append(key(f"{name}, mean {number(one.mean(), 2)}", color=colour, linestyle="--", linewidth=1.3))
+        axes.hist(one, edges, color=colour, histtype="step", linewidth=1.2, linestyle=dashes)
+        axes.axvline(one.mean(), color=colour, linestyle=dashes, linewidth=1.6)
+        handles.append(key(f"{name}, mean {number(one.mean(), 2)}", color=colour, linestyle=dashes, linewidth=1.6))
         if (one < low).any():
             below.append(f"← {int((one < low).sum())} below ({name})")
     if below:
@@ -125,6 +128,7 @@ def _draw_histograms(axes: Axes, series: Mapping[str, np.ndarray], marks: np.nda
     tidy(axes, x="nats per datum", y="data")
 
 
+@styled
 def evidence_by_particles(
     num_particles: Sequence[int] | ArrayLike,
     means: ArrayLike | Mapping[str, ArrayLike],
@@ -183,15 +187,16 @@ def evidence_by_particles(
         )
     figure = new_figure(5.2, 3.3)
     axes = figure.add_subplot()
-    colours = [colour for colour in CLASS_COLOURS if colour not in (ELBO, "#000000")]
+    colours = [colour for colour in CLASS_COLOURS if colour not in (ELBO, BLACK)]
     broken, handles = 0, []
     for place, (name, values) in enumerate(curves.items()):
         curve = to_vector(values, f"evidence_by_particles: means of {name}", len(ks))
         broken += int((~np.isfinite(curve)).sum())
         if not np.isfinite(curve).any():
             raise ValueError(f"evidence_by_particles: no mean of {name} is finite")
+        look = {"color": colours[place], "marker": MARKERS[place % 5], "linestyle": DASHES[place % 4]}
         x = ks * (1.0 + 0.04 * (place - (len(curves) - 1) / 2))  # side by side, so that no bar hides another
-        handles.append(_draw_curve(axes, x, curve, bars.get(name), name, color=colours[place], marker="o"))
+        handles.append(_draw_curve(axes, x, curve, bars.get(name), name, **look))
     if elbo is not None:
         bar = None if elbo_interval is None else [to_ends(elbo_interval, "evidence_by_particles: elbo_interval")]
         at = np.array([float(elbo)])
@@ -214,7 +219,8 @@ def evidence_by_particles(
     axes.ticklabel_format(axis="y", useOffset=False)
     tidy(axes, x="number of particles $K$", y="mean $\\log p(x)$, nats per datum", grid=True)
     write_legend(figure, handles, 2 if len(handles) > 1 else 1)
-    return write_foot(figure, caveat, f"{broken} means are not finite, and not drawn." if broken else None)
+    beside = "At one K, curves stand side by side: the offset is no value." if len(curves) > 1 else None
+    return write_foot(figure, caveat, beside, f"{broken} means are not finite, and not drawn." if broken else None)
 
 
 def _draw_curve(

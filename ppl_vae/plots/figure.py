@@ -19,10 +19,10 @@ from matplotlib.lines import Line2D
 
 from ppl_vae import _files
 from ppl_vae.comparison.words import listed
+from ppl_vae.plots.style import SMALL_SIZE
 
 DPI = 200  # of `save`; an image pixel is a whole number of dots where that fits
 WIDTH, TALLEST = 7.0, 9.0  # inches: at 100 pixels an inch, a README's 700 pixels
-TITLE_SIZE, TEXT_SIZE, SMALL_SIZE = 10.0, 8.5, 7.5  # points
 NOTE: dict[str, Any] = {"fontsize": SMALL_SIZE, "color": "#555555", "fontstyle": "italic"}  # the style of notes
 CENTRED: dict[str, Any] = {"ha": "center", "va": "center"}
 PAPER: dict[str, Any] = {"facecolor": "#FFFFFF", "edgecolor": "none"}  # behind words that a line may cross
@@ -97,6 +97,11 @@ def join(*sentences: str | None) -> str | None:
     return " ".join(s if s.endswith((".", "!", "?")) else f"{s}." for s in given) or None
 
 
+def about(run: str, data: str, *sentences: str | None) -> str | None:
+    """Return a foot that begins with the run and the data (and their split) that a picture is of."""
+    return join(f"Run {run}; data {data}", *sentences)
+
+
 def naming(words: str, names: Iterable[str]) -> str | None:
     """Return a sentence that names some, or None if there are none."""
     return f"{words}: {listed(names)}" if (names := list(names)) else None
@@ -126,27 +131,31 @@ def key(label: str, **style: Any) -> Line2D:
     return Line2D([], [], label=label, **style)
 
 
+def nested(place: float, others: list[float]) -> int:
+    """Add a mark's place, as a share of the axis, to those of others, and return how many it must stand around."""
+    around = sum(abs(place - other) < 0.03 for other in others)
+    others.append(place)
+    return around
+
+
 def write_legend(owner: Figure | Axes, handles: Sequence[Line2D], columns: int, **more: Any) -> None:
     """Write a legend, above the panels if nothing else is said."""
-    style: dict[str, Any] = {"loc": "outside upper center", "frameon": False, "fontsize": TEXT_SIZE, "borderaxespad": 0}
+    style: dict[str, Any] = {"loc": "outside upper center", "borderaxespad": 0}
     owner.legend(handles=handles, ncols=columns, **style | more)
 
 
 def colour_bar(figure: Figure, drawn: ScalarMappable, label: str, *, length: float = 2.5, **more: Any) -> Colorbar:
     """Draw a colour bar in small print."""
-    bar = figure.colorbar(drawn, **more)
-    bar.set_label(label, fontsize=TEXT_SIZE)
-    bar.ax.tick_params(labelsize=SMALL_SIZE, length=length)
+    bar = figure.colorbar(drawn, label=label, **more)
+    bar.ax.tick_params(length=length)
     return bar
 
 
 def write_labels(axes: Axes, *, title: str = "", x: str = "", y: str = "", pad: float = 3, labelpad: float = 4) -> None:
-    """Write the title and the labels of axes in small print."""
-    if title:
-        axes.set_title(title, fontsize=TITLE_SIZE - 1, pad=pad)
-    axes.set_xlabel(x, fontsize=TEXT_SIZE, labelpad=labelpad)
-    axes.set_ylabel(y, fontsize=TEXT_SIZE, labelpad=labelpad)
-    axes.tick_params(labelsize=SMALL_SIZE, length=2.5)
+    """Write the title and the labels of axes."""
+    axes.set_title(title, pad=pad)
+    axes.set_xlabel(x, labelpad=labelpad)
+    axes.set_ylabel(y, labelpad=labelpad)
 
 
 def tidy(axes: Axes, *, grid: bool = False, **labels: Any) -> None:
@@ -154,5 +163,4 @@ def tidy(axes: Axes, *, grid: bool = False, **labels: Any) -> None:
     write_labels(axes, **labels)
     axes.spines[["top", "right"]].set_visible(False)
     if grid:
-        axes.grid(alpha=0.25, linewidth=0.6)
-        axes.set_axisbelow(True)
+        axes.grid(True)

@@ -11,15 +11,17 @@ from matplotlib.figure import Figure
 
 from ppl_vae._validation import check_choice
 from ppl_vae.plots.arguments import ArrayLike, IntervalLike, finite, number, to_ends, to_vector
-from ppl_vae.plots.figure import PAPER, SMALL_SIZE, TEXT_SIZE, key, new_figure, tidy, write_foot, write_legend
-from ppl_vae.plots.latent import to_labels
+from ppl_vae.plots.figure import PAPER, key, new_figure, tidy, write_foot, write_legend
+from ppl_vae.plots.latent import LABEL, name_of_class, to_labels
+from ppl_vae.plots.style import BLUE, ORANGE, SMALL_SIZE, TEXT_SIZE, styled
 
 if TYPE_CHECKING:
     from jaxtyping import Shaped
 
-APPROXIMATION, AMORTISATION = "#56B4E9", "#E69F00"
+APPROXIMATION, AMORTISATION = BLUE, ORANGE  # dark and light in grey
 
 
+@styled
 def gaps_by_class(
     approximation_gap: Shaped[ArrayLike, " n"],
     amortisation_gap: Shaped[ArrayLike, " n"],
@@ -73,7 +75,7 @@ def gaps_by_class(
     parts = np.stack([first, second])  # (2, n)
     classes, index, counts = np.unique(given, return_inverse=True, return_counts=True)
     means = np.stack([parts[:, index == i].mean(1) for i in range(len(classes))], 1)  # (2, classes)
-    names = [_class_name(int(c), class_names) for c in classes]
+    names = [name_of_class(int(c), class_names, "gaps_by_class") for c in classes]
     ranks = np.argsort(-means.sum(0), kind="stable") if order == "gap" else np.arange(len(names))
     height = min(0.27 if len(names) <= 20 else 0.17, 8.0 / len(names))
     figure = new_figure(5.6, height * len(names) + 1.1)
@@ -117,14 +119,7 @@ def gaps_by_class(
     axes.set_ylim(len(names) - 0.4, -0.6)  # the first on top
     axes.set_yticks(range(len(names)), [names[c] for c in ranks])
     axes.locator_params(axis="x", nbins=7, steps=[1, 2, 5, 10])
-    tidy(axes, x="mean gap, nats per datum", y="" if class_names else "class")
+    tidy(axes, x="mean gap, nats per datum", y="" if class_names else LABEL)
     axes.tick_params(axis="y", length=0, labelsize=TEXT_SIZE if len(names) <= 20 else SMALL_SIZE)
     write_legend(figure, handles, 2)
     return write_foot(figure, caveat, missing)
-
-
-def _class_name(value: int, names: Mapping[int, str] | Sequence[str] | None) -> str:
-    try:
-        return str(value) if names is None else str(names[value])
-    except (KeyError, IndexError):
-        raise ValueError(f"gaps_by_class: class_names have no name for class {value}") from None

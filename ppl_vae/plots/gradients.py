@@ -14,7 +14,8 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter
 
 from ppl_vae.plots.arguments import number
 from ppl_vae.plots.estimators import Style, blocks_of, has_gradient, log_limits, name_blocks, styles_of_rows, write_keys
-from ppl_vae.plots.figure import SMALL_SIZE, WIDTH, key, naming, new_figure, tidy, write_foot, write_legend
+from ppl_vae.plots.figure import WIDTH, key, naming, nested, new_figure, tidy, write_foot, write_legend
+from ppl_vae.plots.style import SMALL_SIZE, styled
 
 if TYPE_CHECKING:
     from ppl_vae.comparison import Block, Comparison, Row, Slope
@@ -27,14 +28,15 @@ STRIP = 0.2  # the share of a panel's width, left of the logarithmic axis, for m
 MOST_DECADES = 12.0
 WORDS = {
     "own": "Hollow: no bias found; the line goes to the 95% upper end",
-    "unknown": "cross: no reference to be held against",
-    "unclear": "cross: too heavy-tailed for a claim of bias",
+    "unknown": "left half filled: no reference to be held against",
+    "unclear": "lower half filled: too heavy-tailed for a claim of bias",
+    "nested": "marks around others: the same place",
     "data": "dotted: the variance that the choice of data adds",
 }
-SPREAD = 0.22  # the marks at one K spread over this share of the distance between two K
 FEW = 6  # the most estimators for which the quartiles have room
 
 
+@styled
 def bias_variance(comparison: Comparison, *, caveat: str | None = None) -> Figure:
     r"""Plot the squared bias of gradients against their variance, a panel for each K and block of parameters.
 
@@ -47,8 +49,9 @@ def bias_variance(comparison: Comparison, *, caveat: str | None = None) -> Figur
 
     The test of zero bias uses random projections of paired differences, at 1% for all tests at once. Where it finds no
     bias, the mark is hollow and stands in the strip at the left. A line goes to the upper end of the 95% interval of
-    the squared bias: a bias below that end may have escaped the test. A cross stands for an estimator whose bias is
-    unknown: it has no reference, or its differences are too heavy-tailed for a claim. The bias is that against each
+    the squared bias: a bias below that end may have escaped the test. A half-filled mark stands for an estimator whose
+    bias is unknown: it has no reference (left), or its differences are too heavy-tailed for a claim (bottom). Marks in
+    the strip have no place sideways; those of one variance stand around each other. The bias is that against each
     estimator's own reference, which may differ between estimators: IWAE's for DReG, the ELBO's for STL.
 
     Args:
@@ -141,27 +144,29 @@ def _draw_plane(
     if of_data and (level := float(np.median(of_data))) > 0:
         axes.axhline(level, color="#777777", linewidth=1.0, linestyle=":", zorder=1)
         noted.add("data")
-    hidden = [name for name, block in blocks.items() if not is_biased(block, tests)]
+    strip: list[float] = []  # the heights of its marks, as shares of the panel's
     for name, block in blocks.items():
         style = styles[name]
         thin: dict[str, Any] = {"color": style.colour, "linewidth": 1.0, "zorder": 3}
         y, y_low, y_high = (bottom,) * 3 if _is_silent(block) else block.variance
-        mark = style.mark()
-        if block.bias is not None and name not in hidden:
+        mark, around = style.mark(), 0
+        if block.bias is not None and is_biased(block, tests):
             x, x_low, x_high = (max(v, 0.0) ** 2 for v in block.bias)
             axes.plot([max(x_low, low), x_high], [y, y], **thin)
         else:
-            x = _in_strip(low, high, (hidden.index(name) + 1) / (len(hidden) + 1))
+            x, place = _in_strip(low, high, 0.5), math.log(max(y, bottom) / bottom) / math.log(top / bottom)
+            around = nested(place, strip)
             if block.bias is None or block.bias_unclear:
-                mark |= {"marker": "x", "markeredgewidth": 1.2}
                 noted.add("unclear" if block.bias_unclear else "unknown")
+                mark |= {"fillstyle": "bottom" if block.bias_unclear else "left", "markerfacecoloralt": "#FFFFFF"}
             else:
-                mark = style.mark(filled=False)
                 noted.add("own")
+                mark = style.mark(filled=False)
                 if block.bias.high > 0:
                     axes.plot([x, block.bias.high**2], [y, y], color=style.colour, linewidth=0.8, alpha=0.6, zorder=2)
         axes.plot([x, x], [max(y_low, bottom), max(y_high, bottom)], **thin)
-        axes.plot([x], [y], zorder=4, clip_on=False, **mark)
+        axes.plot([x], [y], **mark | {"markersize": 4.5 + 3.5 * around}, zorder=4 - around / 100, clip_on=False)
+        noted |= {"nested"} if around else set()
     clear = low * (high / low) ** 0.07  # ticks beyond this are clear of the words under the strip
     axes.xaxis.set_major_locator(FixedLocator([v for v in LogLocator(numticks=5).tick_values(low, high) if v > clear]))
     axes.minorticks_off()
@@ -170,16 +175,18 @@ def _draw_plane(
     return noted
 
 
+@styled
 def signal_to_noise(comparison: Comparison, *, caveat: str | None = None) -> Figure:
     r"""Plot the signal-to-noise of gradients against K, both logarithmic, a panel for each block of parameters.
 
     .. math::
         \mathrm{SNR}_i = |\mathbb E g_i| \, / \, \mathrm{sd}(g_i), \qquad \mathrm{SNR} \sim K^s.
 
-    Marks are medians over parameters with 95% intervals. With up to six estimators, pale bars are the quartiles. Lines
-    are the fitted power laws; their exponents stand under the panel with 95% intervals. A line that misses its marks
-    shows that there is no power law in this range. In the grey area a value is below the one that a parameter without
-    any signal would seem to have. Marks there say little: they are hollow and left out of the fit.
+    Marks are medians over parameters with 95% intervals. With up to six estimators, short dashes are the quartiles.
+    Marks at one place stand around each other. Lines are the fitted power laws; their exponents stand under the panel
+    with 95% intervals. A line that misses its marks shows that there is no power law in this range. In the grey area a
+    value is below the one that a parameter without any signal would seem to have. Marks there say little: they are
+    hollow and left out of the fit.
 
     Args:
         comparison: The result of `ppl_vae.comparison.compare`.
@@ -228,7 +235,8 @@ def signal_to_noise(comparison: Comparison, *, caveat: str | None = None) -> Fig
         if of_block:
             _write_slopes(axes, of_block, styles, SMALL_SIZE if len(names) < 3 else SMALL_SIZE - 1)
     write_keys(figure, [key(style.label, **style.mark(lined=True)) for style in styles.values()])
-    keys = "Bars: 95% intervals" + ("; pale bars: quartiles over parameters" if quartiles else "")
+    keys = "Bars: 95% intervals" + ("; short dashes: quartiles over parameters" if quartiles else "")
+    keys += "; marks around others: the same place" if len(styles) > 1 else ""
     keys += f"; grey: within the noise of {comparison.replicates:,} replicates"
     fits = naming("Fitted without the points in the noise", (f"{s.name}'s {s.block}" for s in slopes if s.left_out))
     silent = name_blocks(
@@ -239,28 +247,31 @@ def signal_to_noise(comparison: Comparison, *, caveat: str | None = None) -> Fig
 
 
 def _draw_noise(axes: Axes, name: str, rows: Sequence[Row], styles: dict[str, Style], slopes: Sequence[Slope]) -> None:
-    low, _ = axes.get_ylim()
+    low, high = axes.get_ylim()
     several = sorted({row.num_particles for row in rows})
     gap = min((math.log(b / a) for a, b in itertools.pairwise(several)), default=math.log(4))
-    axes.set_xlim(several[0] * math.exp(-0.35 * gap), several[-1] * math.exp(0.35 * gap))
+    axes.set_xlim(several[0] * math.exp(-0.2 * gap), several[-1] * math.exp(0.2 * gap))
     axes.axhspan(low, max(row.blocks[name].snr_floor for row in rows), color="#EEEEEE", linewidth=0, zorder=0)
-    for i, (estimator, style) in enumerate(styles.items()):
-        shift = math.exp(SPREAD * gap * (i / max(1, len(styles) - 1) - 0.5)) if len(styles) > 1 else 1.0
+    places: dict[int, list[float]] = {k: [] for k in several}
+    for estimator, style in styles.items():
         for slope in slopes:
             if slope.name == estimator:
                 ends = np.array([min(slope.particles), max(slope.particles)], float)
                 fitted = np.exp(slope.intercept + slope.value * np.log(ends))
-                axes.plot(ends * shift, fitted, linewidth=1.1, alpha=0.8, zorder=2, **style.line())
+                axes.plot(ends, fitted, linewidth=1.1, alpha=0.8, zorder=2, **style.line())
         for row in rows:
-            block, x = row.blocks[name], row.num_particles * shift
+            block, x = row.blocks[name], row.num_particles
             if row.name != estimator or not math.isfinite(block.snr.value):
                 continue
             y, *interval = (max(v, low) for v in block.snr)
             if len(styles) <= FEW:
                 quartiles = [max(v, low) for v in block.snr_quartiles]
-                axes.plot([x, x], quartiles, color=style.colour, linewidth=4.0, alpha=0.22, solid_capstyle="butt")
+                axes.plot([x, x], quartiles, linestyle="", marker="_", markersize=9, color=style.colour, alpha=0.7)
             axes.plot([x, x], interval, color=style.colour, linewidth=1.1, zorder=3)
-            axes.plot([x], [y], zorder=4, clip_on=False, **style.mark(filled=block.above_floor, size=4))
+            around = nested(math.log(y / low) / math.log(high / low), places[x])
+            mark = style.mark(filled=block.above_floor, size=4.5 + 3 * around)
+            mark |= {"markeredgecolor": "#FFFFFF", "markeredgewidth": 0.6} if block.above_floor else {}
+            axes.plot([x], [y], zorder=4 - around / 100, clip_on=False, **mark)
     axes.xaxis.minorticks_off()
     axes.set_xticks(several, [f"{k:,}" for k in several])
     axes.yaxis.set_minor_formatter(NullFormatter())

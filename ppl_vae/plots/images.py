@@ -1,25 +1,17 @@
-"""Images side by side: mosaics, samples, reconstructions, interpolations, and the decoded latent plane."""
+"""Images side by side: mosaics, samples, reconstructions and interpolations."""
 
 from __future__ import annotations
 
-import math
-from decimal import Decimal
-from typing import TYPE_CHECKING
-
 import numpy as np
-import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from torch import Tensor
 
 from ppl_vae.plots.arguments import ArrayLike, to_array
-from ppl_vae.plots.figure import SMALL_SIZE, TEXT_SIZE, WIDTH, fitted, write_labels
+from ppl_vae.plots.figure import WIDTH, fitted
 from ppl_vae.plots.mosaics import apart, gap_of, image_figure, near_square, to_mosaic, to_tiles
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
+from ppl_vae.plots.style import SMALL_SIZE, TEXT_SIZE, styled
 
 
+@styled
 def image_grid(
     images: ArrayLike,
     *,
@@ -63,14 +55,18 @@ def image_grid(
 def samples(
     images: ArrayLike,
     *,
+    mean: bool | None = None,
     caveat: str | None = None,
     value_range: tuple[float, float] | None = None,
 ) -> Figure:
     """Draw a mosaic of samples from the model: images decoded from z of the prior.
 
+    Means of p(x|z) look smoother than data, and are no draws from the model.
+
     Args:
         images: Images of shape (n, C, H, W) with C = 1 or 3, or (n, H, W).
-        caveat: Written at the foot; say there if these are means of p(x|z) and not draws.
+        mean: Whether these are means of p(x|z) or draws from it, for the title; None leaves it open.
+        caveat: Written at the foot.
         value_range: Values drawn black and white, as in :func:`image_grid`.
 
     Returns:
@@ -81,12 +77,14 @@ def samples(
 
     Example:
         >>> import torch
-        >>> samples(torch.rand(9, 8, 8)).axes[0].get_title()
-        'Samples from the prior'
+        >>> samples(torch.rand(9, 8, 8), mean=True).axes[0].get_title()
+        'Samples from the prior: means of p(x|z)'
     """
-    return image_grid(images, title="Samples from the prior", caveat=caveat, value_range=value_range)
+    which = {None: "", True: ": means of p(x|z)", False: ": draws of p(x|z)"}[mean]
+    return image_grid(images, title=f"Samples from the prior{which}", caveat=caveat, value_range=value_range)
 
 
+@styled
 def reconstructions(
     inputs: ArrayLike,
     outputs: ArrayLike,
@@ -142,6 +140,7 @@ def reconstructions(
     return figure
 
 
+@styled
 def interpolations(
     paths: ArrayLike,
     first: ArrayLike | None = None,
@@ -201,97 +200,6 @@ def interpolations(
     axes.set_xticks([middle, mosaic.shape[1] - 1 - middle], ["input", "input"], fontsize=SMALL_SIZE)
     axes.tick_params(pad=2)
     return figure
-
-
-def latent_grid(
-    images: ArrayLike,
-    *,
-    low: float = -2.0,
-    high: float = 1.8,
-    caveat: str | None = None,
-    value_range: tuple[float, float] | None = None,
-) -> Figure:
-    """Draw the decoded latent plane: images decoded on a square grid of z, without gaps between them.
-
-    As on the article's canvas, the first index of the grid is the row and the first coordinate of z: z1 rises
-    downwards, z2 to the right. Image (i, j) is decoded at ``grid_points()[i, j]``, and its centre lies at that
-    z on the axes.
-
-    Args:
-        images: Decoded images, of shape (n, n, C, H, W), (n, n, H, W), or flattened to n*n images.
-        low: First coordinate of the grid, in both directions.
-        high: Last coordinate of the grid (included: 1.8, where ``grid_points(high=2.0)`` stops).
-        caveat: Written at the foot.
-        value_range: Values drawn black and white, as in :func:`image_grid`.
-
-    Returns:
-        A figure with one axes that holds one image, its axes in units of z.
-
-    Raises:
-        ValueError: As :func:`image_grid`, or if the images do not fill a square, or ``low`` is not below
-            ``high``.
-
-    Example:
-        >>> figure = latent_grid(torch.rand(20, 20, 1, 28, 28))
-        >>> figure.axes[0].images[0].get_array().shape
-        (560, 560)
-    """
-    if not -math.inf < low < high < math.inf:
-        raise ValueError(f"latent_grid: low is {low} and high is {high}; expected finite numbers, low below high")
-    array = to_array(images, "images")
-    if array.ndim == 5 or (array.ndim == 4 and array.shape[0] == array.shape[1]):
-        if array.shape[0] != array.shape[1]:
-            given = f"{array.shape[0]} x {array.shape[1]}"
-            raise ValueError(f"latent_grid: images form a grid of {given}; expected a square")
-        array = array.reshape(-1, *array.shape[2:])
-    tiles, note = to_tiles(array, "images", value_range)
-    n = math.isqrt(len(tiles))
-    if n * n != len(tiles):
-        raise ValueError(f"latent_grid: got {len(tiles)} images; expected a square number, one for each z of a grid")
-
-    mosaic = to_mosaic(tiles, n, gap=0)
-    figure, axes = image_figure(mosaic, n, "Decoded latent plane", caveat, note, left=0.55, bottom=0.38)
-    half = (high - low) / (2 * n - 2) if n > 1 else 0.0  # of a tile: z lies at its centre
-    first, last = low - half, high + half
-    axes.images[0].set_extent((first, last, last, first))  # rows go down
-    write_labels(axes, x="$z_2$", y="$z_1$ (downwards)", labelpad=2)
-    for axis in (axes.xaxis, axes.yaxis):  # not locator_params, which would move the limits
-        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    return figure
-
-
-def grid_points(low: float = -2.0, high: float = 2.0, step: float = 0.2) -> Float[Tensor, "n n 2"]:
-    """Return a square grid of two-dimensional z; the default is the article's, {-2.0, -1.8, ..., 1.8} squared.
-
-    Coordinates are low + index * step in decimal arithmetic, each rounded once. Adding up 0.2 would drift, and
-    rounding would decide whether 2.0 itself belongs.
-
-    Args:
-        low: First coordinate.
-        high: End of the coordinates, which is excluded (as in `range`).
-        step: Distance between neighbours.
-
-    Returns:
-        Points, in the default dtype; ``[i, j]`` is (low + i * step, low + j * step).
-
-    Raises:
-        ValueError: If ``low`` is not below ``high``, or ``step`` is not positive.
-
-    Example:
-        >>> points = grid_points()
-        >>> points.shape
-        torch.Size([20, 20, 2])
-        >>> points[0, 19]
-        tensor([-2.0000,  1.8000])
-    """
-    if not (-math.inf < low < high < math.inf and 0 < step < math.inf):
-        raise ValueError(
-            f"grid_points: low, high, step are {low}, {high}, {step}; expected low below high and a positive step"
-        )
-    first, last, distance = (Decimal(str(float(value))) for value in (low, high, step))
-    count = math.ceil((last - first) / distance)
-    coordinates = torch.tensor([float(first + index * distance) for index in range(count)])  # (n,)
-    return torch.stack(torch.meshgrid(coordinates, coordinates, indexing="ij"), dim=-1)  # (n, n, 2)
 
 
 def _describe(tiles: np.ndarray) -> str:

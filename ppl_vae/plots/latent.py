@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -11,43 +12,36 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
 from matplotlib.patches import Circle
 
-from ppl_vae.plots.arguments import ArrayLike, finite, to_array, to_points, to_vector
-from ppl_vae.plots.figure import (
-    CENTRED,
-    PAPER,
-    SMALL_SIZE,
-    TEXT_SIZE,
-    WIDTH,
-    colour_bar,
-    key,
-    new_figure,
-    tidy,
-    write_foot,
-    write_legend,
-)
+from ppl_vae.plots.arguments import ArrayLike, finite, to_array, to_ends, to_points, to_vector
+from ppl_vae.plots.figure import CENTRED, PAPER, WIDTH, colour_bar, key, new_figure, tidy, write_foot, write_legend
+from ppl_vae.plots.style import COLOURS, HALO, SMALL_SIZE, TEXT_SIZE, styled
 
 if TYPE_CHECKING:
     from jaxtyping import Shaped
 
-# the eight colours of Okabe & Ito (2008), distinct with any colour vision
-CLASS_COLOURS = (
-    *("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442"),
-    *("#999999", "#882255"),  # two more, the last from Paul Tol's muted scheme
-)
+CLASS_COLOURS = (*COLOURS, "#999999", "#332288")  # two more, the last from Paul Tol's muted scheme
+LONGEST = 24  # letters of a name
+FEW = 10  # points of a class, of which a name would hide too many
+CLASS_MARKS = "osD^vPX*<>"
+LABEL = "class (data label)"
 MOST_CLASSES = 50
 MORE = ": a latent of more dimensions needs a projection or a choice of two first"
 BESIDE = (1.02, 0.0, 0.03, 1.0)  # the place of a colour bar, in units of the plane
 
 
+@styled
 def latent_scatter(
     means: Shaped[ArrayLike, "n 2"],
     labels: Shaped[ArrayLike, " n"] | None = None,
     *,
+    class_names: Mapping[int, str] | Sequence[str] | None = None,
+    limits: tuple[float, float] | None = None,
     caveat: str | None = None,
 ) -> Figure:
-    """Plot posterior means in a two-dimensional latent plane, coloured by class.
+    """Plot posterior means in a two-dimensional latent plane, z1 to the right and z2 upwards, coloured by class.
 
     The picture spans 99% of the points in each direction, with a margin. Points beyond are not drawn, and a
     note at the foot counts them. The picture shows means alone. It does not show how wide each q(z|x) is, nor
@@ -55,7 +49,10 @@ def latent_scatter(
 
     Args:
         means: Posterior means.
-        labels: Integer classes, at most 50 of them; up to ten get a legend, more a colour bar.
+        labels: Integer classes, at most 50 of them; up to ten get a legend, with a name at the median of a class of
+            ten points or more; more get a colour bar.
+        class_names: Names of the classes, by class or in order from 0.
+        limits: The ends of both axes, such as those of a `latent_grid`, over which the picture then lies.
         caveat: Written at the foot.
 
     Returns:
@@ -63,7 +60,8 @@ def latent_scatter(
         on top of another.
 
     Raises:
-        ValueError: If ``means`` are not finite points of a plane, or ``labels`` are not one class a point.
+        ValueError: If ``means`` are not finite points of a plane, ``labels`` are not one class a point, or
+            ``limits`` are not two finite numbers, the lower first.
 
     Example:
         >>> import torch
@@ -77,29 +75,40 @@ def latent_scatter(
     given = np.zeros(len(points), int) if labels is None else to_labels(labels, "latent_scatter: labels", len(points))
     classes, index = np.unique(given, return_inverse=True)
 
-    beside = 0.6 if labels is None else 1.3  # for the labels of the y axis, and the legend
-    figure, axes, note = _plane(points, beside, tallest=6.0, above=0.55)
+    whole = [name_of_class(int(c), class_names, "latent_scatter") for c in classes]
+    names = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in whole]
+    widest = max(map(len, (*names, LABEL.split(" ", 1)[1]))) * 0.56 * TEXT_SIZE / 72  # inches
+    beside = 0.6 if labels is None else 0.95 + widest  # for the labels of the y axis, and the legend
+    figure, axes, note = _plane(points, beside, tallest=6.0, above=0.55, limits=limits)
     order = np.random.default_rng(0).permutation(len(points))
     cmap, norm = _class_colours(classes)
     alpha = 0.75 if len(points) <= 2000 else 0.6
     drawn = _dots(axes, points[order], c=index[order], cmap=cmap, norm=norm, alpha=alpha)
     if labels is not None and len(classes) <= len(CLASS_COLOURS):
-        dots = {"linestyle": "", "marker": "o", "markersize": 5}
-        handles = [key(str(c), color=cmap(norm(i)), **dots) for i, c in enumerate(classes)]
+        marks = [MarkerStyle(CLASS_MARKS[place]) for place in _places(classes)]
+        shapes = [mark.get_path().transformed(mark.get_transform()) for mark in marks]
+        drawn.set_paths([shapes[i] for i in index[order]])
+        dots: dict[str, Any] = {"linestyle": "", "markersize": 5}
+        handles = [key(name, color=cmap(norm(i)), marker=marks[i], **dots) for i, name in enumerate(names)]
         place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
-        write_legend(axes, handles, 1, title="class", title_fontsize=TEXT_SIZE, handletextpad=0.2, **place)
+        write_legend(axes, handles, 1, title=LABEL.replace(" ", "\n", 1), handletextpad=0.2, **place)
+        for i in np.flatnonzero(np.bincount(index) >= FEW):  # names, where they hide few points
+            x, y = np.median(points[index == i], axis=0)
+            words = axes.text(x, y, names[i], weight="bold", clip_on=True, path_effects=HALO, **CENTRED)
+            words.set_in_layout(False)
     elif labels is not None:
         every = math.ceil(len(classes) / (6 * (figure.get_figheight() - 0.55)))  # as many tick labels as fit
         bar = colour_bar(
-            figure, drawn, "class", length=0, cax=axes.inset_axes(BESIDE), ticks=range(0, len(classes), every)
+            figure, drawn, LABEL, length=0, cax=axes.inset_axes(BESIDE), ticks=range(0, len(classes), every)
         )
-        bar.ax.set_yticklabels([str(c) for c in classes[::every]])
+        bar.ax.set_yticklabels(names[::every])
         bar.ax.minorticks_off()
         if bar.solids is not None:
             bar.solids.set_alpha(1.0)
     return write_foot(figure, caveat, note)
 
 
+@styled
 def latent_map(
     means: Shaped[ArrayLike, "n 2"],
     values: Shaped[ArrayLike, " n"],
@@ -152,10 +161,20 @@ def latent_map(
     drawn = _dots(axes, points[order], c=numbers[order], vmax=high if high > low else low + 1.0, **colours)
     extend = ("neither", "min", "max", "both")[int(numbers.min() < low) + 2 * int(numbers.max() > high)]
     colour_bar(figure, drawn, label, cax=axes.inset_axes(BESIDE), extend=extend)
-    return write_foot(figure, caveat, missing, hidden)
+    circles = "Dashed: 1, 2 and 3σ of the prior N(0, I)." if prior_circles else None
+    return write_foot(figure, caveat, circles, missing, hidden)
 
 
-def _plane(points: np.ndarray, beside: float, tallest: float, above: float) -> tuple[Figure, Axes, str | None]:
+def plane(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lower and the upper ends, (2,) each, of a plane that spans 99% of the points with a margin."""
+    low, high = np.quantile(points, [0.005, 0.995], axis=0)
+    margin = 0.12 * (high - low)
+    return np.maximum(low - margin, points.min(0) - margin / 3), np.minimum(high + margin, points.max(0) + margin / 3)
+
+
+def _plane(
+    points: np.ndarray, beside: float, tallest: float, above: float, limits: tuple[float, float] | None = None
+) -> tuple[Figure, Axes, str | None]:
     """Return a figure with axes that span 99% of the points with a margin, and a note that counts the points beyond.
 
     Args:
@@ -163,14 +182,16 @@ def _plane(points: np.ndarray, beside: float, tallest: float, above: float) -> t
         beside: Inches for what stands at the sides of the plane.
         tallest: The most inches that the plane takes upwards.
         above: Inches for what stands above and below the plane.
+        limits: The ends of both axes instead.
     """
-    low, high = np.quantile(points, [0.005, 0.995], axis=0)  # (2,) each
-    margin = 0.12 * (high - low)
-    low = np.maximum(low - margin, points.min(0) - margin / 3)
-    high = np.minimum(high + margin, points.max(0) + margin / 3)
+    low, high = plane(points)
     # a collapsed coordinate gets half the length of the other, so that the picture is not a sliver
     more = np.maximum(((high - low).max() or 2.0) / 2 - (high - low), 0.0) / 2
     (left, bottom), (right, top) = low - more, high + more
+    if limits is not None:
+        left, right = bottom, top = to_ends(limits, "latent_scatter: limits")
+        if not -math.inf < left < right < math.inf:
+            raise ValueError(f"latent_scatter: limits are {limits}; expected two finite numbers, the lower first")
     outside = int((~((points >= (left, bottom)) & (points <= (right, top))).all(1)).sum())
     unit = min((WIDTH - beside) / (right - left), tallest / (top - bottom))  # inches
     figure = new_figure(unit * (right - left) + beside, unit * (top - bottom) + above, h_pad=0.05)
@@ -203,13 +224,25 @@ def to_labels(labels: ArrayLike, name: str, count: int) -> np.ndarray:
     return array.astype(int)
 
 
+def name_of_class(value: int, names: Mapping[int, str] | Sequence[str] | None, function: str) -> str:
+    """Return the name of a class, which is its number where there are no names."""
+    known = dict(enumerate(names)) if isinstance(names, Sequence) else names
+    if known is not None and value not in known:
+        raise ValueError(f"{function}: class_names have no name for class {value}")
+    return str(value if known is None else known[value])
+
+
+def _places(classes: np.ndarray) -> list[int]:
+    """Return the places of few classes among colours and marks; a digit keeps its own, whichever others are present."""
+    digits = classes[0] >= 0 and classes[-1] < len(CLASS_COLOURS)
+    return classes.tolist() if digits else list(range(len(classes)))
+
+
 def _class_colours(classes: np.ndarray) -> tuple[ListedColormap, BoundaryNorm]:
-    """Return a colour for each class; a digit keeps its colour, whichever other digits are present."""
+    """Return a colour for each class."""
     count = len(classes)
     if count > len(CLASS_COLOURS):
         colours: list[Any] = list(matplotlib.colormaps["viridis"](np.linspace(0, 1, count)))
-    elif classes[0] >= 0 and classes[-1] < len(CLASS_COLOURS):
-        colours = [CLASS_COLOURS[c] for c in classes]
     else:
-        colours = list(CLASS_COLOURS[:count])
+        colours = [CLASS_COLOURS[place] for place in _places(classes)]
     return ListedColormap(colours), BoundaryNorm(np.arange(count + 1) - 0.5, count)

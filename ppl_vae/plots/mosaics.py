@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ppl_vae.plots.arguments import ArrayLike, to_array
-from ppl_vae.plots.figure import DPI, SMALL_SIZE, TALLEST, TITLE_SIZE, WIDTH, Picture, fitted, join, put_foot
+from ppl_vae.plots.figure import DPI, TALLEST, WIDTH, Picture, fitted, join, put_foot
+from ppl_vae.plots.style import SMALL_SIZE, TITLE_SIZE
 
 GREY: dict[str, Any] = {"cmap": "gray", "vmin": 0.0, "vmax": 1.0, "interpolation": "antialiased"}
 CELLS: dict[str, Any] = {"origin": "lower", "aspect": "auto", "interpolation": "nearest"}  # of a grid, for imshow

@@ -13,13 +13,13 @@ from matplotlib.ticker import MaxNLocator
 from ppl_vae.plots.arguments import ArrayLike, IntervalLike, number, to_array, to_ends, to_points
 from ppl_vae.plots.curves import settled
 from ppl_vae.plots.estimators import MARKERS
-from ppl_vae.plots.figure import CENTRED, PAPER, SMALL_SIZE, key, new_figure, tidy, write_foot, write_legend
-from ppl_vae.plots.latent import CLASS_COLOURS
+from ppl_vae.plots.figure import CENTRED, PAPER, key, new_figure, tidy, write_foot, write_legend
+from ppl_vae.plots.style import COLOURS, SMALL_SIZE, styled
 
-COLOURS = tuple(c for c in CLASS_COLOURS if c not in ("#000000", "#F0E442", "#999999"))  # seen on white, and not grey
 LINE_COLOUR = "#999999"
 
 
+@styled
 def rate_distortion(
     points: Mapping[str, ArrayLike],
     *,
@@ -83,7 +83,7 @@ def rate_distortion(
     _draw_lines_of_equal_elbo(axes)
     handles = []
     for i, (name, path) in enumerate(paths.items()):
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i // len(COLOURS)]
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
         rate, distortion = path.T
         if len(path) > 1:
             axes.plot(distortion, rate, color=colour, linewidth=1.1, alpha=0.75, marker=".", markersize=3, zorder=3)

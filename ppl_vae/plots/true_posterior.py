@@ -11,13 +11,10 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
 
 from ppl_vae.plots.arguments import ArrayLike, check_captions, number, to_vector
 from ppl_vae.plots.figure import (
-    SMALL_SIZE,
     TALLEST,
-    TEXT_SIZE,
     WIDTH,
     Picture,
     colour_bar,
@@ -30,6 +27,7 @@ from ppl_vae.plots.figure import (
 )
 from ppl_vae.plots.mosaics import CELLS, GREY, to_tiles
 from ppl_vae.plots.posterior_grids import MASSES, held_by_q, levels_of, to_normals, to_views
+from ppl_vae.plots.style import HALO, SMALL_SIZE, TEXT_SIZE, VERMILION, styled
 
 if TYPE_CHECKING:
     from jaxtyping import Shaped
@@ -37,12 +35,12 @@ if TYPE_CHECKING:
 MOST_DATA = 6
 DEPTHS = (0, 1, 3, 10, 30, 100, 300)  # edges of the colours, nats below the peak: a mode is 0.05 wide, the plane 8
 STYLES: dict[int, Any] = {1: "-", 2: (0, (3.5, 1.8))}
-P_COLOUR, Q_COLOUR, BOTH_COLOUR = "#08306B", "#D55E00", "#333333"
+P_COLOUR, Q_COLOUR, BOTH_COLOUR = "#08306B", VERMILION, "#333333"
 BLUES = ListedColormap(["#2F7FBE", "#6BA9D6", "#9DC6E5", "#BDD7EC", "#D5E4F1", "#E8EFF6"]).with_extremes(over="#FFFFFF")
 BANDS = BoundaryNorm(DEPTHS, BLUES.N)
-HALO = [withStroke(linewidth=2.2, foreground="#FFFFFF", alpha=0.7)]
 
 
+@styled
 def true_posteriors(
     images: ArrayLike,
     log_posterior: ArrayLike,

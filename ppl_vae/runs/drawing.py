@@ -5,49 +5,78 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ppl_vae import plots
+from ppl_vae._scopes import seeded
 from ppl_vae.data import Split
 from ppl_vae.data.streams import Stream
-from ppl_vae.plots.latent import MOST_CLASSES
+from ppl_vae.plots.figure import about
+from ppl_vae.plots.latent import MOST_CLASSES, plane
 from ppl_vae.training import Run
 from ppl_vae.vae import VAE
 
 _SHOWN = 32  # images in a picture of reconstructions
+_TILES = 20  # on either side of a picture of the latent plane
+_PRIOR = 10_000  # draws of the prior that say how far the latent plane reaches
 
 
 def draw(run: Run, path: str | Path) -> list[Path]:
     """Draw a run's pictures into a folder and return their paths.
 
     Every program gets training curves. A `VAE` of images also gets reconstructions beside their inputs, and samples
-    from the prior; with a 2-D latent and no conditions, it gets the article's grid too. Every `VAE` with a 2-D latent
+    from the prior; with a 2-D latent and no conditions, the decoded latent plane too. Every `VAE` with a 2-D latent
     gets the means of q(z|x) of the test data (else of the validation or training data), coloured by label where there
-    are no more labels than can be told apart.
+    are no more labels than can be told apart. Both pictures of the plane then have the same axes, over 99% of these
+    means and of the prior.
     """
     path = Path(path)
     figures: dict[str, Any] = {}
+    part = next((name for name in ("test", "validation") if len(getattr(run.data, name))), "train")
+    both = "train and validation" if len(run.data.validation) else "train"
+    names = (run.data.name, f"{run.data.name}, {both}", f"{run.data.name}, {part}")
+    whole, of_both, of_part = (about(path.absolute().name, name, run.caveat) for name in names)
     if run.history:
-        figures["training_curves"] = plots.training_curves(run.history, caveat=run.caveat)
+        figures["training_curves"] = plots.training_curves(run.history, caveat=of_both)
     vae = run.program
     if isinstance(vae, VAE):
-        split = next((s for s in (run.data.test, run.data.validation) if len(s)), run.data.train)
+        split = getattr(run.data, part)
         if isinstance(split, Stream):  # its first batch stands for it
             split = split.head(len(split.columns[0]))
         if run.data.is_image:
             columns = first_images(split)
             figures["reconstructions"] = plots.reconstructions(
-                as_images(columns[0]), as_images(vae.reconstruct(*columns)), caveat=run.caveat
+                as_images(columns[0]), as_images(vae.reconstruct(*columns)), caveat=of_part
             )
             y = example_conditions(vae, split, 100)
-            figures["samples"] = plots.samples(as_images(vae.sample(100, y=y)), caveat=run.caveat)
+            figures["samples"] = plots.samples(as_images(vae.sample(100, y=y)), mean=True, caveat=whole)
         if vae.latent_shape == (2,):
-            if run.data.is_image and vae.y_shape is None:  # every condition would need a grid
-                figures["latent_grid"] = plots.latent_grid(decoded_grid(vae, run), caveat=run.caveat)
             means = torch.cat([vae.encode(*batch) for batch in split.batches(min(1000, len(split)), device=run.device)])
             labels = split.labels if split.labels is None or len(split.labels.unique()) <= MOST_CLASSES else None
-            figures["latent_scatter"] = plots.latent_scatter(means.cpu(), labels, caveat=run.caveat)
+            more: dict[str, Any] = {"caveat": of_part}
+            if labels is not None and split.label_names:  # labels without a name keep their number
+                numbers = {int(c): str(int(c)) for c in labels.unique()}
+                more["class_names"] = numbers | dict(enumerate(split.label_names))
+            if run.data.is_image and vae.y_shape is None and means.isfinite().all():  # a grid is of one condition
+                points = _plane(vae, means)
+                images = as_images(vae.decode(points.reshape(-1, 2)))
+                figures["latent_grid"] = plots.latent_grid(images, points=points, caveat=whole)
+                more["limits"] = figures["latent_grid"].axes[0].get_xlim()
+            figures["latent_scatter"] = plots.latent_scatter(means.cpu(), labels, **more)
     return [plots.save(figure, path / f"{name}.png") for name, figure in figures.items()]
+
+
+@torch.no_grad()
+def _plane(vae: VAE, means: torch.Tensor) -> torch.Tensor:
+    """Return a square grid of z over 99% of the means and of the prior, (20, 20, 2)."""
+    with seeded(0):
+        drawn = vae.p_z().sample((_PRIOR,))
+    ends = np.stack([plane(z[z.isfinite().all(1)].double().cpu().numpy()) for z in (means, drawn)])  # (2, 2, 2)
+    low, high = float(ends.min()), float(ends.max())
+    step = (high - low) / _TILES or 0.1  # all in one place, if the posterior and the prior are
+    z = low + (torch.arange(_TILES, device=means.device, dtype=means.dtype) + 0.5) * step
+    return torch.stack(torch.meshgrid(z, z, indexing="ij"), -1)
 
 
 def first_images(split: Split) -> tuple[torch.Tensor, ...]:
@@ -86,6 +115,10 @@ def decoded_grid(vae: VAE, run: Run) -> torch.Tensor:
 
 
 def one_image(grid: torch.Tensor) -> torch.Tensor:
-    """Return the decoded grid as one image (channels, 20 * height, 20 * width), clamped to [0, 1] for display."""
+    """Return the decoded grid as one image (channels, 20 * height, 20 * width), clamped to [0, 1] for display.
+
+    z1 is to the right and z2 upwards, as in all pictures.
+    """
     _, c, h, w = grid.shape
-    return grid.clamp(0, 1).reshape(20, 20, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, 20 * h, 20 * w)
+    upright = grid.clamp(0, 1).reshape(20, 20, c, h, w).transpose(0, 1).flip(0)  # z2 down, z1 across
+    return upright.permute(2, 0, 3, 1, 4).reshape(c, 20 * h, 20 * w)

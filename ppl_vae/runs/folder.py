@@ -14,16 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from ppl_vae import _files, checkpoints
 from ppl_vae._machine import processor
+from ppl_vae._scopes import seeded
 from ppl_vae._validation import check_positive
-from ppl_vae.configuration.resolving import CHECKPOINT_EVERY
+from ppl_vae.configuration.resolving import CHECKPOINT_EVERY, leaves
 from ppl_vae.data.streams import Stream
-from ppl_vae.runs.drawing import as_images, decoded_grid, draw, first_images, one_image
+from ppl_vae.runs.drawing import as_images, decoded_grid, draw, example_conditions, first_images, one_image
 from ppl_vae.training import Callback, DivergedError, Progress, Run
 from ppl_vae.vae import VAE
 
+_JUDGED = ("validation/elbo", "elbo", "reconstruction_error")  # what TensorBoard compares runs by
+_SAMPLES = 32
 _PACKAGES = ("ppl-vae", "torch", "pyro-ppl", "numpy", "torchvision", "scikit-learn", "matplotlib")
 
 
@@ -34,7 +38,7 @@ class RunFolder(Callback):
     ``config.yaml``      the resolved config; ``ppl-vae train --config`` with it gives the same run
     ``run.json``         versions, machine, device, seed, the data's name, shape and hash
     ``metrics.jsonl``    one record per epoch, as in ``Run.history``
-    ``events.out...``    TensorBoard: the figures, input and reconstructed images, the latent grid
+    ``events.out...``    TensorBoard: config, figures, inputs, reconstructions, samples, the article's latent grid
     ``checkpoint.pt``    the state to resume from; it loads without executing code
     ``result.json``      the last figures, why the run ended, the seconds, the caveat
     ``*.png``            training curves, reconstructions, samples; for a 2-D latent the grid and the scatter
@@ -126,6 +130,7 @@ class RunFolder(Callback):
         result = {"stopped": run.stopped, "seconds": run.seconds, "caveat": run.caveat, "best_epoch": run.best_epoch}
         result["why_eager"] = run.why_eager
         _files.write(self.path / "result.json", _files.to_json({**result, **run.final}, indent=2) + "\n")
+        self._tensorboard(lambda: self._writer.file_writer.add_summary(self._ended))
         self.pictures = draw(run, self.path)
         self._close()
 
@@ -181,14 +186,22 @@ class RunFolder(Callback):
 
     def _open_tensorboard(self) -> None:
         from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
 
         run = self._run
         self._writer = SummaryWriter(str(self.path))
+        values = dict(leaves(yaml.safe_load(self.config))) if self.config is not None else {}
+        values |= {"data": run.data.name, "seed": run.seed, "device": run.device, "compile": run.compile}
+        known = {name: v if isinstance(v, bool | int | float | str) else str(v) for name, v in values.items()}
+        *begun, self._ended = hparams(known, dict.fromkeys(_JUDGED))
+        for summary in begun:
+            self._writer.file_writer.add_summary(summary)  # add_hparams would begin another file
         if run.caveat:
             self._writer.add_text("caveat", run.caveat)
         if isinstance(run.program, VAE) and run.data.is_image:
             shown = run.data.validation if len(run.data.validation) else run.data.train
             self._inputs = first_images(shown)
+            self._y = example_conditions(run.program, shown.head(_SAMPLES), _SAMPLES)
             self._writer.add_images("inputs", as_images(self._inputs[0]).clamp(0, 1), 0)
 
     def _log_epoch(self, run: Run, record: dict[str, float]) -> None:
@@ -199,6 +212,9 @@ class RunFolder(Callback):
         if isinstance(run.program, VAE) and run.data.is_image and (epoch <= 10 or epoch % 10 == 0):
             reconstructions = as_images(run.program.reconstruct(*self._inputs)).clamp(0, 1)
             self._writer.add_images("reconstructions", reconstructions, epoch)
+            with suppress(NotImplementedError), seeded(0):  # a prior that cannot draw; the same z in every epoch
+                samples = as_images(run.program.sample(_SAMPLES, y=self._y)).clamp(0, 1)
+                self._writer.add_images("samples/means", samples, epoch)
             if run.program.latent_shape == (2,) and run.program.y_shape is None:
                 self._writer.add_image("latent_grid", one_image(decoded_grid(run.program, run)), epoch)
         self._writer.flush()

@@ -300,20 +300,24 @@ def test_many_samples_are_decoded_block_by_block(capsys):
 
 def test_pictures_say_what_is_shown_and_the_caveat_of_the_run(capsys, monkeypatch):
     feet = []
-    monkeypatch.setattr(writing, "save_picture", lambda path, figure: feet.append(foot(figure)) or "picture: none")
+    monkeypatch.setattr(writing, "save_picture", lambda path, figure: feet.append(words_of(figure)) or "picture: none")
     says(capsys, "sample", "grey")
     says(capsys, "sample", "plane", "--mean", "false")
     for command in ("reconstruct", "interpolate"):
         says(capsys, command, "grey")
-    assert "Means of p(x|z), not draws." in feet.pop(0)
-    assert feet.pop(0) == ""
-    assert len(feet) == 2
-    for text in feet:
+    assert [title for title, _ in feet] == [
+        *("Samples from the prior: means of p(x|z)", "Samples from the prior: draws of p(x|z)"),
+        *("Reconstructions", "Interpolations"),
+    ]
+    for _, text in (feet[0], *feet[2:]):
         assert "grey values under a Bernoulli" in text
+    assert feet[1][1] == "Run plane; data digits"
+    assert [text.partition(".")[0] for _, text in feet[2:]] == ["Run grey; data digits, test"] * 2
 
 
-def foot(figure):
-    return " ".join(text.get_text().replace("\n", " ") for text in figure.texts)
+def words_of(figure):
+    foot = " ".join(text.get_text().replace("\n", " ") for text in figure.texts if text.get_text())
+    return figure.axes[0].get_title(), foot
 
 
 # Reconstructions

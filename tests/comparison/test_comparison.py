@@ -519,6 +519,14 @@ class TestWhatIsLeft:
         assert any(line.startswith("K = 8, gradient of the encoder") for line in lines)
         assert sum("failed at K = 1 and 8: RuntimeError" in line for line in lines) == 1
 
+    def test_the_table_says_what_its_columns_are(self, found):
+        legend = " ".join(found.table().split())
+        for column in ("MB kept", "of data", "SNR", "bias", "p", "s to 10%"):
+            assert f"{column}: " in legend
+        nothing = replace(found, rows=tuple(row for row in found.rows if row.failed))
+        assert nothing.rows
+        assert "MB kept: " not in nothing.table()
+
     def test_dictionaries_hold_everything_json_can(self, found):
         content = json.loads(json.dumps(found.to_dict(), allow_nan=False))
         row = next(r for r in content["rows"] if r["name"] == "iwae" and r["num_particles"] == 8)

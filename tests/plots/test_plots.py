@@ -14,6 +14,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
 from torch import Tensor
 
 from ppl_vae import plots
@@ -94,6 +95,36 @@ def test_no_words_overlap_nor_leave_the_picture() -> None:
             assert box.y1 <= height + 1, name
         for number, box in enumerate(boxes):
             assert not any(box.overlaps(other) for other in boxes[:number]), name
+
+
+def test_a_setting_of_the_users_own_wins_over_the_style() -> None:
+    def size(**own: Any) -> float:
+        with matplotlib.rc_context(own):
+            return float(plots.training_curves([record(1), record(2)]).axes[0].title.get_size())
+
+    assert size() == 9.0 == plots.style.STYLE["axes.titlesize"]
+    assert size(**{"axes.titlesize": 14.0}) == 14.0
+
+
+def test_the_style_is_for_figures_of_ones_own_too() -> None:
+    from matplotlib import style
+
+    with style.context("ppl_vae.plots.style"):
+        assert matplotlib.rcParams["axes.prop_cycle"].by_key()["color"] == list(plots.style.COLOURS)
+
+
+def test_every_look_has_a_second_cue_in_grey() -> None:
+    """Luma as PIL's L: classes and estimators that are alike in grey differ in their mark, dash or name."""
+
+    def luma(colour: str) -> float:
+        return float(np.array(matplotlib.colors.to_rgb(colour)) @ [0.299, 0.587, 0.114])
+
+    styles = list(plots.estimators.styles_of([str(i) for i in range(24)]).values())
+    for i, one in enumerate(styles):
+        for other in styles[:i]:
+            alike = abs(luma(one.colour) - luma(other.colour)) < 0.1
+            assert not alike or (one.marker, one.dashes) != (other.marker, other.dashes)
+    assert abs(luma(plots.gaps.APPROXIMATION) - luma(plots.gaps.AMORTISATION)) > 0.25  # bars, without a mark
 
 
 def test_nothing_global_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,41 +311,95 @@ def test_samples_are_a_titled_grid(grey: Tensor) -> None:
     assert np.array_equal(mosaic(figure), mosaic(plots.image_grid(grey)))
 
 
-def test_latent_grid_is_one_picture_without_gaps() -> None:
-    images = torch.rand(20, 20, 1, 4, 4)
-    figure = plots.latent_grid(images)
-    pixels = mosaic(figure)
-    assert pixels.shape == (80, 80)
-    assert figure.axes[0].get_title() == "Decoded latent plane"
-    for i, j in ((0, 0), (0, 19), (7, 3), (19, 19)):
-        assert np.array_equal(pixels[4 * i : 4 * i + 4, 4 * j : 4 * j + 4], images[i, j, 0].numpy())
+def test_samples_say_whether_they_are_means_or_draws(grey: Tensor) -> None:
+    titles = [plots.samples(grey, mean=mean).axes[0].get_title() for mean in (True, False)]
+    assert titles == ["Samples from the prior: means of p(x|z)", "Samples from the prior: draws of p(x|z)"]
 
 
-def test_latent_grid_places_each_image_at_its_z() -> None:
-    axes = plots.latent_grid(torch.rand(20, 20, 4, 4)).axes[0]
+def colour_at(axes: Axes, z: tuple[float, float]) -> np.ndarray:
+    """The pixel that a picture draws at a point of its axes."""
     (image,) = axes.images
     left, right, bottom, top = image.get_extent()
-    assert image.origin == "upper"  # the first row at `top`
-    z, size = plots.grid_points(), (right - left) / 20
-    assert size == pytest.approx(0.2)
-    assert (top + size / 2, left + size / 2) == pytest.approx(tuple(z[0, 0].tolist()))
-    assert (bottom - size / 2, right - size / 2) == pytest.approx(tuple(z[19, 19].tolist()))
-    assert axes.get_ylim() == (bottom, top)
-    assert bottom > top  # z1 grows downwards
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("$z_2$", "$z_1$ (downwards)")
+    pixels = np.asarray(image.get_array())
+    assert image.origin == "upper"  # the first row of pixels at `top`
+    column, row = (z[0] - left) / (right - left), (top - z[1]) / (top - bottom)
+    return pixels[int(row * pixels.shape[0]), int(column * pixels.shape[1])]
+
+
+@pytest.mark.parametrize("size", [8, 28])
+@pytest.mark.parametrize(
+    "grid", [{}, {"step": 0.1}, {"step": 0.25}, {"step": 0.3}, {"low": -3.0, "high": 1.0, "step": 0.5}]
+)
+def test_latent_grid_draws_each_image_at_the_z_that_the_ticks_name(grid: dict[str, float], size: int) -> None:
+    """Each image has its z for its grey, so that every tile says what was decoded there."""
+    points = plots.grid_points(**grid)
+    for axis in (0, 1):
+        images = (points[..., axis, None, None, None] / 10 + 0.5).expand(-1, -1, 1, size, size)
+        axes = plots.latent_grid(images, points=points).axes[0]
+        for z in points.reshape(-1, 2).tolist():
+            assert colour_at(axes, (z[0], z[1])) == pytest.approx(z[axis] / 10 + 0.5)
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("$z_1$", "$z_2$")
+    first, last, half = points.min().item(), points.max().item(), (points[1, 0, 0] - points[0, 0, 0]).item() / 2
+    for limits in (axes.get_xlim(), axes.get_ylim()):  # z1 grows to the right, and z2 upwards
+        assert limits == pytest.approx((first - half, last + half), rel=1e-5)
+
+
+@pytest.mark.parametrize(("step", "says"), [(0.1, True), (0.25, True), (0.2, False)])
+def test_latent_grid_without_points_is_that_of_a_step_that_divides(step: float, says: bool) -> None:
+    points = plots.grid_points(step=step)
+    images = (points[..., 0, None, None] / 10 + 0.5).expand(-1, -1, 28, 28)
+    figure = plots.latent_grid(images)
+    for z in points.reshape(-1, 2).tolist():
+        assert colour_at(figure.axes[0], (z[0], z[1])) == pytest.approx(z[0] / 10 + 0.5)
+    assert (f"The axes are those of grid_points(step={step:g})" in foot(figure)) is says
+    assert foot(plots.latent_grid(images, points=points)) == foot(plots.latent_grid(images, high=1.8)) == ""
+
+
+def test_latent_grid_refuses_points_that_are_not_its_own() -> None:
+    images, points = torch.rand(400, 28, 28), plots.grid_points()
+    for wrong in (plots.grid_points(step=0.1), points.transpose(0, 1), points**3, points[..., 0], torch.zeros(0)):
+        with pytest.raises(ValueError, match=r"latent_grid: points have shape .* expected the z of 20 x 20 images"):
+            plots.latent_grid(images, points=wrong)
+
+
+def test_small_digits_stand_apart_in_the_latent_grid() -> None:
+    images = torch.rand(20, 20, 1, 8, 8)
+    pixels = mosaic(plots.latent_grid(images))
+    assert pixels.shape == (179, 179)
+    assert (pixels[8::9] == 1).all()
+    assert (pixels[:, 8::9] == 1).all()
+    for i, j in ((0, 0), (0, 19), (7, 3), (19, 19)):  # z1 to the right, z2 upwards
+        top, left = 9 * (19 - j), 9 * i
+        assert np.array_equal(pixels[top : top + 8, left : left + 8], images[i, j, 0].numpy())
+    assert mosaic(plots.latent_grid(torch.rand(20, 20, 1, 28, 28))).shape == (560, 560)
+
+
+def test_the_scatter_lies_over_the_grid() -> None:
+    points = plots.grid_points(step=0.25)
+    grid = plots.latent_grid(torch.rand(256, 8, 8), points=points).axes[0]
+    means = points.reshape(-1, 2)
+    scatter = plots.latent_scatter(means, limits=grid.get_xlim()).axes[0]
+    assert scatter.get_xlim() == scatter.get_ylim() == grid.get_xlim() == grid.get_ylim()
+    drawn = np.asarray(scatter.collections[0].get_offsets())  # (z1, z2), to the right and upwards
+    assert {tuple(z) for z in drawn.tolist()} == {tuple(z) for z in means.tolist()}
+    assert (scatter.get_xlabel(), scatter.get_ylabel()) == ("posterior mean of $z_1$", "posterior mean of $z_2$")
+    assert "Outside the picture: 1 of 2 points." in foot(plots.latent_scatter([[0.0, 0.0], [3.0, 0.0]], limits=(-2, 2)))
+    for limits in ((2.0, -2.0), (1.0, 1.0), (0.0, math.inf), (math.nan, 1.0), 3.0):
+        with pytest.raises(ValueError, match="latent_scatter: limits"):
+            plots.latent_scatter(means, limits=limits)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("shape", [(9, 1, 4, 4), (9, 4, 4), (3, 3, 4, 4), (3, 3, 1, 4, 4)])
 def test_latent_grid_takes_a_flattened_grid(shape: tuple[int, ...]) -> None:
     images = torch.rand(shape)
     pixels = mosaic(plots.latent_grid(images))
-    assert pixels.shape == (12, 12)
-    assert np.array_equal(pixels[4:8, 8:12], images.reshape(9, 4, 4)[5].numpy())
+    assert pixels.shape == (14, 14)
+    assert np.array_equal(pixels[:4, 5:9], images.reshape(9, 4, 4)[5].numpy())  # (1, 2): the middle of the top
 
 
 def test_latent_grid_of_one_or_colour() -> None:
     assert mosaic(plots.latent_grid(torch.rand(1, 1, 4, 4))).shape == (4, 4)
-    assert mosaic(plots.latent_grid(torch.rand(2, 2, 3, 4, 4))).shape == (8, 8, 3)
+    assert mosaic(plots.latent_grid(torch.rand(2, 2, 3, 4, 4))).shape == (9, 9, 3)
 
 
 def test_latent_grid_must_be_square() -> None:
@@ -395,7 +480,15 @@ def test_scatter_draws_every_point_in_the_colour_of_its_class() -> None:
     assert [text.get_text() for text in legend.get_texts()] == ["0", "1", "3", "7"]
     handles = [to_hex(handle.get_color()) for handle in legend.get_lines()]
     assert handles == [plots.latent.CLASS_COLOURS[c].lower() for c in classes]  # a digit keeps its colour
+    written = {text.get_text(): text.get_position() for text in axes.texts}  # which colour it is, in grey too
+    assert list(written) == ["0", "1", "3", "7"]
+    assert written["7"] == pytest.approx(np.median(means[labels == 7].double().numpy(), 0))
     assert [to_hex(colour) for colour in np.asarray(dots.cmap(np.arange(4))).tolist()] == handles
+    assert [handle.get_marker() for handle in legend.get_lines()] == ["o", "s", "^", "*"]  # and its mark
+    marks = [MarkerStyle(mark) for mark in "os^*"]
+    for path, code in zip(dots.get_paths(), codes, strict=True):
+        shape = marks[int(code)]
+        assert np.array_equal(path.vertices, shape.get_path().transformed(shape.get_transform()).vertices)
     assert axes.get_aspect() == 1.0
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("posterior mean of $z_1$", "posterior mean of $z_2$")
 
@@ -418,6 +511,22 @@ def test_scatter_without_labels_or_with_other_labels() -> None:
         legend = plots.latent_scatter([[0.0, 0.0], [1.0, 1.0]], labels).axes[0].get_legend()
         assert legend is not None
         assert len(legend.get_texts()) == 2
+
+
+def test_classes_have_the_names_that_are_given() -> None:
+    names = ["zero", "one", "two"]
+    axes = plots.latent_scatter(torch.randn(19, 2), [0] * 9 + [2] * 10, class_names=names).axes[0]
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["zero", "two"]
+    assert legend.get_title().get_text() == "class\n(data label)"
+    assert [text.get_text() for text in axes.texts] == ["two"]  # nine points stay uncovered
+    long = plots.latent_scatter(torch.randn(9, 2), [0] * 9, class_names=["a" * 80]).axes[0]
+    assert long.get_legend().get_texts()[0].get_text() == "a" * 23 + "…"  # type: ignore[union-attr]
+    long.figure.draw_without_rendering()
+    assert long.get_window_extent().width > 200  # of 700
+    with pytest.raises(ValueError, match="latent_scatter: class_names have no name for class 3"):
+        plots.latent_scatter(torch.randn(2, 2), [0, 3], class_names=names)
 
 
 def test_outliers_do_not_squash_the_scatter() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -132,20 +133,39 @@ def test_the_plane_tells_bias_from_none_seen_and_from_no_reference():
     assert np.allclose([biased.get_xdata()[0], biased.get_ydata()[0]], [0.25, 4.0])
     assert unbiased.get_markerfacecolor() == "#FFFFFF"
     assert unbiased.get_ydata()[0] == 2.0
-    assert alone.get_marker() == "x"
+    assert (alone.get_marker(), alone.get_fillstyle()) == ("D", "left")
+    assert unbiased.get_xdata()[0] == alone.get_xdata()[0]  # in the strip a place sideways is no value
     strip_ends = axes.patches[0].get_extents().transformed(axes.transData.inverted()).x1
     assert unbiased.get_xdata()[0] < strip_ends < biased.get_xdata()[0]
     upper_end = max(line.get_xdata()[-1] for line in lines_of(axes, COLOURS[1]))
     assert math.isclose(upper_end, 0.04)  # what may have escaped
     assert any(np.allclose(line.get_ydata(), 9.0) and line.get_linestyle() == ":" for line in axes.lines)
     assert foot(figure).startswith("grey values. Hollow: no bias found")
-    assert "cross: no reference" in foot(figure)
+    assert "left half filled: no reference" in foot(figure)
 
 
 def test_the_plane_has_a_panel_for_each_k_and_block():
     figure = plots.bias_variance(grid(MANY, blocks=("encoder", "decoder", "prior")))
     assert titles(figure) == [f"{b}, K = {k}" for k in (1, 8, 64) for b in ("encoder", "decoder", "prior")]
     assert legend(figure) == {*MANY}
+
+
+def test_marks_at_one_place_stand_around_each_other_and_not_side_by_side():
+    names = ["ELBO", "IWAE", "DReG"]
+    for draw in (plots.bias_variance, plots.signal_to_noise):
+        figure = draw(grid(names, particles=(8, 64)))
+        for axes in figure.axes:
+            marks = [line for line in axes.lines if line.get_marker() in "osD"]
+            assert len(marks) == len(names) * (1 if draw is plots.bias_variance else 2)
+            places = {(line.get_xdata()[0], line.get_ydata()[0]): [] for line in marks}
+            for line in marks:
+                places[line.get_xdata()[0], line.get_ydata()[0]].append((line.get_markersize(), -line.get_zorder()))
+            for sizes in places.values():
+                assert len(sizes) == len({size for size, _ in sizes}) == len(names)
+                assert sizes == sorted(sizes)  # the larger ones lie below
+            if draw is plots.signal_to_noise:
+                assert {x for x, _ in places} == {8, 64}
+        assert "around others: the same place" in foot(figure)
 
 
 def test_what_has_no_noise_or_no_gradient_is_said_and_not_lost():
@@ -183,6 +203,7 @@ def test_what_is_in_the_noise_is_hollow_and_out_of_the_fit():
     rows = [*grid(["IWAE"]).rows, Row("IWAE", 512, blocks={"encoder": block(snr=0.5 * FLOOR)})]
     figure = plots.signal_to_noise(comparison(rows))
     marks = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert [line.get_xdata()[0] for line in marks] == [1, 8, 64, 512]
     assert [line.get_markerfacecolor() == "#FFFFFF" for line in marks] == [False, False, False, True]
     assert "Fitted without the points in the noise: IWAE's encoder." in foot(figure)
     assert figure.axes[0].get_ylim()[0] <= 0.5 * FLOOR
@@ -272,6 +293,11 @@ def test_the_race_draws_means_bands_target_and_crosses():
     assert "Failed at the start, without a point: lost." in foot(figure)
     assert foot(figure).startswith("grey values.")
     assert steps.get_ylim()[0] > -130  # the start is cut off
+    for axes in figure.axes:  # the bands lie below all curves, and are faint
+        curves = [line.get_zorder() for line in axes.lines if line.get_linewidth() == 1.6]
+        assert all(band.get_zorder() < min(curves) and band.get_alpha() <= 0.05 for band in axes.collections)
+    split = replace(race(runs), settings={"split": "validation"})
+    assert "Evaluated on validation data." in foot(plots.training_race(split))
 
 
 def test_one_seed_and_many_contenders_have_no_bands():

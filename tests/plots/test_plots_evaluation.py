@@ -369,7 +369,7 @@ def test_bars_are_the_means_of_each_class_largest_first() -> None:
     assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first on top
     assert [text.get_text() for text in axes.texts] == ["8.50  (n = 2)", "3.50  (n = 2)"]
     assert axes.get_xlabel() == "mean gap, nats per datum"
-    assert axes.get_ylabel() == "class"
+    assert axes.get_ylabel() == "class (data label)"
     (mean,) = [line for line in axes.lines if line.get_linestyle() == "--"]
     assert np.asarray(mean.get_xdata()).tolist() == [6.0, 6.0]
     assert legend(axes.get_figure()) == ["approximation gap", "amortisation gap", "all data: 6.00"]  # type: ignore[arg-type]
@@ -764,3 +764,44 @@ def test_aggregates_leave_out_and_say_what_is_wrong() -> None:
         plots.aggregate_posterior(z, kl=[1.0, 2.0])
     with pytest.raises(ValueError, match=r"samples have shape \(5,\); expected \(n, d\)"):
         plots.aggregate_posterior(torch.ones(5))
+
+
+# One convention for the latent plane
+
+
+def place_of_the_extreme(axes: Axes, extreme: Any) -> tuple[float, float]:
+    """The place on the axes of the pixel with the extreme value."""
+    (image,) = axes.images
+    pixels = np.asarray(image.get_array())
+    row, column = np.unravel_index(extreme(pixels), pixels.shape)
+    left, right, bottom, top = image.get_extent()
+    assert image.origin == "lower"
+    return (
+        left + (column + 0.5) * (right - left) / pixels.shape[1],
+        bottom + (row + 0.5) * (top - bottom) / pixels.shape[0],
+    )
+
+
+def test_every_map_of_the_plane_has_z1_to_the_right_and_z2_upwards() -> None:
+    z1, z2 = 2.0, -1.0
+    spike = torch.tensor([z1, z2]) + 0.05 * torch.randn(2000, 2)
+    aggregate = plots.aggregate_posterior(torch.cat([spike, 3 * torch.randn(200, 2)])).axes[0]
+    assert place_of_the_extreme(aggregate, np.argmax) == pytest.approx((z1, z2), abs=0.3)
+    nodes = torch.linspace(-4, 4, 81)
+    log_p = -0.5 * ((nodes[:, None] - z1) ** 2 + (nodes - z2) ** 2)  # the first index is that of z1
+    whole = torch.tensor([[-4.0, 4.0, -4.0, 4.0]])
+    figure = plots.true_posteriors(
+        torch.rand(1, 8, 8), log_p[None], whole, torch.tensor([[z1, z2]]), torch.eye(2)[None]
+    )
+    posterior = figure.axes[1]
+    assert place_of_the_extreme(posterior, np.argmin) == pytest.approx((z1, z2), abs=0.06)  # nats below the peak
+    points = plots.latent_map(spike, torch.rand(2000)).axes[0]
+    assert np.asarray(points.collections[0].get_offsets()).mean(0) == pytest.approx((z1, z2), abs=0.02)
+    for axes, named in ((aggregate, "$z_{}$"), (posterior, "$z_{}$"), (points, "posterior mean of $z_{}$")):
+        labels = [
+            axes.get_xlabel().replace("{", "").replace("}", ""),
+            axes.get_ylabel().replace("{", "").replace("}", ""),
+        ]
+        assert labels == [named.format(1), named.format(2)]
+        assert axes.get_xlim()[0] < axes.get_xlim()[1]
+        assert axes.get_ylim()[0] < axes.get_ylim()[1]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from PIL import Image
 
-from ppl_vae import data, fit, likelihoods, load_run, networks, posteriors, priors, runs
+from ppl_vae import data, fit, likelihoods, load_run, networks, plots, posteriors, priors, runs
 from ppl_vae.configuration.config import parse
 from ppl_vae.training import DivergedError, checkpoints
 from ppl_vae.vae import VAE
@@ -75,9 +77,102 @@ def test_tensorboard_events_can_be_read(finished):
     events.Reload()
     tags = events.Tags()
     assert {"loss", "elbo", "log_likelihood", "kl", "validation/elbo", "reconstruction_error"} <= set(tags["scalars"])
-    assert {"inputs", "reconstructions", "latent_grid"} <= {tag.split("/")[0] for tag in tags["images"]}
+    images = {"inputs", "reconstructions", "samples", "latent_grid"}
+    assert images <= {tag.split("/")[0] for tag in tags["images"]}
     assert [e.value for e in events.Scalars("elbo")] == pytest.approx([r["elbo"] for r in run.history], rel=1e-6)
     assert [e.step for e in events.Images("latent_grid")] == [1, 2, 3]
+
+
+def image_of(event):
+    return np.asarray(Image.open(io.BytesIO(event.encoded_image_string)).convert("L")) / 255
+
+
+def test_tensorboard_has_samples_and_a_latent_grid_of_the_model(finished):
+    """The images of the last epoch, read back, are the means of the model at the same z, each at its place."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _, folder, run = finished
+    events = EventAccumulator(str(folder.path), size_guidance={"images": 0})
+    events.Reload()
+    assert [e.step for e in events.Images("samples/means")] == [1, 2, 3]
+    drawn = image_of(events.Images("samples/means")[-1])  # 4 rows of 8
+    torch.manual_seed(0)
+    for i, mean in enumerate(run.program.sample(32)):
+        top, left = 8 * (i // 8), 8 * (i % 8)
+        np.testing.assert_allclose(drawn[top : top + 8, left : left + 8], mean[0].numpy(), atol=1.01 / 255)  # 8 bits
+    grid = image_of(events.Images("latent_grid")[-1])
+    for z1, z2 in ((-2.0, -2.0), (1.8, -2.0), (-2.0, 1.8), (0.4, -1.0)):
+        column, row = round((z1 + 2) / 0.2), 19 - round((z2 + 2) / 0.2)  # z1 to the right, z2 upwards
+        mean = run.program.decode(torch.tensor([[z1, z2]]))[0, 0].numpy()
+        tile = grid[8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
+        np.testing.assert_allclose(tile, mean, atol=1.01 / 255)
+
+
+def test_tensorboard_has_the_config_of_the_run(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import metadata
+
+    _, folder, run = finished
+    events = EventAccumulator(str(folder.path))
+    events.Reload()
+    content = events.SummaryMetadata
+    assert len(list(folder.path.glob("events.out*"))) == 1
+    start = metadata.parse_session_start_info_plugin_data(content(metadata.SESSION_START_INFO_TAG).plugin_data.content)
+    values = {name: getattr(value, value.WhichOneof("kind")) for name, value in start.hparams.items()}
+    assert {name: values[name] for name in ("epochs", "objective", "optimizer.lr", "prior.latent_dim", "seed")} == {
+        "epochs": 3,
+        "objective": "ELBO",
+        "optimizer.lr": 0.001,
+        "prior.latent_dim": 2,
+        "seed": 0,
+    }
+    assert values["likelihood.network.hidden"] == "[16]"
+    assert (values["data"], values["device"]) == (run.data.name, run.device)
+    experiment = metadata.parse_experiment_plugin_data(content(metadata.EXPERIMENT_TAG).plugin_data.content)
+    judged = {info.name.tag for info in experiment.metric_infos}
+    assert judged == {"validation/elbo", "elbo", "reconstruction_error"} <= set(events.Tags()["scalars"])
+    ended = metadata.parse_session_end_info_plugin_data(content(metadata.SESSION_END_INFO_TAG).plugin_data.content)
+    assert ended.status == 1  # success
+
+
+def test_tensorboards_samples_leave_the_run_as_it_is(finished, digits):
+    """A run without a folder, and so without samples on the way, ends at the same parameters to the last bit."""
+    config, _, run = finished
+    dataset = config.build_dataset()
+    vae = config.build_vae(dataset)
+    fit(vae, dataset, **config.build_fit_arguments())
+    for one, other in zip(vae.parameters(), run.program.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_grid_and_scatter_of_a_run_lie_over_each_other(finished, tmp_path, monkeypatch):
+    _, _, run = finished
+    figures = {}
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.setdefault(path.stem, figure))
+    runs.draw(run, tmp_path / "mine")
+    grid, scatter = (figures[name].axes[0] for name in ("latent_grid", "latent_scatter"))
+    assert grid.get_xlim() == grid.get_ylim() == scatter.get_xlim() == scatter.get_ylim()
+    assert (grid.get_xlabel(), grid.get_ylabel()) == ("$z_1$", "$z_2$")
+    (low, high), (image,) = grid.get_xlim(), grid.images
+    means = run.program.encode(run.data.test.x)
+    assert ((means > low) & (means < high)).double().mean() > 0.98
+    assert low < -2.5 < 2.5 < high  # 99% of the prior
+    pixels, step = np.asarray(image.get_array()), (high - low) / 20
+    for row, column in ((0, 0), (3, 17), (19, 5)):
+        z = torch.tensor([[low + (column + 0.5) * step, high - (row + 0.5) * step]], dtype=torch.float32)
+        tile = pixels[9 * row : 9 * row + 8, 9 * column : 9 * column + 8]
+        np.testing.assert_allclose(tile, run.program.decode(z)[0, 0].numpy(), atol=1e-5)
+    offsets = np.asarray(scatter.collections[0].get_offsets())
+    assert {tuple(z) for z in offsets.tolist()} == {tuple(z) for z in means.double().tolist()}
+    feet = {name: " ".join(t.get_text() for t in figure.texts) for name, figure in figures.items()}
+    assert {name: foot.replace("\n", " ") for name, foot in feet.items()} == {
+        "training_curves": "Run mine; data digits, train and validation",
+        "reconstructions": "Run mine; data digits, test",
+        "samples": "Run mine; data digits",
+        "latent_grid": "Run mine; data digits",
+        "latent_scatter": "Run mine; data digits, test",
+    }
+    assert figures["samples"].axes[0].get_title() == "Samples from the prior: means of p(x|z)"
 
 
 def test_a_run_comes_back_as_the_model_it_was(finished):

@@ -14,6 +14,12 @@ from ppl_vae.comparison.fixed.summary import sentences_of, unclear_biases, witho
 from ppl_vae.comparison.statistics.measured import Measured
 from ppl_vae.comparison.words import WIDTH, aligned, for_json, plain, to_csv
 
+_LEGEND = """\
+MB kept: memory that a step keeps for its backward pass; on a GPU, the most that it allocates. of data: what the choice
+of data adds to the variance. SNR: signal-to-noise, the median parameter. bias: the norm of the mean gradient's distance
+from the reference's; p: of there being none. s to 10%: seconds of steps until their mean gradient has a standard error
+of a tenth of its norm."""
+
 
 @dataclass(frozen=True, repr=False)
 class Comparison(Results):
@@ -30,6 +36,8 @@ class Comparison(Results):
             lines += ["", *_values(k, rows)]
             for block, found in by_block(rows).items():
                 lines += ["", *_gradients(k, block, found)]
+        if any(not row.failed for row in self.rows):
+            lines += ["", *textwrap.wrap(_LEGEND, WIDTH)]
         notes = [*unclear_biases(self.rows), *without_figures(self)]
         eager = {row.why_eager: row.name for row in self.rows if row.why_eager}
         notes += [
