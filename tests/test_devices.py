@@ -124,7 +124,7 @@ CALLS: dict[str, tuple[Callable[[], pv.VAE], Callable[[pv.VAE, Any], Any]]] = {
     ),
     "impute under a mechanism": (
         lambda: masked(),
-        lambda program, x: evaluation.impute(program, x, x > 0.5, num_steps=3, num_draws=2, sampler="importance"),
+        lambda program, x: evaluation.impute(program, lost(x), x > 0.5, num_steps=3, num_draws=2, sampler="importance"),
     ),
     "interval of an imputation": (
         lambda: table(["real", "binary", "real", "binary"]),
@@ -159,6 +159,11 @@ def table(columns: Sequence[str] = ("binary",) * D) -> pv.VAE:
     likelihood = likelihoods.Mixed(list(columns))
     encoder = posteriors.DiagonalNormal(networks.TableEncoder(list(columns)))
     return pv.VAE((D,), prior=priors.StandardNormal(2), likelihood=likelihood, posterior=encoder)
+
+
+def lost(x: Any) -> Any:
+    """Data whose larger entries are NaN."""
+    return (torch if isinstance(x, torch.Tensor) else np).where(x > 0.5, float("nan"), x)
 
 
 def masked() -> NotMIWAE:
