@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -42,7 +42,7 @@ def report(
     data_options: DataOptions,
     device: str,
     *,
-    split: SplitName | None = None,
+    split: Literal["train", "validation", "test"] | None = None,
     size: int = 2000,
     posteriors: int = 50,
     seed: int = 0,
@@ -60,7 +60,7 @@ def report(
         runs: The runs, and folders of comparisons.
         data_options: The data.
         device: Where the model computes.
-        split: train, validation, test, or all; by default test (or another split if test has no rows).
+        split: train, validation or test; by default test (or another split if test has no rows).
         size: How many data, from the first, are points of the latent space.
         posteriors: How many of the first data get their true posterior, where the latent has one or two dimensions; 0
             for none.
@@ -75,7 +75,7 @@ def report(
     first = runs[0].parent if runs[0].is_file() else runs[0]
     place = writing.place_in(first, out, overwrite, (".html",), "report")
     tell = teller()
-    subjects = [_subject(path, data_options, device, split, max(size, posteriors)) for path in runs]
+    subjects = [_subject(path, data_options, device, split) for path in runs]
     tell("")
     path = reports.write(
         place.path,
@@ -92,7 +92,7 @@ def report(
     return [f"report: {path} ({path.stat().st_size / 1e6:.1f} MB; open it in a browser)"]
 
 
-def _subject(path: Path, options: DataOptions, device: str, split: SplitName | None, size: int) -> reports.Subject:
+def _subject(path: Path, options: DataOptions, device: str, split: SplitName | None) -> reports.Subject:
     """Return what a folder holds, and sentences on what it does not."""
     folder = path.parent if path.is_file() else path
     found = reports.Subject(str(folder), comparisons=_comparisons(folder))
@@ -120,7 +120,7 @@ def _subject(path: Path, options: DataOptions, device: str, split: SplitName | N
     except (OSError, ValueError) as error:
         found.absent.append(f"The data are not there: {error}. Without them there are no pictures of the model.")
         return found
-    found.data, found.data_name = rows.parts[0].head(size), rows.name
+    found.data, found.data_name = rows.parts[0], rows.name
     columns = opened.config.values["data"]["columns"] or {}
     found.categories = {name: kind for name, kind in columns.items() if isinstance(kind, list)}
     return found

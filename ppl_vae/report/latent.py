@@ -32,14 +32,14 @@ _PROBES = 32  # latents at which the page's decoder is compared with the model
 
 
 def latent_space(
-    vae: VAE, data: Split, shown: dict[str, Any], *, size: int, posteriors: int, seed: int = 0
+    vae: VAE, data: Split, form: dict[str, Any], *, size: int, posteriors: int, seed: int = 0
 ) -> tuple[dict[str, Any], list[str]]:
     """Return what the live latent space shows, for JSON, and sentences on what it lacks.
 
     Args:
         vae: The model.
         data: The data to show, in memory; the first `size` rows.
-        shown: How the page shows a datum: ``kind`` and what belongs to it.
+        form: How the page shows a datum: ``kind`` and what belongs to it.
         size: How many data are points of the plane.
         posteriors: How many of the first data get their true posterior.
         seed: The seed of all draws.
@@ -67,7 +67,7 @@ def latent_space(
         "dim": dim,
         "low": low,
         "high": high,
-        "datum": shown,
+        "datum": form,
         "points": packed(means.cpu()),
         "labels": _labels(data, len(means)),
         "conditions": names,
@@ -179,10 +179,11 @@ def _prior(vae: VAE, values: Tensor | None, low: float, high: float, dim: int) -
 
 
 def _without_posterior(x: Tensor) -> dict[str, Any]:
-    return {"x": _as_shown(x), "number": len(x)}
+    return {"x": as_shown(x), "number": len(x)}
 
 
-def _as_shown(x: Tensor) -> dict[str, Any]:
+def as_shown(x: Tensor) -> dict[str, Any]:
+    """Return data for the page, flat."""
     return packed(x.flatten(1).cpu().float())
 
 

@@ -55,8 +55,8 @@ class Subject:
     absent: list[str] = field(default_factory=list)
 
 
-def of_run(run: Run, evaluation: Evaluation | None = None) -> Subject:
-    """Return the subject of a run in memory, with its evaluation if there is one."""
+def of_run(run: Run) -> Subject:
+    """Return the subject of a run in memory."""
     vae, parts = run.program, run.data
     name = next((n for n in ("test", "validation", "train") if len(getattr(parts, n))), "train")
     split: Any = getattr(parts, name)
@@ -84,11 +84,10 @@ def of_run(run: Run, evaluation: Evaluation | None = None) -> Subject:
         )
     found.history, found.caveat = run.history, run.caveat
     found.absent.append("A run that was put together in Python keeps no configuration.")
-    return found if evaluation is None else with_evaluation(found, evaluation)
+    return found
 
 
-def with_evaluation(subject: Subject, evaluation: Evaluation) -> Subject:
-    """Return a subject after its evaluation has been put into it."""
+def with_evaluation(subject: Subject, evaluation: Evaluation) -> None:
+    """Put an evaluation into a subject."""
     subject.evaluation = evaluation.to_dict()
     subject.per_datum = {name: value.tolist() for name, value in evaluation.per_datum().items()}
-    return subject

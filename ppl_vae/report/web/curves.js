@@ -2,7 +2,7 @@
 
 const [LEFT, RIGHT, TOP, BOTTOM] = [56, 12, 10, 26];
 
-function chart(place, given) {
+function chart(place, given, number) {
   const at = given.at.map((x, i) => x ?? i);
   const whole = [at[0], at[at.length - 1]];
   const settled = whole[0] + 0.03 * (whole[1] - whole[0]); // the first steps would flatten the rest
@@ -45,7 +45,7 @@ function chart(place, given) {
   }
 
   const dash = (i) => (["", "6 4", "2 3", "8 3 2 3"])[Math.floor(i / 10 + (i % 4)) % 4];
-  const id = `clip-${place.dataset.chart}`;
+  const id = `clip-${number}`;
 
   function draw() {
     const f = frame();
@@ -153,5 +153,3 @@ function chart(place, given) {
   onNewColours(draw);
   return { frame: () => { const { low, high, ends } = frame(); return { x: [low, high], y: ends }; }, reading: () => cursor };
 }
-
-const charts = [...document.querySelectorAll(".chart")].map((place) => chart(place, values.charts[Number(place.dataset.chart)]));

@@ -1,6 +1,6 @@
 // The live latent space: move over the plane and see p(x|z).
 
-function latentSpace(place, space) {
+function latentSpace(place, space, still) {
   const { dim, low, high, datum, data } = space;
   const points = unpack(space.points);
   const count = points.length / dim;
@@ -36,18 +36,14 @@ function latentSpace(place, space) {
   const axis = make("div", { class: "axis", "aria-hidden": true });
   const legend = make("div", { class: "legend" });
   const told = make("div", { class: "hidden", role: "status", "aria-live": "polite" });
-  const picture = datum.kind === "image" ? canvasOf(datum.shape) : make("div", { class: "columns-list", role: "img", tabindex: 0 });
+  const picture = datum.kind === "image" ? imageCanvas(datum.shape) : make("div", { class: "columns-list", role: "img", tabindex: 0 });
   const where = make("figcaption");
-  const original = datum.kind === "image" ? canvasOf(datum.shape) : null;
+  const original = datum.kind === "image" ? imageCanvas(datum.shape) : null;
   const originalFigure = make("figure", { class: "small" }, original, make("figcaption"));
   const close = make("canvas", { width: 192, height: one ? 96 : 192, role: "img" });
   const closeFigure = make("figure", { class: "small" }, close, make("figcaption"));
   const about = make("p", { class: "told" });
   const decoded = make("div", { class: "decoded" }, make("figure", { class: datum.kind === "image" ? null : "wide" }, picture, where), originalFigure, closeFigure);
-
-  function canvasOf([, height, width]) {
-    return make("canvas", { width, height, role: "img", "aria-label": "" });
-  }
 
   const toggle = (name, words, there) =>
     there
@@ -265,33 +261,10 @@ function latentSpace(place, space) {
     play.disabled = path.length < 2;
   }
 
-  // ---- a datum as a picture or as bars
-  function paint(target, x) {
-    if (datum.kind === "image") {
-      const [depth, height, width] = datum.shape;
-      const context = target.getContext("2d");
-      const image = context.createImageData(width, height);
-      const scale = 255 / (datum.high - datum.low);
-      for (let i = 0; i < width * height; i++) {
-        for (let c = 0; c < 3; c++) image.data[4 * i + c] = Math.round((x[depth === 1 ? i : c * width * height + i] - datum.low) * scale);
-        image.data[4 * i + 3] = 255;
-      }
-      context.putImageData(image, 0, 0);
-      return;
-    }
-    const cells = (value, j) => {
-      const words = datum.words[j];
-      return words && Number.isInteger(value) && words[value] !== undefined ? words[value] : shown(value, 4);
-    };
-    const lines = datum.shown.map((j) => {
-      const [from, to] = [datum.low[j], datum.high[j]];
-      const bar = make("meter", { min: 0, max: 1, value: to > from ? clamp((x[j] - from) / (to - from), 0, 1) : 0, "aria-hidden": true });
-      const own = chosen === null ? null : make("td", {}, cells(shownX[chosen * numX + j], j));
-      return make("tr", {}, make("th", { scope: "row" }, datum.names[j]), make("td", {}, cells(x[j], j)), own, make("td", {}, bar));
-    });
-    const head = make("tr", {}, make("th"), make("th", {}, "mean of p(x|z)"), chosen === null ? null : make("th", {}, "datum"), make("th", {}, "in the range of the data"));
-    const left = datum.names.length - datum.shown.length;
-    target.replaceChildren(make("table", { class: "bars" }, make("thead", {}, head), make("tbody", {}, ...lines)), left ? make("p", { class: "help" }, `${left} columns that vary less are left out.`) : "");
+  const originalOf = (k) => shownX.subarray(k * numX, (k + 1) * numX);
+  function paint(x) {
+    if (datum.kind === "image") paintImage(picture, x, datum);
+    else bars(picture, x, chosen === null ? null : originalOf(chosen), datum);
   }
 
   function nearestOf(limit) {
@@ -316,7 +289,7 @@ function latentSpace(place, space) {
   let timer = 0;
   const refresh = eachFrame(() => {
     last = decode(z);
-    paint(picture, last);
+    paint(last);
     const text = words();
     picture.setAttribute("aria-label", text);
     where.textContent = text;
@@ -344,7 +317,7 @@ function latentSpace(place, space) {
     closeFigure.hidden = k === null || !dataOf.density;
     about.textContent = "";
     if (k !== null && original) {
-      paint(original, shownX.subarray(k * numX, (k + 1) * numX));
+      paintImage(original, originalOf(k), datum);
       original.setAttribute("aria-label", nameOf(k));
       originalFigure.lastChild.textContent = nameOf(k);
     }
@@ -494,6 +467,22 @@ function latentSpace(place, space) {
     else legend.replaceChildren(make("span", {}, "label of the data"), make("span", {}, shown(space.labels.low), ...[0, 0.25, 0.5, 0.75, 1].map((s) => dot(ramp(s))), shown(space.labels.high)));
   }
 
+  /** The plane decoded on a grid, for paper. */
+  function drawStill() {
+    if (datum.kind !== "image" || one) return;
+    const across = 12;
+    const line = Array.from({ length: across }, (_, i) => low + ((i + 0.5) * (high - low)) / across);
+    const images = [...line].reverse().flatMap((up) => line.map((right) => {
+      const at = Float32Array.from(z);
+      [at[pair[0]], at[pair[1]]] = [right, up];
+      return decode(at);
+    }));
+    const text = `Means of p(x|z) over the plane: z${pair[0] + 1} from ${shown(low, 3)} to ${shown(high, 3)} across, z${pair[1] + 1} the same up${dim > 2 ? ", the other latents as they were set" : ""}${space.conditions ? `, under condition ${space.conditions[which]}` : ""}.`;
+    still.replaceChildren(make("figure", {}, mosaic(images, datum, across, text), make("figcaption", {}, text)));
+  }
+  addEventListener("beforeprint", drawStill);
+  drawStill();
+
   const again = () => {
     drawLegend();
     drawBack();
@@ -517,8 +506,3 @@ function latentSpace(place, space) {
     state: () => ({ z: [...z], which, chosen, pair: [...pair], path: path.length, playing: playing !== null, low, high, last: last && [...last], checked }),
   };
 }
-
-const spaces = [...document.querySelectorAll(".latent")].map((place) => latentSpace(place, values.spaces[Number(place.dataset.space)]));
-
-/** For tests and for the curious: `pplvae.decode([0, 0])` in the console. */
-window.pplvae = { spaces, charts, decode: (z, k, number = 0) => spaces[number].decode(z, k) };
