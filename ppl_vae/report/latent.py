@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from ppl_vae._distributions import centre, measure
 from ppl_vae._scopes import evaluation_mode, seeded
 from ppl_vae._tensors import as_numbers
 from ppl_vae.data import Split
+from ppl_vae.evaluation.diagnostics import kl_per_dimension
 from ppl_vae.evaluation.elbo import elbo
 from ppl_vae.evaluation.true_posterior import log_posterior_grid, posterior_moments
 from ppl_vae.evidence.conditional import found_by_condition
@@ -73,7 +75,7 @@ def latent_space(
         "conditions": names,
         "values": None if values is None else packed(values.cpu()),
         "prior": _prior(vae, values, low, high, dim),
-        "order": (means.var(0) if len(means) > 1 else means[0]).argsort(descending=True).tolist(),
+        "order": _use(vae, x, y, means).argsort(descending=True).tolist(),
     }
     whole = len(spread) == len(q)
     found["spread" if whole else "draws"] = packed(torch.cat([n.scale for n in spread]).cpu() if whole else drawn.cpu())
@@ -121,6 +123,14 @@ def conditions_of(vae: VAE, data: Split, y: Tensor | None) -> tuple[Tensor | Non
         return torch.eye(k).to(y), [str(name) for name in known] if len(known) == k else [str(i) for i in range(k)]
     first = y[:10]
     return first, [f"that of datum {i + 1}" for i in range(len(first))]
+
+
+def _use(vae: VAE, x: Tensor, y: Tensor | None, means: Tensor) -> Tensor:
+    """Return how much each latent is used: its mean KL, or the variance of its means where that has no answer."""
+    with suppress(ValueError, NotImplementedError):
+        if y is None and means.shape[1] > 2:
+            return kl_per_dimension(VAEDensities(vae), x[:_ROWS]).mean(0)
+    return means.var(0, correction=0)
 
 
 def _blocks(x: Tensor, y: Tensor | None) -> list[tuple[Tensor, Tensor]]:

@@ -33,7 +33,7 @@ function shown(value, digits = 4) {
 }
 
 /** A latent to two places, which do not dance as it moves. */
-const fixed = (value) => value.toFixed(2).replace("-", "−");
+const fixed = (value) => (Math.abs(value) < 0.005 ? 0 : value).toFixed(2).replace("-", "−");
 
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 

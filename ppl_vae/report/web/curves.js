@@ -55,7 +55,7 @@ function chart(place, given, number) {
       parts.push(make("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: f.y(v), y2: f.y(v) }));
       parts.push(make("text", { x: LEFT - 6, y: f.y(v) + 4, "text-anchor": "end" }, shown(v)));
     }
-    for (const v of ticks(f.low, f.high, width / 90)) parts.push(make("text", { x: f.x(v), y: height - 8, "text-anchor": "middle" }, shown(v)));
+    for (const v of ticks(f.low, f.high, width / 90).filter((v) => f.x(v) > LEFT + 16)) parts.push(make("text", { x: f.x(v), y: height - 8, "text-anchor": "middle" }, shown(v)));
     parts.push(make("text", { x: LEFT - 6, y: height - 8, "text-anchor": "end" }, given.x));
     const clip = document.createElementNS(SVG, "clipPath");
     clip.setAttribute("id", id);

@@ -40,7 +40,7 @@ function latentSpace(place, space, still) {
   const where = make("figcaption");
   const original = datum.kind === "image" ? imageCanvas(datum.shape) : null;
   const originalFigure = make("figure", { class: "small" }, original, make("figcaption"));
-  const close = make("canvas", { width: 192, height: one ? 96 : 192, role: "img" });
+  const close = make("canvas", { class: "smooth", width: 384, height: one ? 192 : 384, role: "img" });
   const closeFigure = make("figure", { class: "small" }, close, make("figcaption"));
   const about = make("p", { class: "told" });
   const decoded = make("div", { class: "decoded" }, make("figure", { class: datum.kind === "image" ? null : "wide" }, picture, where), originalFigure, closeFigure);
@@ -91,7 +91,7 @@ function latentSpace(place, space, still) {
   const help = make("p", { class: "help live-help" },
     "Move the pointer, or focus the plane and press the arrow keys (with Shift: further). Enter adds a point to the path, P plays it, Home goes to the middle, ] and [ choose a datum." +
       (labels ? ` A label is the data set's own, which the model ${space.conditions ? "may read as its condition" : "never saw"}.` : ""),
-    checked ? make("span", { "data-checked": checked.good }, checked.good
+    checked ? make("span", { "data-checked": String(checked.good) }, checked.good
       ? ` Held against PyTorch as this page opened: decoded means differ by at most ${checked.worst.toExponential(0)}.`
       : ` Held against PyTorch as this page opened, decoded means differ by ${checked.worst.toExponential(1)}: do not trust the picture.`) : null);
   place.append(
@@ -144,7 +144,7 @@ function latentSpace(place, space, still) {
     const context = sized(back);
     const layers = [
       [on.prior && priorDensity(space, pair, which), colour("quiet"), 0.45],
-      [on.aggregate && aggregateDensity(space, points, pair), colour("accent"), 0.75],
+      [on.aggregate && aggregateDensity(space, points, pair), colour("accent"), 0.5],
     ];
     for (const [grid, tint, strongest] of layers) {
       if (!grid) continue;
@@ -220,7 +220,7 @@ function latentSpace(place, space, still) {
       if (one) curve(context, found.grid, colour("c3"), 0.9, [found.low[0], found.high[0]]);
       else {
         const corner = [toX(found.low[0]), toY(found.high[1]), toX(found.high[0]) - toX(found.low[0]), toY(found.low[1]) - toY(found.high[1])];
-        context.drawImage(tinted(found.grid, nodes, colour("c3"), 1), ...corner);
+        context.drawImage(tinted(found.grid, nodes, colour("c3"), 0.8), ...corner);
         context.lineWidth = 1.2;
         ellipse(context, found, toX, toY);
         context.globalAlpha = 0.5;
@@ -332,7 +332,7 @@ function latentSpace(place, space, still) {
     context.fillRect(0, 0, close.width, close.height);
     const share = (u) => (v) => (v - found.low[u]) / (found.high[u] - found.low[u]);
     const x = (v) => share(0)(v) * close.width;
-    context.lineWidth = 1.5;
+    context.lineWidth = 3;
     if (one) {
       const line = (values, tint) => {
         context.strokeStyle = tint;
@@ -355,7 +355,7 @@ function latentSpace(place, space, still) {
     const gap = dataOf.log_evidence[k] - dataOf.elbo[k];
     const doubt = dataOf.error[k] > 0.01 ? ` (log p(x) is known to ${shown(dataOf.error[k], 2)})` : "";
     const drawn = found.mean ? `; ${one ? "line" : "ellipse"}: q(z|x)${one ? "" : " at 2 standard deviations"}` : "";
-    const text = `${nameOf(k)}: log p(x) ${shown(dataOf.log_evidence[k])}, ELBO ${shown(dataOf.elbo[k])}, gap ${shown(gap, 3)} nats${doubt}. Colour: the true posterior p(z|x)${drawn}.`;
+    const text = `${nameOf(k)}: log p(x${space.conditions ? "|y" : ""}) ${shown(dataOf.log_evidence[k])}, ELBO ${shown(dataOf.elbo[k])}, gap ${shown(gap, 3)} nats${doubt}. Colour: the true posterior p(z|x)${drawn}.`;
     close.setAttribute("aria-label", text);
     closeFigure.lastChild.textContent = `close-up, ${shown(found.high[0] - found.low[0], 2)} across`;
     about.textContent = text[0].toUpperCase() + text.slice(1);
@@ -494,6 +494,7 @@ function latentSpace(place, space, still) {
   again();
   return {
     decode: (at, k) => [...decode(at, k)],
+    densities: () => ({ prior: [...(priorDensity(space, pair, which) ?? [])], aggregate: [...aggregateDensity(space, points, pair)] }),
     milliseconds(times) {
       const took = [];
       for (let i = 0; i < times; i++) {

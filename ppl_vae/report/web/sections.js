@@ -173,8 +173,8 @@ function caveats(subjects) {
     ...subjects.filter((s) => s.caveat).map((s) => `${s.name}: ${s.caveat}`),
     known.size > 1 ? "These runs had different data, or splits of them: their figures cannot be compared." : null,
     "Figures are in nats per datum. A bound on training data is that of data which the model was fitted to.",
-    "Intervals over data cover the choice of test data, and not another training run.",
-    "Distances in the plane are those of the latent space, which no likelihood fixes: two runs may turn it.",
+    subjects.some((s) => s.evaluation) ? "Intervals over data cover the choice of test data, and not another training run." : null,
+    subjects.some((s) => s.space) ? "Distances in the plane are those of the latent space, which no likelihood fixes: two runs may turn it." : null,
   ];
   return make("ul", {}, ...texts.filter(Boolean).map((text) => make("li", {}, text)));
 }
@@ -199,7 +199,7 @@ const addSection = (title, ...content) => {
   document.querySelector("nav").append(make("a", { href: `#${id}` }, title));
   document.querySelector("main").append(make("section", { id }, make("h2", {}, title), ...content));
 };
-const onlyCompared = subjects.every((s) => !s.about.state && !s.evaluation); // folders of comparisons: the rest is empty
+const onlyCompared = subjects.every((s) => s.comparisons.length && !s.about.state); // folders of comparisons: the rest is empty
 for (const [title, draw] of Object.entries(SECTIONS)) {
   if (onlyCompared && !["Summary", "Comparison and race"].includes(title)) continue;
   const columns = subjects.map((s) => make("div", { class: "column" }, subjects.length > 1 ? make("h3", { class: "run" }, s.name) : null, ...draw(s)));
