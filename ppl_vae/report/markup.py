@@ -27,9 +27,9 @@ def plain(value: Any) -> Any:
         return base64.b64encode(value).decode()
     if isinstance(value, Mapping):
         content = {str(name): plain(item) for name, item in value.items()}
-        ends = [content.get(name) for name in ("value", "low", "high")]
-        if all(isinstance(end, int | float) for end in ends):
-            content["text"] = str(Interval(*map(float, ends))).replace("-", "\u2212")
+        ends = [float(e) for n in ("value", "low", "high") if isinstance(e := content.get(n), int | float)]
+        if len(ends) == 3:
+            content["text"] = str(Interval(*ends)).replace("-", "\u2212")
         return content
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]

@@ -72,7 +72,6 @@ class Run(Shown):
             return next(record for record in self.history if record["epoch"] == self.best_epoch)
         return self.history[-1] if self.history else {}
 
-
     def report(self, path: str | Path, evaluation: Any = None) -> Path:
         """Write one HTML file on the run, with a live latent space, and return its path; `ppl_vae.report` says what.
 

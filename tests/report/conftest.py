@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reported import HOSTILE, SHORT, SMALL, main
+from reported import CONVOLUTIONAL, HOSTILE, RACE, SHORT, SMALL, main
 from short_runs import without_pictures
 
 
@@ -27,20 +27,12 @@ def runs(tmp_path_factory) -> Path:
         main("train", *SMALL, "--prior.latent_dim", "1", "--out", str(folder / "line"))
         main("train", *SMALL, "--prior.latent_dim", "20", "--out", str(folder / "many"))
         main("train", *SMALL, "--data.conditional", "true", "--out", str(folder / "labels"))
-        main("train", *SHORT, "--likelihood.network", "Convolutional", "--likelihood.network.channels", "[4]", "--likelihood.network.hidden", "[8]", "--out", str(folder / "convolutional"))  # fmt: skip
-        main(
-            "train",
-            *SHORT,
-            "--data",
-            str(folder / "table.csv"),
-            "--data.labels",
-            "species",
-            "--out",
-            str(folder / "table"),
-        )
+        main("train", *SHORT, *CONVOLUTIONAL, "--out", str(folder / "convolutional"))
+        table = ["--data", str(folder / "table.csv"), "--data.labels", "species"]
+        main("train", *SHORT, *table, "--out", str(folder / "table"))
     main("evaluate", str(folder / "plane"), "--size", "40", "--gaps", "10", "--importance", "0", "--imputation", "0")
     main("compare", str(folder / "plane"), "--objectives", "[ELBO, IWAE]", "--particles", "4", "--replicates", "40")
-    main("compare", "--train", "true", *SMALL, "--objectives", "[ELBO, IWAE]", "--particles", "4", "--seeds", "2", "--out", str(folder / "race"))  # fmt: skip
+    main("compare", "--train", "true", *SMALL, *RACE, "--out", str(folder / "race"))
     return folder
 
 

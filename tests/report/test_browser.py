@@ -30,7 +30,7 @@ def pages(runs, browser, tmp_path_factory) -> Path:
     """A folder with the report of each run, and of two side by side."""
     folder = tmp_path_factory.mktemp("pages")
     for name in PAGES:
-        main("report", str(runs / name), "--posteriors", "4", "--out", str(folder / f"{name}.html"))
+        main("report", str(runs / name), "--posteriors", "3", "--out", str(folder / f"{name}.html"))
     main("report", str(runs / "plane"), str(runs / "many"), "--posteriors", "2", "--out", str(folder / "two.html"))
     return folder
 
@@ -382,10 +382,16 @@ def test_dark_light_and_paper(pages, opened):
 
 def test_names_are_texts(opened, tmp_path):
     subjects = [
-        Subject(HOSTILE, {"data": {"name": HOSTILE, "x_shape": [1]}, "state": "finished", "prior": HOSTILE}, {HOSTILE: HOSTILE},
-                config=HOSTILE, caveat=HOSTILE, absent=[HOSTILE]),
+        Subject(
+            HOSTILE,
+            {"data": {"name": HOSTILE, "x_shape": [1]}, "state": "finished", "prior": HOSTILE},
+            {HOSTILE: HOSTILE},
+            config=HOSTILE,
+            caveat=HOSTILE,
+            absent=[HOSTILE],
+        ),
         Subject("other", history=[{"epoch": i, "elbo": None if i == 2 else -1.0 * i} for i in (1, 2, 3)]),
-    ]  # fmt: skip
+    ]
     subjects[1].history[2]["kl"] = math.nan
     write(tmp_path / "page.html", subjects, command=HOSTILE)
     page = opened(tmp_path / "page.html")

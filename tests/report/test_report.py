@@ -114,8 +114,11 @@ def test_the_true_posterior_has_its_moments(runs, tmp_path):
 @pytest.mark.parametrize("latent_dim", [1, 2])
 def test_the_grid_of_a_posterior_has_mass_one(latent_dim):
     vae = pv.VAE(
-        (6,), prior=pv.priors.StandardNormal(latent_dim), likelihood=pv.likelihoods.Bernoulli(), posterior=pv.posteriors.DiagonalNormal()
-    )  # fmt: skip
+        (6,),
+        prior=pv.priors.StandardNormal(latent_dim),
+        likelihood=pv.likelihoods.Bernoulli(),
+        posterior=pv.posteriors.DiagonalNormal(),
+    )
     log_p = log_posterior_grid(VAEDensities(vae), vae.sample(2, mean=False), [(-6, 6)] * latent_dim, size=241)
     assert log_p.shape == (2, *(241,) * latent_dim)
     mass = log_p.exp().flatten(1).sum(1) * 0.05**latent_dim
@@ -171,9 +174,14 @@ def test_a_normal_of_two_outputs_keeps_the_means_rows():
 
 @pytest.mark.parametrize(
     ("likelihood", "link"),
-    [(pv.likelihoods.Bernoulli, "sigmoid"), (pv.likelihoods.ContinuousBernoulli, "continuous_bernoulli"),
-     (pv.likelihoods.Poisson, "softplus"), (pv.likelihoods.Normal, "identity"), (pv.likelihoods.Binomial, "sigmoid")],
-)  # fmt: skip
+    [
+        (pv.likelihoods.Bernoulli, "sigmoid"),
+        (pv.likelihoods.ContinuousBernoulli, "continuous_bernoulli"),
+        (pv.likelihoods.Poisson, "softplus"),
+        (pv.likelihoods.Normal, "identity"),
+        (pv.likelihoods.Binomial, "sigmoid"),
+    ],
+)
 def test_links_are_found_by_their_values(likelihood, link):
     assert link in LINKS
     assert perceptron(vae_with(MLP([5]), likelihood), torch.randn(8, 2), None)["link"] == link
@@ -228,7 +236,12 @@ def test_the_grid_holds_the_means_at_its_nodes():
 
 
 def test_images_on_a_grid_are_rounded_to_256_levels():
-    vae = pv.VAE((1, 10, 10), prior=pv.priors.StandardNormal(2), likelihood=pv.likelihoods.Bernoulli(), posterior=pv.posteriors.DiagonalNormal())  # fmt: skip
+    vae = pv.VAE(
+        (1, 10, 10),
+        prior=pv.priors.StandardNormal(2),
+        likelihood=pv.likelihoods.Bernoulli(),
+        posterior=pv.posteriors.DiagonalNormal(),
+    )
     found = decoded_grid(vae, -2.0, 2.0, (0, 1), torch.zeros(2), None)
     low, high = found["range"]
     got = low + unpacked(found["values"])[0, 0] / 255 * (high - low)
@@ -313,7 +326,12 @@ def test_many_latents_have_no_true_posterior(runs, tmp_path):
 
 
 def test_a_discrete_latent_has_no_plane():
-    vae = pv.VAE((6,), prior=pv.priors.BernoulliVector(3), likelihood=pv.likelihoods.Bernoulli(), posterior=pv.posteriors.BernoulliVector())  # fmt: skip
+    vae = pv.VAE(
+        (6,),
+        prior=pv.priors.BernoulliVector(3),
+        likelihood=pv.likelihoods.Bernoulli(),
+        posterior=pv.posteriors.BernoulliVector(),
+    )
     with pytest.raises(ValueError, match="a discrete set"):
         latent_space(vae, pv.data.Split((torch.zeros(4, 6),)), {}, size=4, posteriors=0)
 
