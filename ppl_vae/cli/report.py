@@ -74,15 +74,14 @@ def report(
     check_seed(seed, "--seed")
     first = runs[0].parent if runs[0].is_file() else runs[0]
     place = writing.place_in(first, out, overwrite, (".html",), "report")
+    given = sys.argv[1:] if sys.argv[1:2] == ["report"] else ["report", *map(str, runs)]
     tell = teller()
     subjects = [_subject(path, data_options, device, split) for path in runs]
     tell("")
     path = reports.write(
         place.path,
         subjects,
-        command=shlex.join(
-            ["ppl-vae", *sys.argv[1:]] if sys.argv[1:2] == ["report"] else ["ppl-vae", "report", *map(str, runs)]
-        ),
+        command=shlex.join(["ppl-vae", *given]),
         size=size,
         posteriors=posteriors,
         seed=seed,
@@ -95,7 +94,8 @@ def report(
 def _subject(path: Path, options: DataOptions, device: str, split: SplitName | None) -> reports.Subject:
     """Return what a folder holds, and sentences on what it does not."""
     folder = path.parent if path.is_file() else path
-    found = reports.Subject(str(folder), comparisons=_comparisons(folder))
+    found = reports.Subject(str(folder))
+    found.comparisons = _comparisons(folder, found.absent)
     if not (folder / "run.json").is_file():
         found.absent.append("This is the folder of a comparison, and of no run: there is no model.")
         return found
@@ -144,13 +144,17 @@ def _read_evaluation(found: reports.Subject, folder: Path) -> None:
     found.pictures = _pictures(folder, "evaluation")
 
 
-def _comparisons(folder: Path) -> list[dict[str, Any]]:
+def _comparisons(folder: Path, absent: list[str]) -> list[dict[str, Any]]:
     """Return the comparisons and races in a folder and in those right below it."""
     found = []
     for place in [folder, *sorted(p for p in folder.iterdir() if p.is_dir())]:
         for kind in ("comparison", "race"):
             if (file := place / f"{kind}.json").is_file():
-                content = _files.read_json(file)
+                try:
+                    content = _files.read_json(file)
+                except (OSError, ValueError) as error:
+                    absent.append(f"{error}.")
+                    continue
                 found.append({"kind": kind, "name": str(place), "content": content, "pictures": _pictures(place, kind)})
     return found
 

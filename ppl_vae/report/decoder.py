@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,6 +17,7 @@ from ppl_vae.report.markup import packed
 from ppl_vae.vae import VAE
 
 TOLERANCE = 1e-5  # of a decoded mean, times the largest where that is above 1
+MOST = 4_000_000  # numbers of a decoder that the page holds
 GRID_BYTES = 600_000  # of a grid, before base64
 _PROBES = 3
 
@@ -105,30 +105,26 @@ def perceptron(vae: VAE, points: Tensor, conditions: Tensor | None) -> dict[str,
         visible = points if vae._visible_dim is None else points[:, : vae._visible_dim]
         outputs = networks[0](visible, *given)[0].reshape(len(points), -1)[:, :size]
     bound = TOLERANCE / 10 * max(1.0, float(mean.abs().max()))
-    links = [n for n, link in LINKS.items() if outputs.shape == mean.shape and _near(link(outputs), mean, bound)]
+    same = outputs.shape == mean.shape
+    links = [n for n, link in LINKS.items() if same and bool(((link(outputs) - mean).abs() <= bound).all())]
     if not links:
         raise ValueError("the mean of p(x|z) is no plain function of its network's outputs")
+    parameters = sum(v.numel() for layer in layers for v in layer.values() if isinstance(v, Tensor))
+    if parameters > MOST:
+        raise ValueError(f"its {parameters:,} numbers would make a page too large; up to {MOST:,} fit")
     last = layers[-1]
     layers[-1] = last | {name: last[name][:size] for name in ("weight", "bias") if last[name] is not None}
-    plain = [{name: _plain(value) for name, value in layer.items()} for layer in layers]
+    plain = [{n: packed(v.detach().cpu()) if isinstance(v, Tensor) else v for n, v in a.items()} for a in layers]
     return {
         "kind": "perceptron",
         "layers": plain,
         "link": links[0],
         "visible": visible.shape[1],
         "conditions": len(given) > 0,
-        "parameters": sum(v.numel() for layer in layers for v in layer.values() if isinstance(v, Tensor)),
+        "parameters": parameters,
         "probes": {"z": packed(points[:_PROBES].cpu()), "mean": packed(mean[:_PROBES].cpu())}
         | ({} if y is None else {"y": packed(y[:_PROBES].cpu())}),
     }
-
-
-def _near(found: Tensor, expected: Tensor, bound: float) -> bool:
-    return bool(((found - expected).abs() <= bound).all())
-
-
-def _plain(value: Any) -> Any:
-    return packed(value.detach().cpu().numpy()) if isinstance(value, Tensor) else value
 
 
 def decoded_grid(
@@ -160,7 +156,7 @@ def decoded_grid(
     values = torch.stack(means)  # (c, nodes, size)
     steps = (values == values.round()).flatten(0, 1).all(0)  # codes of categories: no value lies between them
     low_x, high_x = float(values.min()), float(values.max())
-    if not np.isfinite([low_x, high_x]).all():
+    if not math.isfinite(high_x - low_x):
         raise ValueError("a decoded mean is not finite")
     kept = values if exact else ((values - low_x) / max(high_x - low_x, 1e-12) * 255).round()
     return {

@@ -3,7 +3,7 @@ r"""What the live latent space shows: data, densities and true posteriors in the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae._distributions import centre, measure
-from ppl_vae._scopes import evaluation_mode, seeded
+from ppl_vae._scopes import evaluation_mode
 from ppl_vae._tensors import as_numbers
 from ppl_vae.data import Split
 from ppl_vae.evaluation.diagnostics import kl_per_dimension
@@ -34,7 +34,7 @@ _PROBES = 32  # latents at which the page's decoder is compared with the model
 
 
 def latent_space(
-    vae: VAE, data: Split, form: dict[str, Any], *, size: int, posteriors: int, seed: int = 0
+    vae: VAE, data: Split, form: dict[str, Any], *, size: int, posteriors: int
 ) -> tuple[dict[str, Any], list[str]]:
     """Return what the live latent space shows, for JSON, and sentences on what it lacks.
 
@@ -44,13 +44,12 @@ def latent_space(
         form: How the page shows a datum: ``kind`` and what belongs to it.
         size: How many data are points of the plane.
         posteriors: How many of the first data get their true posterior.
-        seed: The seed of all draws.
 
     Raises:
         ValueError: If the latent is no region of space.
     """
     x, y = columns_of(vae, data, size)
-    with torch.no_grad(), seeded(seed), evaluation_mode(vae):
+    with torch.no_grad(), evaluation_mode(vae):
         q = [vae.q_z(a, *([] if y is None else [b])) for a, b in _blocks(x, y)]
         if measure(q[0]) != "a region of space":
             raise ValueError(f"its latent lives on {measure(q[0])}, in which no pointer moves")
@@ -81,8 +80,7 @@ def latent_space(
     found["spread" if whole else "draws"] = packed(torch.cat([n.scale for n in spread]).cpu() if whole else drawn.cpu())
     if found["prior"] is None:
         notes.append(f"The prior's density is not shown: it has {dim} latents that are no independent normals.")
-    with seeded(seed):
-        probes = low + (high - low) * torch.rand(_PROBES, dim)
+    probes = low + (high - low) * torch.rand(_PROBES, dim)
     some = None if values is None else values[torch.arange(_PROBES) % len(values)]
     try:
         found["decoder"] = perceptron(vae, probes, some)
@@ -94,10 +92,10 @@ def latent_space(
             f"Decoded means are interpolated, between those of a grid{between if dim > 2 else ''}: the page cannot "
             f"compute this decoder, since {error}."
         )
+    found["data"] = {"x": as_shown(x[:posteriors], form), "number": len(x[:posteriors])}
     try:
-        found["data"] = _true_posteriors(vae, x[:posteriors], None if y is None else y[:posteriors])
+        found["data"] |= _true_posteriors(vae, x[:posteriors], None if y is None else y[:posteriors])
     except (ValueError, NotImplementedError) as error:
-        found["data"] = _without_posterior(x[:posteriors])
         notes.append(f"True posteriors are not shown: {str(error).splitlines()[0][:200]}.")
     if found["conditions"] is not None and y is not None:
         found["data"]["y"] = packed(y[:posteriors].cpu())
@@ -188,13 +186,13 @@ def _prior(vae: VAE, values: Tensor | None, low: float, high: float, dim: int) -
     return {"cells": _CELLS, "density": packed((255 * torch.stack(grids).sqrt()).round().nan_to_num(0), "uint8")}
 
 
-def _without_posterior(x: Tensor) -> dict[str, Any]:
-    return {"x": as_shown(x), "number": len(x)}
-
-
-def as_shown(x: Tensor) -> dict[str, Any]:
-    """Return data for the page, flat."""
-    return packed(x.flatten(1).cpu().float())
+def as_shown(x: Tensor, form: Mapping[str, Any]) -> dict[str, Any]:
+    """Return data for the page, flat: of an image the 256 levels that a screen has."""
+    flat = x.flatten(1).cpu().float()
+    if form["kind"] != "image":
+        return packed(flat)
+    share = (flat.nan_to_num(form["low"]) - form["low"]) / (form["high"] - form["low"])
+    return packed((255 * share.clamp(0, 1)).round(), "uint8")
 
 
 def _true_posteriors(vae: VAE, x: Tensor, y: Tensor | None) -> dict[str, Any]:
@@ -203,16 +201,13 @@ def _true_posteriors(vae: VAE, x: Tensor, y: Tensor | None) -> dict[str, Any]:
     Raises:
         ValueError: If the latent has more than two dimensions, or the posterior cannot be integrated.
     """
+    if not len(x):
+        return {}
     if vae.latent_shape[0] > 2:
         raise ValueError(f"they need a latent of one or two numbers, and this one has {vae.latent_shape[0]}")
-    find: Callable[[Any, Tensor], dict[str, Tensor]] = _of_one_model
-    if y is None:
-        found = find(vae, x)
-    else:
-        parts, order = found_by_condition(vae, x, y, find)
-        found = {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
-    content = {n: packed(v.cpu(), "uint8" if n == "density" else "float32") for n, v in found.items() if len(v)}
-    return _without_posterior(x) | content
+    parts, order = ([_of_one_model(vae, x)], slice(None)) if y is None else found_by_condition(vae, x, y, _of_one_model)
+    found = {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
+    return {n: packed(v.cpu(), "uint8" if n == "density" else "float32") for n, v in found.items()}
 
 
 @torch.no_grad()

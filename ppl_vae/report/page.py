@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ppl_vae import __version__, _files
+from ppl_vae._scopes import seeded
 from ppl_vae._validation import check_count, check_positive_int, check_seed
 from ppl_vae.evaluation import Evaluation
 from ppl_vae.evaluation.figures import UNITS
@@ -88,15 +89,16 @@ def _values(subject: Subject, size: int, posteriors: int, seed: int, tell: Calla
     vae, data = subject.vae, subject.data
     if vae is None or data is None or not len(data):
         return found
-    tell(f"{subject.name}: pictures")
-    form = form_of(subject, vae, data)
-    found |= {"form": form, "examples": examples(vae, data, form, seed)}
-    tell(f"{subject.name}: the latent space")
-    try:
-        found["space"], found["notes"] = latent_space(vae, data, form, size=size, posteriors=posteriors, seed=seed)
-        found["space"]["of"] = len(data)
-    except (ValueError, NotImplementedError) as error:
-        found["notes"] = [f"There is no live latent space: {str(error).splitlines()[0]}."]
+    with seeded(seed):
+        tell(f"{subject.name}: pictures")
+        form = form_of(subject, vae, data)
+        found |= {"form": form, "examples": examples(vae, data, form)}
+        tell(f"{subject.name}: the latent space")
+        try:
+            found["space"], found["notes"] = latent_space(vae, data, form, size=size, posteriors=posteriors)
+            found["space"]["of"] = len(data)
+        except (ValueError, NotImplementedError) as error:
+            found["notes"] = [f"There is no live latent space: {str(error).splitlines()[0]}."]
     return found
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae._scopes import evaluation_mode, seeded
+from ppl_vae._scopes import evaluation_mode
 from ppl_vae.data import Split
 from ppl_vae.data.arrays import CHANNELS
 from ppl_vae.report.latent import as_shown, columns_of, conditions_of
@@ -44,16 +44,17 @@ def form_of(subject: Subject, vae: VAE, data: Split) -> dict[str, Any]:
     }
 
 
-def examples(vae: VAE, data: Split, form: Mapping[str, Any], seed: int) -> dict[str, Any]:
+def examples(vae: VAE, data: Split, form: Mapping[str, Any]) -> dict[str, Any]:
     """Return the first data with their reconstructions, and means of p(x|z) with draws from it at the same z."""
     n = _IMAGES if form["kind"] == "image" else _ROWS
     x, y = columns_of(vae, data, _IMAGES // 2 if form["kind"] == "image" else _ROWS)
     values, names = conditions_of(vae, data, columns_of(vae, data, 1000)[1])
     under = None if values is None else values[torch.arange(n) * len(values) // n]
     given = [] if under is None else [under]
-    with torch.no_grad(), seeded(seed), evaluation_mode(vae):
+    with torch.no_grad(), evaluation_mode(vae):
         p_z = vae.p_z(*given)
         z = p_z.sample(() if p_z.batch_shape else (n,))
         drawn = vae.p_x(z, *given).sample()
     pictures: dict[str, Tensor] = {"x": x, "made": vae.reconstruct(x, y), "means": vae.decode(z, under), "draws": drawn}
-    return {name: as_shown(part) for name, part in pictures.items()} | {"conditions": names}
+    shown = {n: as_shown(v, form) if n == "x" or v.isfinite().all() else None for n, v in pictures.items()}
+    return {**shown, "conditions": names}

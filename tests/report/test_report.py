@@ -92,7 +92,7 @@ def test_the_latent_space_is_the_models(runs, tmp_path):
     density = np.exp(-0.5 * (middles[:, None] ** 2 + middles**2))
     got = (unpacked(space["prior"]["density"])[0].reshape(96, 96) / 255.0) ** 2
     np.testing.assert_allclose(got, density / density.max(), atol=2 / 255)  # the root is kept to 1/255
-    np.testing.assert_allclose(unpacked(space["data"]["x"]), test.x[:3].flatten(1).numpy())
+    np.testing.assert_allclose(unpacked(space["data"]["x"]), 255 * test.x[:3].flatten(1).numpy())
 
 
 def test_the_true_posterior_has_its_moments(runs, tmp_path):
@@ -333,7 +333,7 @@ def test_a_discrete_latent_has_no_plane():
         posterior=pv.posteriors.BernoulliVector(),
     )
     with pytest.raises(ValueError, match="a discrete set"):
-        latent_space(vae, pv.data.Split((torch.zeros(4, 6),)), {}, size=4, posteriors=0)
+        latent_space(vae, pv.data.Split((torch.zeros(4, 6),)), {"kind": "columns"}, size=4, posteriors=0)
 
 
 def test_a_run_in_memory_and_its_evaluation(tmp_path):

@@ -4,7 +4,8 @@ const [LEFT, RIGHT, TOP, BOTTOM] = [56, 12, 10, 26];
 
 function chart(place, given, number) {
   const at = given.at.map((x, i) => x ?? i);
-  const whole = [at[0], at[at.length - 1]];
+  const whole = [Math.min(...at), Math.max(...at)];
+  if (whole[0] === whole[1]) whole[1] += 1;
   const settled = whole[0] + 0.03 * (whole[1] - whole[0]); // the first steps would flatten the rest
   let view = null; // null: all of it
   let cursor = null;

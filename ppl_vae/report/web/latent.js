@@ -8,7 +8,7 @@ function latentSpace(place, space, still) {
   const known = space.values ? unpack(space.values) : null;
   const size = known ? known.length / space.conditions.length : 0;
   const decoder = space.decoder.kind === "grid" ? interpolated(space.decoder) : perceptron(space.decoder);
-  const shownX = unpack(data.x);
+  const shownX = unpackData(data.x, datum);
   const numX = shownX.length / data.number;
   const one = dim === 1;
   const labelOf = (k) => (space.labels.classes ? space.labels.classes[labels[k]] : shown(labels[k]));

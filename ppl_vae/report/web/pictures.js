@@ -25,9 +25,15 @@ function mosaic(images, form, across, words) {
   return canvas;
 }
 
-/** Rows of packed data, each a Float32Array. */
-function rowsOf(packed) {
+/** Data as numbers; images come as the 256 levels of a screen. */
+function unpackData(packed, form) {
   const all = unpack(packed);
+  return packed.kind === "uint8" ? Float32Array.from(all, (v) => form.low + (v / 255) * (form.high - form.low)) : all;
+}
+
+/** Rows of packed data, each a Float32Array. */
+function rowsOf(packed, form) {
+  const all = unpackData(packed, form);
   const size = all.length / packed.shape[0];
   return Array.from({ length: packed.shape[0] }, (_, k) => all.subarray(k * size, (k + 1) * size));
 }

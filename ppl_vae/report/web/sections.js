@@ -37,7 +37,7 @@ function curvesOf({ history, caveat }) {
 
 /** The ELBO of several runs on the same data in one chart. */
 function together(subjects) {
-  const trained = subjects.filter((s) => s.history.length);
+  const trained = subjects.filter((s) => s.history.length > 1);
   if (trained.length < 2 || new Set(trained.map((s) => s.about.fingerprint)).size > 1) return null;
   const name = ["validation_elbo", "elbo"].find((n) => trained.every((s) => s.history.some((r) => typeof r[n] === "number")));
   if (!name) return null;
@@ -52,7 +52,7 @@ function together(subjects) {
 }
 
 function latentSection(subject) {
-  if (!subject.space) return (subject.notes ?? ["There is no model to show it with."]).map(absent);
+  if (!subject.space) return (subject.notes ?? ["It needs the model and data, and one of them is not there."]).map(absent);
   const { points, of, decoder } = subject.space;
   const n = points.shape[0];
   const whole = n === of ? `all ${numeral(n)}` : `the first ${numeral(n)} of ${numeral(of)}`;
@@ -64,8 +64,9 @@ function latentSection(subject) {
 }
 
 function reconstructionSection({ form, examples, data_name }) {
-  if (!form) return [absent("There is no model to show them with.")];
-  const [x, again] = [rowsOf(examples.x), rowsOf(examples.made)];
+  if (!form) return [absent("They need the model and data, and one of them is not there.")];
+  if (!examples.made) return [absent("A reconstruction is not finite: none is shown.")];
+  const [x, again] = [rowsOf(examples.x, form), rowsOf(examples.made, form)];
   const text = `The first ${x.length} data of ${data_name}, each above its reconstruction: the mean of p(x|z) at the centre of q(z|x), no draw.`;
   if (form.kind !== "image") return [rowsTable(x.flatMap((row, i) => [[`datum ${i + 1}`, row], ["reconstruction", again[i]]]), form, text)];
   const across = Math.min(8, x.length);
@@ -76,14 +77,14 @@ function reconstructionSection({ form, examples, data_name }) {
 }
 
 function sampleSection({ form, examples }) {
-  if (!form) return [absent("There is no model to draw from.")];
+  if (!form) return [absent("They need the model and data, and one of them is not there.")];
   const given = examples.conditions ? ` The conditions come in turn: ${examples.conditions.join(", ")}.` : "";
   const parts = [
     ["means", `Means of p(x|z) at draws of the prior p(z): smoother than data, and no draws.${given}`],
     ["draws", `Draws from p(x|z) at the same z: data as the model has them.${given}`],
   ].map(([name, text]) => {
-    const rows = rowsOf(examples[name]);
-    if (rows.some((row) => row.some((v) => !Number.isFinite(v)))) return absent(`${text} Some are not finite: they are not shown.`);
+    if (!examples[name]) return absent(`${text} Some are not finite: they are not shown.`);
+    const rows = rowsOf(examples[name], form);
     if (form.kind !== "image") return rowsTable(rows.map((row, i) => [String(i + 1), row]), form, text);
     return make("figure", {}, mosaic(rows, form, 8, text), make("figcaption", {}, text));
   });
