@@ -63,7 +63,7 @@ def place(
     if suffixes[0] == ".png" and not run.draws_images:
         if out is None:
             suffixes = suffixes[1:]
-        elif images and Path(out).suffix.lower() == ".png" and not Path(out).expanduser().exists():
+        elif images and Path(out).suffix.lower() == ".png":
             others = " or ".join(s for s in suffixes if s != ".png")
             raise ValueError(
                 f"{run.folder} cannot be drawn: its data are of shape {run.x_shape}, and a picture needs images, "

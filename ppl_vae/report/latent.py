@@ -89,8 +89,8 @@ def latent_space(
         found["decoder"] = decoded_grid(vae, low, high, axes, means.mean(0), values)
         between = f" over the latents {axes[0] + 1} and {axes[1] + 1}, the others at the mean of these data"
         notes.append(
-            f"Decoded means are interpolated, between those of a grid{between if dim > 2 else ''}: the page cannot "
-            f"compute this decoder, since {error}."
+            f"Decoded means are interpolated, between those of a grid of {found['decoder']['size']} nodes an axis"
+            f"{between if dim > 2 else ''}: the page cannot compute this decoder, since {error}."
         )
     found["data"] = {"x": as_shown(x[:posteriors], form), "number": len(x[:posteriors])}
     try:

@@ -289,6 +289,14 @@ def test_a_file_that_is_missing(runs, tmp_path, name, said):
     assert found["evaluation"] is not None
 
 
+def test_a_comparison_that_cannot_be_read(runs, tmp_path):
+    shutil.copytree(runs / "plane", tmp_path / "run")
+    (tmp_path / "run" / "comparison" / "comparison.json").write_text("{")
+    (found,) = report(tmp_path, str(tmp_path / "run"), "--posteriors", "0")["subjects"]
+    assert found["comparisons"] == []
+    assert "comparison.json is not valid JSON" in sentences(found)
+
+
 def test_data_that_are_gone(runs, tmp_path):
     shutil.copytree(runs / "table", tmp_path / "run")
     config = tmp_path / "run" / "config.yaml"

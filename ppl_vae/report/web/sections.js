@@ -127,20 +127,22 @@ function raceParts(content) {
     const rows = standings.map((s) => [s.name, String(s.num_particles), figure(s.value), s.best ? "best" : figure(s.behind), String(s.seeds.length)]);
     if (rows.length) parts.push(table(["estimator", "K", "log p(x), nats", "behind the best, nats", "seeds"], rows, `After ${shown(step ?? seconds)} ${unit}; 95% intervals over seeds`));
   }
+  const s = content.settings;
+  if (s) parts.unshift(make("p", {}, `${numeral(s.steps)} steps (${s.epochs} epochs in batches of ${s.batch_size}) on ${s.data}; log p(x) of ${numeral(s.evaluation_size)} ${s.split} data.`));
   const failed = (content.runs ?? []).filter((run) => run.reason).map((run) => absent(`Failed: ${run.name} at K = ${run.num_particles}, seed ${run.seed}: ${run.reason}.`));
   return [...parts, ...failed];
 }
 
-function estimatorTable({ rows = [], data_shape, replicates, evidence }) {
+function estimatorTable({ rows = [], data_shape, replicates, evidence, model, data }) {
   const blocks = [...new Set(rows.flatMap((row) => Object.keys(row.blocks ?? {})))];
-  const head = ["estimator", "K", "bound", "value, nats", "− log p(x), nats", "ms a step", ...blocks.flatMap((b) => [`SNR, ${b}`, `bias, ${b}`])];
+  const head = ["estimator", "K", "bound", "value, nats", "value − log p(x), nats", "ms a step", ...blocks.flatMap((b) => [`SNR, ${b}`, `bias, ${b}`])];
   const lines = rows.map((row) => [
     row.name, String(row.num_particles), row.kind ?? "–", shown(row.value, 5), figure(row.bias),
     row.seconds ? shown(1000 * row.seconds.value, 3) : "–",
     ...blocks.flatMap((b) => [figure(row.blocks?.[b]?.snr), figure(row.blocks?.[b]?.bias)]),
   ]);
   const known = typeof evidence?.value === "number" ? `; log p(x) = ${shown(evidence.value, 5)}` : "";
-  return table(head, lines, `${data_shape?.[0] ?? "–"} data, ${replicates} replicates; SNR and bias are those of gradients${known}`);
+  return table(head, lines, `${model ?? "a model"}: the first ${data_shape?.[0] ?? "–"} of ${data ?? "its data"}, ${replicates} replicates; SNR and bias are those of gradients${known}`);
 }
 
 function comparisonSection({ comparisons, name, about }) {

@@ -40,7 +40,7 @@ function trainedHow(about) {
   const known = Object.entries(OF_TRAINING).filter(([name]) => typeof about.figures?.[name] === "number");
   const figures = known.map(([name, words]) => `${words} is ${shown(about.figures[name], 5)}`).join("; ");
   const last = figures ? ` ${capital(figures)} (nats per datum where it is a bound).` : "";
-  return `Training ${how} after ${about.epochs}${planned} epochs${took}, on ${about.device} with seed ${about.seed}${best}.${last}`;
+  return `Training ${how} after ${about.epochs}${planned} epoch${about.epochs === 1 && !planned ? "" : "s"}${took}, on ${about.device} with seed ${about.seed}${best}.${last}`;
 }
 
 function evaluatedHow(evaluation) {
