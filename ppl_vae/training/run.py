@@ -84,6 +84,16 @@ class Run(Shown):
         Raises:
             TypeError: If `evaluation` is no evaluation.
             OSError: If the file cannot be written.
+
+        Example:
+            >>> import tempfile, torch
+            >>> import ppl_vae as pv
+            >>> vae = pv.VAE((4,), prior=pv.priors.StandardNormal(3), likelihood=pv.likelihoods.Normal(),
+            ...              posterior=pv.posteriors.DiagonalNormal())
+            >>> run = pv.fit(vae, torch.randn(64, 4), epochs=1, batch_size=64, device="cpu")
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     run.report(f"{folder}/report.html").name
+            'report.html'
         """
         return importlib.import_module("ppl_vae.report").write_report(path, self, evaluation)  # which stands above
 
