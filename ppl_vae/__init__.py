@@ -51,6 +51,7 @@ __all__ = [
     "programs",
     "race",
     "regularizers",
+    "report",
     "runs",
     "training",
 ]

@@ -30,6 +30,7 @@ COMMANDS = {  # each a module of ppl_vae.cli with run(argv) -> exit code, import
     "check": "whether pieces, your own too, are the densities they claim to be, on a batch of real data",
     "pieces": "every prior, likelihood, posterior, network and objective, and what combines with what",
     "show": "several runs side by side in one table",
+    "report": "a run, or several side by side, as one HTML file with a live latent space",
     "sample": "data drawn from a run's model: a picture, .npz, .csv or .parquet",
     "reconstruct": "data beside what a run's model makes of them: a picture, .npz, .csv or .parquet",
     "encode": "latent means and standard deviations of data: .npz, .csv, .parquet, or a picture",

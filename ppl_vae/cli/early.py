@@ -55,7 +55,7 @@ def _answer(command: str, argv: list[str], known: Outlines) -> str | None:
     if command in ("train", "check", "compare") and help.wanted(argv):
         return help.text(argv, known.choices)
     if command in known.commands:
-        words.find_run(options.read(known.commands[command], argv).run)
+        options.found(known.commands[command], options.read(known.commands[command], argv))
     elif command == "train":
         resolving.read(argv, known.choices, _untold)
     elif command == "compare" and (asked := compare.read(argv)).word is None:

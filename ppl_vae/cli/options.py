@@ -6,6 +6,7 @@ import inspect
 import re
 from argparse import Action
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ppl_vae._validation import check_positive_int
@@ -19,7 +20,7 @@ from ppl_vae.configuration.kinds import Arguments, Target, arguments_of
 Command = Callable[..., list[str]]  # (run, options by keyword) -> the lines to print
 
 DEVICE = "where the model computes: auto (cuda, else mps, else cpu) or a torch device"  # of --device
-SKIP = frozenset({"run", "data_options", "field", "settings"})  # parameters that are no options
+SKIP = frozenset({"run", "runs", "data_options", "device", "field", "settings"})  # parameters that are no options
 
 
 def execute(command: Command, argv: Sequence[str]) -> int:
@@ -27,7 +28,8 @@ def execute(command: Command, argv: Sequence[str]) -> int:
 
     Args:
         command: ``command(run, *, [data_options,] ...)``, typed and documented; the other parameters are its options.
-            An option named like a keyword of Python is a parameter with an underscore after it.
+            One on several runs takes their paths, ``runs``, and ``device`` in place of ``run``. An option named like a
+            keyword of Python is a parameter with an underscore after it.
         argv: The words after the command.
 
     Returns:
@@ -39,7 +41,10 @@ def execute(command: Command, argv: Sequence[str]) -> int:
 
         tell_taken(asked.taken)
         further = {} if asked.data is None else {"data_options": DataOptions(asked.data)}
-        lines = command(OpenRun.at(asked.run, asked.device), **further, **asked.arguments)
+        if _takes_several(command):
+            lines = command(found(command, asked), device=asked.device, **further, **asked.arguments)
+        else:
+            lines = command(OpenRun.at(asked.runs[0], asked.device), **further, **asked.arguments)
     print("\n".join(lines))
     return 0
 
@@ -48,14 +53,14 @@ class Asked(NamedTuple):
     """What a command line asks for.
 
     Attributes:
-        run: The run.
+        runs: The runs; one, but for a command on several.
         device: Where the model computes.
         data: The options ``--data`` and ``--data.ARGUMENT``, or None for a command that takes no data.
         arguments: The arguments of the command.
         taken: The options that do not exist, each with the one that it was taken for.
     """
 
-    run: str
+    runs: list[str]
     device: str
     data: dict[str, str] | None
     arguments: dict[str, Any]
@@ -70,10 +75,10 @@ def read(command: Target, argv: Sequence[str]) -> Asked:
         argv: The words after the command.
 
     Raises:
-        ValueError: If an option or a value does not fit, or there is not one run.
+        ValueError: If an option or a value does not fit, or there is not one run (of a command on several: none).
     """
     given = words.split(argv)
-    if len(given.runs) != 1:
+    if len(given.runs) != 1 and not (given.runs and _takes_several(command)):
         what = f"the runs {', '.join(given.runs)}" if given.runs else "no run"
         raise ValueError(f"{command.__name__} was given {what}; expected one: ppl-vae {command.__name__} runs/<name>")
     schema, load = arguments_of(command, "", SKIP), arguments_of(outlines.read().choices.load, "data")
@@ -90,7 +95,16 @@ def read(command: Target, argv: Sequence[str]) -> Asked:
         load.complete({name.partition(".")[2] or "name": v for name, v in ({"data": "digits"} | data).items()})
     except ValueError as error:
         raise ValueError(_with_option_names(str(error))) from error
-    return Asked(given.runs[0], device, data if of_data else None, arguments, taken)
+    return Asked(list(dict.fromkeys(given.runs)), device, data if of_data else None, arguments, taken)
+
+
+def found(command: Target, asked: Asked) -> list[Path]:
+    """Return the paths of the runs that a command line asks for; a command on several takes comparisons too.
+
+    Raises:
+        FileNotFoundError: If there is no such run.
+    """
+    return [words.find_run(run, words.COMPARED if _takes_several(command) else ()) for run in asked.runs]
 
 
 def several(particles: int | list[int] | None) -> tuple[int, ...]:
@@ -111,6 +125,10 @@ def _takes_data(command: Target) -> bool:
     return "data_options" in inspect.signature(command).parameters
 
 
+def _takes_several(command: Target) -> bool:
+    return "runs" in inspect.signature(command).parameters
+
+
 def _with_option_names(text: str) -> str:
     return re.sub(r"\b([a-z]+)_(?=[\s,;?]|$)", r"\1", text)
 
@@ -118,7 +136,10 @@ def _with_option_names(text: str) -> str:
 def explain(command: Target, example: str) -> str:
     """Return the help of a command, or of the stand-in for it."""
     description = (inspect.getdoc(command) or "").partition("\nArgs:")[0].strip()
-    parser = make_parser(f"ppl-vae {command.__name__} RUN [--OPTION VALUE ...]", description, example, _Help)
+    words_of_runs = "RUN [RUN ...]" if _takes_several(command) else "RUN"
+    parser = make_parser(
+        f"ppl-vae {command.__name__} {words_of_runs} [--OPTION VALUE ...]", description, example, _Help
+    )
     group = parser.add_argument_group("options")
     arguments_of(command, "", SKIP).add_to(group)
     group.add_argument("--device", default="auto", help=f"{DEVICE} (default: auto)")

@@ -17,7 +17,7 @@ from ppl_vae.configuration.kinds import Arguments, Kind, Target, arguments_of
 from ppl_vae.configuration.pieces import CHOICES
 from ppl_vae.configuration.resolving import FIT_OBJECTS
 
-ON_RUNS = ("sample", "reconstruct", "encode", "score", "interpolate", "evaluate")  # by `options.execute`
+ON_RUNS = ("sample", "reconstruct", "encode", "score", "interpolate", "evaluate", "report")  # by `options.execute`
 _HEAVY = r"(?: \| |, )?\b(?:torch\.Tensor|torch\.device|pathlib\.Path)\b"  # types that a command line cannot give
 
 

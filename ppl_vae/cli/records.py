@@ -13,7 +13,7 @@ from ppl_vae.configuration import _yaml
 NOT_FIGURES = ("stopped", "seconds", "caveat", "best_epoch", "why_eager", "epoch", "step")  # entries of result.json
 TOLD = ("latent_dim", "activation", "scale", "num_particles", "lr")  # arguments that a piece's short form names
 
-_ROLES = ("prior", "likelihood", "posterior", "classifier", "objective", "optimizer")
+ROLES = ("prior", "likelihood", "posterior", "classifier", "objective", "optimizer")
 
 Record = dict[str, Any]
 
@@ -40,8 +40,8 @@ def describe(path: Path) -> Record:
     facts, result = _object(folder / "run.json"), _object(folder / "result.json")
     config = _config(folder / "config.yaml")
     evaluation = _object(folder / "evaluation" / "evaluation.json")
-    history, damage = _lines(folder / "metrics.jsonl")
-    last = result or (history[-1] if history else {})
+    epochs, damage = history(folder)
+    last = result or (epochs[-1] if epochs else {})
     data, named = facts.get("data") or {}, config.get("data") or {}
     _expect(folder / "run.json", facts, data=dict, device=str, caveat=str, compile=str, seed=int)
     _expect(folder / "run.json", data, name=str, x_shape=list, train=int, validation=int, test=int, fingerprint=str)
@@ -61,8 +61,8 @@ def describe(path: Path) -> Record:
         | {name: True for name in ("dequantize", "conditional", "library") if named.get(name)}
         | ({"labels": named["labels"]} if config.get("classifier") else {}),
         "fingerprint": data.get("fingerprint"),
-        **{role: _piece(config.get(role)) for role in _ROLES},
-        "epochs": len(history),
+        **{role: _piece(config.get(role)) for role in ROLES},
+        "epochs": len(epochs),
         "epochs_planned": config.get("epochs"),
         "best_epoch": result.get("best_epoch"),
         "state": state,
@@ -127,8 +127,9 @@ def _is_figure(value: object) -> bool:
     return value is None or (isinstance(value, Real) and not isinstance(value, bool))
 
 
-def _lines(path: Path) -> tuple[list[Record], str | None]:
-    """Return the records of a log, and what is lost: a last line that is still being written is not."""
+def history(folder: Path) -> tuple[list[Record], str | None]:
+    """Return the records of a run's log, and what is lost of it: a last line that is still being written is not."""
+    path = folder / "metrics.jsonl"
     lines = _files.read_text(path).splitlines(keepends=True) if path.is_file() else []
     records, damaged = [], []
     for number, line in enumerate(lines, 1):

@@ -60,9 +60,27 @@ def place(
         ValueError: If the suffix is not among the formats, or a picture of data that are no images is asked for.
         OSError: If the file exists already, or its folder does not exist or cannot be written to.
     """
+    if suffixes[0] == ".png" and not run.draws_images:
+        if out is None:
+            suffixes = suffixes[1:]
+        elif images and Path(out).suffix.lower() == ".png":
+            others = " or ".join(s for s in suffixes if s != ".png")
+            raise ValueError(
+                f"{run.folder} cannot be drawn: its data are of shape {run.x_shape}, and a picture needs images, "
+                f"(C, H, W) with C = 1 or 3, or (H, W); give an --out that ends in {others}"
+            )
+    return place_in(run.folder, out, overwrite, suffixes, stem)
+
+
+def place_in(folder: Path, out: str | None, overwrite: bool, suffixes: Sequence[str], stem: str) -> Place:
+    """Return the place to write to, by default in a folder, as `place` does.
+
+    Raises:
+        ValueError: If the suffix is not among the formats.
+        OSError: If the file exists already, or its folder does not exist or cannot be written to.
+    """
     if out is None:
-        drawable = suffixes[0] != ".png" or run.draws_images
-        path = run.folder / f"{stem}{suffixes[0] if drawable else suffixes[1]}"
+        path = folder / f"{stem}{suffixes[0]}"
     else:
         path = Path(out).expanduser()
         if path.is_dir() or path.suffix.lower() not in suffixes:
@@ -70,12 +88,6 @@ def place(
         if path.exists() and not overwrite:
             raise FileExistsError(f"--out {out} is there already; choose another name, or give --overwrite true")
         formats.check_there(path.suffix.lower())
-        if path.suffix.lower() == ".png" and images and not run.draws_images:
-            others = " or ".join(s for s in suffixes if s != ".png")
-            raise ValueError(
-                f"{run.folder} cannot be drawn: its data are of shape {run.x_shape}, and a picture needs images, "
-                f"(C, H, W) with C = 1 or 3, or (H, W); give an --out that ends in {others}"
-            )
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise PermissionError(
             f"cannot write {path}: {path.parent} is no folder that can be written to; choose an --out"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -130,3 +132,16 @@ class Evaluation(Shown):
             for name in ("approximation_gap", "amortisation_gap"):
                 found[name] = torch.cat([getattr(self.gaps, name).cpu(), torch.full((n,), math.nan).double()])[:n]
         return {name: value.detach().cpu().double() for name, value in found.items()}
+
+    def report(self, path: str | Path, run: Any = None) -> Path:
+        """Write one HTML file on the evaluation, and return its path; `ppl_vae.report` says what it shows.
+
+        Args:
+            path: The file, ``"report.html"``; one that is there is replaced.
+            run: The run whose program was evaluated, to be shown as well, with a live latent space.
+
+        Raises:
+            TypeError: If `run` is no run.
+            OSError: If the file cannot be written.
+        """
+        return importlib.import_module("ppl_vae.report").write_report(path, self, run)  # which stands above

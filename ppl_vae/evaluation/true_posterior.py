@@ -214,25 +214,25 @@ def log_posterior_grid(
     *,
     log_evidence: Float[Tensor, " n"] | None = None,
     max_bytes: int = 2**30,
-) -> Float[Tensor, "n size size"]:
-    """Return the log density of the true posterior, log p(z|x), on a regular grid of a 2-D latent, for pictures.
+) -> Float[Tensor, "n ..."]:
+    """Return the log density of the true posterior, log p(z|x), on a regular grid of a 1-D or 2-D latent, for pictures.
 
     **Wrong** as a basis of integrals: the caller chooses the spacing, and a posterior narrower than this falls between
     the nodes. Choose `bounds` by `posterior_moments`, four standard deviations either way.
 
     Args:
-        densities: The model, with a 2-D latent.
+        densities: The model, with a latent of one or two dimensions.
         x: Data.
-        bounds: The lowest and the highest value of each of the two latents; the nodes include both.
+        bounds: The lowest and the highest value of each latent; the nodes include both.
         size: The number of nodes along each axis.
         log_evidence: log p(x); by default computed by `quadrature`.
         max_bytes: About how much memory to use at once beyond the data, the model and the result.
 
     Returns:
-        (n, size, size), float64: the first latent along dim 1, the second along dim 2.
+        (n, size, size), float64: the first latent along dim 1, the second along dim 2; (n, size) for one latent.
 
     Raises:
-        ValueError: If the latent is not 2-D, or the bounds are not two rising pairs.
+        ValueError: If the latent has more than two dimensions, or the bounds are not a rising pair for each.
 
     Example:
         >>> from ppl_vae import VAE, likelihoods, posteriors, priors
@@ -243,18 +243,19 @@ def log_posterior_grid(
         True
     """
     check_positive_int(size, "size")
-    if densities.latent_dim != 2:
-        raise ValueError(f"log_posterior_grid was given a latent of {densities.latent_dim} dimensions; expected 2")
-    if len(bounds) != 2 or not all(len(pair) == 2 and pair[0] < pair[1] for pair in bounds):
-        raise ValueError(f"log_posterior_grid: bounds are {bounds!r}; expected two pairs (low, high)")
+    d = densities.latent_dim
+    if d > 2:
+        raise ValueError(f"log_posterior_grid was given a latent of {d} dimensions; expected 1 or 2")
+    if len(bounds) != d or not all(len(pair) == 2 and pair[0] < pair[1] for pair in bounds):
+        raise ValueError(f"log_posterior_grid: bounds are {bounds!r}; expected {d} pairs (low, high), one a latent")
     if log_evidence is None:
         log_evidence = quadrature(densities, x, max_bytes=max_bytes).log_evidence
     prior = densities.prior()
     like = prior.sample()
-    first, second = (torch.linspace(low, high, size, dtype=like.dtype, device=like.device) for low, high in bounds)
-    z = torch.cartesian_prod(first, second)
+    lines = [torch.linspace(low, high, size, dtype=like.dtype, device=like.device) for low, high in bounds]
+    z = torch.cartesian_prod(*lines).reshape(-1, d)
     log_prior = _log_prior(prior, z, like)
     result = torch.empty(len(x), len(z), dtype=torch.float64, device=x.device)
     for rows, nodes, log_lik in pair_scores(densities, x, z, max_bytes):
         result[rows[:, None], nodes] = log_lik + log_prior[nodes]
-    return (result - log_evidence[:, None]).unflatten(-1, (size, size))
+    return (result - log_evidence[:, None]).unflatten(-1, (size,) * d)

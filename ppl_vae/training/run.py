@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from ppl_vae._shown import Shown
@@ -69,6 +71,31 @@ class Run(Shown):
         if self.best_epoch is not None:
             return next(record for record in self.history if record["epoch"] == self.best_epoch)
         return self.history[-1] if self.history else {}
+
+    def report(self, path: str | Path, evaluation: Any = None) -> Path:
+        """Write one HTML file on the run, with a live latent space, and return its path; `ppl_vae.report` says what.
+
+        **Slow** for a latent of one or two dimensions: the true posteriors of 50 data take seconds to a minute.
+
+        Args:
+            path: The file, ``"report.html"``; one that is there is replaced.
+            evaluation: What `evaluate` returned for the program, to be shown as well.
+
+        Raises:
+            TypeError: If `evaluation` is no evaluation.
+            OSError: If the file cannot be written.
+
+        Example:
+            >>> import tempfile, torch
+            >>> import ppl_vae as pv
+            >>> vae = pv.VAE((4,), prior=pv.priors.StandardNormal(3), likelihood=pv.likelihoods.Normal(),
+            ...              posterior=pv.posteriors.DiagonalNormal())
+            >>> run = pv.fit(vae, torch.randn(64, 4), epochs=1, batch_size=64, device="cpu")
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     run.report(f"{folder}/report.html").name
+            'report.html'
+        """
+        return importlib.import_module("ppl_vae.report").write_report(path, self, evaluation)  # which stands above
 
 
 @dataclass(frozen=True)

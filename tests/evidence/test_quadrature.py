@@ -566,8 +566,10 @@ def test_refusals(trained):
         nan = foreign(normal_prior(1), lost, torch.zeros(1))
         with pytest.raises(ValueError, match="the likelihood is NaN"):
             quadrature(nan, torch.zeros(2, 1).double())
-    with pytest.raises(ValueError, match="expected two pairs"):
+    with pytest.raises(ValueError, match="expected 2 pairs"):
         log_posterior_grid(densities, x, [(-1, 1)], 10)
+    with pytest.raises(ValueError, match="4 dimensions; expected 1 or 2"):
+        log_posterior_grid(VAEDensities(LinearGaussian.random(latent_dim=4).vae()), model.sample(2), [(-1, 1)] * 4, 10)
     with pytest.raises(ValueError, match="those of the same data"):
         kl_to_posterior(densities, x, quadrature(densities, x[:2]))
 
