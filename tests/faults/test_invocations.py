@@ -118,6 +118,10 @@ TABLE: list[str] = [
     *(f"{c} run --out {f}" for c in ("sample", "reconstruct", "interpolate", "encode", "score") for f in
       ("x", "x.gif", "folder", "nowhere/x.npz", "/proc/x.npz", "x.npz", "/dev/null")),
     *(f"evaluate run --out {f}" for f in ("x.npy", "/dev/null", "/proc/x", "x.npy/y")),
+    "report", "report nowhere", "report folder", "report empty", "report loop", "report run nowhere", "report x.npy",
+    "report run --overwrite maybe", "report run --split half", "report run --seed word", "report run --posteriors -1",
+    *positive("report run", "size", but=(HUGE,)),
+    *(f"report run --out {f}" for f in ("x", "x.png", "folder", "/proc/x.html", "/dev/null", "x.npy/y.html")),
     *(f"compare run --out {f}" for f in ("x.npy", "/dev/null", "/proc/x")),
     "sample table --out t.png", "reconstruct table --out t.png", "interpolate table --out t.png",
     "sample table --label 0",
