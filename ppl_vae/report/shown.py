@@ -49,7 +49,8 @@ def examples(vae: VAE, data: Split, form: Mapping[str, Any]) -> dict[str, Any]:
     n = _IMAGES if form["kind"] == "image" else _ROWS
     x, y = columns_of(vae, data, _IMAGES // 2 if form["kind"] == "image" else _ROWS)
     values, names = conditions_of(vae, data, columns_of(vae, data, 1000)[1])
-    under = None if values is None else values[torch.arange(n) * len(values) // n]
+    turn = torch.arange(n) * len(names or ()) // n
+    under = None if values is None else values[turn]
     given = [] if under is None else [under]
     with torch.no_grad(), evaluation_mode(vae):
         p_z = vae.p_z(*given)
@@ -57,4 +58,4 @@ def examples(vae: VAE, data: Split, form: Mapping[str, Any]) -> dict[str, Any]:
         drawn = vae.p_x(z, *given).sample()
     pictures: dict[str, Tensor] = {"x": x, "made": vae.reconstruct(x, y), "means": vae.decode(z, under), "draws": drawn}
     shown = {n: as_shown(v, form) if n == "x" or v.isfinite().all() else None for n, v in pictures.items()}
-    return {**shown, "conditions": names}
+    return {**shown, "conditions": None if names is None else [names[i] for i in turn.tolist()]}

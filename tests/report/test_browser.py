@@ -134,10 +134,10 @@ def test_the_decoder_is_torchs(runs, pages, opened, name):
     assert "Held against PyTorch" in page.locator("[data-checked=true]").inner_text()
 
 
-def subject(name: str, likelihood, x: torch.Tensor) -> Subject:
+def subject(name: str, likelihood, x: torch.Tensor, latent_dim: int = 2) -> Subject:
     vae = pv.VAE(
         tuple(x.shape[1:]),
-        prior=pv.priors.StandardNormal(2),
+        prior=pv.priors.StandardNormal(latent_dim),
         likelihood=likelihood,
         posterior=pv.posteriors.DiagonalNormal(),
     )
@@ -321,6 +321,39 @@ def test_a_label_enters_the_decoder(runs, pages, opened):
     state = page.evaluate(STATE)
     mean = vae.decode(torch.tensor([state["z"]]).float(), torch.eye(10)[[3]]).flatten()
     torch.testing.assert_close(torch.tensor(state["last"]), mean, atol=1e-5, rtol=0)
+
+
+def test_curves_that_are_close_are_two_and_a_bound_that_is_the_elbo_is_one(opened, tmp_path):
+    values = {"elbo": -0.02, "bound": -0.02, "kl": 0.001, "validation_kl": 0.003}
+    history = [{"epoch": n, **{name: n * value for name, value in values.items()}} for n in (1, 2, 3)]
+    write(tmp_path / "page.html", [Subject("small", history=history)], command="test")
+    page = opened(tmp_path / "page.html")
+    keys = page.locator(".chart .key").all_inner_texts()
+    text = " ".join(keys)
+    assert len(keys) == 2
+    assert "validation KL" in text
+    assert "KL, training" in text
+    assert "bound" not in text
+
+
+def test_the_nearest_datum_is_so_in_all_latents(opened, tmp_path):
+    one = subject("three", pv.likelihoods.Normal(), torch.rand(10, 7), latent_dim=3)
+    one.data = Split(one.data.columns, torch.arange(10))
+    write(tmp_path / "page.html", [one], command="test")
+    page = opened(tmp_path / "page.html")
+    points = one.vae.encode(one.data.x)
+    seen = set()
+    for number in range(3):
+        slider = page.locator(".sliders input").nth(number)
+        slider.focus()
+        for key in ("Home", "End"):
+            page.keyboard.press(key)
+            frames(page)
+            z = torch.tensor(page.evaluate(STATE)["z"])
+            said = page.locator(".decoded figcaption").first.inner_text()
+            seen.add(said[-4:])
+            assert said.endswith(f"label {int((points - z).norm(dim=1).argmin())}.")
+    assert len(seen) > 1
 
 
 def test_curves_are_zoomed_and_read(runs, pages, opened):
