@@ -90,10 +90,11 @@ def latent_space(
     except ValueError as error:
         axes = tuple(range(dim)) if dim <= 2 else tuple(sorted(found["order"][:2]))
         found["decoder"] = decoded_grid(vae, low, high, axes, means.mean(0), values)
-        between = f" over the latents {axes[0] + 1} and {axes[1] + 1}, the others at the mean of these data"
+        latents = " and ".join(str(axis + 1) for axis in axes)
+        between = f" over the latents {latents}, the others at the mean of these data" if dim > 2 else ""
         notes.append(
             f"Decoded means are interpolated, between those of a grid of {found['decoder']['size']} nodes an axis"
-            f"{between if dim > 2 else ''}: the page cannot compute this decoder, since {error}."
+            f"{between}: the page cannot compute this decoder, since {error}."
         )
     found["data"] = {"x": as_shown(x[:posteriors], form), "number": len(x[:posteriors])}
     try:
@@ -167,9 +168,10 @@ def _labels(data: Split, n: int) -> dict[str, Any] | None:
     if not np.isfinite(labels).all():
         return None
     classes, index = np.unique(labels, return_inverse=True)
-    if len(classes) > 10:
-        return {"classes": None, "values": packed(labels), "low": float(classes[0]), "high": float(classes[-1])}
     words = data.label_names
+    if len(classes) > 10:
+        ends = {"low": float(classes[0]), "high": float(classes[-1])}
+        return {"classes": None, "values": packed(labels), "words": list(words), **ends}
     names = [words[int(c)] if words and 0 <= int(c) < len(words) else f"{c:g}" for c in classes]
     digits = classes[0] >= 0 and classes[-1] < 10 and np.array_equal(classes, classes.round())
     colours = classes if digits else np.arange(len(classes))  # a digit keeps its own, whichever others are present

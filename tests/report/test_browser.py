@@ -336,6 +336,43 @@ def test_curves_that_are_close_are_two_and_a_bound_that_is_the_elbo_is_one(opene
     assert "bound" not in text
 
 
+def test_many_labels_keep_their_names(opened, tmp_path):
+    one = subject("many", pv.likelihoods.Normal(), torch.rand(12, 7))
+    one.data = Split(one.data.columns, torch.arange(12), label_names=tuple("abcdefghijkl"))
+    write(tmp_path / "page.html", [one], command="test", posteriors=12)
+    page = opened(tmp_path / "page.html")
+    assert page.locator("[data-act=datum] option").all_inner_texts()[12] == "datum 12 (label l)"
+    text = page.locator(".legend").inner_text()
+    assert (text.split()[-1], text.count("a"), "11" in text) == ("l", 4, False)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [("log p(x|y)", "log p(x|y)"), ("log p(x, y)", "log p(x, y)"), (None, "log p(x)")]
+)
+def test_the_evidence_of_a_conditional_model_has_its_name(opened, tmp_path, given, said):
+    notes = ["no more"] if given is None else [f"a conditional model: log p(x) is {given}; the gap's parts, the latent"]
+    figures = {name: {"value": -3.0, "low": -4.0, "high": -2.0} for name in ("log_evidence", "gap")}
+    content = {"num_data": 2, "method": "quadrature", "kind": "exact", "figures": figures, "notes": notes}
+    write(tmp_path / "page.html", [Subject("one", evaluation=content)], command="test")
+    page = opened(tmp_path / "page.html")
+    assert page.locator("#summary dt").all_inner_texts() == [said, f"{said} − ELBO"]
+    assert page.locator("#summary p").first.inner_text().count(f"{said} ") == 3
+
+
+def test_a_close_up_holds_both_densities(opened, tmp_path):
+    one = subject(
+        "line", pv.likelihoods.Normal(scale=30.0), torch.rand(10, 7), latent_dim=1
+    )  # a posterior that is wide
+    write(tmp_path / "page.html", [one], command="test", posteriors=1)
+    page = opened(tmp_path / "page.html")
+    assert one.vae.q_z(one.data.x).stddev[0] < 0.9
+    page.locator("[data-act=datum]").select_option("0")
+    frames(page)
+    drawn = pixels(page, ".decoded .smooth")
+    assert len(np.unique(drawn[:8])) == 1  # no line leaves at the top
+    assert len(np.unique(drawn)) > 2
+
+
 def test_the_nearest_datum_is_so_in_all_latents(opened, tmp_path):
     one = subject("three", pv.likelihoods.Normal(), torch.rand(10, 7), latent_dim=3)
     one.data = Split(one.data.columns, torch.arange(10))

@@ -249,6 +249,23 @@ def test_the_grid_holds_the_means_at_its_nodes():
     torch.testing.assert_close(torch.from_numpy(values[4, 7].copy()), vae.decode(torch.stack([line[4], line[7]])))
 
 
+@pytest.mark.parametrize(("latent_dim", "over"), [(1, ""), (2, ""), (3, " over the latents")])
+def test_a_grid_over_any_number_of_latents(latent_dim, over):
+    vae = pv.VAE(
+        (6,),
+        prior=pv.priors.StandardNormal(latent_dim),
+        likelihood=pv.likelihoods.Beta(MLP([5])),
+        posterior=pv.posteriors.DiagonalNormal(MLP([5])),
+    )
+    found, notes = latent_space(vae, pv.data.Split((torch.rand(9, 6),)), {"kind": "columns"}, size=9, posteriors=0)
+    decoder = found["decoder"]
+    assert len(decoder["axes"]) == min(2, latent_dim)
+    z = torch.from_numpy(unpacked(decoder["start"]).copy())
+    z[decoder["axes"]] = decoder["high"]
+    torch.testing.assert_close(torch.from_numpy(unpacked(decoder["values"])[0, -1].copy()), vae.decode(z))
+    assert f"nodes an axis{over}" in " ".join(notes)
+
+
 def test_images_on_a_grid_are_rounded_to_256_levels():
     vae = pv.VAE(
         (1, 10, 10),

@@ -11,7 +11,8 @@ function latentSpace(place, space, still) {
   const shownX = unpackData(data.x, datum);
   const numX = shownX.length / data.number;
   const one = dim === 1;
-  const labelOf = (k) => (space.labels.classes ? space.labels.classes[labels[k]] : shown(labels[k]));
+  const wordOf = (label) => space.labels.words[label] ?? shown(label);
+  const labelOf = (k) => (space.labels.classes ? space.labels.classes[labels[k]] : wordOf(labels[k]));
 
   const z = new Float32Array(dim);
   if (dim > 2) for (let u = 0; u < dim; u++) for (let k = 0; k < count; k++) z[u] += points[k * dim + u] / count;
@@ -89,7 +90,7 @@ function latentSpace(place, space, still) {
   const sliders = dim > 2 && !space.decoder.axes ? space.order.map(slider) : [];
   const most = 16;
   const help = make("p", { class: "help live-help" },
-    "Move the pointer, or focus the plane and press the arrow keys (with Shift: further). Enter adds a point to the path, P plays it, Home goes to the middle, ] and [ choose a datum." +
+    "Move the pointer, or focus the plane and press the arrow keys (with Shift: further). Enter adds a point to the path, P plays it, Home goes to the middle, ] and [ choose a datum. Each density is drawn to its own largest value." +
       (labels ? ` A label is the data set's own, which the model ${space.conditions ? "may read as its condition" : "never saw"}.` : ""),
     checked ? make("span", { "data-checked": String(checked.good) }, checked.good
       ? ` Held against PyTorch as this page opened: decoded means differ by at most ${checked.worst.toExponential(0)}.`
@@ -231,6 +232,7 @@ function latentSpace(place, space, still) {
       }
     }
     if (chosen !== null && chosen < count) {
+      context.strokeStyle = colour("text");
       context.lineWidth = 2;
       context.beginPath();
       context.arc(toX(points[chosen * dim + pair[0]]), one ? box.height - 8 * rows() - 4 : toY(points[chosen * dim + pair[1]]), 7, 0, 7);
@@ -336,19 +338,21 @@ function latentSpace(place, space, still) {
     const x = (v) => share(0)(v) * close.width;
     context.lineWidth = 3;
     if (one) {
+      let top = 1; // the largest of both densities, in units of the true posterior's
       const line = (values, tint) => {
         context.strokeStyle = tint;
         context.beginPath();
-        values.forEach((v, i) => context.lineTo(((i + 0.5) / nodes) * close.width, close.height * (1 - 0.92 * v)));
+        values.forEach((v, i) => context.lineTo(((i + 0.5) / nodes) * close.width, close.height * (1 - (0.92 * v) / top)));
         context.stroke();
       };
-      line([...found.grid], colour("c1"));
       if (found.mean) {
         const step = (found.high[0] - found.low[0]) / nodes;
         const mass = found.grid.reduce((a, b) => a + b, 0) * step; // of a density whose largest is 1
         const q = (v) => (Math.exp(-0.5 * (v - found.mean[0]) ** 2 / found.covariance[0]) / Math.sqrt(2 * Math.PI * found.covariance[0])) * mass;
+        top = Math.max(1, q(found.mean[0]));
         line(Array.from({ length: nodes }, (_, i) => q(found.low[0] + (i + 0.5) * step)), colour("text"));
       }
+      line([...found.grid], colour("c1"));
     } else {
       context.drawImage(tinted(found.grid, nodes, colour("c1"), 1), 0, 0, close.width, close.height);
       context.strokeStyle = colour("text");
@@ -466,7 +470,7 @@ function latentSpace(place, space, still) {
     if (!labels) return;
     const dot = (tint) => make("svg", { viewBox: "0 0 10 10", "aria-hidden": true }, make("circle", { cx: 5, cy: 5, r: 5, fill: tint }));
     if (space.labels.classes) legend.replaceChildren(make("span", {}, "label of the data"), ...space.labels.classes.map((name, i) => make("span", {}, dot(colour(`c${space.labels.colours[i]}`)), name)));
-    else legend.replaceChildren(make("span", {}, "label of the data"), make("span", {}, shown(space.labels.low), ...[0, 0.25, 0.5, 0.75, 1].map((s) => dot(ramp(s))), shown(space.labels.high)));
+    else legend.replaceChildren(make("span", {}, "label of the data"), make("span", {}, wordOf(space.labels.low), ...[0, 0.25, 0.5, 0.75, 1].map((s) => dot(ramp(s))), wordOf(space.labels.high)));
   }
 
   /** The plane decoded on a grid, for paper. */
