@@ -359,6 +359,19 @@ def test_the_evidence_of_a_conditional_model_has_its_name(opened, tmp_path, give
     assert page.locator("#summary p").first.inner_text().count(f"{said} ") == 3
 
 
+def test_values_that_are_cut_are_told(opened, tmp_path):
+    one = subject("wide", pv.likelihoods.Normal(scale=10.0), torch.rand(10, 1, 6, 5))
+    write(tmp_path / "page.html", [one], command="test", posteriors=0)
+    page = opened(tmp_path / "page.html")
+    means, draws = page.locator("#samples figcaption").all_inner_texts()
+    share = float(re.search(r"(\d+)% of the values lie outside 0 to 1, and are cut", draws)[1])
+    assert share > 90
+    assert means != draws
+    one = subject("bits", pv.likelihoods.Bernoulli(), torch.rand(10, 1, 6, 5).round())
+    write(tmp_path / "page.html", [one], command="test", posteriors=0)
+    assert "cut" not in " ".join(opened(tmp_path / "page.html").locator("figcaption").all_inner_texts())
+
+
 def test_a_close_up_holds_both_densities(opened, tmp_path):
     one = subject(
         "line", pv.likelihoods.Normal(scale=30.0), torch.rand(10, 7), latent_dim=1

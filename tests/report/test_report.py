@@ -347,6 +347,16 @@ def test_labels_have_the_colours_of_the_pictures():
         assert _labels(pv.data.Split((rows,), torch.tensor(labels)), 3)["colours"] == colours
 
 
+def test_a_regularizer_is_named(runs, tmp_path):
+    shutil.copytree(runs / "plane", tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    text = config.read_text()
+    assert "regularizer: null" in text
+    config.write_text(text.replace("regularizer: null", "regularizer: {class: LabelLikelihood, weight: 3.0}"))
+    (found,) = report(tmp_path, str(tmp_path / "run"), "--posteriors", "0")["subjects"]
+    assert found["about"]["regularizer"] == "LabelLikelihood()"
+
+
 def test_data_that_have_changed(runs, tmp_path):
     shutil.copytree(runs / "table", tmp_path / "run")
     shutil.copy(runs / "table.csv", tmp_path / "table.csv")

@@ -64,11 +64,13 @@ function latentSection(subject) {
   return [make("p", {}, `Points are the centres of q(z|x) of ${whole} data (${subject.data_name}).${how} ${subject.notes.join(" ")}`), place, still];
 }
 
+const cutOf = ({ cut }, name, { low, high }) => (cut[name] ? ` ${shown(100 * cut[name], 2)}% of the values lie outside ${shown(low)} to ${shown(high)}, and are cut to it.` : "");
+
 function reconstructionSection({ form, examples, data_name }) {
   if (!form) return [absent("They need the model and data, and one of them is not there.")];
   if (!examples.made) return [absent("A reconstruction is not finite: none is shown.")];
   const [x, again] = [rowsOf(examples.x, form), rowsOf(examples.made, form)];
-  const text = `The first ${x.length} data of ${data_name}, each above its reconstruction: the mean of p(x|z) at the centre of q(z|x), no draw.`;
+  const text = `The first ${x.length} data of ${data_name}, each above its reconstruction: the mean of p(x|z) at the centre of q(z|x), no draw.${cutOf(examples, "made", form)}`;
   if (form.kind !== "image") return [rowsTable(x.flatMap((row, i) => [[`datum ${i + 1}`, row], ["reconstruction", again[i]]]), form, text)];
   const across = Math.min(8, x.length);
   const nothing = new Float32Array(x[0].length).fill(form.low);
@@ -81,8 +83,8 @@ function sampleSection({ form, examples }) {
   if (!form) return [absent("They need the model and data, and one of them is not there.")];
   const given = examples.conditions ? ` The conditions come in turn: ${[...new Set(examples.conditions)].join(", ")}.` : "";
   const parts = [
-    ["means", `Means of p(x|z) at draws of the prior p(z): smoother than data, and no draws.${given}`],
-    ["draws", `Draws from p(x|z) at the same z: data as the model has them.${given}`],
+    ["means", `Means of p(x|z) at draws of the prior p(z): smoother than data, and no draws.${given}${cutOf(examples, "means", form)}`],
+    ["draws", `Draws from p(x|z) at the same z: data as the model has them.${given}${cutOf(examples, "draws", form)}`],
   ].map(([name, text]) => {
     if (!examples[name]) return absent(`${text} Some are not finite: they are not shown.`);
     const rows = rowsOf(examples[name], form);
