@@ -159,10 +159,11 @@ class DataOptions:
                 "was trained on"
             )
         as_trained = split != "all" and not given.keys() - set(PLACES)
-        if as_trained and dataset.fingerprint != run.facts["data"].get("fingerprint"):
-            message = f"note: {values['name']} has changed since {run.folder} was trained on it, and so may its split"
-            print(message, file=sys.stderr)
         rows = _rows(dataset, split, None if other else schema.complete(values))
+        if as_trained and dataset.fingerprint != run.facts["data"].get("fingerprint"):
+            note = f"{values['name']} has changed since {run.folder} was trained on it, and so may its split"
+            print(f"note: {note}", file=sys.stderr)
+            rows = replace(rows, note=note)
         if given:
             _check_support(run.vae, dataset, rows)
         return rows

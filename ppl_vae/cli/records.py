@@ -13,7 +13,7 @@ from ppl_vae.configuration import _yaml
 NOT_FIGURES = ("stopped", "seconds", "caveat", "best_epoch", "why_eager", "epoch", "step")  # entries of result.json
 TOLD = ("latent_dim", "activation", "scale", "num_particles", "lr")  # arguments that a piece's short form names
 
-ROLES = ("prior", "likelihood", "posterior", "classifier", "objective", "optimizer")
+ROLES = ("prior", "likelihood", "posterior", "classifier", "objective", "regularizer", "optimizer")
 
 Record = dict[str, Any]
 
@@ -28,10 +28,10 @@ def describe(path: Path) -> Record:
 
     Returns:
         ``run``, ``damage`` (what could not be read of its metrics, or None), ``data``, ``fingerprint``, ``prior``,
-        ``likelihood``, ``posterior``, ``classifier``, ``objective``, ``optimizer``, ``epochs``, ``epochs_planned``,
-        ``best_epoch``, ``state``, ``figures`` (of the last or chosen epoch), ``seconds``, ``seed``, ``compile``,
-        ``device``, ``caveat``, ``config`` (the whole of it) ``evaluation`` (by name, with value, low, high),
-        ``evaluated`` (on which data, and how many) and ``exact`` (whether log p(x) is).
+        ``likelihood``, ``posterior``, ``classifier``, ``objective``, ``regularizer``, ``optimizer``, ``epochs``,
+        ``epochs_planned``, ``best_epoch``, ``state``, ``figures`` (of the last or chosen epoch), ``seconds``, ``seed``,
+        ``compile``, ``device``, ``caveat``, ``config`` (the whole of it) ``evaluation`` (by name, with value, low,
+        high), ``evaluated`` (on which data, and how many) and ``exact`` (whether log p(x) is).
 
     Raises:
         ValueError: If a file cannot be read.

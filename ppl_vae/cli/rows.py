@@ -26,12 +26,14 @@ class Rows:
         parts: The splits that hold the rows, one after the other.
         splits: The split of each row, for each of the parts.
         whole: Whether they are all rows of their source, training data included.
+        note: That the data have changed since the run was trained on them, or None.
     """
 
     name: str
     parts: tuple[data.Split, ...]
     splits: tuple[np.ndarray, ...] = ()
     whole: bool = False
+    note: str | None = None
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)

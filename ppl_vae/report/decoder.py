@@ -45,7 +45,7 @@ LINKS: dict[str, Callable[[Tensor], Tensor]] = {  # from a network's first outpu
 
 
 def layers_of(network: nn.Module | None) -> list[dict[str, Any]]:
-    """Return the layers of a perceptron as plain numbers.
+    """Return the layers of a perceptron as plain numbers, each with its ``module``.
 
     Raises:
         ValueError: If it has a layer of another kind.
@@ -54,6 +54,7 @@ def layers_of(network: nn.Module | None) -> list[dict[str, Any]]:
     for module in [network] if not isinstance(network, nn.Sequential) else network:
         if module is None or module._forward_hooks or module._forward_pre_hooks:
             raise ValueError("a hook changes what a layer computes")
+        before = len(found)
         if type(module) is nn.Sequential:
             found += layers_of(module)
         elif type(module) is nn.Linear:
@@ -74,6 +75,8 @@ def layers_of(network: nn.Module | None) -> list[dict[str, Any]]:
             found.append({"op": name})
         elif type(module) not in _SHAPES:
             raise ValueError(f"its network has a layer {type(module).__name__}")
+        for layer in found[before:]:
+            layer.setdefault("module", module)
     return found
 
 
@@ -103,7 +106,13 @@ def perceptron(vae: VAE, points: Tensor, conditions: Tensor | None) -> dict[str,
         mean = vae.decode(points, y).reshape(len(points), size)
         given = () if y is None or networks[0].y_shape is None else (y,)
         visible = points if vae._visible_dim is None else points[:, : vae._visible_dim]
-        outputs = networks[0](visible, *given)[0].reshape(len(points), -1)[:, :size]
+        outputs = torch.cat((visible, *given), 1)
+        try:
+            for layer in layers:
+                outputs = layer.pop("module")(outputs)
+        except RuntimeError as error:
+            raise ValueError("its layers do not take flat data one after the other") from error
+    outputs = outputs[:, :size]
     bound = TOLERANCE / 10 * max(1.0, float(mean.abs().max()))
     same = outputs.shape == mean.shape
     links = [n for n, link in LINKS.items() if same and bool(((link(outputs) - mean).abs() <= bound).all())]

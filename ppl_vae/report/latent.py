@@ -21,6 +21,7 @@ from ppl_vae.evaluation.true_posterior import log_posterior_grid, posterior_mome
 from ppl_vae.evidence.conditional import found_by_condition
 from ppl_vae.evidence.densities import VAEDensities
 from ppl_vae.evidence.normals import Normals
+from ppl_vae.programs import SemiSupervisedVAE
 from ppl_vae.report.decoder import decoded_grid, perceptron
 from ppl_vae.report.markup import packed
 from ppl_vae.vae import VAE
@@ -64,6 +65,8 @@ def latent_space(
         raise ValueError("a mean of q(z|x) is not finite")
     dim, notes = means.shape[1], list[str]()
     low, high = _box(means, of_prior)
+    if outside := int(((means < low) | (means > high)).any(1).sum()):
+        notes.append(f"{outside} of these points lie far from the others, outside the plane.")
     found: dict[str, Any] = {
         "dim": dim,
         "low": low,
@@ -79,7 +82,7 @@ def latent_space(
     whole = len(spread) == len(q)
     found["spread" if whole else "draws"] = packed(torch.cat([n.scale for n in spread]).cpu() if whole else drawn.cpu())
     if found["prior"] is None:
-        notes.append(f"The prior's density is not shown: it has {dim} latents that are no independent normals.")
+        notes.append("The prior's density is not shown: it is not that of the same independent normals everywhere.")
     probes = low + (high - low) * torch.rand(_PROBES, dim)
     some = None if values is None else values[torch.arange(_PROBES) % len(values)]
     try:
@@ -87,10 +90,11 @@ def latent_space(
     except ValueError as error:
         axes = tuple(range(dim)) if dim <= 2 else tuple(sorted(found["order"][:2]))
         found["decoder"] = decoded_grid(vae, low, high, axes, means.mean(0), values)
-        between = f" over the latents {axes[0] + 1} and {axes[1] + 1}, the others at the mean of these data"
+        latents = " and ".join(str(axis + 1) for axis in axes)
+        between = f" over the latents {latents}, the others at the mean of these data" if dim > 2 else ""
         notes.append(
             f"Decoded means are interpolated, between those of a grid of {found['decoder']['size']} nodes an axis"
-            f"{between if dim > 2 else ''}: the page cannot compute this decoder, since {error}."
+            f"{between}: the page cannot compute this decoder, since {error}."
         )
     found["data"] = {"x": as_shown(x[:posteriors], form), "number": len(x[:posteriors])}
     try:
@@ -106,8 +110,14 @@ def columns_of(vae: VAE, data: Split, size: int) -> tuple[Tensor, Tensor | None]
     """Return the first rows as numbers where the model is: data and conditions, None of a model without them."""
     like = next(vae.parameters(), torch.empty(0))
     x, *rest = data.head(size).columns
-    y = as_numbers(torch.as_tensor(rest[0]), like.dtype, "the condition").to(like.device) if rest else None
-    return as_numbers(torch.as_tensor(x), like.dtype, "the data").to(like.device), None if vae.y_shape is None else y
+    x = as_numbers(torch.as_tensor(x), like.dtype, "the data").to(like.device)
+    if vae.y_shape is None or not rest:
+        return x, None
+    y = as_numbers(torch.as_tensor(rest[0]), like.dtype, "the condition").to(like.device)
+    if isinstance(vae, SemiSupervisedVAE):  # rows of training data are weights of labels, or no label
+        with torch.no_grad(), evaluation_mode(vae):
+            y = vae.q_y(x, y).mode.to(x)
+    return x, y
 
 
 def conditions_of(vae: VAE, data: Split, y: Tensor | None) -> tuple[Tensor | None, list[str] | None]:
@@ -137,12 +147,14 @@ def _blocks(x: Tensor, y: Tensor | None) -> list[tuple[Tensor, Tensor]]:
 
 
 def _box(means: Tensor, prior: Tensor) -> tuple[float, float]:
-    """Return one range for all latents, which holds 99% of these data in each and nearly all of the prior."""
+    """Return one range for all latents, which holds all data but those far out and nearly all of the prior."""
     ends = []
-    for draws, share in ((means, 0.005), (prior[prior.isfinite().all(1)], 0.001)):
+    for draws, share, reach in ((means, 0.005, 0.5), (prior[prior.isfinite().all(1)], 0.001, 0.0)):
         if len(draws):
-            quantiles = np.quantile(draws.cpu().double().numpy(), [share, 1 - share], axis=0)
-            ends += [quantiles.min(), quantiles.max()]
+            values = draws.cpu().double().numpy()
+            left, right = np.quantile(values, [share, 1 - share], axis=0)
+            more = reach * (right - left)
+            ends += [np.maximum(left - more, values.min(0)).min(), np.minimum(right + more, values.max(0)).max()]
     low, high = float(min(ends)), float(max(ends))
     margin = 0.04 * (high - low) or 1.0
     return low - margin, high + margin
@@ -156,11 +168,14 @@ def _labels(data: Split, n: int) -> dict[str, Any] | None:
     if not np.isfinite(labels).all():
         return None
     classes, index = np.unique(labels, return_inverse=True)
-    if len(classes) > 10:
-        return {"classes": None, "values": packed(labels), "low": float(classes[0]), "high": float(classes[-1])}
     words = data.label_names
+    if len(classes) > 10:
+        ends = {"low": float(classes[0]), "high": float(classes[-1])}
+        return {"classes": None, "values": packed(labels), "words": list(words), **ends}
     names = [words[int(c)] if words and 0 <= int(c) < len(words) else f"{c:g}" for c in classes]
-    return {"classes": names, "values": packed(index)}
+    digits = classes[0] >= 0 and classes[-1] < 10 and np.array_equal(classes, classes.round())
+    colours = classes if digits else np.arange(len(classes))  # a digit keeps its own, whichever others are present
+    return {"classes": names, "values": packed(index), "colours": colours.astype(int).tolist()}
 
 
 @torch.no_grad()

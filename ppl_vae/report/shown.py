@@ -45,11 +45,15 @@ def form_of(subject: Subject, vae: VAE, data: Split) -> dict[str, Any]:
 
 
 def examples(vae: VAE, data: Split, form: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the first data with their reconstructions, and means of p(x|z) with draws from it at the same z."""
+    """Return the first data with their reconstructions, and means of p(x|z) with draws from it at the same z.
+
+    ``cut`` is the share of values of images that lie outside the range shown.
+    """
     n = _IMAGES if form["kind"] == "image" else _ROWS
     x, y = columns_of(vae, data, _IMAGES // 2 if form["kind"] == "image" else _ROWS)
     values, names = conditions_of(vae, data, columns_of(vae, data, 1000)[1])
-    under = None if values is None else values[torch.arange(n) * len(values) // n]
+    turn = torch.arange(n) * len(names or ()) // n
+    under = None if values is None else values[turn]
     given = [] if under is None else [under]
     with torch.no_grad(), evaluation_mode(vae):
         p_z = vae.p_z(*given)
@@ -57,4 +61,7 @@ def examples(vae: VAE, data: Split, form: Mapping[str, Any]) -> dict[str, Any]:
         drawn = vae.p_x(z, *given).sample()
     pictures: dict[str, Tensor] = {"x": x, "made": vae.reconstruct(x, y), "means": vae.decode(z, under), "draws": drawn}
     shown = {n: as_shown(v, form) if n == "x" or v.isfinite().all() else None for n, v in pictures.items()}
-    return {**shown, "conditions": names}
+    cut = {}
+    if form["kind"] == "image":  # of which `as_shown` cuts values
+        cut = {n: float(((v < form["low"]) | (v > form["high"])).double().mean()) for n, v in pictures.items()}
+    return {**shown, "cut": cut, "conditions": None if names is None else [names[i] for i in turn.tolist()]}

@@ -23,7 +23,8 @@ class Subject:
     Attributes:
         name: Its name.
         about: What it was made of and came to: ``data``, ``prior``, ``likelihood``, ``posterior``, ``objective``,
-            ``epochs``, ``epochs_planned``, ``state``, ``seconds``, ``figures``, ``seed``, ``device``, or some.
+            ``regularizer``, ``epochs``, ``epochs_planned``, ``state``, ``seconds``, ``figures``, ``seed``,
+            ``device``, or some.
         versions: The versions it was trained with, and the machine, by name.
         config: Its configuration, YAML.
         history: One record per epoch.

@@ -134,10 +134,10 @@ def test_the_decoder_is_torchs(runs, pages, opened, name):
     assert "Held against PyTorch" in page.locator("[data-checked=true]").inner_text()
 
 
-def subject(name: str, likelihood, x: torch.Tensor) -> Subject:
+def subject(name: str, likelihood, x: torch.Tensor, latent_dim: int = 2) -> Subject:
     vae = pv.VAE(
         tuple(x.shape[1:]),
-        prior=pv.priors.StandardNormal(2),
+        prior=pv.priors.StandardNormal(latent_dim),
         likelihood=likelihood,
         posterior=pv.posteriors.DiagonalNormal(),
     )
@@ -321,6 +321,89 @@ def test_a_label_enters_the_decoder(runs, pages, opened):
     state = page.evaluate(STATE)
     mean = vae.decode(torch.tensor([state["z"]]).float(), torch.eye(10)[[3]]).flatten()
     torch.testing.assert_close(torch.tensor(state["last"]), mean, atol=1e-5, rtol=0)
+
+
+def test_curves_that_are_close_are_two_and_a_bound_that_is_the_elbo_is_one(opened, tmp_path):
+    values = {"elbo": -0.02, "bound": -0.02, "kl": 0.001, "validation_kl": 0.003}
+    history = [{"epoch": n, **{name: n * value for name, value in values.items()}} for n in (1, 2, 3)]
+    write(tmp_path / "page.html", [Subject("small", history=history)], command="test")
+    page = opened(tmp_path / "page.html")
+    keys = page.locator(".chart .key").all_inner_texts()
+    text = " ".join(keys)
+    assert len(keys) == 2
+    assert "validation KL" in text
+    assert "KL, training" in text
+    assert "bound" not in text
+
+
+def test_many_labels_keep_their_names(opened, tmp_path):
+    one = subject("many", pv.likelihoods.Normal(), torch.rand(12, 7))
+    one.data = Split(one.data.columns, torch.arange(12), label_names=tuple("abcdefghijkl"))
+    write(tmp_path / "page.html", [one], command="test", posteriors=12)
+    page = opened(tmp_path / "page.html")
+    assert page.locator("[data-act=datum] option").all_inner_texts()[12] == "datum 12 (label l)"
+    text = page.locator(".legend").inner_text()
+    assert (text.split()[-1], text.count("a"), "11" in text) == ("l", 4, False)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [("log p(x|y)", "log p(x|y)"), ("log p(x, y)", "log p(x, y)"), (None, "log p(x)")]
+)
+def test_the_evidence_of_a_conditional_model_has_its_name(opened, tmp_path, given, said):
+    notes = ["no more"] if given is None else [f"a conditional model: log p(x) is {given}; the gap's parts, the latent"]
+    figures = {name: {"value": -3.0, "low": -4.0, "high": -2.0} for name in ("log_evidence", "gap")}
+    content = {"num_data": 2, "method": "quadrature", "kind": "exact", "figures": figures, "notes": notes}
+    write(tmp_path / "page.html", [Subject("one", evaluation=content)], command="test")
+    page = opened(tmp_path / "page.html")
+    assert page.locator("#summary dt").all_inner_texts() == [said, f"{said} − ELBO"]
+    assert page.locator("#summary p").first.inner_text().count(f"{said} ") == 3
+
+
+def test_values_that_are_cut_are_told(opened, tmp_path):
+    one = subject("wide", pv.likelihoods.Normal(scale=10.0), torch.rand(10, 1, 6, 5))
+    write(tmp_path / "page.html", [one], command="test", posteriors=0)
+    page = opened(tmp_path / "page.html")
+    means, draws = page.locator("#samples figcaption").all_inner_texts()
+    share = float(re.search(r"(\d+)% of the values lie outside 0 to 1, and are cut", draws)[1])
+    assert share > 90
+    assert means != draws
+    one = subject("bits", pv.likelihoods.Bernoulli(), torch.rand(10, 1, 6, 5).round())
+    write(tmp_path / "page.html", [one], command="test", posteriors=0)
+    assert "cut" not in " ".join(opened(tmp_path / "page.html").locator("figcaption").all_inner_texts())
+
+
+def test_a_close_up_holds_both_densities(opened, tmp_path):
+    one = subject(
+        "line", pv.likelihoods.Normal(scale=30.0), torch.rand(10, 7), latent_dim=1
+    )  # a posterior that is wide
+    write(tmp_path / "page.html", [one], command="test", posteriors=1)
+    page = opened(tmp_path / "page.html")
+    assert one.vae.q_z(one.data.x).stddev[0] < 0.9
+    page.locator("[data-act=datum]").select_option("0")
+    frames(page)
+    drawn = pixels(page, ".decoded .smooth")
+    assert len(np.unique(drawn[:8])) == 1  # no line leaves at the top
+    assert len(np.unique(drawn)) > 2
+
+
+def test_the_nearest_datum_is_so_in_all_latents(opened, tmp_path):
+    one = subject("three", pv.likelihoods.Normal(), torch.rand(10, 7), latent_dim=3)
+    one.data = Split(one.data.columns, torch.arange(10))
+    write(tmp_path / "page.html", [one], command="test")
+    page = opened(tmp_path / "page.html")
+    points = one.vae.encode(one.data.x)
+    seen = set()
+    for number in range(3):
+        slider = page.locator(".sliders input").nth(number)
+        slider.focus()
+        for key in ("Home", "End"):
+            page.keyboard.press(key)
+            frames(page)
+            z = torch.tensor(page.evaluate(STATE)["z"])
+            said = page.locator(".decoded figcaption").first.inner_text()
+            seen.add(said[-4:])
+            assert said.endswith(f"label {int((points - z).norm(dim=1).argmin())}.")
+    assert len(seen) > 1
 
 
 def test_curves_are_zoomed_and_read(runs, pages, opened):

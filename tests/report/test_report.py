@@ -8,6 +8,8 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +19,16 @@ from reported import HOSTILE
 from torch import nn
 
 import ppl_vae as pv
-from ppl_vae import cli
+from ppl_vae import cli, plots
+from ppl_vae.data.conditions import with_few_labels
 from ppl_vae.evaluation.true_posterior import log_posterior_grid, posterior_moments
 from ppl_vae.evidence.densities import VAEDensities
 from ppl_vae.networks import MLP
 from ppl_vae.report import Subject, write
 from ppl_vae.report.decoder import LINKS, decoded_grid, layers_of, perceptron
-from ppl_vae.report.latent import latent_space
+from ppl_vae.report.latent import _box, _labels, columns_of, conditions_of, latent_space
 from ppl_vae.report.markup import block, packed, plain
+from ppl_vae.report.shown import examples
 
 
 def values_of(path: Path) -> dict:
@@ -202,10 +206,20 @@ class Twice(nn.Module):
         return 2 * self.inner(z)
 
 
+class Thrice(nn.Sequential):
+    def forward(self, z):
+        return 3 * super().forward(z)
+
+
 @pytest.mark.parametrize(
     ("network", "why"),
     [
         (hooked(), "a hook"),
+        (Thrice(nn.Linear(2, 6)), "no plain function"),
+        (
+            nn.Sequential(nn.Unflatten(1, (2, 1)), nn.Linear(1, 6), nn.Flatten(), nn.Linear(12, 6)),
+            "one after the other",
+        ),
         (nn.Sequential(nn.Linear(2, 6), nn.LeakyReLU(0.3), nn.Linear(6, 6)), "other settings"),
         (nn.Sequential(nn.Linear(2, 6), nn.Softmax(-1)), "a layer Softmax"),
         (Twice(), "a layer Twice"),
@@ -233,6 +247,23 @@ def test_the_grid_holds_the_means_at_its_nodes():
     values = unpacked(found["values"])[0].reshape(found["size"], found["size"], 6)
     line = torch.linspace(-2.0, 3.0, found["size"])
     torch.testing.assert_close(torch.from_numpy(values[4, 7].copy()), vae.decode(torch.stack([line[4], line[7]])))
+
+
+@pytest.mark.parametrize(("latent_dim", "over"), [(1, ""), (2, ""), (3, " over the latents")])
+def test_a_grid_over_any_number_of_latents(latent_dim, over):
+    vae = pv.VAE(
+        (6,),
+        prior=pv.priors.StandardNormal(latent_dim),
+        likelihood=pv.likelihoods.Beta(MLP([5])),
+        posterior=pv.posteriors.DiagonalNormal(MLP([5])),
+    )
+    found, notes = latent_space(vae, pv.data.Split((torch.rand(9, 6),)), {"kind": "columns"}, size=9, posteriors=0)
+    decoder = found["decoder"]
+    assert len(decoder["axes"]) == min(2, latent_dim)
+    z = torch.from_numpy(unpacked(decoder["start"]).copy())
+    z[decoder["axes"]] = decoder["high"]
+    torch.testing.assert_close(torch.from_numpy(unpacked(decoder["values"])[0, -1].copy()), vae.decode(z))
+    assert f"nodes an axis{over}" in " ".join(notes)
 
 
 def test_images_on_a_grid_are_rounded_to_256_levels():
@@ -305,6 +336,39 @@ def test_data_that_are_gone(runs, tmp_path):
     assert "The data are not there" in sentences(found)
 
 
+def test_labels_have_the_colours_of_the_pictures():
+    style = (resources.files("ppl_vae.report") / "web" / "page.css").read_text()
+    first = dict(reversed(re.findall(r"--c(\d): (#\w+);", style)))
+    assert [first[str(i)].upper() for i in range(10)] == [
+        f"#{c.lstrip('#').upper()}" for c in plots.latent.CLASS_COLOURS
+    ]
+    rows = torch.zeros(3, 6)
+    for labels, colours in (([9, 4, 4], [4, 9]), ([3, 12, 3], [0, 1]), ([0.5, 1, 2], [0, 1, 2])):
+        assert _labels(pv.data.Split((rows,), torch.tensor(labels)), 3)["colours"] == colours
+
+
+def test_a_regularizer_is_named(runs, tmp_path):
+    shutil.copytree(runs / "plane", tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    text = config.read_text()
+    assert "regularizer: null" in text
+    config.write_text(text.replace("regularizer: null", "regularizer: {class: LabelLikelihood, weight: 3.0}"))
+    (found,) = report(tmp_path, str(tmp_path / "run"), "--posteriors", "0")["subjects"]
+    assert found["about"]["regularizer"] == "LabelLikelihood()"
+
+
+def test_data_that_have_changed(runs, tmp_path):
+    shutil.copytree(runs / "table", tmp_path / "run")
+    shutil.copy(runs / "table.csv", tmp_path / "table.csv")
+    with (tmp_path / "table.csv").open("a") as table:
+        table.write("0.1,0.2,red,a\n")
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace(str(runs / "table.csv"), str(tmp_path / "table.csv")))
+    (found,) = report(tmp_path, str(tmp_path / "run"), "--posteriors", "0")["subjects"]
+    assert "has changed since" in sentences(found)
+    assert "may show data of training" in sentences(found)
+
+
 def test_a_table_keeps_names_and_words(runs, tmp_path):
     (found,) = report(tmp_path, str(runs / "table"), "--posteriors", "2")["subjects"]
     form = found["form"]
@@ -331,6 +395,53 @@ def test_many_latents_have_no_true_posterior(runs, tmp_path):
     assert found["space"]["prior"] == {"mean": [0.0] * 20, "std": [1.0] * 20}
     kl = pv.evaluation.kl_per_dimension(VAEDensities(pv.load_run(runs / "many")), pv.data.load("digits").test.x).mean(0)
     assert found["space"]["order"][0] == int(kl.argmax())
+
+
+def test_the_plane_holds_the_data_and_says_what_it_leaves_out():
+    means = torch.linspace(-9, 9, 1000)[:, None].expand(-1, 2)
+    low, high = _box(means, torch.randn(100, 2))
+    assert low < -9
+    assert high > 9
+    x = torch.rand(300, 6)
+    x[7] *= 1e4
+    vae = vae_with(MLP([5]))
+    form = {"kind": "columns"}
+    found, notes = latent_space(vae, pv.data.Split((x,)), form, size=300, posteriors=0)
+    points = unpacked(found["points"])
+    outside = ((points < found["low"]) | (points > found["high"])).any(1)
+    assert outside.nonzero()[0].tolist() == [7]
+    assert notes == ["1 of these points lie far from the others, outside the plane."]
+
+
+def test_rows_of_samples_name_their_conditions():
+    y = torch.eye(7)[torch.arange(21) % 7]
+    vae = pv.VAE(
+        (6,),
+        prior=pv.priors.StandardNormal(2),
+        likelihood=pv.likelihoods.Normal(),
+        posterior=pv.posteriors.DiagonalNormal(),
+        y_shape=(7,),
+    )
+    data = pv.data.Split((torch.rand(21, 6), y), conditions=tuple("abcdefg"))
+    assert examples(vae, data, {"kind": "columns"})["conditions"] == ["a", "b", "c", "e", "f"]
+
+
+def test_weights_of_few_labels_are_no_conditions():
+    data = with_few_labels(pv.data.load("digits"), 50)
+    vae = pv.programs.SemiSupervisedVAE(
+        data,
+        prior=pv.priors.StandardNormal(2),
+        likelihood=pv.likelihoods.Bernoulli(MLP([5])),
+        posterior=pv.posteriors.DiagonalNormal(MLP([5])),
+    )
+    last = replace(data.train, columns=tuple(c[-20:] for c in data.train.columns), labels=None, rows=None)
+    assert last.columns[1].max() < 1  # copies of data with labels, each with the weight of one
+    x, y = columns_of(vae, last, 20)
+    torch.testing.assert_close(y, (last.columns[1] > 0).float())
+    torch.testing.assert_close(vae.decode(vae.encode(x, y), y), vae.reconstruct(*last.columns))
+    values, names = conditions_of(vae, last, y)
+    torch.testing.assert_close(values, torch.eye(10))
+    assert names == [str(i) for i in range(10)]
 
 
 def test_a_discrete_latent_has_no_plane():

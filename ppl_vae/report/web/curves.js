@@ -6,7 +6,7 @@ function chart(place, given, number) {
   const at = given.at.map((x, i) => x ?? i);
   const whole = [Math.min(...at), Math.max(...at)];
   if (whole[0] === whole[1]) whole[1] += 1;
-  const settled = whole[0] + 0.03 * (whole[1] - whole[0]); // the first steps would flatten the rest
+  const settled = whole[0] + (at.length < 30 ? 0 : 0.03 * (whole[1] - whole[0])); // the first of many steps would flatten the rest
   let view = null; // null: all of it
   let cursor = null;
   let [width, height] = [720, 260];

@@ -11,7 +11,8 @@ function latentSpace(place, space, still) {
   const shownX = unpackData(data.x, datum);
   const numX = shownX.length / data.number;
   const one = dim === 1;
-  const labelOf = (k) => (space.labels.classes ? space.labels.classes[labels[k]] : shown(labels[k]));
+  const wordOf = (label) => space.labels.words[label] ?? shown(label);
+  const labelOf = (k) => (space.labels.classes ? space.labels.classes[labels[k]] : wordOf(labels[k]));
 
   const z = new Float32Array(dim);
   if (dim > 2) for (let u = 0; u < dim; u++) for (let k = 0; k < count; k++) z[u] += points[k * dim + u] / count;
@@ -89,7 +90,7 @@ function latentSpace(place, space, still) {
   const sliders = dim > 2 && !space.decoder.axes ? space.order.map(slider) : [];
   const most = 16;
   const help = make("p", { class: "help live-help" },
-    "Move the pointer, or focus the plane and press the arrow keys (with Shift: further). Enter adds a point to the path, P plays it, Home goes to the middle, ] and [ choose a datum." +
+    "Move the pointer, or focus the plane and press the arrow keys (with Shift: further). Enter adds a point to the path, P plays it, Home goes to the middle, ] and [ choose a datum. Each density is drawn to its own largest value." +
       (labels ? ` A label is the data set's own, which the model ${space.conditions ? "may read as its condition" : "never saw"}.` : ""),
     checked ? make("span", { "data-checked": String(checked.good) }, checked.good
       ? ` Held against PyTorch as this page opened: decoded means differ by at most ${checked.worst.toExponential(0)}.`
@@ -124,7 +125,7 @@ function latentSpace(place, space, still) {
   const toY = (v) => box.height - ((v - low) / (high - low)) * box.height;
   const colourOf = (k) => {
     if (!labels) return colour("accent");
-    return space.labels.classes ? colour(`c${labels[k] % 10}`) : ramp((labels[k] - space.labels.low) / (space.labels.high - space.labels.low || 1));
+    return space.labels.classes ? colour(`c${space.labels.colours[labels[k]]}`) : ramp((labels[k] - space.labels.low) / (space.labels.high - space.labels.low || 1));
   };
 
   function sized(canvas) {
@@ -194,7 +195,9 @@ function latentSpace(place, space, still) {
   function posteriorOf(k) {
     const grid = Float32Array.from(dataOf.density.subarray(k * nodes ** dim, (k + 1) * nodes ** dim), (v) => (v / 255) ** 2);
     const part = (name, width) => [...dataOf[name].subarray(k * width, (k + 1) * width)];
-    return { grid, low: part("low", dim), high: part("high", dim), mean: dataOf.mean && part("mean", dim), covariance: dataOf.covariance && part("covariance", dim * dim) };
+    const [low, high] = [part("low", dim), part("high", dim)]; // of nodes, which are drawn as the middles of cells
+    const half = (high[0] - low[0]) / (nodes - 1) / 2;
+    return { grid, low: low.map((v) => v - half), high: high.map((v) => v + half), mean: dataOf.mean && part("mean", dim), covariance: dataOf.covariance && part("covariance", dim * dim) };
   }
 
   /** The ellipse of q at two standard deviations, in a plane with these scales. */
@@ -217,10 +220,10 @@ function latentSpace(place, space, still) {
     context.strokeStyle = context.fillStyle = colour("text");
     if (chosen !== null && on.posterior && dataOf.density) {
       const found = posteriorOf(chosen);
-      if (one) curve(context, found.grid, colour("c3"), 0.9, [found.low[0], found.high[0]]);
+      if (one) curve(context, found.grid, colour("c1"), 0.9, [found.low[0], found.high[0]]);
       else {
         const corner = [toX(found.low[0]), toY(found.high[1]), toX(found.high[0]) - toX(found.low[0]), toY(found.low[1]) - toY(found.high[1])];
-        context.drawImage(tinted(found.grid, nodes, colour("c3"), 0.8), ...corner);
+        context.drawImage(tinted(found.grid, nodes, colour("c1"), 0.8), ...corner);
         context.lineWidth = 1.2;
         ellipse(context, found, toX, toY);
         context.globalAlpha = 0.5;
@@ -229,6 +232,7 @@ function latentSpace(place, space, still) {
       }
     }
     if (chosen !== null && chosen < count) {
+      context.strokeStyle = colour("text");
       context.lineWidth = 2;
       context.beginPath();
       context.arc(toX(points[chosen * dim + pair[0]]), one ? box.height - 8 * rows() - 4 : toY(points[chosen * dim + pair[1]]), 7, 0, 7);
@@ -267,11 +271,11 @@ function latentSpace(place, space, still) {
     else bars(picture, x, chosen === null ? null : originalOf(chosen), datum);
   }
 
-  function nearestOf(limit) {
+  function nearestOf(limit, latents = pair) {
     let best = null, least = Infinity;
     for (let k = 0; k < limit; k++) {
       let far = 0;
-      for (const u of pair) far += (points[k * dim + u] - z[u]) ** 2;
+      for (const u of latents) far += (points[k * dim + u] - z[u]) ** 2;
       if (far < least) [best, least] = [k, far];
     }
     return { k: best, distance: Math.sqrt(least) };
@@ -281,7 +285,7 @@ function latentSpace(place, space, still) {
   function words() {
     const said = dim <= 3 ? [...z.keys()] : pair;
     const at = said.map((u) => `z${u + 1} ${fixed(z[u])}`).join(", ");
-    const near = labels && count ? ` Nearest of the data: label ${labelOf(nearestOf(count).k)}.` : "";
+    const near = labels && count ? ` Nearest of the data: label ${labelOf(nearestOf(count, [...z.keys()]).k)}.` : "";
     const given = space.conditions ? ` under condition ${space.conditions[which]}` : "";
     return `Mean of p(x|z) at ${at}${given}.${near}`;
   }
@@ -334,21 +338,23 @@ function latentSpace(place, space, still) {
     const x = (v) => share(0)(v) * close.width;
     context.lineWidth = 3;
     if (one) {
+      let top = 1; // the largest of both densities, in units of the true posterior's
       const line = (values, tint) => {
         context.strokeStyle = tint;
         context.beginPath();
-        values.forEach((v, i) => context.lineTo((i / (nodes - 1)) * close.width, close.height * (1 - 0.92 * v)));
+        values.forEach((v, i) => context.lineTo(((i + 0.5) / nodes) * close.width, close.height * (1 - (0.92 * v) / top)));
         context.stroke();
       };
-      line([...found.grid], colour("c3"));
       if (found.mean) {
-        const step = (found.high[0] - found.low[0]) / (nodes - 1);
+        const step = (found.high[0] - found.low[0]) / nodes;
         const mass = found.grid.reduce((a, b) => a + b, 0) * step; // of a density whose largest is 1
         const q = (v) => (Math.exp(-0.5 * (v - found.mean[0]) ** 2 / found.covariance[0]) / Math.sqrt(2 * Math.PI * found.covariance[0])) * mass;
-        line(Array.from({ length: nodes }, (_, i) => q(found.low[0] + i * step)), colour("text"));
+        top = Math.max(1, q(found.mean[0]));
+        line(Array.from({ length: nodes }, (_, i) => q(found.low[0] + (i + 0.5) * step)), colour("text"));
       }
+      line([...found.grid], colour("c1"));
     } else {
-      context.drawImage(tinted(found.grid, nodes, colour("c3"), 1), 0, 0, close.width, close.height);
+      context.drawImage(tinted(found.grid, nodes, colour("c1"), 1), 0, 0, close.width, close.height);
       context.strokeStyle = colour("text");
       ellipse(context, found, x, (v) => (1 - share(1)(v)) * close.height);
     }
@@ -463,8 +469,8 @@ function latentSpace(place, space, still) {
     colours = [];
     if (!labels) return;
     const dot = (tint) => make("svg", { viewBox: "0 0 10 10", "aria-hidden": true }, make("circle", { cx: 5, cy: 5, r: 5, fill: tint }));
-    if (space.labels.classes) legend.replaceChildren(make("span", {}, "label of the data"), ...space.labels.classes.map((name, i) => make("span", {}, dot(colour(`c${i % 10}`)), name)));
-    else legend.replaceChildren(make("span", {}, "label of the data"), make("span", {}, shown(space.labels.low), ...[0, 0.25, 0.5, 0.75, 1].map((s) => dot(ramp(s))), shown(space.labels.high)));
+    if (space.labels.classes) legend.replaceChildren(make("span", {}, "label of the data"), ...space.labels.classes.map((name, i) => make("span", {}, dot(colour(`c${space.labels.colours[i]}`)), name)));
+    else legend.replaceChildren(make("span", {}, "label of the data"), make("span", {}, wordOf(space.labels.low), ...[0, 0.25, 0.5, 0.75, 1].map((s) => dot(ramp(s))), wordOf(space.labels.high)));
   }
 
   /** The plane decoded on a grid, for paper. */

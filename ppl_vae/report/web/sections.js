@@ -17,7 +17,7 @@ const CHARTS = [ // title, and the figures of a record
   ["Classification error", ["classification_error", "validation_classification_error"]],
 ];
 const column = (history, name) => history.map((record) => (typeof record[name] === "number" ? record[name] : null));
-const alike = (a, b) => a.every((v, i) => (v === null) === (b[i] === null) && (v === null || Math.abs(v - b[i]) < 5e-3));
+const alike = (a, b) => a.every((v, i) => (v === null) === (b[i] === null) && (v === null || Math.abs(v - b[i]) <= 1e-4 * Math.abs(v)));
 
 function curvesOf({ history, caveat }) {
   const found = [];
@@ -26,7 +26,8 @@ function curvesOf({ history, caveat }) {
     for (const name of names) {
       const numbers = column(history, name);
       const words = name.replace("validation_", "validation ").replaceAll("_", " ").replace("elbo", "ELBO").replace("kl", "KL");
-      const known = numbers.some((v) => v !== null) && !series.some((s) => alike(s.values, numbers)); // a bound may be the ELBO
+      const twice = name.endsWith("bound") && alike(column(history, name.replace("bound", "elbo")), numbers); // the bound is the ELBO
+      const known = numbers.some((v) => v !== null) && !twice;
       if (known) series.push({ name: /validation|error/.test(name) ? words : `${words}, training`, values: numbers });
     }
     if (series.length) found.push({ title, x: "epoch", at: column(history, "epoch"), series, caveat });
@@ -63,11 +64,13 @@ function latentSection(subject) {
   return [make("p", {}, `Points are the centres of q(z|x) of ${whole} data (${subject.data_name}).${how} ${subject.notes.join(" ")}`), place, still];
 }
 
+const cutOf = ({ cut }, name, { low, high }) => (cut[name] ? ` ${shown(100 * cut[name], 2)}% of the values lie outside ${shown(low)} to ${shown(high)}, and are cut to it.` : "");
+
 function reconstructionSection({ form, examples, data_name }) {
   if (!form) return [absent("They need the model and data, and one of them is not there.")];
   if (!examples.made) return [absent("A reconstruction is not finite: none is shown.")];
   const [x, again] = [rowsOf(examples.x, form), rowsOf(examples.made, form)];
-  const text = `The first ${x.length} data of ${data_name}, each above its reconstruction: the mean of p(x|z) at the centre of q(z|x), no draw.`;
+  const text = `The first ${x.length} data of ${data_name}, each above its reconstruction: the mean of p(x|z) at the centre of q(z|x), no draw.${cutOf(examples, "made", form)}`;
   if (form.kind !== "image") return [rowsTable(x.flatMap((row, i) => [[`datum ${i + 1}`, row], ["reconstruction", again[i]]]), form, text)];
   const across = Math.min(8, x.length);
   const nothing = new Float32Array(x[0].length).fill(form.low);
@@ -78,10 +81,10 @@ function reconstructionSection({ form, examples, data_name }) {
 
 function sampleSection({ form, examples }) {
   if (!form) return [absent("They need the model and data, and one of them is not there.")];
-  const given = examples.conditions ? ` The conditions come in turn: ${examples.conditions.join(", ")}.` : "";
+  const given = examples.conditions ? ` The conditions come in turn: ${[...new Set(examples.conditions)].join(", ")}.` : "";
   const parts = [
-    ["means", `Means of p(x|z) at draws of the prior p(z): smoother than data, and no draws.${given}`],
-    ["draws", `Draws from p(x|z) at the same z: data as the model has them.${given}`],
+    ["means", `Means of p(x|z) at draws of the prior p(z): smoother than data, and no draws.${given}${cutOf(examples, "means", form)}`],
+    ["draws", `Draws from p(x|z) at the same z: data as the model has them.${given}${cutOf(examples, "draws", form)}`],
   ].map(([name, text]) => {
     if (!examples[name]) return absent(`${text} Some are not finite: they are not shown.`);
     const rows = rowsOf(examples[name], form);

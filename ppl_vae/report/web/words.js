@@ -25,7 +25,7 @@ function madeOf({ data, ...about }) {
     said.push(`A model of ${data.name} (${(data.x_shape ?? []).join(" × ")}${data.x_shape?.length === 1 ? " columns" : ""}${binarize}${parts.length ? `; ${parts.join(", ")} data` : ""}).`);
     if (!data.validation) said.push("There are no validation data: figures of training are those of data that it was fitted to.");
   }
-  const pieces = ["prior", "likelihood", "posterior", "classifier", "objective"].filter((role) => about[role]).map((role) => `${role} ${about[role]}`);
+  const pieces = ["prior", "likelihood", "posterior", "classifier", "objective", "regularizer"].filter((role) => about[role]).map((role) => `${role} ${about[role]}`);
   if (pieces.length) said.push(`${capital(pieces.join(", "))}.`);
   return said.join(" ");
 }
@@ -43,17 +43,21 @@ function trainedHow(about) {
   return `Training ${how} after ${about.epochs}${planned} epoch${about.epochs === 1 && !planned ? "" : "s"}${took}, on ${about.device} with seed ${about.seed}${best}.${last}`;
 }
 
+/** What log p(x) is of a conditional model, by the note of its evaluation. */
+const evidenceOf = ({ notes }) => (notes ?? []).map((note) => /log p\(x\) is (log p\(x[|,] ?y\))/.exec(note)?.[1]).find(Boolean) ?? "log p(x)";
+const labelIn = (evaluation, name) => labelOfFigure(name).replace("log p(x)", evidenceOf(evaluation));
+
 function evaluatedHow(evaluation) {
   if (!evaluation) return "";
-  const parts = ["log_evidence", "elbo", "gap"].filter((n) => evaluation.figures[n]).map((n) => `${labelOfFigure(n)} is ${figure(evaluation.figures[n])}`);
+  const parts = ["log_evidence", "elbo", "gap"].filter((n) => evaluation.figures[n]).map((n) => `${labelIn(evaluation, n)} is ${figure(evaluation.figures[n])}`);
   const where = `${numeral(evaluation.num_data)} data${evaluation.data ? ` (${evaluation.data})` : ""}`;
-  return `On ${where}, log p(x) by ${evaluation.method} (${kindOf(evaluation)}): ${parts.join("; ")} nats per datum, 95% intervals over data.`;
+  return `On ${where}, ${evidenceOf(evaluation)} by ${evaluation.method} (${kindOf(evaluation)}): ${parts.join("; ")} nats per datum, 95% intervals over data.`;
 }
 
 /** The main figures, large: those of an evaluation, else the last of training. */
 function mainFigures(subject) {
   const own = subject.evaluation?.figures ?? {};
-  let parts = ["log_evidence", "elbo", "gap"].filter((n) => own[n]).map((n) => [labelOfFigure(n), ...figure(own[n]).split(" [")]);
+  let parts = ["log_evidence", "elbo", "gap"].filter((n) => own[n]).map((n) => [labelIn(subject.evaluation, n), ...figure(own[n]).split(" [")]);
   if (!parts.length) {
     const figures = subject.about.figures ?? {};
     parts = Object.entries(OF_TRAINING).filter(([n]) => typeof figures[n] === "number").slice(0, 2).map(([n, words]) => [words.replace("the ", "").replace(/ \(.*/, ""), shown(figures[n], 4)]);
