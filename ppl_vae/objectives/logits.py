@@ -122,7 +122,7 @@ class Site:
         if states is None or (only_bits and not isinstance(states, BinaryVector)):
             raise _refusal(who, name, describe(inner), only_bits)
         shape, z = log_weights.log_lik.shape, log_weights.z[name]
-        if len(q.batch_shape) > 1 + (shape[0] > 1):
+        if q.batch_shape.numel() != shape.numel():
             raise TypeError(
                 f"objective {who} needs a latent in the plate of the data alone, and q at site {name!r} has the batch "
                 f"shape {tuple(q.batch_shape)}; make its variables one event, or use REINFORCE"

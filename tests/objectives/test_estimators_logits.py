@@ -45,6 +45,7 @@ from ppl_vae.objectives import (
     as_loss,
     sample_log_weights,
 )
+from ppl_vae.objectives.baselines import observed_rows
 from ppl_vae.objectives.logits import Drawing
 from ppl_vae.objectives.states import States, noisy_given
 from ppl_vae.regularizers import terms
@@ -622,6 +623,62 @@ def test_a_penalty_that_is_sampled_has_the_gradient_of_its_expectation() -> None
     leaves = sample_log_weights(vae.model, vae.guide, X, num_particles=2, latents=DoubleCV(2).latents)
     with pytest.raises(ValueError, match=r"needs latents that carry a gradient"):
         terms.one_site(leaves, "regularizer InfoVAE")
+
+
+def test_a_baseline_sees_the_data_of_its_own_row_under_plates_inside() -> None:
+    x = torch.arange(24.0).reshape(2, 4, 3)  # two measurements of three numbers of each of four data
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", 4, dim=-1):
+            z = pyro.sample("z", dist.Bernoulli(torch.full((2,), 0.4)).to_event(1))
+            with pyro.plate("measurements", 2, dim=-2):
+                pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), torch.ones(3)).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", 4, dim=-1):
+            pyro.sample("z", dist.Bernoulli(torch.full((2,), 0.4)).to_event(1))
+
+    weights = sample_log_weights(model, guide, x, num_particles=3, max_plate_nesting=2, latents="detached")
+    assert torch.equal(observed_rows(weights), x.transpose(0, 1).reshape(4, 6))
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_given_subsample_with_plates_inside_the_data_is_a_batch_with_one_event(k: int) -> None:
+    """The latent lies in the plate of the data alone, and the plate's rows are given, for every way to draw."""
+    torch.manual_seed(3)
+    program = nn.ModuleList([nn.Linear(3, 2), nn.Linear(2, 3)]).double()
+
+    def rows(given: bool) -> Any:
+        return pyro.plate("data", 80, subsample=torch.arange(8).flip(0), dim=-1) if given else pyro.plate("data", 8)
+
+    def model(x: Tensor, given: bool) -> None:
+        with rows(given) as index:
+            z = pyro.sample("z", dist.Bernoulli(torch.full((2,), 0.4, dtype=torch.float64)).to_event(1))
+            if not given:
+                pyro.sample("x", dist.Bernoulli(logits=program[1](z)).to_event(1), obs=x)
+                return
+            with pyro.plate("pixels", 3, dim=-2):
+                logits = program[1](z).reshape(-1, 8, 3)  # (K, batch, pixels), and K must lead the plate of pixels
+                logits = logits.transpose(1, 2) if k > 1 else logits[0].T
+                pyro.sample("x", dist.Bernoulli(logits=logits), obs=x[7 - index].T)
+
+    def guide(x: Tensor, given: bool) -> None:
+        with rows(given) as index:
+            pyro.sample("z", dist.Bernoulli(logits=program[0](x[7 - index] if given else x)).to_event(1))
+
+    makers: list[Any] = [REBAR, RELAX, REINFORCE, ReinMaxELBO]
+    makers += [] if k == 1 else [DisARM, ARM, LocalDisARM, DoubleCV, VIMCO]
+    for make in makers:
+        found = []
+        for given in (True, False):
+            torch.manual_seed(9)
+            objective = make(k)
+            weights = sample_log_weights(
+                model, guide, X, given, num_particles=k, latents=objective.latents, max_plate_nesting=1 + given
+            )
+            assert weights.scale == (10.0 if given else 1.0)
+            found.append(gradient_of(objective(weights).surrogate.sum(), program))
+        assert_same(*found)
 
 
 def test_every_new_name_is_public() -> None:
