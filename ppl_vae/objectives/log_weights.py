@@ -379,7 +379,7 @@ class LogWeights:
         """
         for name in self.require_draws(objective):
             q = self.posterior.get(name)  # none in log-weights that were made by hand
-            if q is None or self.z[name].requires_grad:
+            if q is None or (self.z[name].requires_grad and not getattr(self.drawing, "leaf", False)):
                 continue
             if not q.has_rsample:
                 raise ValueError(

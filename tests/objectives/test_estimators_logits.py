@@ -28,6 +28,7 @@ from ppl_vae.distributions.one_hot import OneHotVector
 from ppl_vae.networks import MLP
 from ppl_vae.objectives import (
     ARM,
+    ELBO,
     NVIL,
     REBAR,
     REINFORCE,
@@ -623,6 +624,8 @@ def test_a_penalty_that_is_sampled_has_the_gradient_of_its_expectation() -> None
     leaves = sample_log_weights(vae.model, vae.guide, X, num_particles=2, latents=DoubleCV(2).latents)
     with pytest.raises(ValueError, match=r"needs latents that carry a gradient"):
         terms.one_site(leaves, "regularizer InfoVAE")
+    with pytest.raises(ValueError, match=r"objective ELBO needs reparameterised latents"):
+        ELBO()(leaves)
 
 
 def test_a_baseline_sees_the_data_of_its_own_row_under_plates_inside() -> None:
