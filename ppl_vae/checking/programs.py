@@ -2,6 +2,7 @@ r"""Questions about a whole program: gradients, the objective, the bound, captur
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,11 +16,13 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 from ppl_vae import objectives
+from ppl_vae.capture import modules_of
 from ppl_vae.checking import places
 from ppl_vae.checking.asking import ROLES, Findings, Unanswered, Wrong, copied, wrong_by
 from ppl_vae.evidence.log_evidence import log_evidence
 from ppl_vae.evidence.results import Evidence
 from ppl_vae.objectives import NotPerDatumError, sample_log_weights
+from ppl_vae.objectives.estimate import sampling_of
 from ppl_vae.objectives.impossible import strange
 from ppl_vae.objectives.losses import Program, as_loss
 from ppl_vae.svi import SVI
@@ -125,7 +128,7 @@ def _trained(
     """
     quiet = []
     for jitter in (0.0, _JITTER):
-        with _moved(module, jitter):
+        with _moved(modules_of(module, objective), jitter):
             svi = SVI(*program, _adam, objective, compile="off")
             svi.backward(*args, mean=True)
             found = _gradients(svi, module)
@@ -151,9 +154,9 @@ def _gradients(svi: SVI, module: nn.Module | None) -> dict[str, Tensor | None]:
 
 
 @contextmanager
-def _moved(module: nn.Module | None, size: float) -> Iterator[None]:
+def _moved(modules: list[nn.Module], size: float) -> Iterator[None]:
     """Move all parameters a little within a block, and move them back afterwards."""
-    kept = [(p, p.detach().clone()) for p in ([] if module is None else module.parameters())]
+    kept = [(p, p.detach().clone()) for module in modules for p in module.parameters()]
     try:
         with torch.no_grad():
             for p, _ in kept:
@@ -235,7 +238,7 @@ def _values(objective: Any, program: Program, args: tuple[Any, ...]) -> Tensor |
     """Return repeated values per datum of an objective that claims to be a lower bound; None for any other."""
     loss = as_loss(objective)
     if not isinstance(objective, PyroELBO):
-        weights = sample_log_weights(*program, *args, num_particles=getattr(objective, "num_particles", 1))
+        weights = sample_log_weights(*program, *args, **sampling_of(objective))
         if getattr(objective(weights), "kind", "neither") != "lower":
             return None
     elif getattr(objective, "alpha", 0.0) < 0:
@@ -251,7 +254,7 @@ def _captured(findings: Findings, objective: Any, args: tuple[Any, ...], vae: VA
     states = []
     for level in ("off", "graph"):
         mine = copied(vae, "the program").train()
-        svi = SVI(mine.model, mine.guide, _adam, objective, compile=level)  # type: ignore[arg-type]
+        svi = SVI(mine.model, mine.guide, _adam, copy.deepcopy(objective), compile=level)  # type: ignore[arg-type]
         torch.manual_seed(1)
         losses = [svi.step(*args) for _ in range(_STEPS)]
         states.append([v.detach().clone() for v in svi.parameters.values()])

@@ -134,7 +134,8 @@ class ARM(DisARM):
     """
 
     def _weights(self, site: Site) -> Tensor:
-        return 2 * _halves(site.log_weights.drawing.noise[site.name])[0].sigmoid() - 1
+        noise = site.log_weights.drawing.noise[site.name].reshape(site.z.shape)
+        return 2 * _halves(noise)[0].sigmoid() - 1
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ def two_layers(inputs: int, hidden: int) -> nn.Sequential:
 def observed_rows(log_weights: LogWeights) -> Float[Tensor, "batch columns"]:
     """Return all that is observed of each datum as a row; a missing value is 0."""
     batch = log_weights.log_lik.shape[1]
-    return torch.cat([x.detach().reshape(batch, -1) for _, x in log_weights.observed.values()], 1).nan_to_num()
+    rows = [x.detach().movedim(-1 - p.event_dim, 0) for p, x in log_weights.observed.values()]  # plates inside follow
+    return torch.cat([x.reshape(batch, -1) for x in rows], 1).nan_to_num()
 
 
 class MovingAverage(nn.Module):

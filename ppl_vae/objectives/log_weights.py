@@ -177,6 +177,11 @@ class LogWeights:
         return self.path is not None and self.path.spent
 
     @property
+    def attached(self) -> bool:
+        """Whether a latent carries the gradient of q, and not only that of the model as those of `DoubleCV` do."""
+        return any(z.requires_grad for z in self.z.values()) and not getattr(self.drawing, "leaf", False)
+
+    @property
     def num_particles(self) -> int:
         """The number of particles K."""
         return self.log_lik.shape[0]
@@ -248,10 +253,9 @@ class LogWeights:
         zero = torch.zeros_like(self.log_lik[0])
         if not torch.is_grad_enabled():
             return zero
-        attached = any(z.requires_grad for z in self.z.values())
         total = zero if model is None else (model * self.log_p).sum(0)
         log_q = self.joint_log_q
-        if not attached:
+        if not self.attached:
             weights = score if score is not None else (0.0 if model is None else -model)
             return total + (weights * log_q).sum(0)
         weights = torch.zeros_like(self.log_lik) if model is None else model
@@ -375,7 +379,7 @@ class LogWeights:
         """
         for name in self.require_draws(objective):
             q = self.posterior.get(name)  # none in log-weights that were made by hand
-            if q is None or self.z[name].requires_grad:
+            if q is None or (self.z[name].requires_grad and not getattr(self.drawing, "leaf", False)):
                 continue
             if not q.has_rsample:
                 raise ValueError(

@@ -25,13 +25,18 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from ppl_vae._distributions import describe
+from ppl_vae._numbers import bounded
 from ppl_vae.distributions.binary_vector import BinaryVector
+from ppl_vae.distributions.one_hot import OneHotVector
 from ppl_vae.objectives.estimate import Estimate, Kind
 from ppl_vae.objectives.log_weights import LogWeights
 from ppl_vae.objectives.states import States, noise_of, states_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+
+
+_CERTAIN = 1e3  # probabilities are 0 or 1 there in every type; an infinite logit over a temperature has no derivative
 
 
 class Drawing(Messenger):
@@ -117,12 +122,13 @@ class Site:
         if states is None or (only_bits and not isinstance(states, BinaryVector)):
             raise _refusal(who, name, describe(inner), only_bits)
         shape, z = log_weights.log_lik.shape, log_weights.z[name]
-        if len(q.batch_shape) > 1 + (shape[0] > 1):
+        if q.batch_shape.numel() != shape.numel():
             raise TypeError(
                 f"objective {who} needs a latent in the plate of the data alone, and q at site {name!r} has the batch "
                 f"shape {tuple(q.batch_shape)}; make its variables one event, or use REINFORCE"
             )
-        states = type(states)(states.logits.reshape(*shape, *states.logits.shape[len(q.batch_shape) :]))
+        classes = states.logits.shape[-1:] if isinstance(states, OneHotVector) else ()
+        states = type(states)(bounded(states.logits, _CERTAIN).reshape(*shape, -1, *classes))
         mask = None if inner is q else torch.as_tensor(q._mask, device=z.device).expand(q.batch_shape).reshape(shape)
         return cls(log_weights, name, states, z.reshape(*shape, -1), mask)
 

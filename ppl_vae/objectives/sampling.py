@@ -20,6 +20,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -169,6 +170,8 @@ class _Detached(Messenger):
         self.paths = paths
 
     def _pyro_sample(self, msg: Any) -> None:
+        if isinstance(msg["fn"], _Subsample):  # a plate's choice of data, which may be given
+            return
         if self.paths and msg["fn"].has_rsample and not is_discrete(msg["fn"]):
             return
         if not (msg["done"] or msg["is_observed"]):

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.distributions.util import scale_and_mask
+from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from ppl_vae._distributions import unwrapped
+from ppl_vae._numbers import finite
 from ppl_vae.objectives.log_weights import LogWeights, to_particles
 
 if TYPE_CHECKING:
@@ -40,7 +43,25 @@ def _log_prob(site: Any) -> Tensor:
     log_p = site.get("unscaled_log_prob")
     if log_p is None:
         log_p = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    if site["value"].requires_grad and (between := _between_states(site["fn"], site["value"])) is not None:
+        log_p = log_p + between
     return scale_and_mask(log_p, mask=site["mask"])
+
+
+def _between_states(fn: Any, z: Tensor) -> Tensor | None:
+    """Return what the density of a one-hot z lacks between states, zero at a state; None if it lacks nothing.
+
+    Pyro's `OneHotCategorical` scores the state that is nearest to z, so that its density has no slope in z; that of
+    bits and of `OneHotVector` is linear in z.
+    """
+    if isinstance(fn, dist.MaskedDistribution):
+        between = _between_states(fn.base_dist, z)
+        return None if between is None else scale_and_mask(between, mask=fn._mask)
+    base = unwrapped(fn)
+    if not isinstance(base, dist.OneHotCategorical):
+        return None
+    nearest = z.detach().argmax(-1, keepdim=True) == torch.arange(z.shape[-1], device=z.device)
+    return sum_rightmost((z - nearest.to(z)) * finite(base.logits.detach()), fn.event_dim)
 
 
 def from_traces(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> LogWeights:

@@ -40,7 +40,7 @@ def kl(log_weights: LogWeights) -> Term:
             analytic, (q,) = log_weights.analytic_kl(), log_weights.posterior.values()
             return expected(analytic, log_weights) if hasattr(q, "kl_given") else differentiable(analytic.mean(0))
     log_q = log_weights.joint_log_q
-    if not (log_weights.enumerated or any(z.requires_grad for z in log_weights.z.values())):
+    if not (log_weights.enumerated or log_weights.attached):
         log_q = log_q.detach()  # its own gradient has the mean zero
     return expected(log_q - log_prior(log_weights), log_weights)
 
@@ -82,17 +82,20 @@ def expected(values: Tensor, log_weights: LogWeights) -> Term:
     """Return the expectation over q of a function of the draws, given as (K, batch) or (K, batch, L).
 
     Enumerated latents give an exact sum. Latents with a gradient give the mean with the pathwise gradient. Latents
-    without one give the mean with the score-function gradient, in which each particle subtracts the mean of the others.
+    without one give the mean with the score-function gradient, in which each particle subtracts the mean of the others
+    that are independent of it.
     """
     log_q = log_weights.joint_log_q.reshape(*log_weights.log_lik.shape, *(1,) * (values.dim() - 2))
     if log_weights.enumerated:
         return differentiable(log_weights.expectation(values))
-    if any(z.requires_grad for z in log_weights.z.values()):
+    if log_weights.attached:
         return differentiable(values.mean(0))
     signal = values.detach()
     value = signal.mean(0)
-    if log_weights.num_particles > 1:
-        signal = signal - leave_one_out(signal)
+    antithetic = getattr(log_weights.drawing, "antithetic", False)
+    groups = signal.chunk(2) if antithetic else (signal,)  # of independent draws: a partner depends on its draw
+    if len(groups[0]) > 1:
+        signal = torch.cat([group - leave_one_out(group) for group in groups])
     return Term(value, (signal * log_q + values).mean(0))
 
 
@@ -136,7 +139,7 @@ def one_site(log_weights: LogWeights, owner: str) -> tuple[str, Tensor]:
     if len(log_weights.z) != 1:
         raise ValueError(f"{owner} takes one latent site, and the program has {list(log_weights.z)}")
     ((name, z),) = log_weights.z.items()
-    if torch.is_grad_enabled() and not z.requires_grad:
+    if torch.is_grad_enabled() and not log_weights.attached:
         raise ValueError(f"{owner} needs latents that carry a gradient; use ELBO, STL or IWAE, reparameterised")
     return name, z
 

@@ -18,15 +18,17 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from replicates import assert_same, assert_within_errors, block, flat, gradient_of, mean_gradient, measured
+from replicates import assert_same, assert_within_errors, block, flat, gradient_at, gradient_of, mean_gradient, measured
 from test_estimators_discrete import VAES, X, bits, close, every_vae, exact_bound, exact_elbo, one_hots, states_of
 from torch import Tensor, nn
 
 from ppl_vae import SVI, VAE, likelihoods, objectives, posteriors, priors
 from ppl_vae.distributions.binary_vector import BinaryVector
+from ppl_vae.distributions.one_hot import OneHotVector
 from ppl_vae.networks import MLP
 from ppl_vae.objectives import (
     ARM,
+    ELBO,
     NVIL,
     REBAR,
     REINFORCE,
@@ -35,12 +37,19 @@ from ppl_vae.objectives import (
     DisARM,
     DoubleCV,
     EnumeratedELBO,
+    Estimate,
+    GumbelRaoELBO,
+    GumbelSoftmaxELBO,
     LocalDisARM,
+    ReinMaxELBO,
+    StraightThroughELBO,
     as_loss,
     sample_log_weights,
 )
+from ppl_vae.objectives.baselines import observed_rows
 from ppl_vae.objectives.logits import Drawing
 from ppl_vae.objectives.states import States, noisy_given
+from ppl_vae.regularizers import terms
 
 
 class Given(Drawing):
@@ -500,6 +509,179 @@ def test_masks_over_data_take_their_gradient_away() -> None:
         (found,) = torch.autograd.grad(objective(weights).surrogate.sum(), logits)
         assert found[:, ~keep].abs().max() == 0
         assert found[:, keep].abs().max() > 0
+
+
+# Pyro's own sites, and penalties beside an objective that makes its own draws
+
+
+class Sites(nn.Module):
+    """A program with one discrete site in a form of Pyro's, or in this package's; the parameters are the same."""
+
+    def __init__(self, form: str, size: int, own: bool) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.form, self.own = form, own
+        self.encoder, self.decoder = nn.Linear(3, size).double(), nn.Linear(size, 3).double()
+        self.prior = nn.Parameter(torch.randn(size, dtype=torch.float64))
+
+    def latent(self, logits: Tensor) -> Any:
+        if "bit" in self.form:
+            if self.own:
+                return BinaryVector(logits)
+            if self.form == "a bit":
+                return dist.Bernoulli(logits=logits[..., 0])
+            return dist.Bernoulli(logits=logits.unflatten(-1, (-1, 2))).to_event(2)
+        blocks = logits.unflatten(-1, (-1, 3))
+        if self.own:
+            return OneHotVector(blocks)
+        if self.form == "classes":
+            return dist.OneHotCategorical(logits=blocks).to_event(1)
+        return dist.OneHotCategorical(logits=logits)
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            prior = self.latent(self.prior)
+            z = pyro.sample("z", prior.mask(torch.tensor(True)) if self.form == "a class" else prior)
+            z = z.reshape(*z.shape[: z.dim() - self.event_dim], -1)
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z).sin()).to_event(1), obs=x)
+
+    @property
+    def event_dim(self) -> int:
+        return 1 if self.own else {"a bit": 0, "bits": 2, "a class": 1, "classes": 2}[self.form]
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", self.latent(self.encoder(x)))
+
+
+@pytest.mark.parametrize("form", ["a bit", "bits", "a class", "classes"])
+@pytest.mark.parametrize("k", [1, 2])
+def test_pyros_own_sites_are_those_of_this_package(form: str, k: int) -> None:
+    """Pyro scores the class that is nearest to z: between states its density would have no slope and jump."""
+    own, pyros = (Sites(form, {"a bit": 1, "bits": 4, "a class": 3, "classes": 6}[form], own) for own in (True, False))
+    makers: list[Any] = [REBAR, RELAX, StraightThroughELBO, ReinMaxELBO, GumbelSoftmaxELBO, GumbelRaoELBO]
+    makers += [] if k == 1 else [DoubleCV]
+    makers += [DisARM, ARM, LocalDisARM] if k == 2 and "bit" in form else []
+    for make in makers:
+        objectives = make(k), make(k)
+        for step in range(2):
+            one, other = (
+                gradient_at((m.model, m.guide), m, o, X, seed=step)
+                for m, o in zip((own, pyros), objectives, strict=True)
+            )
+            assert max(float(g.abs().max()) for n, g in one.items() if "encoder" in n) > 0.01
+            assert_same(other, one)
+
+
+@pytest.mark.parametrize("make", [DoubleCV, REBAR, RELAX, functools.partial(REBAR, temperature=0.1), DisARM, ARM])
+@pytest.mark.parametrize("family", [BinaryVector, OneHotVector])
+def test_an_infinite_logit_is_a_certain_state(make: Any, family: Any) -> None:
+    """The gradients of the program and of the control are those at a logit whose probabilities are 0 and 1 as well."""
+    if family is OneHotVector and make in (DisARM, ARM):
+        return
+    decoder, found = nn.Linear(4, 3).double(), []
+    for large in (2000.0, math.inf):
+        leaf = torch.tensor([[large, -large, 0.3, -0.2]], dtype=torch.float64).expand(8, 4).clone().requires_grad_()
+        shape = (4,) if family is BinaryVector else (2, 2)
+
+        def model(x: Tensor, shape: Any = shape) -> None:
+            with pyro.plate("data", len(x), dim=-1):
+                z = pyro.sample("z", family(torch.full(shape, 0.2, dtype=torch.float64)))
+                pyro.sample("x", dist.Bernoulli(logits=decoder(z).sin()).to_event(1), obs=x)
+
+        def guide(x: Tensor, shape: Any = shape, leaf: Tensor = leaf) -> None:
+            with pyro.plate("data", len(x), dim=-1):
+                pyro.sample("z", family(leaf.reshape(-1, *shape)))
+
+        torch.manual_seed(7)
+        objective = make(2)
+        loss = as_loss(objective)
+        loss((model, guide), X)  # DoubleCV has no control variate at its first step
+        surrogate = loss((model, guide), X).surrogate
+        assert surrogate is not None
+        control = list(objective.control.parameters()) if isinstance(objective, REBAR) else []
+        parameters = [leaf, *decoder.parameters(), *control]
+        found.append(torch.autograd.grad(surrogate, parameters, allow_unused=True, materialize_grads=True))
+    for at_finite, at_infinite in zip(*found, strict=True):
+        torch.testing.assert_close(at_infinite, at_finite, rtol=1e-10, atol=1e-12)
+
+
+def test_a_penalty_that_is_sampled_has_the_gradient_of_its_expectation() -> None:
+    """No path leads from the leaves of DoubleCV to q, and an antithetic partner is no baseline for its draw."""
+    vae, x = bits(2), X[3:4]
+
+    def penalty(weights: Any) -> Any:
+        return Estimate(weights.log_lik[0].detach(), terms.expected(weights.log_lik, weights).surrogate, "lower")
+
+    def exactly(vae: VAE, x: Tensor) -> Tensor:
+        q, z = vae.q_z(x), states_of(vae)
+        return (q.log_prob(z[:, None]).exp() * vae.p_x(z[:, None]).log_prob(x)).sum()
+
+    expected = exact_at_logits(vae, x, exactly)[0]
+    for pairs in (1, 2):
+        close(moments_of_pairs(penalty, vae, x, pairs)[0], expected)
+    close(moments_of_tuples(penalty, vae, x, 2, leaf=True)[0], expected)
+    leaves = sample_log_weights(vae.model, vae.guide, X, num_particles=2, latents=DoubleCV(2).latents)
+    with pytest.raises(ValueError, match=r"needs latents that carry a gradient"):
+        terms.one_site(leaves, "regularizer InfoVAE")
+    with pytest.raises(ValueError, match=r"objective ELBO needs reparameterised latents"):
+        ELBO()(leaves)
+
+
+def test_a_baseline_sees_the_data_of_its_own_row_under_plates_inside() -> None:
+    x = torch.arange(24.0).reshape(2, 4, 3)  # two measurements of three numbers of each of four data
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", 4, dim=-1):
+            z = pyro.sample("z", dist.Bernoulli(torch.full((2,), 0.4)).to_event(1))
+            with pyro.plate("measurements", 2, dim=-2):
+                pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), torch.ones(3)).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", 4, dim=-1):
+            pyro.sample("z", dist.Bernoulli(torch.full((2,), 0.4)).to_event(1))
+
+    weights = sample_log_weights(model, guide, x, num_particles=3, max_plate_nesting=2, latents="detached")
+    assert torch.equal(observed_rows(weights), x.transpose(0, 1).reshape(4, 6))
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_given_subsample_with_plates_inside_the_data_is_a_batch_with_one_event(k: int) -> None:
+    """The latent lies in the plate of the data alone, and the plate's rows are given, for every way to draw."""
+    torch.manual_seed(3)
+    program = nn.ModuleList([nn.Linear(3, 2), nn.Linear(2, 3)]).double()
+
+    def rows(given: bool) -> Any:
+        return pyro.plate("data", 80, subsample=torch.arange(8).flip(0), dim=-1) if given else pyro.plate("data", 8)
+
+    def model(x: Tensor, given: bool) -> None:
+        with rows(given) as index:
+            z = pyro.sample("z", dist.Bernoulli(torch.full((2,), 0.4, dtype=torch.float64)).to_event(1))
+            if not given:
+                pyro.sample("x", dist.Bernoulli(logits=program[1](z)).to_event(1), obs=x)
+                return
+            with pyro.plate("pixels", 3, dim=-2):
+                logits = program[1](z).reshape(-1, 8, 3)  # (K, batch, pixels), and K must lead the plate of pixels
+                logits = logits.transpose(1, 2) if k > 1 else logits[0].T
+                pyro.sample("x", dist.Bernoulli(logits=logits), obs=x[7 - index].T)
+
+    def guide(x: Tensor, given: bool) -> None:
+        with rows(given) as index:
+            pyro.sample("z", dist.Bernoulli(logits=program[0](x[7 - index] if given else x)).to_event(1))
+
+    makers: list[Any] = [REBAR, RELAX, REINFORCE, ReinMaxELBO]
+    makers += [] if k == 1 else [DisARM, ARM, LocalDisARM, DoubleCV, VIMCO]
+    for make in makers:
+        found = []
+        for given in (True, False):
+            torch.manual_seed(9)
+            objective = make(k)
+            weights = sample_log_weights(
+                model, guide, X, given, num_particles=k, latents=objective.latents, max_plate_nesting=1 + given
+            )
+            assert weights.scale == (10.0 if given else 1.0)
+            found.append(gradient_of(objective(weights).surrogate.sum(), program))
+        assert_same(*found)
 
 
 def test_every_new_name_is_public() -> None:
