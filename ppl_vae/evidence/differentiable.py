@@ -3,6 +3,7 @@ r"""Bounds of log p(x) by the paths of a trained `objectives.DAIS`."""
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from ppl_vae._scopes import evaluation_mode, seeded
 from ppl_vae._validation import check_positive_int
 from ppl_vae.capture import modules_of
 from ppl_vae.evidence.blocks import MAX_BYTES, capacity
-from ppl_vae.evidence.importance import from_log_weights
+from ppl_vae.evidence.densities import Model
+from ppl_vae.evidence.importance import check_rows, from_log_weights
 from ppl_vae.evidence.results import Evidence
 from ppl_vae.objectives import DAIS, sample_log_weights
 from ppl_vae.objectives.losses import Program
@@ -20,7 +22,7 @@ from ppl_vae.objectives.losses import Program
 
 @at_home("data")
 def dais(
-    program: Program,
+    program: Model | Program,
     *data: Tensor,
     objective: DAIS,
     num_particles: int = 64,
@@ -35,7 +37,7 @@ def dais(
     modes that q covers, and `error` does not show it.
 
     Args:
-        program: The ``(model, guide)`` pair, ``(vae.model, vae.guide)`` of a `VAE`.
+        program: The `VAE`, or a ``(model, guide)`` pair.
         *data: The arguments of the program: x, (n, *x_shape), and further tensors of n rows.
         objective: The objective, trained or not.
         num_particles: K, which replaces the objective's.
@@ -58,15 +60,16 @@ def dais(
         >>> from ppl_vae import VAE, likelihoods, posteriors, priors
         >>> vae = VAE((64,), prior=priors.StandardNormal(2), likelihood=likelihoods.Bernoulli(),
         ...           posterior=posteriors.DiagonalNormal())
-        >>> found = dais((vae.model, vae.guide), vae.sample(3, mean=False), objective=DAIS(transitions=2))
+        >>> found = dais(vae, vae.sample(3, mean=False), objective=DAIS(transitions=2))
         >>> found.method, found.kind, len(found)
         ('dais', 'lower', 3)
     """
     check_positive_int(num_particles, "dais: num_particles")
     check_positive_int(max_bytes, "dais: max_bytes")
-    lengths = {len(d) for d in data}
-    if len(lengths) != 1 or 0 in lengths:
-        raise ValueError(f"dais was given tensors of {sorted(lengths)} rows; expected one number of data, at least one")
+    check_rows(data, "dais")
+    if isinstance(program, Model):
+        vae: Any = program
+        program = (vae.model, vae.guide)
     rows = max(1, capacity(data[0], max_bytes) // num_particles)
     parts = []
     with torch.no_grad(), seeded(seed), evaluation_mode(*modules_of(*program)):

@@ -39,11 +39,10 @@ class VIMCOStar(VIMCO):
     the place of w_k. It is **unbiased** for the gradient of the bound, for latents of any kind, without parameters or
     state. The weights of the score are all positive and about :math:`\tilde w_k^2 / 2`. So the variance falls as
     :math:`K^{-3}` and the signal-to-noise rises as :math:`K^{1/2}`, where that of `VIMCO` falls, provided the weights
-    have enough moments. **Where one weight is nearly all, it gains nothing**: on six poor posteriors the variance of
-    the encoder's gradient was 1.03 to 1.6 times that of `VIMCO` at K = 2, and 0.4 to 1.0 times at K = 64. The model's
-    gradient is IWAE's. The cost is that of `VIMCO`, with memory of order K instead of K squared. It equals `OVIS` at
-    gamma = 0. The paper's estimators of other orders alpha are not here; the formula at alpha = 0 is that of a
-    published implementation, which cites the paper's equation 15.
+    have enough moments. **Where one weight is nearly all, it gains nothing.** The model's gradient is IWAE's. The cost
+    is that of `VIMCO`, with memory of order K instead of K squared. It equals `OVIS` at gamma = 0. The paper's
+    estimators of other orders alpha are not here; the formula at alpha = 0 is that of a published implementation, which
+    cites the paper's equation 15.
 
     Args:
         num_particles: K, at least 2.
@@ -133,9 +132,8 @@ class OVISMC(VIMCO):
 
     with one of S further draws in the place of z_k. It is **unbiased** for the gradient of the bound of the first K
     particles, for latents of any kind, and c_k tends to the best baseline, the expectation of d_k given the others, as
-    S grows. **With few of them it is noisy**: at S = 1 the variance was 0.7 to 14 times that of `VIMCO` on six poor
-    posteriors. The auxiliary draws serve q's gradient alone; the value and the model's gradient are those of the first
-    K. The cost is K + S passes.
+    S grows. **With few of them it is noisy.** The auxiliary draws serve q's gradient alone; the value and the model's
+    gradient are those of the first K. The cost is K + S passes.
 
     Args:
         num_particles: All draws, K + S.

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.distributions import constraints
 from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from ppl_vae._distributions import unwrapped
+from ppl_vae._distributions import describe, innermost, unwrapped
 from ppl_vae._numbers import finite
 from ppl_vae.objectives.log_weights import LogWeights, to_particles
 
@@ -59,6 +60,11 @@ def _between_states(fn: Any, z: Tensor) -> Tensor | None:
         return None if between is None else scale_and_mask(between, mask=fn._mask)
     base = unwrapped(fn)
     if not isinstance(base, dist.OneHotCategorical):
+        if innermost(base.support) is constraints.one_hot:
+            raise TypeError(
+                f"{describe(base)} scores the one-hot state that is nearest to z, so that it has no slope between "
+                "states, and the objective follows one; use distributions.OneHotVector, or REINFORCE or VIMCO"
+            )
         return None
     nearest = z.detach().argmax(-1, keepdim=True) == torch.arange(z.shape[-1], device=z.device)
     return sum_rightmost((z - nearest.to(z)) * finite(base.logits.detach()), fn.event_dim)

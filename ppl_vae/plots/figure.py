@@ -132,10 +132,13 @@ def key(label: str, **style: Any) -> Line2D:
 
 
 def nested(place: float, others: list[float]) -> int:
-    """Add a mark's place, as a share of the axis, to those of others, and return how many it must stand around."""
+    """Add a mark's place, as a share of the axis, to those of others, and return how many it must stand around.
+
+    No more than four, or the outermost would fill the panel: further ones lie below the last.
+    """
     around = sum(abs(place - other) < 0.03 for other in others)
     others.append(place)
-    return around
+    return min(around, 4)
 
 
 def write_legend(owner: Figure | Axes, handles: Sequence[Line2D], columns: int, **more: Any) -> None:

@@ -6,6 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ppl_vae.plots.arguments import ArrayLike, to_array
+from ppl_vae.plots.decoded_plane import grid_points as grid_points  # from where these two have moved
+from ppl_vae.plots.decoded_plane import latent_grid as latent_grid
 from ppl_vae.plots.figure import WIDTH, fitted
 from ppl_vae.plots.mosaics import apart, gap_of, image_figure, near_square, to_mosaic, to_tiles
 from ppl_vae.plots.style import SMALL_SIZE, TEXT_SIZE, styled

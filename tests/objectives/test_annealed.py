@@ -190,9 +190,7 @@ def test_evidence_nears_the_closed_form_and_is_repeatable() -> None:
     assert (found.method, found.kind) == ("dais", "lower")
     assert ((found.log_evidence - exact.log_evidence).abs() < 5 * found.error + 1e-3).all()
     assert found.error.max() < 0.1
-    assert torch.equal(
-        dais(program, x, objective=objective, num_particles=200, seed=1).log_evidence, found.log_evidence
-    )
+    assert torch.equal(dais(vae, x, objective=objective, num_particles=200, seed=1).log_evidence, found.log_evidence)
     before = torch.get_rng_state()
     dais(program, x[:1], objective=objective, num_particles=2)
     assert torch.equal(torch.get_rng_state(), before)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from replicates import (
@@ -27,6 +29,8 @@ from ppl_vae.distributions.binary_vector import BinaryVector
 from ppl_vae.distributions.one_hot import OneHotVector
 from ppl_vae.networks import MLP
 from ppl_vae.objectives import (
+    REBAR,
+    REINFORCE,
     EnumeratedELBO,
     GumbelRaoELBO,
     GumbelSoftmaxELBO,
@@ -313,3 +317,25 @@ def test_other_latents_are_refused_by_name(objective: Any) -> None:
     name = type(objective).__name__
     with pytest.raises(TypeError, match=rf"{name} relaxes bits and one-hot vectors, and q at site 'z' is Normal"):
         as_loss(objective)((vae.model, vae.guide), X.float())
+
+
+def test_a_mixture_of_pyros_one_hots_is_refused_as_a_prior() -> None:
+    """It scores the nearest state: its density has no slope and jumps between states."""
+
+    def model(x: Tensor) -> None:
+        mixing = dist.Categorical(torch.tensor([0.3, 0.7]))
+        parts = dist.OneHotCategorical(logits=torch.tensor([[0.0, 1.0, 2.0], [1.0, 0.0, 0.0]]))
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.MixtureSameFamily(mixing, parts))
+            pyro.sample("x", dist.Normal(z[..., 0], 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        logits = pyro.param("logits of the guide", torch.zeros(3))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.OneHotCategorical(logits=logits))
+
+    x = torch.zeros(4)
+    assert as_loss(REINFORCE(2))((model, guide), x).loss.isfinite()
+    for objective in (GumbelSoftmaxELBO(2), ReinMaxELBO(2), REBAR(2)):
+        with pytest.raises(TypeError, match=r"MixtureSameFamily scores the one-hot state that is nearest to z"):
+            as_loss(objective)((model, guide), x)
