@@ -216,7 +216,7 @@ def signal_to_noise(comparison: Comparison, *, caveat: str | None = None) -> Fig
     styles, slopes = styles_of_rows(comparison, rows), comparison.slopes()
     quartiles = len(styles) <= FEW
     most = max(sum(s.block == name for s in slopes) for name in names)
-    below = 0.35 + most * 1.4 * SMALL_SIZE / 72 if most else 0.0  # inches, of the exponents
+    below = 0.35 + most * 1.6 * SMALL_SIZE / 72 if most else 0.0  # inches, of the exponents
     figure = new_figure(WIDTH if len(names) > 1 else 4.6, 3.0 + below, w_pad=0.04)
     panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
     found = [block for row in rows for block in row.blocks.values() if has_gradient(block)]
