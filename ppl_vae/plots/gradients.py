@@ -216,7 +216,7 @@ def signal_to_noise(comparison: Comparison, *, caveat: str | None = None) -> Fig
     styles, slopes = styles_of_rows(comparison, rows), comparison.slopes()
     quartiles = len(styles) <= FEW
     most = max(sum(s.block == name for s in slopes) for name in names)
-    below = 0.35 + most * 1.6 * SMALL_SIZE / 72 if most else 0.0  # inches, of the exponents
+    below = 0.35 + most * 1.3 * SMALL_SIZE / 72 if most else 0.0  # inches, of the exponents
     figure = new_figure(WIDTH if len(names) > 1 else 4.6, 3.0 + below, w_pad=0.04)
     panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
     found = [block for row in rows for block in row.blocks.values() if has_gradient(block)]
@@ -285,7 +285,7 @@ def _write_slopes(axes: Axes, slopes: Sequence[Slope], styles: dict[str, Style],
     ]
     words = {"fontsize": size, "title": "exponent of $K$", "title_fontsize": size}
     place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "borderaxespad": 0.5}
-    write_legend(axes, handles, 1, handlelength=2.2, borderpad=0.0, labelspacing=0.25, **words, **place)
+    write_legend(axes, handles, 1, handlelength=2.2, borderpad=0.7, labelspacing=0.25, **words, **place)
 
 
 def _exponent(slope: Slope) -> str:
