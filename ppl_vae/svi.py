@@ -93,6 +93,8 @@ class SVI:
         optimizer: The torch optimiser, from the first step on. None while a `pyro.optim` object takes the steps itself
             (an object with a schedule, clipping, or other settings for each parameter).
         why_eager: Why the last step ran eagerly, or None.
+        exchange: Called in every step, before the optimiser, with the parameters, whose gradients are in ``.grad``, and
+            the loss; returns the loss. `fit` lets the processes of a run exchange both there. None by default.
 
     Raises:
         TypeError: If `optim` or `loss` is of no kind named above.
@@ -127,6 +129,7 @@ class SVI:
         self.clip_norm = clip_norm
         self.compile = compile
         self.why_eager: str | None = "compile is 'off'" if compile == "off" else None
+        self.exchange: Callable[[dict[str, Tensor], BatchLoss], BatchLoss] | None = None
         self._optimizer = as_optimizer(optim)
         self._parameters = _ParameterCollector()
         self._followed: set[int] = set()  # the parameters that have had a gradient
@@ -198,7 +201,7 @@ class SVI:
                 gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
                 torch._foreach_div_(gradients, result.weight)
             self._fill(self._parameters.touched)
-            return result
+            return self._exchanged(result)
         if result.surrogate.requires_grad:
             (result.surrogate / result.weight if mean else result.surrogate).backward()
             self._fill(self._parameters.touched)
@@ -207,7 +210,10 @@ class SVI:
                 "the loss depends on no parameter that requires a gradient, so that nothing trains; register networks "
                 "with pyro.module (or make the program's pieces nn.Modules of a VAE) and unfreeze what should train"
             )
-        return result._replace(surrogate=result.surrogate.detach())
+        return self._exchanged(result._replace(surrogate=result.surrogate.detach()))
+
+    def _exchanged(self, result: BatchLoss) -> BatchLoss:
+        return result if self.exchange is None else self.exchange(self.parameters, result)
 
     def _clear(self) -> None:
         for parameter in self.parameters.values():
@@ -311,7 +317,7 @@ class SVI:
         if difference is not None:
             self._differs(key, graph, difference)
         self._leave(step, graph, given)
-        return step.loss
+        return self._exchanged(step.loss)
 
     def _fits(self, graph: CapturedStep, numbers: tuple[float, ...]) -> bool:
         if self._stretch is not None and id(graph) in self._stretch:

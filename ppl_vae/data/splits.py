@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vae._shares import RowNoise, Share
 from ppl_vae._tensors import moved
 from ppl_vae._validation import is_integer
 from ppl_vae.data.binarization import Binarization, Dequantization, Rule, dequantize, noise_key
@@ -93,7 +95,12 @@ class Split:
         return self.columns[0]
 
     def batches(
-        self, batch_size: int, *, order: Int[Tensor, " m"] | None = None, device: torch.device | str | None = None
+        self,
+        batch_size: int,
+        *,
+        order: Int[Tensor, " m"] | None = None,
+        device: torch.device | str | None = None,
+        share: Share | None = None,
     ) -> Iterator[tuple[Shaped[Tensor, " batch *shape"], ...]]:
         """Iterate over batches of rows; the last batch is smaller where the rows do not divide.
 
@@ -105,6 +112,7 @@ class Split:
             batch_size: rows in a batch, from 1 to the number of rows in this split.
             order: the rows and their order, int64: a permutation or a subset; None for 0..n-1.
             device: the device of the batches; None leaves them where the columns are.
+            share: the share of one process in every batch (`Share.taken`); None for whole batches.
 
         Returns:
             An iterator over tuples with one tensor for each column. In a dynamic split column 0 is drawn from
@@ -133,7 +141,12 @@ class Split:
         if isinstance(self.x, Tensor):
             index = index.to(self.x.device)  # once, not batch by batch
         pieces = index.split(int(batch_size)) if len(index) else ()
-        return self._gather(pieces, device)
+        if share is None:
+            return self._gather(pieces, device)
+        taken = [share.taken(len(piece)) for piece in pieces]
+        parts = [piece[rows.start : rows.stop] for piece, rows in zip(pieces, taken, strict=True)]
+        noise = [RowNoise(rows, len(piece)) for piece, rows in zip(pieces, taken, strict=True)]
+        return self._gather(parts, device, noise)
 
     def first(self, batch_size: int, device: torch.device | str | None = None) -> tuple[Tensor, ...]:
         """Return the first batch, or all rows if there are fewer, without a pass over the rest."""
@@ -229,11 +242,14 @@ class Split:
             )
         return order
 
-    def _gather(self, pieces: tuple[Tensor, ...], device: torch.device | str | None) -> Iterator[tuple[Tensor, ...]]:
-        for gathered in zip(*(stream(column, pieces) for column in self.columns), strict=True):
+    def _gather(
+        self, pieces: Sequence[Tensor], device: torch.device | str | None, noise: Sequence[RowNoise] = ()
+    ) -> Iterator[tuple[Tensor, ...]]:
+        for place, gathered in enumerate(zip(*(stream(column, pieces) for column in self.columns), strict=True)):
             batch = gathered if device is None else tuple(part.to(device) for part in gathered)
             if self.dynamic:
-                drawn = torch.bernoulli(batch[0]) if self.bins is None else dequantize(batch[0])
+                with noise[place] if noise else nullcontext():
+                    drawn = torch.bernoulli(batch[0]) if self.bins is None else dequantize(batch[0])
                 batch = (drawn, *batch[1:])
             yield batch
 

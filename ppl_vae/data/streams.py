@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from ppl_vae._scopes import untouched_random_state
+from ppl_vae._shares import Share
 from ppl_vae._tensors import moved
 from ppl_vae.data.rows import LazyRows
 from ppl_vae.data.splits import Split
@@ -50,7 +51,9 @@ class ItemSplit(Split):
         assert self.read is not None
         yield from map(self.read, _loaded(self.items, torch.arange(len(self)).split(batch_size)))
 
-    def _gather(self, pieces: Sequence[Tensor], device: torch.device | str | None) -> Iterator[Columns]:
+    def _gather(
+        self, pieces: Sequence[Tensor], device: torch.device | str | None, noise: Any = ()
+    ) -> Iterator[Columns]:
         assert self.read is not None
         for batch in _loaded(self.items, pieces):
             yield moved(self.read(batch)[0], self.device if device is None else device, self.dtype)
@@ -128,13 +131,23 @@ class Stream(Split):
         """Accept the first batch as it is: it has been read."""
 
     def batches(
-        self, batch_size: int = 0, *, order: Tensor | None = None, device: torch.device | str | None = None
+        self,
+        batch_size: int = 0,
+        *,
+        order: Tensor | None = None,
+        device: torch.device | str | None = None,
+        share: Share | None = None,
     ) -> Iterator[Columns]:
         """Iterate over the loader once; `batch_size` is the loader's own, whatever is given.
 
         Raises:
-            ValueError: If rows are asked for by their numbers, or a second pass over a generator.
+            ValueError: If rows are asked for by their numbers, a share of the rows, or a second pass over a generator.
         """
+        if share is not None:
+            raise ValueError(
+                f"the data come from a {type(self.source).__name__}, whose batches {share.processes} processes cannot "
+                "share: give arrays or a torch Dataset, whose rows have numbers"
+            )
         if order is not None:
             raise ValueError("order was given for data from a loader, which has an order of its own: leave it out")
         for columns, _ in self.labelled():

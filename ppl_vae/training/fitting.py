@@ -29,6 +29,7 @@ from ppl_vae.objectives import ELBO, Regularized, Regularizer
 from ppl_vae.objectives.losses import Program
 from ppl_vae.svi import ALONE, SVI, Compile, OptimizerFactory
 from ppl_vae.training.loop import Loop
+from ppl_vae.training.ranks import Ranks
 from ppl_vae.training.run import Callback, Run
 from ppl_vae.vae import VAE
 
@@ -163,6 +164,9 @@ def fit(
     elif batch_size > len(data.train):
         warnings.warn(f"batch_size is lowered from {batch_size} to the {len(data.train)} training data", stacklevel=2)
         batch_size = len(data.train)
+    ranks = Ranks.present()
+    if ranks.share is not None:
+        _check_shares(ranks, data, batch_size)
     for module in modules:
         module.to(device)
     like = home_of((model, guide))
@@ -184,13 +188,25 @@ def fit(
         if seed not in (None, own):
             raise ValueError(f"seed is {seed}, and that of the run to resume {own}; leave it out")
         seed = own
-    seed = int(torch.randint(2**31, ()) if seed is None else seed)
+    seed = ranks.agree(int(torch.randint(2**31, ()) if seed is None else seed))
+    ranks.device = str(device)
     data = data.to(device, None if like is None else like.dtype)
-    run = Run(program, data, seed, str(device), level)
+    run = Run(program, data, seed, str(device), level, processes=ranks.count)
     rounding = functools.partial(rounded, device.type, precision, matmul_precision)
     in_steps = nullcontext if precision == "full" and matmul_precision is None else rounding
     loop = Loop(
-        run, svi, modules, scheduler, epochs, batch_size, validate_every, early_stopping, callbacks, stop, in_steps
+        run,
+        svi,
+        modules,
+        scheduler,
+        epochs,
+        batch_size,
+        validate_every,
+        early_stopping,
+        callbacks,
+        stop,
+        in_steps,
+        ranks,
     )
     with ALONE, untouched_random_state():
         torch.manual_seed(seed)
@@ -206,6 +222,19 @@ def fit(
                 loop.tell("on_error", run, error)
                 raise
     return run
+
+
+def _check_shares(ranks: Ranks, data: Dataset, batch_size: int) -> None:
+    """Refuse data that the processes of a run cannot share."""
+    if isinstance(data.train, Stream):
+        next(data.train.batches(share=ranks.share))  # refuses it
+    if batch_size < ranks.count:
+        raise ValueError(f"batch_size is {batch_size}, and {ranks.count} processes share a batch: raise it")
+    if (first := ranks.agree(data.fingerprint)) != data.fingerprint:
+        raise ValueError(
+            f"the data of this process have the fingerprint {data.fingerprint!r}, and those of the first {first!r}: "
+            "give every process the same data, which `fit` shares out itself"
+        )
 
 
 def _dataset(data: Any, validation: Any, program: VAE | Program, modules: Sequence[nn.Module]) -> Dataset:

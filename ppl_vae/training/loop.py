@@ -10,17 +10,21 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyro
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_vae._scopes import evaluation_mode, seeded, untouched_random_state
+from ppl_vae.capture import buffers_of
 from ppl_vae.data import Dataset, Split
 from ppl_vae.data.streams import ItemSplit, Stream
 from ppl_vae.objectives.impossible import Limits
 from ppl_vae.objectives.losses import BatchLoss
 from ppl_vae.programs import SemiSupervisedVAE
 from ppl_vae.svi import SVI
+from ppl_vae.training.parts import share_out
+from ppl_vae.training.ranks import PartLoss, RankLostError, Ranks
 from ppl_vae.training.rehearsal import CHECK, rehearse
 from ppl_vae.training.resuming import checked
 from ppl_vae.training.run import Callback, Progress, Run
@@ -46,11 +50,13 @@ class Loop:
     callbacks: Sequence[Callback]
     stop: Callable[[], bool] | None
     rounded: Callable[[], AbstractContextManager[None]]  # the precision of a step
+    ranks: Ranks  # this process among those of the run
     state: TrainingState = field(init=False)  # made by `prepare`
     started: float = field(init=False, default=0.0)  # the clock's time minus this is the run's time
     limits: Limits = field(init=False, default=Limits())  # of the program, found by `rehearse`
     _sizes: list[int] = field(init=False, default_factory=list)  # of the batches of this epoch
     _wrong: str | None = field(init=False, default=None)  # the impossible figure of the last validation
+    _good: dict[str, Any] = field(init=False, default_factory=dict)  # the last good state
 
     def __post_init__(self) -> None:
         self.train = self.result.data.train
@@ -60,8 +66,23 @@ class Loop:
 
     def rehearse(self) -> None:
         """Run everything once under full validation, without moving state, to refuse now what cannot work."""
+        size = max(2, math.ceil(self.batch_size / self.ranks.count))  # of one process
         with self.rounded():
-            self.limits = rehearse(self.result, self.svi, self.modules, self.batch_size)
+            self.limits = rehearse(self.result, self.svi, self.modules, min(size, self.batch_size))
+            if self.ranks.share is not None:
+                particles = getattr(getattr(self.svi.loss, "objective", self.svi.loss), "num_particles", 1)
+                self.svi.loss = PartLoss(self.svi.loss, particles)
+                for module in self.modules:
+                    module.train()
+                with pyro.validation_enabled(False):
+                    parts = share_out(self.svi, self.modules, self.train.first(size, self.result.device))
+                self.ranks.own_noise, self.ranks.averaged = self.ranks.agree(parts.own_noise), parts.averaged
+                if self.ranks.own_noise:
+                    warnings.warn(
+                        "the noise of this program cannot be split by data, so that each process draws noise of its "
+                        "own: the run is another one with another number of processes",
+                        stacklevel=4,
+                    )
 
     def prepare(self, resume: dict[str, Any] | None) -> None:
         """Make optimiser and scheduler, and restore the state of an earlier run if there is one."""
@@ -93,10 +114,19 @@ class Loop:
             self.state.restore(checked(resume, self.state, self.result.data.fingerprint))
             self.result.history[:] = self.state.history
         self.state.history = self.result.history
+        self.ranks.spread([*self.svi.parameters.values(), *buffers_of(self.modules)])
+        self.svi.exchange = None if self.ranks.share is None else self.ranks.exchange
         self.result.state = lambda: {**self.state.capture(), "data": self.result.data.fingerprint}
 
     def run(self) -> None:
         """Train from the present state to the end, and call the callbacks."""
+        try:
+            self._run()
+        except RankLostError as error:
+            error.good_state = self._good
+            raise
+
+    def _run(self) -> None:
         self.svi.begin_stretch()
         self.tell("on_start", self.result)
         self.started = time.perf_counter() - self.state.seconds
@@ -119,7 +149,7 @@ class Loop:
 
     def tell(self, event: str, *arguments: Any) -> None:
         """Call every callback; their random draws do not change the run."""
-        for callback in self.callbacks:
+        for callback in self.callbacks if self.ranks.is_first else ():
             method = getattr(callback, event, None)
             if method is not None:
                 self.svi.begin_stretch()  # the callback may change anything
@@ -131,30 +161,31 @@ class Loop:
         state = self.state
         if self.streamed:
             self.steps = 0
-        good = state.capture()
+        self._good = state.capture()
         began, first, interrupted = time.perf_counter(), state.step, False
         self._sizes = [self.batch_size] * first
         for batch in self._batches():
+            size = self._size_of(batch)
             with self.rounded():
-                result = self.svi.update(*batch)
+                result = self.svi.update(*batch, **self.ranks.arguments(size))
             state.note(result)
-            self._sizes.append(len(batch[0]))
+            self._sizes.append(size)
             interrupted = self._asked_to_stop()
             if state.step % CHECK_EVERY == 0 or state.step == self.steps or interrupted:
-                good = self._look_back(good, time.perf_counter() - began, state.step - first)
+                self._look_back(time.perf_counter() - began, state.step - first)
             if interrupted:
                 self.result.stopped = "interrupted"
                 break
         if self.streamed and not interrupted:
-            self._end_stream(good, time.perf_counter() - began)
+            self._end_stream(time.perf_counter() - began)
         if state.step != self.steps:
             return
         rows = sum(self._sizes[first:])
         state.end_epoch()
         record = self._make_record(rows / (time.perf_counter() - began))
         if self._wrong is not None:
-            state.restore(good)
-            raise DivergedError(state.epoch + 1, self.steps, f"on validation data {self._wrong}", good, CHECK)
+            state.restore(self._good)
+            raise DivergedError(state.epoch + 1, self.steps, f"on validation data {self._wrong}", self._good, CHECK)
         self.result.history.append(record)
         self._schedule(record)
         self._note_best(record)
@@ -166,27 +197,62 @@ class Loop:
         """Yield the remaining batches of the epoch; look at those that nobody has seen."""
         state, vae = self.state, self.result.program
         order = None if self.streamed else state.order(len(self.train))[state.step * self.batch_size :]
-        for batch in self.train.batches(self.batch_size, order=order, device=self.result.device):
+        self.ranks.begin_step(state.seed, state.epoch, state.step)
+        for batch in self.train.batches(
+            self.batch_size, order=order, device=self.result.device, share=self.ranks.share
+        ):
             if self.unseen and state.epoch == 0 and isinstance(vae, VAE):
                 nothing = Split(tuple(column[:0] for column in batch))
                 vae.check_support(Dataset("a batch", Split(batch), nothing, nothing))
             yield batch
+            self.ranks.begin_step(state.seed, state.epoch, state.step)
 
-    def _look_back(self, good: dict[str, Any], seconds: float, steps_done: int) -> dict[str, Any]:
-        """Find what went wrong since the last look, report the progress, and return the last good state."""
-        state = self.state
+    def _size_of(self, batch: tuple[torch.Tensor, ...]) -> int:
+        """Return the number of rows of the whole batch, of which this process has a share."""
+        if self.ranks.share is None:
+            return len(batch[0])
+        return min(self.batch_size, len(self.train) - self.state.step * self.batch_size)
+
+    def _look_back(self, seconds: float, steps_done: int) -> None:
+        """Find what went wrong since the last look, keep the state if nothing did, and report the progress."""
+        state, good = self.state, self._good
         if not state.is_finite():
+            train = None if self.streamed else self.train
             with self.rounded():
-                raise diagnose(state, good, None if self.streamed else self.train, self.batch_size, self.result.device)
+                raise diagnose(state, good, train, self.batch_size, self.result.device, self.ranks)
         if found := state.impossible(self.limits, self._sizes):
             state.restore(good)
             raise DivergedError(state.epoch + 1, *found, good, CHECK)
+        self._keep_together()
         if state.step != self.steps:  # at its start the next epoch captures its own
-            good = state.capture()
+            self._good = state.capture()
         self._report(seconds, steps_done)
-        return good
 
-    def _end_stream(self, good: dict[str, Any], seconds: float) -> None:
+    def _keep_together(self) -> None:
+        """Compare the processes: they have the same parameters, and the same random state where they share noise.
+
+        Raises:
+            RuntimeError: If their parameters differ.
+        """
+        if self.ranks.share is None:
+            return
+        norms = torch.stack(torch._foreach_norm([p.detach() for p in self.svi.parameters.values()]))
+        parted, drifted = self.ranks.differ(norms.double().sum(), self.state.random_digest())
+        if parted:
+            raise RuntimeError(
+                f"the processes' parameters have parted by step {self.state.step} of epoch {self.state.epoch + 1}: "
+                "something changes the program, the optimiser or the data on one of them alone (callbacks run on the "
+                "first one only)"
+            )
+        if drifted and not self.ranks.own_noise:
+            torch.set_rng_state(self.ranks.agree(torch.get_rng_state()))
+            warnings.warn(
+                "the processes drew different numbers of random values, as where the data draw some themselves: the "
+                "run does not repeat what one process computes",
+                stacklevel=2,
+            )
+
+    def _end_stream(self, seconds: float) -> None:
         """Learn the number of steps from a pass over a loader that has come to its end."""
         state = self.state
         self.steps = state.step
@@ -196,13 +262,18 @@ class Loop:
                 "starts afresh, or epochs=1"
             )
         state.terms = state.terms[: state.step]
-        self._look_back(good, seconds, state.step)
+        self._look_back(seconds, state.step)
 
     def _asked_to_stop(self) -> bool:
-        if self.stop is None:
-            return False
-        self.svi.begin_stretch()
-        return self.stop()
+        """Whether the run ends after this step; of several processes each may ask, with its next step."""
+        asked = False
+        if self.stop is not None:
+            self.svi.begin_stretch()
+            asked = self.stop()
+        if self.ranks.share is None:
+            return asked
+        self.ranks.stopping = asked
+        return self.ranks.stopped
 
     def _make_record(self, rate: float) -> dict[str, float]:
         assert self.svi.optimizer is not None
@@ -224,21 +295,27 @@ class Loop:
         if len(split) == 0:
             return {}
         results: list[BatchLoss] = []
-        errors, mistakes = 0.0, list[torch.Tensor]()
-        with seeded(run.seed), evaluation_mode(*self.modules), torch.no_grad():
-            for batch in split.batches(min(1000, len(split)), device=run.device):
-                results.append(self.svi.evaluate(*batch))
-                self._wrong = self._wrong or Means.of(results[-1:]).impossible(results[-1].limits, len(batch[0]))
+        sums = torch.zeros(3, dtype=torch.float64)  # of errors of reconstruction and of classification, and their data
+        size, ranks = min(1000, len(split)), self.ranks
+        with seeded(ranks.seed_of(run.seed, self.state.epoch)), evaluation_mode(*self.modules), torch.no_grad():
+            for number, batch in enumerate(split.batches(size, device=run.device, share=ranks.share)):
+                total = min(size, len(split) - number * size)
+                results.append(ranks.gathered(self.svi.evaluate(*batch, **ranks.arguments(total))))
+                self._wrong = self._wrong or Means.of(results[-1:]).impossible(results[-1].limits, total)
+                if not ranks.counted:
+                    continue
                 if isinstance(run.program, VAE):
                     difference = (batch[0] - run.program.reconstruct(*batch)).flatten(1).nan_to_num()  # NaN: missing
-                    errors += float(difference.norm(dim=1).sum())
+                    sums[0] += float(difference.norm(dim=1).sum())
                 if isinstance(run.program, SemiSupervisedVAE):
-                    mistakes.append(run.program.mistakes(*batch))
+                    mistakes = run.program.mistakes(*batch).double()
+                    sums[1:] += torch.tensor([float(mistakes.sum()), len(mistakes)], dtype=torch.float64)
         record = Means.of(results).record("validation_")
+        errors, mistaken, labelled = ranks.summed(sums.to(ranks.device)).tolist()
         if isinstance(run.program, VAE):
             record["reconstruction_error"] = errors / len(split)
-        if mistakes and len(told := torch.cat(mistakes)):
-            record["classification_error"] = float(told.double().mean())
+        if labelled:
+            record["classification_error"] = mistaken / labelled
         return record
 
     def _schedule(self, record: dict[str, float]) -> None:

@@ -35,6 +35,7 @@ class Run(Shown):
         why_eager: Why steps ran eagerly after all, or None.
         caveat: The caveat that every figure made from this run must state, or None.
         stopped: Why it ended.
+        processes: How many processes shared the batches.
         seconds: Wall time, validation included.
         best_epoch: The epoch whose parameters the program has, if early stopping chose one.
         state: Returns the state that `ppl_vae.checkpoints.save` writes and ``fit(resume=...)`` takes.
@@ -49,6 +50,7 @@ class Run(Shown):
     caveat: str | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     stopped: Stopped | None = None
+    processes: int = 1
     seconds: float = 0.0
     best_epoch: int | None = None
     state: Callable[[], dict[str, Any]] = dict

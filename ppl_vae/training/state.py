@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from ppl_vae.data import Split
 from ppl_vae.objectives.impossible import Limits, impossible
 from ppl_vae.objectives.losses import BatchLoss
 from ppl_vae.svi import SVI
+from ppl_vae.training.ranks import Ranks
 
 _SLOWER = "lower the learning rate, or clip the gradient (clip_norm)"
 
@@ -201,6 +203,13 @@ class TrainingState:
         """Use the present random state in later captures: the run is over, and the caller's random state returns."""
         self._random_state = _random_state()
 
+    @staticmethod
+    def random_digest() -> float:
+        """Return a digest of torch's random states."""
+        states = _random_state()
+        tensors = [states["rng"], *states["cuda_rng"], *states["mps_rng"]]
+        return float(zlib.crc32(b"".join(tensor.cpu().numpy().tobytes() for tensor in tensors)))
+
     def capture_parameters(self) -> dict[str, Any]:
         """Return a copy of the parameters and buffers alone."""
         owned = {id(p) for module in self.modules for p in module.parameters()}
@@ -252,7 +261,7 @@ def _random_state() -> dict[str, Any]:
 
 
 def diagnose(
-    state: TrainingState, good: dict[str, Any], train: Split | None, batch_size: int, device: str
+    state: TrainingState, good: dict[str, Any], train: Split | None, batch_size: int, device: str, ranks: Ranks
 ) -> DivergedError:
     """Find the first step that went bad, by repeating the steps since the last good state one by one.
 
@@ -268,8 +277,10 @@ def diagnose(
     if train is None:
         return error
     order = state.order(len(train))[good["step"] * batch_size :]
-    for batch in train.batches(batch_size, order=order, device=device):
-        state.note(state.svi.backward(*batch, mean=True))
+    ranks.begin_step(state.seed, state.epoch, state.step)
+    for batch in train.batches(batch_size, order=order, device=device, share=ranks.share):
+        size = min(batch_size, len(train) - state.step * batch_size)
+        state.note(state.svi.backward(*batch, mean=True, **ranks.arguments(size)))
         term = None
         if not state._columns()[state.step - 1].isfinite().all():
             term = state.bad_term(state.step - 1)
@@ -283,5 +294,6 @@ def diagnose(
             error = DivergedError(epoch, state.step, term, good)
         if term is not None or state.step > bad:
             break  # no bad term up to `bad` (a device whose sums vary): the error that the run itself saw stands
+        ranks.begin_step(state.seed, state.epoch, state.step)
     state.restore(good)
     return error

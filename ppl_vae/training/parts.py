@@ -1,0 +1,123 @@
+"""Whether a program computes on the parts of a batch what it computes on the whole, so that processes can share it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ppl_vae._scopes import untouched_random_state
+from ppl_vae.capture.reach import buffers_of
+from ppl_vae.svi import SVI
+
+_GRADIENT = "the gradient of "
+
+
+class Parts(NamedTuple):
+    """How processes can share the batches of a program.
+
+    Attributes:
+        own_noise: Whether each must draw noise of its own, since that of the whole batch cannot be split by rows.
+        averaged: The buffers that a step moves towards a mean over the batch.
+    """
+
+    own_noise: bool
+    averaged: list[Tensor]
+
+
+def share_out(svi: SVI, modules: Sequence[nn.Module], batch: tuple[Tensor, ...]) -> Parts:
+    """Take two steps on a batch, whole and in two parts with the noise of their rows, and compare the figures.
+
+    The loss and its terms must be the sums over the parts; gradients and changed buffers their weighted means. Where
+    they are not, noise may be the reason: then every row gets the same noise, and the figures are compared again.
+
+    Args:
+        svi: The program, whose loss is a `PartLoss`. Its parameters and the modules' buffers end as they were.
+        modules: The modules of the program, in the mode of training.
+        batch: A batch of at least two rows.
+
+    Raises:
+        ValueError: If the program couples the data of a batch.
+    """
+    for module in modules:
+        for part in module.modules():
+            if isinstance(part, _BatchNorm):
+                raise ValueError(
+                    f"{type(part).__name__} takes its statistics from a batch, of which each process has a part: use "
+                    "networks without batch normalisation (nn.LayerNorm, nn.GroupNorm), or train in one process"
+                )
+    buffers = buffers_of(modules)
+    before = [b.clone() for b in buffers]
+    with untouched_random_state():
+        try:
+            found = _difference(svi, buffers, batch, same=False)
+            own_noise = found is not None
+            if own_noise and (found := _difference(svi, buffers, batch, same=True)):
+                raise ValueError(
+                    f"{found} of a batch does not follow from those of its parts, so that something couples the data "
+                    f"of a batch (a regularizer, a likelihood or a loss over the whole batch, a latent outside the "
+                    f"plate of the data), and each process has a part of it: train in one process"
+                )
+            moved = [not torch.equal(b, old) for b, old in zip(buffers, before, strict=True)]
+        finally:
+            _set(buffers, before)
+            for parameter in svi.parameters.values():
+                parameter.grad = None
+    return Parts(own_noise, [b for b, m in zip(buffers, moved, strict=True) if m and b.is_floating_point()])
+
+
+def _difference(svi: SVI, buffers: list[Tensor], batch: tuple[Tensor, ...], same: bool) -> str | None:
+    """Return the first figure that the parts do not give, or None; leave the buffers as after two whole steps."""
+    size = len(batch[0])
+    cut = size // 2 + 1 if size > 2 else 1  # unequal parts, as those of a last batch
+    for _ in range(2):  # a moving average counts from the second step on
+        before, state = [b.clone() for b in buffers], torch.get_rng_state()
+        devices = [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []
+        whole = range(0) if same else range(size)
+        parts = []
+        for rows in (range(cut), range(cut, size), range(size)):
+            _set(buffers, before)
+            torch.set_rng_state(state)
+            for device in devices:
+                torch.cuda.set_rng_state(device)
+            taken = tuple(column[rows.start : rows.stop] for column in batch)
+            parts.append(_figures(svi, buffers, taken, rows, whole))
+        (first, w1), (second, w2), (all_rows, w) = parts
+        if abs(w1 + w2 - w) > 1e-5 * abs(w):
+            return "the weight"
+        gradients = [float(g.double().norm()) for name, g in all_rows.items() if name.startswith(_GRADIENT)]
+        for name, value in all_rows.items():
+            a, b = first[name] * w1 / w, second[name] * w2 / w
+            eps = torch.finfo(value.dtype if value.dtype.is_floating_point else torch.float64).eps
+            scale = max(float(t.double().norm()) for t in (a, b, value))
+            if name.startswith(_GRADIENT):  # one that is zero but for rounding
+                scale = max(scale, 1e-3 * max(gradients))
+            if value.dtype.is_floating_point and float((a + b - value).double().norm()) > 2 * eps**0.5 * scale:
+                return name
+            if not value.dtype.is_floating_point and not torch.equal(first[name], value):
+                return name
+    return None
+
+
+def _figures(
+    svi: SVI, buffers: list[Tensor], batch: tuple[Tensor, ...], rows: range, whole: range
+) -> tuple[dict[str, Tensor], float]:
+    """Return means per datum, gradients and buffers after a step, by their names in words, and the weight."""
+    result = svi.backward(*batch, mean=True, rows=rows, whole=whole)
+    weight = float(result.weight)
+    terms = {"the loss": result.loss, "log p(x|z)": result.log_likelihood, "the KL": result.kl}
+    figures = {name: term.detach() / weight for name, term in terms.items() if term is not None}
+    for name, parameter in svi.parameters.items():
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+        figures[f"{_GRADIENT}{name.split('$$$')[-1]}"] = gradient.detach()
+    figures |= {f"the buffer {i}": b.clone() for i, b in enumerate(buffers)}
+    return figures, weight
+
+
+def _set(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for tensor, value in zip(tensors, values, strict=True):
+            tensor.copy_(value)

@@ -1,0 +1,229 @@
+"""The processes of one training under `torch.distributed`: what each computes, and what they exchange.
+
+Every rank holds the whole program and takes a share of each batch. After the backward pass of a step one all-reduce
+sums the gradients, the loss and its terms, and the moving averages of the program. Then every rank takes the same step
+of the optimiser. In a process alone nothing of this happens.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ppl_vae._shares import RowNoise, Share
+from ppl_vae.objectives.losses import BatchLoss, Loss, Program
+
+
+class RankLostError(RuntimeError):
+    """An exchange between the processes of a run that failed, usually since one of them has ended.
+
+    Attributes:
+        good_state: The last good state of the run, as `ppl_vae.checkpoints.save` writes it, the same on every rank;
+            empty before the first step.
+    """
+
+    def __init__(self, error: RuntimeError) -> None:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        super().__init__(
+            f"the processes of the run cannot exchange their gradients any more, since one of them has ended or cannot "
+            f"be reached ({reason}): resume the run from its checkpoint"
+        )
+        self.good_state: dict[str, Any] = {}
+
+
+class PartLoss(NamedTuple):
+    """A loss on some rows of a batch, with the noise of these rows; without `rows` the loss as it is.
+
+    `whole` ranges over the whole batch. It is empty where every row is to have the same noise.
+    """
+
+    loss: Loss
+    particles: int
+
+    @property
+    def objective(self) -> object:
+        """The objective of the loss."""
+        return getattr(self.loss, "objective", self.loss)
+
+    def __call__(
+        self, program: Program, *args: Any, rows: range | None = None, whole: range | None = None, **kwargs: Any
+    ) -> BatchLoss:
+        """Evaluate the loss."""
+        if rows is None or whole is None:
+            return self.loss(program, *args, **kwargs)
+        with RowNoise(rows, len(whole) or None, self.particles):
+            return self.loss(program, *args, **kwargs)
+
+
+@dataclass
+class Ranks:
+    """This process among those of a run.
+
+    Attributes:
+        share: Its share of each batch; None for a process alone.
+        own_noise: Whether it draws noise of its own, where noise cannot be split by rows.
+        averaged: The tensors of the program that a step moves towards the mean of a batch.
+        stopping: Whether this rank asks to end the run after the next step.
+        stopped: Whether a rank has asked for it with the last step.
+        counted: Whether this rank's rows of the present batch count: a batch may have fewer rows than there are ranks.
+        device: Where the run's figures are exchanged.
+    """
+
+    share: Share | None = None
+    own_noise: bool = False
+    averaged: Sequence[Tensor] = ()
+    stopping: bool = False
+    counted: bool = True
+    device: str = "cpu"
+    stopped: bool = False
+    _names: tuple[str, ...] | None = None  # of the parameters, in every exchange
+
+    @classmethod
+    def present(cls) -> Ranks:
+        """Return the place of this process in the initialised process group, or alone."""
+        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+            return cls()
+        return cls(Share(dist.get_rank(), dist.get_world_size()))
+
+    @property
+    def count(self) -> int:
+        """The number of processes."""
+        return 1 if self.share is None else self.share.processes
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes and speaks for the run."""
+        return self.share is None or self.share.rank == 0
+
+    def arguments(self, total: int) -> dict[str, range]:
+        """Return what says to a `PartLoss` which rows of a batch of `total` it is given."""
+        if self.share is None:
+            return {}
+        self.counted = bool(self.share.rows(total))
+        return {} if self.own_noise else {"rows": self.share.taken(total), "whole": range(total)}
+
+    def seed_of(self, seed: int, *place: int) -> int:
+        """Return the seed of this rank's own noise at a place of the run; the run's seed where noise is shared."""
+        if not self.own_noise or self.share is None:
+            return seed
+        words = " ".join(map(str, (seed, *place, self.share.rank)))
+        return int.from_bytes(hashlib.sha256(words.encode()).digest()[:7])
+
+    def begin_step(self, seed: int, *place: int) -> None:
+        """Seed a step's own noise, which then depends on the place in the run alone, so that nothing need be saved."""
+        if self.own_noise:
+            torch.manual_seed(self.seed_of(seed, *place))
+
+    # exchanges; each takes place on all ranks, in the same order ---------------------------------------------------
+
+    def exchange(self, parameters: Mapping[str, Tensor], result: BatchLoss) -> BatchLoss:
+        """Replace the gradients of this rank's mean by those of the whole batch's; return the whole batch's loss.
+
+        Raises:
+            ValueError: If a parameter has appeared since the first exchange.
+            RankLostError: If the exchange fails.
+        """
+        if self._names is None:
+            self._names = tuple(parameters)
+        if self._names != tuple(parameters):
+            new = [name for name in parameters if name not in self._names]
+            raise ValueError(
+                f"the parameter {new[0]!r} appears after the first batch, which the processes of one run cannot join "
+                "in: register every parameter in each run of model and guide"
+            )
+        leaves = list(parameters.values())
+        dtype = functools.reduce(torch.promote_types, (leaf.dtype for leaf in leaves), torch.float32)
+        terms = (result.weight, result.loss, result.log_likelihood, result.kl, float(self.stopping))
+        with torch.no_grad():
+            sums = torch.stack([_number(term, leaves[0], dtype) for term in terms])
+            has = sums.new_tensor([leaf.grad is not None for leaf in leaves])
+            means = [torch.zeros_like(p) if p.grad is None else p.grad for p in leaves] + list(self.averaged)
+            flat = torch.cat([m.detach().to(dtype).reshape(-1) for m in means]) * sums[0]
+            flat = torch.cat([flat, sums, has])
+            if not self.counted:  # a row of another rank was computed, and no number of it counts
+                flat = torch.zeros_like(flat)
+            with _lost():
+                dist.all_reduce(flat)
+            total, sums, has = flat.split([len(flat) - len(sums) - len(has), len(sums), len(has)])
+            stops, *found = torch.cat([sums[-1:], has]).tolist()
+            pieces = (total / sums[0]).split([m.numel() for m in means])
+            for leaf, piece, somewhere in zip(leaves, pieces, found, strict=False):
+                leaf.grad = piece.view_as(leaf).to(leaf.dtype) if somewhere else None
+            for tensor, piece in zip(self.averaged, pieces[len(leaves) :], strict=True):
+                tensor.copy_(piece.view_as(tensor))
+        self.stopped = stops > 0
+        return _replaced(result, sums)
+
+    def summed(self, numbers: Tensor) -> Tensor:
+        """Return the sum over ranks; the tensor itself alone."""
+        if self.share is not None:
+            with _lost():
+                dist.all_reduce(numbers)
+        return numbers
+
+    def gathered(self, result: BatchLoss) -> BatchLoss:
+        """Return the loss of the whole batch from that of this rank's share."""
+        if self.share is None:
+            return result
+        terms = (result.weight, result.loss, result.log_likelihood, result.kl)
+        sums = torch.stack([_number(term, result.loss, result.loss.dtype) for term in terms])
+        return _replaced(result, self.summed(sums * self.counted))
+
+    def agree(self, value: Any) -> Any:
+        """Return the value of rank 0."""
+        if self.share is None:
+            return value
+        values = [value]
+        with _lost():
+            dist.broadcast_object_list(values, 0)
+        return values[0]
+
+    def spread(self, tensors: Sequence[Tensor]) -> None:
+        """Give every rank the tensors of rank 0."""
+        if self.share is not None:
+            with torch.no_grad(), _lost():
+                for tensor in tensors:
+                    whole = tensor.detach().contiguous()
+                    dist.broadcast(whole, 0)
+                    tensor.copy_(whole)
+
+    def differ(self, *numbers: Tensor | float) -> list[bool]:
+        """Return for each number whether it differs between ranks."""
+        if self.share is None:
+            return [False] * len(numbers)
+        mine = torch.tensor([float(n) for n in numbers], dtype=torch.float64, device=self.device)
+        both = torch.cat([mine, -mine])
+        with _lost():
+            dist.all_reduce(both, dist.ReduceOp.MAX)
+        most, least = both.chunk(2)
+        return (most != -least).tolist()
+
+
+@contextmanager
+def _lost() -> Iterator[None]:
+    """Name the error of an exchange."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RankLostError(error) from error
+
+
+def _number(value: Tensor | float | None, like: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.as_tensor(0.0 if value is None else value, dtype=dtype, device=like.device).detach()
+
+
+def _replaced(result: BatchLoss, sums: Tensor) -> BatchLoss:
+    """Return a loss with the sums of its weight and terms over the ranks."""
+    weight, loss, log_lik, kl = sums[:4]
+    known = result.kl is not None and result.log_likelihood is not None
+    return result._replace(
+        weight=weight, loss=loss, log_likelihood=log_lik if known else None, kl=kl if known else None
+    )
