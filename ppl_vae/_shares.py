@@ -42,10 +42,10 @@ class RowNoise(TorchDispatchMode):
     Every process draws the noise of the whole batch from the same generator state, so that N processes with parts of
     a batch compute what one process computes, and their generators stay in step. Noise is cheap beside networks.
 
-    The dimension of the data is found by its size: the first dimension of `rows` rows (behind one of `particles`), or a
-    leading dimension of particles times rows. **Noise that comes from rejection** (gamma, Poisson, Dirichlet,
-    binomial) **cannot be split**, since the number of draws depends on other rows: it is drawn for the rows alone, and
-    the generators part.
+    The dimension of the data is found by its size: it has as many rows as `rows`, behind the particles where there are
+    any, or it is a leading dimension of particles times rows. **Noise that comes from rejection** (gamma, Poisson,
+    Dirichlet, binomial) **cannot be split**, since the number of draws depends on other rows: it is drawn for the rows
+    alone, and the generators part.
 
     Args:
         rows: The rows, of a batch that the program runs on.
@@ -84,16 +84,17 @@ class RowNoise(TorchDispatchMode):
 
     def _place(self, shape: Sequence[int]) -> tuple[int | None, int]:
         """Return the dimension of the data, and how many particles lie flat in it."""
-        here, particles = len(self.rows), self.particles
-        if particles > 1:
-            for place in range(len(shape) - 1):
-                if tuple(shape[place : place + 2]) == (particles, here):
-                    return place + 1, 1
-        if here in shape:
-            return list(shape).index(here), 1
-        if particles > 1 and len(shape) and shape[0] == particles * here:
+        here, particles, sizes = len(self.rows), self.particles, list(shape)
+        for place in range(1, len(sizes)):
+            if sizes[place - 1 : place + 1] == [particles, here]:
+                return place, 1
+        if particles > 1 and sizes[:1] == [particles] and here in sizes[1:]:  # with plates between particles and data
+            return sizes.index(here, 1), 1
+        if sizes[:1] == [here]:
+            return 0, 1
+        if sizes[:1] == [particles * here]:
             return 0, particles
-        return None, 1
+        return (sizes.index(here), 1) if here in sizes else (None, 1)
 
 
 Rule = Callable[[RowNoise, Any, tuple[Any, ...], dict[str, Any]], Tensor]

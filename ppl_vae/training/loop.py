@@ -32,6 +32,7 @@ from ppl_vae.training.state import DivergedError, Means, TrainingState, diagnose
 from ppl_vae.vae import VAE
 
 CHECK_EVERY = 100  # steps between two checks of the losses: the last good state is never further back
+MOST_REHEARSED = 1000  # rows beyond a process's share: its memory need not hold a whole batch
 MONITOR = "validation_elbo"
 
 
@@ -66,7 +67,8 @@ class Loop:
 
     def rehearse(self) -> None:
         """Run everything once under full validation, without moving state, to refuse now what cannot work."""
-        size = max(2, math.ceil(self.batch_size / self.ranks.count))  # of one process
+        share = max(2, math.ceil(self.batch_size / self.ranks.count))
+        size = max(share, min(self.batch_size, MOST_REHEARSED))
         with self.rounded():
             self.limits = rehearse(self.result, self.svi, self.modules, min(size, self.batch_size))
             if self.ranks.share is not None:
@@ -302,14 +304,14 @@ class Loop:
                 total = min(size, len(split) - number * size)
                 results.append(ranks.gathered(self.svi.evaluate(*batch, **ranks.arguments(total))))
                 self._wrong = self._wrong or Means.of(results[-1:]).impossible(results[-1].limits, total)
-                if not ranks.counted:
-                    continue
                 if isinstance(run.program, VAE):
-                    difference = (batch[0] - run.program.reconstruct(*batch)).flatten(1).nan_to_num()  # NaN: missing
-                    sums[0] += float(difference.norm(dim=1).sum())
+                    with ranks.noise(total):
+                        mean = run.program.reconstruct(*batch)
+                    difference = (batch[0] - mean).flatten(1).nan_to_num()  # NaN: missing
+                    sums[0] += float(difference.norm(dim=1).sum()) * ranks.counted
                 if isinstance(run.program, SemiSupervisedVAE):
                     mistakes = run.program.mistakes(*batch).double()
-                    sums[1:] += torch.tensor([float(mistakes.sum()), len(mistakes)], dtype=torch.float64)
+                    sums[1:] += torch.tensor([float(mistakes.sum()), len(mistakes)]) * ranks.counted
         record = Means.of(results).record("validation_")
         errors, mistaken, labelled = ranks.summed(sums.to(ranks.device)).tolist()
         if isinstance(run.program, VAE):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from ppl_vae.capture.reach import buffers_of
 from ppl_vae.svi import SVI
 
 _GRADIENT = "the gradient of "
+_SUSPECTS = "a regularizer, a likelihood or a loss over the whole batch, a latent outside the plate of the data"
 
 
 class Parts(NamedTuple):
@@ -49,19 +51,21 @@ def share_out(svi: SVI, modules: Sequence[nn.Module], batch: tuple[Tensor, ...])
                     f"{type(part).__name__} takes its statistics from a batch, of which each process has a part: use "
                     "networks without batch normalisation (nn.LayerNorm, nn.GroupNorm), or train in one process"
                 )
+    names = {id(buffer): name for module in modules for name, buffer in module.named_buffers()}
     buffers = buffers_of(modules)
     before = [b.clone() for b in buffers]
     with untouched_random_state():
         try:
-            found = _difference(svi, buffers, batch, same=False)
-            own_noise = found is not None
-            if own_noise and (found := _difference(svi, buffers, batch, same=True)):
-                raise ValueError(
-                    f"{found} of a batch does not follow from those of its parts, so that something couples the data "
-                    f"of a batch (a regularizer, a likelihood or a loss over the whole batch, a latent outside the "
-                    f"plate of the data), and each process has a part of it: train in one process"
-                )
+            step = functools.partial(_difference, svi, buffers, [names[id(b)] for b in buffers], batch)
+            own_noise = step(same=False) is not None
+            found = step(same=True) if own_noise else None
             moved = [not torch.equal(b, old) for b, old in zip(buffers, before, strict=True)]
+            if found is not None:
+                suspects = ", ".join(_owners(modules, [b for b, m in zip(buffers, moved, strict=True) if m]))
+                raise ValueError(
+                    f"{found} of a batch does not follow from those of its parts: something couples the data of a "
+                    f"batch ({suspects or _SUSPECTS}), of which each process has a part; train in one process"
+                )
         finally:
             _set(buffers, before)
             for parameter in svi.parameters.values():
@@ -69,7 +73,14 @@ def share_out(svi: SVI, modules: Sequence[nn.Module], batch: tuple[Tensor, ...])
     return Parts(own_noise, [b for b, m in zip(buffers, moved, strict=True) if m and b.is_floating_point()])
 
 
-def _difference(svi: SVI, buffers: list[Tensor], batch: tuple[Tensor, ...], same: bool) -> str | None:
+def _owners(modules: Sequence[nn.Module], buffers: Sequence[Tensor]) -> list[str]:
+    """Return the names of the classes of the modules that hold some buffers."""
+    wanted = {id(b) for b in buffers}
+    parts = [part for module in modules for part in module.modules()]
+    return sorted({type(p).__name__ for p in parts if any(id(b) in wanted for b in p.buffers(recurse=False))})
+
+
+def _difference(svi: SVI, buffers: list[Tensor], names: list[str], batch: tuple[Tensor, ...], same: bool) -> str | None:
     """Return the first figure that the parts do not give, or None; leave the buffers as after two whole steps."""
     size = len(batch[0])
     cut = size // 2 + 1 if size > 2 else 1  # unequal parts, as those of a last batch
@@ -84,28 +95,30 @@ def _difference(svi: SVI, buffers: list[Tensor], batch: tuple[Tensor, ...], same
             for device in devices:
                 torch.cuda.set_rng_state(device)
             taken = tuple(column[rows.start : rows.stop] for column in batch)
-            parts.append(_figures(svi, buffers, taken, rows, whole))
+            figures, weight = _figures(svi, taken, rows, whole)
+            figures |= {f"the state {name}": b.clone() for name, b in zip(names, buffers, strict=True)}
+            parts.append((figures, weight))
         (first, w1), (second, w2), (all_rows, w) = parts
         if abs(w1 + w2 - w) > 1e-5 * abs(w):
             return "the weight"
         gradients = [float(g.double().norm()) for name, g in all_rows.items() if name.startswith(_GRADIENT)]
+        eps = max(torch.finfo(v.dtype).eps for v in all_rows.values() if v.is_floating_point())
         for name, value in all_rows.items():
+            if not value.is_floating_point():
+                if not torch.equal(first[name], value):
+                    return name
+                continue
             a, b = first[name] * w1 / w, second[name] * w2 / w
-            eps = torch.finfo(value.dtype if value.dtype.is_floating_point else torch.float64).eps
             scale = max(float(t.double().norm()) for t in (a, b, value))
             if name.startswith(_GRADIENT):  # one that is zero but for rounding
                 scale = max(scale, 1e-3 * max(gradients))
-            if value.dtype.is_floating_point and float((a + b - value).double().norm()) > 2 * eps**0.5 * scale:
-                return name
-            if not value.dtype.is_floating_point and not torch.equal(first[name], value):
+            if not float((a + b - value).double().norm()) <= 2 * eps**0.5 * scale:  # NaN is a difference
                 return name
     return None
 
 
-def _figures(
-    svi: SVI, buffers: list[Tensor], batch: tuple[Tensor, ...], rows: range, whole: range
-) -> tuple[dict[str, Tensor], float]:
-    """Return means per datum, gradients and buffers after a step, by their names in words, and the weight."""
+def _figures(svi: SVI, batch: tuple[Tensor, ...], rows: range, whole: range) -> tuple[dict[str, Tensor], float]:
+    """Return means per datum and gradients of a step, by their names in words, and the weight."""
     result = svi.backward(*batch, mean=True, rows=rows, whole=whole)
     weight = float(result.weight)
     terms = {"the loss": result.loss, "log p(x|z)": result.log_likelihood, "the KL": result.kl}
@@ -113,7 +126,6 @@ def _figures(
     for name, parameter in svi.parameters.items():
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
         figures[f"{_GRADIENT}{name.split('$$$')[-1]}"] = gradient.detach()
-    figures |= {f"the buffer {i}": b.clone() for i, b in enumerate(buffers)}
     return figures, weight
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -109,6 +109,12 @@ class Ranks:
             return {}
         self.counted = bool(self.share.rows(total))
         return {} if self.own_noise else {"rows": self.share.taken(total), "whole": range(total)}
+
+    def noise(self, total: int) -> AbstractContextManager[Any]:
+        """Return a context in which what is drawn for this rank's rows of a batch is drawn for the whole batch."""
+        if self.share is None or self.own_noise:
+            return nullcontext()
+        return RowNoise(self.share.taken(total), total)
 
     def seed_of(self, seed: int, *place: int) -> int:
         """Return the seed of this rank's own noise at a place of the run; the run's seed where noise is shared."""
