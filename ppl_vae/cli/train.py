@@ -15,6 +15,7 @@ from typing import Any
 from ppl_vae import checkpoints, data, runs, training
 from ppl_vae._files import remove_leftovers
 from ppl_vae.cli.errors import BAD_INPUT, BadInput, bad_input, complain, in_words, is_too_large
+from ppl_vae.cli.launched import Team, team
 from ppl_vae.cli.processor import Effort, flushed_denormals
 from ppl_vae.cli.telling import not_drawn, tell_taken
 from ppl_vae.configuration import config, foreign, tables
@@ -23,24 +24,30 @@ from ppl_vae.configuration.sources import searched
 from ppl_vae.training import Progress, Run
 from ppl_vae.vae import VAE
 
+Prepared = tuple[VAE, Any, dict[str, Any], dict[str, Any] | None, Any]  # of `_prepare`, for `_train`
 LINES = 20  # progress lines of a whole run, where there is no terminal for a bar
 
 
 def run(argv: Sequence[str]) -> int:
     """Train as a command line says, and return the exit code; denormal numbers count as zero meanwhile."""
-    with flushed_denormals():  # before anything is computed
-        return _run(argv)
+    with flushed_denormals(), team() as processes:  # before anything is computed
+        prepared = processes.together(lambda: _prepare(argv, processes))
+        return 0 if prepared is None else _train(*prepared, processes)
 
 
-def _run(argv: Sequence[str]) -> int:
+def _prepare(argv: Sequence[str], processes: Team) -> Prepared | None:
+    """Return what a command line asks to be trained, where to, and how; None where it only prints."""
     with bad_input():
         settings = config.parse(argv)
         tell_taken(settings.taken)
         if settings.print_only:
             print(settings.to_yaml(), end="")
-            return 0
+            return None
         out = Path("runs") / settings.name if settings.out is None else Path(settings.out)
         resume = None if settings.resume is None else _state_of(Path(settings.resume))
+        restarted = _last_run(out, numbered=settings.out is None) if processes.is_restarted else None
+        if restarted is not None:
+            resume = _state_of(restarted)
         dataset = settings.build_dataset()
         if isinstance(dataset, data.Table):
             print(f"note: {tables.told(dataset)}", file=sys.stderr)
@@ -49,16 +56,41 @@ def _run(argv: Sequence[str]) -> int:
         choice = {name: arguments[name] for name in ("compile", "objective", "epochs", "batch_size", "device")}
         arguments["compile"] = settings.values["compile"] = training.resolve_compile(data=dataset, **choice)
         text, every = settings.to_yaml(), settings.checkpoint_every or CHECKPOINT_EVERY
-        folder = runs.RunFolder(out, text, checkpoint_every=every, numbered=settings.out is None)
+        if restarted is not None:
+            folder = runs.RunFolder(restarted, text, checkpoint_every=every, again=True)
+        else:
+            folder = runs.RunFolder(out, text, checkpoint_every=every, numbered=settings.out is None)
         if found := foreign.names(searched(settings.values)):
             foreign.remember(text, found)
+    return vae, dataset, arguments, resume, folder
 
+
+def _last_run(out: Path, numbered: bool) -> Path | None:
+    """Return the folder in which a command that is started again has been training, if it had begun."""
+    last, number = out, 2
+    while numbered and (later := out.with_name(f"{out.name}-{number}")).exists():
+        last, number = later, number + 1
+    return last if (last / "checkpoint.pt").is_file() else None
+
+
+def _train(vae: VAE, dataset: Any, arguments: dict[str, Any], resume: Any, folder: Any, processes: Team) -> int:
+    """Train, print the results, and return the exit code."""
+    if processes.count > 1:  # which agree on a free name
+        folder.path = processes.gather(runs.next_free(folder.path) if folder.numbered else folder.path)[0]
+        folder.numbered = False
     display: Any = _Bar() if sys.stderr.isatty() else _Lines(arguments["epochs"])
     effort = Effort()
-    with _Signals() as stop, warnings.catch_warnings(), _one_report():
-        warnings.showwarning = _note
+    with _Signals(processes.is_first) as stop, warnings.catch_warnings(), _one_report():
+        warnings.showwarning = _note if processes.is_first else _ignore
         try:
             trained = training.fit(vae, dataset, callbacks=[folder, display], stop=stop, resume=resume, **arguments)
+        except training.RankLostError as error:
+            if error.good_state and not processes.is_first and folder.path.is_dir():  # the first one may be gone
+                checkpoints.save(error.good_state, folder.path / "checkpoint.pt")
+            complain(error)
+            if processes.is_first and (folder.path / "checkpoint.pt").is_file():
+                print(f"continue with: ppl-vae train --resume {folder.path}", file=sys.stderr)
+            return 1
         except training.DivergedError as error:
             print(f"last good state: {folder.path / 'last_good.pt'}", file=sys.stderr)
             complain(error)
@@ -100,6 +132,10 @@ def _one_report() -> Iterator[None]:
         threading.excepthook = before
 
 
+def _ignore(*_: Any, **__: Any) -> None:
+    """Show nothing of a warning, which the first process shows."""
+
+
 def _note(message: Warning | str, *_: Any, **__: Any) -> None:
     """Show a warning as one line."""
     print(f"note: {' '.join(str(message).split())}", file=sys.stderr)
@@ -137,7 +173,8 @@ class _Signals:
 
     NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
-    def __init__(self) -> None:
+    def __init__(self, speaks: bool = True) -> None:
+        self.speaks = speaks
         self.seen: int | None = None
         self._before: dict[int, Any] = {}
 
@@ -166,6 +203,8 @@ class _Signals:
         self.seen = number
         for other in self._before:
             signal.signal(other, signal.default_int_handler if other == signal.SIGINT else signal.SIG_DFL)
+        if not self.speaks:
+            return
         with suppress(OSError):  # a closed stderr. `print` fails where the signal interrupts another print
             os.write(2, b"\nppl-vae: ending after this step; a second signal aborts at once\n")
 

@@ -23,7 +23,7 @@ from ppl_vae._validation import check_positive
 from ppl_vae.configuration.resolving import CHECKPOINT_EVERY, leaves
 from ppl_vae.data.streams import Stream
 from ppl_vae.runs.drawing import as_images, decoded_grid, draw, example_conditions, first_images, one_image
-from ppl_vae.training import Callback, DivergedError, Progress, Run
+from ppl_vae.training import Callback, DivergedError, Progress, RankLostError, Run
 from ppl_vae.vae import VAE
 
 _JUDGED = ("validation/elbo", "elbo", "reconstruction_error")  # what TensorBoard compares runs by
@@ -57,9 +57,10 @@ class RunFolder(Callback):
         config: The resolved config as YAML, or None for a run that was put together in Python.
         checkpoint_every: Seconds between checkpoints.
         numbered: Whether to take the next free name.
+        again: Whether to write on to the folder of a run that is there, which this one resumes.
 
     Raises:
-        FileExistsError: If the folder holds a run.
+        FileExistsError: If the folder holds a run, and `again` is not true.
         OSError: If the folder cannot be written.
     """
 
@@ -70,10 +71,12 @@ class RunFolder(Callback):
         *,
         checkpoint_every: float = CHECKPOINT_EVERY,
         numbered: bool = False,
+        again: bool = False,
     ) -> None:
         self.path = Path(path)
-        self.numbered = numbered
-        self.check(next_free(self.path) if numbered else self.path)
+        self.numbered, self.again = numbered, again
+        if not again:
+            self.check(next_free(self.path) if numbered else self.path)
         self.config = config
         self.checkpoint_every = check_positive(checkpoint_every, "checkpoint_every")
         self.pictures: list[Path] = []
@@ -142,6 +145,8 @@ class RunFolder(Callback):
             if isinstance(error, DivergedError):
                 state = {**error.good_state, "data": run.data.fingerprint}
                 checkpoints.save(state, self.path / "last_good.pt")
+            elif isinstance(error, RankLostError):
+                checkpoints.save(error.good_state, self.path / "checkpoint.pt")
             elif isinstance(error, OSError | MemoryError):
                 self._save()
         with suppress(OSError):
@@ -151,12 +156,13 @@ class RunFolder(Callback):
         """Make the folder and lock it, under the next free name if asked."""
         while True:
             path = next_free(self.path) if self.numbered else self.path
-            self.check(path)
+            check = (lambda _: None) if self.again else self.check
+            check(path)
             try:
                 path.mkdir(parents=True, exist_ok=not self.numbered)
                 lock = _files.Lock(path)
                 try:
-                    self.check(path)  # another process may have come between
+                    check(path)  # another process may have come between
                 except OSError:
                     lock.release()
                     raise
@@ -246,6 +252,7 @@ def _facts(run: Run) -> dict[str, Any]:
         },
         "device": run.device,
         "compile": run.compile,
+        "processes": run.processes,
         "seed": run.seed,
         "data": {
             "name": run.data.name,

@@ -125,7 +125,7 @@ class Loop:
         try:
             self._run()
         except RankLostError as error:
-            error.good_state = self._good
+            error.good_state = {**self._good, "data": self.result.data.fingerprint}
             raise
 
     def _run(self) -> None:
