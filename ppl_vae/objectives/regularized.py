@@ -30,7 +30,11 @@ class Penalty(NamedTuple):
 
 
 class Regularizer(Protocol):
-    """The interface of a regularizer for `Regularized`: a callable, which need not inherit from any class."""
+    """The interface of a regularizer for `Regularized`: a callable, which need not inherit from any class.
+
+    An attribute ``couples_batch`` that is true says that the penalty of a datum depends on the others of its batch:
+    processes that share a batch cannot compute it.
+    """
 
     def __call__(self, log_weights: LogWeights) -> Penalty | None:
         """Return the penalty of each datum, or None if there is no penalty."""
@@ -74,6 +78,11 @@ class Regularized:
 
     def __repr__(self) -> str:
         return f"Regularized({self.objective!r}, {self.regularizer!r})"
+
+    @property
+    def couples_batch(self) -> bool:
+        """Whether the penalty of a datum depends on the others of its batch."""
+        return bool(getattr(self.regularizer, "couples_batch", False))
 
     @property
     def num_particles(self) -> int:

@@ -47,6 +47,8 @@ class TotalCorrelation:
         6.0
     """
 
+    couples_batch = True
+
     def __init__(self, dataset_size: int, beta: float = 6.0, alpha: float = 1.0, gamma: float = 1.0) -> None:
         self.dataset_size = check_positive_int(dataset_size, "regularizer TotalCorrelation: dataset_size")
         self.beta = check_not_negative(beta, "regularizer TotalCorrelation: beta")
@@ -118,6 +120,8 @@ class InfoVAE:
         >>> InfoVAE(alpha=1.0, weight=10.0)
         InfoVAE(alpha=1.0, weight=10.0, kernel='imq')
     """
+
+    couples_batch = True
 
     def __init__(self, alpha: float = 0.0, weight: float = 10.0, kernel: Kernel = "imq") -> None:
         self.alpha = check_not_negative(alpha, "regularizer InfoVAE: alpha")

@@ -139,6 +139,11 @@ class FreeBits(nn.Module):
         """Return the settings for ``repr``."""
         return f"{self.nats} nats over {self.over}, averaged over {self.average}"
 
+    @property
+    def couples_batch(self) -> bool:
+        """Whether the penalty of a datum depends on the others of its batch."""
+        return self.average == "batch"
+
     def forward(self, log_weights: LogWeights) -> Penalty | None:
         """Return the penalty of each datum."""
         if self.nats == 0:
@@ -149,7 +154,7 @@ class FreeBits(nn.Module):
             term = kl_per_level(log_weights, "regularizer FreeBits over levels")
         else:
             term = Term(*(part.unsqueeze(-1) for part in kl(log_weights)))
-        if self.average == "batch":
+        if self.couples_batch:
             term = _batch_mean(term)
         lack = (self.nats - term.value).clamp_min(0.0)
         free = (lack > 0).to(lack)
@@ -179,6 +184,8 @@ class Capacity(nn.Module):
         >>> Capacity(25.0, gamma=100.0, steps=10_000).gamma
         100.0
     """
+
+    couples_batch = True
 
     def __init__(self, nats: float = 25.0, gamma: float = 100.0, steps: int | None = None) -> None:
         super().__init__()

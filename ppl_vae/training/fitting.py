@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -230,10 +231,10 @@ def _check_shares(ranks: Ranks, data: Dataset, batch_size: int) -> None:
         next(data.train.batches(share=ranks.share))  # refuses it
     if batch_size < ranks.count:
         raise ValueError(f"batch_size is {batch_size}, and {ranks.count} processes share a batch: raise it")
-    if (first := ranks.agree(data.fingerprint)) != data.fingerprint:
+    if any(ranks.differ(zlib.crc32(data.fingerprint.encode()))):
         raise ValueError(
-            f"the data of this process have the fingerprint {data.fingerprint!r}, and those of the first {first!r}: "
-            "give every process the same data, which `fit` shares out itself"
+            f"the processes have different data (the fingerprint here is {data.fingerprint!r}): give every process all "
+            "of the same data, which `fit` shares out itself"
         )
 
 

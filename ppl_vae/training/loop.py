@@ -23,7 +23,7 @@ from ppl_vae.objectives.impossible import Limits
 from ppl_vae.objectives.losses import BatchLoss
 from ppl_vae.programs import SemiSupervisedVAE
 from ppl_vae.svi import SVI
-from ppl_vae.training.parts import share_out
+from ppl_vae.training.parts import Parts, share_out
 from ppl_vae.training.ranks import PartLoss, RankLostError, Ranks
 from ppl_vae.training.rehearsal import CHECK, rehearse
 from ppl_vae.training.resuming import checked
@@ -71,20 +71,28 @@ class Loop:
         size = max(share, min(self.batch_size, MOST_REHEARSED))
         with self.rounded():
             self.limits = rehearse(self.result, self.svi, self.modules, min(size, self.batch_size))
-            if self.ranks.share is not None:
-                particles = getattr(getattr(self.svi.loss, "objective", self.svi.loss), "num_particles", 1)
-                self.svi.loss = PartLoss(self.svi.loss, particles)
-                for module in self.modules:
-                    module.train()
-                with pyro.validation_enabled(False):
-                    parts = share_out(self.svi, self.modules, self.train.first(size, self.result.device))
-                self.ranks.own_noise, self.ranks.averaged = self.ranks.agree(parts.own_noise), parts.averaged
-                if self.ranks.own_noise:
-                    warnings.warn(
-                        "the noise of this program cannot be split by data, so that each process draws noise of its "
-                        "own: the run is another one with another number of processes",
-                        stacklevel=4,
-                    )
+        if self.ranks.share is not None:
+            particles = getattr(getattr(self.svi.loss, "objective", self.svi.loss), "num_particles", 1)
+            self.svi.loss = PartLoss(self.svi.loss, particles)
+            parts = self._share_out(size)
+            self.ranks.own_noise, self.ranks.averaged = self.ranks.agree(parts.own_noise), parts.averaged
+            if self.ranks.own_noise:
+                warnings.warn(
+                    "the noise of this program cannot be split by data, so that each process draws noise of its own: "
+                    "the run is another one with another number of processes",
+                    stacklevel=4,
+                )
+
+    def _share_out(self, size: int) -> Parts:
+        """Look whether processes can share batches, on so many first rows; the run's state stays as it is."""
+        exchange, self.svi.exchange = self.svi.exchange, None
+        with self.rounded(), untouched_random_state(), pyro.validation_enabled(False):
+            for module in self.modules:
+                module.train()
+            try:
+                return share_out(self.svi, self.modules, self.train.first(size, self.result.device))
+            finally:
+                self.svi.exchange = exchange
 
     def prepare(self, resume: dict[str, Any] | None) -> None:
         """Make optimiser and scheduler, and restore the state of an earlier run if there is one."""
@@ -163,6 +171,8 @@ class Loop:
         state = self.state
         if self.streamed:
             self.steps = 0
+        if self.ranks.share is not None and state.epoch & (state.epoch - 1) == 0 < state.epoch and not state.step:
+            self._share_out(math.ceil(self.batch_size / self.ranks.count) + 1)  # what couples data may begin late
         self._good = state.capture()
         began, first, interrupted = time.perf_counter(), state.step, False
         self._sizes = [self.batch_size] * first

@@ -42,7 +42,7 @@ def share_out(svi: SVI, modules: Sequence[nn.Module], batch: tuple[Tensor, ...])
         batch: A batch of at least two rows.
 
     Raises:
-        ValueError: If the program couples the data of a batch.
+        ValueError: If the program couples the data of a batch in its present state. A coupling may show later only.
     """
     for module in modules:
         for part in module.modules():
@@ -51,6 +51,11 @@ def share_out(svi: SVI, modules: Sequence[nn.Module], batch: tuple[Tensor, ...])
                     f"{type(part).__name__} takes its statistics from a batch, of which each process has a part: use "
                     "networks without batch normalisation (nn.LayerNorm, nn.GroupNorm), or train in one process"
                 )
+    if getattr(svi.loss.objective, "couples_batch", False):  # type: ignore[attr-defined]
+        raise ValueError(
+            f"{svi.loss.objective!r} couples the data of a batch, of which each process has a part: "  # type: ignore[attr-defined]
+            "train in one process"
+        )
     names = {id(buffer): name for module in modules for name, buffer in module.named_buffers()}
     buffers = buffers_of(modules)
     before = [b.clone() for b in buffers]
