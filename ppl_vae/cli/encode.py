@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import collections
+import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,10 +12,11 @@ import torch
 
 from ppl_vae import plots
 from ppl_vae._distributions import centre
+from ppl_vae._team import Team
 from ppl_vae._tensors import moved
 from ppl_vae.cli import writing
 from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
-from ppl_vae.cli.options import execute
+from ppl_vae.cli.options import execute_shared
 from ppl_vae.cli.rows import Rows
 from ppl_vae.plots.latent import MOST_CLASSES
 from ppl_vae.vae import VAE
@@ -27,7 +31,7 @@ ppl-vae encode runs/digits --data mine.npy --out mine.npz  all rows of a file of
 
 def run(argv: Sequence[str]) -> int:
     """Run the command, and return the exit code."""
-    return execute(encode, argv)
+    return execute_shared(encode, argv)
 
 
 def encode(
@@ -63,7 +67,10 @@ def encode(
             "dimensions; give an --out that ends in .npz, .csv or .parquet"
         )
     rows = data_options.open(run, split)
-    blocks = _moments(run.vae, rows, run.device)
+    blocks = _moments(run.vae, rows, run.device, team := Team.present())
+    if not team.is_first:
+        collections.deque(blocks, maxlen=0)  # which the first process writes
+        return []
     if path.suffix.lower() != ".png":
         return [writing.save_blocks(path, blocks)]
     mean, labels = zip(*((block["mean"], block["labels"]) for block in blocks), strict=True)
@@ -73,12 +80,17 @@ def encode(
 
 
 @torch.no_grad()
-def _moments(vae: VAE, rows: Rows, device: torch.device) -> Iterator[dict[str, Any]]:
+def _moments(vae: VAE, rows: Rows, device: torch.device, team: Team) -> Iterator[dict[str, Any]]:
     """Yield the means and standard deviations of q(z|x), (rows, latent); the latter are None if q has none."""
-    for batch, ids in rows.blocks():
+
+    def moments(batch: tuple[torch.Tensor, ...], ids: dict[str, Any]) -> dict[str, Any]:
         q = vae.q_z(*moved(batch, device))
         try:
             std = q.stddev
         except (NotImplementedError, AttributeError):
             std = None
-        yield {"mean": centre(q), "std": std, **ids}
+        return {"mean": centre(q), "std": std, **ids}
+
+    blocks = rows.blocks()
+    while some := list(itertools.islice(blocks, team.size)):
+        yield from team.share([functools.partial(moments, *block) for block in some], "moments")

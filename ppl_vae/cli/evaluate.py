@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from ppl_vae import _files, data, evaluation
+from ppl_vae._team import Team
 from ppl_vae._validation import check_count, check_positive_int, check_seed
 from ppl_vae.cli.folders import folder_for
 from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
-from ppl_vae.cli.options import execute, several
+from ppl_vae.cli.options import execute_shared, several
 from ppl_vae.cli.rows import Rows
 from ppl_vae.cli.telling import not_drawn, teller
 from ppl_vae.evaluation import pictures
@@ -27,7 +28,7 @@ ppl-vae evaluate runs/wide --evidence ais --size 50  annealed importance samplin
 
 def run(argv: Sequence[str]) -> int:
     """Run the command, and return the exit code."""
-    return execute(evaluate, argv)
+    return execute_shared(evaluate, argv)
 
 
 def evaluate(
@@ -91,7 +92,10 @@ def evaluate(
         bins=bins,
         seed=seed,
         progress=tell,
+        team=(team := Team.present()),
     )
+    if not team.is_first:
+        return []
     folder.mkdir(parents=True, exist_ok=True)
     content = {"data": rows.name, "seed": seed, **found.to_dict()}
     _files.write(folder / "evaluation.json", json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -9,59 +9,34 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from ppl_vae._team import Team
 from ppl_vae.cli.errors import BadInput
 
 T = TypeVar("T")
 
 
-class Team:
-    """This process among those that run the command.
+def is_restarted() -> bool:
+    """Whether ``torchrun --max_restarts`` has started the command again, after a process of it had ended."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
-    Attributes:
-        rank: Its number; 0 speaks and writes.
-        count: How many there are.
-    """
 
-    def __init__(self, rank: int = 0, count: int = 1) -> None:
-        self.rank, self.count = rank, count
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this process speaks."""
-        return self.rank == 0
-
-    @property
-    def is_restarted(self) -> bool:
-        """Whether ``torchrun --max_restarts`` has started the command again, after a process of it had ended."""
-        return self.count > 1 and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-
-    def gather(self, value: T) -> list[T]:
-        """Return the values of all processes, in order."""
-        if self.count == 1:
-            return [value]
-        import torch.distributed as dist
-
-        values: list[Any] = [None] * self.count
-        dist.all_gather_object(values, value)
-        return values
-
-    def together(self, act: Callable[[], T]) -> T:
-        """Act on every process; an error in the user's input on any of them ends all, and the first one says it."""
-        error: BadInput | None = None
-        result: T
-        try:
-            result = act()
-        except BadInput as found:
-            error = found
-        said = self.gather(None if error is None else str(error.__cause__))
-        if all(text is None for text in said):
-            return result
-        if not self.is_first:
-            raise SystemExit(2)
-        if error is not None:
-            raise error
-        rank = next(i for i, text in enumerate(said) if text is not None)
-        raise BadInput from ValueError(f"on process {rank}: {said[rank]}")
+def together(team: Team, act: Callable[[], T]) -> T:
+    """Act on every process; an error in the user's input on any of them ends all, and the first one says it."""
+    error: BadInput | None = None
+    result: T
+    try:
+        result = act()
+    except BadInput as found:
+        error = found
+    said = team.gather(None if error is None else str(error.__cause__), "errors")
+    if all(text is None for text in said):
+        return result
+    if error is not None and team.is_first:
+        raise error
+    if not team.is_first:
+        raise SystemExit(2)
+    rank = next(i for i, text in enumerate(said) if text is not None)
+    raise BadInput from ValueError(f"on process {rank}: {said[rank]}")
 
 
 class _Prefixed:
@@ -81,7 +56,7 @@ class _Prefixed:
 
 
 @contextmanager
-def team() -> Iterator[Team]:
+def launched() -> Iterator[Team]:
     """Join the processes that ``torchrun`` has started, by gloo on CPUs and NCCL on GPUs; alone, do nothing.
 
     Processes after the first print nothing but errors, each line with their number.
@@ -97,7 +72,7 @@ def team() -> Iterator[Team]:
     if with_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if with_gpu else "gloo")
-    here = Team(dist.get_rank(), count)
+    here = Team.present()
     if here.is_first:
         yield here
     else:

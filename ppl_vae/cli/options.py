@@ -13,6 +13,7 @@ from ppl_vae._validation import check_positive_int
 from ppl_vae.cli import words
 from ppl_vae.cli.errors import bad_input
 from ppl_vae.cli.help import Formatter, make_parser
+from ppl_vae.cli.launched import launched, together
 from ppl_vae.cli.telling import tell_taken
 from ppl_vae.configuration import meaning, outlines
 from ppl_vae.configuration.kinds import Arguments, Target, arguments_of
@@ -47,6 +48,12 @@ def execute(command: Command, argv: Sequence[str]) -> int:
             lines = command(OpenRun.at(asked.runs[0], asked.device), **further, **asked.arguments)
     print("\n".join(lines))
     return 0
+
+
+def execute_shared(command: Command, argv: Sequence[str]) -> int:
+    """Run a command as `execute` does, shared by the processes that ``torchrun`` has started, if it has."""
+    with launched() as team:
+        return together(team, lambda: execute(command, argv))
 
 
 class Asked(NamedTuple):

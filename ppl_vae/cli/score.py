@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from ppl_vae import plots
+from ppl_vae._team import Team
 from ppl_vae._validation import check_positive_int, check_seed
 from ppl_vae.cli import writing
 from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
-from ppl_vae.cli.options import execute, several
+from ppl_vae.cli.options import execute_shared, several
 from ppl_vae.cli.telling import teller
 from ppl_vae.evidence.log_evidence import Method, log_evidence
 
@@ -27,7 +28,7 @@ _NAMED = 5  # rows in the printed line
 
 def run(argv: Sequence[str]) -> int:
     """Run the command, and return the exit code."""
-    return execute(score, argv)
+    return execute_shared(score, argv)
 
 
 def score(
@@ -74,8 +75,11 @@ def score(
     x, *y = (torch.cat(column) for column in zip(*(batch for batch, _ in blocks), strict=True))
     tell = teller()
     tell(f"log p(x) of {len(x)} data")
-    found = log_evidence(run.vae, x, *y, method=evidence, num_particles=chosen, seed=seed)
+    team = Team.present()
+    found = log_evidence(run.vae, x, *y, method=evidence, num_particles=chosen, seed=seed, team=team)
     tell("")
+    if not team.is_first:
+        return []
     log_p = found.log_evidence.cpu()
     if log_p.isnan().any():
         raise ValueError(

@@ -14,8 +14,9 @@ from typing import Any
 
 from ppl_vae import checkpoints, data, runs, training
 from ppl_vae._files import remove_leftovers
+from ppl_vae._team import Team
 from ppl_vae.cli.errors import BAD_INPUT, BadInput, bad_input, complain, in_words, is_too_large
-from ppl_vae.cli.launched import Team, team
+from ppl_vae.cli.launched import is_restarted, launched, together
 from ppl_vae.cli.processor import Effort, flushed_denormals
 from ppl_vae.cli.telling import not_drawn, tell_taken
 from ppl_vae.configuration import config, foreign, tables
@@ -30,12 +31,12 @@ LINES = 20  # progress lines of a whole run, where there is no terminal for a ba
 
 def run(argv: Sequence[str]) -> int:
     """Train as a command line says, and return the exit code; denormal numbers count as zero meanwhile."""
-    with flushed_denormals(), team() as processes:  # before anything is computed
-        prepared = processes.together(lambda: _prepare(argv, processes))
-        return 0 if prepared is None else _train(*prepared, processes)
+    with flushed_denormals(), launched() as team:  # before anything is computed
+        prepared = together(team, lambda: _prepare(argv))
+        return 0 if prepared is None else _train(*prepared, team)
 
 
-def _prepare(argv: Sequence[str], processes: Team) -> Prepared | None:
+def _prepare(argv: Sequence[str]) -> Prepared | None:
     """Return what a command line asks to be trained, where to, and how; None where it only prints."""
     with bad_input():
         settings = config.parse(argv)
@@ -45,7 +46,7 @@ def _prepare(argv: Sequence[str], processes: Team) -> Prepared | None:
             return None
         out = Path("runs") / settings.name if settings.out is None else Path(settings.out)
         resume = None if settings.resume is None else _state_of(Path(settings.resume))
-        restarted = _last_run(out, numbered=settings.out is None) if processes.is_restarted else None
+        restarted = _last_run(out, numbered=settings.out is None) if is_restarted() else None
         if restarted is not None:
             resume = _state_of(restarted)
         dataset = settings.build_dataset()
@@ -73,22 +74,22 @@ def _last_run(out: Path, numbered: bool) -> Path | None:
     return last if (last / "checkpoint.pt").is_file() else None
 
 
-def _train(vae: VAE, dataset: Any, arguments: dict[str, Any], resume: Any, folder: Any, processes: Team) -> int:
+def _train(vae: VAE, dataset: Any, arguments: dict[str, Any], resume: Any, folder: Any, team: Team) -> int:
     """Train, print the results, and return the exit code."""
-    if processes.count > 1:  # which agree on a free name
-        folder.path = processes.gather(runs.next_free(folder.path) if folder.numbered else folder.path)[0]
+    if team.size > 1:  # which agree on a free name
+        folder.path = team.gather(runs.next_free(folder.path) if folder.numbered else folder.path, "the folder")[0]
         folder.numbered = False
     display: Any = _Bar() if sys.stderr.isatty() else _Lines(arguments["epochs"])
     effort = Effort()
-    with _Signals(processes.is_first) as stop, warnings.catch_warnings(), _one_report():
-        warnings.showwarning = _note if processes.is_first else _ignore
+    with _Signals(team.is_first) as stop, warnings.catch_warnings(), _one_report():
+        warnings.showwarning = _note if team.is_first else _ignore
         try:
             trained = training.fit(vae, dataset, callbacks=[folder, display], stop=stop, resume=resume, **arguments)
         except training.RankLostError as error:
-            if error.good_state and not processes.is_first and folder.path.is_dir():  # the first one may be gone
+            if error.good_state and not team.is_first and folder.path.is_dir():  # the first one may be gone
                 checkpoints.save(error.good_state, folder.path / "checkpoint.pt")
             complain(error)
-            if processes.is_first and (folder.path / "checkpoint.pt").is_file():
+            if team.is_first and (folder.path / "checkpoint.pt").is_file():
                 print(f"continue with: ppl-vae train --resume {folder.path}", file=sys.stderr)
             return 1
         except training.DivergedError as error:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ppl_vae._home import at_home
 from ppl_vae._scopes import evaluation_mode, seeded, untouched_random_state
+from ppl_vae._team import ALONE, Team
 from ppl_vae._validation import check_count, check_positive_int, check_seed
 from ppl_vae.data import Dataset, Split
 from ppl_vae.data.held import form_of, split_of
@@ -57,6 +58,7 @@ def evaluate(
     bins: int | None = None,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
+    team: Team = ALONE,
 ) -> Evaluation:
     r"""Evaluate a model on data: log p(x), the gap of the bound, the latent code, practical measures.
 
@@ -88,6 +90,8 @@ def evaluate(
             knows them; discrete data have none.
         seed: The seed of all draws; the global random state is left alone.
         progress: A function that is called with the name of each part as it begins.
+        team: The processes that share the work: the data of log p(x), and the other parts among them. Each gets the
+            same evaluation, with the figures of one process.
 
     Raises:
         ValueError: For fewer than two data, if the method does not apply to the model, or if a figure is impossible for
@@ -125,6 +129,7 @@ def evaluate(
         bins,
         seed,
         progress,
+        team,
     )
 
 
@@ -141,6 +146,7 @@ def _evaluate(
     bins: int | None,
     seed: int,
     progress: Callable[[str], None] | None,
+    team: Team,
 ) -> Evaluation:
     x, labels, y = _tensors(data)
     if tuple(x.shape[1:]) != vae.x_shape:
@@ -154,7 +160,7 @@ def _evaluate(
     clock = partial(_clock, seconds, progress)
     alarms, discrete = _look(vae, x, y, seed)
     with clock("log p(x)"):
-        found = log_evidence(vae, x, y, method=evidence, num_particles=num_particles, seed=seed)
+        found = log_evidence(vae, x, y, method=evidence, num_particles=num_particles, seed=seed, team=team)
     exact = found.kind == "exact"
     with clock("the ELBO"):
         find = lambda model, some: elbo(VAEDensities(model), some, seed=seed)  # noqa: E731
@@ -197,42 +203,51 @@ def _evaluate(
             notes.append("SUMO is nearly unbiased and has a heavy tail: rare repetitions decide its mean")
     else:
         notes.append("annealing gives a standard error over its chains, which knows nothing of modes that all missed")
+    parts: dict[str, Callable[[list[str]], Any]] = {}  # what can be found independently, from a list for notes
+    first, few = slice(gap_size), slice(importance_size)
+    head = Evidence(found.log_evidence[first], found.error[first], found.method, found.kind)
+    identity, code = "the identity log p(x) = ELBO + KL", "the latent code"
+    if gap_size:
+        if exact and densities.latent_dim <= 3 and found.method != "enumeration":
+            parts[identity] = lambda _: kl_to_posterior(densities, x[first], head, seed=seed)
+        parts["the gap"] = lambda notes: _tried(
+            notes, "the gap was not taken apart", gaps, densities, x[first], head, seed=seed
+        )
+    if importance_size and exact:
+        parts["importance sampling"] = lambda _: importance(densities, x[few], num_particles=num_particles, seed=seed)
+    if y is None:
+        parts[code] = lambda notes: _latent_code(notes, densities, x, seed)
+    if isinstance(vae, SemiSupervisedVAE) and y is not None:
+        parts["labels"] = lambda _: list(label_values(vae, x, y, num_bounds, exact, seed, method=evidence))
+    if imputation_size:
+        parts["imputation"] = lambda notes: _imputation(vae, x[:imputation_size], notes, seed)
+    results = _shared(parts, clock, seconds, team)
     split = None
     if gap_size:
-        first = slice(gap_size)
-        head = Evidence(found.log_evidence[first], found.error[first], found.method, found.kind)
-        if exact and densities.latent_dim <= 3 and found.method != "enumeration":
-            with clock("the identity log p(x) = ELBO + KL"):
-                divergence = kl_to_posterior(densities, x[first], head, seed=seed)
-                residual = (gap[first] - divergence.kl).abs()
+        if identity in results:
+            residual = (gap[first] - results[identity][0].kl).abs()
             if (residual := residual[residual.isfinite()]).numel():  # the KL is infinite where q leaves the support
                 figures["identity_residual"] = float(residual.max())
                 if residual.max() > 1e-2:
                     notes.append("the two sides of log p(x) = ELBO + KL differ: one of the integrals has not converged")
-        with clock("the gap"):
-            split = _tried(notes, "the gap was not taken apart", gaps, densities, x[first], head, seed=seed)
+        split, more = results["the gap"]
+        notes += more
         if split is not None:
             if split.elsewhere.any():
                 share = split.elsewhere.double().mean()
                 notes.append(f"for {share:.1%} of these data a better q lies at another mode than the encoder's")
-            parts = {"approximation_gap": split.approximation_gap, "amortisation_gap": split.amortisation_gap}
-            figures |= _over_data(parts, seed)
+            sides = {"approximation_gap": split.approximation_gap, "amortisation_gap": split.amortisation_gap}
+            figures |= _over_data(sides, seed)
             if len(split.gap) < len(x):
                 notes.append(f"the gap was taken apart for the first {len(split.gap)} data")
     sampled = None
     if importance_size and exact:
-        first = slice(importance_size)
-        with clock("importance sampling"):
-            sampled = importance(densities, x[first], num_particles=num_particles, seed=seed)
-        figures |= _over_data({"importance_error": found.log_evidence[first] - sampled.log_evidence}, seed)
+        sampled, _ = results["importance sampling"]
+        figures |= _over_data({"importance_error": found.log_evidence[few] - sampled.log_evidence}, seed)
     use = surgeon = aggregate = None
     if y is None:
-        with clock("the latent code"):
-            tried, q = partial(_tried, notes), densities.posterior(x[:1])
-            some = x[: _MOST_PAIRS // (20 if isinstance(q, Chain) and q.top_down else 1)]  # pairs run its networks
-            use = tried("the use of each dimension is not told", latent_use, densities, x, seed=seed)
-            surgeon = tried("the rate was not taken apart", surgery, densities, some, seed=seed)
-            aggregate = tried("the aggregate posterior is not told", aggregate_posterior, densities, some, seed=seed)
+        (use, surgeon, aggregate), more = results[code]
+        notes += more
     if use is not None:
         notes += use.alarms
         figures |= {"active_units": use.num_active, "effective_dim": use.effective_dim}
@@ -246,17 +261,17 @@ def _evaluate(
     if aggregate is not None:
         figures["empty_share"] = aggregate.empty_share
     if isinstance(vae, SemiSupervisedVAE) and y is not None:
-        with clock("labels"):
-            for values in label_values(vae, x, y, num_bounds, exact, seed, method=evidence):
-                figures |= _over_data(values, seed)
+        for values in results["labels"][0]:
+            figures |= _over_data(values, seed)
         notes.append(f"figures without label are those of the first {min(num_bounds, len(x))} data")
     bins = data.bins if bins is None else bins
     with suppress(ValueError), untouched_random_state():  # where they mean nothing
         p_x = densities.likelihood(densities.prior_sample(x[:1], 1)[0])  # at any z: only its support counts
         figures |= _over_data({"bits_per_dim": bits_per_dim(found.log_evidence, x, p_x, bins=bins)}, seed)
     if imputation_size:
-        with clock("imputation"):
-            figures |= _imputation(vae, x[:imputation_size], notes, seed)
+        imputed, more = results["imputation"]
+        figures |= imputed
+        notes += more
     if labels is not None and labels.is_floating_point() and (labels != labels.round()).any():
         notes.append("the labels are no classes: no nearest neighbours")
     elif labels is not None and train is not None and train.labels is not None and y is None:
@@ -266,6 +281,33 @@ def _evaluate(
             figures["knn_accuracy"] = knn_accuracy(vae.encode(known), known_labels, vae.encode(x), labels, seed=seed)
     ordered = {name: figures[name] for name in UNITS if name in figures}
     return Evaluation(ordered, found, bound, split, use, surgeon, aggregate, sampled, tuple(notes), seconds)
+
+
+def _shared(
+    parts: dict[str, Callable[[list[str]], Any]], clock: Callable[[str], Any], seconds: dict[str, float], team: Team
+) -> dict[str, tuple[Any, list[str]]]:
+    """Return the result of each part and its notes; the processes of a team find some of them each."""
+
+    def task(name: str) -> tuple[Any, list[str], float]:
+        notes: list[str] = []
+        with clock(name):
+            result = parts[name](notes)
+        return result, notes, seconds[name]
+
+    found = team.share([partial(task, name) for name in parts], "the parts of the evaluation")
+    seconds |= {name: taken for name, (_, _, taken) in zip(parts, found, strict=True)}
+    return {name: (result, notes) for name, (result, notes, _) in zip(parts, found, strict=True)}
+
+
+def _latent_code(notes: list[str], densities: VAEDensities, x: Tensor, seed: int) -> tuple[Any, Any, Any]:
+    """Return the use of each dimension, the surgery of the rate and the aggregate posterior, where they apply."""
+    tried, q = partial(_tried, notes), densities.posterior(x[:1])
+    some = x[: _MOST_PAIRS // (20 if isinstance(q, Chain) and q.top_down else 1)]  # pairs run its networks
+    return (
+        tried("the use of each dimension is not told", latent_use, densities, x, seed=seed),
+        tried("the rate was not taken apart", surgery, densities, some, seed=seed),
+        tried("the aggregate posterior is not told", aggregate_posterior, densities, some, seed=seed),
+    )
 
 
 def _over_data(values: dict[str, Tensor], seed: int) -> dict[str, Interval]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from torch import Tensor
 
 from ppl_vae._distributions import measure
 from ppl_vae._home import at_home
+from ppl_vae._team import ALONE, Team
 from ppl_vae._validation import check_choice
 from ppl_vae.evidence.annealing import annealed
-from ppl_vae.evidence.conditional import MANY, MOST, evidence_by_condition, many_conditions
+from ppl_vae.evidence.conditional import LARGEST, MANY, MOST, SAME, evidence_by_condition, many_conditions
 from ppl_vae.evidence.densities import Model, VAEDensities, densities_of
 from ppl_vae.evidence.enumeration import enumerate_evidence
 from ppl_vae.evidence.importance import importance
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
 
 Method = Literal["auto", "exact", "closed form", "enumeration", "quadrature", "importance", "posterior", "sumo", "ais"]
 
+ROWS = 256  # data between two seeds of methods that draw
+Find = Callable[[Tensor, int], Evidence]
+
 _COST = 12  # particles of a repetition of `sumo`, on average
 
 
@@ -39,6 +45,7 @@ def log_evidence(
     num_particles: tuple[int, ...] = (100, 1000, 5000),
     tolerance: float = 1e-3,
     seed: int = 0,
+    team: Team = ALONE,
 ) -> Evidence:
     r"""Return log p(x) of each datum, exact where possible.
 
@@ -68,7 +75,9 @@ def log_evidence(
         num_particles: K of importance sampling. Several values give estimates side by side. `sumo` makes as many
             repetitions as cost the largest K on average.
         tolerance: The error that quadrature aims at, nats per datum.
-        seed: The seed of all draws; the global random state is left alone.
+        seed: The seed of all draws; the global random state is left alone. Methods that draw begin anew, from the next
+            seed, with every 256 data.
+        team: The processes that share the data; each gets the evidence of all. Their figures are those of one process.
 
     Raises:
         ValueError: If the method does not apply to the model.
@@ -93,33 +102,46 @@ def log_evidence(
         most = MOST if method == "auto" and vae.latent_shape[0] <= 3 else MANY  # quadrature under each condition
         if method in ("auto", "posterior") and len(y) == len(x) and many_conditions(y, most):
             return importance((vae.model, vae.guide), x, y, num_particles=num_particles, seed=seed)
-        return evidence_by_condition(program, x, y, partial(log_evidence, **options))
+        return evidence_by_condition(program, x, y, partial(log_evidence, team=team, **options))
+    find, draws = _finder(program, x, method, num_particles, tolerance)
+    size = ROWS if draws else max(1, math.ceil(len(x) / team.size))
+    starts = range(0, max(1, len(x)), size)
+    parts = team.share([partial(find, x[i : i + size], seed + i * draws) for i in starts], "the evidence")
+    return parts[0] if len(parts) == 1 else Evidence.joined(parts, largest=LARGEST, same=SAME)
+
+
+def _finder(
+    program: Model | Program, x: Tensor, method: str, num_particles: tuple[int, ...], tolerance: float
+) -> tuple[Find, bool]:
+    """Return the function of data and a seed that finds their evidence, and whether it draws at random."""
     exact = ("auto", "exact", "closed form", "enumeration", "quadrature")
     if isinstance(program, Model) and method in exact:
         densities = VAEDensities(program)
         space = measure(densities.prior())
         discrete = space == "a discrete set"
-        if method in ("auto", "exact", "closed form") and (found := closed_form_evidence(program, x)) is not None:
-            return found
+        if method in ("auto", "exact", "closed form") and closed_form_evidence(program, x[:1]) is not None:
+            return lambda x, _: cast(Evidence, closed_form_evidence(program, x)), False
         if method == "enumeration" or (discrete and method in ("auto", "exact")):
             try:
-                return enumerate_evidence(densities, x)
+                enumerate_evidence(densities, x[:1])
+                return lambda x, _: enumerate_evidence(densities, x), False
             except ValueError:
                 if method != "auto":
                     raise
         few = densities.latent_dim <= 3 and space == "a region of space"
         if method == "quadrature" or (few and method in ("auto", "exact")):
-            return quadrature(densities, x, tolerance=tolerance, seed=seed)
+            return lambda x, seed: quadrature(densities, x, tolerance=tolerance, seed=seed), False
         if method == "auto" and space != "a region of space":
             method = "posterior"  # the defensive proposal is made of normals
     if method in exact and method != "auto":
         what = f"a VAE with {densities.latent_dim} latents" if isinstance(program, Model) else "a (model, guide) pair"
         raise ValueError(f"log_evidence: method {method!r} does not apply to {what}; use 'importance' or 'ais'")
     if method == "ais":
-        return annealed(densities_of(program, x), x, seed=seed)
+        return lambda x, seed: annealed(densities_of(program, x), x, seed=seed), True
     proposal = "posterior" if method in ("posterior", "sumo") else "defensive"
     whole = proposal == "posterior" and not isinstance(program, Model)  # of a pair with any number of latent sites
     source: Any = tuple(program) if whole else densities_of(program, x)  # type: ignore[arg-type]
     if method == "sumo":
-        return sumo(source, x, repetitions=max(2, max(num_particles) // _COST), seed=seed)
-    return importance(source, x, num_particles=num_particles, proposal=proposal, seed=seed)
+        repetitions = max(2, max(num_particles) // _COST)
+        return lambda x, seed: sumo(source, x, repetitions=repetitions, seed=seed), True
+    return lambda x, seed: importance(source, x, num_particles=num_particles, proposal=proposal, seed=seed), True

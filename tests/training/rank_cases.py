@@ -268,13 +268,9 @@ def callbacks() -> dict[str, Any]:
     return {"calls": count.calls}
 
 
-CASES = {
-    f.__name__: f
-    for f in (
-        objective, program, dynamic, optimiser, items, bare_parameters, refused, stopped, resumed, gone_on, own_noise, parted,
-        killed, callbacks,
-    )
-}  # fmt: skip
+_ALL = (objective, program, dynamic, optimiser, items, bare_parameters, refused)
+_ALL += (stopped, resumed, gone_on, own_noise, parted, killed, callbacks)
+CASES = {function.__name__: function for function in _ALL}
 
 
 def run_case(call: tuple[Any, ...]) -> dict[str, Any]:

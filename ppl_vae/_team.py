@@ -1,0 +1,84 @@
+"""The processes that share a piece of work under `torch.distributed`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+
+class Team(NamedTuple):
+    """This process among those that share a piece of work; alone by default.
+
+    Attributes:
+        rank: Its number; the first, 0, speaks and writes.
+        size: How many there are.
+
+    Example:
+        >>> Team().share([lambda: 1, lambda: 2])
+        [1, 2]
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def present(cls) -> Team:
+        """Return the place of this process in the initialised process group, or alone."""
+        import torch.distributed as dist
+
+        if not (dist.is_available() and dist.is_initialized()):
+            return cls()
+        return cls(dist.get_rank(), dist.get_world_size())
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process speaks."""
+        return self.rank == 0
+
+    def gather(self, value: T, what: str = "") -> list[T]:
+        """Return the values of all processes, in order.
+
+        Args:
+            value: What can be pickled.
+            what: A name of the exchange, the same on all processes.
+
+        Raises:
+            RuntimeError: If the processes are at different exchanges, as after an error on one of them.
+        """
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, (what, value))
+        if len({name for name, _ in values}) > 1:
+            raise RuntimeError(
+                f"the processes have parted: they exchange {', '.join(repr(name) for name, _ in values)}"
+            )
+        return [found for _, found in values]
+
+    def share(self, tasks: Sequence[Callable[[], T]], what: str = "tasks") -> list[T]:
+        """Return the results of all tasks, of which this process does every `size`-th; all on every process.
+
+        Raises:
+            Exception: The first error of a task, on every process.
+        """
+        if self.size == 1:
+            return [task() for task in tasks]
+        mine: list[Any] = []
+        for task in tasks[self.rank :: self.size]:
+            try:
+                mine.append(task())
+            except Exception as error:
+                mine.append(error)
+        all_of_them = self.gather(mine, what)
+        results = [all_of_them[i % self.size][i // self.size] for i in range(len(tasks))]
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        return results
+
+
+ALONE = Team()
