@@ -66,35 +66,41 @@ class RowNoise(TorchDispatchMode):
             rule = _CENTRES.get(func)
         return func(*args, **kwargs) if rule is None else rule(self, func, args, kwargs)
 
-    def whole(self, shape: Sequence[int], draw: Callable[[list[int]], Tensor]) -> Tensor:
-        """Draw noise of a shape: what `draw` gives for the whole batch, at the rows."""
-        place, leading = self._place(shape)
-        if place is None:
-            return draw(list(shape))
-        here, total = len(self.rows), 1 if self.total is None else self.total
-        drawn = draw([*shape[:place], leading * total, *shape[place + 1 :]])
-        if leading > 1:
-            drawn, place = drawn.unflatten(0, (leading, total)), 1
-        drawn = (
-            drawn.narrow(place, self.rows.start, here)
-            if self.total
-            else drawn.expand(*drawn.shape[:place], here, *drawn.shape[place + 1 :])
-        )
-        return drawn.reshape(*shape)
+    def whole(self, shape: Sequence[int], draw: Callable[[list[int]], Tensor], flat: bool = False) -> Tensor:
+        """Draw noise of a shape: what `draw` gives for the whole batch, at the rows.
 
-    def _place(self, shape: Sequence[int]) -> tuple[int | None, int]:
-        """Return the dimension of the data, and how many particles lie flat in it."""
+        Args:
+            shape: The shape for the rows.
+            draw: Draws noise of a shape.
+            flat: Whether particles, data and the variables of a datum may lie flat in the first dimension.
+        """
+        particles, here, total = self.particles, len(self.rows), self.total or 1
+        place = self._place(shape)
+        if flat and shape[0] % (particles * here) == 0:
+            inner = shape[0] // (particles * here)
+            drawn = draw([particles * total * inner, *shape[1:]]).reshape(particles, total, inner, *shape[1:])
+        elif place is None:
+            return draw(list(shape))
+        elif shape[place] == here:
+            drawn = draw([*shape[:place], total, *shape[place + 1 :]])
+        else:
+            drawn = draw([particles * total, *shape[1:]]).reshape(particles, total, *shape[1:])
+        dim = place if place is not None and drawn.dim() == len(shape) else 1
+        if self.total is not None:
+            return drawn.narrow(dim, self.rows.start, here).reshape(*shape)
+        return drawn.expand(*(here if i == dim else n for i, n in enumerate(drawn.shape))).reshape(*shape)
+
+    def _place(self, shape: Sequence[int]) -> int | None:
+        """Return the dimension of the data, perhaps with the particles in it; None if there is none."""
         here, particles, sizes = len(self.rows), self.particles, list(shape)
         for place in range(1, len(sizes)):
             if sizes[place - 1 : place + 1] == [particles, here]:
-                return place, 1
+                return place
         if particles > 1 and sizes[:1] == [particles] and here in sizes[1:]:  # with plates between particles and data
-            return sizes.index(here, 1), 1
-        if sizes[:1] == [here]:
-            return 0, 1
-        if sizes[:1] == [particles * here]:
-            return 0, particles
-        return (sizes.index(here), 1) if here in sizes else (None, 1)
+            return sizes.index(here, 1)
+        if sizes[:1] in ([here], [particles * here]):
+            return 0
+        return sizes.index(here) if here in sizes else None
 
 
 Rule = Callable[[RowNoise, Any, tuple[Any, ...], dict[str, Any]], Tensor]
@@ -154,7 +160,7 @@ def _choices(mode: RowNoise, func: Any, args: tuple[Any, ...], kwargs: dict[str,
     """Draw classes: one for each row of probabilities, or for each datum from the same probabilities."""
     probs, count, *replacement = args
     if count == 1:
-        q = mode.whole(probs.shape, lambda shape: probs.new_empty(shape).exponential_(1, **kwargs))
+        q = mode.whole(probs.shape, lambda shape: probs.new_empty(shape).exponential_(1, **kwargs), probs.dim() > 1)
         return (probs / q).argmax(-1, keepdim=True)
     if probs.dim() == 1 and replacement == [True]:
         return mode.whole((count,), lambda shape: func(probs, shape[0], *replacement, **kwargs))
