@@ -36,7 +36,7 @@ from ppl_vae.plots.style import BLUE, GREEN, TEXT_SIZE, VERMILION, styled
 from ppl_vae.training.state import DivergedError
 
 RULES = {"constant": 0.0, "square root": 0.5, "linear": 1.0}  # the power of the batch size in the learning rate
-COLOURS = {"constant": BLUE, "square root": GREEN, "linear": VERMILION}
+LOOKS = {"constant": (BLUE, "o"), "square root": (GREEN, "s"), "linear": (VERMILION, "^")}
 PARTICLES = 5  # of the test figure
 
 
@@ -165,6 +165,7 @@ def shown(values: list[float | None], digits: int) -> str:
     found = [v for v in values if v is not None]
     if not found:
         return "-"
+    digits = 0 if abs(mean(found)) >= 1000 else digits
     text = f"{mean(found):,.{digits}f}"
     text += f" ± {(max(found) - min(found)) / 2:,.{digits}f}" if len(found) > 1 else ""
     return text if len(found) == len(values) else f"{text} ({len(found)} of {len(values)})"
@@ -203,20 +204,28 @@ def picture(result: dict[str, Any], target: float) -> Figure:
     sizes, epochs = result["setting"]["sizes"], result["setting"]["epochs"]
     figure = Figure(figsize=(9.0, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for rule, colour in COLOURS.items():
+    for rule, (colour, mark) in LOOKS.items():
         cells = {size: of(result, size, rule) for size in sizes}
         tests = {size: [r["test"] for r in runs if r["test"] is not None] for size, runs in cells.items()}
         steps = {size: [s for r in runs if (s := steps_to(r, target)) is not None] for size, runs in cells.items()}
         for axes, found in ((left, tests), (right, steps)):
             kept = {size: values for size, values in found.items() if values}
-            axes.plot(list(kept), [mean(v) for v in kept.values()], color=colour, label=rule)
-            points = [(size, value) for size, values in kept.items() for value in values]
-            axes.plot(*zip(*points, strict=True), "o", color=colour, markersize=3.5) if points else None
+            line = {"color": colour, "marker": mark, "markersize": 5}
+            axes.plot(list(kept), [mean(v) for v in kept.values()], label=rule, **line)
+            for size, values in kept.items():
+                axes.plot([size] * len(values), values, ".", color=colour, markersize=3)
     first = [s for r in of(result, sizes[0], "constant") if (s := steps_to(r, target)) is not None]
     if first and min(first) > 0:
         perfect = [mean(first) * sizes[0] / size for size in sizes]
-        right.plot(sizes, perfect, color="0.5", linestyle=":", label="half the steps at twice the batch")
-        right.set_yscale("log")
+        (half,) = right.plot(sizes, perfect, color="0.5", linestyle=":", label="half the steps at twice the batch")
+        right.legend(handles=[half])
+        right.set_yscale("log", base=2)
+        right.yaxis.set_major_formatter("{x:,.0f}")
+    steady = [r["test"] for r in result["runs"] if r["rule"] != "linear" and r["test"] is not None]
+    best = max(r["test"] for r in result["runs"] if r["test"] is not None)
+    if steady:  # a learning rate that is far too large would leave no room for the others
+        margin = 0.06 * (best - min(steady)) + 0.5
+        left.set_ylim(min(steady) - margin, best + margin)
     left.set_ylabel(f"test ELBO after {epochs} epochs, nats")
     right.set_ylabel(f"steps to a validation ELBO of {target:g}")
     for axes in (left, right):
@@ -224,7 +233,6 @@ def picture(result: dict[str, Any], target: float) -> Figure:
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axes.set_xlabel("batch size")
     left.legend(title="learning rate", title_fontsize=TEXT_SIZE)
-    right.legend()
     return figure
 
 

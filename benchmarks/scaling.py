@@ -47,15 +47,17 @@ PAGE = HERE.parent / "docs" / "scale.md"
 IMAGES = 10**9
 GPUS = (1, 8, 64, 1024)
 NODE = 8  # GPUs that NVLink joins
+TARGET = -120.0  # nats, of validation data
+ARTICLE_EPOCHS, ARTICLE_ROWS = 200, 55_000
 
 # NCCL, published. Over NVLink, Hopper GPUs reach a bus bandwidth of 370 GB/s, says an author of NCCL
 # (https://github.com/NVIDIA/nccl-tests/issues/212; 480 where the switch adds). A 400 Gb/s InfiniBand card gives 46 to
 # 48 GB/s (https://github.com/NVIDIA/nccl-tests/issues/290), the eight of a node as much as NVLink. What bus bandwidth
 # is, and the factor 2 (N - 1) / N: https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md.
 BANDWIDTH = 370e9
-# The latency is NCCL's own estimate for its tree and the protocol LL128, by which it chooses an algorithm: src/graph/
-# tuning.cc of https://github.com/NVIDIA/nccl, seconds.
-BASE, NVLINK_HOP, NETWORK_HOP = 4.4e-6, 1.2e-6, 8.5e-6
+# The latency is NCCL's own estimate for its tree and the protocol LL128, by which it chooses an algorithm, in seconds:
+# https://github.com/NVIDIA/nccl/blob/v2.28.7-1/src/graph/tuning.cc. That of the network card is to be added; we do not.
+BASE, NVLINK_HOP, NETWORK_HOP = 14.0e-6, 1.25e-6, 8.5e-6
 # An H200, by its maker's data sheet: float32 without tensor cores, dense bfloat16 (1,979 with sparsity), memory.
 FLOAT32, BFLOAT16, MEMORY = 67e12, 989e12, 4.8e12
 REACHED = 0.4  # the share of these operations that we assume to be reached: an assumption, not a measurement
@@ -320,30 +322,29 @@ def article_text(result: dict[str, Any]) -> str:
 
 
 def batches_table(result: dict[str, Any]) -> str:
-    """What the batch size does to the bound, and to the time of an epoch here."""
-    found = result["batches"]
-    epochs, sizes, target = found["setting"]["epochs"], found["setting"]["sizes"], TARGET
-    head = "".join(f" {rule} |" for rule in batches.RULES)
-    lines = [
-        f"| batch | steps |{head} epochs (steps) to {target:g}, best rule |",
-        "|---" * (3 + len(batches.RULES)) + "|",
-    ]
+    """What the batch size does to the bound, and the time to a common one on GPUs."""
+    found, name = result["batches"], "784-200-200-50"
+    epochs, sizes, counted = found["setting"]["epochs"], found["setting"]["sizes"], result["models"][name]
+    head = "| batch | steps |" + "".join(f" {rule} |" for rule in batches.RULES)
+    lines = [head + f" epochs (steps) to {TARGET:g} | on one GPU, ms | on batch/{sizes[0]} GPUs, ms |"]
+    lines.append("|---" * (5 + len(batches.RULES)) + "|")
     for size in sizes:
         cells = {rule: batches.of(found, size, rule) for rule in batches.RULES}
-        row = f"| {size:,} | {epochs * cells['constant'][0]['steps_per_epoch']:,} |"
+        per_epoch = cells["constant"][0]["steps_per_epoch"]
+        row = f"| {size:,} | {epochs * per_epoch:,} |"
         row += "".join(f" {batches.shown([r['test'] for r in runs], 2)} |" for runs in cells.values())
-        best = {r: m for r, runs in cells.items() if (m := mean_or_none([batches.epochs_to(x, target) for x in runs]))}
-        if best:
-            rule = min(best, key=best.__getitem__)
-            row += f" {best[rule]:.1f} ({best[rule] * cells[rule][0]['steps_per_epoch']:,.0f}), {rule} |"
+        means = {rule: mean_or_none([batches.epochs_to(r, TARGET) for r in runs]) for rule, runs in cells.items()}
+        taken = {rule: value for rule, value in means.items() if value is not None}
+        if taken:
+            rule = min(taken, key=taken.__getitem__)
+            shared = scaled(name, counted, size // sizes[0], sizes[0])
+            times = (step(name, counted, size), shared["compute"] + shared["all_reduce"])
+            row += f" {taken[rule]:.1f} ({taken[rule] * per_epoch:,.0f})" + (f", {rule} |" if size > sizes[0] else " |")
+            row += "".join(f" {1e3 * taken[rule] * per_epoch * seconds:.0f} |" for seconds in times)
         else:
-            row += " not reached |"
+            row += " not reached | | |"
         lines.append(row)
     return "\n".join(lines)
-
-
-TARGET = -120.0  # nats, of validation data
-ARTICLE_EPOCHS, ARTICLE_ROWS = 200, 55_000
 
 
 def mean_or_none(values: list[float | None]) -> float | None:

@@ -458,8 +458,8 @@ def test_the_arithmetic_of_scaling():
     products = [(784, 500), (500, 300), (300, 150), (150, 4), (2, 150), (150, 300), (300, 500), (500, 784)]
     assert counted["operations"] == 2 * (3 * sum(a * b for a, b in products) - 784 * 500)  # none by x
     assert scaling.latency(1) == 0
-    assert scaling.latency(8) == pytest.approx(4.4e-6 + 2 * 7 * 1.2e-6)
-    assert scaling.latency(1024) == pytest.approx(4.4e-6 + 2 * (7 * 1.2e-6 + 7 * 8.5e-6))
+    assert scaling.latency(8) == pytest.approx(14e-6 + 2 * 7 * 1.25e-6)
+    assert scaling.latency(1024) == pytest.approx(14e-6 + 2 * (7 * 1.25e-6 + 7 * 8.5e-6))
     assert scaling.all_reduce(8, 370e9) - scaling.latency(8) == pytest.approx(2 * 7 / 8)
     assert scaling.step("article", counted, 128) == pytest.approx(0.311e-3)
     more = scaling.step("article", counted, 1128) - scaling.step("article", counted, 128)
@@ -473,10 +473,11 @@ def test_the_arithmetic_of_scaling():
 
 
 def test_published_all_reduces_are_near_the_formula():
-    """What docs/scale.md says of them: within a factor of 2.6."""
-    ratios = [seconds / scaling.all_reduce(gpus, size) for gpus, size, seconds, _ in scaling.PUBLISHED]
-    assert min(ratios) > 0.8
-    assert max(ratios) < 2.6
+    """What docs/scale.md says of them: near at both ends, too low by 1.5 to 1.8 from 1 to 10 MiB."""
+    for gpus, size, seconds, _ in scaling.PUBLISHED:
+        ratio = seconds / scaling.all_reduce(gpus, size)
+        low, high = (1.5, 1.85) if 2**20 <= size <= 10 * 2**20 else (0.8, 1.2)
+        assert low < ratio < high
 
 
 def test_the_page_on_scale_is_of_the_results():
