@@ -161,13 +161,15 @@ def of(result: dict[str, Any], size: int, rule: str) -> list[dict[str, Any]]:
 
 
 def shown(values: list[float | None], digits: int) -> str:
-    """Their mean and half their range; how many of them there are where some are missing."""
+    """Their mean and half their range, or the range where one failed; how many there are where some are missing."""
     found = [v for v in values if v is not None]
     if not found:
         return "-"
     digits = 0 if abs(mean(found)) >= 1000 else digits
     text = f"{mean(found):,.{digits}f}"
     text += f" ± {(max(found) - min(found)) / 2:,.{digits}f}" if len(found) > 1 else ""
+    if digits == 0 and len(found) > 1 and max(found) - min(found) > abs(mean(found)):
+        text = f"{max(found):,.0f} to {min(found):,.0f}"
     return text if len(found) == len(values) else f"{text} ({len(found)} of {len(values)})"
 
 
@@ -245,7 +247,9 @@ def load(setting: Setting, root: Path | None) -> Any:
 def write(path: Path, result: dict[str, Any]) -> None:
     """Replace the file whole."""
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1) + "\n")
+    head = json.dumps({key: value for key, value in result.items() if key != "runs"}, indent=1).removesuffix("\n}")
+    runs = ",\n  ".join(json.dumps(run) for run in result["runs"])  # a line each
+    part.write_text(f'{head},\n "runs": [\n  {runs}\n ]\n}}\n')
     part.replace(path)
 
 
