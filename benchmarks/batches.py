@@ -1,6 +1,6 @@
 """What batch size and learning rate do to the bound, on MNIST.
 
-    python benchmarks/batches.py --data FOLDER --out benchmarks/results/batches.json    # 45 minutes; FOLDER has MNIST/raw
+    python benchmarks/batches.py --data FOLDER --out benchmarks/results/batches.json  # MNIST/raw in FOLDER; 45 minutes
     python benchmarks/batches.py --report benchmarks/results/batches.json --picture docs/images/batches.png
 
 One network (784-200-200-50, tanh, pixels above one half as ones), Adam, batches of 128 to 8,192. The learning rate is
