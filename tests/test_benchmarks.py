@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,15 @@ from ppl_vae import cli
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import allreduce  # noqa: E402
+import batches  # noqa: E402
 import denormals  # noqa: E402
 import gallery  # noqa: E402
 import gpu  # noqa: E402
 import levels_race  # noqa: E402
 import peers  # noqa: E402
 import report  # noqa: E402
+import scaling  # noqa: E402
 from contenders import (  # noqa: E402  # noqa: E402
     BY_HAND,
     CONTENDERS,
@@ -379,3 +383,110 @@ def test_the_gallery_is_raced_in_processes(capsys, monkeypatch):
     monkeypatch.setattr(gallery, "GALLERY", {name: GALLERY[name] for name in (GALLERY_PYRO, GALLERY_GRAPH)})
     gallery.main(["--only", "bayesian_regression", "--rounds", "1", "--seconds", "0.01", "--cores", "1"])
     assert "(../examples/gallery/bayesian_regression.py) | in 1 graph | " in capsys.readouterr().out
+
+
+def test_batch_sizes_go_on_where_they_stopped(tmp_path, monkeypatch, capsys):
+    """What is in the file is not run again; equal epochs, fewer steps, the rates of the rules."""
+    out, picture = tmp_path / "batches.json", tmp_path / "batches.png"
+    words = ["--quick", "--epochs", "2", "--out", str(out), "--targets", "-25"]
+    batches.main([*words, "--seeds", "1"])
+    result = json.loads(out.read_text())
+    rows = len(batches.load(batches.QUICK, None).train)
+    assert len(result["runs"]) == 7  # one at the base, three at the two others
+    for run in result["runs"]:
+        assert len(run["validation"]) == 1 + len(run["training"]) == 3
+        assert run["steps_per_epoch"] == math.ceil(rows / run["size"])
+        assert run["learning_rate"] == pytest.approx(1e-2 * (run["size"] / 64) ** batches.RULES[run["rule"]])
+        assert run["validation"][-1] > run["validation"][0]
+    assert result["machine"]["threads"] == torch.get_num_threads()
+    monkeypatch.setattr(batches, "train", lambda *_: pytest.fail("a run that is there was repeated"))
+    capsys.readouterr()
+    batches.main([*words, "--seeds", "1", "--picture", str(picture)])
+    assert capsys.readouterr().out.count("\n| 64 |") == 2
+    assert picture.stat().st_size > 10_000
+    with pytest.raises(SystemExit, match="of another setting"):
+        batches.main(["--quick", "--epochs", "3", "--out", str(out)])
+
+
+def test_a_run_that_diverges_is_kept_and_told(monkeypatch):
+    """It has a place in the table, and no figure."""
+    setting = replace(batches.QUICK, rate=1e30, epochs=1, sizes=(256,))
+    run = batches.train(setting, batches.load(setting, None), 256, "constant", 0)
+    assert run["diverged"]["epoch"] == 1
+    assert run["test"] is None
+    result = {"setting": {"sizes": [256], "epochs": 1}, "runs": [run]}
+    assert batches.table(result, [-1.0]).count(" - |") == 9
+
+
+def test_epochs_to_a_bound():
+    run = {"validation": [-200.0, -120.0, -110.0, -112.0], "steps_per_epoch": 10}
+    assert batches.epochs_to(run, -160.0) == 0.5
+    assert batches.steps_to(run, -115.0) == 15.0
+    assert batches.epochs_to(run, -200.0) == 0.0
+    assert batches.epochs_to(run, -100.0) is None
+    assert batches.shown([1.0, 3.0], 1) == "2.0 ± 1.0"
+    assert batches.shown([1.0, None], 0) == "1 (1 of 2)"
+    assert batches.shown([None], 0) == "-"
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch is built without gloo")
+def test_an_all_reduce_is_timed(tmp_path, capsys):
+    out = tmp_path / "allreduce.json"
+    allreduce.main(["--processes", "2", "--floats", "1000", "50000", "--repeats", "6", "--out", str(out)])
+    (cell,) = json.loads(out.read_text())["cells"]
+    assert [row["floats"] for row in cell["rows"]] == [1000, 50000]
+    assert all(0 < row["least"] <= row["low"] <= row["median"] <= row["high"] for row in cell["rows"])
+    assert "| 50,000 |" in capsys.readouterr().out
+
+
+def test_latency_and_bandwidth_are_found_again():
+    """By hand: 4 processes send 6 bytes a float each; times made of 30 us and 2 GB/s."""
+    rows = [{"floats": n, "median": 30e-6 + 6 * n / 2e9} for n in allreduce.FLOATS]
+    found = allreduce.fit(4, rows)
+    assert found["latency"] == pytest.approx(30e-6)
+    assert found["bandwidth"] == pytest.approx(2e9)
+    assert found["error"] < 1e-9
+
+
+def test_the_arithmetic_of_scaling():
+    """Each formula of docs/scale.md by hand, at round numbers."""
+    widths = (784, 500, 300, 150)
+    encoder = sum((a + 1) * b for a, b in pairwise(widths)) + 151 * 4
+    decoder = 3 * 150 + 151 * 300 + 301 * 500 + 501 * 784
+    counted = scaling.count(scaling.MODELS["article"])
+    assert counted["parameters"] == encoder + decoder
+    products = [(784, 500), (500, 300), (300, 150), (150, 4), (2, 150), (150, 300), (300, 500), (500, 784)]
+    assert counted["operations"] == 2 * (3 * sum(a * b for a, b in products) - 784 * 500)  # none by x
+    assert scaling.latency(1) == 0
+    assert scaling.latency(8) == pytest.approx(14e-6 + 2 * 7 * 1.25e-6)
+    assert scaling.latency(1024) == pytest.approx(14e-6 + 2 * (7 * 1.25e-6 + 7 * 8.5e-6))
+    assert scaling.all_reduce(8, 370e9) - scaling.latency(8) == pytest.approx(2 * 7 / 8)
+    assert scaling.step("article", counted, 128) == pytest.approx(0.311e-3)
+    more = scaling.step("article", counted, 1128) - scaling.step("article", counted, 128)
+    assert more == pytest.approx(1000 * counted["operations"] / (0.4 * 67e12))
+    found = scaling.scaled("article", counted, 8, 128)
+    seconds = 0.311e-3 + scaling.all_reduce(8, 4 * counted["parameters"])
+    assert found["images"] == pytest.approx(8 * 128 / seconds)
+    assert found["hours"] == pytest.approx(1e9 * seconds / (8 * 128) / 3600)
+    assert found["read"] == pytest.approx(784 * found["images"])
+    assert scaling.all_reduce(1, 1e9) == 0
+
+
+def test_published_all_reduces_are_near_the_formula():
+    """What docs/scale.md says of them: near at both ends, too low by 1.5 to 1.8 from 1 to 10 MiB."""
+    for gpus, size, seconds, _ in scaling.PUBLISHED:
+        ratio = seconds / scaling.all_reduce(gpus, size)
+        low, high = (1.5, 1.85) if 2**20 <= size <= 10 * 2**20 else (0.8, 1.2)
+        assert low < ratio < high
+
+
+def test_the_page_on_scale_is_of_the_results():
+    page = scaling.PAGE.read_text()
+    assert scaling.inserted(page, scaling.load()) == page
+    with pytest.raises(ValueError, match="has not both marks once"):
+        scaling.inserted("no marks", scaling.load())
+
+
+def test_rows_are_read_at_a_rate():
+    low, median, high = scaling.reading(784, total=2**20, seconds=0.05)
+    assert 1000 < low <= median <= high

@@ -6,6 +6,7 @@ themselves are in `ppl_vae.evidence`. The other measures have a module each: `el
 """
 
 from ppl_vae import evidence
+from ppl_vae._team import Team
 from ppl_vae.evaluation.bits import bits_per_dim
 from ppl_vae.evaluation.bootstrap import Interval, difference, interval
 from ppl_vae.evaluation.diagnostics import LatentUse, kl_per_dimension, latent_use
@@ -29,6 +30,7 @@ __all__ = [
     "Interval",
     "LatentUse",
     "Surgery",
+    "Team",
     "aggregate_posterior",
     "bits_per_dim",
     "column_errors",
