@@ -35,16 +35,23 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
-    """Put modules into evaluation mode, and on exit restore the mode of each submodule."""
+def kept_modes(*modules: nn.Module) -> Iterator[None]:
+    """Restore the mode of each submodule on exit: training or evaluation."""
     modes = [(m, m.training) for module in modules for m in module.modules()]
-    for module in modules:
-        module.eval()
     try:
         yield
     finally:
         for m, training in modes:
             m.training = training
+
+
+@contextmanager
+def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
+    """Put modules into evaluation mode, and on exit restore the mode of each submodule."""
+    with kept_modes(*modules):
+        for module in modules:
+            module.eval()
+        yield
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ppl_vae._scopes import evaluation_mode, seeded, untouched_random_state
+from ppl_vae._scopes import evaluation_mode, kept_modes, seeded, untouched_random_state
 from ppl_vae.capture import buffers_of
 from ppl_vae.data import Dataset, Split
 from ppl_vae.data.streams import ItemSplit, Stream
@@ -86,13 +86,13 @@ class Loop:
     def _share_out(self, size: int) -> Parts:
         """Look whether processes can share batches, on so many first rows; the run's state stays as it is."""
         exchange, self.svi.exchange = self.svi.exchange, None
-        with self.rounded(), untouched_random_state(), pyro.validation_enabled(False):
-            for module in self.modules:
-                module.train()
-            try:
+        try:
+            with self.rounded(), untouched_random_state(), pyro.validation_enabled(False), kept_modes(*self.modules):
+                for module in self.modules:
+                    module.train()
                 return share_out(self.svi, self.modules, self.train.first(size, self.result.device))
-            finally:
-                self.svi.exchange = exchange
+        finally:
+            self.svi.exchange = exchange
 
     def prepare(self, resume: dict[str, Any] | None) -> None:
         """Make optimiser and scheduler, and restore the state of an earlier run if there is one."""
@@ -125,6 +125,7 @@ class Loop:
             self.result.history[:] = self.state.history
         self.state.history = self.result.history
         self.ranks.spread([*self.svi.parameters.values(), *buffers_of(self.modules)])
+        self.ranks.share_random_state()
         self.svi.exchange = None if self.ranks.share is None else self.ranks.exchange
         self.result.state = lambda: {**self.state.capture(), "data": self.result.data.fingerprint}
 
@@ -249,7 +250,7 @@ class Loop:
         if self.ranks.share is None:
             return
         norms = torch.stack(torch._foreach_norm([p.detach() for p in self.svi.parameters.values()]))
-        parted, drifted = self.ranks.differ(norms.double().sum(), self.state.random_digest())
+        parted, drifted = self.ranks.differ(norms.double().sum(), self.ranks.random_digest())
         if parted:
             raise RuntimeError(
                 f"the processes' parameters have parted by step {self.state.step} of epoch {self.state.epoch + 1}: "
@@ -257,7 +258,7 @@ class Loop:
                 "first one only)"
             )
         if drifted and not self.ranks.own_noise:
-            torch.set_rng_state(self.ranks.agree(torch.get_rng_state()))
+            self.ranks.share_random_state()
             warnings.warn(
                 "the processes drew different numbers of random values, as where the data draw some themselves: the "
                 "run does not repeat what one process computes",
@@ -309,7 +310,7 @@ class Loop:
         results: list[BatchLoss] = []
         sums = torch.zeros(3, dtype=torch.float64)  # of errors of reconstruction and of classification, and their data
         size, ranks = min(1000, len(split)), self.ranks
-        with seeded(ranks.seed_of(run.seed, self.state.epoch)), evaluation_mode(*self.modules), torch.no_grad():
+        with seeded(ranks.seed_of(run.seed)), evaluation_mode(*self.modules), torch.no_grad():
             for number, batch in enumerate(split.batches(size, device=run.device, share=ranks.share)):
                 total = min(size, len(split) - number * size)
                 results.append(ranks.gathered(self.svi.evaluate(*batch, **ranks.arguments(total))))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -200,6 +201,23 @@ class Ranks:
                     whole = tensor.detach().contiguous()
                     dist.broadcast(whole, 0)
                     tensor.copy_(whole)
+
+    def random_digest(self) -> float:
+        """Return a digest of torch's random states that a run uses: of the CPU and of its device."""
+        return float(zlib.crc32(b"".join(state.numpy().tobytes() for state in self._random_states())))
+
+    def share_random_state(self) -> None:
+        """Take the random states of the first process, on the CPU and on this process's device."""
+        if self.share is None:
+            return
+        first, *of_device = self.agree([state.clone() for state in self._random_states()])
+        torch.set_rng_state(first)
+        for state in of_device:
+            torch.cuda.set_rng_state(state, self.device)
+
+    def _random_states(self) -> list[Tensor]:
+        on_gpu = self.device.startswith("cuda")
+        return [torch.get_rng_state(), *([torch.cuda.get_rng_state(self.device)] if on_gpu else [])]
 
     def differ(self, *numbers: Tensor | float) -> list[bool]:
         """Return for each number whether it differs between ranks."""

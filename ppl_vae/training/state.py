@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -202,13 +201,6 @@ class TrainingState:
     def keep_random_state(self) -> None:
         """Use the present random state in later captures: the run is over, and the caller's random state returns."""
         self._random_state = _random_state()
-
-    @staticmethod
-    def random_digest() -> float:
-        """Return a digest of torch's random states."""
-        states = _random_state()
-        tensors = [states["rng"], *states["cuda_rng"], *states["mps_rng"]]
-        return float(zlib.crc32(b"".join(tensor.cpu().numpy().tobytes() for tensor in tensors)))
 
     def capture_parameters(self) -> dict[str, Any]:
         """Return a copy of the parameters and buffers alone."""
