@@ -12,7 +12,7 @@ from ppl_vae.plots.figure import key, naming, new_figure, tidy, write_foot, writ
 from ppl_vae.plots.style import BLUE, SMALL_SIZE, TEXT_SIZE, styled
 
 if TYPE_CHECKING:
-    from ppl_vae.sweeps import Sweep
+    from ppl_vae.comparison.sweeps import Sweep
 
 MOST = 40  # settings that are drawn
 _LONGEST = 60  # letters of a setting

@@ -9,15 +9,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ppl_vae import _files
 from ppl_vae._jobs import Lost, check_jobs, run_all, workers
-from ppl_vae._records import describe
+from ppl_vae._records import Record, describe
 from ppl_vae._validation import check_positive_int
+from ppl_vae.comparison.sweeps import Sweep, SweepRun
 from ppl_vae.sweeps import plan as plans
 from ppl_vae.sweeps.plan import Plan, PlannedRun
-from ppl_vae.sweeps.results import Sweep, run_of
 from ppl_vae.sweeps.training import Ended, Training, check_same, is_over
 
 _PLAN = "plan.json"
@@ -99,10 +98,10 @@ def collect(plan: Plan, folders: list[Path], ended: Mapping[int, Ended], jobs: i
     for i, (run, folder) in enumerate(zip(plan.runs, folders, strict=True)):
         how = ended.get(i, Ended("interrupted"))
         try:
-            record: dict[str, Any] = describe(folder) if how.state != "failed" or folder.is_dir() else {}
+            record: Record = describe(folder) if how.state != "failed" or folder.is_dir() else {}
         except (OSError, ValueError) as error:
             record, how = {}, Ended("failed", str(error))
-        runs.append(run_of(run, folder, how, record))
+        runs.append(_run_of(run, folder, how, record))
     return Sweep(tuple(runs), plan.varied, plan.repeated, jobs, seconds)
 
 
@@ -137,6 +136,31 @@ def places_of(plan: Plan, folder: Path) -> list[Path]:
         check_same(folder / name, run.config)
         places.append(folder / name)
     return places
+
+
+def _run_of(run: PlannedRun, folder: Path, how: Ended, record: Record) -> SweepRun:
+    """Return what became of a run, from what its folder holds."""
+    figures = record.get("figures", {})
+    state, reason = how.state, how.reason
+    if state == "finished" and (
+        wrong := [name for name in ("validation_elbo", "elbo") if figures.get(name, 0) is None]
+    ):
+        state, reason = "failed", f"{wrong[0]} is not finite"
+    return SweepRun(
+        folder.name,
+        run.label,
+        run.setting,
+        run.seed,
+        state,
+        reason,
+        figures,
+        record.get("epochs", 0),
+        record.get("seconds"),
+        str(folder),
+        record.get("fingerprint"),
+        record.get("caveat"),
+        str(run.config.values["likelihood"]["class"]),
+    )
 
 
 def _to_json(plan: Plan, folders: list[Path]) -> str:

@@ -48,6 +48,7 @@ class StopFile:
         self.seen, self._looked = False, -_LOOK_EVERY
 
     def __call__(self) -> bool:
+        """Return whether the end is asked for; look at most five times a second."""
         if not self.seen and time.monotonic() - self._looked >= _LOOK_EVERY:
             self.seen, self._looked = os.path.exists(self.path), time.monotonic()
         return self.seen

@@ -141,6 +141,10 @@ def _of_failures(race: RaceResults) -> list[str]:
 
 def _caveats(race: RaceResults) -> list[str]:
     said = []
+    if (planned := race.settings.get("planned_runs", 0)) > len(race.runs):
+        said.append(f"The race was ended before its end: {len(race.runs)} of {planned} runs had finished.")
+    if (jobs := race.machine.get("jobs", 1)) > 1:
+        said.append(f"{jobs} runs shared the machine at a time, so take the times as rough.")
     if len(race.seeds) == 1:
         said.append("One seed was run, so nothing is known of how the order would change with another.")
     rough = max((run for run in race.runs if len(run.epoch_seconds) > _FEW), key=_unsteadiness, default=None)

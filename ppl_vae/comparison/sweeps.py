@@ -5,18 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from scipy import stats
 
-from ppl_vae._records import FIGURES, Record
+from ppl_vae._records import FIGURES
 from ppl_vae.comparison.races.results import Standing, standings_of
 from ppl_vae.comparison.races.summary import of_standings
 from ppl_vae.comparison.statistics.seeds import LEVEL, over_seeds
 from ppl_vae.comparison.words import WIDTH, aligned, for_json, listed, one_line, plain, shown, to_csv
-from ppl_vae.sweeps.plan import PlannedRun
-from ppl_vae.sweeps.training import Ended
 
 _MOST = 5  # settings that a sentence names
 
@@ -54,31 +51,6 @@ class SweepRun:
     fingerprint: str | None
     caveat: str | None
     likelihood: str
-
-
-def run_of(run: PlannedRun, folder: Path, how: Ended, record: Record) -> SweepRun:
-    """Return what became of a run, from what its folder holds."""
-    figures = record.get("figures", {})
-    state, reason = how.state, how.reason
-    if state == "finished" and (
-        wrong := [name for name in ("validation_elbo", "elbo") if figures.get(name, 0) is None]
-    ):
-        state, reason = "failed", f"{wrong[0]} is not finite"
-    return SweepRun(
-        run.name if not folder.name else folder.name,
-        run.label,
-        run.setting,
-        run.seed,
-        state,
-        reason,
-        figures,
-        record.get("epochs", 0),
-        record.get("seconds"),
-        str(folder),
-        record.get("fingerprint"),
-        record.get("caveat"),
-        str(run.config.values["likelihood"]["class"]),
-    )
 
 
 @dataclass(frozen=True, repr=False)
