@@ -133,8 +133,8 @@ class Sweep:
             return f"The figures are no likelihoods, so they are not compared: {caveats[0]}"
         if len(kinds := sorted({run.likelihood for run in self.finished})) > 1:
             return (
-                f"The runs have different likelihoods ({listed(kinds)}), and a density is not compared with a "
-                "probability, so their figures are not compared."
+                f"The runs have different likelihoods ({listed(kinds)}), whose figures compare only if all are "
+                "probabilities or all are densities; the folders do not say so, and they are not compared."
             )
         return None
 
@@ -148,18 +148,19 @@ class Sweep:
             names.remove("validation_bound")  # it is the ELBO
         if "validation_elbo" in names:
             names.remove("elbo")
-        figures = {name: self.figure(name) for name in [*names, "seconds"]}
         rows = [["setting", "seeds", *(FIGURES[n][0] for n in names), "seconds"]]
         if compared := self.incomparable is None and bool(self.finished):
             rows[0].insert(rows[0].index(FIGURES[self.measure][0]) + 1, "behind the best")
         for found in sorted(self.standings(), key=lambda s: math.inf if s.value is None else -s.value.value):
             started = sum(run.label == found.name for run in self.runs)
             cells = [found.name, f"{len(found.seeds)}/{started}"]
-            for name in [*names, "seconds"]:
-                some = list(figures[name][found.name, 1].values())
+            for name in names:
+                some = list(self.figure(name)[found.name, 1].values())
                 cells.append(shown(over_seeds(some)) if some else "-")
                 if compared and name == self.measure:
                     cells.append("best" if found.best else shown(found.behind))
+            seconds = list(self.figure("seconds")[found.name, 1].values())
+            cells.append(f"{sum(seconds) / len(seconds):,.3g}" if seconds else "-")
             rows.append(cells)
         lines = aligned(rows)
         lines += [_cut(f"failed: {run.name}: {one_line(run.reason)}") for run in self.failed]

@@ -148,7 +148,7 @@ def _parts(setting: Options) -> list[str]:
 
 def _name(parts: list[str], run: PlannedRun, taken: set[str]) -> str:
     """Return a name for a run's folder: what varies, in letters that every file system and shell takes."""
-    parts = [re.sub(r"[^A-Za-z0-9_.+=-]+", "-", part).strip("-")[:40] for part in parts]
+    parts = [re.sub(r"[^A-Za-z0-9_.+=-]+", "-", part).replace("=-", "=").strip("-")[:40].strip("-") for part in parts]
     name = ",".join([*parts, f"seed={run.seed}"])
     if len(name) > _LONGEST or name in taken:
         name = f"{','.join(parts)[:_LONGEST].rstrip(',')},{run.digest[:8]},seed={run.seed}"
@@ -228,4 +228,4 @@ def _drawn(spec: Any, where: str, share: float) -> Any:
         value = math.exp(math.log(ends[0]) + share * (math.log(ends[1]) - math.log(ends[0])))
     else:
         value = ends[0] + share * (ends[1] - ends[0])
-    return min(max(round(value) if whole else float(f"{value:.4g}"), low), high)
+    return min(max(math.floor(value + 0.5) if whole else float(f"{value:.4g}"), low), high)

@@ -6,9 +6,10 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ppl_vae import _files
 from ppl_vae._jobs import Lost, check_jobs, run_all, workers
@@ -17,7 +18,7 @@ from ppl_vae._validation import check_positive_int
 from ppl_vae.comparison.sweeps import Sweep, SweepRun
 from ppl_vae.sweeps import plan as plans
 from ppl_vae.sweeps.plan import Plan, PlannedRun
-from ppl_vae.sweeps.training import Ended, Training, check_same, is_over
+from ppl_vae.sweeps.training import Ended, Training, check_same, is_over, rehearse
 
 _PLAN = "plan.json"
 
@@ -59,6 +60,7 @@ def sweep(
     check_positive_int(num_threads, "num_threads")
     folder = Path(out).absolute()
     folders = places_of(plan, folder)
+    _rehearse(run for run, place in zip(plan.runs, folders, strict=True) if not is_over(place))
     folder.mkdir(parents=True, exist_ok=True)
     lock = _files.Lock(folder)
     ended: dict[int, Ended] = {}
@@ -103,6 +105,15 @@ def collect(plan: Plan, folders: list[Path], ended: Mapping[int, Ended], jobs: i
             record, how = {}, Ended("failed", str(error))
         runs.append(_run_of(run, folder, how, record))
     return Sweep(tuple(runs), plan.varied, plan.repeated, jobs, seconds)
+
+
+def _rehearse(runs: Iterable[PlannedRun]) -> None:
+    """Refuse a setting that cannot be trained, before any is; data that several share are loaded once."""
+    held: tuple[Any, Any] = (None, None)
+    for run in {run.label: run for run in runs}.values():
+        data = run.config.values["data"]
+        held = held if held[0] == data else (data, run.config.build_dataset())
+        rehearse(run.config, held[1], run.label)
 
 
 def places_of(plan: Plan, folder: Path) -> list[Path]:

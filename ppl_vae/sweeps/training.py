@@ -22,7 +22,8 @@ from ppl_vae.configuration import _yaml, foreign
 from ppl_vae.configuration.config import Config
 from ppl_vae.configuration.resolving import CHECKPOINT_EVERY
 from ppl_vae.configuration.sources import searched
-from ppl_vae.training import DivergedError, fit, resolve_compile
+from ppl_vae.data import Dataset
+from ppl_vae.training import Callback, DivergedError, Run, fit, resolve_compile
 
 OVER = ("finished", "early stopping")  # how a run ends that nothing is left to do for
 _LOOK_EVERY = 0.2  # seconds between two looks for the stop file
@@ -127,6 +128,31 @@ class Training:
                 _files.Lock(folder).release()
                 return
             time.sleep(_LOOK_EVERY)
+
+
+class _Ready(Callback):
+    """A callback that ends a training before its first step."""
+
+    def on_start(self, run: Run) -> None:
+        raise _ReadyError
+
+
+class _ReadyError(Exception):
+    pass
+
+
+def rehearse(settings: Config, dataset: Dataset, label: str) -> None:
+    """Do all that a training does before its first step, to refuse now what cannot work.
+
+    Raises:
+        ValueError: If the program or an argument does not fit; the message names the setting.
+    """
+    with untouched_random_state(), warnings.catch_warnings(), suppress(_ReadyError):
+        warnings.simplefilter("ignore")  # the run itself tells them
+        try:
+            fit(settings.build_vae(dataset), dataset, callbacks=[_Ready()], **settings.build_fit_arguments())
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise ValueError(f"{label}: {error}") from error
 
 
 def is_over(folder: Path) -> bool:
