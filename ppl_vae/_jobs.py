@@ -6,9 +6,9 @@ import pickle
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,21 +97,22 @@ def run_all(
         calm = {i: task for i, task in left.items() if deaths[i] < ATTEMPTS - 1}
         batch = calm or dict([next(iter(left.items()))])
         with tempfile.TemporaryDirectory() as marks:
-            results, cause = _results(batch, count, marks), ""
-            while not cause:
-                try:
-                    index, fine, value = next(results)
-                except StopIteration:
-                    break
-                except Exception as error:
-                    if not _is_death(error):
-                        raise _explained(error) from error
-                    cause = " ".join(str(error).split())[:160]
-                    continue
-                del left[index]
-                if not fine:
-                    raise value
-                done(index, value)
+            cause = ""
+            with closing(_results(batch, count, marks)) as results:
+                while not cause:
+                    try:
+                        index, fine, value = next(results)
+                    except StopIteration:
+                        break
+                    except Exception as error:
+                        if not _is_death(error):
+                            raise _explained(error) from error
+                        cause = " ".join(str(error).split())[:160]
+                        continue
+                    del left[index]
+                    if not fine:
+                        raise value
+                    done(index, value)
             begun = {int(path.name) for path in Path(marks).iterdir()} & left.keys()
         if cause:
             begun = begun or batch.keys() & left.keys()  # workers on other machines leave no marks here
@@ -122,7 +123,7 @@ def run_all(
                 done(index, Lost(f"its worker process died {ATTEMPTS} times: {cause}"))
 
 
-def _results(tasks: Mapping[int, Task], count: int, marks: str) -> Iterator[tuple[int, bool, Any]]:
+def _results(tasks: Mapping[int, Task], count: int, marks: str) -> Generator[tuple[int, bool, Any], None, None]:
     """Yield the index of each task, whether it succeeded, and its result or its exception."""
     calls = [joblib.delayed(_call)(index, task, marks) for index, task in tasks.items()]
     backend, _ = joblib.parallel.get_active_backend()
@@ -134,9 +135,10 @@ def _results(tasks: Mapping[int, Task], count: int, marks: str) -> Iterator[tupl
         parallel = joblib.Parallel(return_as="generator_unordered" if as_they_come else "list", **options)
     if as_they_come:
         yield from parallel(calls)
-    else:  # Ray: a worker that dies loses all that was sent with it
-        for start in range(0, len(calls), max(2, count)):
-            yield from parallel(calls[start : start + max(2, count)])
+    else:  # Ray: the death of a worker loses all that was sent with its task
+        with parallel:
+            for start in range(0, len(calls), max(2, count)):
+                yield from parallel(calls[start : start + max(2, count)])
 
 
 def _call(index: int, task: Task, marks: str) -> tuple[int, bool, Any]:

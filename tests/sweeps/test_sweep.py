@@ -195,5 +195,5 @@ def test_a_run_that_diverges_is_shown_and_tried_again(plan, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("jobs", [0, -2, 1.5, "2", True])
 def test_jobs_that_mean_nothing(plan, tmp_path, jobs):
-    with pytest.raises(ValueError, match="jobs is .*; expected a positive integer, or -1"):
+    with pytest.raises(ValueError, match=r"jobs is .*; expected a positive integer, or -1"):
         sweep(plan(), tmp_path / "out", jobs=jobs)
