@@ -165,7 +165,7 @@ def _explained(error: Exception) -> Exception:
     """Return a sentence in place of an error of pickling, else the error itself."""
     if not isinstance(error, pickle.PicklingError) and "pickle" not in f"{type(error).__name__} {error}":
         return error
-    why = " ".join(str(error.__cause__ or error).split())[:300]
+    why = str(error.__cause__ or error).strip(' \n"').splitlines()[-1][:300]  # the last line of a traceback
     return ValueError(
         f"jobs: what is to run cannot be sent to another process ({why}); use functions and classes of a module, "
         "without open files, locks or generators, or jobs=1"
