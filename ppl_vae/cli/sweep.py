@@ -1,20 +1,5 @@
-"""``ppl-vae sweep``: many trainings, in as many processes as there are, and one table over seeds."""
+"""``ppl-vae sweep``: many trainings, in as many processes as there are, and one table over seeds.
 
-from __future__ import annotations
-
-import shutil
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
-from ppl_vae._validation import check_positive_int, did_you_mean
-from ppl_vae.cli.errors import bad_input
-from ppl_vae.cli.folders import folder_for
-from ppl_vae.cli.prose import fit
-from ppl_vae.cli.telling import tell_taken, teller
-from ppl_vae.cli.words import split, wants_help
-
-HELP = """\
 usage: ppl-vae sweep SWEEP.yaml [--out DIR] [--jobs N] [--dry_run]
 
 Train a model under many settings, each with several seeds, and compare them in one table.
@@ -45,13 +30,28 @@ options:
   --threads N  The threads of each run; 1 by default. Figures depend on it in their last digits.
   --dry_run    List the runs, and train nothing.
 """
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ppl_vae._validation import check_positive_int, did_you_mean
+from ppl_vae.cli.errors import bad_input
+from ppl_vae.cli.folders import folder_for
+from ppl_vae.cli.prose import fit
+from ppl_vae.cli.telling import tell_taken, teller
+from ppl_vae.cli.words import split, wants_help
+
 _OPTIONS = ("out", "jobs", "threads", "dry_run")
 
 
 def run(argv: Sequence[str]) -> int:
     """Run the command, and return the exit code."""
     if wants_help(argv):
-        print(fit(HELP, shutil.get_terminal_size().columns), end="")
+        print(fit(__doc__.partition("\n\n")[2], shutil.get_terminal_size().columns), end="")
         return 0
     with bad_input():
         given = split(argv, flags=("dry_run",))

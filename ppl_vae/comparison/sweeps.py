@@ -44,8 +44,8 @@ class SweepRun:
     seed: int
     state: str
     reason: str | None
-    figures: Mapping[str, float | None]
-    epochs: int
+    figures: dict[str, float | None]
+    epochs: int | None
     seconds: float | None
     folder: str
     fingerprint: str | None
@@ -141,11 +141,8 @@ class Sweep:
     def table(self) -> str:
         """Return a line for each setting, best first, and what failed, in at most 120 characters."""
         names = [name for name in FIGURES if any(name in run.figures for run in self.finished)]
-        bounds = [(run.figures.get("validation_bound"), run.figures.get("validation_elbo")) for run in self.finished]
-        if "validation_bound" in names and all(
-            a is None or b is None or math.isclose(a, b, rel_tol=1e-6) for a, b in bounds
-        ):
-            names.remove("validation_bound")  # it is the ELBO
+        if all(_is_elbo(run.figures) for run in self.finished):
+            names = [name for name in names if name != "validation_bound"]
         if "validation_elbo" in names:
             names.remove("elbo")
         rows = [["setting", "seeds", *(FIGURES[n][0] for n in names), "seconds"]]
@@ -226,12 +223,14 @@ class Sweep:
         """Return one line for each run, with its settings and figures."""
         own = ("name", "seed", "state", "reason", "epochs", "seconds", "folder")
         columns = dict.fromkeys([*own[:1], *self.varied, *own[1:]])
-        return to_csv(
-            [
-                columns | dict(run.setting) | {name: getattr(run, name) for name in own} | dict(run.figures)
-                for run in self.runs
-            ]
-        )
+        lines = [dict(run.setting) | {name: getattr(run, name) for name in own} | run.figures for run in self.runs]
+        return to_csv([columns | line for line in lines])
+
+
+def _is_elbo(figures: Mapping[str, float | None]) -> bool:
+    """Whether the objective's own bound is the ELBO."""
+    bound, elbo = figures.get("validation_bound"), figures.get("validation_elbo")
+    return bound is None or elbo is None or math.isclose(bound, elbo, rel_tol=1e-6)
 
 
 def _cut(text: str) -> str:

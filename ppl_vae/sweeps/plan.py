@@ -36,7 +36,7 @@ _LONGEST = 100  # characters of a folder's name
 Options = dict[str, str]  # of a command line, by dotted name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PlannedRun:
     """A run of a sweep before it is trained.
 

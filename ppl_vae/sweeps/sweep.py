@@ -6,14 +6,14 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ppl_vae import _files
 from ppl_vae._jobs import Lost, check_jobs, run_all, workers
-from ppl_vae._records import Record, describe
+from ppl_vae._records import describe
 from ppl_vae._validation import check_positive_int
 from ppl_vae.comparison.sweeps import Sweep, SweepRun
 from ppl_vae.sweeps import plan as plans
@@ -63,48 +63,36 @@ def sweep(
     _rehearse(run for run, place in zip(plan.runs, folders, strict=True) if not is_over(place))
     folder.mkdir(parents=True, exist_ok=True)
     lock = _files.Lock(folder)
-    ended: dict[int, Ended] = {}
+    ended: dict[PlannedRun, Ended] = {}
     try:
         folders = places_of(plan, folder)  # another process may have come between
         _files.remove_leftovers(folder)
-        _files.write(folder / "sweep.yaml", plan.text)
         _files.write(folder / _PLAN, _to_json(plan, folders))
+        _files.write(folder / "sweep.yaml", plan.text)
         with _relayed(stop, folder / ".stop") as stop_file:
-            tasks, waiting = [], []
-            for i, (run, place) in enumerate(zip(plan.runs, folders, strict=True)):
+            waiting = []
+            for run, place in zip(plan.runs, folders, strict=True):
                 if is_over(place):
-                    ended[i] = Ended("finished")
+                    ended[run] = Ended("finished")
                 else:
-                    waiting.append(i)
                     arguments = str(place), str(stop_file), os.getcwd(), num_threads, os.getpid()
-                    tasks.append(Training(run.config.to_yaml(), *arguments, run.config.checkpoint_every))
+                    waiting.append((run, Training(run.config.to_yaml(), *arguments, run.config.checkpoint_every)))
             if ended:
                 progress(f"{len(ended)} of {len(plan.runs)} runs are there already")
 
-            def done(index: int, result: Ended | Lost) -> None:
-                i = waiting[index]
-                ended[i] = Ended("failed", result.reason) if isinstance(result, Lost) else result
-                progress(f"{len(ended)} of {len(plan.runs)}: {_told(plan.runs[i], ended[i])}")
-                for note in ended[i].notes:
-                    progress(f"note: {plan.runs[i].name}: {note}")
+            def done(i: int, result: Ended | Lost) -> None:
+                run = waiting[i][0]
+                ended[run] = how = Ended("failed", result.reason) if isinstance(result, Lost) else result
+                reason = f": {how.reason}" if how.reason else ""
+                progress(f"{len(ended)} of {len(plan.runs)}: {run.name}: {how.state}{reason}")
+                for note in how.notes:
+                    progress(f"note: {run.name}: {note}")
 
-            run_all(tasks, done, jobs=jobs, told=progress)
+            run_all([training for _, training in waiting], done, jobs=jobs, told=progress)
     finally:
         lock.release()
-    return collect(plan, folders, ended, workers(jobs), time.perf_counter() - began)
-
-
-def collect(plan: Plan, folders: list[Path], ended: Mapping[int, Ended], jobs: int = 1, seconds: float = 0.0) -> Sweep:
-    """Return the results that the folders of a sweep hold."""
-    runs = []
-    for i, (run, folder) in enumerate(zip(plan.runs, folders, strict=True)):
-        how = ended.get(i, Ended("interrupted"))
-        try:
-            record: Record = describe(folder) if how.state != "failed" or folder.is_dir() else {}
-        except (OSError, ValueError) as error:
-            record, how = {}, Ended("failed", str(error))
-        runs.append(_run_of(run, folder, how, record))
-    return Sweep(tuple(runs), plan.varied, plan.repeated, jobs, seconds)
+    runs = tuple(_run_of(run, place, ended[run]) for run, place in zip(plan.runs, folders, strict=True))
+    return Sweep(runs, plan.varied, plan.repeated, workers(jobs), time.perf_counter() - began)
 
 
 def _rehearse(runs: Iterable[PlannedRun]) -> None:
@@ -127,10 +115,10 @@ def places_of(plan: Plan, folder: Path) -> list[Path]:
     if (folder / _PLAN).is_file():
         content = _files.read_json(folder / _PLAN)
         try:
-            known = {str(run["digest"]): str(run["name"]) for run in content["runs"]}
+            known = {str(run["digest"]): Path(run["name"]).name for run in content["runs"]}
         except (KeyError, TypeError) as error:
             raise ValueError(f"{folder / _PLAN} is damaged: it does not list the runs of the sweep") from error
-    elif folder.exists() and (not folder.is_dir() or any(p.name != ".lock" for p in folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(p.name[0] != "." for p in folder.iterdir())):
         raise FileExistsError(f"{folder} holds something else than a sweep; choose another --out")
     digests = {run.digest for run in plan.runs}
     if lost := [name for digest, name in known.items() if digest not in digests]:
@@ -149,29 +137,20 @@ def places_of(plan: Plan, folder: Path) -> list[Path]:
     return places
 
 
-def _run_of(run: PlannedRun, folder: Path, how: Ended, record: Record) -> SweepRun:
+def _run_of(run: PlannedRun, folder: Path, how: Ended) -> SweepRun:
     """Return what became of a run, from what its folder holds."""
-    figures = record.get("figures", {})
     state, reason = how.state, how.reason
-    if state == "finished" and (
-        wrong := [name for name in ("validation_elbo", "elbo") if figures.get(name, 0) is None]
-    ):
-        state, reason = "failed", f"{wrong[0]} is not finite"
-    return SweepRun(
-        folder.name,
-        run.label,
-        run.setting,
-        run.seed,
-        state,
-        reason,
-        figures,
-        record.get("epochs", 0),
-        record.get("seconds"),
-        str(folder),
-        record.get("fingerprint"),
-        record.get("caveat"),
-        str(run.config.values["likelihood"]["class"]),
-    )
+    try:
+        record = describe(folder)
+    except (OSError, ValueError) as error:
+        record, state, reason = {}, "failed", str(error)
+    figures = record.get("figures", {})
+    if state == "finished" and None in (figures.get("validation_elbo", 0), figures.get("elbo", 0)):
+        state, reason = "failed", "its ELBO is not finite"
+    found = {name: record.get(name) for name in ("epochs", "seconds", "fingerprint", "caveat")}
+    likelihood = run.config.values["likelihood"]["class"]
+    own = folder.name, run.label, run.setting, run.seed, state, reason, figures
+    return SweepRun(*own, folder=str(folder), likelihood=likelihood, **found)
 
 
 def _to_json(plan: Plan, folders: list[Path]) -> str:
@@ -180,10 +159,6 @@ def _to_json(plan: Plan, folders: list[Path]) -> str:
         for run, folder in zip(plan.runs, folders, strict=True)
     ]
     return json.dumps({"runs": runs}, indent=1) + "\n"
-
-
-def _told(run: PlannedRun, how: Ended) -> str:
-    return f"{run.name}: {how.state}{f': {how.reason}' if how.reason else ''}"
 
 
 @contextmanager
