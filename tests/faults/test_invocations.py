@@ -125,6 +125,13 @@ TABLE: list[str] = [
     *(f"compare run --out {f}" for f in ("x.npy", "/dev/null", "/proc/x")),
     "sample table --out t.png", "reconstruct table --out t.png", "interpolate table --out t.png",
     "sample table --label 0",
+    "sweep", "sweep nowhere", "sweep plan.yaml plan.yaml", "sweep plan.yaml --dry_run=1", "sweep plan.yaml --nonsense 1",
+    *(f"sweep {f}" for f in ("folder", "empty", "latin.yaml", "bytes", "list.yaml", "unknown.yaml", "twice.yaml", "deep.yaml",
+                             "bomb.yaml", "loop", "/dev/null", "text.npy", "system.yaml", *(f"plan{i}.yaml" for i in range(5)))),
+    *(f"sweep plan.yaml --jobs {v}" for v in ("word", "0", "-2", "1.5", "nan", "''")), *positive("sweep plan.yaml", "threads"),
+    *(f"sweep plan.yaml --out {f}" for f in ("x.npy", "folder/../run", "/dev/null", "/proc/x", "x.npy/y", "loop")),
+    *(f"compare run --jobs {v}" for v in ("word", "0", "-2", "1.5")),
+    *(f"compare --train true --jobs {v}" for v in ("word", "0", "-2", "1.5")),
     # what does not go together
     "interpolate run --from 0", "interpolate run --to 3", "interpolate run --from -1 --to 2",
     f"interpolate run --from 0 --to {BIG}", "interpolate run --from x --to y", "interpolate run --z [[0,0]]",
