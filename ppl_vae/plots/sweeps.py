@@ -75,8 +75,8 @@ def sweep_results(sweep: Sweep, *, caveat: str | None = None) -> Figure:
     write_legend(figure, handles, len(handles))
     lost = [label for label in sweep.settings if label not in {s.name for s in found}]
     rest = f"The best {MOST} of {len(found)} settings" if len(found) > MOST else None
-    one = "One seed, which says nothing about another" if len(sweep.seeds) == 1 else None
-    return write_foot(figure, caveat, sweep.incomparable, rest, one, naming("Without a finished run", lost))
+    alone = "One seed, which says nothing about another" if len(sweep.seeds) == 1 else None
+    return write_foot(figure, caveat, sweep.incomparable, rest, alone, naming("Without a finished run", lost))
 
 
 def _value(standing: Standing) -> float:

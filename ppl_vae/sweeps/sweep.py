@@ -147,7 +147,7 @@ def _run_of(run: PlannedRun, folder: Path, how: Ended) -> SweepRun:
     figures = record.get("figures", {})
     if state == "finished" and None in (figures.get("validation_elbo", 0), figures.get("elbo", 0)):
         state, reason = "failed", "its ELBO is not finite"
-    found = {name: record.get(name) for name in ("epochs", "seconds", "fingerprint", "caveat")}
+    found: dict[str, Any] = {name: record.get(name) for name in ("epochs", "seconds", "fingerprint", "caveat")}
     likelihood = run.config.values["likelihood"]["class"]
     own = folder.name, run.label, run.setting, run.seed, state, reason, figures
     return SweepRun(*own, folder=str(folder), likelihood=likelihood, **found)

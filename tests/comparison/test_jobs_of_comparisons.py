@@ -66,7 +66,7 @@ def figures_of_comparison(found) -> list[str]:
 
 
 @pytest.mark.filterwarnings("default")
-def test_figures_do_not_depend_on_jobs(run, digits):
+def test_the_figures_of_a_race_do_not_depend_on_jobs(run):
     said: list[str] = []
     with threads(1):
         here, there = run(), run(jobs=2, progress=said.append)
@@ -74,6 +74,12 @@ def test_figures_do_not_depend_on_jobs(run, digits):
         assert here.machine | {"jobs": 2} == there.machine
         assert "2 runs shared the machine at a time, so take the times as rough." in there.sentences()
         assert said[-1].startswith("4 of 4: seed ")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_the_figures_of_a_comparison_do_not_depend_on_jobs(digits):
+    with threads(1):
         torch.manual_seed(0)
         vae, x = make_vae(0), digits.test.head(4).columns[0]
         # REINFORCE's moving average changes from step to step: it stays in this process
