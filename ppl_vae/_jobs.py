@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 import tempfile
 import threading
@@ -22,7 +23,7 @@ ATTEMPTS = 3  # of a computation whose worker dies; from the last but one on it 
 _DEATHS = ("KilledWorker", "RayError", "CommClosedError", "CancelledError")  # of Dask and Ray, known by name
 _ALONE = threading.RLock()  # torch's generator and Pyro's store are of the process: its threads take turns
 
-Task = Callable[[], Any]
+Task = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def run_all(
     done: Callable[[int, Any], None],
     *,
     jobs: int | None = None,
+    common: tuple[Any, ...] = (),
     told: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Run every task, and give each result to `done` as it comes.
@@ -78,9 +80,10 @@ def run_all(
     dies, what had begun and not ended starts again; a task whose worker dies `ATTEMPTS` times ends as `Lost`.
 
     Args:
-        tasks: Functions without arguments; for processes they are pickled, with what they hold.
+        tasks: Functions of `common`; for processes they are pickled, with what they hold.
         done: Called in this process with a task's index and its result, or `Lost`.
         jobs: See `workers`.
+        common: Arguments that all tasks take, such as data: each process of this machine reads them once.
         told: Called with a sentence when computations start again.
 
     Raises:
@@ -90,7 +93,7 @@ def run_all(
     count = workers(jobs)
     if count == 1:
         for index, task in enumerate(tasks):
-            done(index, task())
+            done(index, task(*common))
         return
     left, deaths = dict(enumerate(tasks)), Counter[int]()
     while left:
@@ -98,7 +101,7 @@ def run_all(
         batch = calm or dict([next(iter(left.items()))])
         with tempfile.TemporaryDirectory() as marks:
             cause = ""
-            with closing(_results(batch, count, marks)) as results:
+            with closing(_results(batch, count, common, marks)) as results:
                 while not cause:
                     try:
                         index, fine, value = next(results)
@@ -113,7 +116,7 @@ def run_all(
                     if not fine:
                         raise value
                     done(index, value)
-            begun = {int(path.name) for path in Path(marks).iterdir()} & left.keys()
+            begun = {int(path.name) for path in Path(marks).iterdir() if path.name.isdigit()} & left.keys()
         if cause:
             begun = begun or batch.keys() & left.keys()  # workers on other machines leave no marks here
             deaths.update(begun)
@@ -123,11 +126,18 @@ def run_all(
                 done(index, Lost(f"its worker process died {ATTEMPTS} times: {cause}"))
 
 
-def _results(tasks: Mapping[int, Task], count: int, marks: str) -> Generator[tuple[int, bool, Any], None, None]:
+def _results(
+    tasks: Mapping[int, Task], count: int, common: tuple[Any, ...], marks: str
+) -> Generator[tuple[int, bool, Any], None, None]:
     """Yield the index of each task, whether it succeeded, and its result or its exception."""
-    calls = [joblib.delayed(_call)(index, task, marks) for index, task in tasks.items()]
     backend, _ = joblib.parallel.get_active_backend()
     local = type(backend).__name__ == "LokyBackend"
+    held: Any = common
+    if local and common:
+        held = str(Path(marks, "common"))
+        with open(held, "wb") as file:
+            pickle.dump(joblib.wrap_non_picklable_objects(common, keep_wrapper=False), file)  # by cloudpickle
+    calls = [joblib.delayed(_call)(index, task, held, marks) for index, task in tasks.items()]
     as_they_come = backend.supports_return_generator
     mine: Any = joblib.parallel_config("loky", inner_max_num_threads=1) if local else nullcontext()
     with mine:
@@ -141,19 +151,25 @@ def _results(tasks: Mapping[int, Task], count: int, marks: str) -> Generator[tup
                 yield from parallel(calls[start : start + max(2, count)])
 
 
-def _call(index: int, task: Task, marks: str) -> tuple[int, bool, Any]:
+def _call(index: int, task: Task, common: tuple[Any, ...] | str, marks: str) -> tuple[int, bool, Any]:
     """Run a task in a worker, on one thread."""
     with suppress(OSError):
         Path(marks, str(index)).touch()
     with _ALONE, threads(1):
         try:
-            return index, True, task()
+            return index, True, task(*(_read(common) if isinstance(common, str) else common))
         except Exception as error:
             try:
                 pickle.loads(pickle.dumps(error))
             except Exception:
                 return index, False, RuntimeError(f"{type(error).__name__}: {error}")
             return index, False, error
+
+
+@functools.lru_cache(maxsize=1)
+def _read(path: str) -> tuple[Any, ...]:
+    with open(path, "rb") as file:
+        return pickle.load(file)
 
 
 def _is_death(error: Exception) -> bool:

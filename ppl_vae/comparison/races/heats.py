@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import pyro
@@ -116,15 +116,16 @@ class Heat:
         """Run in this process, where all contenders of a seed share a start."""
         return track.run(self.contender, self.entrant, starts.of(self.make, self.seed), self.seed)
 
-    def run_alone(self, track: Track, starts: Starts) -> RaceRun:
-        """Run in a process that knows of no other run."""
-        with seeded(self.seed), pyro.get_param_store().scope():
-            return self.run(track, replace(starts, seed=None, held={}))
-
     def lost(self, found: Lost) -> RaceRun:
         """Return the run of a process that died."""
         own = self.contender.name, self.contender.num_particles, self.seed
         return RaceRun(*own, (), "", "lower", "failed", found.reason)
+
+
+def run_alone(i: int, heats: Sequence[Heat], track: Track, starts: Starts) -> RaceRun:
+    """Run one of several in a process that knows of no other run."""
+    with seeded(heats[i].seed), pyro.get_param_store().scope():
+        return heats[i].run(track, replace(starts, seed=None, held={}))
 
 
 def end_of(run: RaceRun) -> str:

@@ -17,7 +17,7 @@ from ppl_vae._jobs import Lost, check_jobs, run_all, workers
 from ppl_vae._scopes import seeded
 from ppl_vae._validation import check_choice, check_positive, check_positive_int, is_integer
 from ppl_vae.comparison.contenders import contenders
-from ppl_vae.comparison.races.heats import Heat, OnRun, Starts, Track, end_of, silent
+from ppl_vae.comparison.races.heats import Heat, OnRun, Starts, Track, end_of, run_alone, silent
 from ppl_vae.comparison.races.outcome import Race
 from ppl_vae.comparison.races.runs import RaceRun
 from ppl_vae.comparison.races.start import Entrant, MakeProgram, take_apart
@@ -230,14 +230,14 @@ def race(
         return Race(in_order, field.undefined, aim, settings | more, machine, time.perf_counter() - began)
 
     starts = Starts(data, where)
-    if count == 1:
-        tasks = [functools.partial(heat.run, track, starts) for heat in heats]
-    else:
-        quiet = replace(track, progress=silent)
-        tasks = [functools.partial(heat.run_alone, quiet, starts) for heat in heats]
+    tasks: list[Callable[..., Any]] = [functools.partial(heat.run, track, starts) for heat in heats]
+    common: tuple[Any, ...] = ()
+    if count > 1:
+        tasks = [functools.partial(run_alone, i) for i in range(len(heats))]
+        common = heats, replace(track, progress=silent), starts
     try:
         with pyro.get_param_store().scope():  # programs get a store of their own; the caller's stays as it is
-            run_all(tasks, done, jobs=jobs, told=track.progress)
+            run_all(tasks, done, jobs=jobs, common=common, told=track.progress)
     except KeyboardInterrupt as error:
         if not runs:
             raise
