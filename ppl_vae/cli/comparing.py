@@ -72,7 +72,7 @@ def fixed(
         out: The folder to write to; by default comparison in the run's folder, else runs/compare-NAME, or the first of
             compare-NAME-2, ... that is free.
         jobs: Take the replicates in so many processes of one thread each, -1 for one on each core; by default in this
-            process. No figure depends on it, at one thread here as well (--threads 1).
+            process. Figures depend on the number of threads in their last digits, and not on this.
     """
     check_seed(seed, "--seed")
     folder = folder_for(out, field.folder)

@@ -10,6 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch import nn
 
 from ppl_vae import VAE, cli, compare, data, likelihoods, networks, posteriors, priors, race
 from ppl_vae._jobs import Lost, threads
@@ -36,6 +37,21 @@ def guide(x):
     slope = pyro.param("slope", torch.tensor(0.3))
     with pyro.plate("data", len(x), dim=-1):
         pyro.sample("z", dist.Normal(slope * x, 0.8).to_event(1))
+
+
+ENCODER = nn.Linear(3, 3)  # of this module: the functions are pickled by name
+
+
+def normal(x):
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+def encoded(x):
+    pyro.module("encoder", ENCODER)
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(ENCODER(x), 0.8).to_event(1))
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +109,11 @@ def test_the_figures_of_a_comparison_do_not_depend_on_jobs(digits):
             model(x)
             with torch.no_grad():
                 pyro.get_param_store()._params["shift"].add_(0.5)
-            compared = [
-                compare((model, guide), x, objectives="IWAE", particles=2, replicates=40, log_evidence=-1.0, jobs=jobs)
-                for jobs in (1, 2)
-            ]
-            assert figures_of_comparison(compared[0]) == figures_of_comparison(compared[1])
+                ENCODER.weight.copy_(torch.eye(3) / 2)
+            more = {"objectives": "IWAE", "particles": 2, "replicates": 40, "log_evidence": -1.0}
+            for pair in ((model, guide), (normal, encoded)):
+                compared = [compare(pair, x, jobs=jobs, **more) for jobs in (1, 2)]
+                assert figures_of_comparison(compared[0]) == figures_of_comparison(compared[1])
 
 
 def test_an_interrupted_race_keeps_what_has_finished(run):

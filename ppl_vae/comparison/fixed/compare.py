@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae._home import at_home, home_of
-from ppl_vae._jobs import check_jobs, workers
+from ppl_vae._jobs import check_jobs, threads, workers
 from ppl_vae._machine import check_fits, processor
 from ppl_vae._scopes import evaluation_mode
 from ppl_vae._tensors import moved
@@ -101,8 +101,8 @@ def compare(
         progress: Called with short messages about the work in progress.
         jobs: How many processes take replicates, each on one thread; -1 is one on each core. 1 takes them in this one;
             None too, unless a ``joblib.parallel_config`` is active, whose backend then takes them. Times and memory are
-            measured here. Figures do not depend on it, bit for bit on the CPU, if this process has one thread as well
-            (``torch.set_num_threads(1)``). Program and objectives are pickled.
+            measured here, on one thread too then. Figures depend on the number of threads in their last digits, and not
+            on `jobs`. Program and objectives are pickled.
 
     Returns:
         The comparison. An estimator that fails has a row with the reason.
@@ -125,14 +125,15 @@ def compare(
     """
     if check_positive_int(replicates, "compare: replicates") < LEAST_REPLICATES:
         raise ValueError(f"compare: replicates is {replicates}; expected at least {LEAST_REPLICATES}, such as 1000")
-    check_jobs(jobs, "compare: jobs")
+    count = workers(check_jobs(jobs, "compare: jobs"))
     began = time.perf_counter()
     vae = program if isinstance(program, VAE) else None
     pair: Program = (program.model, program.guide) if isinstance(program, VAE) else program
     chosen = contenders(objectives, particles)
     modules = modules_of(*pair)
     told = progress or (lambda text: None)
-    with evaluation_mode(*modules) if evaluation else nullcontext(), untouched(buffers_of(modules)):
+    mode = evaluation_mode(*modules) if evaluation else nullcontext()
+    with mode, untouched(buffers_of(modules)), nullcontext() if count == 1 else threads(1):
         torch.manual_seed(seed)
         batch = _take_batch(program, data, size, modules)
         most = max(contender.num_particles for contender in chosen)
@@ -143,8 +144,9 @@ def compare(
         known, note = _known_evidence(program, batch, log_evidence, seed)
         notes = [] if note is None else [note]
         away = None
-        if (count := workers(jobs)) > 1:
-            away = Elsewhere(program, store_state(), blocks, evaluation, jobs, count)
+        if count > 1:
+            states = [module.state_dict() for module in modules]
+            away = Elsewhere(program, states, store_state(), blocks, evaluation, jobs, count)
         rows = Rows(pair, batch, parameters, replicates, seed, minibatch, reference, known, told, notes, away)
         found: list[Row] = []
         for k in sorted({c.num_particles for c in chosen}):
@@ -155,7 +157,7 @@ def compare(
     machine = {
         "device": str(leaf.device),
         "name": torch.cuda.get_device_name(leaf.device) if leaf.is_cuda else processor(),
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads() if count == 1 else 1,
         "torch": torch.__version__,
         "dtype": str(leaf.dtype).removeprefix("torch."),
     }

@@ -99,6 +99,7 @@ class Elsewhere:
 
     Attributes:
         program: The program.
+        states: The states of its modules: functions of a module are pickled by name, without what it holds.
         store: The bare parameters of Pyro's store.
         blocks: What names the blocks, or None.
         evaluation: Whether modules are in evaluation mode.
@@ -107,6 +108,7 @@ class Elsewhere:
     """
 
     program: VAE | Program
+    states: Sequence[dict[str, Any]]
     store: Any
     blocks: NameBlock | None
     evaluation: bool
@@ -166,6 +168,8 @@ class _Part:
         mode = evaluation_mode(*modules) if self.where.evaluation else nullcontext()
         with store.scope(), untouched_random_state(), mode, untouched(buffers_of(modules)):
             store.set_state(self.where.store)
+            for module, state in zip(modules, self.where.states, strict=True):
+                module.load_state_dict(state)
             parameters = find_parameters(pair, self.tensors, vae=vae, name_block=self.where.blocks)
             members = []
             for contender in self.contenders:
