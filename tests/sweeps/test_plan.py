@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from ppl_vae.configuration import config
@@ -135,3 +138,9 @@ def test_what_a_plan_may_not_say(read, text, said):
         read(text)
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_the_plans_of_the_page_are_plans(read):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "many-runs.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert [len(read(block).runs) for block in blocks] == [18, 6, 60]
