@@ -20,7 +20,10 @@ import torch
 from ppl_vae._validation import is_integer
 
 ATTEMPTS = 3  # of a computation whose worker dies; from the last but one on it runs alone, so that it harms no other
-_DEATHS = ("KilledWorker", "RayError", "CommClosedError", "CancelledError")  # of Dask and Ray, known by name
+_DEATHS = (  # of Dask and Ray, known by name
+    "KilledWorker", "CommClosedError", "CancelledError", "RayActorError", "WorkerCrashedError", "NodeDiedError",
+    "OutOfMemoryError",
+)  # fmt: skip
 _ALONE = threading.RLock()  # torch's generator and Pyro's store are of the process: its threads take turns
 
 Task = Callable[..., Any]

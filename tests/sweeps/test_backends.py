@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,8 @@ from pathlib import Path
 import joblib
 import pytest
 
-from ppl_vae import sweeps
+from ppl_vae import VAE, data, likelihoods, networks, posteriors, priors, race, sweeps
+from ppl_vae._jobs import threads
 from ppl_vae.comparison.sweeps import Sweep
 
 PLAN = """
@@ -56,7 +58,9 @@ def ray() -> Iterator[int | None]:
     import ray as engine
     from ray.util.joblib import register_ray
 
-    engine.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    here = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}  # where this file is imported from
+    quiet = {"include_dashboard": False, "logging_level": "ERROR", "log_to_driver": False}
+    engine.init(num_cpus=2, runtime_env=here, **quiet)
     register_ray()
     try:
         with joblib.parallel_config("ray", n_jobs=-1):
@@ -113,6 +117,31 @@ def test_the_table_is_the_same(backend, plan, alone, tmp_path):
     assert len(found.finished) == 9
 
 
+def make_vae(seed: int) -> VAE:
+    return VAE(
+        (1, 8, 8),
+        prior=priors.StandardNormal(1),
+        likelihood=likelihoods.Bernoulli(networks.MLP([8])),
+        posterior=posteriors.DiagonalNormal(networks.MLP([8])),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("backend", ["dask", "ray"])
+def test_a_race_is_the_same(backend):
+    options = {"objectives": ["ELBO", "IWAE"], "num_particles": 2, "seeds": 2, "epochs": 1, "evaluation_size": 20}
+    digits = data.load("digits")
+    with threads(1):
+        here = race(make_vae, digits, **options)
+    with BACKENDS[backend]() as jobs:
+        there = race(make_vae, digits, jobs=jobs, **options)
+    assert there.machine["jobs"] == 2
+    for mine, theirs in zip(here.runs, there.runs, strict=True):
+        assert (mine.key, mine.seed) == (theirs.key, theirs.seed)
+        assert mine.column("log_evidence") == theirs.column("log_evidence")
+
+
 def kill_the_writer_of(folder: Path, killed: list[int]) -> None:
     """Kill the process that writes a run below a folder, once it has taken two epochs."""
     deadline = time.monotonic() + SECONDS
@@ -150,4 +179,3 @@ def test_a_worker_that_is_killed_loses_its_run_only(backend, plan, alone, tmp_pa
     assert len(killed) == 1, said
     assert figures(found) == figures(alone(20))
     assert len(found.finished) == 9
-    print(said)
