@@ -124,8 +124,7 @@ def test_an_interrupted_race_keeps_what_has_finished(run):
     with pytest.raises(Interrupted) as raised:
         run(progress=interrupted)
     found = raised.value.race
-    assert [(r.key, r.seed) for r in found.runs] == [(("ELBO", 1), 0), (("IWAE", 2), 0)] or len(found.runs) == 2
-    assert {r.seed for r in found.runs} == {0}
+    assert [(r.name, r.seed) for r in found.runs] == [("ELBO", 0), ("IWAE", 0)]
     assert "The race was ended before its end: 2 of 4 runs had finished." in found.sentences()
     assert isinstance(raised.value, KeyboardInterrupt)
     found.table()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -78,8 +79,7 @@ def test_what_is_over_is_kept_and_what_was_interrupted_goes_on(plan, tmp_path):
         return (tmp_path / "out" / "lr=0.001,seed=1" / "metrics.jsonl").is_file()
 
     with mock.patch("ppl_vae.sweeps.training._LOOK_EVERY", 0.0):  # the stop file is seen after the step
-        slow = mock.patch("ppl_vae.training.loop.Loop.tell", _slowly)
-        with slow:
+        with mock.patch("ppl_vae.training.loop.Loop.tell", _slowly):
             first = sweep(plan(), tmp_path / "out", stop=stop_in_the_second_run)
     states = [run.state for run in first.runs]
     assert states[:2] == ["finished", "interrupted"]
@@ -99,13 +99,8 @@ def test_what_is_over_is_kept_and_what_was_interrupted_goes_on(plan, tmp_path):
     assert third.figure("validation_elbo") == second.figure("validation_elbo") == whole.figure("validation_elbo")
 
 
-_TELL = None
-
-
 def _slowly(self, event, *arguments):
     """Give the watcher time to see that the run has begun, after its first epoch."""
-    import time
-
     for callback in self.callbacks:
         method = getattr(callback, event, None)
         if method is not None:
