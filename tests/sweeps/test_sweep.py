@@ -78,9 +78,9 @@ def test_what_is_over_is_kept_and_what_was_interrupted_goes_on(plan, tmp_path):
         calls.append(1)
         return (tmp_path / "out" / "lr=0.001,seed=1" / "metrics.jsonl").is_file()
 
-    with mock.patch("ppl_vae.sweeps.training._LOOK_EVERY", 0.0):  # the stop file is seen after the step
-        with mock.patch("ppl_vae.training.loop.Loop.tell", _slowly):
-            first = sweep(plan(), tmp_path / "out", stop=stop_in_the_second_run)
+    at_once = mock.patch("ppl_vae.sweeps.training._LOOK_EVERY", 0.0)  # the stop file is seen after the step
+    with at_once, mock.patch("ppl_vae.training.loop.Loop.tell", _slowly):
+        first = sweep(plan(), tmp_path / "out", stop=stop_in_the_second_run)
     states = [run.state for run in first.runs]
     assert states[:2] == ["finished", "interrupted"]
     assert states[2:] == ["interrupted"] * 2
