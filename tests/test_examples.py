@@ -136,3 +136,10 @@ def test_semi_supervised(capsys):
     exact = blocks.pop("EnumeratedELBO")["classifier"].variance.value
     assert all(found["classifier"].variance.value > exact for found in blocks.values())
     assert "log p(x) - U(x)" in capsys.readouterr().out
+
+
+def test_search_optuna(capsys):
+    pytest.importorskip("optuna", reason="optuna is not installed; pip install optuna")
+    study = load("search_optuna").main(trials=2, epochs=1)
+    assert len(study.trials) == 2
+    assert "best of 2 trials (0 pruned): validation ELBO" in capsys.readouterr().out

@@ -18,6 +18,7 @@ FILES = {
 
 MOVED = {
     "ppl_vae.training.checkpoints": ("ppl_vae.checkpoints", ["save", "load", "load_module", "FORMAT"]),
+    "ppl_vae.cli.records": ("ppl_vae._records", ["Record", "describe", "history"]),
     "ppl_vae.commands.opening": ("ppl_vae.cli.opening", ["DataOptions", "OpenRun"]),
     "ppl_vae.comparison.race_results": ("ppl_vae.comparison.races.outcome", ["Race"]),
     "ppl_vae.comparison.race_runs": ("ppl_vae.comparison.races.runs", ["Point", "RaceRun"]),
@@ -88,7 +89,8 @@ def test_no_room_imports_itself_in_a_ring() -> None:
         ("capture", ("vae", "svi", "training")),
         ("distributions", ("priors", "posteriors", "likelihoods", "networks", "objectives", "vae")),
         ("training", ("runs", "plots", "cli", "evaluation")),
-        ("comparison", ("plots", "runs", "cli")),
+        ("comparison", ("plots", "runs", "cli", "sweeps")),
+        ("sweeps", ("plots", "cli")),
         ("evaluation", ("runs", "cli", "training")),
     ],
 )

@@ -29,6 +29,7 @@ COMMANDS = {  # each a module of ppl_vae.cli with run(argv) -> exit code, import
     "compare": "estimators side by side: bias, variance, signal-to-noise, cost, or a training race; with pictures",
     "check": "whether pieces, your own too, are the densities they claim to be, on a batch of real data",
     "pieces": "every prior, likelihood, posterior, network and objective, and what combines with what",
+    "sweep": "many trainings: a grid, a list or random draws of options, times seeds; one table, and a picture",
     "show": "several runs side by side in one table",
     "report": "a run, or several side by side, as one HTML file with a live latent space",
     "sample": "data drawn from a run's model: a picture, .npz, .csv or .parquet",
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with guarded() as (out, err):
         code = _main(words)
         out.flush()
-        return _closing(code, words[:1] == ["train"] and not wants_help(words), out, err)
+        return _closing(code, words[:1] in (["train"], ["sweep"]) and not wants_help(words), out, err)
 
 
 def _main(words: list[str]) -> int:
@@ -68,7 +69,10 @@ def _main(words: list[str]) -> int:
             if words[0] not in COMMANDS:
                 near = did_you_mean(words[0], COMMANDS)
                 raise ValueError(f"{words[0]!r} is no command; expected {', '.join(COMMANDS)}, --help, --version{near}")
-            argv, count = take_threads([word for word in words[1:] if word != "--trust"])
+            argv = [word for word in words[1:] if word != "--trust"]
+            argv, count = (
+                (argv, None) if words[0] == "sweep" else take_threads(argv)
+            )  # its runs have threads of their own
         with foreign.answering(_answer(trusted="--trust" in words)), threads(count):
             if words[0] != "show":  # which imports less than this would
                 with bad_input():

@@ -50,6 +50,7 @@ def fixed(
     minibatch: bool = True,
     seed: int = 0,
     out: str | None = None,
+    jobs: int | None = None,
 ) -> list[str]:
     """Compare estimators at fixed parameters.
 
@@ -70,6 +71,8 @@ def fixed(
         seed: The seed of all noise, and of the parameters of a model at initialisation.
         out: The folder to write to; by default comparison in the run's folder, else runs/compare-NAME, or the first of
             compare-NAME-2, ... that is free.
+        jobs: Take the replicates in so many processes of one thread each, -1 for one on each core; by default in this
+            process. Figures depend on the number of threads in their last digits, and not on this.
     """
     check_seed(seed, "--seed")
     folder = folder_for(out, field.folder)
@@ -90,6 +93,7 @@ def fixed(
         seed=seed,
         minibatch=minibatch,
         progress=tell,
+        jobs=jobs,
     )
     return estimators.write(
         found,

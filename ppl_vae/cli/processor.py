@@ -50,24 +50,6 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@contextmanager
-def flushed_denormals() -> Iterator[None]:
-    """Take numbers too small for full precision (below 1e-38 in float32) for zero meanwhile, where the CPU can.
-
-    They come from saturated pixels and from the moments of weights whose gradient has vanished, and slow an Intel's
-    step by a third and more. The switch is of a thread, and threads made later inherit it: this must begin before the
-    first computation that several threads share. A pool made earlier keeps its own.
-    """
-    import torch
-
-    before = bool((torch.tensor(1e-38) * 0.1) == 0)
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(before)
-
-
 class Effort:
     """The time that the CPU gave this process, from now on."""
 

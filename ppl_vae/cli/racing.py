@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -30,6 +31,7 @@ def race(
     max_seconds: float | None = None,
     compile: Literal["graph", "full", "off"] = "graph",
     out: str | None = None,
+    jobs: int | None = None,
 ) -> list[str]:
     """Train the same model under each estimator, and evaluate log p(x) on the way.
 
@@ -49,6 +51,8 @@ def race(
         max_seconds: Stop each run after so many seconds of training.
         compile: How a step runs: graph needs no compiler; full compiles for up to a minute in each run.
         out: The folder to write to; by default runs/compare-NAME, or the first of compare-NAME-2, ... that is free.
+        jobs: Train in so many processes of one thread each, -1 for one on each core; by default in this process. The
+            seconds of runs that share the machine are rough.
     """
     folder = folder_for(out, runs.next_free(Path("runs") / f"compare-{settings.name}"))
     if settings.values["regularizer"] is not None:
@@ -66,7 +70,8 @@ def race(
     columns = next(dataset.train.still().batches(min(2, len(dataset.train))))
     arguments = settings.build_fit_arguments()
     tell = teller(log=True)
-    found = comparison.race(
+    run = functools.partial(
+        comparison.race,
         lambda seed: replace(settings, values=settings.values | {"seed": seed}).build_vae(dataset),
         dataset,
         objectives=asked or estimators.defaults_for(first, columns, racing=True),
@@ -81,9 +86,15 @@ def race(
         max_seconds=max_seconds,
         compile=compile,
         progress=tell,
+        jobs=jobs,
         **{name: arguments[name] for name in (*RACED, "device")},
     )
-    return estimators.write(
+    interrupted = False
+    try:
+        found = run()
+    except comparison.Interrupted as error:  # what has finished is kept
+        found, interrupted = error.race, True
+    lines = estimators.write(
         found,
         folder,
         "race",
@@ -93,3 +104,7 @@ def race(
         pictures={"race": plots.training_race},
         tell=tell,
     )
+    if interrupted:
+        print("\n".join(lines))
+        raise KeyboardInterrupt
+    return lines

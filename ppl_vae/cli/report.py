@@ -11,9 +11,10 @@ from typing import Any, Literal
 import numpy as np
 
 from ppl_vae import _files
+from ppl_vae import _records as records
 from ppl_vae import report as reports
 from ppl_vae._validation import check_count, check_positive_int, check_seed
-from ppl_vae.cli import records, writing
+from ppl_vae.cli import writing
 from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
 from ppl_vae.cli.options import execute
 from ppl_vae.cli.telling import teller

@@ -11,10 +11,10 @@ from itertools import zip_longest
 from typing import Any
 
 from ppl_vae._interval import Interval
+from ppl_vae._records import FIGURES, TOLD, Record, describe
 from ppl_vae._validation import did_you_mean
 from ppl_vae.cli.errors import bad_input
 from ppl_vae.cli.prose import fit
-from ppl_vae.cli.records import TOLD, Record, describe
 from ppl_vae.cli.words import find_run, split, wants_help
 
 HELP = """\
@@ -43,14 +43,6 @@ MISSING = "-"
 GAP = "  "
 NARROWEST = 26  # characters of a column at least; runs that do not fit go under the others
 _MADE = {"dequantize": "dequantized", "conditional": "conditional", "library": "given the library size"}
-FIGURES = {  # the title of each, and its number format
-    "validation_elbo": ("ELBO, validation", ".2f"),
-    "validation_bound": ("bound, validation", ".2f"),
-    "validation_kl": ("KL, validation", ".2f"),
-    "reconstruction_error": ("reconstruction error", ".3f"),
-    "classification_error": ("classification error", ".2%"),
-    "elbo": ("ELBO, training", ".2f"),
-}
 
 
 def run(argv: Sequence[str]) -> int:

@@ -14,10 +14,11 @@ from typing import Any
 
 from ppl_vae import checkpoints, data, runs, training
 from ppl_vae._files import remove_leftovers
+from ppl_vae._scopes import flushed_denormals
 from ppl_vae._team import Team
 from ppl_vae.cli.errors import BAD_INPUT, BadInput, bad_input, complain, in_words, is_too_large
 from ppl_vae.cli.launched import is_restarted, launched, together
-from ppl_vae.cli.processor import Effort, flushed_denormals
+from ppl_vae.cli.processor import Effort
 from ppl_vae.cli.telling import not_drawn, tell_taken
 from ppl_vae.configuration import config, foreign, tables
 from ppl_vae.configuration.resolving import CHECKPOINT_EVERY

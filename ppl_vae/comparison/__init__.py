@@ -11,7 +11,7 @@ from ppl_vae.comparison.fixed.comparison import Comparison
 from ppl_vae.comparison.fixed.results import Block, KnownEvidence, Row
 from ppl_vae.comparison.fixed.slopes import Slope
 from ppl_vae.comparison.races.outcome import Race
-from ppl_vae.comparison.races.race import race
+from ppl_vae.comparison.races.race import Interrupted, race
 from ppl_vae.comparison.races.results import Arrival, Band, Standing
 from ppl_vae.comparison.races.runs import Point, RaceRun
 from ppl_vae.comparison.races.start import Entrant
@@ -25,6 +25,7 @@ __all__ = [
     "Contender",
     "Contenders",
     "Entrant",
+    "Interrupted",
     "KnownEvidence",
     "Measured",
     "Point",

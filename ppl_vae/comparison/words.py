@@ -56,7 +56,7 @@ def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     """Align all columns but the first to the right; a name too long for its line gets a line of its own."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     room = WIDTH - sum(widths[1:]) - _GAP * (len(widths) - 1)
-    widths[0] = max(len(line[0]) for line in lines if len(line[0]) <= room)
+    widths[0] = max((len(line[0]) for line in lines if len(line[0]) <= room), default=0)
     text = []
     for first, *rest in lines:
         figures = "".join(f"{cell:>{width + _GAP}}" for cell, width in zip(rest, widths[1:], strict=True))

@@ -30,6 +30,7 @@ from ppl_vae.plots.images import image_grid, interpolations, reconstructions, sa
 from ppl_vae.plots.latent import latent_map, latent_scatter
 from ppl_vae.plots.posterior_grids import posterior_close_ups
 from ppl_vae.plots.rate_distortion import rate_distortion
+from ppl_vae.plots.sweeps import sweep_results
 from ppl_vae.plots.true_posterior import true_posteriors
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "samples",
     "save",
     "signal_to_noise",
+    "sweep_results",
     "training_curves",
     "training_race",
     "true_posteriors",

@@ -57,10 +57,10 @@ class RunFolder(Callback):
         config: The resolved config as YAML, or None for a run that was put together in Python.
         checkpoint_every: Seconds between checkpoints.
         numbered: Whether to take the next free name.
-        again: Whether to write on to the folder of a run that is there, which this one resumes.
+        again: Whether the folder may hold a run, whose files this run then replaces.
 
     Raises:
-        FileExistsError: If the folder holds a run, and `again` is not true.
+        FileExistsError: If the folder holds a run and `again` is false, or another process writes to it.
         OSError: If the folder cannot be written.
     """
 
@@ -74,9 +74,9 @@ class RunFolder(Callback):
         again: bool = False,
     ) -> None:
         self.path = Path(path)
-        self.numbered, self.again = numbered, again
-        if not again:
-            self.check(next_free(self.path) if numbered else self.path)
+        self.numbered = numbered
+        self.again = again
+        self.check(next_free(self.path) if numbered else self.path, again)
         self.config = config
         self.checkpoint_every = check_positive(checkpoint_every, "checkpoint_every")
         self.pictures: list[Path] = []
@@ -85,11 +85,11 @@ class RunFolder(Callback):
         self._writer: Any = None
 
     @staticmethod
-    def check(path: str | Path) -> None:
+    def check(path: str | Path, again: bool = False) -> None:
         """Raise if a run cannot be written to this folder."""
         path = Path(path)
         if path.is_dir():
-            if any((path / name).exists() for name in ("run.json", "config.yaml", "checkpoint.pt")):
+            if not again and any((path / name).exists() for name in ("run.json", "config.yaml", "checkpoint.pt")):
                 raise FileExistsError(f"{path} already holds a run; choose another --out, or resume it with --resume")
             nearest = path
         elif path.exists():
@@ -156,13 +156,12 @@ class RunFolder(Callback):
         """Make the folder and lock it, under the next free name if asked."""
         while True:
             path = next_free(self.path) if self.numbered else self.path
-            check = (lambda _: None) if self.again else self.check
-            check(path)
+            self.check(path, self.again)
             try:
                 path.mkdir(parents=True, exist_ok=not self.numbered)
                 lock = _files.Lock(path)
                 try:
-                    check(path)  # another process may have come between
+                    self.check(path, self.again)  # another process may have come between
                 except OSError:
                     lock.release()
                     raise

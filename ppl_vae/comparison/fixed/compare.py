@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae._home import at_home, home_of
+from ppl_vae._jobs import check_jobs, threads, workers
 from ppl_vae._machine import check_fits, processor
 from ppl_vae._scopes import evaluation_mode
 from ppl_vae._tensors import moved
@@ -21,8 +22,9 @@ from ppl_vae.capture import buffers_of, modules_of, untouched
 from ppl_vae.comparison.contenders import contenders
 from ppl_vae.comparison.fixed.blocks import NameBlock, find_parameters
 from ppl_vae.comparison.fixed.comparison import Comparison
+from ppl_vae.comparison.fixed.replicates import LEAST_REPLICATES, Elsewhere, store_state
 from ppl_vae.comparison.fixed.results import KnownEvidence, Row
-from ppl_vae.comparison.fixed.rows import LEAST_REPLICATES, Progress, Rows
+from ppl_vae.comparison.fixed.rows import Progress, Rows
 from ppl_vae.comparison.words import one_line
 from ppl_vae.data import Split
 from ppl_vae.data.held import form_of, split_of
@@ -50,6 +52,7 @@ def compare(
     evaluation: bool = True,
     size: int = 8,
     progress: Progress | None = None,
+    jobs: int | None = None,
 ) -> Comparison:
     r"""Compare estimators of the bound and of its gradient on one batch, at the current parameters.
 
@@ -96,6 +99,10 @@ def compare(
             by its running statistics. Running statistics never change, with or without it.
         size: The number of rows taken from a split.
         progress: Called with short messages about the work in progress.
+        jobs: How many processes take replicates, each on one thread; -1 is one on each core. 1 takes them in this one;
+            None too, unless a ``joblib.parallel_config`` is active, whose backend then takes them. Times and memory are
+            measured here, on one thread too then. Figures depend on the number of threads in their last digits, and not
+            on `jobs`. Program and objectives are pickled.
 
     Returns:
         The comparison. An estimator that fails has a row with the reason.
@@ -118,13 +125,15 @@ def compare(
     """
     if check_positive_int(replicates, "compare: replicates") < LEAST_REPLICATES:
         raise ValueError(f"compare: replicates is {replicates}; expected at least {LEAST_REPLICATES}, such as 1000")
+    count = workers(check_jobs(jobs, "compare: jobs"))
     began = time.perf_counter()
     vae = program if isinstance(program, VAE) else None
     pair: Program = (program.model, program.guide) if isinstance(program, VAE) else program
     chosen = contenders(objectives, particles)
     modules = modules_of(*pair)
     told = progress or (lambda text: None)
-    with evaluation_mode(*modules) if evaluation else nullcontext(), untouched(buffers_of(modules)):
+    mode = evaluation_mode(*modules) if evaluation else nullcontext()
+    with mode, untouched(buffers_of(modules)), nullcontext() if count == 1 else threads(1):
         torch.manual_seed(seed)
         batch = _take_batch(program, data, size, modules)
         most = max(contender.num_particles for contender in chosen)
@@ -134,7 +143,11 @@ def compare(
         told("log p(x)")
         known, note = _known_evidence(program, batch, log_evidence, seed)
         notes = [] if note is None else [note]
-        rows = Rows(pair, batch, parameters, replicates, seed, minibatch, reference, known, told, notes)
+        away = None
+        if count > 1:
+            states = [module.state_dict() for module in modules]
+            away = Elsewhere(program, states, store_state(), blocks, evaluation, jobs, count)
+        rows = Rows(pair, batch, parameters, replicates, seed, minibatch, reference, known, told, notes, away)
         found: list[Row] = []
         for k in sorted({c.num_particles for c in chosen}):
             found += rows.of([c for c in chosen if c.num_particles == k])
@@ -144,7 +157,7 @@ def compare(
     machine = {
         "device": str(leaf.device),
         "name": torch.cuda.get_device_name(leaf.device) if leaf.is_cuda else processor(),
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads() if count == 1 else 1,
         "torch": torch.__version__,
         "dtype": str(leaf.dtype).removeprefix("torch."),
     }

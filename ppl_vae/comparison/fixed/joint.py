@@ -65,6 +65,10 @@ class JointStep:
                 found[stepper] = error
         return found
 
+    def leave_only(self, alone: Sequence[Stepper]) -> None:
+        """Take only the steps of some that step alone from now on."""
+        self._graph, self.alone = None, list(alone)
+
     @torch.no_grad()
     def _split(self, graph: fx.GraphModule, tensors: Sequence[Tensor]) -> dict[Stepper, Seen]:
         outputs, start, found = graph(*tensors), 0, {}

@@ -160,6 +160,25 @@ class Record:
             for rows in (of.squares, of.projected, of.kept):
                 rows[start:] = rows[0]
 
+    def cut(self, start: int, stop: int) -> tuple[Tensor, dict[int, list[Tensor]]]:
+        """Return what is kept of these replicates, which are whole groups; `enter` takes it."""
+        groups = slice(self._group[start], self._group[stop - 1] + 1)
+        rows = slice(start, stop)
+        own = {i: of for i, of in enumerate(self._of) if i not in self._shared}
+        parts = {i: [of.sums[groups], *(whole[rows] for whole in of[1:])] for i, of in own.items()}
+        return self.values[rows].clone(), {i: [part.clone() for part in some] for i, some in parts.items()}
+
+    def enter(self, content: tuple[Tensor, Mapping[int, Sequence[Tensor]]], start: int, stop: int) -> None:
+        """Enter what another record of the same estimator kept of these replicates."""
+        values, leaves = content
+        if leaves.keys() != {i for i in range(len(self._of)) if i not in self._shared}:
+            raise RuntimeError("compare: the step was captured otherwise in another process; give jobs=1")
+        self.values[start:stop] = values
+        for i, (sums, *rows) in leaves.items():
+            self._of[i].sums[self._group[start] : self._group[stop - 1] + 1] = sums
+            for whole, part in zip(self._of[i][1:], rows, strict=True):
+                whole[start:stop] = part
+
     def is_finite(self, start: int, stop: int) -> bool:
         """Return whether values and gradients of these replicates are finite."""
         squares = torch.stack([of.squares[start:stop].sum() for of in self._of]).sum()

@@ -14,17 +14,14 @@ from torch import Tensor
 from ppl_vae.comparison.contenders import Contender, contenders
 from ppl_vae.comparison.fixed.blocks import Parameters
 from ppl_vae.comparison.fixed.figures import Figures, Resamples, Weights, value_of, weights_of
-from ppl_vae.comparison.fixed.joint import JointStep
 from ppl_vae.comparison.fixed.minibatch import minibatch_variance
-from ppl_vae.comparison.fixed.records import NUM_GROUPS, Layout, Record, new_records
+from ppl_vae.comparison.fixed.records import NUM_GROUPS, Layout, Record
+from ppl_vae.comparison.fixed.replicates import LEAST_REPLICATES, Elsewhere, Replicates, said
 from ppl_vae.comparison.fixed.results import KnownEvidence, Row
 from ppl_vae.comparison.fixed.steps import Stepper, time_steps
 from ppl_vae.comparison.statistics.measured import measured
-from ppl_vae.comparison.words import one_line
 from ppl_vae.objectives import ELBO, STL, ArticleELBO, MeanFieldELBO
 from ppl_vae.objectives.losses import Program
-
-LEAST_REPLICATES = 20
 
 _MOST_BYTES = 2**31  # for the sums of gradients
 _LEAST_GROUPS = 6
@@ -49,6 +46,7 @@ class Rows:
         evidence: The mean of log p(x), if it is known.
         progress: Called with short messages about the work in progress.
         notes: A list to which `of` appends what a reader must know.
+        elsewhere: What other processes need to take replicates, or None for this one alone.
     """
 
     program: Program
@@ -61,6 +59,7 @@ class Rows:
     evidence: KnownEvidence | None
     progress: Progress
     notes: list[str]
+    elsewhere: Elsewhere | None = None
 
     def of(self, chosen: Sequence[Contender]) -> list[Row]:
         """Return the rows of contenders of one K, in their order."""
@@ -112,7 +111,7 @@ class Rows:
             torch.manual_seed(self.seed)
             return Stepper(contender, self.program, self.parameters, self.tensors)
         except Exception as error:  # a user's objective may raise anything; the other contenders go on
-            return _said(error)
+            return said(error)
 
     def _anchor(self, contender: Contender, known: list[Stepper]) -> Stepper | None:
         """Return the step of an estimator's reference: a known one, else a new one, which is known from then on."""
@@ -133,31 +132,18 @@ class Rows:
         leaves = list(self.parameters.leaves.values())
         groups = max(_LEAST_GROUPS, min(NUM_GROUPS, _MOST_BYTES // (len(members) * self._bytes)))
         layout = Layout.of(leaves, self.parameters.blocks, self.replicates, self.seed, num_groups=groups)
-        together = JointStep(members, self.tensors)
-        for stepper in members:
-            stepper.reset()
-        records: dict[Stepper, Record] = {}
-        failed: dict[Stepper, str] = {}  # they stay in the joint step, since others may share their gradients
-        seeds = torch.randint(2**32, (self.replicates,), generator=torch.Generator().manual_seed(self.seed)).tolist()
-        # an estimator is without noise if its first replicates are all equal; of two a discrete one is so by chance
-        told = next(bound for bound in layout.bounds if bound >= LEAST_REPLICATES)
-        for start, stop in itertools.pairwise(layout.bounds):
+        run = Replicates(members, layout, self.tensors, self.seed)
+        several = list(itertools.pairwise(layout.bounds))
+        here = sum(stop <= run.told for _, stop in several) if self.elsewhere else len(several)
+        for start, stop in several[:here]:
             self.progress(f"K = {k}: replicate {start} of {self.replicates}")
-            for r in range(start, stop):
-                steps = together(seeds[r], *self.tensors)
-                failed |= {stepper: _said(step) for stepper, step in steps.items() if isinstance(step, Exception)}
-                seen = {stepper: step for stepper, step in steps.items() if not isinstance(step, Exception)}
-                records = records or new_records(layout, {stepper: step.gradients for stepper, step in seen.items()})
-                for stepper, step in seen.items():
-                    if stepper in records:  # one that failed at first has none; one that failed later adds for others
-                        records[stepper].add(r, *step)
-            for stepper, record in records.items():
-                if stepper not in failed and not record.is_finite(start, stop):
-                    failed[stepper] = f"a value or a gradient is not finite in replicates {start} to {stop - 1}"
-                elif stop == told and stepper in together.alone and record.same(stop):
-                    record.fill(stop)
-            together.alone = [s for s in together.alone if s not in failed and not records[s].constant]
-        return {**records, **failed}
+            run.take(start, stop)
+        if self.elsewhere and several[here:]:
+            self.progress(
+                f"K = {k}: replicates {several[here][0]} to {self.replicates} in {self.elsewhere.count} processes"
+            )
+            self.elsewhere.take(run, several[here:])
+        return {**run.records, **{stepper: reason for stepper, (_, reason) in run.failed.items()}}
 
     def _row(
         self, stepper: Stepper, anchor: Stepper | None, records: _Records, seconds: Tensor, weights: Weights | None
@@ -196,10 +182,6 @@ class Rows:
             why_eager=stepper.why_eager,
             blocks={name: figures.block(name, of_data.get(name)) for name in blocks},
         )
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def _is_weighted(anchor: Stepper | None) -> bool:

@@ -100,6 +100,11 @@ class Stepper:
     def _eager(self, *tensors: Tensor) -> Step:
         return eager_step(self._run, self._leaves, list(tensors), mean=True)
 
+    @property
+    def is_stateful(self) -> bool:
+        """Whether the objective has buffers, which a step may change for the next one."""
+        return bool(self._state)
+
     @torch.no_grad()
     def reset(self) -> None:
         """Put the objective's buffers back to their values after its first step."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import pyro
@@ -14,23 +13,21 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
+from ppl_vae._jobs import Lost, check_jobs, run_all, workers
 from ppl_vae._scopes import seeded
 from ppl_vae._validation import check_choice, check_positive, check_positive_int, is_integer
-from ppl_vae.comparison.contenders import Contender, contenders
+from ppl_vae.comparison.contenders import contenders
+from ppl_vae.comparison.races.heats import Heat, OnRun, Starts, Track, end_of, run_alone, silent
 from ppl_vae.comparison.races.outcome import Race
-from ppl_vae.comparison.races.runs import Point, RaceRun, Stopped
-from ppl_vae.comparison.races.start import Entrant, MakeProgram, Start, take_apart
+from ppl_vae.comparison.races.runs import RaceRun
+from ppl_vae.comparison.races.start import Entrant, MakeProgram, take_apart
 from ppl_vae.comparison.races.watch import Evaluator, MakeEvidence, Watch
-from ppl_vae.comparison.words import at_k, reason_of
+from ppl_vae.comparison.words import at_k
 from ppl_vae.data import Dataset, Split, as_split
 from ppl_vae.data.streams import Stream
 from ppl_vae.evidence.log_evidence import Method
-from ppl_vae.objectives.losses import Program
 from ppl_vae.svi import OptimizerFactory
-from ppl_vae.training import DivergedError, Run, fit, resolve_device
-from ppl_vae.vae import VAE
-
-OnRun = Callable[[RaceRun, VAE | Program], None]
+from ppl_vae.training import fit, resolve_device
 
 _SPLITS = ("train", "validation", "test")
 
@@ -58,6 +55,7 @@ def race(
     device: str | torch.device = "cpu",
     progress: Callable[[str], None] | None = None,
     on_run: OnRun | None = None,
+    jobs: int | None = None,
 ) -> Race:
     r"""Train one program under several objectives, and evaluate log p(x) in the same way for all.
 
@@ -82,7 +80,10 @@ def race(
       exceeds later ones (capture of a step, compilation), which is in `RaceRun.setup`.
     - Under dynamic binarisation, the data are drawn from the same random stream as the estimator's noise. After the
       first step they differ between estimators.
-    - A run that diverges or raises is recorded as failed, and the others go on.
+    - A run that diverges or raises is recorded as failed, and the others go on. Ctrl-C raises `Interrupted`, which
+      holds the runs that had finished.
+    - With `jobs`, runs share the machine, which blurs their seconds. Each uses one thread, and figures depend on the
+      number of threads in their last digits; they depend neither on the number of jobs nor on the backend.
 
     Slow: contenders x seeds x epochs of training, and each evaluation decodes `evaluation_size` x `evidence_particles`
     latents (for 784 pixels and two layers of 200, 1,000 x 1,000 take half a minute on one core).
@@ -114,8 +115,12 @@ def race(
         device: The device of program and data.
         progress: Called with a short message after every evaluation and failure.
         on_run: Called with each run and its trained program, in evaluation mode, before its parameters are put back.
+        jobs: How many processes train, each on one thread; -1 is one on each core. 1 trains in this process; None too,
+            unless a ``joblib.parallel_config`` is active, whose backend then trains. `make_program`, data and
+            objectives are pickled.
 
     Raises:
+        Interrupted: If Ctrl-C ended the race after its first run; a `KeyboardInterrupt`.
         TypeError: If `data` are a loader or of no kind that `data.as_split` takes, or `make_program` returns no
             program.
         ValueError: If an argument is out of range, the split is empty, or no run of the first seed takes a step.
@@ -175,7 +180,7 @@ def race(
         compile=compile,
         device=where,
     )
-    track = _Track(
+    track = Track(
         fitting,
         Evaluator(columns, evidence, evidence_particles),
         functools.partial(Watch, every=every, epochs=epochs, max_seconds=max_seconds),
@@ -183,21 +188,14 @@ def race(
         progress=progress or (lambda text: None),
         on_run=on_run,
     )
-    runs: list[RaceRun] = []
-    with pyro.get_param_store().scope():  # programs get a store of their own; the caller's stays as it is
-        for i, seed in enumerate(some):
-            starts: dict[int, Start] = {}
-            first = i % len(field)  # turned, so that none is always first on a cold machine
-            for contender in field.items[first:] + field.items[:first]:
-                entrant = entrants.get(contender.name, Entrant(None))
-                make = entrant.make_program or make_program
-                if id(make) not in starts:
-                    batch = next(data.train.head(2).batches(2, device=where))
-                    starts[id(make)] = Start(make, seed, batch, where)
-                runs.append(track.run(contender, entrant, starts[id(make)], seed))
-            if i == 0 and not any(run.steps for run in runs):
-                raise ValueError(f"race: no run took a step; {at_k(runs[0])}: {runs[0].reason}")
-            pyro.clear_param_store()
+    count = workers(check_jobs(jobs, "race: jobs"))
+    if count > 1 and on_run is not None:
+        raise ValueError("race: on_run takes the trained program, which stays in another process; give jobs=1")
+    heats = [
+        Heat(contender, (own := entrants.get(contender.name, Entrant(None))), own.make_program or make_program, seed)
+        for i, seed in enumerate(some)  # turned, so that none is always first on a cold machine
+        for contender in field.items[i % len(field) :] + field.items[: i % len(field)]
+    ]
     settings = {
         "data": data.name,
         "epochs": epochs,
@@ -214,10 +212,49 @@ def race(
     machine = {
         "device": torch.cuda.get_device_name(where) if where.type == "cuda" else str(where),
         "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
+        "threads": torch.get_num_threads() if count == 1 else 1,
+    } | ({} if count == 1 else {"jobs": count})
     aim = None if target is None else float(target)
-    return Race(tuple(runs), field.undefined, aim, settings, machine, time.perf_counter() - began)
+    runs: dict[int, RaceRun] = {}
+
+    def done(i: int, run: RaceRun | Lost) -> None:
+        runs[i] = heats[i].lost(run) if isinstance(run, Lost) else run
+        if count > 1:
+            track.progress(f"{len(runs)} of {len(heats)}: {heats[i].label}: {end_of(runs[i])}")
+        first = [runs[j] for j in range(len(field)) if j in runs]
+        if len(first) == len(field) and not any(one.steps for one in first):
+            raise ValueError(f"race: no run took a step; {at_k(first[0])}: {first[0].reason}")
+
+    def result(**more: Any) -> Race:
+        in_order = tuple(runs[i] for i in sorted(runs))
+        return Race(in_order, field.undefined, aim, settings | more, machine, time.perf_counter() - began)
+
+    starts = Starts(data, where)
+    tasks: list[Callable[..., Any]] = [functools.partial(heat.run, track, starts) for heat in heats]
+    common: tuple[Any, ...] = ()
+    if count > 1:
+        tasks = [functools.partial(run_alone, i) for i in range(len(heats))]
+        common = heats, replace(track, progress=silent), starts
+    try:
+        with pyro.get_param_store().scope():  # programs get a store of their own; the caller's stays as it is
+            run_all(tasks, done, jobs=jobs, common=common, told=track.progress)
+    except KeyboardInterrupt as error:
+        if not runs:
+            raise
+        raise Interrupted(result(planned_runs=len(heats))) from error
+    return result()
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C in a race.
+
+    Attributes:
+        race: The runs that had finished.
+    """
+
+    def __init__(self, race: Race) -> None:
+        super().__init__(f"{len(race.runs)} of {race.settings['planned_runs']} runs had finished")
+        self.race = race
 
 
 def seeds_of(seeds: int | Sequence[int]) -> tuple[int, ...]:
@@ -235,56 +272,3 @@ def seeds_of(seeds: int | Sequence[int]) -> tuple[int, ...]:
     ):
         raise ValueError(f"race: seeds is {seeds!r}; expected how many, or different integers from 0, as in (0, 1, 2)")
     return tuple(some)
-
-
-@dataclass(frozen=True)
-class _Track:
-    """The settings that all runs have in common; `steps` is the number of steps in an epoch."""
-
-    fit: Callable[..., Run]
-    evaluator: Evaluator
-    watch: Callable[..., Watch]
-    steps: int
-    progress: Callable[[str], None]
-    on_run: OnRun | None
-
-    def run(self, contender: Contender, entrant: Entrant, start: Start, seed: int) -> RaceRun:
-        """Train one contender from its start."""
-        label = f"seed {seed}, {at_k(contender)}"
-
-        def tell(point: Point) -> None:
-            self.progress(f"{label}: epoch {point.epoch} of {watch.epochs}, log p(x) = {point.log_evidence:.2f}")
-
-        start.restore()
-        seen = start.program if entrant.evaluated_as is None else entrant.evaluated_as(start.program)
-        watch = self.watch(self.evaluator, seen, self.evaluator.choose(seen), tell=tell)
-        stopped: Stopped = "finished"
-        reason = why_eager = None
-        try:
-            with seeded(seed):  # an objective may draw while it is copied or made
-                objective = copy.deepcopy(contender.objective)
-                run = self.fit(start.program, objective=objective, seed=seed, callbacks=[watch], stop=watch.stop)
-            stopped, why_eager = ("out of time" if run.stopped == "interrupted" else "finished"), run.why_eager
-        except Exception as error:
-            stopped, reason = "failed", reason_of(error)
-            if isinstance(error, DivergedError):
-                watch.steps = (error.epoch - 1) * self.steps + error.step
-                reason = f"diverged at step {watch.steps}: {error.term}"
-            self.progress(f"{label}: failed: {reason}")
-        found = RaceRun(
-            contender.name,
-            contender.num_particles,
-            seed,
-            watch.curve(),
-            watch.how,
-            watch.kind,
-            stopped,
-            reason,
-            watch.steps,
-            why_eager,
-            watch.setup,
-            tuple(watch.epoch_seconds),
-        )
-        if self.on_run is not None:
-            self.on_run(found, start.program)
-        return found

@@ -208,11 +208,16 @@ class RaceResults(Shown):
             key: {r.seed: v for r in self.runs_of(*key) if where is not None and (v := r.at(axis, where)) is not None}
             for key in self.contenders
         }
-        standings = []
-        for (key, found), (behind, *best) in zip(values.items(), _beside(values), strict=True):
-            mean = over_seeds([*found.values()]) if found else None
-            standings.append(Standing(*key, mean, behind, tuple(found), *best))
-        return standings
+        return standings_of(values)
+
+
+def standings_of(values: Mapping[tuple[str, int], Mapping[int, float]]) -> list[Standing]:
+    """Return the standing of each contender, from the values of its seeds; higher is better."""
+    standings = []
+    for (key, found), (behind, *best) in zip(values.items(), _beside(values), strict=True):
+        mean = over_seeds([*found.values()]) if found else None
+        standings.append(Standing(*key, mean, behind, tuple(found), *best))
+    return standings
 
 
 def _beside(values: Mapping[tuple[str, int], Mapping[int, float]]) -> list[tuple[Measured | None, bool, bool]]:

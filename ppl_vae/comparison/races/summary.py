@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import quantiles
 
 from ppl_vae.comparison.races.results import Arrival, RaceResults, Standing, arrived
@@ -25,8 +25,8 @@ def sentences_of(race: RaceResults) -> list[str]:
     """
     found: list[str] = []
     if race.equal_steps is not None and race.equal_seconds is not None:
-        found += _of_standings(f"After {race.equal_steps:,} steps", race.at_equal_steps())
-        found += _of_standings(f"After {seconds_in_words(race.equal_seconds)} of training", race.at_equal_time())
+        found += of_standings(f"After {race.equal_steps:,} steps", race.at_equal_steps())
+        found += of_standings(f"After {seconds_in_words(race.equal_seconds)} of training", race.at_equal_time())
     if race.target is not None:
         found += _of_arrivals(race)
     found += _of_failures(race)
@@ -34,33 +34,54 @@ def sentences_of(race: RaceResults) -> list[str]:
     return found + _caveats(race)
 
 
-def _of_standings(when: str, standings: Sequence[Standing]) -> list[str]:
+def of_standings(
+    when: str,
+    standings: Sequence[Standing],
+    *,
+    figure: str = "log p(x)",
+    name: Callable[[Standing], str] = at_k,
+    most: int | None = None,
+) -> list[str]:
+    """Return sentences on who leads and who is behind.
+
+    Args:
+        when: The first words of each.
+        standings: The contenders.
+        figure: The name of what is compared.
+        name: A function that names a contender.
+        most: Of longer lists of contenders, name so many.
+    """
+
+    def differing(found: Standing) -> str:
+        difference = "no seed in common" if found.behind is None else f"difference {shown(found.behind)}"
+        return f"{name(found)} ({difference})"
+
     best = next((s for s in standings if s.best), None)
     if best is None:
         return []
-    figure, seeds = f"{shown(best.value)} nats per datum", f"{len(best.seeds)} seeds"
+    value, seeds = f"{shown(best.value)} nats per datum", f"{len(best.seeds)} seeds"
     others = [s for s in standings if s.value is not None and not s.best]
     if not others:
-        return [f"{when}, {at_k(best)}'s log p(x) is {figure}."]
+        return [f"{when}, {name(best)}'s {figure} is {value}."]
     if len(best.seeds) == 1:
-        return [f"{when}, {at_k(best)} has the highest log p(x) in this run, {figure}."]
+        return [f"{when}, {name(best)} has the highest {figure} in this run, {value}."]
     behind = [(negated(s.behind), s) for s in others if s.behind is not None and s.behind.high < 0]
     rivals = [s for s in others if s.may_be_best]
     unclear = [s for s in others if not s.may_be_best and (s.behind is None or s.behind.high >= 0)]
     if rivals:
         said = [
-            f"{when}, {at_k(best)} has the highest mean of log p(x), {figure}, but {seeds} do not "
-            f"separate it from {listed(map(_difference, rivals))}: each of them may be the best."
+            f"{when}, {name(best)} has the highest mean of {figure}, {value}, but {seeds} do not "
+            f"separate it from {listed(map(differing, rivals), most)}: each of them may be the best."
         ]
     else:
         among = f" of those with {seeds}" if any(len(s.seeds) < len(best.seeds) for s in unclear) else ""
-        said = [f"{when}, {at_k(best)} has the highest log p(x){among}, {figure}."]
+        said = [f"{when}, {name(best)} has the highest {figure}{among}, {value}."]
     if behind:
-        by = [f"{at_k(s)} by {shown(distance)}" for distance, s in sorted(behind, key=lambda pair: pair[0].value)]
-        whom = "the best, whichever it is," if rivals else at_k(best)
-        said.append(f"{when}, behind {whom} {_are(by)} {listed(by)} nats per datum.")
+        by = [f"{name(s)} by {shown(distance)}" for distance, s in sorted(behind, key=lambda pair: pair[0].value)]
+        whom = "the best, whichever it is," if rivals else name(best)
+        said.append(f"{when}, behind {whom} {_are(by)} {listed(by, most)} nats per datum.")
     if unclear:
-        some = listed(map(_difference, unclear))
+        some = listed(map(differing, unclear), most)
         said.append(f"{when}, the seeds leave open whether {some} {_are(unclear)} behind the best.")
     return said
 
@@ -120,6 +141,10 @@ def _of_failures(race: RaceResults) -> list[str]:
 
 def _caveats(race: RaceResults) -> list[str]:
     said = []
+    if (planned := race.settings.get("planned_runs", 0)) > len(race.runs):
+        said.append(f"The race was ended before its end: {len(race.runs)} of {planned} runs had finished.")
+    if (jobs := race.machine.get("jobs", 1)) > 1:
+        said.append(f"{jobs} runs shared the machine at a time, so take the times as rough.")
     if len(race.seeds) == 1:
         said.append("One seed was run, so nothing is known of how the order would change with another.")
     rough = max((run for run in race.runs if len(run.epoch_seconds) > _FEW), key=_unsteadiness, default=None)
@@ -153,11 +178,6 @@ def _in_seeds(found: Arrival) -> str:
 
 def _are(some: Sequence[object]) -> str:
     return "is" if len(some) == 1 else "are"
-
-
-def _difference(found: Standing) -> str:
-    difference = "no seed in common" if found.behind is None else f"difference {shown(found.behind)}"
-    return f"{at_k(found)} ({difference})"
 
 
 def _times(found: Arrival) -> str:

@@ -1,0 +1,139 @@
+"""The runs of a race, each of one contender under one seed, from their starts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import pyro
+import torch
+
+from ppl_vae._jobs import Lost
+from ppl_vae._scopes import seeded
+from ppl_vae.comparison.contenders import Contender
+from ppl_vae.comparison.races.runs import Point, RaceRun, Stopped
+from ppl_vae.comparison.races.start import Entrant, MakeProgram, Start
+from ppl_vae.comparison.races.watch import Evaluator, Watch
+from ppl_vae.comparison.words import at_k, reason_of
+from ppl_vae.data import Dataset
+from ppl_vae.objectives.losses import Program
+from ppl_vae.training import DivergedError, Run
+from ppl_vae.vae import VAE
+
+OnRun = Callable[[RaceRun, VAE | Program], None]
+
+
+@dataclass(frozen=True)
+class Track:
+    """The settings that all runs have in common; `steps` is the number of steps in an epoch."""
+
+    fit: Callable[..., Run]
+    evaluator: Evaluator
+    watch: Callable[..., Watch]
+    steps: int
+    progress: Callable[[str], None]
+    on_run: OnRun | None
+
+    def run(self, contender: Contender, entrant: Entrant, start: Start, seed: int) -> RaceRun:
+        """Train one contender from its start."""
+        label = f"seed {seed}, {at_k(contender)}"
+
+        def tell(point: Point) -> None:
+            self.progress(f"{label}: epoch {point.epoch} of {watch.epochs}, log p(x) = {point.log_evidence:.2f}")
+
+        start.restore()
+        seen = start.program if entrant.evaluated_as is None else entrant.evaluated_as(start.program)
+        watch = self.watch(self.evaluator, seen, self.evaluator.choose(seen), tell=tell)
+        stopped: Stopped = "finished"
+        reason = why_eager = None
+        try:
+            with seeded(seed):  # an objective may draw while it is copied or made
+                objective = copy.deepcopy(contender.objective)
+                run = self.fit(start.program, objective=objective, seed=seed, callbacks=[watch], stop=watch.stop)
+            stopped, why_eager = ("out of time" if run.stopped == "interrupted" else "finished"), run.why_eager
+        except Exception as error:
+            stopped, reason = "failed", reason_of(error)
+            if isinstance(error, DivergedError):
+                watch.steps = (error.epoch - 1) * self.steps + error.step
+                reason = f"diverged at step {watch.steps}: {error.term}"
+            self.progress(f"{label}: failed: {reason}")
+        found = RaceRun(
+            contender.name,
+            contender.num_particles,
+            seed,
+            watch.curve(),
+            watch.how,
+            watch.kind,
+            stopped,
+            reason,
+            watch.steps,
+            why_eager,
+            watch.setup,
+            tuple(watch.epoch_seconds),
+        )
+        if self.on_run is not None:
+            self.on_run(found, start.program)
+        return found
+
+
+@dataclass
+class Starts:
+    """The starts of one seed at a time, each program's once."""
+
+    data: Dataset
+    device: torch.device
+    seed: int | None = None
+    held: dict[int, Start] = field(default_factory=dict)
+
+    def of(self, make: MakeProgram, seed: int) -> Start:
+        """Return the start of a program; those of another seed are dropped, with what they left in Pyro's store."""
+        if seed != self.seed:
+            self.held.clear()
+            pyro.clear_param_store()
+            self.seed = seed
+        if id(make) not in self.held:
+            batch = next(self.data.train.head(2).batches(2, device=self.device))
+            self.held[id(make)] = Start(make, seed, batch, self.device)
+        return self.held[id(make)]
+
+
+@dataclass(frozen=True)
+class Heat:
+    """One contender under one seed, before its run."""
+
+    contender: Contender
+    entrant: Entrant
+    make: MakeProgram
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """Seed, contender and K in words."""
+        return f"seed {self.seed}, {at_k(self.contender)}"
+
+    def run(self, track: Track, starts: Starts) -> RaceRun:
+        """Run in this process, where all contenders of a seed share a start."""
+        return track.run(self.contender, self.entrant, starts.of(self.make, self.seed), self.seed)
+
+    def lost(self, found: Lost) -> RaceRun:
+        """Return the run of a process that died."""
+        own = self.contender.name, self.contender.num_particles, self.seed
+        return RaceRun(*own, (), "", "lower", "failed", found.reason)
+
+
+def run_alone(i: int, heats: Sequence[Heat], track: Track, starts: Starts) -> RaceRun:
+    """Run one of several in a process that knows of no other run."""
+    with seeded(heats[i].seed), pyro.get_param_store().scope():
+        return heats[i].run(track, replace(starts, seed=None, held={}))
+
+
+def end_of(run: RaceRun) -> str:
+    """Return how a run ended, in words."""
+    if run.failed or run.final is None:
+        return f"failed: {run.reason}"
+    return f"epoch {run.final.epoch}, log p(x) = {run.final.log_evidence:.2f}"
+
+
+def silent(text: str) -> None:
+    """Show no progress."""

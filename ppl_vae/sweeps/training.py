@@ -1,0 +1,215 @@
+"""One run of a sweep, in whatever process it runs: trained into its folder, or taken up where it stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ppl_vae import _files, checkpoints, runs
+from ppl_vae._jobs import threads
+from ppl_vae._scopes import flushed_denormals, untouched_random_state
+from ppl_vae.comparison.words import reason_of
+from ppl_vae.configuration import _yaml, foreign
+from ppl_vae.configuration.config import Config
+from ppl_vae.configuration.resolving import CHECKPOINT_EVERY
+from ppl_vae.configuration.sources import searched
+from ppl_vae.data import Dataset
+from ppl_vae.training import Callback, DivergedError, Run, fit, resolve_compile
+
+OVER = ("finished", "early stopping")  # how a run ends that nothing is left to do for
+_LOOK_EVERY = 0.2  # seconds between two looks for the stop file
+_REST_OF_DIVERGED = ("last_good.pt", "checkpoint.pt", "result.json", "events.out.*")
+
+State = Literal["finished", "interrupted", "failed"]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended: its state, why it failed, and the warnings on the way."""
+
+    state: State
+    reason: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+class StopFile:
+    """Whether a file is there, by which one process asks others to end after their step."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.seen, self._looked = False, -_LOOK_EVERY
+
+    def __call__(self) -> bool:
+        """Return whether the end is asked for; look at most five times a second."""
+        if not self.seen and time.monotonic() - self._looked >= _LOOK_EVERY:
+            self.seen, self._looked = os.path.exists(self.path), time.monotonic()
+        return self.seen
+
+
+@dataclass(frozen=True)
+class Training:
+    """The training of one run; it pickles.
+
+    Attributes:
+        text: The configuration.
+        folder: The run's folder, whole.
+        stop_file: The file that asks for the end, whole.
+        place: The working directory, to which paths of data are relative.
+        num_threads: The threads that compute.
+        parent: The process that runs the sweep.
+        checkpoint_every: Seconds between checkpoints, or None for the default.
+    """
+
+    text: str
+    folder: str
+    stop_file: str
+    place: str
+    num_threads: int
+    parent: int
+    checkpoint_every: float | None = None
+
+    def __call__(self) -> Ended:
+        """Train, go on with, or keep the run, and say how it ended."""
+        stop = StopFile(self.stop_file)
+        with (
+            _at(self.place),
+            _deaf(self.parent),
+            untouched_random_state(),
+            warnings.catch_warnings(record=True) as caught,
+        ):
+            try:
+                with threads(self.num_threads), flushed_denormals():
+                    state, reason = self._train(stop), None
+            except DivergedError as error:
+                state, reason = "failed", f"diverged: {error}"
+            except Exception as error:  # whatever a piece of the user's raises
+                state, reason = "failed", reason_of(error)
+            notes = dict.fromkeys(" ".join(str(found.message).split()) for found in caught)
+        return Ended(state, reason, tuple(notes))
+
+    def _train(self, stop: StopFile) -> State:
+        folder = Path(self.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._await(folder, stop)
+        if stop():
+            return "interrupted"
+        settings = Config.from_yaml(self.text, self.folder, trust=True)
+        if is_over(folder):
+            check_same(folder, settings)
+            return "finished"
+        dataset = settings.build_dataset()
+        vae = settings.build_vae(dataset)
+        arguments = settings.build_fit_arguments()
+        choice = {name: arguments[name] for name in ("compile", "objective", "epochs", "batch_size", "device")}
+        level = resolve_compile(data=dataset, **choice)
+        arguments["compile"] = level
+        resume = _state_of(folder, settings)
+        settings.values["compile"] = level
+        text, every = settings.to_yaml(), self.checkpoint_every or CHECKPOINT_EVERY
+        writer = runs.RunFolder(folder, text, checkpoint_every=every, again=True)
+        if found := foreign.names(searched(settings.values)):
+            foreign.remember(text, found)
+        run = fit(vae, dataset, callbacks=[writer], stop=stop, resume=resume, **arguments)
+        return "interrupted" if run.stopped == "interrupted" else "finished"
+
+    def _await(self, folder: Path, stop: StopFile) -> None:
+        """Wait for a process of an earlier start that still trains this run, as after the death of its parent."""
+        while not stop():
+            with suppress(FileExistsError):
+                _files.Lock(folder).release()
+                return
+            time.sleep(_LOOK_EVERY)
+
+
+class _Ready(Callback):
+    """A callback that ends a training before its first step."""
+
+    def on_start(self, run: Run) -> None:
+        raise _ReadyError
+
+
+class _ReadyError(Exception):
+    pass
+
+
+def rehearse(settings: Config, dataset: Dataset, label: str) -> None:
+    """Do all that a training does before its first step, to refuse now what cannot work.
+
+    Raises:
+        ValueError: If the program or an argument does not fit; the message names the setting.
+    """
+    with untouched_random_state(), warnings.catch_warnings(), suppress(_ReadyError):
+        warnings.simplefilter("ignore")  # the run itself tells them
+        try:
+            fit(settings.build_vae(dataset), dataset, callbacks=[_Ready()], **settings.build_fit_arguments())
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise ValueError(f"{label}: {error}") from error
+
+
+def is_over(folder: Path) -> bool:
+    """Whether a folder holds a run that came to its end."""
+    try:
+        return _files.read_json(folder / "result.json").get("stopped") in OVER
+    except (OSError, ValueError):  # none, or a damaged one: the run goes on from its checkpoint
+        return False
+
+
+def check_same(folder: Path, settings: Config) -> None:
+    """Raise a ValueError if a run in this folder has other settings than these."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return
+    found, wanted = _yaml.load(_files.read_text(path), str(path)), dict(settings.values)
+    if wanted["compile"] == "auto":  # the run's own says what auto came to
+        wanted["compile"] = found.get("compile")
+    if found != _yaml.load(Config(wanted).to_yaml(), "the sweep"):
+        names = sorted(name for name in wanted if wanted[name] != found.get(name))
+        raise ValueError(f"{folder} holds a run of other settings ({', '.join(names)}); choose another --out")
+
+
+def _state_of(folder: Path, settings: Config) -> dict[str, Any] | None:
+    """Return the state to go on from; None for a new run, and for one that diverged, which begins again."""
+    _files.remove_leftovers(folder)
+    check_same(folder, settings)
+    if (folder / "last_good.pt").exists():
+        for path in (path for name in _REST_OF_DIVERGED for path in folder.glob(name)):
+            path.unlink()
+    if not (folder / "checkpoint.pt").is_file():
+        return None
+    facts = runs.read_facts(folder)
+    return {"data": facts["data"]["fingerprint"], **checkpoints.load(folder)}
+
+
+@contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Work in this directory, and find the user's own modules there."""
+    before = os.getcwd()
+    if place not in sys.path:
+        sys.path.append(place)
+    os.chdir(place)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@contextmanager
+def _deaf(parent: int) -> Iterator[None]:
+    """Ignore Ctrl-C in a worker: a terminal sends it to all processes, and the parent passes it on by the stop file."""
+    if os.getpid() == parent or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
