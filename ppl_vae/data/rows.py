@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -73,7 +73,7 @@ class LazyRows:
 
     def stream(self, pieces: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield the rows of each piece in turn, read ahead if the source can."""
-        wanted = [self.chosen[piece.cpu()] for piece in pieces]
+        wanted = _Chosen(self.chosen, pieces)
         for rows, x in zip(wanted, stream(self.source, wanted), strict=True):
             yield self._finish(x, rows)
 
@@ -86,6 +86,19 @@ class LazyRows:
         if self.binarization is not None:
             x = self.binarization(x, rows)
         return moved(x, self.device, self.dtype)
+
+
+class _Chosen(Sequence[Tensor]):
+    """Pieces of the chosen rows, made when they are asked for: together they take as much memory as the order."""
+
+    def __init__(self, chosen: Tensor, pieces: Sequence[Tensor]) -> None:
+        self.chosen, self.pieces = chosen, pieces
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def __getitem__(self, place: Any, /) -> Any:
+        return self.chosen[self.pieces[place].cpu()]
 
 
 def stream(rows: Rows, pieces: Sequence[Tensor]) -> Iterator[Tensor]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from ppl_vae._scopes import untouched_random_state
+from ppl_vae._scopes import reseeded, untouched_random_state
 from ppl_vae._tensors import moved
+from ppl_vae.data.reading import by_workers
 from ppl_vae.data.rows import LazyRows
 from ppl_vae.data.splits import Split
 
@@ -22,13 +26,11 @@ Read = Callable[[Any], tuple[Columns, Tensor | None]]  # a batch as it comes, to
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ItemSplit(Split):
-    """The rows of an object with a length and items, each asked for when it is used, in this process.
-
-    What the items draw at random (augmentation) is fresh each time. Slow: about 30 microseconds an item and more.
-    """
+    """The rows of an object with a length and items, each asked for when it is used; see `as_split`."""
 
     items: Any = None
     read: Read | None = None
+    workers: int | None = None  # None: in this process, and what items draw goes on from the state of its generators
     device: torch.device | None = None
     dtype: torch.dtype | None = None  # of floating numbers; None leaves it
 
@@ -36,7 +38,7 @@ class ItemSplit(Split):
     def of(cls, items: Any, read: Read) -> ItemSplit:
         """Make the split; the first item tells the shapes."""
         with untouched_random_state():
-            columns, _ = read(_collate([items[0]]))
+            columns, _ = read(next(_loaded(items, [torch.zeros(1, dtype=torch.int64)])))
         places = range(len(columns))
         rows = tuple(_ItemRows(items, read, place, (len(items), *columns[place].shape[1:])) for place in places)
         return cls(rows, items=items, read=read)
@@ -48,12 +50,16 @@ class ItemSplit(Split):
     def labelled(self, batch_size: int = 1000) -> Iterator[tuple[Columns, Tensor | None]]:
         """Yield every row in order, with its labels."""
         assert self.read is not None
-        yield from map(self.read, _loaded(self.items, torch.arange(len(self)).split(batch_size)))
+        yield from map(self.read, self._batches(torch.arange(len(self)).split(batch_size)))
 
     def _gather(self, pieces: Sequence[Tensor], device: torch.device | str | None) -> Iterator[Columns]:
         assert self.read is not None
-        for batch in _loaded(self.items, pieces):
+        for batch in self._batches(pieces):
             yield moved(self.read(batch)[0], self.device if device is None else device, self.dtype)
+
+    def _batches(self, pieces: Sequence[Tensor]) -> Iterator[Any]:
+        row_bytes = sum(4 * math.prod(column.shape[1:]) for column in self.columns)
+        return _loaded(self.items, pieces, self.workers, row_bytes)
 
 
 @dataclass(frozen=True)
@@ -230,18 +236,61 @@ def chosen(split: Split, rows: Tensor) -> Split:
     )
 
 
-def _loaded(items: Any, pieces: Iterable[Tensor]) -> Iterator[Any]:
-    """Yield the items of each piece, collated; a torch loader makes use of ``__getitems__`` where there is one."""
-    wanted = [piece.tolist() for piece in pieces]
-    return iter(DataLoader(items, batch_sampler=wanted, collate_fn=_collate, generator=torch.Generator()))
+def _loaded(items: Any, pieces: Sequence[Tensor], workers: int | None = None, row_bytes: int = 1) -> Iterator[Any]:
+    """Yield the items of each piece, collated; ``__getitems__`` is called where there is one."""
+    seed = None if workers is None else torch.initial_seed()
+    return by_workers(_Items(items, seed), pieces, _collate, workers or 0, row_bytes)
 
 
-def _collate(items: list[Any]) -> Any:
-    """Make one batch of items as torch does, of Pillow's images too."""
+@dataclass(frozen=True)
+class _Items:
+    """The items of a piece. An error names the item; with a seed, what they draw does not depend on who reads them."""
+
+    items: Any
+    seed: int | None
+
+    def __getitems__(self, rows: list[int]) -> list[Any] | Exception:
+        many = getattr(self.items, "__getitems__", None)
+        if self.seed is None:
+            return self._read(rows, many)
+        found: list[Any] = []
+        drawn = hashlib.blake2b(
+            f"{self.seed} {rows}".encode(), digest_size=8
+        )  # epochs differ by the order of their rows
+        with reseeded() as draw_from:
+            for some in [rows] if many else [[row] for row in rows]:
+                drawn.update(b"next")
+                draw_from(int.from_bytes(drawn.digest()) >> 1)
+                if isinstance(read := self._read(some, many), Exception):
+                    return read
+                found += read
+        return found
+
+    def _read(self, rows: list[int], many: Callable[[list[int]], list[Any]] | None) -> list[Any] | Exception:
+        found: list[Any] = []
+        try:
+            if many is not None:
+                return many(rows)
+            for row in rows:
+                found.append(self.items[row])
+            return found
+        except Exception as error:
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            one = f"item {rows[len(found)]}" if many is None or len(rows) == 1 else f"one of the items {rows}"
+            one += f" of the {type(self.items).__name__}"
+            failed = RuntimeError(f"{one} cannot be read ({text}): mend it, or leave it out")
+            failed.add_note("".join(traceback.format_exception(error)))
+            return failed
+
+
+def _collate(items: list[Any] | Exception) -> Any:
+    """Make one batch of items as torch does, of Pillow's images too; return an error, for a worker to hand over."""
+    if isinstance(items, Exception):
+        return items
     try:
         return default_collate([_without_pictures(item) for item in items])
     except RuntimeError as error:
-        raise ValueError(f"the items of the data set make no batch ({error}): give all of them one shape") from error
+        return ValueError(f"the items of the data set make no batch ({error}): give all of them one shape")
 
 
 def _without_pictures(item: Any) -> Any:
