@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 T = TypeVar("T")
 
-AHEAD = 2**27  # bytes of rows that wait for their use, beside the batch that is read
+AHEAD = 2**26  # bytes of rows that wait for their use, beside the batch that is read
 MOST = 16  # batches that wait for their use
 MAX_WORKERS = 8  # or the number of cores, if that is lower, where nobody says
 
