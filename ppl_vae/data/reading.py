@@ -54,14 +54,16 @@ def by_workers(
         items: The object whose items are asked for, by ``__getitems__`` if it has that.
         pieces: The numbers of the items, int64.
         collate: Makes a batch of items.
-        workers: The number of processes, which end with the pass; 0 reads in this process.
+        workers: The number of processes, which end with the pass; 0 reads in this process, as do a single piece and
+            a daemon.
         row_bytes: The bytes of an item.
 
     Raises:
         RuntimeError: If a worker process has ended before its time.
     """
     most = _most(pieces, row_bytes)
-    workers = 0 if multiprocessing.current_process().daemon else min(workers, most)  # a daemon may start none
+    alone = len(pieces) < 2 or multiprocessing.current_process().daemon  # a daemon may start no processes
+    workers = 0 if alone else min(workers, most)
     loader: DataLoader = DataLoader(
         items,
         batch_sampler=(piece.tolist() for piece in pieces),  # type: ignore[arg-type]

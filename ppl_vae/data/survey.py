@@ -52,7 +52,7 @@ class Values(NamedTuple):
             like: Data of the shape, device and dtype that the support checks.
         """
         inner = innermost(support)
-        some = [0.0, 1.0] if not self.grey else [self.low, self.high]
+        some = [self.low, self.high]
         if self.grey and self.levels:
             some = (torch.arange(BINS, dtype=torch.uint8).to(torch.float32) / (BINS - 1)).tolist()
         between = isinstance(inner, _BETWEEN) or getattr(inner, "is_interval", False)
