@@ -1,4 +1,4 @@
-"""Data that do not fit: read ahead and in bounds, looked at once, the same by any number of workers, with clean ends."""
+"""Data that do not fit: looked at once, read ahead in bounds, the same by any number of workers, with clean ends."""
 
 from __future__ import annotations
 
