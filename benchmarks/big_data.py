@@ -194,7 +194,7 @@ def main() -> None:
         low, middle, high = result["beside_memory"]
         print(
             f"{kind:20s} {result['rows']:9,d} rows, opened in {result['seconds']['open']:5.1f} s, "
-            f"{result['rate']:8,.0f} data/s in the epoch; {middle:.2f} ({low:.2f} to {high:.2f}) of the rate in memory; "
+            f"{result['rate']:8,.0f} data/s in the epoch; {middle:.2f} ({low:.2f} to {high:.2f}) of that in memory; "
             f"resident {result['peak_gb']['both']:.2f} GB at the peak, {result['model_gb']['both']:.2f} with the model",
             flush=True,
         )

@@ -93,8 +93,7 @@ class MappedArray:
 
     def identity(self) -> str:
         """Return a string that identifies this file, without reading it."""
-        size, time = self._opened
-        return f"{self.path.name} {size} {time} {self.dtype}"
+        return f"{self.path.name} {self._opened[0]} {self._opened[1]} {self.dtype}"
 
 
 def mapped(array: np.memmap, finish: Callable[[np.ndarray], Tensor]) -> MappedArray:

@@ -26,6 +26,7 @@ _ORIENTATION = 0x0112  # in a photograph's EXIF data; above 4 its sides are exch
 SPLITS = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
 Shape = tuple[int, int, int]  # channels, height, width
 Resize = tuple[int, int, bool]  # width, height, whether the centre is cut out
+Wanted = int | str | None  # resize as it is given
 WORTH_WORKERS = 2**22  # pixel values; fewer are decoded before a process has started
 
 
@@ -35,12 +36,7 @@ class ImageFiles:
     is_uint8 = True  # values are then known to be in [0, 1]
 
     def __init__(
-        self,
-        folder: Path,
-        names: Sequence[str],
-        shape: Shape,
-        resize: Resize | None = None,
-        workers: int | None = None,
+        self, folder: Path, names: Sequence[str], shape: Shape, resize: Resize | None, workers: int | None
     ) -> None:
         self.names, self.workers = names, workers
         self.paths = [folder / name for name in names]
@@ -87,11 +83,7 @@ def _decode_all(shape: Shape, resize: Resize | None, paths: Sequence[Path]) -> T
 
 
 def read_folder(
-    folder: Path,
-    max_bytes: float,
-    resize: int | str | None = None,
-    grey: bool | None = None,
-    workers: int | None = None,
+    folder: Path, max_bytes: float, resize: Wanted = None, grey: bool | None = None, workers: int | None = None
 ) -> Source:
     """Read the images under a folder; decode them batch by batch if they exceed `max_bytes` as float32.
 

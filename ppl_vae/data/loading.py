@@ -73,10 +73,9 @@ def load(
     or different values under no name or a name such as id) is taken for the ids, unless `columns` gives it a kind.
 
     Loading can be slow. Omniglot decodes 32,460 files each time. A set that is not on disk is downloaded
-    first. Memory-mapped arrays of floats are read through once, to find bad values before training does. A
-    folder of images opens each file once. Worker processes decode a large folder, so on
-    platforms that spawn them a script needs `if __name__ == "__main__":`. The limit holds for .npy files
-    and folders only: an .npz is always read whole.
+    first. Arrays of floats on disk are read through once, to find bad values before training does. A folder
+    of images opens each file once. Worker processes decode a large folder, so where they are spawned a script
+    needs `if __name__ == "__main__":`. The limit holds for .npy files and folders: an .npz is always read whole.
 
     Args:
         name: one of `names()` (capitals, `-` and `_` do not matter), or a path: an .npy file; an .npz file
@@ -104,7 +103,7 @@ def load(
         root: folder of torchvision's files in torchvision's layout; None for the environment variable
             PPL_VAE_DATA, else ~/.cache/ppl_vae. Packed (.gz) files of MNIST and its kin are unpacked, in
             place where allowed.
-        max_in_memory_gib: size as float32, in GiB, above which rows are read from disk batch by batch.
+        max_in_memory_gib: size as float32, in GiB, above which rows are read from disk batch by batch, ahead of use.
         columns: of a table, the kinds of some columns by name: real, positive, count, binary, categorical,
             categorical:C, a list of the values of a category, or skip; the name * stands for all others.
         labels: how many training data keep their label, for semi-supervised training (`with_few_labels`; the labels
@@ -112,10 +111,8 @@ def load(
         ids: of a table, the name of the column that names the rows.
         resize: of a folder of images, 64 for squares of 64 pixels (the shorter side is made so long, and the
             centre cut out), or "64x48" for exactly this width and height, whatever becomes of the proportions.
-        grey: of a folder of images, true makes all images grey and false all RGB; by default they are grey where
-            all of them are.
-        workers: of a folder of images, the processes that decode, each pass anew; 0 decodes in this process, and None
-            is as many as cores (up to 8), where there are enough pixels to repay their start.
+        grey: of a folder of images, true makes all grey and false all RGB; by default they are grey if all of them are.
+        workers: of a folder of images, the processes that decode; 0 for none, None for the cores (up to 8) if it pays.
 
     Returns:
         The data set; x is float32, in [0, 1] for the built-in sets, and labels are int64.
@@ -251,18 +248,16 @@ def _source(name: str | Path, root: str | Path | None, max_bytes: float, picture
         )
     built_in = {_key(known): known for known in ("digits", *KINDS)}
     known = built_in.get(_key(name)) if isinstance(name, str) else None
-    if pictures and known is not None:
+    path = Path(name).expanduser()
+    if pictures and (known is not None or path.is_file()):
         raise ValueError(f"{next(iter(pictures))} was given, and {name} is no folder of images: leave it out")
     if known == "digits":
         return _digits()
     if known is not None:
         folder = root or os.environ.get("PPL_VAE_DATA") or "~/.cache/ppl_vae"
         return read_set(known, Path(folder).expanduser())
-    path = Path(name).expanduser()
     if name and path.is_dir():
         return read_folder(path, max_bytes, **pictures)
-    if pictures and path.exists():
-        raise ValueError(f"{next(iter(pictures))} was given, and {name} is no folder of images: leave it out")
     if path.suffix.lower() in (".npy", ".npz") and path.is_file():
         return read_arrays(path, max_bytes)
     if path.is_file():

@@ -7,20 +7,18 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-
-T = TypeVar("T")
 
 AHEAD = 2**26  # bytes of rows that wait for their use, beside the batch that is read
 MOST = 16  # batches that wait for their use
 MAX_WORKERS = 8  # or the number of cores, if that is lower, where nobody says
 
 
-def ahead(read: Callable[[Tensor], T], pieces: Sequence[Tensor], row_bytes: int) -> Iterator[T]:
+def ahead(read: Callable[[Tensor], Tensor], pieces: Sequence[Tensor], row_bytes: int) -> Iterator[Tensor]:
     """Yield ``read(piece)`` for each piece in turn, read ahead by one thread.
 
     Args:
@@ -29,7 +27,7 @@ def ahead(read: Callable[[Tensor], T], pieces: Sequence[Tensor], row_bytes: int)
         row_bytes: The bytes of a row that has been read.
     """
     depth = _most(pieces, row_bytes)
-    waiting: deque[Future[T]] = deque()
+    waiting = deque[Future[Tensor]]()
     with ThreadPoolExecutor(1, "ppl_vae.data") as thread:
         try:
             for piece in pieces:
@@ -94,5 +92,4 @@ def cores() -> int:
 
 def _most(pieces: Sequence[Tensor], row_bytes: int) -> int:
     """Return how many batches may wait: those of `AHEAD` bytes, from 1 to `MOST`."""
-    size = len(pieces[0]) * row_bytes if pieces else 1
-    return max(1, min(MOST, AHEAD // max(1, size)))
+    return max(1, min(MOST, AHEAD // max(1, len(pieces[0]) * row_bytes))) if pieces else 1

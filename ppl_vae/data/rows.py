@@ -23,6 +23,9 @@ class Rows(Protocol):
     tensors of a pass at once and yields the rows of each in turn, so that it can read ahead. Without `stream`
     a batch is read only after the batch before it has been used, and an accelerator idles meanwhile.
 
+    What a pass over the object has found of its values stays known while it lives, and a second `fit` does not look
+    again: make a new object of values that have changed.
+
     Example:
         >>> import torch
         >>> from ppl_vae import data

@@ -82,8 +82,7 @@ def survey(rows: Rows, look: Callable[[int, Tensor], None] | None = None) -> Val
     found = Values(0.0, 1.0, levels=True) if pixels else Values()
     for start, x in blocks(rows):
         low, high = (float(end) for end in x.aminmax())  # NaN spreads to both
-        if not (finite := x.isfinite()).all():
-            bad = ~finite.reshape(len(x), -1)  # (rows, values)
+        if (bad := ~x.isfinite().reshape(len(x), -1)).any():  # (rows, values)
             first = found.first if found.broken else start + int(bad.any(1).nonzero()[0])
             found = found._replace(broken=found.broken + int(bad.sum()), first=first)
             continue
@@ -128,6 +127,5 @@ def values_of(split: Split, support: Any) -> Values | None:
         return None
     if drawn:
         return _BITS if split.bins is None else _PIXELS
-    if hasattr(source, "is_uint8") or (inner is not constraints.real and len(source) == len(split)):
-        return survey(source)
-    return None
+    told = hasattr(source, "is_uint8") or (inner is not constraints.real and len(source) == len(split))
+    return survey(source) if told else None
