@@ -203,7 +203,8 @@ def _split_of(held: Any, form: Form, labels: Any = None) -> tuple[Split, Any]:
         whole = _split_of(held.dataset, form)[0]
         if not isinstance(whole, ItemSplit | Stream):
             return chosen(whole, torch.as_tensor(held.indices)), None
-    if isinstance(held, np.memmap) and held.size * 4 * _SHARE > memory() and held.flags.c_contiguous and held.filename:
+    filed = isinstance(held, np.memmap) and held.filename and held.mode != "c" and held.flags.c_contiguous
+    if filed and 4 * held.size * _SHARE > memory():
         return Split((mapped(held, form.read_rows),)), None
     if isinstance(held, Tensor | np.ndarray | tuple):
         columns, labels = form.read(held)

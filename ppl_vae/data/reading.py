@@ -52,8 +52,8 @@ def by_workers(
         items: The object whose items are asked for, by ``__getitems__`` if it has that.
         pieces: The numbers of the items, int64.
         collate: Makes a batch of items.
-        workers: The number of processes, which end with the pass; 0 reads in this process, as do a single piece and
-            a daemon.
+        workers: The number of processes, which hold one or two batches each and end with the pass; 0 reads in this
+            process, as do a single piece and a daemon.
         row_bytes: The bytes of an item.
 
     Raises:
@@ -61,13 +61,13 @@ def by_workers(
     """
     most = _most(pieces, row_bytes)
     alone = len(pieces) < 2 or multiprocessing.current_process().daemon  # a daemon may start no processes
-    workers = 0 if alone else min(workers, most)
+    workers = 0 if alone else workers
     loader: DataLoader = DataLoader(
         items,
         batch_sampler=(piece.tolist() for piece in pieces),  # type: ignore[arg-type]
         collate_fn=collate,
         num_workers=workers,
-        prefetch_factor=min(2, most // workers) if workers else None,
+        prefetch_factor=None if not workers else 2 if 2 * workers <= most else 1,
         generator=torch.Generator(),  # otherwise every pass draws a number from the global one
     )
     try:

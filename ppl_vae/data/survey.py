@@ -55,8 +55,8 @@ class Values(NamedTuple):
         some = [self.low, self.high]
         if self.grey and self.levels:
             some = (torch.arange(BINS, dtype=torch.uint8).to(torch.float32) / (BINS - 1)).tolist()
-        between = isinstance(inner, _BETWEEN) or getattr(inner, "is_interval", False)
-        told = not self.grey or self.levels or between or (self.whole and isinstance(inner, _WHOLE))
+        between = type(inner) in _BETWEEN or getattr(inner, "is_interval", False)
+        told = not self.grey or self.levels or between or (self.whole and type(inner) in _WHOLE)
         return (
             told and not self.broken and all(bool(support.check(torch.full_like(like, value)).all()) for value in some)
         )

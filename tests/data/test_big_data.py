@@ -319,6 +319,19 @@ class TestMaps:
                 assert torch.equal(fitted(held_map), expected)
             assert torch.equal(split.head(5).x, torch.from_numpy(np.array(held_map[:5])))
 
+    def test_changes_that_the_file_does_not_have_stay_in_memory(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(held, "memory", lambda: 0.0)
+        np.save(tmp_path / "a.npy", GREY)
+        private = np.load(tmp_path / "a.npy", mmap_mode="c")
+        private[0] = 9.0
+        for array in (private, private.T[::2].T, np.load(tmp_path / "a.npy", mmap_mode="r")[::2]):
+            split = data.as_split(array)
+            assert isinstance(split.x, torch.Tensor)
+            assert torch.equal(split.x, torch.from_numpy(np.array(array)))
+        shared = np.load(tmp_path / "a.npy", mmap_mode="r+")
+        shared[0] = 9.0
+        assert data.as_split(shared).head(1).x[0, 0] == 9.0
+
     def test_what_is_wrong_in_it_is_refused(self, tmp_path, monkeypatch):
         monkeypatch.setattr(held, "memory", lambda: 0.0)
         broken = GREY.copy()
@@ -352,6 +365,13 @@ class Items(TorchDataset):
 
 
 class TestWorkers:
+    @pytest.mark.parametrize(("row_bytes", "ahead"), [(4, 2), (reading.AHEAD, 1)])
+    def test_as_many_as_asked_each_with_a_batch_or_two(self, monkeypatch, row_bytes, ahead):
+        asked = []
+        monkeypatch.setattr(reading, "DataLoader", lambda *_, **options: asked.append(options) or [])
+        list(reading.by_workers([], torch.arange(8).split(2), list, 4, row_bytes))
+        assert [(options["num_workers"], options["prefetch_factor"]) for options in asked] == [(4, ahead)]
+
     def test_items_train_as_rows_in_memory_whoever_reads_them(self):
         expected = fitted(torch.from_numpy(GREY))
         for workers in (None, 0, 2):
