@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -166,11 +167,6 @@ def measure(folder: Path, kind: str, gigabytes: float) -> dict[str, Any]:
     }
 
 
-def child(folder: Path, kind: str, gigabytes: float) -> None:
-    """Measure in a process of its own, and leave what was found."""
-    (folder / "found.json").write_text(json.dumps(measure(folder, kind, gigabytes)))
-
-
 def main() -> None:
     """Print a line for each kind, and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -179,17 +175,26 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=KINDS, choices=KINDS)
     parser.add_argument("--folder", help="where the files are made; they are deleted at the end")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # in a process of its own, what lies there
     given = parser.parse_args()
-    context, found = multiprocessing.get_context("spawn"), []
+    if given.measure is not None:
+        print(json.dumps(measure(given.measure, given.only[0], given.gigabytes)))
+        return
+    found = []
     for kind in given.only:
         with tempfile.TemporaryDirectory(dir=given.folder) as folder:
             write(Path(folder), kind, given.gigabytes, given.images)
-            process = context.Process(target=child, args=(Path(folder), kind, given.gigabytes))
-            process.start()
-            process.join()
-            if process.exitcode:
-                raise SystemExit(f"{kind} has failed")
-            result = json.loads((Path(folder) / "found.json").read_text())
+            command = [
+                sys.executable,
+                __file__,
+                "--only",
+                kind,
+                "--gigabytes",
+                str(given.gigabytes),
+                "--measure",
+                folder,
+            ]
+            result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
         found.append(result)
         low, middle, high = result["beside_memory"]
         print(
