@@ -184,16 +184,8 @@ def main() -> None:
     for kind in given.only:
         with tempfile.TemporaryDirectory(dir=given.folder) as folder:
             write(Path(folder), kind, given.gigabytes, given.images)
-            command = [
-                sys.executable,
-                __file__,
-                "--only",
-                kind,
-                "--gigabytes",
-                str(given.gigabytes),
-                "--measure",
-                folder,
-            ]
+            command = [sys.executable, __file__, "--only", kind, "--measure", folder]
+            command += ["--gigabytes", str(given.gigabytes)]
             result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
         found.append(result)
         low, middle, high = result["beside_memory"]
