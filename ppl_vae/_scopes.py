@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -24,6 +26,24 @@ def untouched_random_state() -> Iterator[None]:
         finally:
             if mps is not None:
                 torch.mps.set_rng_state(mps)
+
+
+@contextmanager
+def reseeded() -> Iterator[Callable[[int], None]]:
+    """Give a function that seeds torch's generator of the CPU, NumPy's and Python's; restore all three on exit."""
+
+    def draw_from(seed: int) -> None:
+        torch.default_generator.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        yield draw_from
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
 
 
 @contextmanager

@@ -40,6 +40,7 @@ from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae._shown import Shown
 from ppl_vae._tensors import moved
 from ppl_vae._validation import is_integer
+from ppl_vae.data.survey import values_of
 from ppl_vae.distributions.foreign import as_pyro
 from ppl_vae.networks import Binding, Shape
 from ppl_vae.networks.binding import rows_at_once
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 # returns a distribution of Pyro, torch or zuko: see priors.Prior, likelihoods.Likelihood, posteriors.Posterior
 Piece = Callable[..., Any]
 
+_GREY = "grey values under a Bernoulli: the value is not a likelihood"
 _counter = itertools.count()
 _names: weakref.WeakKeyDictionary[VAE, str] = weakref.WeakKeyDictionary()
 
@@ -343,6 +345,7 @@ class VAE(nn.Module, Shown):
         like = next(self.parameters(), torch.empty(0))
         with torch.no_grad(), evaluation_mode(self), untouched_random_state():
             caveat, values = None, [False, False, False]  # whether the data hold 0, 1, other values
+            allows_grey = getattr(self.likelihood, "allow_grey", False)
             z = torch.zeros(1, *self.latent_shape, device=like.device, dtype=like.dtype)
             y = None if self.y_shape is None else torch.zeros(1, *self.y_shape, device=z.device, dtype=z.dtype)
             p_x = self.p_x(z, y)
@@ -350,8 +353,14 @@ class VAE(nn.Module, Shown):
             if support is None:
                 return None
             for split in (data.train, data.validation):
-                if innermost(support) is torch.distributions.constraints.real and not isinstance(split.x, Tensor):
-                    continue  # read from disk: loading has searched for NaN already
+                if (known := values_of(split, support)) is not None:  # not in memory
+                    inside = known.surely_in(support, z.new_zeros(1, *split.x.shape[1:]))
+                    if inside or (allows_grey and known.grey and known.low >= 0 and known.high <= 1):
+                        caveat = caveat if inside else _GREY
+                        values = [True, True, values[2] or known.grey]
+                        continue
+                elif innermost(support) is torch.distributions.constraints.real and not isinstance(split.x, Tensor):
+                    continue  # of a source of the user's own only its batches are read
                 for x, *_ in split.batches(rows_at_once(split)) if len(split) else ():
                     x = moved(x, like.device, like.dtype)
                     zero, one = x == 0, x == 1
@@ -362,9 +371,9 @@ class VAE(nn.Module, Shown):
                     if support.check(x).all():
                         self._check_missing(x, y)
                         continue
-                    if not (getattr(self.likelihood, "allow_grey", False) and ((x >= 0) & (x <= 1)).all()):
+                    if not (allows_grey and ((x >= 0) & (x <= 1)).all()):
                         raise ValueError(outside_support(self.likelihood, support, x))
-                    caveat = "grey values under a Bernoulli: the value is not a likelihood"
+                    caveat = _GREY
         if values == [True, True, False] and not getattr(support, "is_discrete", False):
             caveat = f"0/1 data under a {describe(p_x)}: the value is a density, which no probability is; use Bernoulli"
         return caveat

@@ -30,7 +30,7 @@ from ppl_vae.vae import VAE
 SplitName = Literal["train", "validation", "test", "all"]
 
 OF_ONE_SET = ("validation", "test", "seed", "labels", "ids")  # of the run's own data, which mean nothing in another set
-PLACES = ("root", "max_in_memory_gib")  # options that say where the data are, and not which data they are
+PLACES = ("root", "max_in_memory_gib", "workers")  # options that say how the data are read, and not which data
 
 
 @dataclass(frozen=True)

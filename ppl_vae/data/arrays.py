@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.data.rows import Rows
+from ppl_vae.data.rows import Rows, stream
 
 if TYPE_CHECKING:
     from jaxtyping import Int, Shaped
@@ -79,28 +79,9 @@ def to_float(x: Tensor) -> Tensor:
 
 def blocks(rows: Rows) -> Iterator[tuple[int, Tensor]]:
     """Yield the rows a block at a time, each with the number of its first row."""
-    numbers = torch.arange(rows.shape[0])
-    for part in numbers.split(max(1, BLOCK // math.prod(rows.shape[1:]))):
-        yield int(part[0]), rows[part]
-
-
-def value_range(rows: Rows, what: str) -> tuple[float, float]:
-    """Return the smallest and largest value, or raise an error that counts NaN and infinite values of `what`."""
-    low, high, broken, first = float("inf"), float("-inf"), 0, -1
-    for start, x in blocks(rows):
-        smallest, largest = (float(end) for end in x.aminmax())  # NaN spreads to both
-        low, high = min(low, smallest), max(high, largest)
-        if not np.isfinite([smallest, largest]).all():
-            bad = ~x.reshape(len(x), -1).isfinite()  # (rows, values)
-            first = first if broken else start + int(bad.any(1).nonzero()[0])
-            broken += int(bad.sum())
-    if broken:
-        values = "1 NaN or infinite value" if broken == 1 else f"{broken} NaN or infinite values"
-        raise ValueError(
-            f"{what} holds {values}, first in row {first}: fill or drop such rows; a table with missing values is "
-            "taken by data.from_table"
-        )
-    return low, high
+    parts = torch.arange(rows.shape[0]).split(max(1, BLOCK // math.prod(rows.shape[1:])))
+    for part, x in zip(parts, stream(rows, parts), strict=True):
+        yield int(part[0]), x
 
 
 def label_tensor(value: Any, rows: int, what: str) -> Int[Tensor, " rows"]:

@@ -10,9 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.data.arrays import blocks
-from ppl_vae.data.rows import Rows
-
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
@@ -110,20 +107,24 @@ def dequantize(x: Float[Tensor, "*shape"], noise: Float[Tensor, "*shape"] | None
     return (x.mul(BINS - 1).round() + u) / BINS
 
 
-def check_levels(x: Rows, what: str) -> None:
-    """Refuse floats that are not 8-bit pixels k / 255; `what` names them.
+def check_levels(what: str, start: int, x: Tensor) -> None:
+    """Refuse floats that are not 8-bit pixels k / 255.
+
+    Args:
+        what: The name of the data in the error.
+        start: The number of the first row.
+        x: A block of rows.
 
     Raises:
         ValueError: If a value is not k / 255; the message names the first such row.
     """
-    for start, x_block in blocks(x):
-        rows = x_block.flatten(1)
-        level = rows * (BINS - 1)
-        wrong = ~(((level - level.round()).abs() < 1e-3) & (level > -0.5) & (level < BINS - 0.5)).all(1)  # NaN is wrong
-        if wrong.any():
-            row = int(wrong.nonzero()[0])
-            raise ValueError(
-                f"dequantize=True needs 8-bit pixels, uint8 or k / 255, and row {start + row} of {what} holds values "
-                f"from {float(rows[row].min()):g} to {float(rows[row].max()):g} that are none: save pixels as uint8, "
-                "or leave continuous data as they are"
-            )
+    rows = x.flatten(1)
+    level = rows * (BINS - 1)
+    wrong = ~(((level - level.round()).abs() < 1e-3) & (level > -0.5) & (level < BINS - 0.5)).all(1)
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"dequantize=True needs 8-bit pixels, uint8 or k / 255, and row {start + row} of {what} holds values "
+            f"from {float(rows[row].min()):g} to {float(rows[row].max()):g} that are none: save pixels as uint8, "
+            "or leave continuous data as they are"
+        )

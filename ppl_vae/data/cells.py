@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 
 from ppl_vae.data.conditions import with_labels, with_library_size
@@ -59,7 +60,7 @@ def from_cells(
         if layer not in (layers := getattr(cells, "layers", {})):
             raise ValueError(f"layer is {layer!r}; expected one of {', '.join(layers) or 'an object with layers'}")
         cells = SimpleNamespace(X=cells.layers[layer], obs=cells.obs)
-    whole = as_split(cells, labels=labels)
+    whole = as_split(np.asarray(cells) if isinstance(cells, np.memmap) else cells, labels=labels)
     values = whole.x.matrix.data if isinstance(whole.x, SparseRows) else torch.as_tensor(whole.x)
     if len(odd := values[(values < 0) | (values != values.round())]):
         raise ValueError(

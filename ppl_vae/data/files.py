@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import math
+import mmap
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from torch import Tensor
 from ppl_vae._machine import check_fits
 from ppl_vae.data.arrays import data_tensor, label_tensor, to_float
 from ppl_vae.data.partition import Source
+from ppl_vae.data.reading import ahead
 from ppl_vae.data.sparse import SparseRows
 
 DATA, LABELS = ("x", "images", "data"), ("y", "labels", "targets")
@@ -22,32 +27,83 @@ DATA_TEST, LABELS_TEST = "x_test", "y_test"
 
 
 class MappedArray:
-    """The array of an .npy file; rows are read from disk and made float32 when they are used."""
+    """The rows of an array in a file, each read and made numbers when it is used; nothing of the file stays in memory.
 
-    def __init__(self, path: Path, array: np.ndarray) -> None:
-        self.path = path
-        self.array = array
-        self._opened = _size_and_time(path)
+    A random order over a file larger than memory reads row by row. Where the system takes hints (Linux), the rows of a
+    batch are announced to it before they are read, in the order of the file.
+
+    Args:
+        path: The file.
+        array: The array as a memory map of the file.
+        at: The place of its first value in the file, in bytes.
+        finish: Makes data of some rows.
+    """
+
+    def __init__(self, path: Path, array: np.ndarray, at: int, finish: Callable[[np.ndarray], Tensor]) -> None:
+        self.path, self.at, self.finish = path, at, finish
+        self.dtype, self.row = array.dtype, array.shape[1:]
+        self.contiguous = array.flags.c_contiguous
         self.is_uint8 = array.dtype == np.uint8  # values are then known to be in [0, 1]
-        self.shape: tuple[int, ...] = (len(array), *data_tensor(array[:1], path.name).shape[1:])
+        self._opened = _size_and_time(path.stat())
+        self.shape: tuple[int, ...] = (len(array), *finish(np.array(array[:1])).shape[1:])
 
     def __len__(self) -> int:
-        return len(self.array)
+        return self.shape[0]
 
     def __getitem__(self, index: Tensor, /) -> Tensor:
-        with suppress(FileNotFoundError):  # the map of a file that is removed stays whole
-            if _size_and_time(self.path) != self._opened:  # to read beyond the end of a map kills the process
-                raise OSError(f"{self.path} has changed while it was in use; start again with the file as it is now")
-        return to_float(data_tensor(np.asarray(self.array[index.numpy()]), self.path.name))
+        if not len(index):
+            return torch.zeros(0, *self.shape[1:])
+        try:
+            with open(self.path, "rb", buffering=0) as file:  # for each batch: none shares its place
+                if _size_and_time(os.fstat(file.fileno())) != self._opened:
+                    raise EOFError
+                return self.finish(self._read(file, index.cpu().numpy()))
+        except (EOFError, FileNotFoundError):
+            raise OSError(
+                f"{self.path} has changed while it was in use; start again with the file as it is now"
+            ) from None
+
+    def _read(self, file: FileIO, rows: np.ndarray) -> np.ndarray:
+        if not self.contiguous:  # in Fortran's order: mapped, and to read beyond the end of a map kills the process
+            return np.array(np.load(self.path, mmap_mode="r")[rows])
+        width = self.dtype.itemsize * math.prod(self.row)
+        order = rows.argsort(kind="stable")
+        starts = np.flatnonzero(np.diff(rows[order], prepend=-2) != 1)  # of rows that follow each other in the file
+        places, sizes = self.at + rows[order[starts]] * width, np.diff(starts, append=len(rows)) * width
+        runs = list(zip(places.tolist(), sizes.tolist(), strict=True))
+        if len(runs) > 1 and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # otherwise each row reads ahead 128 KiB
+            for place, size in runs:
+                os.posix_fadvise(file.fileno(), place, size, os.POSIX_FADV_WILLNEED)
+        values = np.empty(len(rows) * width, np.uint8)
+        left = values.data
+        for place, size in runs:
+            file.seek(place)
+            while size:
+                if not (read := file.readinto(left[:size]) or 0):
+                    raise EOFError
+                left, size = left[read:], size - read
+        found = np.empty((len(rows), *self.row), self.dtype)
+        found[order] = values.view(self.dtype).reshape(found.shape)
+        return found
+
+    def stream(self, pieces: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield the rows of each piece in turn, read ahead by a thread."""
+        return ahead(self.__getitem__, pieces, 4 * math.prod(self.shape[1:]))
 
     def identity(self) -> str:
         """Return a string that identifies this file, without reading it."""
-        size, time = _size_and_time(self.path)
-        return f"{self.path.name} {size} {time} {self.array.dtype}"
+        return f"{self.path.name} {self._opened[0]} {self._opened[1]} {self.dtype}"
 
 
-def _size_and_time(path: Path) -> tuple[int, int]:
-    stat = path.stat()
+def mapped(array: np.memmap, finish: Callable[[np.ndarray], Tensor]) -> MappedArray:
+    """Return the rows of a memory map, or of a part of one that is contiguous in its file, read when they are used."""
+    start = np.frombuffer(array._mmap, np.uint8).ctypes.data  # type: ignore[attr-defined]
+    at = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY + array.ctypes.data - start
+    return MappedArray(Path(str(array.filename)), array, at, finish)
+
+
+def _size_and_time(stat: os.stat_result) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
@@ -67,8 +123,13 @@ def read_arrays(path: Path, max_bytes: float) -> Source:
             return _from_archive(path, archive)
     loaded = _readable(path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
     if 2 <= loaded.ndim <= 4 and loaded.size and loaded.size * 4 > max_bytes:
-        return Source(path.stem, MappedArray(path, loaded), file=path.name)
+        finish = partial(_numbers, path.name)
+        return Source(path.stem, MappedArray(path, loaded, loaded.offset, finish), file=path.name)
     return Source(path.stem, data_tensor(np.array(loaded), path.name), file=path.name)
+
+
+def _numbers(what: str, array: np.ndarray) -> Tensor:
+    return to_float(data_tensor(array, what))
 
 
 def _from_archive(path: Path, archive: np.lib.npyio.NpzFile) -> Source:

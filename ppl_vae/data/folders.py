@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,20 +13,20 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ppl_vae.data.arrays import to_float
 from ppl_vae.data.partition import Source
+from ppl_vae.data.reading import by_workers, cores
 from ppl_vae.data.rows import Rows
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 UNREAD = (".tif", ".tiff", ".jfif", ".avif", ".heic", ".heif", ".ppm", ".pgm", ".pbm", ".jp2", ".tga", ".ico")
 GREY = ("1", "L", "LA", "La")  # Pillow's modes; modes that begin with I are 16-bit grey
 _ORIENTATION = 0x0112  # in a photograph's EXIF data; above 4 its sides are exchanged
-MAX_WORKERS = 8  # or the number of cores, if that is lower
 SPLITS = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
 Shape = tuple[int, int, int]  # channels, height, width
 Resize = tuple[int, int, bool]  # width, height, whether the centre is cut out
+Wanted = int | str | None  # resize as it is given
 WORTH_WORKERS = 2**22  # pixel values; fewer are decoded before a process has started
 
 
@@ -36,8 +35,10 @@ class ImageFiles:
 
     is_uint8 = True  # values are then known to be in [0, 1]
 
-    def __init__(self, folder: Path, names: Sequence[str], shape: Shape, resize: Resize | None = None) -> None:
-        self.names = names
+    def __init__(
+        self, folder: Path, names: Sequence[str], shape: Shape, resize: Resize | None, workers: int | None
+    ) -> None:
+        self.names, self.workers = names, workers
         self.paths = [folder / name for name in names]
         self.shape: tuple[int, ...] = (len(names), *shape)
         self._decode = partial(_decode_all, shape, resize)
@@ -46,7 +47,7 @@ class ImageFiles:
         return len(self.names)
 
     def __getitem__(self, index: Tensor, /) -> Tensor:
-        return to_float(_pixels(self._decode([self.paths[row] for row in index.tolist()])))
+        return to_float(next(by_workers(self.paths, [index], self._decode, 0, 1)))
 
     def stream(self, pieces: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield the rows of each piece in turn, decoded ahead by worker processes where that pays."""
@@ -54,16 +55,11 @@ class ImageFiles:
 
     def pixels(self, pieces: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield the rows of each piece in turn, as uint8."""
-        wanted = [piece.tolist() for piece in pieces]
-        size = sum(len(rows) for rows in wanted) * int(np.prod(self.shape[1:]))
-        loader: DataLoader = DataLoader(
-            self.paths,  # type: ignore[arg-type]
-            batch_sampler=wanted,
-            collate_fn=self._decode,
-            num_workers=_workers() if size >= WORTH_WORKERS else 0,
-            generator=torch.Generator(),  # otherwise every pass draws a number from the global one
-        )
-        return map(_pixels, loader)
+        width = int(np.prod(self.shape[1:]))
+        workers = cores() if self.workers is None else self.workers
+        if self.workers is None and sum(map(len, pieces)) * width < WORTH_WORKERS:
+            workers = 0
+        return by_workers(self.paths, pieces, self._decode, workers, width)
 
     def identity(self) -> str:
         """Return a string that identifies these files, without decoding them."""
@@ -86,7 +82,9 @@ def _decode_all(shape: Shape, resize: Resize | None, paths: Sequence[Path]) -> T
     return torch.from_numpy(pixels)
 
 
-def read_folder(folder: Path, max_bytes: float, resize: int | str | None = None, grey: bool | None = None) -> Source:
+def read_folder(
+    folder: Path, max_bytes: float, resize: Wanted = None, grey: bool | None = None, workers: int | None = None
+) -> Source:
     """Read the images under a folder; decode them batch by batch if they exceed `max_bytes` as float32.
 
     Args:
@@ -94,6 +92,7 @@ def read_folder(folder: Path, max_bytes: float, resize: int | str | None = None,
         max_bytes: The limit of a split.
         resize: 64 for a square from the centre, "64x48" for exactly this width and height; None for images of one size.
         grey: Whether images become grey or RGB; None: grey if all are.
+        workers: The processes that decode; None: as many as cores, where that pays.
     """
     names, wanted = _image_names(folder), _resize(resize)
     if not names:
@@ -106,7 +105,7 @@ def read_folder(folder: Path, max_bytes: float, resize: int | str | None = None,
     classes = _classes([name for part in parts.values() for name in part])
     read = {}
     for split, part in parts.items():
-        files = ImageFiles(folder / split if split else folder, part, shape, wanted)
+        files = ImageFiles(folder / split if split else folder, part, shape, wanted, workers)
         x: Rows = files
         if 4 * float(np.prod(files.shape)) <= max_bytes:
             x = _held(files)
@@ -234,16 +233,3 @@ def _decode(path: Path, channels: int, resize: Resize | None) -> np.ndarray:
             image = (ImageOps.fit if centre else Image.Image.resize)(image, (width, height), scale)
     pixels = np.asarray(image)
     return pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1)  # (C, H, W)
-
-
-def _pixels(decoded: Tensor | OSError) -> Tensor:
-    if isinstance(decoded, OSError):
-        raise decoded
-    return decoded
-
-
-def _workers() -> int:
-    if multiprocessing.current_process().daemon:  # a daemon may not start processes
-        return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MAX_WORKERS, cores)

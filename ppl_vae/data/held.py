@@ -15,10 +15,11 @@ from torch.utils.data import IterableDataset, Subset, TensorDataset
 
 from ppl_vae._machine import memory
 from ppl_vae._tensors import as_numbers
-from ppl_vae._validation import did_you_mean
+from ppl_vae._validation import check_count, did_you_mean
 from ppl_vae.data.arrays import numeric
 from ppl_vae.data.conditions import recoded
 from ppl_vae.data.dataset import Dataset
+from ppl_vae.data.files import mapped
 from ppl_vae.data.frames import coded_labels, frame_columns, ids_of
 from ppl_vae.data.sparse import SparseRows
 from ppl_vae.data.splits import Split
@@ -71,6 +72,10 @@ class Form:
             )
         return tensors[: self.columns], extra[0].to(torch.int64)
 
+    def read_rows(self, rows: np.ndarray) -> Tensor:
+        """Return some rows of column 0."""
+        return self.read(rows)[0][0]
+
     def _tensor(self, value: Any, place: int) -> Tensor:
         what = f"column {place} of the data"
         given = isinstance(value, Tensor)
@@ -103,7 +108,9 @@ def form_of(program: Any, modules: Sequence[nn.Module] = ()) -> Form:
     return Form(1 if program.y_shape is None else 2, dtype, names=names, conditions=conditions)
 
 
-def as_split(held: Any, *, labels: Any = None, columns: int | None = 1, in_memory: bool = False) -> Split:
+def as_split(
+    held: Any, *, labels: Any = None, columns: int | None = 1, in_memory: bool = False, workers: int | None = None
+) -> Split:
     """Make a `Split` of what people hold, all rows in one part, in their order.
 
     `fit`, `evaluate`, `compare`, `race` and `check` do this themselves. Call it to name labels, to read a loader into
@@ -113,6 +120,8 @@ def as_split(held: Any, *, labels: Any = None, columns: int | None = 1, in_memor
     - **Arrays, tensors**, or a tuple of them: the columns that a program takes. Shapes stay. Numbers become float32,
       and images of 8-bit pixels (uint8) are divided by 255; rows of uint8 are refused, which may be counts. NaN stays,
       for `likelihoods.Mixed`.
+    - **A numpy.memmap**, or a contiguous part of one, that takes more than a quarter of the free memory: read batch by
+      batch from its file, ahead of use. Make the split once, so that what a pass over it finds is known to each `fit`.
     - **A pandas or polars frame** of numbers: its columns, in its order. A VAE that was trained on a frame takes those
       of training, by their names. Words are refused, since their codes would follow from these rows alone: see
       `from_table`. An index that is no running number becomes the ids.
@@ -120,8 +129,8 @@ def as_split(held: Any, *, labels: Any = None, columns: int | None = 1, in_memor
     - **An object with** ``.X`` **and** ``.obs``, such as AnnData: its X, and a column of `obs` as labels. A layer
       of raw counts is a matrix to give in its place.
     - **A torch Dataset**, or any object with a length and items: x, (x, label), or a dict with such names. A
-      `TensorDataset` is in memory. Other items are asked for when they are used, in this process, so that augmentation
-      is fresh each time: slow, where a loader with workers is not.
+      `TensorDataset` is in memory. Other items are asked for when they are used, so that augmentation is fresh each
+      time: in this process, which is slow, or by `workers`.
     - **A DataLoader, or another iterable of batches**: read as it comes, a pass an epoch. Its batch size, last batch,
       order and workers are its own. A generator has one pass.
 
@@ -132,6 +141,13 @@ def as_split(held: Any, *, labels: Any = None, columns: int | None = 1, in_memor
             them.
         columns: How many columns programs take, 2 for data with conditions. One more column, of integers, is labels.
         in_memory: Read all rows now, once. What items draw at random stays as it was drawn.
+        workers: The processes that read the items of a torch Dataset ahead of use; they end with each pass, and start
+            again in the next, which takes seconds where the system spawns them (a script then needs
+            ``if __name__ == "__main__":``). Before each item (each batch, of a data set with ``__getitems__`` such as a
+            `Subset`) the global generators of torch, NumPy and Python are seeded from torch's seed and the rows of the
+            batch. Augmentation that draws from them is therefore the same for any number of workers, 0 included, and
+            after a resumption. A generator of the data set's own is copied to each worker, and repeats itself. None
+            reads in this process, and draws go on from the state of its generators.
 
     Raises:
         TypeError: For data of another kind.
@@ -145,6 +161,10 @@ def as_split(held: Any, *, labels: Any = None, columns: int | None = 1, in_memor
         Split(13 rows of (3,))
     """
     split = split_of(held, Form(columns), labels)
+    if workers is not None:
+        if not isinstance(split, ItemSplit):
+            raise ValueError("workers was given beside data that are no torch Dataset read item by item: leave it out")
+        split = replace(split, workers=check_count(workers, "as_split: workers"))
     return gathered(split) if in_memory else split
 
 
@@ -183,6 +203,9 @@ def _split_of(held: Any, form: Form, labels: Any = None) -> tuple[Split, Any]:
         whole = _split_of(held.dataset, form)[0]
         if not isinstance(whole, ItemSplit | Stream):
             return chosen(whole, torch.as_tensor(held.indices)), None
+    filed = isinstance(held, np.memmap) and held.filename and held.mode != "c" and held.flags.c_contiguous
+    if filed and 4 * held.size * _SHARE > memory():
+        return Split((mapped(held, form.read_rows),)), None
     if isinstance(held, Tensor | np.ndarray | tuple):
         columns, labels = form.read(held)
         return Split(columns, labels), None

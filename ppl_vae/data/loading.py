@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ppl_vae._files import TABLES, is_table
-from ppl_vae._validation import did_you_mean, is_integer, is_real
-from ppl_vae.data.arrays import data_tensor, label_tensor, numeric, single, value_range
+from ppl_vae._validation import check_count, did_you_mean, is_integer, is_real
+from ppl_vae.data.arrays import data_tensor, label_tensor, numeric, single
 from ppl_vae.data.binarization import Binarize
 from ppl_vae.data.conditions import with_few_labels, with_labels, with_library_size
 from ppl_vae.data.dataset import Dataset
@@ -21,6 +21,7 @@ from ppl_vae.data.files import read_arrays
 from ppl_vae.data.folders import read_folder
 from ppl_vae.data.frames import find_ids, frame_columns, read_frame
 from ppl_vae.data.partition import Source, check_options, divide
+from ppl_vae.data.survey import finite
 from ppl_vae.data.tables import from_table
 from ppl_vae.data.torchvision_sets import EMNIST_SPLITS, KINDS, read_set
 
@@ -57,6 +58,7 @@ def load(
     ids: str | None = None,
     resize: int | str | None = None,
     grey: bool | None = None,
+    workers: int | None = None,
 ) -> Dataset:
     """Load a built-in data set, or a user's own file or folder of images, and split it; values are float32.
 
@@ -71,10 +73,9 @@ def load(
     or different values under no name or a name such as id) is taken for the ids, unless `columns` gives it a kind.
 
     Loading can be slow. Omniglot decodes 32,460 files each time. A set that is not on disk is downloaded
-    first. Memory-mapped arrays of floats are read through once, to find bad values before training does. A
-    folder of images opens each file once. Worker processes decode a folder larger than the limit, so on
-    platforms that spawn them a script needs `if __name__ == "__main__":`. The limit holds for .npy files
-    and folders only: an .npz is always read whole.
+    first. Arrays of floats on disk are read through once, to find bad values before training does. A folder
+    of images opens each file once. Worker processes decode a large folder, so where they are spawned a script
+    needs `if __name__ == "__main__":`. The limit holds for .npy files and folders: an .npz is always read whole.
 
     Args:
         name: one of `names()` (capitals, `-` and `_` do not matter), or a path: an .npy file; an .npz file
@@ -102,7 +103,7 @@ def load(
         root: folder of torchvision's files in torchvision's layout; None for the environment variable
             PPL_VAE_DATA, else ~/.cache/ppl_vae. Packed (.gz) files of MNIST and its kin are unpacked, in
             place where allowed.
-        max_in_memory_gib: size as float32, in GiB, above which rows are read from disk batch by batch.
+        max_in_memory_gib: size as float32, in GiB, above which rows are read from disk batch by batch, ahead of use.
         columns: of a table, the kinds of some columns by name: real, positive, count, binary, categorical,
             categorical:C, a list of the values of a category, or skip; the name * stands for all others.
         labels: how many training data keep their label, for semi-supervised training (`with_few_labels`; the labels
@@ -110,8 +111,8 @@ def load(
         ids: of a table, the name of the column that names the rows.
         resize: of a folder of images, 64 for squares of 64 pixels (the shorter side is made so long, and the
             centre cut out), or "64x48" for exactly this width and height, whatever becomes of the proportions.
-        grey: of a folder of images, true makes all images grey and false all RGB; by default they are grey where
-            all of them are.
+        grey: of a folder of images, true makes all grey and false all RGB; by default they are grey if all of them are.
+        workers: of a folder of images, the processes that decode; 0 for none, None for the cores (up to 8) if it pays.
 
     Returns:
         The data set; x is float32, in [0, 1] for the built-in sets, and labels are int64.
@@ -140,7 +141,8 @@ def load(
         labels = None if labels is None else str(labels)  # a column may be called 2019
         table = _load_table(name, columns, labels, ids, binarize, dequantize, conditional, validation, test, seed)
         return with_library_size(table) if library else table
-    pictures = {"resize": resize, "grey": grey} if (resize, grey) != (None, None) else {}
+    workers = None if workers is None else check_count(workers, "load: workers")
+    pictures = {n: v for n, v in {"resize": resize, "grey": grey, "workers": workers}.items() if v is not None}
     for option, value in {"columns": columns, "labels": labels, "ids": ids}.items():
         if value is not None and value is not few:
             raise ValueError(
@@ -246,18 +248,16 @@ def _source(name: str | Path, root: str | Path | None, max_bytes: float, picture
         )
     built_in = {_key(known): known for known in ("digits", *KINDS)}
     known = built_in.get(_key(name)) if isinstance(name, str) else None
-    if pictures and known is not None:
-        raise ValueError(f"resize or grey was given, and {name} is no folder of images: leave them out")
+    path = Path(name).expanduser()
+    if pictures and (known is not None or path.is_file()):
+        raise ValueError(f"{next(iter(pictures))} was given, and {name} is no folder of images: leave it out")
     if known == "digits":
         return _digits()
     if known is not None:
         folder = root or os.environ.get("PPL_VAE_DATA") or "~/.cache/ppl_vae"
         return read_set(known, Path(folder).expanduser())
-    path = Path(name).expanduser()
     if name and path.is_dir():
         return read_folder(path, max_bytes, **pictures)
-    if pictures and path.exists():
-        raise ValueError(f"resize or grey was given, and {name} is no folder of images: leave them out")
     if path.suffix.lower() in (".npy", ".npz") and path.is_file():
         return read_arrays(path, max_bytes)
     if path.is_file():
@@ -296,5 +296,5 @@ def _column(value: Any, rows: int, what: str) -> Tensor:
     if not column.is_floating_point():
         return column
     column = column.to(torch.float32)
-    value_range(column, what)  # refuses NaN and infinite values
+    finite(column, what)  # refuses NaN and infinite values
     return column

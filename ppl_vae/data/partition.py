@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from ppl_vae._validation import did_you_mean, is_integer, is_real
-from ppl_vae.data.arrays import to_float, value_range
+from ppl_vae.data.arrays import to_float
 from ppl_vae.data.binarization import BINS, Binarization, Binarize, Dequantization, Rule, check_levels, noise_key
 from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.rows import LazyRows, Rows
 from ppl_vae.data.splits import Split
+from ppl_vae.data.survey import finite
 
 TRAIN_PART, TEST_PART, HELD_PART = 0, 1, 3  # parts of a source, for the noise of fixed draws
 
@@ -143,9 +145,7 @@ def _chosen(x: Rows, rows: Tensor, rule: Rule | None) -> Rows:
 def _check_values(x: Rows, what: str, binarize: Binarize, dequantize: bool) -> None:
     if getattr(x, "dtype", None) == torch.uint8 or getattr(x, "is_uint8", False):
         return  # finite and in [0, 1]
-    low, high = value_range(x, what)
-    if dequantize:
-        check_levels(x, what)
+    low, high, *_ = finite(x, what, partial(check_levels, what) if dequantize else None)
     if binarize != "none" and not (low >= 0 and high <= 1):
         raise ValueError(
             f"binarize={binarize!r} needs values in [0, 1], and {what} has values from {low:g} to {high:g}: "

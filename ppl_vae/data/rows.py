@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ class Rows(Protocol):
     Each column of a `Split` is such an object. It may also have `stream(pieces)`, which takes all the index
     tensors of a pass at once and yields the rows of each in turn, so that it can read ahead. Without `stream`
     a batch is read only after the batch before it has been used, and an accelerator idles meanwhile.
+
+    What a pass over the object has found of its values stays known while it lives, and a second `fit` does not look
+    again: make a new object of values that have changed.
 
     Example:
         >>> import torch
@@ -73,7 +76,7 @@ class LazyRows:
 
     def stream(self, pieces: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield the rows of each piece in turn, read ahead if the source can."""
-        wanted = [self.chosen[piece.cpu()] for piece in pieces]
+        wanted = _Chosen(self.chosen, pieces)
         for rows, x in zip(wanted, stream(self.source, wanted), strict=True):
             yield self._finish(x, rows)
 
@@ -86,6 +89,19 @@ class LazyRows:
         if self.binarization is not None:
             x = self.binarization(x, rows)
         return moved(x, self.device, self.dtype)
+
+
+class _Chosen(Sequence[Tensor]):
+    """Pieces of the chosen rows, made when they are asked for: together they take as much memory as the order."""
+
+    def __init__(self, chosen: Tensor, pieces: Sequence[Tensor]) -> None:
+        self.chosen, self.pieces = chosen, pieces
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def __getitem__(self, place: Any, /) -> Any:
+        return self.chosen[self.pieces[place].cpu()]
 
 
 def stream(rows: Rows, pieces: Sequence[Tensor]) -> Iterator[Tensor]:

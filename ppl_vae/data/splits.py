@@ -150,7 +150,8 @@ class Split:
 
     def first(self, batch_size: int, device: torch.device | str | None = None) -> tuple[Tensor, ...]:
         """Return the first batch, or all rows if there are fewer, without a pass over the rest."""
-        return next(self.batches(min(batch_size, len(self)), device=device))
+        size = min(batch_size, len(self))
+        return next(self.batches(size, order=torch.arange(size), device=device))
 
     def num_batches(self, batch_size: int) -> int | None:
         """Return how many batches `batches` gives; None where nothing tells."""

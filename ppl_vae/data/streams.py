@@ -1,84 +1,22 @@
-"""Splits whose rows others read: item by item from a torch `Dataset`, or in batches that a loader makes."""
+"""Batches that a loader makes, as a split; the rows of any split, read into memory or chosen by their numbers."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae._shares import Share
 from ppl_vae._tensors import moved
+from ppl_vae.data.items import Columns, ItemSplit, Read
 from ppl_vae.data.rows import LazyRows
 from ppl_vae.data.splits import Split
-
-Columns = tuple[Tensor, ...]
-Read = Callable[[Any], tuple[Columns, Tensor | None]]  # a batch as it comes, to columns on the CPU and labels
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class ItemSplit(Split):
-    """The rows of an object with a length and items, each asked for when it is used, in this process.
-
-    What the items draw at random (augmentation) is fresh each time. Slow: about 30 microseconds an item and more.
-    """
-
-    items: Any = None
-    read: Read | None = None
-    device: torch.device | None = None
-    dtype: torch.dtype | None = None  # of floating numbers; None leaves it
-
-    @classmethod
-    def of(cls, items: Any, read: Read) -> ItemSplit:
-        """Make the split; the first item tells the shapes."""
-        with untouched_random_state():
-            columns, _ = read(_collate([items[0]]))
-        places = range(len(columns))
-        rows = tuple(_ItemRows(items, read, place, (len(items), *columns[place].shape[1:])) for place in places)
-        return cls(rows, items=items, read=read)
-
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> ItemSplit:
-        """Move the batches to come to another device, their floating numbers to a dtype."""
-        return replace(self, device=torch.device(device), dtype=dtype or self.dtype)
-
-    def labelled(self, batch_size: int = 1000) -> Iterator[tuple[Columns, Tensor | None]]:
-        """Yield every row in order, with its labels."""
-        assert self.read is not None
-        yield from map(self.read, _loaded(self.items, torch.arange(len(self)).split(batch_size)))
-
-    def _gather(
-        self, pieces: Sequence[Tensor], device: torch.device | str | None, noise: Any = ()
-    ) -> Iterator[Columns]:
-        assert self.read is not None
-        for batch in _loaded(self.items, pieces):
-            yield moved(self.read(batch)[0], self.device if device is None else device, self.dtype)
-
-
-@dataclass(frozen=True)
-class _ItemRows:
-    """One column of an `ItemSplit`."""
-
-    items: Any
-    read: Read
-    place: int
-    shape: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, index: Tensor, /) -> Tensor:
-        if not len(index):
-            return torch.zeros(0, *self.shape[1:])
-        return self.read(next(_loaded(self.items, [index])))[0][self.place]
-
-    def identity(self) -> str:
-        """Return all that is known of the items without reading them."""
-        return type(self.items).__qualname__
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -241,29 +179,3 @@ def chosen(split: Split, rows: Tensor) -> Split:
     return replace(
         split, columns=columns, labels=labels, rows=rows if split.rows is None else split.rows[rows], ids=ids
     )
-
-
-def _loaded(items: Any, pieces: Iterable[Tensor]) -> Iterator[Any]:
-    """Yield the items of each piece, collated; a torch loader makes use of ``__getitems__`` where there is one."""
-    wanted = [piece.tolist() for piece in pieces]
-    return iter(DataLoader(items, batch_sampler=wanted, collate_fn=_collate, generator=torch.Generator()))
-
-
-def _collate(items: list[Any]) -> Any:
-    """Make one batch of items as torch does, of Pillow's images too."""
-    try:
-        return default_collate([_without_pictures(item) for item in items])
-    except RuntimeError as error:
-        raise ValueError(f"the items of the data set make no batch ({error}): give all of them one shape") from error
-
-
-def _without_pictures(item: Any) -> Any:
-    if isinstance(item, tuple | list):
-        return tuple(map(_without_pictures, item))
-    if isinstance(item, dict):
-        return {name: _without_pictures(value) for name, value in item.items()}
-    if not hasattr(item, "getbands"):
-        return item
-    from torchvision.transforms.functional import pil_to_tensor  # takes a second
-
-    return pil_to_tensor(item)

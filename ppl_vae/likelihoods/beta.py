@@ -118,6 +118,8 @@ class Beta(_Pixels):
 class _OpenUnitInterval(constraints.Constraint):
     """The open interval (0, 1)."""
 
+    is_interval = True
+
     def check(self, value: Tensor) -> Tensor:
         return (value > 0) & (value < 1)
 

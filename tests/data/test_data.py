@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from ppl_vae import data
-from ppl_vae.data import folders, torchvision_sets
+from ppl_vae.data import folders, reading, torchvision_sets
 from ppl_vae.data.binarization import noise_key, uniforms
 from ppl_vae.data.rows import LazyRows
 
@@ -710,7 +710,7 @@ class TestFolders:
         save_images(tmp_path, grey(30, 6, 5))
         lazy = data.load(tmp_path, max_in_memory_gib=TINY, validation=0, test=0)
         monkeypatch.setattr(folders, "WORTH_WORKERS", 0)
-        assert folders._workers() >= 1
+        assert reading.cores() >= 1
         images, third = lazy.train.x.source, torch.tensor([3])
         assert torch.equal(pickle.loads(pickle.dumps(images))[third], images[third]), "workers may be spawned"
         for (x,) in lazy.train.batches(2):

@@ -57,6 +57,7 @@ TABLE: list[str] = [
     *(f"train --data.threshold {v}" for v in ("word", "-1", "2", "nan", "inf")),
     *(f"train --data.seed {v}" for v in ("word", "-1", "1.5", HUGE)),
     *(f"train --data.max_in_memory_gib {v}" for v in ("word", "-1", "nan")),
+    *(f"train --data.workers {v}" for v in ("word", "-1", "1.5", "nan", "2")),
     *positive("sample run", "size", BIG), *(f"sample run --seed {v}" for v in WRONG if v != "0"),
     *positive("reconstruct run", "size", but=(HUGE,)), *positive("interpolate run", "pairs", but=(HUGE,)),
     *positive("interpolate run", "steps", "1", BIG), *positive("evaluate run", "size", but=(HUGE,)),
