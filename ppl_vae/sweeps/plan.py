@@ -3,8 +3,8 @@
 base: digits                        # a preset or file of --config, or options of ppl-vae train
 seeds: 3                            # how many, or which; 3 by default
 grid:                               # every combination; or a `list` of options, or `random` draws
-prior: [StandardNormal, {class: VampPrior, num_components: 50}]
-optimizer.lr: [1e-3, 3e-3]
+  prior: [StandardNormal, {class: VampPrior, num_components: 50}]
+  optimizer.lr: [1e-3, 3e-3]
 """
 
 from __future__ import annotations
