@@ -40,8 +40,13 @@ COMMANDS = {  # each a module of ppl_vae.cli with run(argv) -> exit code, import
 }
 
 
+SHARED = ("train", "evaluate", "score", "encode")  # by the processes that torchrun starts; others are the first one's
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line, and return its exit code."""
+    if argv is None and _is_idle(sys.argv[1:]):
+        return 0
     if argv is None:  # as a program: no picture is shown, and a notebook's backend may lack in this environment
         os.environ["MPLBACKEND"] = "agg"
     words = list(sys.argv[1:] if argv is None else argv)
@@ -49,6 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _main(words)
         out.flush()
         return _closing(code, words[:1] in (["train"], ["sweep"]) and not wants_help(words), out, err)
+
+
+def _is_idle(words: list[str]) -> bool:
+    """Whether torchrun has started several processes for what one does, and this is not the first."""
+    later = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
+    return later and (words[:1] == [] or words[0] not in SHARED or wants_help(words))
 
 
 def _main(words: list[str]) -> int:
