@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +79,38 @@ ALSO: list[tuple[Any, ...]] = [
 ]
 
 
+FOUR: list[tuple[Any, ...]] = [("objective", "IWAE", "float64", "graph"), ("dynamic",)]
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Results]) -> Results:
+    """Return what `make` makes in a folder, once for all processes that run tests."""
+    base = factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with (base / f"{name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        path = base / f"{name}.pt"
+        if not path.is_file():
+            torch.save(make(factory.mktemp(name)), path)
+    return torch.load(path, weights_only=False)
+
+
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """The results of two processes."""
-    return rank_cases.in_processes(2, tmp_path_factory.mktemp("two") / "ranks", [*TWO, *ALSO])
+def four(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """The results of four processes, of which two have no row of the last batch; one is killed."""
+    calls = [*FOUR, ("stopped", 6), ("killed",)]
+    return once(tmp_path_factory, "four", lambda folder: rank_cases.in_processes(4, folder / "ranks", calls))
+
+
+@pytest.fixture(scope="module")
+def two(four: Results, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """The results of two processes, which also resume what four have begun."""
+
+    def make(folder: Path) -> Results:
+        checkpoints.save(four[0]["stopped", 6]["state"], folder / "checkpoint.pt")
+        found = rank_cases.in_processes(2, folder / "ranks", [*TWO, *ALSO, ("resumed", str(folder))])
+        return [{call[:1] if call[0] == "resumed" else call: result for call, result in r.items()} for r in found]
+
+    return once(tmp_path_factory, "two", make)
 
 
 @pytest.mark.parametrize("call", TWO, ids=" ".join)
@@ -134,27 +165,15 @@ def test_two_go_on_bit_for_bit(two: Results) -> None:
     same(whole, rank_cases.run_case(("stopped", NEVER)))
 
 
-FOUR: list[tuple[Any, ...]] = [("objective", "IWAE", "float64", "graph"), ("dynamic",)]
-
-
-@pytest.fixture(scope="module")
-def four(two: Results, tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """The results of four processes, of which two have no row of the last batch; they resume two, and one is killed."""
-    folder = tmp_path_factory.mktemp("four")
-    checkpoints.save(two[0]["stopped", 6]["state"], folder / "checkpoint.pt")
-    found = rank_cases.in_processes(4, folder / "ranks", [*FOUR, ("resumed", str(folder)), ("killed",)])
-    return [{call[:1] if call[0] == "resumed" else call: result for call, result in r.items()} for r in found]
-
-
 @pytest.mark.parametrize("call", FOUR, ids=" ".join)
 def test_four_processes_follow_one(four: Results, call: tuple[Any, ...]) -> None:
     same(four[0][call], rank_cases.run_case(call))
     identical(four, call)
 
 
-def test_four_and_one_resume_two(two: Results, four: Results, tmp_path: Path) -> None:
-    checkpoints.save(two[0]["stopped", 6]["state"], tmp_path / "checkpoint.pt")
-    same(four[0]["resumed",], two[0]["stopped", NEVER])
+def test_two_and_one_resume_four(two: Results, four: Results, tmp_path: Path) -> None:
+    checkpoints.save(four[0]["stopped", 6]["state"], tmp_path / "checkpoint.pt")
+    same(two[0]["resumed",], two[0]["stopped", NEVER])
     same(rank_cases.run_case(("resumed", str(tmp_path))), two[0]["stopped", NEVER])
 
 
