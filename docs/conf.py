@@ -47,7 +47,7 @@ nb_execution_timeout = 120
 nb_merge_streams = True
 nb_render_markdown_format = "myst"
 nb_output_stderr = "remove"  # progress, and what Pyro says of a notebook without widgets
-myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist", "attrs_inline"]
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist", "attrs_inline", "html_image"]
 myst_heading_anchors = 4
 suppress_warnings = ["mystnb.unknown_mime_type", "ref.python"]  # ref.python: `x` may be the x of several classes
 
