@@ -65,9 +65,9 @@ def trained(program: Any, data: Any, **options: Any) -> dict[str, Any]:
 
 def objective(name: str, dtype: str = "float64", compile: str = "off") -> dict[str, Any]:
     """Train by an objective of the zoo."""
-    torch.manual_seed(5)
     entry = next(e for e in zoo.OBJECTIVES + zoo.PYRO_OBJECTIVES if e.name == name)
-    program = next(p for p in (zoo.Program(), zoo.BITS) if entry.fits(p.prior, p.likelihood, p.posterior))
+    program = entry.program  # found now: what it fits is cached, and draws when it is first found
+    torch.manual_seed(5)
     kind = getattr(torch, dtype)
     found = entry.make(3)
     for part in pv.capture.modules_of(found):
@@ -77,8 +77,8 @@ def objective(name: str, dtype: str = "float64", compile: str = "off") -> dict[s
 
 def program(name: str, compile: str = "off") -> dict[str, Any]:
     """Train a program of the zoo."""
-    torch.manual_seed(5)
     entry = next(p for p in zoo.programs() if p.name == name)
+    torch.manual_seed(5)
     vae = entry.vae((1, 4, 4) if entry.network.images else (1, 2, 3), max(2, entry.min_latent)).double()
     discrete = (
         not getattr(vae.p_z(), "has_rsample", True) or "Vector" in entry.prior.name or "OneHot" in entry.prior.name
