@@ -73,10 +73,19 @@ def on_disk(path, array, **options) -> data.Dataset:
     return data.load(path, max_in_memory_gib=0, **options)
 
 
-def children() -> list[str]:
-    """The processes that this one has started and that run."""
+_EARLIER: set[str] = set()  # processes that other tests have left, as joblib keeps its workers
+
+
+def children() -> set[str]:
+    """The processes that this one has started in this test and that run."""
     found = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "pid=,comm="], capture_output=True, text=True)
-    return [line for line in found.stdout.splitlines() if "python" in line]
+    return {line for line in found.stdout.splitlines() if "python" in line} - _EARLIER
+
+
+@pytest.fixture(autouse=True)
+def _earlier() -> None:
+    _EARLIER.clear()
+    _EARLIER.update(children())
 
 
 class TestLookedAtOnce:
