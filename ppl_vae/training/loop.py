@@ -111,7 +111,9 @@ class Loop:
                 raise ValueError("early_stopping looks at validation data, and there are none; set some apart")
             if isinstance(scheduler, ReduceLROnPlateau):
                 raise ValueError("the scheduler ReduceLROnPlateau looks at validation data, and there are none")
-        terms = torch.full((self.steps or CHECK_EVERY, 4), math.nan, device=self.result.device)
+        kinds = {p.dtype for p in self.svi.parameters.values()}
+        dtype = torch.float64 if torch.float64 in kinds else torch.float32  # of figures: as exact as the program
+        terms = torch.full((self.steps or CHECK_EVERY, 4), math.nan, device=self.result.device, dtype=dtype)
         self.state = TrainingState(self.svi, self.modules, scheduler, self.result.seed, terms)
         if resume is not None:
             if self.streamed and resume.get("step"):

@@ -26,6 +26,8 @@ def checked(state: Mapping[str, Any], run: TrainingState, fingerprint: str) -> d
             data; the message names it.
     """
     state = {"last": None, "data": fingerprint, "mps_rng": []} | dict(state)  # entries that older files lack
+    if isinstance(state.get("terms"), Tensor) and state["terms"].is_floating_point():
+        state["terms"] = state["terms"].to(run.terms.dtype)  # float32 in older files, whatever the program's dtype
     try:
         if state["data"] != fingerprint:
             raise ValueError(
