@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from ppl_vae.training import Callback, DivergedError, Run, fit, resolve_compile
 
 OVER = ("finished", "early stopping")  # how a run ends that nothing is left to do for
 _LOOK_EVERY = 0.2  # seconds between two looks for the stop file
+_PARENT_WITHIN = 1.0  # seconds in which the parent, which has got the same signal, writes it
 _REST_OF_DIVERGED = ("last_good.pt", "checkpoint.pt", "result.json", "events.out.*")
 
 State = Literal["finished", "interrupted", "failed"]
@@ -42,16 +43,17 @@ class Ended:
 
 
 class StopFile:
-    """Whether a file is there, by which one process asks others to end after their step."""
+    """Whether a file is there, by which one process asks others to end after their step; or a worker's parent died."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, in_worker: bool = False) -> None:
+        self.path, self.parent = path, os.getppid() if in_worker else None
         self.seen, self._looked = False, -_LOOK_EVERY
 
     def __call__(self) -> bool:
         """Return whether the end is asked for; look at most five times a second."""
         if not self.seen and time.monotonic() - self._looked >= _LOOK_EVERY:
-            self.seen, self._looked = os.path.exists(self.path), time.monotonic()
+            orphan = self.parent is not None and os.getppid() != self.parent
+            self.seen, self._looked = orphan or os.path.exists(self.path), time.monotonic()
         return self.seen
 
 
@@ -79,10 +81,11 @@ class Training:
 
     def __call__(self) -> Ended:
         """Train, go on with, or keep the run, and say how it ended."""
-        stop = StopFile(self.stop_file)
+        in_worker = os.getpid() != self.parent
+        stop = StopFile(self.stop_file, in_worker)
         with (
             _at(self.place),
-            _deaf(self.parent),
+            _signals(stop) if in_worker else nullcontext(),
             untouched_random_state(),
             warnings.catch_warnings(record=True) as caught,
         ):
@@ -203,13 +206,29 @@ def _at(place: str) -> Iterator[None]:
 
 
 @contextmanager
-def _deaf(parent: int) -> Iterator[None]:
-    """Ignore Ctrl-C in a worker: a terminal sends it to all processes, and the parent passes it on by the stop file."""
-    if os.getpid() == parent or threading.current_thread() is not threading.main_thread():
+def _signals(stop: StopFile) -> Iterator[None]:
+    """Ignore Ctrl-C, and end the run after its step on other signals by which a user ends programs.
+
+    A terminal, a scheduler or systemd sends a signal to all processes of a command; then the parent asks for the end
+    by the stop file too. If it does not, the signal was for this process alone, which dies, and its run starts again.
+    """
+    if threading.current_thread() is not threading.main_thread():  # other threads may not set signal handlers
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    got: list[int] = []
+
+    def end(number: int, _: object) -> None:
+        got.append(number)
+        stop.seen = True
+
+    ends = {number: end for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None}
+    before = {n: signal.signal(n, handler) for n, handler in {signal.SIGINT: signal.SIG_IGN, **ends}.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if got:
+            time.sleep(_PARENT_WITHIN)
+            if not os.path.exists(stop.path):
+                os.kill(os.getpid(), got[0])

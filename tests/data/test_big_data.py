@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -286,6 +287,16 @@ class TestReadAhead:
             harm()
             with pytest.raises(OSError, match=r"a\.npy has changed while it was in use"):
                 list(train.batches(10))
+
+    def test_another_working_directory_changes_nothing(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        np.save("a.npy", GREY)
+        Path("images").mkdir()
+        for row in range(10):
+            Image.fromarray(np.full((2, 3), row, np.uint8)).save(f"images/{row}.png")
+        some = [data.load(name, max_in_memory_gib=0, validation=0, test=0).train for name in ("a.npy", "images")]
+        monkeypatch.chdir("/")
+        assert [len(next(train.batches(5))[0]) for train in some] == [5, 5]
 
     def test_a_pickle_holds_no_rows_and_knows_what_was_found(self, tmp_path, monkeypatch):
         source = on_disk(tmp_path / "a.npy", GREY, validation=0, test=0).train.x.source
