@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -46,7 +47,7 @@ class StopFile:
     """Whether a file is there, by which one process asks others to end after their step; or a worker's parent died."""
 
     def __init__(self, path: str, in_worker: bool = False) -> None:
-        self.path, self.parent = path, os.getppid() if in_worker else None
+        self.path, self.parent = path, _first_parent(os.getpid()) if in_worker else None
         self.seen, self._looked = False, -_LOOK_EVERY
 
     def __call__(self) -> bool:
@@ -55,6 +56,12 @@ class StopFile:
             orphan = self.parent is not None and os.getppid() != self.parent
             self.seen, self._looked = orphan or os.path.exists(self.path), time.monotonic()
         return self.seen
+
+
+@functools.cache
+def _first_parent(pid: int) -> int:
+    """Return the parent that this process had when it was first asked; one that dies leaves the process to another."""
+    return os.getppid()
 
 
 @dataclass(frozen=True)
@@ -92,10 +99,8 @@ class Training:
             try:
                 with threads(self.num_threads), flushed_denormals():
                     state, reason = self._train(stop), None
-            except DivergedError as error:
-                state, reason = "failed", f"diverged: {error}"
             except Exception as error:  # whatever a piece of the user's raises
-                state, reason = "failed", reason_of(error)
+                state, reason = "failed", str(error) if isinstance(error, DivergedError) else reason_of(error)
             notes = dict.fromkeys(" ".join(str(found.message).split()) for found in caught)
         return Ended(state, reason, tuple(notes))
 
@@ -221,8 +226,9 @@ def _signals(stop: StopFile) -> Iterator[None]:
         got.append(number)
         stop.seen = True
 
-    ends = {number: end for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None}
-    before = {n: signal.signal(n, handler) for n, handler in {signal.SIGINT: signal.SIG_IGN, **ends}.items()}
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    for name in {"SIGTERM", "SIGHUP"} & vars(signal).keys():  # Windows has no SIGHUP
+        before[signal.Signals[name]] = signal.signal(signal.Signals[name], end)
     try:
         yield
     finally:

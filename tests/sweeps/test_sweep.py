@@ -178,7 +178,7 @@ def test_a_run_that_diverges_is_shown_and_tried_again(plan, tmp_path, monkeypatc
     assert [run.state for run in found.runs] == ["finished", "finished", "failed", "failed"]
     assert "diverged" in found.failed[0].reason
     table = found.table()
-    assert "failed: objective=test_sweep.diverging,seed=0: diverged: " in table
+    assert "failed: objective=test_sweep.diverging,seed=0: training diverged at step " in table
     assert "objective=test_sweep.diverging failed in all of its runs." in found.sentences()
     assert (Path(found.failed[0].folder) / "last_good.pt").exists()
     test_sweep.DIVERGE["now"] = False
@@ -213,7 +213,8 @@ def test_a_worker_whose_parent_died_ends_its_run(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_LOOK_EVERY", 0.0)
     assert not any(stop() for stop in stops)
     monkeypatch.setattr(os, "getppid", lambda: 1)
-    assert [stop() for stop in stops] == [True, False]
+    stops.append(training.StopFile(str(tmp_path / ".stop"), in_worker=True))  # of the next run
+    assert [stop() for stop in stops] == [True, False, True]
 
 
 @pytest.mark.parametrize("jobs", [0, -2, 1.5, "2", True])
