@@ -113,7 +113,7 @@ def run_all(
                     except Exception as error:
                         if not _is_death(error):
                             raise _explained(error) from error
-                        cause = " ".join(str(error).split())[:160]
+                        cause = " ".join(str(error).split()).partition(". ")[0][:160]
                         continue
                     del left[index]
                     if not fine:
@@ -140,18 +140,19 @@ def _results(
         held = str(Path(marks, "common"))
         with open(held, "wb") as file:
             pickle.dump(joblib.wrap_non_picklable_objects(common, keep_wrapper=False), file)  # by cloudpickle
+    count = max(2, min(count, len(tasks)))  # loky starts as many processes as it is given; of one joblib makes none
     calls = [joblib.delayed(_call)(index, task, held, marks) for index, task in tasks.items()]
     as_they_come = backend.supports_return_generator
     mine: Any = joblib.parallel_config("loky", inner_max_num_threads=1) if local else nullcontext()
     with mine:
-        options: dict[str, Any] = {"n_jobs": max(2, count), "batch_size": 1, "max_nbytes": None}
+        options: dict[str, Any] = {"n_jobs": count, "batch_size": 1, "max_nbytes": None}
         parallel = joblib.Parallel(return_as="generator_unordered" if as_they_come else "list", **options)
     if as_they_come:
         yield from parallel(calls)
     else:  # Ray: the death of a worker loses all that was sent with its task
         with parallel:
-            for start in range(0, len(calls), max(2, count)):
-                yield from parallel(calls[start : start + max(2, count)])
+            for start in range(0, len(calls), count):
+                yield from parallel(calls[start : start + count])
 
 
 def _call(index: int, task: Task, common: tuple[Any, ...] | str, marks: str) -> tuple[int, bool, Any]:

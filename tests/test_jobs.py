@@ -72,6 +72,14 @@ def test_processes_have_one_thread_each_and_a_death_costs_one_start(tmp_path):
         _jobs.run_all([functools.partial(threads_of, threading.Lock())] * 2, lambda i, v: None, jobs=2)
 
 
+def test_no_more_processes_start_than_there_are_computations(monkeypatch):
+    asked, make = [], joblib.Parallel
+    monkeypatch.setattr(joblib, "Parallel", lambda **how: asked.append(how["n_jobs"]) or make(**how))
+    for count in (1, 2):
+        _jobs.run_all([functools.partial(threads_of, i) for i in range(count)], lambda i, v: None, jobs=1000)
+    assert asked == [2, 2]  # one would be this process, with all of its threads
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_what_kills_its_worker_each_time_is_lost_and_the_others_are_not(tmp_path):

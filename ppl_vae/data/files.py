@@ -40,7 +40,7 @@ class MappedArray:
     """
 
     def __init__(self, path: Path, array: np.ndarray, at: int, finish: Callable[[np.ndarray], Tensor]) -> None:
-        self.path, self.at, self.finish = path, at, finish
+        self.path, self.at, self.finish = path.absolute(), at, finish
         self.dtype, self.row = array.dtype, array.shape[1:]
         self.contiguous = array.flags.c_contiguous
         self.is_uint8 = array.dtype == np.uint8  # values are then known to be in [0, 1]

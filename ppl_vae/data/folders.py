@@ -39,7 +39,7 @@ class ImageFiles:
         self, folder: Path, names: Sequence[str], shape: Shape, resize: Resize | None, workers: int | None
     ) -> None:
         self.names, self.workers = names, workers
-        self.paths = [folder / name for name in names]
+        self.paths = [folder.absolute() / name for name in names]
         self.shape: tuple[int, ...] = (len(names), *shape)
         self._decode = partial(_decode_all, shape, resize)
 

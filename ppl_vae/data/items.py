@@ -125,8 +125,18 @@ def _collate(items: list[Any] | Exception) -> Any:
         return items
     try:
         return default_collate([_without_pictures(item) for item in items])
-    except RuntimeError as error:
-        return ValueError(f"the items of the data set make no batch ({error}): give all of them one shape")
+    except Exception:  # torch's own words depend on who reads
+        forms = " or ".join(dict.fromkeys(map(_form, items)))
+        return ValueError(f"the items of the data set make no batch, being {forms}: make all alike")
+
+
+def _form(item: Any) -> str:
+    """Return the shape of an item, or its type, in words."""
+    if isinstance(item, tuple | list):
+        return f"({', '.join(map(_form, item))})"
+    if isinstance(item, dict):
+        return f"{{{', '.join(f'{name}: {_form(value)}' for name, value in item.items())}}}"
+    return f"of shape {tuple(item.shape)}" if hasattr(item, "shape") else f"of type {type(item).__name__}"
 
 
 def _without_pictures(item: Any) -> Any:

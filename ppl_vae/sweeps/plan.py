@@ -102,10 +102,7 @@ def read(path: str | Path) -> Plan:
     base = _flat({"config": base} if isinstance(base, str) else base, f"{source}: base")
     ways = {"grid": _grid, "list": _list, "random": _random}
     settings = list(ways[given[0]](tree[given[0]], f"{source}: {given[0]}")) if given else [Options()]
-    try:
-        seeds = seeds_of(tree.get("seeds", SEEDS))
-    except ValueError as error:
-        raise ValueError(str(error).replace("race: ", f"{source}: ")) from error
+    seeds = seeds_of(tree.get("seeds", SEEDS), f"{source}: seeds")
     for name in {name for options in (base, *settings) for name in options}:
         if name in ("seed", "out", "resume", "print_config"):
             fix = "give seeds, how many or which" if name == "seed" else "leave it out"
@@ -129,7 +126,7 @@ def _plan(source: str, base: Options, settings: list[Options], seeds: tuple[int,
         try:
             settled = config.parse([*argv, f"--seed={seeds[0]}"])
         except ValueError as error:
-            raise ValueError(f"{source}: {label}: {error}") from error
+            raise ValueError(f"{source}: {f'{label}: ' if parts else ''}{error}") from error
         before = len(runs)
         for seed in seeds:
             run = PlannedRun("", label, setting, replace(settled, values=settled.values | {"seed": seed}))
@@ -143,7 +140,8 @@ def _parts(setting: Options) -> list[str]:
     """Return ``name=value`` of each option, by the last part of its name where that is enough."""
     last = [name.rpartition(".")[2] for name in setting]
     short = [own if last.count(own) == 1 else name for name, own in zip(setting, last, strict=True)]
-    return [f"{name}={value}" for name, value in zip(short, setting.values(), strict=True)]
+    shown = [value if value.isprintable() else json.dumps(value) for value in setting.values()]
+    return [f"{name}={value}" for name, value in zip(short, shown, strict=True)]
 
 
 def _name(parts: list[str], run: PlannedRun, taken: set[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -9,7 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,7 @@ from ppl_vae.training import Callback, DivergedError, Run, fit, resolve_compile
 
 OVER = ("finished", "early stopping")  # how a run ends that nothing is left to do for
 _LOOK_EVERY = 0.2  # seconds between two looks for the stop file
+_PARENT_WITHIN = 1.0  # seconds in which the parent, which has got the same signal, writes it
 _REST_OF_DIVERGED = ("last_good.pt", "checkpoint.pt", "result.json", "events.out.*")
 
 State = Literal["finished", "interrupted", "failed"]
@@ -42,17 +44,24 @@ class Ended:
 
 
 class StopFile:
-    """Whether a file is there, by which one process asks others to end after their step."""
+    """Whether a file is there, by which one process asks others to end after their step; or a worker's parent died."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, in_worker: bool = False) -> None:
+        self.path, self.parent = path, _first_parent(os.getpid()) if in_worker else None
         self.seen, self._looked = False, -_LOOK_EVERY
 
     def __call__(self) -> bool:
         """Return whether the end is asked for; look at most five times a second."""
         if not self.seen and time.monotonic() - self._looked >= _LOOK_EVERY:
-            self.seen, self._looked = os.path.exists(self.path), time.monotonic()
+            orphan = self.parent is not None and os.getppid() != self.parent
+            self.seen, self._looked = orphan or os.path.exists(self.path), time.monotonic()
         return self.seen
+
+
+@functools.cache
+def _first_parent(pid: int) -> int:
+    """Return the parent that this process had when it was first asked; one that dies leaves the process to another."""
+    return os.getppid()
 
 
 @dataclass(frozen=True)
@@ -79,20 +88,19 @@ class Training:
 
     def __call__(self) -> Ended:
         """Train, go on with, or keep the run, and say how it ended."""
-        stop = StopFile(self.stop_file)
+        in_worker = os.getpid() != self.parent
+        stop = StopFile(self.stop_file, in_worker)
         with (
             _at(self.place),
-            _deaf(self.parent),
+            _signals(stop) if in_worker else nullcontext(),
             untouched_random_state(),
             warnings.catch_warnings(record=True) as caught,
         ):
             try:
                 with threads(self.num_threads), flushed_denormals():
                     state, reason = self._train(stop), None
-            except DivergedError as error:
-                state, reason = "failed", f"diverged: {error}"
             except Exception as error:  # whatever a piece of the user's raises
-                state, reason = "failed", reason_of(error)
+                state, reason = "failed", str(error) if isinstance(error, DivergedError) else reason_of(error)
             notes = dict.fromkeys(" ".join(str(found.message).split()) for found in caught)
         return Ended(state, reason, tuple(notes))
 
@@ -203,13 +211,30 @@ def _at(place: str) -> Iterator[None]:
 
 
 @contextmanager
-def _deaf(parent: int) -> Iterator[None]:
-    """Ignore Ctrl-C in a worker: a terminal sends it to all processes, and the parent passes it on by the stop file."""
-    if os.getpid() == parent or threading.current_thread() is not threading.main_thread():
+def _signals(stop: StopFile) -> Iterator[None]:
+    """Ignore Ctrl-C, and end the run after its step on other signals by which a user ends programs.
+
+    A terminal, a scheduler or systemd sends a signal to all processes of a command; then the parent asks for the end
+    by the stop file too. If it does not, the signal was for this process alone, which dies, and its run starts again.
+    """
+    if threading.current_thread() is not threading.main_thread():  # other threads may not set signal handlers
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    got: list[int] = []
+
+    def end(number: int, _: object) -> None:
+        got.append(number)
+        stop.seen = True
+
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    for name in {"SIGTERM", "SIGHUP"} & vars(signal).keys():  # Windows has no SIGHUP
+        before[signal.Signals[name]] = signal.signal(signal.Signals[name], end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if got:
+            time.sleep(_PARENT_WITHIN)
+            if not os.path.exists(stop.path):
+                os.kill(os.getpid(), got[0])

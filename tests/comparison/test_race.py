@@ -494,3 +494,6 @@ def test_the_wrong_data_or_program_is_named(digits):
 def test_seeds():
     assert seeds_of(3) == (0, 1, 2)
     assert seeds_of([7, 1]) == (7, 1)
+    for wrong in ([[1], [2]], 10**30, {0: 1}, "01", None):
+        with pytest.raises(ValueError, match="expected how many, or different integers from 0"):
+            seeds_of(wrong)

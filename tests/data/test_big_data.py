@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -296,6 +297,16 @@ class TestReadAhead:
             with pytest.raises(OSError, match=r"a\.npy has changed while it was in use"):
                 list(train.batches(10))
 
+    def test_another_working_directory_changes_nothing(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        np.save("a.npy", GREY)
+        Path("images").mkdir()
+        for row in range(10):
+            Image.fromarray(np.full((2, 3), row, np.uint8)).save(f"images/{row}.png")
+        some = [data.load(name, max_in_memory_gib=0, validation=0, test=0).train for name in ("a.npy", "images")]
+        monkeypatch.chdir("/")
+        assert [len(next(train.batches(5))[0]) for train in some] == [5, 5]
+
     def test_a_pickle_holds_no_rows_and_knows_what_was_found(self, tmp_path, monkeypatch):
         source = on_disk(tmp_path / "a.npy", GREY, validation=0, test=0).train.x.source
         text = pickle.dumps(source)
@@ -327,6 +338,15 @@ class TestMaps:
                 assert isinstance(split.x, MappedArray)
                 assert torch.equal(fitted(held_map), expected)
             assert torch.equal(split.head(5).x, torch.from_numpy(np.array(held_map[:5])))
+
+    def test_the_first_rows_of_a_large_map_are_compared(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(held, "memory", lambda: 0.0)
+        np.save(tmp_path / "a.npy", GREY)
+        large = np.load(tmp_path / "a.npy", mmap_mode="r")
+        few = {"objectives": ["ELBO"], "particles": 1, "replicates": 20, "size": 30, "minibatch": False}
+        vae = make_vae()
+        found = [ppl_vae.compare(vae, x, **few).rows[0].value for x in (large, torch.from_numpy(GREY[:30]))]
+        assert found[0] == found[1]
 
     def test_changes_that_the_file_does_not_have_stay_in_memory(self, tmp_path, monkeypatch):
         monkeypatch.setattr(held, "memory", lambda: 0.0)
@@ -435,7 +455,7 @@ class TestWorkers:
         ) as e:
             fitted(data.as_split(Items(bad=40), workers=workers))
         assert "in __getitem__" in "".join(e.value.__notes__)
-        with pytest.raises(ValueError, match=r"^the items of the data set make no batch [^\n]* one shape$"):
+        with pytest.raises(ValueError, match=r"make no batch, being of shape .* or of shape .*: make all alike$"):
             fitted(data.as_split(Items(bad=40, harm="shape"), workers=workers))
         with pytest.raises(
             RuntimeError, match=r"^one of the items \[.*\b40\b.*\] of the Subset cannot be read \(KeyError"

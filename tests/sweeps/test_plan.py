@@ -94,6 +94,8 @@ def test_names_are_short_safe_and_different(read):
     assert len(set(names)) == 4
     assert all(len(name) < 150 and not set(name) & set("/ []\\\"'") for name in names)
     assert names[0].startswith("hidden=100-100-100")
+    labels = [run.label for run in read('seeds: 1\ngrid: {data.root: ["a\\nb", a b, ü]}').runs]
+    assert labels == ['root="a\\nb"', "root=a b", "root=ü"]  # each on one line
 
 
 @pytest.mark.parametrize(
@@ -118,6 +120,8 @@ def test_names_are_short_safe_and_different(read):
         ("random: {draws: 3, options: {optimizer.lr: {low: .nan, high: 2}}}", "expected low below high"),
         ("seeds: 0", "seeds is 0; expected how many"),
         ("seeds: [1, 1]", "seeds is [1, 1]"),
+        ("seeds: [[1], [2]]", "seeds is [[1], [2]]; expected how many"),
+        ("seeds: 100000000000", "and at most 10,000"),
         ("base: {seed: 3}", "sets seed, which the sweep chooses for each run; give seeds"),
         ("grid: {seed: [1, 2]}", "give seeds"),
         ("base: {out: x}", "sets out"),

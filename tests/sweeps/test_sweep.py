@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import time
 from pathlib import Path
 from unittest import mock
@@ -13,6 +15,7 @@ import torch
 from short_runs import without_pictures
 
 from ppl_vae import _files, checkpoints, cli, sweeps
+from ppl_vae.sweeps import training
 from ppl_vae.sweeps.sweep import sweep
 
 SMALL = "likelihood.network.hidden: [8], posterior.network.hidden: [8], compile: 'off'"
@@ -175,7 +178,7 @@ def test_a_run_that_diverges_is_shown_and_tried_again(plan, tmp_path, monkeypatc
     assert [run.state for run in found.runs] == ["finished", "finished", "failed", "failed"]
     assert "diverged" in found.failed[0].reason
     table = found.table()
-    assert "failed: objective=test_sweep.diverging,seed=0: diverged: " in table
+    assert "failed: objective=test_sweep.diverging,seed=0: training diverged at step " in table
     assert "objective=test_sweep.diverging failed in all of its runs." in found.sentences()
     assert (Path(found.failed[0].folder) / "last_good.pt").exists()
     test_sweep.DIVERGE["now"] = False
@@ -186,6 +189,32 @@ def test_a_run_that_diverges_is_shown_and_tried_again(plan, tmp_path, monkeypatc
     assert not (folder / "last_good.pt").exists()
     assert len(list(folder.glob("events.out.*"))) == 1
     assert again.runs[2].figures["validation_elbo"] == pytest.approx(again.runs[0].figures["validation_elbo"], rel=1e-5)
+
+
+def test_a_signal_to_a_worker_ends_its_run_after_its_step(tmp_path, monkeypatch):
+    path, killed = tmp_path / ".stop", []
+    monkeypatch.setattr(training, "_PARENT_WITHIN", 0.0)
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(os, "kill", lambda *how: killed.append(how))
+    for both in (True, False):  # the parent got it too, or this process alone
+        path.touch() if both else path.unlink()
+        stop = training.StopFile(str(path), in_worker=True)
+        with training._signals(stop):
+            signal.raise_signal(signal.SIGINT)
+            assert not stop.seen
+            signal.raise_signal(signal.SIGTERM)
+            assert stop()
+        assert killed == ([] if both else [(os.getpid(), signal.SIGTERM)])
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_worker_whose_parent_died_ends_its_run(tmp_path, monkeypatch):
+    stops = [training.StopFile(str(tmp_path / ".stop"), in_worker) for in_worker in (True, False)]
+    monkeypatch.setattr(training, "_LOOK_EVERY", 0.0)
+    assert not any(stop() for stop in stops)
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    stops.append(training.StopFile(str(tmp_path / ".stop"), in_worker=True))  # of the next run
+    assert [stop() for stop in stops] == [True, False, True]
 
 
 @pytest.mark.parametrize("jobs", [0, -2, 1.5, "2", True])

@@ -81,7 +81,8 @@ def compare(
     Args:
         program: The `VAE`, or a ``(model, guide)`` pair.
         data: The batch: an array or tensor, the program's argument, or a tuple of its arguments. Or more data, whose
-            first `size` rows are the batch: a split, or in any other form that `data.as_split` takes.
+            first `size` rows are the batch: a split, a memory map that `data.as_split` leaves on disk, or any other
+            form that it takes.
         objectives: What to compare, see `contenders`.
         particles: One K or several.
         replicates: R, at least 20.
@@ -192,7 +193,7 @@ def _take_batch(program: VAE | Program, data: Any, size: int, modules: Sequence[
         tensors = (data,) if isinstance(data, Tensor) else tuple(data)
     else:
         split = split_of(data, form_of(program, modules))
-        whole = isinstance(data, np.ndarray | tuple)
+        whole = isinstance(data, np.ndarray | tuple) and isinstance(split.x, Tensor)  # a large memory map is not
         part = split if whole else split.head(check_positive_int(size, "compare: size"))
         tensors = cast("tuple[Tensor, ...]", part.columns)
     if not tensors or not tensors[0].dim() or not len(tensors[0]):

@@ -29,6 +29,7 @@ from ppl_vae.evidence.log_evidence import Method
 from ppl_vae.svi import OptimizerFactory
 from ppl_vae.training import fit, resolve_device
 
+_MOST_SEEDS = 10_000
 _SPLITS = ("train", "validation", "test")
 
 
@@ -156,7 +157,7 @@ def race(
     every = max(1, epochs // 10) if evaluate_every is None else check_positive_int(evaluate_every, "evaluate_every")
     if max_seconds is not None:
         check_positive(max_seconds, "race: max_seconds")
-    some = seeds_of(seeds)
+    some = seeds_of(seeds, "race: seeds")
     looked_at: Split = getattr(data, split)
     if len(looked_at) == 0:
         held = ", ".join(repr(name) for name in _SPLITS if len(getattr(data, name)))
@@ -257,18 +258,21 @@ class Interrupted(KeyboardInterrupt):
         self.race = race
 
 
-def seeds_of(seeds: int | Sequence[int]) -> tuple[int, ...]:
+def seeds_of(seeds: int | Sequence[int], name: str = "seeds") -> tuple[int, ...]:
     """Return the given seeds, or the first `seeds` integers from 0.
 
     Raises:
-        ValueError: If a seed is not an integer from 0, a seed occurs twice, or there is none.
+        ValueError: If a seed is not an integer from 0, a seed occurs twice, or there are none or more than 10,000.
     """
-    some = tuple(range(seeds)) if is_integer(seeds) else seeds
+    some = range(min(seeds, _MOST_SEEDS + 1)) if is_integer(seeds) else seeds
     if (
         not isinstance(some, Sequence)
-        or not some
-        or len(set(some)) < len(some)
+        or not 0 < len(some) <= _MOST_SEEDS
         or not all(is_integer(s) and 0 <= s < 2**63 for s in some)
+        or len(set(some)) < len(some)
     ):
-        raise ValueError(f"race: seeds is {seeds!r}; expected how many, or different integers from 0, as in (0, 1, 2)")
+        raise ValueError(
+            f"{name} is {seeds!r}; expected how many, or different integers from 0, as in (0, 1, 2), and at most "
+            f"{_MOST_SEEDS:,}"
+        )
     return tuple(some)
