@@ -71,6 +71,7 @@ def share_out(svi: SVI, modules: Sequence[nn.Module], batch: tuple[Tensor, ...])
     names = {id(buffer): name for module in modules for name, buffer in module.named_buffers()}
     buffers = buffers_of(modules)
     before = [b.clone() for b in buffers]
+    gradients = {name: parameter.grad for name, parameter in svi.parameters.items()}
     with untouched_random_state():
         try:
             few = next(n for n in _FEW if svi.loss.particles not in (n // 2, n // 2 + 1, n))  # type: ignore[attr-defined]
@@ -91,8 +92,8 @@ def share_out(svi: SVI, modules: Sequence[nn.Module], batch: tuple[Tensor, ...])
                 )
         finally:
             _set(buffers, before)
-            for parameter in svi.parameters.values():
-                parameter.grad = None
+            for name, parameter in svi.parameters.items():
+                parameter.grad = gradients.get(name)
     averaged = [b for b, m in zip(buffers, moved, strict=True) if m and b.is_floating_point()]
     return Parts(own_noise, averaged, [float(term) for term in whole.values()])
 
