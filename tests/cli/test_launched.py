@@ -86,7 +86,7 @@ def test_a_restart_leaves_an_older_run_as_it_is(tmp_path: Path, monkeypatch: pyt
 
 
 def test_only_the_run_of_the_same_launch_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = {"data": {"x_shape": [2], "y_shape": None, "conditions": [], "column_names": None}}
+    facts = {"data": {"x_shape": [2], "fingerprint": ""}}
     for name, launch in (("run", None), ("run-2", "ours"), ("other", "theirs")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text(json.dumps({**facts, **({"launch": launch} if launch else {})}))
