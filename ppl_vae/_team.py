@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
+import pickle
+import platform
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -51,8 +55,9 @@ class Team(NamedTuple):
             return [value]
         import torch.distributed as dist
 
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, (what, value))
+        received: list[Any] = [None] * self.size
+        dist.all_gather_object(received, _packed((what, value)))
+        values = [_unpacked(data) for data in received]
         if len({name for name, _ in values}) > 1:
             raise RuntimeError(
                 f"the processes have parted: they exchange {', '.join(repr(name) for name, _ in values)}"
@@ -72,7 +77,7 @@ class Team(NamedTuple):
             try:
                 mine.append(task())
             except Exception as error:
-                mine.append(error)
+                mine.append(_sendable(error))
         all_of_them = self.gather(mine, what)
         results = [all_of_them[i % self.size][i // self.size] for i in range(len(tasks))]
         for result in results:
@@ -82,3 +87,42 @@ class Team(NamedTuple):
 
 
 ALONE = Team()
+
+
+def _packed(value: Any) -> bytes:
+    import torch
+
+    torch.save(value, file := io.BytesIO())
+    return file.getvalue()
+
+
+def _unpacked(data: bytes) -> Any:
+    """Return a value from another process, with what was on its GPU on the present one."""
+    import torch
+
+    here = lambda storage, place: storage if place == "cpu" else storage.cuda()  # noqa: E731
+    return torch.load(io.BytesIO(data), map_location=here, weights_only=False)
+
+
+def _sendable(error: Exception) -> Exception:
+    """Return an error, or what it says where it cannot be sent to other processes."""
+    try:
+        return pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def launch() -> str | None:
+    """Return what names the call of ``torchrun`` that has started this process, its restarts too; None without one."""
+    given = os.environ.get("TORCHELASTIC_RUN_ID")
+    return f"{platform.node()} {os.getppid()}" if given in ("", "none") else given  # its name where none is given
+
+
+def refuse_shared(what: str) -> None:
+    """Refuse what only one process of several can do.
+
+    Raises:
+        RuntimeError: Inside a process group of several processes.
+    """
+    if (size := Team.present().size) > 1:
+        raise RuntimeError(f"{what} runs in one process, and torch.distributed joins {size}: call it before they join")

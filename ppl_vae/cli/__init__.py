@@ -58,8 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _is_idle(words: list[str]) -> bool:
     """Whether torchrun has started several processes for what one does, and this is not the first."""
-    later = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
-    return later and (words[:1] == [] or words[0] not in SHARED or wants_help(words))
+    return _is_later() and (words[:1] == [] or words[0] not in SHARED or wants_help(words))
+
+
+def _is_later() -> bool:
+    """Whether torchrun has started this process beside a first one, which speaks."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
 
 
 def _main(words: list[str]) -> int:
@@ -85,7 +89,7 @@ def _main(words: list[str]) -> int:
                 (argv, None) if words[0] == "sweep" else take_threads(argv)
             )  # its runs have threads of their own
         with foreign.answering(_answer(trusted="--trust" in words)), threads(count):
-            if words[0] != "show":  # which imports less than this would
+            if words[0] != "show" and not _is_later():  # which imports less than this would
                 with bad_input():
                     text = importlib.import_module("ppl_vae.cli.early").answer(words[0], argv)
                 if text is not None:

@@ -15,7 +15,7 @@ from typing import Any
 from ppl_vae import checkpoints, data, runs, training
 from ppl_vae._files import remove_leftovers
 from ppl_vae._scopes import flushed_denormals
-from ppl_vae._team import Team
+from ppl_vae._team import Team, launch
 from ppl_vae.cli.errors import BAD_INPUT, BadInput, bad_input, complain, in_words, is_too_large
 from ppl_vae.cli.launched import is_restarted, launched, together
 from ppl_vae.cli.processor import Effort
@@ -48,7 +48,7 @@ def _prepare(argv: Sequence[str]) -> Prepared | None:
         out = Path("runs") / settings.name if settings.out is None else Path(settings.out)
         resume = None if settings.resume is None else _state_of(Path(settings.resume))
         restarted = _last_run(out, numbered=settings.out is None) if is_restarted() else None
-        if restarted is not None:
+        if restarted is not None and (restarted / "checkpoint.pt").is_file():
             resume = _state_of(restarted)
         dataset = settings.build_dataset()
         if isinstance(dataset, data.Table):
@@ -68,11 +68,15 @@ def _prepare(argv: Sequence[str]) -> Prepared | None:
 
 
 def _last_run(out: Path, numbered: bool) -> Path | None:
-    """Return the folder in which a command that is started again has been training, if it had begun."""
+    """Return the folder in which a command that is started again has been training, if it had begun.
+
+    An older run of this name is none: it is neither continued nor replaced.
+    """
     last, number = out, 2
     while numbered and (later := out.with_name(f"{out.name}-{number}")).exists():
         last, number = later, number + 1
-    return last if (last / "checkpoint.pt").is_file() else None
+    begun = (last / "run.json").is_file() and runs.read_facts(last).get("launch") == launch()
+    return last if begun else None
 
 
 def _train(vae: VAE, dataset: Any, arguments: dict[str, Any], resume: Any, folder: Any, team: Team) -> int:
@@ -88,17 +92,22 @@ def _train(vae: VAE, dataset: Any, arguments: dict[str, Any], resume: Any, folde
             trained = training.fit(vae, dataset, callbacks=[folder, display], stop=stop, resume=resume, **arguments)
         except training.RankLostError as error:
             if error.good_state and not team.is_first and folder.path.is_dir():  # the first one may be gone
-                checkpoints.save(error.good_state, folder.path / "checkpoint.pt")
-            complain(error)
+                with suppress(OSError):  # the reason may be that nothing can be written
+                    checkpoints.save(error.good_state, folder.path / "checkpoint.pt")
+            if error.rank != 0:  # the first says its own
+                complain(error)
             if team.is_first and (folder.path / "checkpoint.pt").is_file():
                 print(f"continue with: ppl-vae train --resume {folder.path}", file=sys.stderr)
             return 1
         except training.DivergedError as error:
-            print(f"last good state: {folder.path / 'last_good.pt'}", file=sys.stderr)
-            complain(error)
+            if team.is_first:  # all say the same
+                print(f"last good state: {folder.path / 'last_good.pt'}", file=sys.stderr)
+                complain(error)
             return 1
         except (*BAD_INPUT, MemoryError, RuntimeError) as error:
-            fault = isinstance(error, OSError) or is_too_large(error)
+            fault = isinstance(error, OSError | training.CoupledError) or is_too_large(error)
+            if not team.is_first and isinstance(error, BAD_INPUT):  # which the first one says, if only that it failed
+                raise SystemExit(2) from error
             if not display.started and (fault or isinstance(error, BAD_INPUT)):
                 raise BadInput from in_words(error)
             if not fault:

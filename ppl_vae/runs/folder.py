@@ -19,11 +19,12 @@ import yaml
 from ppl_vae import _files, checkpoints
 from ppl_vae._machine import processor
 from ppl_vae._scopes import seeded
+from ppl_vae._team import launch
 from ppl_vae._validation import check_positive
 from ppl_vae.configuration.resolving import CHECKPOINT_EVERY, leaves
 from ppl_vae.data.streams import Stream
 from ppl_vae.runs.drawing import as_images, decoded_grid, draw, example_conditions, first_images, one_image
-from ppl_vae.training import Callback, DivergedError, Progress, RankLostError, Run
+from ppl_vae.training import Callback, CoupledError, DivergedError, Progress, RankLostError, Run
 from ppl_vae.vae import VAE
 
 _JUDGED = ("validation/elbo", "elbo", "reconstruction_error")  # what TensorBoard compares runs by
@@ -145,9 +146,9 @@ class RunFolder(Callback):
             if isinstance(error, DivergedError):
                 state = {**error.good_state, "data": run.data.fingerprint}
                 checkpoints.save(state, self.path / "last_good.pt")
-            elif isinstance(error, RankLostError):
+            elif isinstance(error, RankLostError) and error.good_state:
                 checkpoints.save(error.good_state, self.path / "checkpoint.pt")
-            elif isinstance(error, OSError | MemoryError):
+            elif isinstance(error, OSError | MemoryError | CoupledError):
                 self._save()
         with suppress(OSError):
             self._close()
@@ -252,6 +253,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "device": run.device,
         "compile": run.compile,
         "processes": run.processes,
+        "launch": launch(),
         "seed": run.seed,
         "data": {
             "name": run.data.name,

@@ -14,6 +14,7 @@ from typing import Any
 from ppl_vae import _files
 from ppl_vae._jobs import Lost, check_jobs, run_all, workers
 from ppl_vae._records import describe
+from ppl_vae._team import refuse_shared
 from ppl_vae._validation import check_positive_int
 from ppl_vae.comparison.sweeps import Sweep, SweepRun
 from ppl_vae.sweeps import plan as plans
@@ -54,6 +55,7 @@ def sweep(
         FileExistsError: If another process sweeps into this folder, or it holds something else.
         OSError: If the folder cannot be written.
     """
+    refuse_shared("a sweep")
     began = time.perf_counter()
     plan = source if isinstance(source, Plan) else plans.read(source)
     check_jobs(jobs)

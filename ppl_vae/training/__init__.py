@@ -5,8 +5,19 @@ sees every epoch (the callback `ppl_vae.runs.RunFolder` writes a run's folder).
 """
 
 from ppl_vae.training.fitting import fit, resolve_compile, resolve_device
+from ppl_vae.training.parts import CoupledError
 from ppl_vae.training.ranks import RankLostError
 from ppl_vae.training.run import Callback, Progress, Run
 from ppl_vae.training.state import DivergedError
 
-__all__ = ["Callback", "DivergedError", "Progress", "RankLostError", "Run", "fit", "resolve_compile", "resolve_device"]
+__all__ = [
+    "Callback",
+    "CoupledError",
+    "DivergedError",
+    "Progress",
+    "RankLostError",
+    "Run",
+    "fit",
+    "resolve_compile",
+    "resolve_device",
+]

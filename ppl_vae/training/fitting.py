@@ -230,7 +230,10 @@ def _check_shares(ranks: Ranks, data: Dataset, batch_size: int) -> None:
     if isinstance(data.train, Stream):
         next(data.train.batches(share=ranks.share))  # refuses it
     if batch_size < ranks.count:
-        raise ValueError(f"batch_size is {batch_size}, and {ranks.count} processes share a batch: raise it")
+        few = not isinstance(data.train, Stream) and len(data.train) == batch_size
+        what = f"there are {batch_size} training data" if few else f"batch_size is {batch_size}"
+        fix = "give more data, or train in one process" if few else "raise it"
+        raise ValueError(f"{what}, and {ranks.count} processes share a batch: {fix}")
     if any(ranks.differ(zlib.crc32(data.fingerprint.encode()))):
         raise ValueError(
             f"the processes have different data (the fingerprint here is {data.fingerprint!r}): give every process all "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -23,7 +25,7 @@ from ppl_vae.objectives.impossible import Limits
 from ppl_vae.objectives.losses import BatchLoss
 from ppl_vae.programs import SemiSupervisedVAE
 from ppl_vae.svi import SVI
-from ppl_vae.training.parts import Parts, share_out
+from ppl_vae.training.parts import CoupledError, Parts, share_out
 from ppl_vae.training.ranks import PartLoss, RankLostError, Ranks
 from ppl_vae.training.rehearsal import CHECK, rehearse
 from ppl_vae.training.resuming import checked
@@ -57,6 +59,7 @@ class Loop:
     limits: Limits = field(init=False, default=Limits())  # of the program, found by `rehearse`
     _sizes: list[int] = field(init=False, default_factory=list)  # of the batches of this epoch
     _wrong: str | None = field(init=False, default=None)  # the impossible figure of the last validation
+    _compared: int = field(init=False, default=0)  # the epoch after which processes were last compared
     _good: dict[str, Any] = field(init=False, default_factory=dict)  # the last good state
 
     def __post_init__(self) -> None:
@@ -70,29 +73,76 @@ class Loop:
         share = max(2, math.ceil(self.batch_size / self.ranks.count))
         size = max(share, min(self.batch_size, MOST_REHEARSED))
         with self.rounded():
-            self.limits = rehearse(self.result, self.svi, self.modules, min(size, self.batch_size))
-        if self.ranks.share is not None:
-            particles = getattr(getattr(self.svi.loss, "objective", self.svi.loss), "num_particles", 1)
-            self.svi.loss = PartLoss(self.svi.loss, particles)
-            parts = self._share_out(size)
-            self.ranks.own_noise, self.ranks.averaged = self.ranks.agree(parts.own_noise), parts.averaged
-            if self.ranks.own_noise:
-                warnings.warn(
-                    "the noise of this program cannot be split by data, so that each process draws noise of its own: "
-                    "the run is another one with another number of processes",
-                    stacklevel=4,
-                )
+            rehearsed = functools.partial(rehearse, self.result, self.svi, self.modules, min(size, self.batch_size))
+            self.limits = self.ranks.together(rehearsed)
+
+    def _check_alike(self) -> None:
+        """Refuse processes with other parameters, other arguments of `fit` or another state to go on from."""
+        shapes = [(name, tuple(p.shape), p.dtype) for name, p in self.svi.parameters.items()]
+        given = (self.epochs, self.batch_size, self.validate_every, self.early_stopping, self.svi.clip_norm)
+        texts = (shapes, given, (self.state.epoch, self.state.step))
+        what = ("parameters of other names or shapes", "other arguments of fit", "other states to resume from")
+        found = self.ranks.differ(*(zlib.crc32(repr(text).encode()) for text in texts))
+        if any(found):
+            raise ValueError(
+                f"the processes of the run have {what[found.index(True)]}; expected the same call of fit on each, with "
+                "the same program, arguments and resume"
+            )
+
+    def _prepare_shares(self) -> None:
+        """Look how the processes can share batches, from the state in which the run begins."""
+        objective = getattr(self.svi.loss, "objective", self.svi.loss)
+        particles = getattr(objective, "num_particles", 1) if getattr(objective, "vectorize_particles", True) else 1
+        self.svi.loss = PartLoss(self.svi.loss, particles)
+        parts = self._share_out(max(2, min(self.batch_size, MOST_REHEARSED)))
+        self._compared = self.state.epoch
+        self.ranks.own_noise, self.ranks.averaged = self.ranks.agree(parts.own_noise), parts.averaged
+        if self.ranks.own_noise:
+            warnings.warn(
+                "the noise of this program cannot be split by data, so that each process draws noise of its own: "
+                "the run is another one with another number of processes",
+                stacklevel=4,
+            )
+
+    def _share_out_again(self) -> None:
+        """Look again, since what couples data may begin late.
+
+        Raises:
+            CoupledError: If something couples them; the parameters stay as they are.
+        """
+        try:
+            self._share_out(math.ceil(self.batch_size / self.ranks.count) + 1)
+        except CoupledError as error:
+            raise CoupledError(
+                f"after epoch {self.state.epoch} {error}; from epoch {self._compared + 1} on the run may differ from "
+                "that of one process"
+            ) from error
+        self._compared = self.state.epoch
 
     def _share_out(self, size: int) -> Parts:
-        """Look whether processes can share batches, on so many first rows; the run's state stays as it is."""
+        """Look whether processes can share batches, and compute the same, on so many rows of this epoch.
+
+        The run's state stays as it is. The step runs in the precision of its parameters: a rounded sum over a batch is
+        not the sum over its parts.
+        """
         exchange, self.svi.exchange = self.svi.exchange, None
+        order = self.state.order(len(self.train))[:size]
         try:
-            with self.rounded(), untouched_random_state(), pyro.validation_enabled(False), kept_modes(*self.modules):
+            with seeded(self.state.seed), pyro.validation_enabled(False), kept_modes(*self.modules):
                 for module in self.modules:
                     module.train()
-                return share_out(self.svi, self.modules, self.train.first(size, self.result.device))
+                batch = next(self.train.batches(len(order), order=order, device=self.result.device))
+                batch = tuple(column.clone() for column in batch)
+                self.ranks.spread(batch)  # where the data draw some themselves
+                parts = self.ranks.together(lambda: share_out(self.svi, self.modules, batch))
         finally:
             self.svi.exchange = exchange
+        if any(self.ranks.differ(*parts.terms, within=1e-5)):  # which machines of several kinds keep to
+            raise CoupledError(
+                "the processes compute different losses of the same data: give each the same program and objective, "
+                "and change them on all (callbacks run on the first one only; a regularizer's schedule runs on each)"
+            )
+        return parts
 
     def prepare(self, resume: dict[str, Any] | None) -> None:
         """Make optimiser and scheduler, and restore the state of an earlier run if there is one."""
@@ -126,9 +176,14 @@ class Loop:
             self.state.restore(checked(resume, self.state, self.result.data.fingerprint))
             self.result.history[:] = self.state.history
         self.state.history = self.result.history
-        self.ranks.spread([*self.svi.parameters.values(), *buffers_of(self.modules)])
+        self._check_alike()
+        held = [p for module in self.modules for p in module.parameters()]  # Pyro's store lacks those that are frozen
+        whole = {id(t): t for t in (*self.svi.parameters.values(), *held, *buffers_of(self.modules))}
+        self.ranks.spread(list(whole.values()))
         self.ranks.share_random_state()
-        self.svi.exchange = None if self.ranks.share is None else self.ranks.exchange
+        if self.ranks.share is not None:
+            self._prepare_shares()
+            self.svi.exchange = self.ranks.exchange
         self.result.state = lambda: {**self.state.capture(), "data": self.result.data.fingerprint}
 
     def run(self) -> None:
@@ -136,7 +191,7 @@ class Loop:
         try:
             self._run()
         except RankLostError as error:
-            error.good_state = {**self._good, "data": self.result.data.fingerprint}
+            error.good_state = self._good and {**self._good, "data": self.result.data.fingerprint}
             raise
 
     def _run(self) -> None:
@@ -148,6 +203,11 @@ class Loop:
         self._stop_early()  # a run that was over is over again
         while self.state.epoch < self.epochs and self.result.stopped is None:
             self._epoch()
+        if self.ranks.share is not None and self.state.history and not self.state.step:
+            try:
+                self._share_out_again()
+            except CoupledError as error:
+                warnings.warn(str(error), stacklevel=4)
         self.result.stopped = self.result.stopped or "finished"
         self.result.why_eager = self.svi.why_eager
         best = self.state.best
@@ -161,22 +221,29 @@ class Loop:
         self.tell("on_end", self.result)
 
     def tell(self, event: str, *arguments: Any) -> None:
-        """Call every callback; their random draws do not change the run."""
-        for callback in self.callbacks if self.ranks.is_first else ():
-            method = getattr(callback, event, None)
-            if method is not None:
-                self.svi.begin_stretch()  # the callback may change anything
-                with untouched_random_state():
-                    method(*arguments)
+        """Call every callback, of several processes on the first; their random draws do not change the run."""
+
+        def call() -> None:
+            for callback in self.callbacks if self.ranks.is_first else ():
+                method = getattr(callback, event, None)
+                if method is not None:
+                    self.svi.begin_stretch()  # the callback may change anything
+                    with untouched_random_state():
+                        method(*arguments)
+
+        if event == "on_error":  # others may be gone
+            call()
+        else:
+            self.ranks.together(call)
 
     def _epoch(self) -> None:
         """Take the remaining steps of one epoch."""
         state = self.state
         if self.streamed:
             self.steps = 0
-        if self.ranks.share is not None and state.epoch & (state.epoch - 1) == 0 < state.epoch and not state.step:
-            self._share_out(math.ceil(self.batch_size / self.ranks.count) + 1)  # what couples data may begin late
         self._good = state.capture()
+        if self.ranks.share is not None and state.epoch & (state.epoch - 1) == 0 < state.epoch and not state.step:
+            self._share_out_again()
         began, first, interrupted = time.perf_counter(), state.step, False
         self._sizes = [self.batch_size] * first
         for batch in self._batches():

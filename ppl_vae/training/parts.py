@@ -12,10 +12,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae.capture.reach import buffers_of
+from ppl_vae.objectives.losses import BatchLoss
 from ppl_vae.svi import SVI
 
+_FEW = (11, 15)  # rows: what couples data shows the more in the figures, the fewer there are
 _GRADIENT = "the gradient of "
-_SUSPECTS = "a regularizer, a likelihood or a loss over the whole batch, a latent outside the plate of the data"
+_SUSPECTS = (
+    "a regularizer, a likelihood or a loss over the whole batch, a latent outside the plate of the data, or a value in "
+    "Python that changes from call to call"
+)
+
+
+class CoupledError(ValueError):
+    """A program of which processes cannot share the batches."""
 
 
 class Parts(NamedTuple):
@@ -24,10 +33,12 @@ class Parts(NamedTuple):
     Attributes:
         own_noise: Whether each must draw noise of its own, since that of the whole batch cannot be split by rows.
         averaged: The buffers that a step moves towards a mean over the batch.
+        terms: The loss of the batch and what is known of its terms, which every process must find.
     """
 
     own_noise: bool
     averaged: list[Tensor]
+    terms: list[float]
 
 
 def share_out(svi: SVI, modules: Sequence[nn.Module], batch: tuple[Tensor, ...]) -> Parts:
@@ -35,6 +46,7 @@ def share_out(svi: SVI, modules: Sequence[nn.Module], batch: tuple[Tensor, ...])
 
     The loss and its terms must be the sums over the parts; gradients and changed buffers their weighted means. Where
     they are not, noise may be the reason: then every row gets the same noise, and the figures are compared again.
+    A few rows come first, since what couples data differs little between the halves of a large batch.
 
     Args:
         svi: The program, whose loss is a `PartLoss`. Its parameters and the modules' buffers end as they were.
@@ -42,40 +54,48 @@ def share_out(svi: SVI, modules: Sequence[nn.Module], batch: tuple[Tensor, ...])
         batch: A batch of at least two rows.
 
     Raises:
-        ValueError: If the program couples the data of a batch in its present state. A coupling may show later only.
+        CoupledError: If the program couples the data of a batch in its present state. A coupling may show later only.
     """
     for module in modules:
         for part in module.modules():
             if isinstance(part, _BatchNorm):
-                raise ValueError(
+                raise CoupledError(
                     f"{type(part).__name__} takes its statistics from a batch, of which each process has a part: use "
                     "networks without batch normalisation (nn.LayerNorm, nn.GroupNorm), or train in one process"
                 )
     if getattr(svi.loss.objective, "couples_batch", False):  # type: ignore[attr-defined]
-        raise ValueError(
+        raise CoupledError(
             f"{svi.loss.objective!r} couples the data of a batch, of which each process has a part: "  # type: ignore[attr-defined]
             "train in one process"
         )
     names = {id(buffer): name for module in modules for name, buffer in module.named_buffers()}
     buffers = buffers_of(modules)
     before = [b.clone() for b in buffers]
+    gradients = {name: parameter.grad for name, parameter in svi.parameters.items()}
     with untouched_random_state():
         try:
-            step = functools.partial(_difference, svi, buffers, [names[id(b)] for b in buffers], batch)
-            own_noise = step(same=False) is not None
-            found = step(same=True) if own_noise else None
+            few = next(n for n in _FEW if svi.loss.particles not in (n // 2, n // 2 + 1, n))  # type: ignore[attr-defined]
+            sizes = dict.fromkeys((min(few, len(batch[0])), len(batch[0])))
+            some = [tuple(column[:size] for column in batch) for size in sizes]
+            step = functools.partial(_difference, svi, buffers, [names[id(b)] for b in buffers])
+            own_noise = any(step(rows, same=False) is not None for rows in some)
+            found = next(filter(None, (step(rows, same=True) for rows in some)), None) if own_noise else None
             moved = [not torch.equal(b, old) for b, old in zip(buffers, before, strict=True)]
+            _set(buffers, before)
+            with torch.no_grad():
+                whole = _terms(svi.loss((svi.model, svi.guide), *batch, rows=range(len(batch[0])), whole=range(0)))
             if found is not None:
                 suspects = ", ".join(_owners(modules, [b for b, m in zip(buffers, moved, strict=True) if m]))
-                raise ValueError(
+                raise CoupledError(
                     f"{found} of a batch does not follow from those of its parts: something couples the data of a "
                     f"batch ({suspects or _SUSPECTS}), of which each process has a part; train in one process"
                 )
         finally:
             _set(buffers, before)
-            for parameter in svi.parameters.values():
-                parameter.grad = None
-    return Parts(own_noise, [b for b, m in zip(buffers, moved, strict=True) if m and b.is_floating_point()])
+            for name, parameter in svi.parameters.items():
+                parameter.grad = gradients.get(name)
+    averaged = [b for b, m in zip(buffers, moved, strict=True) if m and b.is_floating_point()]
+    return Parts(own_noise, averaged, [float(term) for term in whole.values()])
 
 
 def _owners(modules: Sequence[nn.Module], buffers: Sequence[Tensor]) -> list[str]:
@@ -126,12 +146,17 @@ def _figures(svi: SVI, batch: tuple[Tensor, ...], rows: range, whole: range) -> 
     """Return means per datum and gradients of a step, by their names in words, and the weight."""
     result = svi.backward(*batch, mean=True, rows=rows, whole=whole)
     weight = float(result.weight)
-    terms = {"the loss": result.loss, "log p(x|z)": result.log_likelihood, "the KL": result.kl}
-    figures = {name: term.detach() / weight for name, term in terms.items() if term is not None}
+    figures = {name: term / weight for name, term in _terms(result).items()}
     for name, parameter in svi.parameters.items():
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
         figures[f"{_GRADIENT}{name.split('$$$')[-1]}"] = gradient.detach()
     return figures, weight
+
+
+def _terms(result: BatchLoss) -> dict[str, Tensor]:
+    """Return the loss and its terms as far as they are known, by their names in words."""
+    terms = {"the loss": result.loss, "log p(x|z)": result.log_likelihood, "the KL": result.kl}
+    return {name: term.detach() for name, term in terms.items() if term is not None}
 
 
 def _set(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:

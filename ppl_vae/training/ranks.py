@@ -10,17 +10,20 @@ from __future__ import annotations
 import functools
 import hashlib
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ppl_vae._shares import RowNoise, Share
+from ppl_vae._team import Team
 from ppl_vae.objectives.losses import BatchLoss, Loss, Program
+
+T = TypeVar("T")
 
 
 class RankLostError(RuntimeError):
@@ -29,6 +32,7 @@ class RankLostError(RuntimeError):
     Attributes:
         good_state: The last good state of the run, as `ppl_vae.checkpoints.save` writes it, the same on every rank;
             empty before the first step.
+        rank: The process that has failed, where its error is known.
     """
 
     def __init__(self, error: RuntimeError) -> None:
@@ -38,6 +42,7 @@ class RankLostError(RuntimeError):
             f"be reached ({reason}): resume the run from its checkpoint"
         )
         self.good_state: dict[str, Any] = {}
+        self.rank: int | None = None
 
 
 class PartLoss(NamedTuple):
@@ -182,7 +187,35 @@ class Ranks:
             return result
         terms = (result.weight, result.loss, result.log_likelihood, result.kl)
         sums = torch.stack([_number(term, result.loss, result.loss.dtype) for term in terms])
-        return _replaced(result, self.summed(sums * self.counted))
+        return _replaced(result, self.summed(sums if self.counted else torch.zeros_like(sums)))
+
+    def together(self, act: Callable[[], T]) -> T:
+        """Act on every rank; an error on one of them ends all.
+
+        Raises:
+            Exception: The error of this rank.
+            RankLostError: If another rank failed, and this one did not.
+        """
+        if self.share is None:
+            return act()
+        error: Exception | None = None
+        try:
+            result = act()
+        except RankLostError:
+            raise
+        except Exception as found:
+            error = found
+        if self.summed(torch.tensor(float(error is not None), device=self.device)):
+            text = None if error is None else " ".join(f"{type(error).__name__}: {error}".split())
+            with _lost():
+                said = Team(*self.share).gather(text, "errors")
+            rank, text = next((rank, text) for rank, text in enumerate(said) if text is not None)
+            if error is not None:
+                raise error
+            lost = RankLostError(RuntimeError(f"process {rank} failed, {text}"))
+            lost.rank = rank
+            raise lost
+        return result
 
     def agree(self, value: Any) -> Any:
         """Return the value of rank 0."""
@@ -219,8 +252,8 @@ class Ranks:
         on_gpu = self.device.startswith("cuda")
         return [torch.get_rng_state(), *([torch.cuda.get_rng_state(self.device)] if on_gpu else [])]
 
-    def differ(self, *numbers: Tensor | float) -> list[bool]:
-        """Return for each number whether it differs between ranks."""
+    def differ(self, *numbers: Tensor | float, within: float = 0.0) -> list[bool]:
+        """Return for each number whether it differs between ranks, by more than a share of its size."""
         if self.share is None:
             return [False] * len(numbers)
         mine = torch.tensor([float(n) for n in numbers], dtype=torch.float64, device=self.device)
@@ -228,7 +261,7 @@ class Ranks:
         with _lost():
             dist.all_reduce(both, dist.ReduceOp.MAX)
         most, least = both.chunk(2)
-        return (most != -least).tolist()
+        return (~(most + least <= within * most.abs())).tolist()
 
 
 @contextmanager

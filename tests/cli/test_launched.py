@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ppl_vae import checkpoints
-from ppl_vae._team import Team
-from ppl_vae.cli import main
+from ppl_vae._team import Team, _packed, _sendable, _unpacked
+from ppl_vae.cli import main, train
 
 TRAIN = ["train", "--epochs", "2", "--seed", "0", "--compile", "off"]
 
@@ -54,11 +55,45 @@ def test_one_process_speaks_and_writes_what_one_alone_would(tmp_path: Path, monk
 
 
 @pytest.mark.slow
-def test_a_bad_option_is_said_once(tmp_path: Path) -> None:
-    code, out, err = run("train", "--epochs", "-1", where=tmp_path)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--epochs", "-1"],
+        ["train", "--nonsense", "3"],
+        ["score", "nowhere"],
+        ["train", "--epochs", "1", "--out", "/proc/run"],
+        ["train", "--epochs", "1", "--likelihood", "OptimalSigmaNormal"],
+    ],
+    ids=" ".join,
+)
+def test_an_error_is_said_once(words: list[str], tmp_path: Path) -> None:
+    code, out, err = run(*words, where=tmp_path)
     assert code != 0
     assert err.count("ppl-vae: error:") == 1
+    assert "process 1:" not in err
     assert not out
+
+
+@pytest.mark.slow
+def test_a_restart_leaves_an_older_run_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first start is refused, since the folder holds a run, and so is the second."""
+    monkeypatch.chdir(tmp_path)
+    assert main([*TRAIN, "--out", "run"]) == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert launch("train", "--epochs", "4", "--out", "run", where=tmp_path, restarts=1).wait(240) != 0
+    assert (tmp_path / "err.txt").read_text().count("already holds a run") == 2
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_only_the_run_of_the_same_launch_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {"data": {"x_shape": [2], "fingerprint": ""}}
+    for name, launch in (("run", None), ("run-2", "ours"), ("other", "theirs")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps({**facts, **({"launch": launch} if launch else {})}))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "ours")
+    assert train._last_run(tmp_path / "run", numbered=True) == tmp_path / "run-2"
+    assert train._last_run(tmp_path / "run", numbered=False) is None
+    assert train._last_run(tmp_path / "other", numbered=False) is None
 
 
 @pytest.mark.slow
@@ -132,6 +167,17 @@ def _process(parent: int, rank: int) -> int:
         if f"\nPPid:\t{parent}\n" in status and f"RANK={rank}".encode() in environment:
             return int(path.name)
     raise AssertionError(f"no process of rank {rank}")
+
+
+def test_what_processes_send_arrives() -> None:
+    class Odd(Exception):  # noqa: N818
+        def __init__(self, one: int, two: int) -> None:
+            super().__init__(f"{one} and {two}")
+
+    assert str(_unpacked(_packed(_sendable(Odd(1, 2))))) == "Odd: 1 and 2"
+    assert str(_unpacked(_packed(_sendable(ValueError("no"))))) == "no"
+    value = {"a": torch.ones(2, requires_grad=True) * 2, "b": None}
+    assert _unpacked(_packed(value))["a"].tolist() == [2, 2]
 
 
 def test_tasks_are_done_in_turn_and_errors_raised() -> None:

@@ -268,7 +268,77 @@ def callbacks() -> dict[str, Any]:
     return {"calls": count.calls}
 
 
+def bf16() -> dict[str, Any]:
+    """Products in bfloat16, of which a sum over a batch is not that over its parts."""
+    return trained(vae_of().float(), made(bits(torch.float32)), precision="bf16")
+
+
+def frozen() -> dict[str, Any]:
+    """A parameter that does not train, which differs between processes at first."""
+    vae = vae_of()
+    next(vae.parameters()).requires_grad_(False)
+    return trained(vae, made(bits()))
+
+
+def coupled_late(epochs: int, resume: str | None = None) -> dict[str, Any]:
+    """An objective that couples the data once it is high enough, as it is after epoch 3."""
+
+    def objective(weights: Any) -> torch.Tensor:
+        log_w = weights.log_w
+        return log_w.mean(0) - 2 * (log_w.mean() + 4.5).clamp(min=0) ** 2
+
+    adam = functools.partial(torch.optim.Adam, lr=3e-2)
+    state = None if resume is None else pv.checkpoints.load(resume)
+    seed = 1 if resume is None else None
+    return trained(vae_of(), made(bits()), objective=objective, optimizer=adam, epochs=epochs, seed=seed, resume=state)
+
+
+def failing_callback() -> dict[str, Any]:
+    """A callback, on the first process alone, that raises; the processes can train again afterwards."""
+
+    class Full:
+        def on_epoch(self, run: Any, record: Any) -> None:
+            raise OSError("the disk is full")
+
+    with suppress(OSError, pv.training.RankLostError):
+        trained(vae_of(), made(bits()), callbacks=[Full()])
+        raise AssertionError("the error is lost")
+    return trained(vae_of(), made(bits()))
+
+
+def changing_callback() -> dict[str, Any]:
+    """A callback, on the first process alone, that changes the objective there."""
+    regularizer = regularizers.KLWeight(0.5)
+
+    class Change:
+        def on_epoch(self, run: Any, record: Any) -> None:
+            regularizer.weight.stop = 1.0
+
+    return trained(vae_of(), made(bits()), regularizer=regularizer, callbacks=[Change()])
+
+
+def large() -> dict[str, Any]:
+    """A likelihood with the variance of the batch, whose halves hardly differ in float32."""
+    likelihood = likelihoods.OptimalSigmaNormal(networks.MLP([9]))
+    x = torch.rand(1000, 1, 2, 3, generator=torch.Generator().manual_seed(0))
+    return trained(vae_of(likelihood=likelihood).float(), (x,), batch_size=1000, epochs=1)
+
+
+def differing(what: str) -> dict[str, Any]:
+    """A call of `fit` that differs between the processes."""
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    calls: dict[str, Callable[[], Any]] = {
+        "shapes": lambda: trained(vae_of(likelihood=likelihoods.Bernoulli(networks.MLP([9 + rank]))), made(bits())),
+        "arguments": lambda: trained(vae_of(), made(bits()), validate_every=1 + rank),
+        "objectives": lambda: trained(vae_of(), made(bits()), regularizer=regularizers.KLWeight(1.0 + rank)),
+        "one datum": lambda: trained(vae_of(), (bits()[:1],)),
+        "race": lambda: pv.comparison.race(lambda seed: vae_of(), made(bits()), objectives=["ELBO"], epochs=1),
+    }
+    return calls[what]()
+
+
 _ALL = (objective, program, dynamic, optimiser, items, bare_parameters, refused)
+_ALL += (bf16, frozen, coupled_late, failing_callback, changing_callback, large, differing)
 _ALL += (stopped, resumed, gone_on, own_noise, parted, killed, callbacks)
 CASES = {function.__name__: function for function in _ALL}
 

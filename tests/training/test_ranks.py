@@ -53,6 +53,8 @@ TWO: list[tuple[Any, ...]] = [
     ("optimiser",),
     ("items",),
     ("bare_parameters",),
+    ("frozen",),
+    ("failing_callback",),
 ]
 REFUSED = {
     "batch norm": "BatchNorm1d takes its statistics from a batch",
@@ -67,6 +69,13 @@ REFUSED = {
     "batch_size": "batch_size is 1, and 2 processes share a batch",
     "table": "couples the data of a batch (",
 }
+DIFFERING = {
+    "shapes": "the processes of the run have parameters of other names or shapes",
+    "arguments": "the processes of the run have other arguments of fit",
+    "objectives": "the processes compute different losses of the same data",
+    "one datum": "there are 1 training data, and 2 processes share a batch: give more data",
+    "race": "race runs in one process, and torch.distributed joins 2",
+}
 ALSO: list[tuple[Any, ...]] = [
     *(("refused", name) for name in REFUSED),
     ("stopped", 6),
@@ -76,6 +85,12 @@ ALSO: list[tuple[Any, ...]] = [
     ("own_noise",),
     ("parted",),
     ("callbacks",),
+    ("bf16",),
+    ("changing_callback",),
+    ("large",),
+    ("coupled_late", 4),
+    ("coupled_late", 6),
+    *(("differing", what) for what in DIFFERING),
 ]
 
 
@@ -124,7 +139,7 @@ def test_two_processes_follow_one(two: Results, call: tuple[Any, ...]) -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_shared_is_refused_in_one_sentence(two: Results, name: str) -> None:
     errors = [found["refused", name].get("error", "") for found in two]
-    assert errors[-1].startswith("ValueError")
+    assert errors[-1].startswith(("ValueError", "CoupledError"))
     assert REFUSED[name] in errors[-1]
     assert "\n" not in errors[-1]
 
@@ -144,6 +159,34 @@ def test_noise_that_cannot_be_split_leaves_the_gradient_right(two: Results) -> N
 def test_processes_that_part_are_stopped(two: Results) -> None:
     for found in two:
         assert "parameters have parted" in found["parted",]["error"]
+
+
+@pytest.mark.parametrize("what", DIFFERING)
+def test_calls_that_differ_between_processes_are_refused_on_all(two: Results, what: str) -> None:
+    for found in two:
+        assert DIFFERING[what] in found["differing", what]["error"]
+
+
+def test_a_callback_that_changes_the_objective_on_one_process_is_found(two: Results) -> None:
+    for found in two:
+        assert "compute different losses of the same data" in found["changing_callback",]["error"]
+
+
+def test_a_variance_over_a_large_batch_is_refused(two: Results) -> None:
+    assert "couples the data of a batch (OptimalSigmaNormal)" in two[0]["large",]["error"]
+
+
+def test_rounded_products_are_no_coupling(two: Results) -> None:
+    same(two[0]["bf16",], rank_cases.run_case(("bf16",)), 1e-2)
+
+
+def test_data_that_are_coupled_late_are_told_of(two: Results) -> None:
+    """In the next comparison, which the end of a run is too."""
+    for found in two:
+        late, ended = found["coupled_late", 6]["error"], found["coupled_late", 4]["warnings"]
+        assert late.startswith("CoupledError: after epoch 4 the loss of a batch does not follow")
+        assert late.endswith("from epoch 3 on the run may differ from that of one process")
+        assert any(text.endswith("from epoch 3 on the run may differ from that of one process") for text in ended)
 
 
 def test_callbacks_run_on_the_first_process_alone(two: Results) -> None:

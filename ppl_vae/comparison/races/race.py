@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ppl_vae._jobs import Lost, check_jobs, run_all, workers
 from ppl_vae._scopes import seeded
+from ppl_vae._team import refuse_shared
 from ppl_vae._validation import check_choice, check_positive, check_positive_int, is_integer
 from ppl_vae.comparison.contenders import contenders
 from ppl_vae.comparison.races.heats import Heat, OnRun, Starts, Track, end_of, run_alone, silent
@@ -140,6 +141,7 @@ def race(
         >>> [(run.name, run.stopped, run.kind, len(run.points)) for run in found.runs]
         [('ELBO', 'finished', 'exact', 2), ('MeanFieldELBO', 'finished', 'exact', 2)]
     """
+    refuse_shared("race")
     began = time.perf_counter()
     if not isinstance(data, Dataset):
         whole = as_split(data)
