@@ -6,18 +6,16 @@ import functools
 import math
 import time
 import warnings
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyro
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ppl_vae._scopes import evaluation_mode, kept_modes, seeded, untouched_random_state
+from ppl_vae._scopes import evaluation_mode, seeded, untouched_random_state
 from ppl_vae.capture import buffers_of
 from ppl_vae.data import Dataset, Split
 from ppl_vae.data.streams import ItemSplit, Stream
@@ -25,16 +23,16 @@ from ppl_vae.objectives.impossible import Limits
 from ppl_vae.objectives.losses import BatchLoss
 from ppl_vae.programs import SemiSupervisedVAE
 from ppl_vae.svi import SVI
-from ppl_vae.training.parts import CoupledError, Parts, share_out
-from ppl_vae.training.ranks import PartLoss, RankLostError, Ranks
+from ppl_vae.training.parts import CoupledError
+from ppl_vae.training.ranks import RankLostError, Ranks
 from ppl_vae.training.rehearsal import CHECK, rehearse
 from ppl_vae.training.resuming import checked
 from ppl_vae.training.run import Callback, Progress, Run
+from ppl_vae.training.sharing import MOST_REHEARSED, Sharing
 from ppl_vae.training.state import DivergedError, Means, TrainingState, diagnose
 from ppl_vae.vae import VAE
 
 CHECK_EVERY = 100  # steps between two checks of the losses: the last good state is never further back
-MOST_REHEARSED = 1000  # rows beyond a process's share: its memory need not hold a whole batch
 MONITOR = "validation_elbo"
 
 
@@ -59,7 +57,7 @@ class Loop:
     limits: Limits = field(init=False, default=Limits())  # of the program, found by `rehearse`
     _sizes: list[int] = field(init=False, default_factory=list)  # of the batches of this epoch
     _wrong: str | None = field(init=False, default=None)  # the impossible figure of the last validation
-    _compared: int = field(init=False, default=0)  # the epoch after which processes were last compared
+    sharing: Sharing | None = field(init=False, default=None)  # among several processes, made by `prepare`
     _good: dict[str, Any] = field(init=False, default_factory=dict)  # the last good state
 
     def __post_init__(self) -> None:
@@ -75,74 +73,6 @@ class Loop:
         with self.rounded():
             rehearsed = functools.partial(rehearse, self.result, self.svi, self.modules, min(size, self.batch_size))
             self.limits = self.ranks.together(rehearsed)
-
-    def _check_alike(self) -> None:
-        """Refuse processes with other parameters, other arguments of `fit` or another state to go on from."""
-        shapes = [(name, tuple(p.shape), p.dtype) for name, p in self.svi.parameters.items()]
-        given = (self.epochs, self.batch_size, self.validate_every, self.early_stopping, self.svi.clip_norm)
-        texts = (shapes, given, (self.state.epoch, self.state.step))
-        what = ("parameters of other names or shapes", "other arguments of fit", "other states to resume from")
-        found = self.ranks.differ(*(zlib.crc32(repr(text).encode()) for text in texts))
-        if any(found):
-            raise ValueError(
-                f"the processes of the run have {what[found.index(True)]}; expected the same call of fit on each, with "
-                "the same program, arguments and resume"
-            )
-
-    def _prepare_shares(self) -> None:
-        """Look how the processes can share batches, from the state in which the run begins."""
-        objective = getattr(self.svi.loss, "objective", self.svi.loss)
-        particles = getattr(objective, "num_particles", 1) if getattr(objective, "vectorize_particles", True) else 1
-        self.svi.loss = PartLoss(self.svi.loss, particles)
-        parts = self._share_out(max(2, min(self.batch_size, MOST_REHEARSED)))
-        self._compared = self.state.epoch
-        self.ranks.own_noise, self.ranks.averaged = self.ranks.agree(parts.own_noise), parts.averaged
-        if self.ranks.own_noise:
-            warnings.warn(
-                "the noise of this program cannot be split by data, so that each process draws noise of its own: "
-                "the run is another one with another number of processes",
-                stacklevel=4,
-            )
-
-    def _share_out_again(self) -> None:
-        """Look again, since what couples data may begin late.
-
-        Raises:
-            CoupledError: If something couples them; the parameters stay as they are.
-        """
-        try:
-            self._share_out(math.ceil(self.batch_size / self.ranks.count) + 1)
-        except CoupledError as error:
-            raise CoupledError(
-                f"after epoch {self.state.epoch} {error}; from epoch {self._compared + 1} on the run may differ from "
-                "that of one process"
-            ) from error
-        self._compared = self.state.epoch
-
-    def _share_out(self, size: int) -> Parts:
-        """Look whether processes can share batches, and compute the same, on so many rows of this epoch.
-
-        The run's state stays as it is. The step runs in the precision of its parameters: a rounded sum over a batch is
-        not the sum over its parts.
-        """
-        exchange, self.svi.exchange = self.svi.exchange, None
-        order = self.state.order(len(self.train))[:size]
-        try:
-            with seeded(self.state.seed), pyro.validation_enabled(False), kept_modes(*self.modules):
-                for module in self.modules:
-                    module.train()
-                batch = next(self.train.batches(len(order), order=order, device=self.result.device))
-                batch = tuple(column.clone() for column in batch)
-                self.ranks.spread(batch)  # where the data draw some themselves
-                parts = self.ranks.together(lambda: share_out(self.svi, self.modules, batch))
-        finally:
-            self.svi.exchange = exchange
-        if any(self.ranks.differ(*parts.terms, within=1e-5)):  # which machines of several kinds keep to
-            raise CoupledError(
-                "the processes compute different losses of the same data: give each the same program and objective, "
-                "and change them on all (callbacks run on the first one only; a regularizer's schedule runs on each)"
-            )
-        return parts
 
     def prepare(self, resume: dict[str, Any] | None) -> None:
         """Make optimiser and scheduler, and restore the state of an earlier run if there is one."""
@@ -176,14 +106,16 @@ class Loop:
             self.state.restore(checked(resume, self.state, self.result.data.fingerprint))
             self.result.history[:] = self.state.history
         self.state.history = self.result.history
-        self._check_alike()
+        given = (self.epochs, self.batch_size, self.validate_every, self.early_stopping, self.svi.clip_norm)
+        sharing = Sharing(self.svi, self.modules, self.train, self.state, self.ranks, self.batch_size)
+        sharing.check_alike(given)
         held = [p for module in self.modules for p in module.parameters()]  # Pyro's store lacks those that are frozen
         whole = {id(t): t for t in (*self.svi.parameters.values(), *held, *buffers_of(self.modules))}
         self.ranks.spread(list(whole.values()))
         self.ranks.share_random_state()
         if self.ranks.share is not None:
-            self._prepare_shares()
-            self.svi.exchange = self.ranks.exchange
+            sharing.begin()
+            self.sharing, self.svi.exchange = sharing, self.ranks.exchange
         self.result.state = lambda: {**self.state.capture(), "data": self.result.data.fingerprint}
 
     def run(self) -> None:
@@ -203,9 +135,9 @@ class Loop:
         self._stop_early()  # a run that was over is over again
         while self.state.epoch < self.epochs and self.result.stopped is None:
             self._epoch()
-        if self.ranks.share is not None and self.state.history and not self.state.step:
+        if self.sharing is not None and self.state.history and not self.state.step:
             try:
-                self._share_out_again()
+                self.sharing.look_again()
             except CoupledError as error:
                 warnings.warn(str(error), stacklevel=4)
         self.result.stopped = self.result.stopped or "finished"
@@ -242,8 +174,8 @@ class Loop:
         if self.streamed:
             self.steps = 0
         self._good = state.capture()
-        if self.ranks.share is not None and state.epoch & (state.epoch - 1) == 0 < state.epoch and not state.step:
-            self._share_out_again()
+        if self.sharing is not None and state.epoch & (state.epoch - 1) == 0 < state.epoch and not state.step:
+            self.sharing.look_again()
         began, first, interrupted = time.perf_counter(), state.step, False
         self._sizes = [self.batch_size] * first
         for batch in self._batches():
@@ -305,34 +237,11 @@ class Loop:
         if found := state.impossible(self.limits, self._sizes):
             state.restore(good)
             raise DivergedError(state.epoch + 1, *found, good, CHECK)
-        self._keep_together()
+        if self.sharing is not None:
+            self.sharing.keep_together()
         if state.step != self.steps:  # at its start the next epoch captures its own
             self._good = state.capture()
         self._report(seconds, steps_done)
-
-    def _keep_together(self) -> None:
-        """Compare the processes: they have the same parameters, and the same random state where they share noise.
-
-        Raises:
-            RuntimeError: If their parameters differ.
-        """
-        if self.ranks.share is None:
-            return
-        norms = torch.stack(torch._foreach_norm([p.detach() for p in self.svi.parameters.values()]))
-        parted, drifted = self.ranks.differ(norms.double().sum(), self.ranks.random_digest())
-        if parted:
-            raise RuntimeError(
-                f"the processes' parameters have parted by step {self.state.step} of epoch {self.state.epoch + 1}: "
-                "something changes the program, the optimiser or the data on one of them alone (callbacks run on the "
-                "first one only)"
-            )
-        if drifted and not self.ranks.own_noise:
-            self.ranks.share_random_state()
-            warnings.warn(
-                "the processes drew different numbers of random values, as where the data draw some themselves: the "
-                "run does not repeat what one process computes",
-                stacklevel=2,
-            )
 
     def _end_stream(self, seconds: float) -> None:
         """Learn the number of steps from a pass over a loader that has come to its end."""

@@ -6,11 +6,13 @@ import multiprocessing
 import os
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -464,14 +466,22 @@ class TestWorkers:
         assert not children()
 
     def test_a_worker_that_is_killed_ends_the_run_in_one_sentence(self):
-        began = time.perf_counter()
-        with pytest.raises(RuntimeError, match=r"DataLoader worker [^\n]*$"):
-            fitted(data.as_split(Items(bad=40, harm="end"), workers=2))
-        assert time.perf_counter() - began < 30
-        assert not children()
-        batches = data.as_split(Items(bad=40, harm="end"), workers=1).batches(10)
-        with pytest.raises(RuntimeError, match=r"^(a worker process that reads the data has ended|DataLoader)[^\n]*$"):
-            list(batches)
+        """In a process of its own: torch raises at the end of a worker wherever Python is, in the test's runner too."""
+        sentence = re.compile(r"(a worker process that reads the data has ended|DataLoader worker)[^\n]*")
+
+        def end(act: Callable[[data.Split], object], workers: int) -> None:
+            torch.set_num_threads(1)  # the threads of the parent do not come along
+            try:
+                act(data.as_split(Items(bad=40, harm="end"), workers=workers))
+            except RuntimeError as error:
+                os._exit(0 if sentence.fullmatch(str(error)) and not children() else 3)
+            os._exit(4)
+
+        for act, workers in ((fitted, 2), (lambda split: list(split.batches(10)), 1)):
+            process = multiprocessing.get_context("fork").Process(target=end, args=(act, workers))
+            process.start()
+            process.join(30)
+            assert process.exitcode == 0
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
     def test_an_interrupted_run_leaves_no_process(self, error):
