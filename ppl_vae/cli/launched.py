@@ -71,7 +71,11 @@ def launched() -> Iterator[Team]:
     with_gpu = torch.cuda.is_available()
     if with_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if with_gpu else "gloo")
+    store, rank, size = next(dist.rendezvous("env://"))
+    # of a command that is started again the store still has the addresses of processes that are gone
+    store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "cpu:gloo,cuda:nccl" if with_gpu else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     here = Team.present()
     if here.is_first:
         yield here
