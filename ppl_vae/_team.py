@@ -22,6 +22,8 @@ class Team(NamedTuple):
     Example:
         >>> Team().share([lambda: 1, lambda: 2])
         [1, 2]
+        >>> [list(Team(rank, 3).rows(5)) for rank in range(3)]
+        [[0, 1], [2, 3], [4]]
     """
 
     rank: int = 0
@@ -40,6 +42,20 @@ class Team(NamedTuple):
     def is_first(self) -> bool:
         """Whether this process speaks."""
         return self.rank == 0
+
+    def rows(self, total: int) -> range:
+        """Return this process's rows of a batch of `total`; none where the batch has fewer rows than processes.
+
+        The rows of all processes are contiguous parts that cover the batch without overlap, and their numbers differ
+        by at most one.
+        """
+        least, more = divmod(total, self.size)
+        start = self.rank * least + min(self.rank, more)
+        return range(start, start + least + (self.rank < more))
+
+    def taken(self, total: int) -> range:
+        """Return `rows`, or the first row where there are none: it is computed and counts nothing."""
+        return self.rows(total) or range(1)
 
     def gather(self, value: T, what: str = "") -> list[T]:
         """Return the values of all processes, in order.

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae._shares import RowNoise, Share
+from ppl_vae._noise import RowNoise
+from ppl_vae._team import ALONE, Team
 from ppl_vae._tensors import moved
 from ppl_vae._validation import is_integer
 from ppl_vae.data.binarization import Binarization, Dequantization, Rule, dequantize, noise_key
@@ -100,7 +101,7 @@ class Split:
         *,
         order: Int[Tensor, " m"] | None = None,
         device: torch.device | str | None = None,
-        share: Share | None = None,
+        team: Team = ALONE,
     ) -> Iterator[tuple[Shaped[Tensor, " batch *shape"], ...]]:
         """Iterate over batches of rows; the last batch is smaller where the rows do not divide.
 
@@ -112,7 +113,7 @@ class Split:
             batch_size: rows in a batch, from 1 to the number of rows in this split.
             order: the rows and their order, int64: a permutation or a subset; None for 0..n-1.
             device: the device of the batches; None leaves them where the columns are.
-            share: the share of one process in every batch (`Share.taken`); None for whole batches.
+            team: the processes that share every batch, each with its rows (`Team.taken`); alone, whole batches.
 
         Returns:
             An iterator over tuples with one tensor for each column. In a dynamic split column 0 is drawn from
@@ -141,9 +142,9 @@ class Split:
         if isinstance(self.x, Tensor):
             index = index.to(self.x.device)  # once, not batch by batch
         pieces = index.split(int(batch_size)) if len(index) else ()
-        if share is None:
+        if team.size == 1:
             return self._gather(pieces, device)
-        taken = [share.taken(len(piece)) for piece in pieces]
+        taken = [team.taken(len(piece)) for piece in pieces]
         parts = [piece[rows.start : rows.stop] for piece, rows in zip(pieces, taken, strict=True)]
         noise = [RowNoise(rows, len(piece)) for piece, rows in zip(pieces, taken, strict=True)]
         return self._gather(parts, device, noise)

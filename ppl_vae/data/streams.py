@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ppl_vae._scopes import untouched_random_state
-from ppl_vae._shares import Share
+from ppl_vae._team import ALONE, Team
 from ppl_vae._tensors import moved
 from ppl_vae.data.items import Columns, ItemSplit, Read
 from ppl_vae.data.rows import LazyRows
@@ -74,16 +74,16 @@ class Stream(Split):
         *,
         order: Tensor | None = None,
         device: torch.device | str | None = None,
-        share: Share | None = None,
+        team: Team = ALONE,
     ) -> Iterator[Columns]:
         """Iterate over the loader once; `batch_size` is the loader's own, whatever is given.
 
         Raises:
             ValueError: If rows are asked for by their numbers, a share of the rows, or a second pass over a generator.
         """
-        if share is not None:
+        if team.size > 1:
             raise ValueError(
-                f"the data come from a {type(self.source).__name__}, whose batches {share.processes} processes cannot "
+                f"the data come from a {type(self.source).__name__}, whose batches {team.size} processes cannot "
                 "share: give arrays or a torch Dataset, whose rows have numbers"
             )
         if order is not None:

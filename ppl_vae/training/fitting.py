@@ -166,7 +166,7 @@ def fit(
         warnings.warn(f"batch_size is lowered from {batch_size} to the {len(data.train)} training data", stacklevel=2)
         batch_size = len(data.train)
     ranks = Ranks.present()
-    if ranks.share is not None:
+    if ranks.team.size > 1:
         _check_shares(ranks, data, batch_size)
     for module in modules:
         module.to(device)
@@ -228,7 +228,7 @@ def fit(
 def _check_shares(ranks: Ranks, data: Dataset, batch_size: int) -> None:
     """Refuse data that the processes of a run cannot share."""
     if isinstance(data.train, Stream):
-        next(data.train.batches(share=ranks.share))  # refuses it
+        next(data.train.batches(team=ranks.team))  # refuses it
     if batch_size < ranks.count:
         few = not isinstance(data.train, Stream) and len(data.train) == batch_size
         what = f"there are {batch_size} training data" if few else f"batch_size is {batch_size}"

@@ -113,7 +113,7 @@ class Loop:
         whole = {id(t): t for t in (*self.svi.parameters.values(), *held, *buffers_of(self.modules))}
         self.ranks.spread(list(whole.values()))
         self.ranks.share_random_state()
-        if self.ranks.share is not None:
+        if self.ranks.team.size > 1:
             sharing.begin()
             self.sharing, self.svi.exchange = sharing, self.ranks.exchange
         self.result.state = lambda: {**self.state.capture(), "data": self.result.data.fingerprint}
@@ -212,9 +212,7 @@ class Loop:
         state, vae = self.state, self.result.program
         order = None if self.streamed else state.order(len(self.train))[state.step * self.batch_size :]
         self.ranks.begin_step(state.seed, state.epoch, state.step)
-        for batch in self.train.batches(
-            self.batch_size, order=order, device=self.result.device, share=self.ranks.share
-        ):
+        for batch in self.train.batches(self.batch_size, order=order, device=self.result.device, team=self.ranks.team):
             if self.unseen and state.epoch == 0 and isinstance(vae, VAE):
                 nothing = Split(tuple(column[:0] for column in batch))
                 vae.check_support(Dataset("a batch", Split(batch), nothing, nothing))
@@ -223,7 +221,7 @@ class Loop:
 
     def _size_of(self, batch: tuple[torch.Tensor, ...]) -> int:
         """Return the number of rows of the whole batch, of which this process has a share."""
-        if self.ranks.share is None:
+        if self.ranks.team.size == 1:
             return len(batch[0])
         return min(self.batch_size, len(self.train) - self.state.step * self.batch_size)
 
@@ -261,7 +259,7 @@ class Loop:
         if self.stop is not None:
             self.svi.begin_stretch()
             asked = self.stop()
-        if self.ranks.share is None:
+        if self.ranks.team.size == 1:
             return asked
         self.ranks.stopping = asked
         return self.ranks.stopped
@@ -289,7 +287,7 @@ class Loop:
         sums = torch.zeros(3, dtype=torch.float64)  # of errors of reconstruction and of classification, and their data
         size, ranks = min(1000, len(split)), self.ranks
         with seeded(ranks.seed_of(run.seed)), evaluation_mode(*self.modules), torch.no_grad():
-            for number, batch in enumerate(split.batches(size, device=run.device, share=ranks.share)):
+            for number, batch in enumerate(split.batches(size, device=run.device, team=ranks.team)):
                 total = min(size, len(split) - number * size)
                 results.append(ranks.gathered(self.svi.evaluate(*batch, **ranks.arguments(total))))
                 self._wrong = self._wrong or Means.of(results[-1:]).impossible(results[-1].limits, total)

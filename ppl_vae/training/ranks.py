@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ppl_vae._shares import RowNoise, Share
-from ppl_vae._team import Team
+from ppl_vae._noise import RowNoise
+from ppl_vae._team import ALONE, Team
 from ppl_vae.objectives.losses import BatchLoss, Loss, Program
 
 T = TypeVar("T")
@@ -74,7 +74,7 @@ class Ranks:
     """This process among those of a run.
 
     Attributes:
-        share: Its share of each batch; None for a process alone.
+        team: Its place among them.
         own_noise: Whether it draws noise of its own, where noise cannot be split by rows.
         averaged: The tensors of the program that a step moves towards the mean of a batch.
         stopping: Whether this rank asks to end the run after the next step.
@@ -83,7 +83,7 @@ class Ranks:
         device: Where the run's figures are exchanged.
     """
 
-    share: Share | None = None
+    team: Team = ALONE
     own_noise: bool = False
     averaged: Sequence[Tensor] = ()
     stopping: bool = False
@@ -95,38 +95,36 @@ class Ranks:
     @classmethod
     def present(cls) -> Ranks:
         """Return the place of this process in the initialised process group, or alone."""
-        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-            return cls()
-        return cls(Share(dist.get_rank(), dist.get_world_size()))
+        return cls(Team.present())
 
     @property
     def count(self) -> int:
         """The number of processes."""
-        return 1 if self.share is None else self.share.processes
+        return self.team.size
 
     @property
     def is_first(self) -> bool:
         """Whether this process writes and speaks for the run."""
-        return self.share is None or self.share.rank == 0
+        return self.team.is_first
 
     def arguments(self, total: int) -> dict[str, range]:
         """Return what says to a `PartLoss` which rows of a batch of `total` it is given."""
-        if self.share is None:
+        if self.team.size == 1:
             return {}
-        self.counted = bool(self.share.rows(total))
-        return {} if self.own_noise else {"rows": self.share.taken(total), "whole": range(total)}
+        self.counted = bool(self.team.rows(total))
+        return {} if self.own_noise else {"rows": self.team.taken(total), "whole": range(total)}
 
     def noise(self, total: int) -> AbstractContextManager[Any]:
         """Return a context in which what is drawn for this rank's rows of a batch is drawn for the whole batch."""
-        if self.share is None or self.own_noise:
+        if self.team.size == 1 or self.own_noise:
             return nullcontext()
-        return RowNoise(self.share.taken(total), total)
+        return RowNoise(self.team.taken(total), total)
 
     def seed_of(self, seed: int, *place: int) -> int:
         """Return the seed of this rank's own noise at a place of the run; the run's seed where noise is shared."""
-        if not self.own_noise or self.share is None:
+        if not self.own_noise or self.team.size == 1:
             return seed
-        words = " ".join(map(str, (seed, *place, self.share.rank)))
+        words = " ".join(map(str, (seed, *place, self.team.rank)))
         return int.from_bytes(hashlib.sha256(words.encode()).digest()[:7])
 
     def begin_step(self, seed: int, *place: int) -> None:
@@ -176,14 +174,14 @@ class Ranks:
 
     def summed(self, numbers: Tensor) -> Tensor:
         """Return the sum over ranks; the tensor itself alone."""
-        if self.share is not None:
+        if self.team.size > 1:
             with _lost():
                 dist.all_reduce(numbers)
         return numbers
 
     def gathered(self, result: BatchLoss) -> BatchLoss:
         """Return the loss of the whole batch from that of this rank's share."""
-        if self.share is None:
+        if self.team.size == 1:
             return result
         terms = (result.weight, result.loss, result.log_likelihood, result.kl)
         sums = torch.stack([_number(term, result.loss, result.loss.dtype) for term in terms])
@@ -196,7 +194,7 @@ class Ranks:
             Exception: The error of this rank.
             RankLostError: If another rank failed, and this one did not.
         """
-        if self.share is None:
+        if self.team.size == 1:
             return act()
         error: Exception | None = None
         try:
@@ -208,7 +206,7 @@ class Ranks:
         if self.summed(torch.tensor(float(error is not None), device=self.device)):
             text = None if error is None else " ".join(f"{type(error).__name__}: {error}".split())
             with _lost():
-                said = Team(*self.share).gather(text, "errors")
+                said = self.team.gather(text, "errors")
             rank, text = next((rank, text) for rank, text in enumerate(said) if text is not None)
             if error is not None:
                 raise error
@@ -219,7 +217,7 @@ class Ranks:
 
     def agree(self, value: Any) -> Any:
         """Return the value of rank 0."""
-        if self.share is None:
+        if self.team.size == 1:
             return value
         values = [value]
         with _lost():
@@ -228,7 +226,7 @@ class Ranks:
 
     def spread(self, tensors: Sequence[Tensor]) -> None:
         """Give every rank the tensors of rank 0."""
-        if self.share is not None:
+        if self.team.size > 1:
             with torch.no_grad(), _lost():
                 for tensor in tensors:
                     whole = tensor.detach().contiguous()
@@ -241,7 +239,7 @@ class Ranks:
 
     def share_random_state(self) -> None:
         """Take the random states of the first process, on the CPU and on this process's device."""
-        if self.share is None:
+        if self.team.size == 1:
             return
         first, *of_device = self.agree([state.clone() for state in self._random_states()])
         torch.set_rng_state(first)
@@ -254,7 +252,7 @@ class Ranks:
 
     def differ(self, *numbers: Tensor | float, within: float = 0.0) -> list[bool]:
         """Return for each number whether it differs between ranks, by more than a share of its size."""
-        if self.share is None:
+        if self.team.size == 1:
             return [False] * len(numbers)
         mine = torch.tensor([float(n) for n in numbers], dtype=torch.float64, device=self.device)
         both = torch.cat([mine, -mine])

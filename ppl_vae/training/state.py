@@ -270,7 +270,7 @@ def diagnose(
         return error
     order = state.order(len(train))[good["step"] * batch_size :]
     ranks.begin_step(state.seed, state.epoch, state.step)
-    for batch in train.batches(batch_size, order=order, device=device, share=ranks.share):
+    for batch in train.batches(batch_size, order=order, device=device, team=ranks.team):
         size = min(batch_size, len(train) - state.step * batch_size)
         state.note(state.svi.backward(*batch, mean=True, **ranks.arguments(size)))
         term = None

@@ -188,3 +188,14 @@ def test_tasks_are_done_in_turn_and_errors_raised() -> None:
     assert Team().gather("a") == ["a"]
     with pytest.raises(ValueError, match="no"):
         Team().share([fail])
+
+
+@pytest.mark.parametrize("total", range(1, 9))
+@pytest.mark.parametrize("processes", range(1, 6))
+def test_the_rows_of_a_team_cover_a_batch_without_overlap(total: int, processes: int) -> None:
+    team = [Team(rank, processes) for rank in range(processes)]
+    rows = [list(member.rows(total)) for member in team]
+    assert [row for own in rows for row in own] == list(range(total))
+    assert max(map(len, rows)) - min(map(len, rows)) <= 1
+    for member, own in zip(team, rows, strict=True):
+        assert list(member.taken(total)) == (own or [0])

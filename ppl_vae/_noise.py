@@ -1,39 +1,15 @@
-"""A process's share of each batch, and the noise of the whole batch, of which it takes its rows."""
+"""The noise of a whole batch, of which a process takes its rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
-
-
-class Share(NamedTuple):
-    """The share of one process: the `rank`-th of `processes` contiguous parts of every batch.
-
-    The parts cover a batch without overlap, and their sizes differ by at most one.
-
-    Example:
-        >>> [list(Share(rank, 3).rows(5)) for rank in range(3)]
-        [[0, 1], [2, 3], [4]]
-    """
-
-    rank: int
-    processes: int
-
-    def rows(self, total: int) -> range:
-        """Return this process's rows of a batch of `total`; none where the batch has fewer rows than processes."""
-        least, more = divmod(total, self.processes)
-        start = self.rank * least + min(self.rank, more)
-        return range(start, start + least + (self.rank < more))
-
-    def taken(self, total: int) -> range:
-        """Return `rows`, or the first row where there are none: it is computed and counts nothing."""
-        return self.rows(total) or range(1)
 
 
 class RowNoise(TorchDispatchMode):

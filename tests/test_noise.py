@@ -9,20 +9,9 @@ import torch
 from torch import Tensor
 from torch import distributions as td
 
-from ppl_vae._shares import RowNoise, Share
+from ppl_vae._noise import RowNoise
 
 TOTAL, SHAPE = 11, (3, 2)  # rows of a batch, and the rest of a tensor's shape
-
-
-@pytest.mark.parametrize("total", range(1, 9))
-@pytest.mark.parametrize("processes", range(1, 6))
-def test_shares_cover_a_batch_without_overlap(total: int, processes: int) -> None:
-    shares = [Share(rank, processes) for rank in range(processes)]
-    rows = [list(share.rows(total)) for share in shares]
-    assert [row for own in rows for row in own] == list(range(total))
-    assert max(map(len, rows)) - min(map(len, rows)) <= 1
-    for share, own in zip(shares, rows, strict=True):
-        assert list(share.taken(total)) == (own or [0])
 
 
 def table(*leading: int) -> Tensor:
