@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ppl_vae._home import home_of
 from ppl_vae._scopes import MatmulPrecision, Precision, rounded, untouched_random_state
+from ppl_vae._team import Team
 from ppl_vae._validation import check_choice, check_positive, check_positive_int, check_seed
 from ppl_vae.capture import modules_of
 from ppl_vae.data import Dataset
@@ -165,7 +166,7 @@ def fit(
     elif batch_size > len(data.train):
         warnings.warn(f"batch_size is lowered from {batch_size} to the {len(data.train)} training data", stacklevel=2)
         batch_size = len(data.train)
-    ranks = Ranks.present()
+    ranks = Ranks(Team.present())
     if ranks.team.size > 1:
         _check_shares(ranks, data, batch_size)
     for module in modules:
@@ -192,7 +193,7 @@ def fit(
     seed = ranks.agree(int(torch.randint(2**31, ()) if seed is None else seed))
     ranks.device = str(device)
     data = data.to(device, None if like is None else like.dtype)
-    run = Run(program, data, seed, str(device), level, processes=ranks.count)
+    run = Run(program, data, seed, str(device), level, processes=ranks.team.size)
     rounding = functools.partial(rounded, device.type, precision, matmul_precision)
     in_steps = nullcontext if precision == "full" and matmul_precision is None else rounding
     loop = Loop(
@@ -229,11 +230,11 @@ def _check_shares(ranks: Ranks, data: Dataset, batch_size: int) -> None:
     """Refuse data that the processes of a run cannot share."""
     if isinstance(data.train, Stream):
         next(data.train.batches(team=ranks.team))  # refuses it
-    if batch_size < ranks.count:
+    if batch_size < ranks.team.size:
         few = not isinstance(data.train, Stream) and len(data.train) == batch_size
         what = f"there are {batch_size} training data" if few else f"batch_size is {batch_size}"
         fix = "give more data, or train in one process" if few else "raise it"
-        raise ValueError(f"{what}, and {ranks.count} processes share a batch: {fix}")
+        raise ValueError(f"{what}, and {ranks.team.size} processes share a batch: {fix}")
     if any(ranks.differ(zlib.crc32(data.fingerprint.encode()))):
         raise ValueError(
             f"the processes have different data (the fingerprint here is {data.fingerprint!r}): give every process all "

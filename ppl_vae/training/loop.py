@@ -68,7 +68,7 @@ class Loop:
 
     def rehearse(self) -> None:
         """Run everything once under full validation, without moving state, to refuse now what cannot work."""
-        share = max(2, math.ceil(self.batch_size / self.ranks.count))
+        share = max(2, math.ceil(self.batch_size / self.ranks.team.size))
         size = max(share, min(self.batch_size, MOST_REHEARSED))
         with self.rounded():
             rehearsed = functools.partial(rehearse, self.result, self.svi, self.modules, min(size, self.batch_size))
@@ -156,7 +156,7 @@ class Loop:
         """Call every callback, of several processes on the first; their random draws do not change the run."""
 
         def call() -> None:
-            for callback in self.callbacks if self.ranks.is_first else ():
+            for callback in self.callbacks if self.ranks.team.is_first else ():
                 method = getattr(callback, event, None)
                 if method is not None:
                     self.svi.begin_stretch()  # the callback may change anything

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ppl_vae._noise import RowNoise
-from ppl_vae._team import ALONE, Team
+from ppl_vae._team import Team
 from ppl_vae.objectives.losses import BatchLoss, Loss, Program
 
 T = TypeVar("T")
@@ -83,7 +83,7 @@ class Ranks:
         device: Where the run's figures are exchanged.
     """
 
-    team: Team = ALONE
+    team: Team
     own_noise: bool = False
     averaged: Sequence[Tensor] = ()
     stopping: bool = False
@@ -91,21 +91,6 @@ class Ranks:
     device: str = "cpu"
     stopped: bool = False
     _names: tuple[str, ...] | None = None  # of the parameters, in every exchange
-
-    @classmethod
-    def present(cls) -> Ranks:
-        """Return the place of this process in the initialised process group, or alone."""
-        return cls(Team.present())
-
-    @property
-    def count(self) -> int:
-        """The number of processes."""
-        return self.team.size
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this process writes and speaks for the run."""
-        return self.team.is_first
 
     def arguments(self, total: int) -> dict[str, range]:
         """Return what says to a `PartLoss` which rows of a batch of `total` it is given."""
@@ -122,7 +107,7 @@ class Ranks:
 
     def seed_of(self, seed: int, *place: int) -> int:
         """Return the seed of this rank's own noise at a place of the run; the run's seed where noise is shared."""
-        if not self.own_noise or self.team.size == 1:
+        if not self.own_noise:
             return seed
         words = " ".join(map(str, (seed, *place, self.team.rank)))
         return int.from_bytes(hashlib.sha256(words.encode()).digest()[:7])
@@ -215,14 +200,10 @@ class Ranks:
             raise lost
         return result
 
-    def agree(self, value: Any) -> Any:
+    def agree(self, value: T) -> T:
         """Return the value of rank 0."""
-        if self.team.size == 1:
-            return value
-        values = [value]
         with _lost():
-            dist.broadcast_object_list(values, 0)
-        return values[0]
+            return self.team.gather(value, "what they agree on")[0]
 
     def spread(self, tensors: Sequence[Tensor]) -> None:
         """Give every rank the tensors of rank 0."""

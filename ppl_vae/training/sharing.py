@@ -72,7 +72,7 @@ class Sharing:
             CoupledError: If something couples them; the parameters stay as they are.
         """
         try:
-            self._share_out(math.ceil(self.batch_size / self.ranks.count) + 1)
+            self._share_out(math.ceil(self.batch_size / self.ranks.team.size) + 1)
         except CoupledError as error:
             raise CoupledError(
                 f"after epoch {self.state.epoch} {error}; from epoch {self.compared + 1} on the run may differ from "
