@@ -16,7 +16,6 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_vae._scopes import evaluation_mode, seeded, untouched_random_state
-from ppl_vae.capture import buffers_of
 from ppl_vae.data import Dataset, Split
 from ppl_vae.data.streams import ItemSplit, Stream
 from ppl_vae.objectives.impossible import Limits
@@ -106,16 +105,11 @@ class Loop:
             self.state.restore(checked(resume, self.state, self.result.data.fingerprint))
             self.result.history[:] = self.state.history
         self.state.history = self.result.history
-        given = (self.epochs, self.batch_size, self.validate_every, self.early_stopping, self.svi.clip_norm)
-        sharing = Sharing(self.svi, self.modules, self.train, self.state, self.ranks, self.batch_size)
-        sharing.check_alike(given)
-        held = [p for module in self.modules for p in module.parameters()]  # Pyro's store lacks those that are frozen
-        whole = {id(t): t for t in (*self.svi.parameters.values(), *held, *buffers_of(self.modules))}
-        self.ranks.spread(list(whole.values()))
-        self.ranks.share_random_state()
         if self.ranks.team.size > 1:
-            sharing.begin()
-            self.sharing, self.svi.exchange = sharing, self.ranks.exchange
+            self.sharing = Sharing(self.svi, self.modules, self.train, self.state, self.ranks, self.batch_size)
+            self.sharing.begin(
+                (self.epochs, self.batch_size, self.validate_every, self.early_stopping, self.svi.clip_norm)
+            )
         self.result.state = lambda: {**self.state.capture(), "data": self.result.data.fingerprint}
 
     def run(self) -> None:

@@ -207,12 +207,11 @@ class Ranks:
 
     def spread(self, tensors: Sequence[Tensor]) -> None:
         """Give every rank the tensors of rank 0."""
-        if self.team.size > 1:
-            with torch.no_grad(), _lost():
-                for tensor in tensors:
-                    whole = tensor.detach().contiguous()
-                    dist.broadcast(whole, 0)
-                    tensor.copy_(whole)
+        with torch.no_grad(), _lost():
+            for tensor in tensors:
+                whole = tensor.detach().contiguous()
+                dist.broadcast(whole, 0)
+                tensor.copy_(whole)
 
     def random_digest(self) -> float:
         """Return a digest of torch's random states that a run uses: of the CPU and of its device."""
@@ -220,8 +219,6 @@ class Ranks:
 
     def share_random_state(self) -> None:
         """Take the random states of the first process, on the CPU and on this process's device."""
-        if self.team.size == 1:
-            return
         first, *of_device = self.agree([state.clone() for state in self._random_states()])
         torch.set_rng_state(first)
         for state in of_device:
@@ -233,8 +230,6 @@ class Ranks:
 
     def differ(self, *numbers: Tensor | float, within: float = 0.0) -> list[bool]:
         """Return for each number whether it differs between ranks, by more than a share of its size."""
-        if self.team.size == 1:
-            return [False] * len(numbers)
         mine = torch.tensor([float(n) for n in numbers], dtype=torch.float64, device=self.device)
         both = torch.cat([mine, -mine])
         with _lost():

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ppl_vae._scopes import kept_modes, seeded
+from ppl_vae.capture import buffers_of
 from ppl_vae.data import Split
 from ppl_vae.svi import SVI
 from ppl_vae.training.parts import CoupledError, Parts, share_out
@@ -38,8 +39,25 @@ class Sharing:
     batch_size: int
     compared: int = 0
 
-    def check_alike(self, given: tuple[Any, ...]) -> None:
-        """Refuse processes with other parameters, other arguments of `fit` or another state to go on from."""
+    def begin(self, given: tuple[Any, ...]) -> None:
+        """Give all processes the state of the first, look how they can share batches, and exchange from now on.
+
+        Args:
+            given: The arguments of `fit` that are to be the same on all.
+
+        Raises:
+            ValueError: If the processes have other parameters, other arguments or another state to go on from.
+            CoupledError: If they cannot share batches.
+        """
+        self._check_alike(given)
+        held = [p for module in self.modules for p in module.parameters()]  # Pyro's store lacks those that are frozen
+        whole = {id(t): t for t in (*self.svi.parameters.values(), *held, *buffers_of(self.modules))}
+        self.ranks.spread(list(whole.values()))
+        self.ranks.share_random_state()
+        self._look_first()
+        self.svi.exchange = self.ranks.exchange
+
+    def _check_alike(self, given: tuple[Any, ...]) -> None:
         shapes = [(name, tuple(p.shape), p.dtype) for name, p in self.svi.parameters.items()]
         texts = (shapes, given, (self.state.epoch, self.state.step))
         what = ("parameters of other names or shapes", "other arguments of fit", "other states to resume from")
@@ -50,7 +68,7 @@ class Sharing:
                 "the same program, arguments and resume"
             )
 
-    def begin(self) -> None:
+    def _look_first(self) -> None:
         """Look how the processes can share batches, from the state in which the run begins."""
         objective = getattr(self.svi.loss, "objective", self.svi.loss)
         particles = getattr(objective, "num_particles", 1) if getattr(objective, "vectorize_particles", True) else 1

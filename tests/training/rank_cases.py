@@ -52,7 +52,8 @@ def trained(program: Any, data: Any, **options: Any) -> dict[str, Any]:
     } | options
     run = pv.fit(program, data, **options)
     history = [{k: v for k, v in record.items() if k not in ("seconds", "rate")} for record in run.history]
-    parts = program.parameters() if isinstance(program, nn.Module) else run.state()["parameters"].values()
+    is_module = isinstance(program, nn.Module)
+    parts = [*program.parameters(), *program.buffers()] if is_module else run.state()["parameters"].values()
     return {
         "history": history,
         "parameters": [p.detach().clone() for p in parts],
@@ -274,9 +275,10 @@ def bf16() -> dict[str, Any]:
 
 
 def frozen() -> dict[str, Any]:
-    """A parameter that does not train, which differs between processes at first."""
+    """A parameter that does not train and a buffer, which differ between processes at first."""
     vae = vae_of()
     next(vae.parameters()).requires_grad_(False)
+    vae.register_buffer("start", next(vae.parameters()).detach().clone())
     return trained(vae, made(bits()))
 
 
