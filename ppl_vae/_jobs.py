@@ -7,16 +7,16 @@ import pickle
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import joblib
-import torch
 
+from ppl_vae._scopes import threads
 from ppl_vae._validation import is_integer
 
 ATTEMPTS = 3  # of a computation whose worker dies; from the last but one on it runs alone, so that it harms no other
@@ -55,17 +55,6 @@ def workers(jobs: int | None) -> int:
     backend, configured = joblib.parallel.get_active_backend()
     asked = configured if jobs is None else jobs
     return int(backend.effective_n_jobs(backend.default_n_jobs if asked is None else asked))
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Compute with so many threads meanwhile."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def run_all(

@@ -1,4 +1,4 @@
-"""Context managers that restore the random state or the modes of modules."""
+"""Context managers that restore what they set: random state, modes of modules, precision, threads."""
 
 from __future__ import annotations
 
@@ -84,6 +84,17 @@ def rounded(device: str, precision: Precision, matmul_precision: MatmulPrecision
             yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Compute with so many threads meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from ppl_vae._validation import check_positive_int
 
@@ -34,20 +34,13 @@ def take_threads(argv: Sequence[str]) -> tuple[list[str], int | None]:
     return rest, found
 
 
-@contextmanager
-def threads(count: int | None) -> Iterator[None]:
+def threads(count: int | None) -> AbstractContextManager[None]:
     """Let so many threads compute meanwhile; None leaves torch's choice, which ``OMP_NUM_THREADS`` sets."""
     if count is None:
-        yield
-        return
-    import torch  # here: a command that computes nothing does without it
+        return nullcontext()
+    from ppl_vae import _scopes  # here: a command that computes nothing does without torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return _scopes.threads(count)
 
 
 class Effort:

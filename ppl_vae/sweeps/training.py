@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ppl_vae import _files, checkpoints, runs
-from ppl_vae._jobs import threads
-from ppl_vae._scopes import flushed_denormals, untouched_random_state
+from ppl_vae._scopes import flushed_denormals, threads, untouched_random_state
 from ppl_vae.comparison.words import reason_of
 from ppl_vae.configuration import _yaml, foreign
 from ppl_vae.configuration.config import Config

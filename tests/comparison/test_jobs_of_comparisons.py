@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from ppl_vae import VAE, cli, compare, data, likelihoods, networks, posteriors, priors, race
-from ppl_vae._jobs import Lost, threads
+from ppl_vae._jobs import Lost
+from ppl_vae._scopes import threads
 from ppl_vae.comparison import Interrupted
 
 

@@ -16,7 +16,7 @@ import joblib
 import pytest
 
 from ppl_vae import VAE, data, likelihoods, networks, posteriors, priors, race, sweeps
-from ppl_vae._jobs import threads
+from ppl_vae._scopes import threads
 from ppl_vae.comparison.sweeps import Sweep
 
 PLAN = """

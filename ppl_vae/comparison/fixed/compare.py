@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae._home import at_home, home_of
-from ppl_vae._jobs import check_jobs, threads, workers
+from ppl_vae._jobs import check_jobs, workers
 from ppl_vae._machine import check_fits, processor
-from ppl_vae._scopes import evaluation_mode
+from ppl_vae._scopes import evaluation_mode, threads
 from ppl_vae._tensors import moved
 from ppl_vae._validation import check_positive_int
 from ppl_vae.capture import buffers_of, modules_of, untouched
