@@ -13,6 +13,7 @@ from ppl_vae._home import at_home
 from ppl_vae._validation import check_positive_int
 from ppl_vae.evidence.densities import Model, VAEDensities, pair_scores, rounding
 from ppl_vae.evidence.results import Evidence
+from ppl_vae.objectives.sampling import MOST_STATES
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
 @at_home("x", float64=True)
 @torch.no_grad()
 def enumerate_evidence(
-    program: Model | VAEDensities, x: Float[Tensor, " n *x_shape"], *, max_states: int = 2**16, max_bytes: int = 2**30
+    program: Model | VAEDensities,
+    x: Float[Tensor, " n *x_shape"],
+    *,
+    max_states: int = MOST_STATES,
+    max_bytes: int = 2**30,
 ) -> Evidence:
     r"""Return the exact log evidence of each datum under a discrete latent, by a sum over all states.
 
@@ -67,8 +72,7 @@ def enumerate_evidence(
     densities = VAEDensities(program) if isinstance(program, Model) else program
     prior = densities.prior()
     z = states_of(prior, check_positive_int(max_states, "max_states"))
-    if not z.is_floating_point():
-        z = z.to(x.dtype)
+    z = z if z.is_floating_point() else z.to(x.dtype)
     log_prior = prior.log_prob(z).double()
     log_p = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
     best, best_state = log_p.clone(), torch.zeros(len(x), dtype=torch.long, device=x.device)
@@ -91,7 +95,7 @@ def enumerate_evidence(
     return Evidence(log_p, error, "enumeration", "exact", {"num_states": float(len(z))})
 
 
-def states_of(prior: Any, max_states: int) -> Tensor:
+def states_of(prior: Any, max_states: int = MOST_STATES) -> Tensor:
     """Return all states of a discrete prior, (num_states, d).
 
     Raises:

@@ -16,7 +16,7 @@ from ppl_vae._validation import check_choice
 from ppl_vae.evidence.annealing import annealed
 from ppl_vae.evidence.conditional import LARGEST, MANY, MOST, SAME, evidence_by_condition, many_conditions
 from ppl_vae.evidence.densities import Model, VAEDensities, densities_of
-from ppl_vae.evidence.enumeration import enumerate_evidence
+from ppl_vae.evidence.enumeration import enumerate_evidence, states_of
 from ppl_vae.evidence.importance import importance
 from ppl_vae.evidence.linear_gaussian import closed_form_evidence
 from ppl_vae.evidence.quadrature import quadrature
@@ -117,13 +117,12 @@ def _finder(
     exact = ("auto", "exact", "closed form", "enumeration", "quadrature")
     if isinstance(program, Model) and method in exact:
         densities = VAEDensities(program)
-        space = measure(densities.prior())
-        discrete = space == "a discrete set"
+        space = measure(prior := densities.prior())
         if method in ("auto", "exact", "closed form") and closed_form_evidence(program, x[:1]) is not None:
             return lambda x, _: cast(Evidence, closed_form_evidence(program, x)), False
-        if method == "enumeration" or (discrete and method in ("auto", "exact")):
+        if method == "enumeration" or (space == "a discrete set" and method in ("auto", "exact")):
             try:
-                enumerate_evidence(densities, x[:1])
+                states_of(prior)
                 return lambda x, _: enumerate_evidence(densities, x), False
             except ValueError:
                 if method != "auto":
