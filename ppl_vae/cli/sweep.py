@@ -42,6 +42,7 @@ from ppl_vae._validation import check_positive_int, did_you_mean
 from ppl_vae.cli.errors import bad_input
 from ppl_vae.cli.folders import folder_for
 from ppl_vae.cli.prose import fit
+from ppl_vae.cli.signals import Signals
 from ppl_vae.cli.telling import tell_taken, teller
 from ppl_vae.cli.words import split, wants_help
 
@@ -71,7 +72,6 @@ def run(argv: Sequence[str]) -> int:
         from ppl_vae import plots, sweeps  # they import torch
         from ppl_vae._jobs import check_jobs
         from ppl_vae.cli import estimators
-        from ppl_vae.cli.train import _Signals
 
         check_jobs(jobs, "--jobs")
         plan = sweeps.read(source)
@@ -79,7 +79,7 @@ def run(argv: Sequence[str]) -> int:
         if "dry_run" in given.options:
             print("\n".join(_listed(plan, folder)))
             return 0
-        with _Signals() as stop:
+        with Signals() as stop:
             found = sweeps.sweep(plan, folder, jobs=jobs, num_threads=num_threads, progress=teller(log=True), stop=stop)
         caveat = next((run.caveat for run in found.finished if run.caveat), None)
         lines = estimators.write(

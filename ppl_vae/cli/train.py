@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 import threading
 import warnings
@@ -19,6 +17,7 @@ from ppl_vae._team import Team, launch
 from ppl_vae.cli.errors import BAD_INPUT, BadInput, bad_input, complain, in_words, is_too_large
 from ppl_vae.cli.launched import is_restarted, launched, together
 from ppl_vae.cli.processor import Effort
+from ppl_vae.cli.signals import Signals
 from ppl_vae.cli.telling import not_drawn, tell_taken
 from ppl_vae.configuration import config, foreign, tables
 from ppl_vae.configuration.resolving import CHECKPOINT_EVERY
@@ -86,7 +85,7 @@ def _train(vae: VAE, dataset: Any, arguments: dict[str, Any], resume: Any, folde
         folder.numbered = False
     display: Any = _Bar() if sys.stderr.isatty() else _Lines(arguments["epochs"])
     effort = Effort()
-    with _Signals(team.is_first) as stop, warnings.catch_warnings(), _one_report():
+    with Signals(team.is_first) as stop, warnings.catch_warnings(), _one_report():
         warnings.showwarning = _note if team.is_first else _ignore
         try:
             trained = training.fit(vae, dataset, callbacks=[folder, display], stop=stop, resume=resume, **arguments)
@@ -174,50 +173,6 @@ def _report(run: Run, folder: Any, shortage: str | None) -> str:
     if shortage is not None:
         lines.append(shortage)
     return "\n".join(lines)
-
-
-class _Signals:
-    """Whether a signal asked the run to end: Ctrl-C, SIGTERM, SIGHUP (of a closed terminal).
-
-    The first ends the run after its step, and it can be resumed; a second ends it at once.
-    """
-
-    NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
-
-    def __init__(self, speaks: bool = True) -> None:
-        self.speaks = speaks
-        self.seen: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __call__(self) -> bool:
-        return self.seen is not None
-
-    @property
-    def exit_code(self) -> int:
-        """128 and the number of the signal, as shells have it."""
-        return 128 + (self.seen or signal.SIGINT)
-
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():  # other threads may not set signal handlers
-            for name in self.NAMES:
-                if (number := getattr(signal, name, None)) is not None:
-                    before = signal.getsignal(number)
-                    if before != signal.SIG_IGN:  # nohup
-                        self._before[number] = signal.signal(number, self._see)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before or signal.SIG_DFL)
-
-    def _see(self, number: int, _: object) -> None:
-        self.seen = number
-        for other in self._before:
-            signal.signal(other, signal.default_int_handler if other == signal.SIGINT else signal.SIG_DFL)
-        if not self.speaks:
-            return
-        with suppress(OSError):  # a closed stderr. `print` fails where the signal interrupts another print
-            os.write(2, b"\nppl-vae: ending after this step; a second signal aborts at once\n")
 
 
 class _Display:

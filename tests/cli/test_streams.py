@@ -12,8 +12,8 @@ import threading
 import pytest
 
 from ppl_vae import cli
+from ppl_vae.cli.signals import Signals
 from ppl_vae.cli.streams import Stream, guarded
-from ppl_vae.cli.train import _Signals
 
 TINY = ["train", "--epochs", "2", "--likelihood.network.hidden", "[4]", "--posterior.network.hidden", "[4]"]
 
@@ -115,7 +115,7 @@ def test_text_from_a_run_cannot_steer_the_terminal(tmp_path, monkeypatch, capsys
 def test_the_first_signal_asks_for_an_end_and_the_second_ends(name, capfd):
     number = getattr(signal, name)
     before = signal.getsignal(number)
-    with _Signals() as stop:
+    with Signals() as stop:
         assert not stop()
         os.kill(os.getpid(), number)
         assert stop()
@@ -142,7 +142,7 @@ class Signalling(io.RawIOBase):
 
 def test_a_signal_in_the_midst_of_a_print_is_answered(monkeypatch, capfd):
     monkeypatch.setattr("sys.stderr", io.TextIOWrapper(io.BufferedWriter(Signalling()), line_buffering=True))
-    with _Signals() as stop:
+    with Signals() as stop:
         print("epoch 1/12", file=sys.stderr)
         assert stop()
     assert "a second signal aborts at once" in capfd.readouterr().err
@@ -151,7 +151,7 @@ def test_a_signal_in_the_midst_of_a_print_is_answered(monkeypatch, capfd):
 def test_a_signal_that_is_ignored_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
     try:
-        with _Signals() as stop:
+        with Signals() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
             assert not stop()
     finally:
@@ -160,7 +160,7 @@ def test_a_signal_that_is_ignored_stays_ignored():
 
 def test_where_a_signal_does_not_exist_the_others_work(monkeypatch):
     monkeypatch.delattr(signal, "SIGHUP")
-    with _Signals() as stop:
+    with Signals() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop()
 
@@ -170,7 +170,7 @@ def test_threads_leave_signals_alone():
     before = signal.getsignal(signal.SIGTERM)
 
     def work():
-        with _Signals():
+        with Signals():
             seen.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=work)

@@ -9,6 +9,7 @@ from unittest import mock
 import pytest
 
 from ppl_vae import cli
+from ppl_vae.cli.signals import Signals
 
 PLAN = """
 base: {epochs: 1, likelihood.network.hidden: [8], posterior.network.hidden: [8], compile: 'off'}
@@ -61,9 +62,7 @@ def test_a_sweep_from_the_command_line(capsys):
 
 
 def test_a_signal_ends_it_and_says_how_to_go_on(capsys, monkeypatch):
-    from ppl_vae.cli import train
-
-    class Seen(train._Signals):
+    class Seen(Signals):
         def __enter__(self):
             self.seen = 15
             return self
@@ -71,7 +70,7 @@ def test_a_signal_ends_it_and_says_how_to_go_on(capsys, monkeypatch):
         def __exit__(self, *_):
             pass
 
-    monkeypatch.setattr(train, "_Signals", Seen)
+    monkeypatch.setattr("ppl_vae.cli.sweep.Signals", Seen)
     import ppl_vae.sweeps.training as training
 
     monkeypatch.setattr(training.StopFile, "__call__", lambda self: True)
