@@ -9,22 +9,15 @@ import re
 import pytest
 import torch
 from PIL import Image
+from short_runs import small_vae
 
 import ppl_vae as pv
 
 
 @pytest.fixture(scope="module")
 def run():
-    torch.manual_seed(0)
     digits = pv.data.load("digits")
-    mlp = pv.networks.MLP([16])
-    vae = pv.VAE(
-        digits,
-        prior=pv.priors.StandardNormal(2),
-        likelihood=pv.likelihoods.Bernoulli(mlp),
-        posterior=pv.posteriors.DiagonalNormal(mlp),
-    )
-    return pv.fit(vae, digits, epochs=2, seed=0, device="cpu")
+    return pv.fit(small_vae(digits, 16), digits, epochs=2, seed=0, device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,12 @@ import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam, PyroSample
+from short_runs import small_vae
 from thinning import thinned
 from torch import nn
 from torch.distributions import constraints
 
-from ppl_vae import SVI, VAE, fit, likelihoods, networks, posteriors, priors
+from ppl_vae import SVI, VAE, fit, likelihoods, networks, posteriors
 from ppl_vae.objectives import ELBO
 
 ADAM = functools.partial(torch.optim.Adam, lr=1e-2)
@@ -24,13 +25,7 @@ Y = X @ torch.tensor([1.0, -2.0, 0.5]) + 0.1 * X[:, 0].sin()
 
 
 def make_vae() -> VAE:
-    torch.manual_seed(0)
-    return VAE(
-        (8,),
-        prior=priors.StandardNormal(2),
-        likelihood=likelihoods.Bernoulli(networks.MLP([16])),
-        posterior=posteriors.DiagonalNormal(networks.MLP([16])),
-    )
+    return small_vae((8,), 16)
 
 
 def vae_program():

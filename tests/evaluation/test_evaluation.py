@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from linear_gaussian import LinearGaussian
+from short_runs import small_vae
 from torch import nn
 
 from ppl_vae import VAE, data, fit, likelihoods, networks, posteriors, priors
@@ -26,13 +27,7 @@ def digits() -> data.Dataset:
 
 @pytest.fixture(scope="module")
 def vae(digits) -> VAE:
-    torch.manual_seed(0)
-    vae = VAE(
-        digits,
-        prior=priors.StandardNormal(2),
-        likelihood=likelihoods.Bernoulli(networks.MLP([32])),
-        posterior=posteriors.DiagonalNormal(networks.MLP([32])),
-    )
+    vae = small_vae(digits, 32)
     fit(vae, digits, epochs=15, seed=0)
     return vae
 

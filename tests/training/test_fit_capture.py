@@ -10,6 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from short_runs import small_vae
 from torch import nn
 
 from ppl_vae import VAE, data, fit, likelihoods, networks, objectives, posteriors, priors
@@ -22,14 +23,7 @@ X = (torch.rand(60, 6, generator=torch.Generator().manual_seed(0)) > 0.5).float(
 
 
 def make_vae(seed: int = 0) -> VAE:
-    torch.manual_seed(seed)
-    mlp = networks.MLP([8])
-    return VAE(
-        (6,),
-        prior=priors.StandardNormal(2),
-        likelihood=likelihoods.Bernoulli(mlp),
-        posterior=posteriors.DiagonalNormal(mlp),
-    )
+    return small_vae((6,), seed=seed)
 
 
 class Scaled:

@@ -6,25 +6,19 @@ import math
 
 import pytest
 import torch
+from short_runs import small_vae
 from torch.utils.data import DataLoader, TensorDataset
 
 import ppl_vae
-from ppl_vae import VAE, likelihoods, networks, posteriors, priors
+from ppl_vae import VAE, likelihoods, posteriors, priors
 from ppl_vae.data import Dataset, as_split
 from ppl_vae.runs import RunFolder, read_facts
 
 X = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
 
 
-def make_vae(batch_norm: bool = False, likelihood=likelihoods.Normal) -> VAE:
-    torch.manual_seed(0)
-    mlp = networks.MLP([8], batch_norm=batch_norm)
-    return VAE(
-        (3,),
-        prior=priors.StandardNormal(2),
-        likelihood=likelihood(mlp),
-        posterior=posteriors.DiagonalNormal(mlp),
-    )
+def make_vae(likelihood=likelihoods.Normal, **given) -> VAE:
+    return small_vae((3,), likelihood=likelihood, **given)
 
 
 def fit(program, data, **options):

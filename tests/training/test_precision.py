@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from short_runs import small_vae
 from thinning import thinned
 from torch import nn
 from zoo import POSTERIORS
 
 import ppl_vae as pv
-from ppl_vae import likelihoods, posteriors, priors
+from ppl_vae import likelihoods, priors
 from ppl_vae.networks import MLP
 
 DIGITS = pv.data.load("digits", binarize="threshold")
@@ -31,13 +32,7 @@ class Watched(nn.Module):
 
 
 def vae(network: object = None) -> pv.VAE:
-    torch.manual_seed(0)
-    return pv.VAE(
-        DIGITS,
-        prior=priors.StandardNormal(2),
-        likelihood=likelihoods.Bernoulli(network or MLP([64])),
-        posterior=posteriors.DiagonalNormal(MLP([64])),
-    )
+    return small_vae(DIGITS, 64, likelihood=lambda mlp: likelihoods.Bernoulli(network or mlp))
 
 
 def test_steps_round_and_validation_does_not():

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from short_runs import small_vae
 
-from ppl_vae import VAE, data, fit, likelihoods, networks, posteriors, priors
+from ppl_vae import VAE, data, fit
 from ppl_vae.training import checkpoints
 
 
@@ -20,14 +21,7 @@ def digits():
 
 
 def make(dataset) -> VAE:
-    torch.manual_seed(0)
-    mlp = networks.MLP([8], batch_norm=True)
-    return VAE(
-        dataset,
-        prior=priors.StandardNormal(2),
-        likelihood=likelihoods.Bernoulli(mlp),
-        posterior=posteriors.DiagonalNormal(mlp),
-    )
+    return small_vae(dataset, batch_norm=True)
 
 
 OPTIONS: dict[str, Any] = {

@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from short_runs import small_vae
 from torch import nn
 
 import ppl_vae
@@ -21,15 +22,8 @@ def digits():
     return data.load("digits")
 
 
-def make_vae(dataset, seed=0, batch_norm=False, likelihood=likelihoods.Bernoulli) -> VAE:
-    torch.manual_seed(seed)
-    mlp = networks.MLP([32], batch_norm=batch_norm)
-    return VAE(
-        dataset,
-        prior=priors.StandardNormal(2),
-        likelihood=likelihood(mlp),
-        posterior=posteriors.DiagonalNormal(mlp, scale="std"),
-    )
+def make_vae(dataset, **given) -> VAE:
+    return small_vae(dataset, 32, posterior=functools.partial(posteriors.DiagonalNormal, scale="std"), **given)
 
 
 def fit(*args, **options) -> Run:
