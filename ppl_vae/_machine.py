@@ -1,15 +1,17 @@
-"""The machine: the name of its processor, and what fits into its memory."""
+"""The machine: the name of its processor, what is installed, and what fits into its memory."""
 
 from __future__ import annotations
 
 import os
 import platform
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
+PACKAGES = ("ppl-vae", "torch", "pyro-ppl", "numpy")  # whose versions tell what wrote a file
 _FACTORIES = (
     *(torch.empty, torch.zeros, torch.ones, torch.full, torch.eye, torch.rand, torch.randn, torch.randint),
     *(torch.arange, torch.linspace, torch.empty_strided, torch.randperm),
@@ -23,6 +25,17 @@ def processor() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+    """Return the versions of Python and of packages; None for one that is not there."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def memory() -> float:

@@ -9,7 +9,6 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 import yaml
 
 from ppl_vae import _files, checkpoints
-from ppl_vae._machine import processor
+from ppl_vae._machine import PACKAGES, processor, versions
 from ppl_vae._scopes import seeded
 from ppl_vae._team import launch
 from ppl_vae._validation import check_positive
@@ -29,7 +28,6 @@ from ppl_vae.vae import VAE
 
 _JUDGED = ("validation/elbo", "elbo", "reconstruction_error")  # what TensorBoard compares runs by
 _SAMPLES = 32
-_PACKAGES = ("ppl-vae", "torch", "pyro-ppl", "numpy", "torchvision", "scikit-learn", "matplotlib")
 
 
 class RunFolder(Callback):
@@ -243,7 +241,7 @@ def next_free(base: str | Path) -> Path:
 
 def _facts(run: Run) -> dict[str, Any]:
     return {
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "versions": versions(*PACKAGES, "torchvision", "scikit-learn", "matplotlib"),
         "machine": {
             "platform": platform.platform(),
             "processor": processor(),
@@ -269,10 +267,3 @@ def _facts(run: Run) -> dict[str, Any]:
         "caveat": run.caveat,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,13 +12,12 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from ppl_vae import checkpoints
-from ppl_vae._machine import Budget
+from ppl_vae._machine import PACKAGES, Budget, versions
 from ppl_vae._scopes import evaluation_mode, seeded, untouched_random_state
 from ppl_vae.data import Dataset, Split
 from ppl_vae.saving.describing import Builder, Describer
 
 KIND = "vae"
-_PACKAGES = ("ppl-vae", "torch", "pyro-ppl", "numpy")
 
 Made = Any  # the class VAE or another of its kind, which stand above this module
 
@@ -59,7 +56,7 @@ def save(vae: Any, make: Made, path: str | Path) -> Path:
             "column_names": vae.column_names and list(vae.column_names),
             "conditions": list(vae.conditions),
         },
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "versions": versions(*PACKAGES),
     }
     try:
         copy = restore(make, state, str(path)).to(next(vae.parameters(), torch.empty(0)).device)
@@ -160,10 +157,3 @@ def _probe(vae: Any) -> list[tuple[str, Tensor]]:
             *(("p(x|z)", value) for value in (x, p_x.log_prob(x))),
             *(("q(z|x)", value) for value in (code, q_z.log_prob(code))),
         ]
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
