@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import pyro.distributions as dist
@@ -103,19 +103,6 @@ def check_distribution(role: str, result: Any, batch_shape: Shape, event_shape: 
             f"{role} returned {type(result).__qualname__}, which does not expand to more data ({error}); give its "
             "class a method expand(batch_shape, _instance=None)"
         ) from error
-
-
-def leaves(tensor: Tensor) -> Iterator[Tensor]:
-    """Yield the leaf tensors with ``requires_grad`` from which `tensor` was computed."""
-    seen, stack = set(), [tensor.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            yield node.variable
-        stack.extend(parent for parent, _ in node.next_functions)
 
 
 class GivenPiece(nn.Module):

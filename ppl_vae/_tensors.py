@@ -79,3 +79,18 @@ def moved(value: Any, device: torch.device | str | None, dtype: torch.dtype | No
         for name, new in changed.items():
             object.__setattr__(value, name, new)  # of a frozen dataclass, in a copy of our own
     return value
+
+
+def leaves_of(tensor: Tensor) -> list[Tensor]:
+    """Return the leaves that a tensor's gradient flows to."""
+    seen, todo, leaves = set(), [tensor.grad_fn], []
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            leaves.append(variable)
+        todo += [following for following, _ in node.next_functions]
+    return leaves

@@ -28,7 +28,6 @@ from ppl_vae._piece_checks import (
     GivenPiece,
     bind_piece,
     check_distribution,
-    leaves,
     mean_of,
     outside_support,
     takes_y,
@@ -38,7 +37,7 @@ from ppl_vae._piece_checks import (
 from ppl_vae._recorded import state_of
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae._shown import Shown
-from ppl_vae._tensors import moved
+from ppl_vae._tensors import leaves_of, moved
 from ppl_vae._validation import is_integer
 from ppl_vae.data.survey import values_of
 from ppl_vae.distributions.foreign import as_pyro
@@ -519,7 +518,7 @@ class VAE(nn.Module, Shown):
                     "share theirs): give it a name of its own, as in super().__init__('my_prior')"
                 )
             known |= {id(cast(Any, site["value"]).unconstrained()) for site in tracer.trace.nodes.values()}
-            if any(id(leaf) not in known for leaf in leaves(result.log_prob(result.sample()))):
+            if any(id(leaf) not in known for leaf in leaves_of(result.log_prob(result.sample()))):
                 raise ValueError(
                     f"{role} depends on a parameter that the VAE cannot see, so that nothing would train it: make it "
                     "an nn.Module that owns its networks and parameters, or declare it with pyro.param"

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_vae._tensors import leaves_of
 from ppl_vae.capture.tracing import CaptureError, backward_noted
 from ppl_vae.objectives.losses import BatchLoss
 
@@ -45,27 +46,12 @@ def eager_step(run: Callable[..., BatchLoss], leaves: list[Tensor], inputs: Sequ
         if not target.requires_grad:
             return Step(loss, [None] * len(leaves))
         known = {id(leaf) for leaf in leaves}
-        others = [leaf for leaf in _leaves_of(target) if id(leaf) not in known]
+        others = [leaf for leaf in leaves_of(target) if id(leaf) not in known]
         trained = [leaf for leaf in leaves if leaf.requires_grad]
         found = torch.autograd.grad(target, [*trained, *others], allow_unused=True)
     gradients = dict(zip(map(id, trained), found, strict=False))
     rest = zip(others, found[len(trained) :], strict=True)
     return Step(loss, [gradients.get(id(leaf)) for leaf in leaves], [(t, g) for t, g in rest if g is not None])
-
-
-def _leaves_of(target: Tensor) -> list[Tensor]:
-    """Return the leaves that a tensor's gradient flows to."""
-    seen, todo, leaves = set(), [target.grad_fn], []
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        variable = getattr(node, "variable", None)
-        if variable is not None:
-            leaves.append(variable)
-        todo += [following for following, _ in node.next_functions]
-    return leaves
 
 
 def placed(step: Step, inputs: Sequence[Tensor]) -> Step:
