@@ -17,6 +17,7 @@ from typing import Any
 import joblib
 
 from ppl_vae._scopes import threads
+from ppl_vae._team import sendable
 from ppl_vae._validation import is_integer
 
 ATTEMPTS = 3  # of a computation whose worker dies; from the last but one on it runs alone, so that it harms no other
@@ -152,11 +153,7 @@ def _call(index: int, task: Task, common: tuple[Any, ...] | str, marks: str) -> 
         try:
             return index, True, task(*(_read(common) if isinstance(common, str) else common))
         except Exception as error:
-            try:
-                pickle.loads(pickle.dumps(error))
-            except Exception:
-                return index, False, RuntimeError(f"{type(error).__name__}: {error}")
-            return index, False, error
+            return index, False, sendable(error)
 
 
 @functools.lru_cache(maxsize=1)

@@ -93,7 +93,7 @@ class Team(NamedTuple):
             try:
                 mine.append(task())
             except Exception as error:
-                mine.append(_sendable(error))
+                mine.append(sendable(error))
         all_of_them = self.gather(mine, what)
         results = [all_of_them[i % self.size][i // self.size] for i in range(len(tasks))]
         for result in results:
@@ -120,12 +120,13 @@ def _unpacked(data: bytes) -> Any:
     return torch.load(io.BytesIO(data), map_location=here, weights_only=False)
 
 
-def _sendable(error: Exception) -> Exception:
+def sendable(error: Exception) -> Exception:
     """Return an error, or what it says where it cannot be sent to other processes."""
     try:
-        return pickle.loads(pickle.dumps(error))
+        pickle.loads(pickle.dumps(error))
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def launch() -> str | None:

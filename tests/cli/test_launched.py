@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ppl_vae import checkpoints
-from ppl_vae._team import Team, _packed, _sendable, _unpacked
+from ppl_vae._team import Team, _packed, _unpacked, sendable
 from ppl_vae.cli import main, train
 
 TRAIN = ["train", "--epochs", "2", "--seed", "0", "--compile", "off"]
@@ -174,8 +174,8 @@ def test_what_processes_send_arrives() -> None:
         def __init__(self, one: int, two: int) -> None:
             super().__init__(f"{one} and {two}")
 
-    assert str(_unpacked(_packed(_sendable(Odd(1, 2))))) == "Odd: 1 and 2"
-    assert str(_unpacked(_packed(_sendable(ValueError("no"))))) == "no"
+    assert str(_unpacked(_packed(sendable(Odd(1, 2))))) == "Odd: 1 and 2"
+    assert str(_unpacked(_packed(sendable(ValueError("no"))))) == "no"
     value = {"a": torch.ones(2, requires_grad=True) * 2, "b": None}
     assert _unpacked(_packed(value))["a"].tolist() == [2, 2]
 
