@@ -40,8 +40,6 @@ class PowerSpherical(Axial):
     """
 
     def _log_prob(self, value: Tensor) -> Tensor:
-        alpha, beta = self._beta()
-        log_c = torch.lgamma(alpha + beta) - torch.lgamma(alpha) - beta * math.log(math.pi) - 2 * beta * math.log(2)
         near, far = self._chord(value)
         is_near = near < 0.5
         tiny = torch.finfo(value.dtype).tiny
@@ -50,12 +48,15 @@ class PowerSpherical(Axial):
             torch.log1p(-torch.where(is_near, near, 0.25)),
             torch.log(torch.where(is_near, 0.5, far).clamp(min=tiny**0.9)),
         )
-        return log_c.to(value.dtype) + self.concentration * log_half
+        return self._log_constant().to(value.dtype) + self.concentration * log_half
 
     def _kl_to_uniform(self) -> Tensor:
+        mean = self._log_constant() + self.concentration.double() * self._mean_statistic()  # of log q
+        return (mean + log_area(self.dim)).to(self.loc.dtype)
+
+    def _log_constant(self) -> Tensor:
         alpha, beta = self._beta()
-        log_c = torch.lgamma(alpha + beta) - torch.lgamma(alpha) - beta * math.log(math.pi) - 2 * beta * math.log(2)
-        return (log_c + self.concentration.double() * self._mean_statistic() + log_area(self.dim)).to(self.loc.dtype)
+        return torch.lgamma(alpha + beta) - torch.lgamma(alpha) - beta * math.log(math.pi) - 2 * beta * math.log(2)
 
     def _beta(self) -> tuple[Tensor, float]:
         beta = 0.5 * (self.dim - 1)
