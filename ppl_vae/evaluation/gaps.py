@@ -144,10 +144,7 @@ def gaps(
         True
     """
     check_positive_int(num_starts, "gaps: num_starts")
-    if len(evidence.log_evidence) != len(x):
-        raise ValueError(
-            f"gaps was given the evidence of {len(evidence.log_evidence)} data and {len(x)} data; expected the same"
-        )
+    evidence.require_of(x, "gaps")
     q = normals_to_refine(densities, x)
     options = {"num_iterations": num_iterations, "tolerance": tolerance, "max_bytes": max_bytes, "seed": seed}
     exact = densities.latent_dim <= 3

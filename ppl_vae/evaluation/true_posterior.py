@@ -143,11 +143,7 @@ def kl_to_posterior(
     d = densities.latent_dim
     if d > 3:
         raise ValueError(f"kl_to_posterior was given a latent of {d} dimensions; expected at most 3")
-    if len(evidence.log_evidence) != len(x):
-        raise ValueError(
-            f"kl_to_posterior was given the evidence of {len(evidence.log_evidence)} data and {len(x)} data; expected "
-            "those of the same data"
-        )
+    evidence.require_of(x, "kl_to_posterior")
     cross = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
     error, last = torch.full_like(cross, math.inf), torch.full_like(cross, math.inf)
     left = torch.arange(len(x), device=x.device)

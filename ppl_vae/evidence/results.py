@@ -45,6 +45,13 @@ class Evidence:
     def __len__(self) -> int:
         return len(self.log_evidence)
 
+    def require_of(self, x: Tensor, asker: str) -> None:
+        """Refuse other data than these, as far as their number tells."""
+        if len(self) != len(x):
+            raise ValueError(
+                f"{asker} was given the evidence of {len(self)} data and {len(x)} data; expected those of the same data"
+            )
+
     @property
     def mean(self) -> float:
         """The mean over data, nats per datum."""
