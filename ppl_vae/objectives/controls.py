@@ -62,11 +62,7 @@ class DoubleCV(ManyParticles):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_particles == 1:
-            raise ValueError(
-                f"{owner(self)}: num_particles is 1, and each particle is compared with the others; expected at least "
-                "2, or use REBAR"
-            )
+        self._require_several("REBAR")
 
     @property
     def latents(self) -> Drawing:

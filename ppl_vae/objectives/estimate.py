@@ -72,6 +72,14 @@ class ManyParticles:
     def __post_init__(self) -> None:
         check_positive_int(self.num_particles, f"{owner(self)}: num_particles")
 
+    def _require_several(self, fix: str) -> None:
+        """Refuse one particle, where each is compared with the others."""
+        if self.num_particles == 1:
+            raise ValueError(
+                f"{owner(self)}: num_particles is 1, and each particle is compared with the others; expected at least "
+                f"2, or use {fix}"
+            )
+
 
 def sampling_of(objective: object) -> dict[str, Any]:
     """Return the options of `sample_log_weights` that an objective states, or their defaults."""

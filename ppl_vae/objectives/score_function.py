@@ -196,11 +196,7 @@ class VIMCO(ManyParticles):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_particles == 1:
-            raise ValueError(
-                f"{owner(self)}: num_particles is 1, and each particle is compared with the others; expected at least "
-                "2, or use REINFORCE"
-            )
+        self._require_several("REINFORCE")
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
