@@ -53,9 +53,7 @@ def _prepare(argv: Sequence[str]) -> Prepared | None:
         if isinstance(dataset, data.Table):
             print(f"note: {tables.told(dataset)}", file=sys.stderr)
         vae = settings.build_vae(dataset)
-        arguments = settings.build_fit_arguments()
-        choice = {name: arguments[name] for name in ("compile", "objective", "epochs", "batch_size", "device")}
-        arguments["compile"] = settings.values["compile"] = training.resolve_compile(data=dataset, **choice)
+        arguments = settings.build_fit_arguments_for(dataset)
         text, every = settings.to_yaml(), settings.checkpoint_every or CHECKPOINT_EVERY
         if restarted is not None:
             folder = runs.RunFolder(restarted, text, checkpoint_every=every, again=True)

@@ -90,6 +90,13 @@ class Config(Asked):
         arguments = schema.objects({name: self.values[name] for name in schema.names})
         return arguments | {name: self.build(name) for name in ("objective", "regularizer", "optimizer", "scheduler")}
 
+    def build_fit_arguments_for(self, dataset: data.Dataset) -> dict[str, Any]:
+        """Return the arguments of `fit` with the level of compilation for these data, which the values then say too."""
+        arguments = self.build_fit_arguments()
+        choice = {name: arguments[name] for name in ("compile", "objective", "epochs", "batch_size", "device")}
+        arguments["compile"] = self.values["compile"] = training.resolve_compile(data=dataset, **choice)
+        return arguments
+
     def check(self) -> None:
         """Make every piece, objective, optimiser and scheduler once, so that refusals come before any data are loaded.
 

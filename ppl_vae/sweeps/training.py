@@ -23,7 +23,7 @@ from ppl_vae.configuration.config import Config
 from ppl_vae.configuration.resolving import CHECKPOINT_EVERY
 from ppl_vae.configuration.sources import searched
 from ppl_vae.data import Dataset
-from ppl_vae.training import Callback, DivergedError, Run, fit, resolve_compile
+from ppl_vae.training import Callback, DivergedError, Run, fit
 
 OVER = ("finished", "early stopping")  # how a run ends that nothing is left to do for
 _LOOK_EVERY = 0.2  # seconds between two looks for the stop file
@@ -115,12 +115,8 @@ class Training:
             return "finished"
         dataset = settings.build_dataset()
         vae = settings.build_vae(dataset)
-        arguments = settings.build_fit_arguments()
-        choice = {name: arguments[name] for name in ("compile", "objective", "epochs", "batch_size", "device")}
-        level = resolve_compile(data=dataset, **choice)
-        arguments["compile"] = level
         resume = _state_of(folder, settings)
-        settings.values["compile"] = level
+        arguments = settings.build_fit_arguments_for(dataset)
         text, every = settings.to_yaml(), self.checkpoint_every or CHECKPOINT_EVERY
         writer = runs.RunFolder(folder, text, checkpoint_every=every, again=True)
         if found := foreign.names(searched(settings.values)):
