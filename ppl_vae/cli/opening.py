@@ -19,7 +19,6 @@ from ppl_vae.cli.rows import Rows
 from ppl_vae.cli.words import find_run
 from ppl_vae.configuration.config import CONFIG_LIMIT, Config
 from ppl_vae.configuration.pieces import arguments_of
-from ppl_vae.data.arrays import CHANNELS
 from ppl_vae.data.conditions import recoded
 from ppl_vae.data.partition import rows_of_parts
 from ppl_vae.plots.figure import about
@@ -106,11 +105,6 @@ class OpenRun:
                 f"--label is {label}, and {self.folder} is a conditional model; expected 0 to {self.vae.y_shape[0] - 1}"
             )
         return self.vae.given(label)
-
-    @property
-    def draws_images(self) -> bool:
-        """Whether the run's data can be drawn as images."""
-        return len(self.x_shape) == 2 or (len(self.x_shape) == 3 and self.x_shape[0] in CHANNELS)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 from ppl_vae import _files
 from ppl_vae.cli import formats
 from ppl_vae.cli.opening import OpenRun
+from ppl_vae.data.arrays import is_image
 from ppl_vae.plots.figure import DPI
 
 
@@ -60,7 +61,7 @@ def place(
         ValueError: If the suffix is not among the formats, or a picture of data that are no images is asked for.
         OSError: If the file exists already, or its folder does not exist or cannot be written to.
     """
-    if suffixes[0] == ".png" and not run.draws_images:
+    if suffixes[0] == ".png" and not is_image(run.x_shape):
         if out is None:
             suffixes = suffixes[1:]
         elif images and Path(out).suffix.lower() == ".png":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 CHANNELS = (1, 3)  # grey, colour
 BLOCK = 2**22  # values checked in one go, so that a check never doubles the memory
+
+
+def is_image(shape: Sequence[int]) -> bool:
+    """Whether a datum of this shape can be drawn as a picture: (1 or 3, height, width), or (height, width)."""
+    return len(shape) == 2 or (len(shape) == 3 and shape[0] in CHANNELS)
 
 
 def numeric(value: Any, what: str) -> np.ndarray:

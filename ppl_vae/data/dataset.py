@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ppl_vae.data.arrays import CHANNELS
+from ppl_vae.data.arrays import is_image
 from ppl_vae.data.rows import identity
 from ppl_vae.data.splits import Split
 from ppl_vae.data.streams import Stream
@@ -81,7 +81,7 @@ class Dataset:
             >>> data.load("digits").is_image
             True
         """
-        return len(self.x_shape) == 2 or (len(self.x_shape) == 3 and self.x_shape[0] in CHANNELS)
+        return is_image(self.x_shape)
 
     @cached_property
     def fingerprint(self) -> str:

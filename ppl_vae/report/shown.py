@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppl_vae._scopes import evaluation_mode
 from ppl_vae.data import Split
-from ppl_vae.data.arrays import CHANNELS
+from ppl_vae.data.arrays import is_image
 from ppl_vae.report.latent import as_shown, columns_of, conditions_of
 from ppl_vae.report.subject import Subject
 from ppl_vae.vae import VAE
@@ -24,7 +24,7 @@ def form_of(subject: Subject, vae: VAE, data: Split) -> dict[str, Any]:
     """Return how the page shows a datum: an image with the range of its values, or columns with theirs."""
     x, _ = columns_of(vae, data, 2000)
     shape = vae.x_shape
-    if len(shape) == 2 or (len(shape) == 3 and shape[0] in CHANNELS):
+    if is_image(shape):
         ends = x[x.isfinite()].aminmax() if x.isfinite().any() else (torch.zeros(()), torch.ones(()))
         low, high = min(0.0, float(ends[0])), max(1.0, float(ends[1]))
         return {"kind": "image", "shape": [*(1,) * (3 - len(shape)), *shape], "low": low, "high": high}
