@@ -12,7 +12,7 @@ from ppl_vae import comparison, plots, runs
 from ppl_vae._validation import check_positive_int, check_seed
 from ppl_vae.cli import estimators
 from ppl_vae.cli.folders import folder_for
-from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
+from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName, choose_split
 from ppl_vae.cli.rows import Rows
 from ppl_vae.cli.telling import teller
 from ppl_vae.configuration import config
@@ -146,13 +146,5 @@ def of_config(settings: config.Config) -> Field:
 
 
 def _rows_of(dataset: Dataset, split: SplitName | None) -> Rows:
-    """Return the rows of a split, by default test (or another split if test has no rows).
-
-    Raises:
-        ValueError: If the split has no rows.
-    """
-    there = [name for name in ("test", "validation", "train") if len(getattr(dataset, name))]
-    name = there[0] if split is None else split
-    if name not in there:
-        raise ValueError(f"--split is {split}, of which {dataset.name} has no rows; expected {', '.join(there)}")
+    name = choose_split(dataset, split)
     return Rows(f"{dataset.name}, {name}", (getattr(dataset, name).still(),))

@@ -203,12 +203,22 @@ def _rows(dataset: data.Dataset, split: SplitName | None, own: dict[str, Any] | 
                 splits[0][numbers.numpy()] = name
             splits[1:] = [np.full(len(part), "test", splits[0].dtype) for part in parts[1:]]
         return Rows(f"{dataset.name}, all", parts, tuple(splits), whole=True)
+    name = choose_split(dataset, split, " or all")
+    part = getattr(dataset, name).still()
+    return Rows(f"{dataset.name}, {name}", (part,), (np.full(len(part), name),))
+
+
+def choose_split(dataset: data.Dataset, split: SplitName | None, also: str = "") -> str:
+    """Return the name of a split, by default test (or another split if test has no rows).
+
+    Raises:
+        ValueError: If the split has no rows; the message names those that have, and `also`.
+    """
     there = [name for name in ("test", "validation", "train") if len(getattr(dataset, name))]
     name = there[0] if split is None else split
     if name not in there:
-        raise ValueError(f"--split is {split}, of which {dataset.name} has no rows; expected {', '.join(there)} or all")
-    part = getattr(dataset, name).still()
-    return Rows(f"{dataset.name}, {name}", (part,), (np.full(len(part), name),))
+        raise ValueError(f"--split is {split}, of which {dataset.name} has no rows; expected {', '.join(there)}{also}")
+    return name
 
 
 def _key(name: str) -> str:
