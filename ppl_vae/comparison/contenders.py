@@ -14,6 +14,7 @@ from pyro.infer import ELBO as PyroELBO
 
 from ppl_vae._validation import check_positive_int
 from ppl_vae.comparison.words import at_k, one_line
+from ppl_vae.configuration.kinds import parameters_of
 from ppl_vae.configuration.pieces import KINDS
 from ppl_vae.objectives.estimate import Estimate, Objective
 from ppl_vae.objectives.log_weights import LogWeights
@@ -255,14 +256,10 @@ def _from_class(factory: functools.partial[Any], name: str) -> _Entry:
 
 def _takes_particles(target: Any) -> bool:
     """Return whether a class or function has a parameter ``num_particles``, or passes one on to a base class."""
-    owners = [c for c in target.__mro__ if "__init__" in vars(c)] if inspect.isclass(target) else [target]
-    for owner in owners:
-        parameters = _parameters(owner)
-        if "num_particles" in parameters:
-            return True
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            return False
-    return False
+    try:
+        return "num_particles" in parameters_of(target)
+    except (ValueError, TypeError):  # a callable written in C has no signature
+        return False
 
 
 def _parameters(target: Any) -> Mapping[str, inspect.Parameter]:

@@ -187,7 +187,7 @@ class Arguments:
         parser = ArgumentParser(exit_on_error=False, add_help=False, allow_abbrev=False)
         everything = self.add_to(parser)
         self.actions = {action.dest: action for action in parser._actions}
-        parameters = {n: (p, owner) for n, (p, owner) in _parameters(target).items() if n in everything}
+        parameters = {n: (p, owner) for n, (p, owner) in parameters_of(target).items() if n in everything}
         self.networks = {n: _needs_network(p, owner) for n, (p, owner) in parameters.items() if _is_network(p)}
         self.own = parameters.keys()
         self.required = [n for n, (p, _) in parameters.items() if p.default is p.empty and n not in self.networks]
@@ -277,7 +277,7 @@ def arguments_of(target: Target, path: str, skip: frozenset[str] = frozenset()) 
     return Arguments(target, path, skip)
 
 
-def _parameters(target: Target) -> dict[str, tuple[inspect.Parameter, str]]:
+def parameters_of(target: Target) -> dict[str, tuple[inspect.Parameter, str]]:
     """Return the parameters, and those that ``**kwargs`` passes on to a base class, each with its module."""
     found: dict[str, tuple[inspect.Parameter, str]] = {}
     owners = [c for c in target.__mro__ if "__init__" in vars(c)] if inspect.isclass(target) else [target]
