@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import pyro
+import torch
 from pyro.optim import PyroLRScheduler, PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
@@ -20,6 +22,7 @@ class TorchOptimizer:
 
     def __init__(self, factory: OptimizerFactory) -> None:
         self._factory = factory
+        self._layout = _Layout()
         self.optimizer: Optimizer | None = None
 
     def follow(self, parameters: Sequence[Tensor]) -> Optimizer:
@@ -34,7 +37,9 @@ class TorchOptimizer:
 
     def step(self, parameters: Sequence[Tensor]) -> None:
         """Take a step."""
-        self.follow(parameters).step()
+        optimizer = self.follow(parameters)
+        self._layout.keep(parameters, [optimizer])
+        optimizer.step()
 
 
 class PyroOptimizer:
@@ -52,6 +57,7 @@ class PyroOptimizer:
     def __init__(self, optim: PyroOptim) -> None:
         self.optim: Any = optim
         self.optimizer: Optimizer | None = None
+        self._layout = _Layout()
         self._joined: list[Any] = []
         self._settings: dict[str, Any] = {}
 
@@ -90,9 +96,12 @@ class PyroOptimizer:
         parameters = [p for p in parameters if p.grad is not None]
         optimizer = self.follow(parameters) if parameters else None
         if optimizer is not None:
+            self._layout.keep(parameters, [optimizer])
             optimizer.step()
             self._take_over(parameters)  # an optimiser may change its settings during a step
         else:
+            own = self.optim.optim_objs.values()  # optimisers, or their schedules
+            self._layout.keep(parameters, [getattr(o, "optimizer", o) for o in own])
             self.optim(parameters)
 
     def _factory(self) -> OptimizerFactory:
@@ -119,6 +128,36 @@ class PyroOptimizer:
             for parameter, state in self.optimizer.state.items():
                 self.optim.optim_objs[parameter].state[parameter] = state
             self._joined = []
+
+
+class _Layout:
+    """Keeps gradients and states in memory as their parameters are: strides change by ``p.data = ...``, for example.
+
+    A fused optimiser pairs the numbers of a parameter with those of its gradient and its state by their places in
+    memory, and says nothing where these differ.
+    """
+
+    def __init__(self) -> None:
+        self._strides: list[tuple[int, ...]] = []  # of the parameters, at the last look
+        self._states: list[Any] = []
+
+    def keep(self, parameters: Sequence[Tensor], optimizers: Sequence[Optimizer]) -> None:
+        for p in parameters:
+            if p.grad is not None and p.grad.layout is torch.strided and p.grad.stride() != p.stride():
+                p.grad = _as_laid_out(p, p.grad)
+        strides, states = list(map(Tensor.stride, parameters)), [optimizer.state for optimizer in optimizers]
+        if strides == self._strides and list(map(id, states)) == list(map(id, self._states)):
+            return
+        for p, state in chain.from_iterable(state.items() for state in states):
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.shape == p.shape and value.stride() != p.stride():
+                    state[name] = _as_laid_out(p, value)
+        self._strides, self._states = strides, states
+
+
+def _as_laid_out(parameter: Tensor, value: Tensor) -> Tensor:
+    """Return the values of a parameter's shape, in memory as the parameter is."""
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def as_optimizer(optim: object) -> TorchOptimizer | PyroOptimizer:

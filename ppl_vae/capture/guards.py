@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyro
+import torch
 from torch import Tensor
 
 from ppl_vae.capture.entered import Entered
@@ -55,10 +56,10 @@ class Guards:
 
     Guards cover everything within reach: globals, closures, defaults, attributes of objects, of classes and modules,
     items of containers, the content of arrays. They compare plain numbers and text by value, and everything else by
-    identity. Of tensors they check shape, dtype and device, whether they require a gradient, and whether they have
-    hooks. No code of the program runs: no property is evaluated. A check costs a few calls into C. Guards do not see
-    what a program takes from elsewhere (a file, a clock, an iterator's place). Of a container or array of more than
-    1,024 elements they see only a sample.
+    identity. Of tensors they check shape, strides, dtype and device, whether they require a gradient, and whether
+    they have hooks. No code of the program runs: no property is evaluated. A check costs a few calls into C. Guards do
+    not see what a program takes from elsewhere (a file, a clock, an iterator's place). Of a container or array of more
+    than 1,024 elements they see only a sample.
 
     Args:
         *roots: Functions, modules and objects to start from.
@@ -167,6 +168,8 @@ class Guards:
         self._sizes = [len(home) for _, home, _ in self._open]
         self._hooks = [hooks for _, hooks, _ in self.reach.hooks]
         self._flags = list(map(_OF_TENSORS, self._tensors))
+        self._strided = [t for t in self._tensors if t.layout is torch.strided and not t.is_nested]
+        self._strides = list(map(Tensor.stride, self._strided))
 
     def _untouched(self) -> bool:
         """Whether every place holds the very same objects; quick, and stricter than necessary."""
@@ -179,6 +182,7 @@ class Guards:
                 and list(map(type, self._objects)) == self._kinds
                 and [len(home) for _, home, _ in self._open] == self._sizes
                 and list(map(_OF_TENSORS, self._tensors)) == self._flags
+                and list(map(Tensor.stride, self._strided)) == self._strides
                 and all(_number(tensor) == number for tensor, number in self._numbers)
                 and not any(True for i in self._slow for _ in self._changes_of(i))
             )
@@ -221,6 +225,9 @@ class Guards:
                 yield Change("the shape, dtype or device of a tensor", str(kept[1:4]), str(now[1:4]), (-2, n))
             if now[4:] != kept[4:]:
                 yield Change(f"the hooks of a tensor of shape {tuple(tensor.shape)}", MISSING, MISSING, (-2, n))
+        for n, (tensor, strides) in enumerate(zip(self._strided, self._strides, strict=True)):
+            if (now := tensor.stride()) != strides:
+                yield Change("the strides of a tensor", str(strides), str(now), (-3, n))
         for tensor, number in self._numbers:
             if (value := _number(tensor)) != number:
                 yield Change(f"a number read out of a tensor of shape {tuple(tensor.shape)}", (number,), (value,))

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_vae.capture.comparing import Comparison, Outcome
+from ppl_vae.capture.compiled import compiled
 from ppl_vae.capture.eager import Step, eager_step, own, placed
 from ppl_vae.capture.entered import Entered
 from ppl_vae.capture.guards import Guards
@@ -106,7 +107,8 @@ class CapturedStep:
         inputs = self.inputs(tensors, numbers)
         graph = self._trace_twice(inputs)
         if full:
-            self._take(torch.compile(graph, dynamic=False, options={"fallback_random": True}), graph, inputs)
+            on_cpu = all(t.device.type == "cpu" for t in (*inputs, *self.leaves))
+            self._take(compiled(graph, on_cpu), graph, inputs)
         else:
             try:
                 short = simplify(graph, *map(apart, inputs))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import importlib
 import itertools
 import logging
 import random
@@ -18,8 +19,10 @@ import pytest
 import torch
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_vae import SVI, VAE, capture, data, fit, likelihoods, networks, posteriors, priors
+from ppl_vae.capture import compiled
 from ppl_vae.objectives import ELBO, ArticleELBO, MeanFieldELBO
 
 ADAM = functools.partial(torch.optim.Adam, lr=1e-2)
@@ -470,19 +473,73 @@ def test_nan_and_infinity_are_no_numbers_to_be_close_to():
     assert not capture.comparing._close(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.001]))
 
 
-def test_a_compiler_that_fails_leaves_the_program_as_it_is_written(monkeypatch):
-    def broken(graph, **_):
-        def run(*_):
-            raise RuntimeError("no C++ compiler")
-
-        return run
-
-    monkeypatch.setattr(torch, "compile", broken)
+def test_a_compiler_that_fails_leaves_the_program_as_it_is_written(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # where nothing is compiled yet
     vae, reference = make_vae(), make_vae()
     svi = SVI(vae.model, vae.guide, ADAM, ELBO(), compile="full")
     eager = SVI(reference.model, reference.guide, ADAM, ELBO(), compile="off")
-    assert trajectory(svi, [(binary(),)] * 4) == trajectory(eager, [(binary(),)] * 4)
-    assert svi.why_eager.startswith("no C++ compiler")
+    expected = trajectory(eager, [(binary(),)] * 4)
+    with importlib.import_module("torch._inductor.config").patch({"cpp.cxx": (str(tmp_path / "no-compiler"),)}):
+        assert trajectory(svi, [(binary(),)] * 4) == expected
+    assert "C++ compiler" in svi.why_eager
+
+
+@pytest.mark.parametrize("level", ["off", "graph", "full"])
+@pytest.mark.parametrize(
+    "optim",
+    [
+        ADAM,
+        pyro.optim.Adam({"lr": 1e-2}),
+        pyro.optim.ExponentialLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 1e-2}, "gamma": 0.9}),
+    ],
+)
+def test_weights_that_get_other_memory_take_the_same_steps(level, optim):
+    def train(svi, vae, given):
+        losses = trajectory(svi, [(binary(),)] * 4)
+        for n in range(3):
+            for p in vae.parameters():
+                given(p, n)
+            losses += trajectory(svi, [(binary(),)] * 2, seed=n)
+        return losses
+
+    def moved(p, n):
+        """Give a weight other memory: as it was, transposed, and off any boundary of the processor's."""
+        if n == 1 and p.dim() == 2:
+            p.data = p.data.T.contiguous().T
+        else:
+            p.data = torch.cat([p.data.new_zeros(n), p.data.flatten()])[n:].view(p.shape)
+
+    vae, reference = make_vae(dropout=True), make_vae(dropout=True)
+    plain = SVI(reference.model, reference.guide, copy.deepcopy(optim), ELBO(), compile="off")
+    svi = SVI(vae.model, vae.guide, copy.deepcopy(optim), ELBO(), compile=level)
+    expected = train(plain, reference, lambda p, n: None)
+    assert train(svi, vae, moved) == pytest.approx(expected, rel=1e-5)
+    assert level == "off" or svi.why_eager is None
+
+
+def test_a_graph_for_a_cpu_takes_what_it_holds_as_inputs_once():
+    weight, state = nn.Parameter(torch.tensor([2.0])), torch.zeros(1)
+
+    def step(x):
+        state.add_(1.0)
+        return weight * x + weight.exp() + state
+
+    graph = make_fx(step)(torch.ones(1))
+    lifted, held = compiled._lifted(graph)
+    assert [t is weight or t is state for t in held] == [True, True]
+    assert [n.op for n in lifted.graph.nodes].count("placeholder") == 3
+    state.zero_()
+    expected = [step(torch.full((1,), float(n))) for n in range(4)]
+    state.zero_()
+    code = compiled.compiled(graph, on_cpu=True)
+    with torch.no_grad():
+        found = [code(torch.full((1,), float(n))) for n in range(4)]
+        weight.zero_()
+        state.zero_()
+        after = code(torch.ones(1))
+    assert torch.allclose(torch.cat(found), torch.cat(expected), rtol=1e-6)
+    assert after.item() == 2.0  # exp(0) and the first count
+    assert state.item() == 1.0
 
 
 def test_what_no_guard_sees_is_found_by_the_check_every_so_often():
