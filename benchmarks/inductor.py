@@ -6,7 +6,7 @@
 |---|---|
 | by hand, compiled | the reference: `torch.compile` over the loss, one fused Adam |
 | as `SVI` takes it | `compile="full"` in a stretch of `fit`: Inductor's code without Dynamo, one fused Adam |
-| through Dynamo | the same graph by `torch.compile`, the same Adam |
+| ... through Dynamo | the same, its code called by `torch.compile` |
 | Adam in the graph | one compiled graph for gradients and update, called without Dynamo |
 | ... over flat parameters | its update on one vector of all parameters |
 | ... by cpp_wrapper | its calls from C++ |
@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyro
 import torch
@@ -39,7 +40,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import ppl_vae as pv
 from ppl_vae._machine import processor
-from ppl_vae.capture import compiled
+from ppl_vae.capture import compiled, step
 
 NETWORKS = {
     "784-50-2, batch 128": ([50], 128),
@@ -50,27 +51,23 @@ NETWORKS = {
 ADAM = functools.partial(torch.optim.Adam, lr=1e-3)
 
 
-def traced(hidden: list[int], x: Tensor) -> tuple[pv.SVI, Any, list[Tensor]]:
-    """Return an SVI at the level `full` after its capture, the graph that it gave to Inductor, and its parameters."""
+def traced(hidden: list[int], x: Tensor, through_dynamo: bool = False) -> tuple[pv.SVI, Any, list[Tensor]]:
+    """Return an SVI at the level `full` after its capture, the graph that is compiled, and its parameters."""
     graphs = []
-    original = compiled._Code
 
-    class Kept(original):  # type: ignore[misc, valid-type]
-        def __init__(self, graph: Any) -> None:
-            graphs.append(graph)
-            super().__init__(graph)
+    def kept(graph: Any, on_cpu: bool) -> Callable[..., Any]:
+        graphs.append(graph)
+        return compiled.compiled(graph, on_cpu and not through_dynamo)
 
-    compiled._Code = Kept  # type: ignore[misc]
-    try:
+    with mock.patch.object(step, "compiled", kept):
         vae = program(hidden, "cpu")
         svi = pv.SVI(vae.model, vae.guide, ADAM, pv.objectives.ELBO(), compile="full")
         for _ in range(3):
             svi.update(x)
-    finally:
-        compiled._Code = original  # type: ignore[misc]
     assert svi.why_eager is None, svi.why_eager
-    (step,) = (graph for some in svi._graphs.values() for graph in some)
-    return svi, graphs[-1], step.leaves
+    (captured,) = (graph for some in svi._graphs.values() for graph in some)
+    svi.begin_stretch()
+    return svi, graphs[-1], captured.leaves
 
 
 def adam(values: list[Tensor], gradients: list[Tensor], state: list[tuple[Tensor, Tensor]], count: Tensor) -> None:
@@ -127,19 +124,7 @@ def ways(hidden: list[int], batch: int) -> dict[str, tuple[int, Callable[[], Non
         loss(next(turn)).backward()
         by_hand.step()
 
-    svi, _, _ = traced(hidden, x[0])
-    svi.begin_stretch()
-    _, graph, leaves = traced(hidden, x[0])
-    through_dynamo = torch.compile(graph, dynamic=False, options={"fallback_random": True})
-    plain = torch.optim.Adam(leaves, lr=1e-3, fused=True)
-
-    def dynamo() -> None:
-        with torch.no_grad():
-            gradients = through_dynamo(next(turn))
-        for leaf, gradient in zip(leaves, gradients, strict=False):
-            leaf.grad = gradient
-        plain.step()
-
+    svi, through_dynamo = (traced(hidden, x[0], way)[0] for way in (False, True))
     in_graph = inductor(whole(hidden, x[0], False, 1), [x[0]])
     flat = inductor(whole(hidden, x[0], True, 1), [x[0]])
     wrapped = inductor(whole(hidden, x[0], False, 1), [x[0]], cpp_wrapper=True)
@@ -155,7 +140,7 @@ def ways(hidden: list[int], batch: int) -> dict[str, tuple[int, Callable[[], Non
     return {
         "by hand, compiled": (1, reference),
         "as SVI takes it": (1, lambda: svi.update(next(turn)) and None),
-        "through Dynamo": (1, dynamo),
+        "... through Dynamo": (1, lambda: through_dynamo.update(next(turn)) and None),
         "Adam in the graph": (1, calls(in_graph)),
         "... over flat parameters": (1, calls(flat)),
         "... by cpp_wrapper": (1, calls(wrapped)),

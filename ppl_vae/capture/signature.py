@@ -113,6 +113,8 @@ def unusual(tensors: list[Tensor]) -> str | None:
             return "an argument is computed from tensors that require a gradient"
         if tensor.requires_grad and tensor._backward_hooks:
             return "an argument has a hook"
+        if tensor.is_neg() or tensor.is_conj():  # compiled code reads the memory alone
+            return "an argument is negated or conjugated when it is read (resolve_neg() and resolve_conj() make a plain one)"
     return None
 
 

@@ -517,6 +517,20 @@ def test_weights_that_get_other_memory_take_the_same_steps(level, optim):
     assert level == "off" or svi.why_eager is None
 
 
+@pytest.mark.parametrize("level", ["graph", "full"])
+def test_an_argument_that_is_negated_when_it_is_read_keeps_its_sign(level):
+    plain = torch.view_as_complex(torch.stack([torch.zeros(10, 6), binary()], -1))
+    other = torch.view_as_complex(torch.stack([torch.zeros(10, 6), -binary()], -1)).conj()
+    assert other.imag.is_neg()
+    assert torch.equal(plain.imag, other.imag)
+    vae, reference = make_vae(), make_vae()
+    svi = SVI(vae.model, vae.guide, ADAM, ELBO(), compile=level)
+    eager = SVI(reference.model, reference.guide, ADAM, ELBO(), compile="off")
+    batches = [(plain.imag,)] * 4 + [(other.imag,)] * 4 + [(plain.imag,)]
+    assert trajectory(svi, batches) == pytest.approx(trajectory(eager, [(binary(),)] * 9), rel=1e-5)
+    assert svi.why_eager is None
+
+
 def test_a_graph_for_a_cpu_takes_what_it_holds_as_inputs_once():
     weight, state = nn.Parameter(torch.tensor([2.0])), torch.zeros(1)
 
