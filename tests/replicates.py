@@ -70,7 +70,7 @@ def mean_gradient(
     module: nn.Module,
     objective: object,
     x: Tensor,
-    repeats: int = 1000,
+    repeats: int = 400,
     batches: int = 40,
     seed: int = 0,
 ) -> Measured:
@@ -81,7 +81,7 @@ def mean_gradient(
 
 
 def mean_value(
-    program: Program, objective: object, x: Tensor, repeats: int = 1000, batches: int = 40, seed: int = 0
+    program: Program, objective: object, x: Tensor, repeats: int = 400, batches: int = 40, seed: int = 0
 ) -> Measured:
     """The expected value of an objective for the data once, summed over them."""
     loss, copies = as_loss(objective), x.repeat(repeats, *(1,) * (x.dim() - 1))

@@ -20,6 +20,7 @@ import torch
 from pyro import poutine
 from replicates import assert_same, assert_within_errors, block, flat, gradient_at, gradient_of, mean_gradient, measured
 from test_estimators_discrete import VAES, X, bits, close, every_vae, exact_bound, exact_elbo, one_hots, states_of
+from thinning import thinned
 from torch import Tensor, nn
 
 from ppl_vae import SVI, VAE, likelihoods, objectives, posteriors, priors
@@ -370,7 +371,7 @@ def test_controls_follow_the_gradient_of_the_variance(make: Any) -> None:
 
 
 @pytest.mark.parametrize("objective", [REBAR(2), RELAX(2), DoubleCV(2), DisARM(2), LocalDisARM(4), NVIL(2)], ids=repr)
-@pytest.mark.parametrize("compile", ["off", "graph"])
+@pytest.mark.parametrize("compile", thinned(["graph", "off"], 2))
 def test_they_train(objective: Any, compile: str) -> None:
     vae = bits().float()
     objective = copy.deepcopy(objective)
