@@ -366,14 +366,15 @@ def test_a_count_that_the_graph_does_not_keep_is_no_rounding():
     assert capture.comparing._close(a, a.clone())
 
 
-def test_looking_for_a_hook_again_costs_no_graph():
+def test_looking_for_a_hook_again_costs_no_graph(monkeypatch):
+    monkeypatch.setattr("ppl_vae.svi._AGAIN", 10)  # eager steps between two looks
     net = Net()
     handle = net.d[2].register_forward_hook(lambda module, inputs, output: output)
     svi = SVI(net.model, net.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
-    for step in range(1000):
+    for step in range(100):
         svi.step(data(step % 5))
     handle.remove()
-    for step in range(110):
+    for step in range(11):
         svi.step(data(step % 5))
     assert svi.why_eager is None
     assert svi._graphs

@@ -81,7 +81,7 @@ def test_pyro_modules_with_autoguides(guide, caplog):
         model = Regression()
         return model, getattr(autoguide, guide)(model)
 
-    beside_pyro(make, Trace_ELBO, (X, Y), steps=60)
+    beside_pyro(make, Trace_ELBO, (X, Y), steps=30)
     assert not [r for r in caplog.records if r.levelno == logging.WARNING]  # its guide's own bookkeeping is no fault
 
 
@@ -94,11 +94,11 @@ def test_a_pyro_sample_that_is_replaced():
     made = []
 
     def args(step):
-        if step == 30:
+        if step == 12:
             made[-1].hidden.bias = PyroSample(dist.Normal(0.0, 3.0).expand([4]).to_event(1))
         return X, Y
 
-    beside_pyro(make, Trace_ELBO, args, steps=60)
+    beside_pyro(make, Trace_ELBO, args, steps=30)
 
 
 @config_enumerate

@@ -173,7 +173,7 @@ class Conditional(nn.Module):
 def test_a_conditional_flow_as_a_prior_given_the_label(zuko) -> None:
     vae = pv.VAE(
         (3,),
-        prior=Conditional(zuko.flows.NSF(2, 4, transforms=1, hidden_features=[8])),
+        prior=Conditional(zuko.flows.NSF(1, 4, transforms=1, hidden_features=[8])),
         likelihood=pv.likelihoods.Normal(),
         posterior=pv.posteriors.DiagonalNormal(),
         y_shape=(4,),

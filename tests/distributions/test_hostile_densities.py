@@ -41,6 +41,11 @@ HOSTILE = settings(
 )
 
 
+def few_and_all(few: int, many: int) -> list[Any]:
+    """Numbers of generated examples: few in the default run, and all before a release."""
+    return [few, pytest.param(many, marks=pytest.mark.slow)]
+
+
 def real(low: float, high: float) -> st.SearchStrategy[float]:
     """Numbers of either sign from 10^low to 10^high in size, and zero."""
     size = st.floats(low, high).map(lambda u: 10.0**u)
@@ -126,11 +131,15 @@ FAMILIES = {
 }
 
 
+@pytest.mark.parametrize("examples", few_and_all(20, 60))
 @pytest.mark.parametrize("name", FAMILIES)
-@given(data=st.data(), seed=st.integers(0, 2**31))
-@HOSTILE
-def test_density_and_gradient_agree_with_float64(name: str, data: st.DataObject, seed: int) -> None:
+def test_density_and_gradient_agree_with_float64(name: str, examples: int) -> None:
     """At the same parameters and the same value; an error of 1e-4 is some hundred roundings of the largest term."""
+    checked = given(name=st.just(name), data=st.data(), seed=st.integers(0, 2**31))(check_density_and_gradient)
+    settings(HOSTILE, max_examples=examples)(checked)()
+
+
+def check_density_and_gradient(name: str, data: st.DataObject, seed: int) -> None:
     family = FAMILIES[name]
     narrow = family.prepare([tensor(data.draw, *p) for p in family.parameters])
     wide = [p.double().requires_grad_() for p in narrow]
@@ -190,11 +199,15 @@ def hostile(entry: Any, size: float, kind: str, seed: int, **shapes: Any) -> Any
 KINDS, SEEDS = st.sampled_from(["normal", "sign", "wide"]), st.integers(0, 1000)
 
 
-@pytest.mark.parametrize("entry", zoo.LIKELIHOODS, ids=lambda entry: entry.name)
-@given(size=positive(-3, 8), kind=KINDS, seed=SEEDS, own=st.booleans())
-@settings(HOSTILE, max_examples=25)
-def test_likelihoods_agree_with_float64(entry: zoo.Likelihood, size: float, kind: str, seed: int, own: bool) -> None:
+@pytest.mark.parametrize("examples", few_and_all(10, 25))
+@pytest.mark.parametrize("entry", zoo.LIKELIHOODS, ids=zoo.names)
+def test_likelihoods_agree_with_float64(entry: zoo.Likelihood, examples: int) -> None:
     """At the same outputs of the network, for data of its own and for those that it is for, with finite gradients."""
+    checked = given(entry=st.just(entry), size=positive(-3, 8), kind=KINDS, seed=SEEDS, own=st.booleans())
+    settings(HOSTILE, max_examples=examples)(checked(check_likelihood))()
+
+
+def check_likelihood(entry: zoo.Likelihood, size: float, kind: str, seed: int, own: bool) -> None:
     piece = hostile(entry, size, kind, seed, x_shape=(6,), latent_shape=(2,))
     exact = copy.deepcopy(piece).double()
     torch.manual_seed(seed)
@@ -208,13 +221,16 @@ def test_likelihoods_agree_with_float64(entry: zoo.Likelihood, size: float, kind
         assert gradient is None or gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("entry", zoo.POSTERIORS, ids=lambda entry: entry.name)
-@given(dim=st.sampled_from([2, 3, 10, 30, 100]), size=positive(-2, 1.2), kind=KINDS, seed=SEEDS)
-@settings(HOSTILE, max_examples=12)
-def test_score_of_own_draws_is_that_of_float64(
-    entry: zoo.Posterior, dim: int, size: float, kind: str, seed: int
-) -> None:
+@pytest.mark.parametrize("examples", few_and_all(4, 12))
+@pytest.mark.parametrize("entry", zoo.POSTERIORS, ids=zoo.names)
+def test_score_of_own_draws_is_that_of_float64(entry: zoo.Posterior, examples: int) -> None:
     """E log q(z|x) of draws that are made and scored in float32 is what it is in float64, within 5 standard errors."""
+    dims = st.sampled_from([2, 3, 10, 30, 100])
+    checked = given(entry=st.just(entry), dim=dims, size=positive(-2, 1.2), kind=KINDS, seed=SEEDS)
+    settings(HOSTILE, max_examples=examples)(checked(check_own_draws))()
+
+
+def check_own_draws(entry: zoo.Posterior, dim: int, size: float, kind: str, seed: int) -> None:
     dim = min(dim, 8) if "Flow" in entry.name else dim  # the zoo's are narrower than that
     shapes: dict[str, Any] = {"x_shape": (4,), "latent_shape": (dim,)}
     if entry.space == "levels":  # these take their levels, or their conditionals, from the prior

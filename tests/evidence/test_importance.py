@@ -109,7 +109,7 @@ def test_all_weights_zero_is_no_evidence():
 @pytest.mark.parametrize("proposal", ["posterior", "defensive"])
 def test_linear_gaussian_evidence(proposal):
     model = LinearGaussian.random()
-    x = model.sample(64)
+    x = model.sample(24)
     evidence = importance(model.vae(), x, num_particles=(100, 2000), proposal=proposal)
     z_score = (evidence.log_evidence - model.log_evidence(x)) / evidence.error
     assert evidence.log_evidence.dtype == DOUBLE

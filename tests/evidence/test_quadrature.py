@@ -407,7 +407,7 @@ def trained():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    densities, x = VAEDensities(vae), x[:40]
+    densities, x = VAEDensities(vae), x[:20]
     return densities, x, quadrature(densities, x)
 
 
@@ -421,7 +421,7 @@ def test_against_a_uniform_grid(trained):
 
 def test_the_reported_error_covers_a_tighter_answer(trained):
     densities, x, _ = trained
-    x = x[:15]
+    x = x[:5]
     tight = quadrature(VAEDensities(copy.deepcopy(densities.vae).double()), x.double(), tolerance=1e-9)
     assert (tight.error < 1e-9).all()
     for tolerance in (0.1, 1e-2, 1e-3):

@@ -176,13 +176,18 @@ class Complete(Exact):
         super().__init__(wider=1.7, off=0.1)
 
 
+@functools.cache
+def imputed(sampler):
+    """Rows, the same with holes, and nineteen draws of what is missing."""
+    vae, _, x, holes = rows_with_one_missing(800, Complete())
+    start = holes.nan_to_num(0.0)
+    return x, holes, impute(vae, start, holes.isnan(), num_draws=19, num_steps=100, num_chains=19, sampler=sampler)
+
+
 @pytest.mark.parametrize("level", [0.5, 0.9])
 @pytest.mark.parametrize("sampler", ["importance", "metropolis"])
 def test_intervals_of_the_true_model_cover_as_they_say(level, sampler):
-    vae, _, x, holes = rows_with_one_missing(800, Complete())
-    found = impute(
-        vae, holes.nan_to_num(0.0), holes.isnan(), num_draws=19, num_steps=100, num_chains=19, sampler=sampler
-    )
+    x, holes, found = imputed(sampler)
     low, high = found.interval(level)
     covered = ((low <= x) & (x <= high))[holes.isnan()].double().mean()
     assert abs(covered - level) < 4 * (level * (1 - level) / len(x)) ** 0.5
@@ -451,6 +456,7 @@ def linear_of(x: Tensor, seed: int) -> VAE:
     return VAE(dataset(x), prior=priors.StandardNormal(1), likelihood=Mixed("real", MLP([])), posterior=encoder)
 
 
+@pytest.mark.slow
 def test_the_mechanism_is_recovered_and_imputation_is_less_biased():
     """Rows that the known program has drawn: w and b within their errors over seeds, and the bias of what is filled."""
     found, biases = [], {"MIWAE": [], "not-MIWAE": []}
