@@ -212,7 +212,7 @@ def test_given_a_condition_it_is_the_same_model(digits: data.Dataset) -> None:
 
 
 def test_evidence_of_each_condition_is_that_of_the_model_given_it(digits: data.Dataset) -> None:
-    vae = make(digits)
+    vae = make(digits, 1)
     x, y = next(digits.test.batches(4))
     y = y[[0, 1, 2, 1]]  # one condition twice
     assert len(y.unique(dim=0)) == 3
@@ -232,7 +232,7 @@ def test_counts_of_all_conditions_add_up(digits: data.Dataset) -> None:
 
 
 def test_evidence_against_importance_sampling_of_the_whole_program(digits: data.Dataset) -> None:
-    vae = make(digits, prior=LabelledPrior(2))
+    vae = make(digits, 1, prior=LabelledPrior(1))
     fit(vae, digits, epochs=10, seed=0)  # before, q(z|x) is far from p(z|x), and its weights say nothing
     x, y = next(digits.test.batches(3))
     exact = evaluation.log_evidence(vae, x, y)
@@ -261,7 +261,7 @@ def test_linear_gaussian_with_a_condition_has_the_closed_form() -> None:
 
 
 def test_evaluation_says_what_it_looked_at(digits: data.Dataset) -> None:
-    vae = make(digits)
+    vae = make(digits, 1)
     found = evaluation.evaluate(vae, digits.test, size=6)
     assert {"log_evidence", "elbo", "gap", "bits_per_dim"} <= found.figures.keys()
     assert any("under one condition" in note for note in found.notes)

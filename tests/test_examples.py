@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 from short_runs import without_pictures
+from thinning import thinned
 
-from ppl_vae import cli, load_run
+from ppl_vae import cli, data, load_run
 from ppl_vae.objectives import sample_log_weights
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -62,13 +64,15 @@ def test_table_imputation(capsys):
     assert "5 nearest neighbours" in capsys.readouterr().out
 
 
-def test_incomplete_tables(capsys):
-    found = load("incomplete_tables").main(seeds=1, epochs=60, tables=["wine"], missing=["by value"])
+@pytest.mark.parametrize("epochs", [2, pytest.param(60, marks=pytest.mark.slow)])
+def test_incomplete_tables(capsys, epochs):
+    found = load("incomplete_tables").main(seeds=1, epochs=epochs, tables=["wine"], missing=["by value"])
     mean, _, _, miwae, high, _ = found["wine", "by value"][0]
-    assert high[0] < 0.9 * miwae[0]
-    assert high[1] > miwae[1]
-    assert miwae[0] < mean[0]
     assert "not-MIWAE, agnostic" in capsys.readouterr().out
+    if epochs == 60:
+        assert high[0] < 0.9 * miwae[0]
+        assert high[1] > miwae[1]
+        assert miwae[0] < mean[0]
 
 
 def test_density_table(capsys):
@@ -78,7 +82,10 @@ def test_density_table(capsys):
     assert "held-out log p(x), nats" in capsys.readouterr().out
 
 
-def test_ladder(capsys):
+def test_ladder(capsys, monkeypatch):
+    digits = data.load("digits")
+    few = dataclasses.replace(digits, train=digits.train.head(400), test=digits.test.head(12))
+    monkeypatch.setattr(data, "load", lambda name: few)
     found = load("ladder").main(epochs=3, seeds=1, directions=("top-down",))
     *bounds, exact = found["top-down"]
     for bound in bounds:
@@ -119,18 +126,19 @@ def test_every_example_is_tested():
     assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested
 
 
-def test_single_cell_counts(capsys):
-    for library in ("latent", "condition"):
-        found = load("single_cell_counts").main(cells=1200, epochs=40, library=library)
-        assert found["types"] > 0.9
-        assert found["denoised"] < 0.5 * found["raw"]
-        assert found["log_r"] > 0.8
-        assert found["bound"] < 0
-    assert "log p(x given l) of held-out cells" in capsys.readouterr().out
+@pytest.mark.parametrize("library", thinned(["condition", "latent"], 2))
+def test_single_cell_counts(capsys, library):
+    found = load("single_cell_counts").main(cells=1200, epochs=40, library=library)
+    assert found["types"] > 0.9
+    assert found["denoised"] < 0.5 * found["raw"]
+    assert found["log_r"] > 0.8
+    assert found["bound"] < 0
+    given = " given l" if library == "condition" else ""
+    assert f"log p(x{given}) of held-out cells" in capsys.readouterr().out
 
 
 def test_semi_supervised(capsys):
-    figures, tables = load("semi_supervised").main(((2, 1.0),), epochs=2, early=1, size=4, replicates=20)
+    figures, tables = load("semi_supervised").main(((1, 1.0),), epochs=2, early=1, size=4, replicates=20)
     assert figures["unlabelled_gap"].low > 0  # log p(x) is exact here
     blocks = tables[1]
     exact = blocks.pop("EnumeratedELBO")["classifier"].variance.value

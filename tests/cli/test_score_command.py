@@ -68,15 +68,15 @@ def run(*argv):
 def test_score_is_log_evidence_with_rank_label_row_and_split(suffix, capsys):
     if suffix == "parquet":
         pytest.importorskip("pyarrow", reason="pyarrow is not installed")
-    run("score", "plane", "--size", "12", "--out", f"s.{suffix}")
+    run("score", "plane", "--size", "6", "--out", f"s.{suffix}")
     first, second, _ = capsys.readouterr().out.splitlines()
     found, test = table(f"s.{suffix}"), data.load("digits").test
-    expected = load_run("plane").score(test.x[:12])
+    expected = load_run("plane").score(test.x[:6])
     np.testing.assert_allclose(found["log_p"], expected, atol=2e-3)
     assert (found["error"] < 1e-3).all()
     np.testing.assert_array_equal(found["rank"], found["log_p"].argsort().argsort() + 1)
-    np.testing.assert_array_equal(found["label"], test.labels[:12])
-    np.testing.assert_array_equal(found["row"], test.rows[:12])
+    np.testing.assert_array_equal(found["label"], test.labels[:6])
+    np.testing.assert_array_equal(found["row"], test.rows[:6])
     assert set(found["split"]) == {"test"}
     assert "by quadrature (exact)" in first
     assert second.startswith(f"the most unusual: rows {found['row'][found['rank'] == 1][0]}, ")
@@ -205,7 +205,7 @@ def test_the_rows_of_a_table_keep_their_ids_and_the_words_of_their_labels(suffix
     with open("t.csv", "w", newline="") as file:
         lines = zip(ids, numbers[:, 0], numbers[:, 1], words, strict=True)
         csv.writer(file).writerows([["id", "width", "length", "species"], *lines])
-    train = "train --data t.csv --data.labels species --epochs 1 --batch_size 20 --out run"
+    train = "train --data t.csv --data.labels species --epochs 1 --batch_size 20 --prior.latent_dim 1 --out run"
     with without_pictures():
         assert cli.main(train.split()) == 0
     for command in ("encode", "score", "reconstruct --size 60"):
@@ -220,35 +220,19 @@ def test_the_rows_of_a_table_keep_their_ids_and_the_words_of_their_labels(suffix
 def test_missing_entries_of_a_table_are_filled_with_intervals(capsys):
     pytest.importorskip("pandas", reason="pandas is not installed")
     rng = np.random.default_rng(0)
-    x = np.exp(rng.normal(size=(60, 1)) + 0.1 * rng.normal(size=(60, 2))).round(3)
-    words = np.array(["a", "b"])[rng.integers(2, size=60)]
-    gone = rng.random((60, 2)) < 0.3
+    x = np.exp(rng.normal(size=(30, 1)) + 0.1 * rng.normal(size=(30, 2))).round(3)
+    words = np.array(["a", "b"])[rng.integers(2, size=30)]
+    gone = rng.random((30, 2)) < 0.3
     with open("t.csv", "w", newline="") as file:
         lines = [["" if g else v for v, g in zip(*row, strict=True)] for row in zip(x, gone, strict=True)]
         csv.writer(file).writerows([["width", "row", "kind"], *([*a, b] for a, b in zip(lines, words, strict=True))])
     with without_pictures():
-        assert (
-            cli.main(
-                [
-                    "train",
-                    "--data",
-                    "t.csv",
-                    "--objective",
-                    "IWAE",
-                    "--epochs",
-                    "2",
-                    "--batch_size",
-                    "20",
-                    "--out",
-                    "run",
-                ]
-            )
-            == 0
-        )
+        train = "train --data t.csv --objective IWAE --epochs 2 --batch_size 20 --prior.latent_dim 1 --out run"
+        assert cli.main(train.split()) == 0
     capsys.readouterr()
-    assert cli.main(["reconstruct", "run", "--split", "all", "--size", "60", "--draws", "19", "--out", "f.npz"]) == 0
+    assert cli.main(["reconstruct", "run", "--split", "all", "--size", "30", "--draws", "19", "--out", "f.npz"]) == 0
     with np.load("f.npz") as found:
-        assert found["draws"].shape == (60, 19, 3)
+        assert found["draws"].shape == (30, 19, 3)
         filled, low, high = found["filled"], found["low"], found["high"]
         assert (np.isnan(found["x"][:, :2]) == gone).all()
         ends = found["draws"].min(1), found["draws"].max(1)  # at 0.9 those of nineteen draws
@@ -257,15 +241,15 @@ def test_missing_entries_of_a_table_are_filled_with_intervals(capsys):
     assert np.isnan(low[:, 2]).all()
     np.testing.assert_allclose(filled[:, :2][~gone], x[~gone], rtol=1e-6)
     assert (low[:, :2][gone] < high[:, :2][gone]).all()
-    assert cli.main(["reconstruct", "run", "--split", "all", "--size", "60", "--draws", "19"]) == 0
+    assert cli.main(["reconstruct", "run", "--split", "all", "--size", "30", "--draws", "19"]) == 0
     assert "file: run/imputed.csv" in capsys.readouterr().out
     named = table("run/imputed.csv")
     assert {"filled_width", "low_row", "high_kind", "row", "split"} <= set(named)
-    assert named["row"].tolist() == list(range(60))  # not the table's own column of this name
+    assert named["row"].tolist() == list(range(30))  # not the table's own column of this name
     np.testing.assert_allclose(named["filled_row"], filled[:, 1], rtol=1e-6)
     assert cli.main(["reconstruct", "run", "--draws", "9"]) == 2
     assert "9 draws are too few at level 0.9; give impute num_draws=19 or more" in capsys.readouterr().err
     assert cli.main(["reconstruct", "run", "--level", "0.5"]) == 2
     assert "--level is 0.5, of the intervals of --draws, which is not given" in capsys.readouterr().err
-    assert cli.main(["reconstruct", "run", "--split", "all", "--size", "60"]) == 0
+    assert cli.main(["reconstruct", "run", "--split", "all", "--size", "30"]) == 0
     assert "nan" not in capsys.readouterr().out  # the error is that of observed entries

@@ -151,7 +151,7 @@ def test_the_command_writes_what_has_finished(tmp_path, monkeypatch, capsys):
         return real(*arguments, **options | {"progress": progress})
 
     line = "compare --train true --objectives [ELBO,IWAE] --particles 2 --seeds 2 --epochs 1 --evaluation_size 20"
-    line += " --likelihood.network.hidden [8] --posterior.network.hidden [8] --out race"
+    line += " --likelihood.network.hidden [8] --posterior.network.hidden [8] --prior.latent_dim 1 --out race"
     with mock.patch("ppl_vae.comparison.race", ended):
         assert cli.main(line.split()) == 130
     assert "2 of 4 runs had finished" in capsys.readouterr().out

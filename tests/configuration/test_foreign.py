@@ -22,7 +22,7 @@ pathlib.Path("imported").touch()
 class Mine(StandardNormal):
     pass
 """
-SMALL = ["--epochs", "1", "--likelihood.network.hidden", "[4]", "--posterior.network.hidden", "[4]"]
+SMALL = ["--compile", "off", "--epochs", "1", "--likelihood.network.hidden", "[4]", "--posterior.network.hidden", "[4]"]
 
 
 @pytest.fixture

@@ -221,7 +221,7 @@ def test_rows_that_would_shift_or_vanish_are_refused(text, said, tmp_path):
         data.load(write(tmp_path / "t.csv", text), ids="id" if text.startswith("id") else None)
 
 
-SMALL = ["--epochs", "1", "--batch_size", "20", "--compile", "off"]
+SMALL = ["--epochs", "1", "--batch_size", "20", "--compile", "off", "--prior.latent_dim", "1"]
 SMALL += ["--likelihood.network.hidden", "[4]", "--posterior.network.network.hidden", "[4]"]
 
 
@@ -292,7 +292,7 @@ def test_a_drawn_table_has_the_names_and_words_of_the_one_that_was_trained_on(tm
     assert list(drawn) == ["a, b", "city", *[f"z_{i + 1}" for i in range(arrays["z"].shape[1])]]
     assert np.allclose(drawn["a, b"], arrays["x"][:, 0])
     assert drawn["city"].tolist() == [["Oslo", "no"][int(code)] for code in arrays["x"][:, 1]]
-    again = data.load("s.csv", columns={"z_1": "skip", "z_2": "skip"})
+    again = data.load("s.csv", columns={"z_1": "skip"})
     assert again.column_names == ("a, b", "city")
 
 

@@ -22,6 +22,7 @@ from ppl_vae.objectives import IWAE, sample_log_weights
 
 NAMES = ("Poisson", "NegativeBinomial", "ZeroInflatedNegativeBinomial")
 MLP = networks.MLP
+BOUND_ALONE = {"gap_size": 0, "importance_size": 0, "imputation_size": 0}  # of an evaluation
 
 
 def simulated(n: int = 120, genes: int = 7, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -145,7 +146,7 @@ def test_a_latent_size_has_a_log_p_that_bounds_approach() -> None:
     np.testing.assert_allclose(
         [vae.likelihood.log_size_mean.item(), vae.likelihood.log_size_scale.item()], [mean, scale]
     )
-    nodes = np.linspace(-9, 9, 601)
+    nodes = np.linspace(-9, 9, 301)
     with torch.no_grad():
         (raw,) = vae.likelihood.parameters_of_z(torch.tensor(nodes)[:, None])
     share = raw.softmax(-1).numpy()  # (G, genes)
@@ -175,26 +176,26 @@ def test_masses_sum_to_one_over_all_x() -> None:
     counts, _ = simulated(40, genes=2)
     dataset = from_cells(np.minimum(counts, 1) + 1)
     vae = make(dataset, likelihoods.Poisson(MLP([4], "tanh", init="torch"), library="latent")).double()
-    every = torch.tensor(list(itertools.product(range(24), repeat=2)), dtype=torch.float64)
+    every = torch.tensor(list(itertools.product(range(14), repeat=2)), dtype=torch.float64)
     assert vae.score(every).exp().sum().item() == pytest.approx(1, abs=1e-5)
 
 
 # Many conditions
 
 
-@pytest.mark.parametrize("latent_dim", [2, 4])
+@pytest.mark.parametrize("latent_dim", [1, 4])
 def test_many_conditions_at_once_agree_with_one_after_another(latent_dim: int) -> None:
     dataset = cells(library=True, validation=0, test=0)
     vae = make(dataset, likelihoods.NegativeBinomial(MLP([5], "tanh", init="torch"), library="condition"), latent_dim)
     x, y = (column[:60] for column in dataset.train.columns)
-    found = evidence.log_evidence(vae, x, y, method="posterior", num_particles=(5000,))
+    found = evidence.log_evidence(vae, x, y, method="posterior", num_particles=(2000,))
     few = slice(3)
-    expected = evidence.log_evidence(vae, x[few], y[few], num_particles=(5000,))
-    assert expected.method == ("quadrature" if latent_dim == 2 else "importance")
+    expected = evidence.log_evidence(vae, x[few], y[few], num_particles=(2000,))
+    assert expected.method == ("quadrature" if latent_dim == 1 else "importance")
     error = found.details["standard_error"][few] + expected.error
     assert (error < 1).all()
     assert ((found.log_evidence[few] - expected.log_evidence).abs() < 5 * error + 1e-4).all()
-    report = evaluation.evaluate(vae, dataset.train, size=60, num_particles=(100,), evidence="posterior")
+    report = evaluation.evaluate(vae, dataset.train, size=60, num_particles=(100,), evidence="posterior", **BOUND_ALONE)
     assert len(report.bound.elbo) == len(report.evidence) == 60
     torch.testing.assert_close(-report.bound.rate - report.bound.distortion, report.bound.elbo)
     for i in range(3):
@@ -204,7 +205,7 @@ def test_many_conditions_at_once_agree_with_one_after_another(latent_dim: int) -
             gap = getattr(report.bound, name)[i] - getattr(single, name)[0]
             assert abs(gap) < 5 * (error[i] + single.error[0])
     if latent_dim > 3:
-        assert evidence.log_evidence(vae, x, y, num_particles=(10,)).log_evidence.isfinite().all()
+        assert evidence.log_evidence(vae, x[:6], y[:6], num_particles=(10,)).log_evidence.isfinite().all()
 
 
 # What is recovered
@@ -238,9 +239,10 @@ def most_likely(split: data.Split) -> np.ndarray:
     return log_r.detach().numpy()
 
 
-def test_dispersions_of_genes_and_labels_are_found_within_their_errors() -> None:
+@pytest.mark.parametrize("seeds", [1, pytest.param(5, marks=pytest.mark.slow)])
+def test_dispersions_of_genes_and_labels_are_found_within_their_errors(seeds: int) -> None:
     """Without factors and under known sizes the best ELBO is log p(x|y), so that r is the most likely one."""
-    genes, n, seeds = 12, 1200, 5
+    genes, n = 12, 1200
     rng = np.random.default_rng(1)
     share, log_r = rng.dirichlet(np.full(genes, 5.0), 2), rng.normal(1.0, 0.5, (2, genes))
     errors, apart = [], []
@@ -259,10 +261,11 @@ def test_dispersions_of_genes_and_labels_are_found_within_their_errors() -> None
         apart.append(likelihood.raw_dispersion.detach().numpy() - most_likely(dataset.train))
         found = likelihood.proportions(torch.zeros(2, 1), torch.tensor([[0.0, 1, 0], [0.0, 0, 1]])).numpy()
         assert np.abs(found - share).sum(1).max() / 2 < 0.02
-    mean, error = np.mean(errors, 0), np.std(errors, 0, ddof=1) / math.sqrt(seeds)
-    assert np.median(error) < 0.06
-    assert np.mean(np.abs(mean) < 5 * error) > 0.95  # P(|t| > 5) = 0.7% at four degrees of freedom
     assert np.abs(np.array(apart)).max() < 0.1  # of the last steps' noise
+    if seeds > 1:
+        mean, error = np.mean(errors, 0), np.std(errors, 0, ddof=1) / math.sqrt(seeds)
+        assert np.median(error) < 0.06
+        assert np.mean(np.abs(mean) < 5 * error) > 0.95  # P(|t| > 5) = 0.7% at four degrees of freedom
 
 
 @pytest.mark.slow
@@ -395,10 +398,9 @@ def test_conditions_with_a_size_mean_what_they_meant_in_training() -> None:
     torch.testing.assert_close(moved.columns[1][:, 0], alone.columns[1][:, 0])
     assert (moved.columns[1][:, 1] == 0).all()
     assert (moved.columns[1][:, 2] == 1).all()
-    found = evaluation.evaluate(vae, alone, size=5, evidence="importance", num_particles=(50,))
-    torch.testing.assert_close(
-        found.bound.elbo, evaluation.evaluate(vae, moved, size=5, evidence="importance", num_particles=(50,)).bound.elbo
-    )
+    few: dict[str, Any] = {"size": 5, "evidence": "importance", "num_particles": (50,), **BOUND_ALONE}
+    found = evaluation.evaluate(vae, alone, **few)
+    torch.testing.assert_close(found.bound.elbo, evaluation.evaluate(vae, moved, **few).bound.elbo)
     without = from_cells(counts, labels=np.array(["a", "b"])[batch], conditional=True).train
     with pytest.raises(ValueError, match="are not given with a library size, and the model was trained with one"):
         evaluation.evaluate(vae, without, size=5)
@@ -424,7 +426,15 @@ def test_saved_and_loaded_it_is_the_same(library: Any, dispersion: Any, tmp_path
     torch.testing.assert_close(again.encode(x, y), vae.encode(x, y), rtol=0, atol=0)
     assert evidence.log_evidence(vae, x, y, method="posterior", num_particles=(20,)).log_evidence.isfinite().all()
     if (library, dispersion) == ("latent", "condition"):  # minutes for all four
-        assert not checking.check(vae, x, y=y).wrong
+        assert not checking.check(vae, x, y=y, only="likelihood").wrong
+
+
+@pytest.mark.slow
+def test_no_alarm_on_a_program_with_a_latent_size() -> None:
+    dataset = cells()
+    vae = make(dataset, likelihoods.NegativeBinomial(MLP([5]), "condition", library="latent"), 3, counts=7)
+    x, y = dataset.test.columns
+    assert not checking.check(vae, x, y=y).wrong
 
 
 def test_sizes_of_each_label_and_of_labels_with_one_cell() -> None:
@@ -508,7 +518,8 @@ def test_a_sparse_matrix_stays_sparse(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not isinstance(kept.train.x, Tensor)
     found = []
     for dataset in (dense, kept):
-        vae = make(dataset, likelihoods.NegativeBinomial(MLP([5]), "condition", library="condition"))
+        vae = make(dataset, likelihoods.NegativeBinomial(MLP([5]), "condition", library="condition"), 1)
         run = fit(vae, dataset, epochs=2, seed=0)
-        found.append((run.history[-1]["elbo"], evaluation.evaluate(vae, dataset.test, size=4).figures["elbo"].value))
+        figures = evaluation.evaluate(vae, dataset.test, size=4, **BOUND_ALONE).figures
+        found.append((run.history[-1]["elbo"], figures["elbo"].value))
     assert found[0] == found[1]

@@ -30,7 +30,7 @@ def runs(tmp_path_factory) -> Path:
         main("train", *SHORT, *CONVOLUTIONAL, "--out", str(folder / "convolutional"))
         table = ["--data", str(folder / "table.csv"), "--data.labels", "species"]
         main("train", *SHORT, *table, "--out", str(folder / "table"))
-    main("evaluate", str(folder / "plane"), "--size", "40", "--gaps", "10", "--importance", "0", "--imputation", "0")
+    main("evaluate", str(folder / "plane"), "--size", "12", "--gaps", "4", "--importance", "0", "--imputation", "0")
     main("compare", str(folder / "plane"), "--objectives", "[ELBO, IWAE]", "--particles", "4", "--replicates", "40")
     main("compare", "--train", "true", *SMALL, *RACE, "--out", str(folder / "race"))
     return folder
