@@ -296,7 +296,7 @@ def seen(caplog: pytest.LogCaptureFixture) -> Any:
 
 @pytest.mark.filterwarnings("ignore:.*was not registered in the param store")
 def test_random_changes_between_steps(seen: Any) -> None:
-    _run(8)
+    _run(5)
 
 
 @pytest.mark.slow

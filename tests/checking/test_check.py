@@ -11,6 +11,7 @@ import pytest
 import torch
 import zoo
 from short_runs import without_pictures
+from thinning import thinned
 from torch import Tensor, nn
 from torch.distributions import constraints
 
@@ -735,7 +736,7 @@ def test_a_fault_in_rsample_alone_is_found():
     assert [finding.name for finding in report.wrong] == ["sampling"]
 
 
-@pytest.mark.parametrize("name", ["DisARM", "DoubleCV", "REBAR", "RELAX", "NVIL"])
+@pytest.mark.parametrize("name", thinned(["DisARM", "DoubleCV", "REBAR", "RELAX", "NVIL"], 2))
 def test_objectives_with_draws_and_state_of_their_own_are_right(name: str):
     """Each step as captured starts from the same state; what starts at zero is moved; the bound takes their draws."""
     vae = ppl_vae.VAE(
