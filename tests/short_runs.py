@@ -17,14 +17,15 @@ def small_vae(
     width: int = 8,
     *,
     seed: int = 0,
+    latent_dim: int = 2,
     batch_norm: bool = False,
     likelihood: Callable[[networks.MLP], Any] = likelihoods.Bernoulli,
     posterior: Callable[[networks.MLP], Any] = posteriors.DiagonalNormal,
 ) -> VAE:
-    """A VAE of two latents with one layer in each network, for a data set or a shape."""
+    """A VAE with one layer in each network, for a data set or a shape."""
     torch.manual_seed(seed)
     mlp = networks.MLP([width], batch_norm=batch_norm)
-    return VAE(data, prior=priors.StandardNormal(2), likelihood=likelihood(mlp), posterior=posterior(mlp))
+    return VAE(data, prior=priors.StandardNormal(latent_dim), likelihood=likelihood(mlp), posterior=posterior(mlp))
 
 
 @contextlib.contextmanager

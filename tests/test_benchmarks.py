@@ -136,6 +136,7 @@ def test_mnist_is_the_packages_own(real_data, monkeypatch):
     assert torch.equal(x, theirs.reshape(-1, 784))
 
 
+@pytest.mark.slow
 def test_a_race(monkeypatch):
     """In processes: rounds are recorded, and who is missing or fails in its process is left out with the reason."""
     monkeypatch.setattr(peers, "python", lambda peer: None)
@@ -265,6 +266,7 @@ def test_denormals_are_timed_on_a_run_of_the_command_line(tmp_path, monkeypatch,
     assert [line.split(":")[0] for line in lines] == ["denormal probabilities", "as they are", "flushed"]
 
 
+@pytest.mark.slow
 def test_the_parts_of_a_gpu_go_on_where_they_stopped(tmp_path, monkeypatch, capsys):
     """What has succeeded is not repeated, what has failed is, a run is continued, and what does not fit is left."""
     python = [sys.executable, "-c"]

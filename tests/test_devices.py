@@ -144,7 +144,7 @@ CALLS: dict[str, tuple[Callable[[], pv.VAE], Callable[[pv.VAE, Any], Any]]] = {
     "evaluate": (make, lambda vae, x: evaluation.evaluate(vae, x, **SMALL)),
     "evaluate, conditions": (conditional, lambda vae, x: evaluation.evaluate(vae, split(x, x[:, :3]), **SMALL)),
     "evaluate, labels": (make, lambda vae, x: evaluation.evaluate(vae, split(x), train=split(x), **SMALL)),
-    "compare, pair": (make, lambda vae, x: figures_of(pv.compare(pair(vae), x, **FIXED))),
+    "compare, pair": (make, lambda vae, x: figures_of(pv.compare(pair(vae), x, log_evidence=known(x), **FIXED))),
     "check": (make, lambda vae, x: statuses(pv.check(vae, x))),
     "cross_entropy": (make, lambda vae, x: closed_form.cross_entropy_from_logits(x, logits(vae)).cpu()),
     "squared_error": (make, lambda vae, x: closed_form.squared_error(x, logits(vae)).cpu()),
