@@ -83,7 +83,7 @@ def found(model, x):
         not_a_number,
         pyro.infer.Trace_ELBO,
     ]
-    return compare(model.vae(), x, objectives=entries, particles=(1, 8), replicates=400, reference="ELBO")
+    return compare(model.vae(), x, objectives=entries, particles=(1, 8), replicates=200, reference="ELBO")
 
 
 @pytest.fixture(scope="module")
@@ -535,7 +535,7 @@ class TestWhatIsLeft:
         assert row["value"] == ours.value
         failed = next(r for r in content["rows"] if r["name"] == "fails")
         assert failed["value"] is None
-        assert content["replicates"] == 400
+        assert content["replicates"] == 200
         assert content["machine"]["dtype"] == "float64"
 
     def test_csv_has_a_line_for_every_estimator_k_and_block(self, found):

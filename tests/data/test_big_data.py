@@ -345,7 +345,14 @@ class TestMaps:
         monkeypatch.setattr(held, "memory", lambda: 0.0)
         np.save(tmp_path / "a.npy", GREY)
         large = np.load(tmp_path / "a.npy", mmap_mode="r")
-        few = {"objectives": ["ELBO"], "particles": 1, "replicates": 20, "size": 30, "minibatch": False}
+        few = {
+            "objectives": ["ELBO"],
+            "particles": 1,
+            "replicates": 20,
+            "size": 30,
+            "minibatch": False,
+            "log_evidence": 0.0,
+        }
         vae = make_vae()
         found = [ppl_vae.compare(vae, x, **few).rows[0].value for x in (large, torch.from_numpy(GREY[:30]))]
         assert found[0] == found[1]
