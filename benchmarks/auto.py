@@ -2,8 +2,8 @@
 
     python benchmarks/auto.py --json benchmarks/results            # about 8 minutes on two quiet cores
 
-The article's networks on 10,240 rows of random data in batches of 128, for 1, 10 and 100 epochs. Each run is a process of its
-own, timed from its start to its end; Inductor's cache is empty, or as the run before of the same level left it.
+The article's networks on 10,240 rows of random data in batches of 128, for 1, 10 and 100 epochs. Each run is a process
+of its own, timed from its start to its end; Inductor's cache is empty, or as the run before of the same level left it.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def unusual(tensors: list[Tensor]) -> str | None:
         if tensor.requires_grad and tensor._backward_hooks:
             return "an argument has a hook"
         if tensor.is_neg() or tensor.is_conj():  # compiled code reads the memory alone
-            return "an argument is negated or conjugated when it is read (resolve_neg() and resolve_conj() make a plain one)"
+            return "an argument is negated or conjugated when it is read; give x.resolve_neg() or x.resolve_conj()"
     return None
 
 
