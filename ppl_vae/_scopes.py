@@ -62,7 +62,8 @@ def kept_modes(*modules: nn.Module) -> Iterator[None]:
         yield
     finally:
         for m, training in modes:
-            m.training = training
+            if m.training is not training:  # setting an attribute of a module is slow
+                m.training = training
 
 
 @contextmanager
@@ -70,7 +71,8 @@ def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
     """Put modules into evaluation mode, and on exit restore the mode of each submodule."""
     with kept_modes(*modules):
         for module in modules:
-            module.eval()
+            if any(m.training for m in module.modules()):
+                module.eval()
         yield
 
 

@@ -70,18 +70,26 @@ def by_workers(
         prefetch_factor=None if not workers else 2 if 2 * workers <= most else 1,
         generator=torch.Generator(),  # otherwise every pass draws a number from the global one
     )
-    try:
-        for batch in loader:
-            if isinstance(batch, Exception):
-                raise batch
-            yield batch
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        raise RuntimeError(
-            f"a worker process that reads the data has ended ({' '.join(str(error).split())}): something killed it, "
-            "such as a lack of memory, or an item crashed; workers=0 reads in this process, which shows where"
-        ) from error
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches, None)
+        except (RuntimeError, OSError, EOFError) as error:
+            said = " ".join(str(error).split()) or type(error).__name__
+            # of what was in a dead worker's hands multiprocessing says that a connection or a file is gone; what an
+            # item raises in a worker begins with "Caught"
+            lost = said.startswith("DataLoader worker") or not isinstance(error, RuntimeError)
+            if not workers or not lost or said.startswith("Caught "):
+                raise
+            raise RuntimeError(
+                f"a worker process that reads the data has ended ({said}): something killed it, such as "
+                "a lack of memory, or an item crashed; workers=0 reads in this process, which shows where"
+            ) from error
+        if batch is None:
+            return
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
 
 
 def cores() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from dataclasses import dataclass
@@ -73,7 +74,9 @@ class Cells(Rows):
 
     def holds(self, points: Tensor) -> Tensor:
         """Return a mask (..., m): whether cell i holds row i of `points`, (..., m, d) or (..., 1, d)."""
-        return ((points - self.centre).abs() <= self.half).all(-1)
+        axes = range(self.centre.shape[1])  # one by one: a reduction over so few numbers is slow
+        inside = [(points[..., i] - self.centre[:, i]).abs() <= self.half[:, i] for i in axes]
+        return functools.reduce(torch.logical_and, inside)
 
 
 class Region:
@@ -136,7 +139,7 @@ class Region:
             children = cells.halved()
             change = (self._log_mass(children).exp().reshape(len(cells), -1).sum(-1) - mass).abs()
             parts = (cells[rows] for rows in torch.arange(len(cells)).split(64))
-            share = torch.cat([some.holds(samples[:, None]).double().mean(0) for some in parts])
+            share = torch.cat([some.holds(samples[:, None]).sum(0) for some in parts]).double() / len(samples)
             missed = share - mass > 5 * (share / len(samples)).sqrt() + 5 / len(samples)
             split = (change > 1e-3 * mass + 1e-7) | missed
             finished.append(cells[~split])
