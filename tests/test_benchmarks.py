@@ -27,6 +27,7 @@ import batches  # noqa: E402
 import denormals  # noqa: E402
 import gallery  # noqa: E402
 import gpu  # noqa: E402
+import inductor  # noqa: E402
 import levels_race  # noqa: E402
 import peers  # noqa: E402
 import report  # noqa: E402
@@ -492,3 +493,18 @@ def test_the_page_on_scale_is_of_the_results():
 def test_rows_are_read_at_a_rate():
     low, median, high = scaling.reading(784, total=2**20, seconds=0.05)
     assert 1000 < low <= median <= high
+
+
+def test_adam_written_out_is_torchs_own():
+    values = [torch.randn(3, 4), torch.randn(5)]
+    parameters = [torch.nn.Parameter(value.clone()) for value in values]
+    own = torch.optim.Adam(parameters, lr=1e-3)
+    state, count = [(torch.zeros_like(v), torch.zeros_like(v)) for v in values], torch.zeros(())
+    for _ in range(3):
+        gradients = [torch.randn_like(v) for v in values]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        own.step()
+        inductor.adam(values, gradients, state, count)
+    for value, parameter in zip(values, parameters, strict=True):
+        assert torch.allclose(value, parameter, rtol=1e-6, atol=1e-7)
