@@ -149,7 +149,7 @@ class _Layout:
         if strides == self._strides and list(map(id, states)) == list(map(id, self._states)):
             return
         for p, state in chain.from_iterable(state.items() for state in states):
-            for name, value in state.items():
+            for name, value in state.items() if isinstance(p, Tensor) else ():  # a loaded state may belong to none
                 if isinstance(value, Tensor) and value.shape == p.shape and value.stride() != p.stride():
                     state[name] = _as_laid_out(p, value)
         self._strides, self._states = strides, states

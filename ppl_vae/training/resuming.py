@@ -90,6 +90,11 @@ def _check_optimizer(state: object, optimizer: torch.optim.Optimizer | None) -> 
     if not isinstance(state, dict) or state.keys() != own.keys() or not isinstance(state["state"], dict):
         raise ValueError("its optimiser's state has no parameters or no settings")
     require(state["param_groups"], own["param_groups"], "its optimiser's settings")
+    for group, own_group in zip(state["param_groups"], own["param_groups"], strict=True):
+        if group["params"] != own_group["params"]:  # torch would drop the state of what it does not find
+            raise ValueError(
+                f"its optimiser's parameters have the numbers {group['params']}; expected {own_group['params']}"
+            )
     for index, found in state["state"].items():
         if index not in own["state"]:
             raise ValueError(f"its optimiser has a state for the parameter {index!r}, which this run's lacks")

@@ -66,6 +66,7 @@ HOSTILE = {
     "a moment that is missing": (("optimizer", "state", 0, "exp_avg_sq"), KeyError),
     "a parameter that the optimiser has not": (("optimizer", "state", 99), {}),
     "a group without parameters": (("optimizer", "param_groups", 0, "params"), []),
+    "parameters that the optimiser numbers otherwise": (("optimizer", "param_groups", 0, "params", 0), 1),
     "no groups": (("optimizer", "param_groups"), []),
     "a learning rate that is text": (("optimizer", "param_groups", 0, "lr"), "high"),
     "a setting of another optimiser": (("optimizer", "param_groups", 0, "momentum"), 0.9),
