@@ -267,8 +267,8 @@ def resolve_compile(
     """Return the level of compilation; ``"auto"`` depends on the run's settings, never on a clock.
 
     ``"auto"`` gives ``"full"`` where a compiler is at hand and the run is long enough to pay for compiling: the saving
-    of the run must exceed 20 seconds for each shape of batch, of which there are two where the batch size does not
-    divide the number of data. The saving is the number of steps times the saving of one step: half a millisecond of
+    of the run must exceed 20 seconds for each shape of batch, of which there are two unless the batch size divides
+    the number of data. The saving is the number of steps times the saving of one step: half a millisecond of
     calls, and 4 nanoseconds for every number in a batch of reconstructions (measured in benchmarks/ on two cores).
     Otherwise ``"auto"`` gives ``"graph"``, which needs no compiler and changes no bit. Large programs (flows,
     hierarchies) take up to a minute to compile, and a second run of the same program 2 seconds.
@@ -291,8 +291,8 @@ def resolve_compile(
     if steps is None:
         return "graph"
     saved = epochs * steps * (5e-4 + 4e-9 * numbers)
-    shapes = 1 if len(data.train) % min(batch_size, len(data.train)) == 0 else 2
-    return "full" if saved > 20 * shapes and _has_compiler(resolve_device(device)) else "graph"
+    alike = not isinstance(data.train, Stream) and len(data.train) % min(batch_size, len(data.train)) == 0
+    return "full" if saved > (20 if alike else 40) and _has_compiler(resolve_device(device)) else "graph"
 
 
 def _has_compiler(device: torch.device) -> bool:

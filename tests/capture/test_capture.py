@@ -481,7 +481,7 @@ def test_a_compiler_that_fails_leaves_the_program_as_it_is_written(monkeypatch, 
     expected = trajectory(eager, [(binary(),)] * 4)
     with importlib.import_module("torch._inductor.config").patch({"cpp.cxx": (str(tmp_path / "no-compiler"),)}):
         assert trajectory(svi, [(binary(),)] * 4) == expected
-    assert "C++ compiler" in svi.why_eager
+    assert re.search(r"C\+\+ compiler|inductor", svi.why_eager)
 
 
 @pytest.mark.parametrize("level", ["off", "graph", "full"])
@@ -514,7 +514,8 @@ def test_weights_that_get_other_memory_take_the_same_steps(level, optim):
     svi = SVI(vae.model, vae.guide, copy.deepcopy(optim), ELBO(), compile=level)
     expected = train(plain, reference, lambda p, n: None)
     assert train(svi, vae, moved) == pytest.approx(expected, rel=1e-5)
-    assert level == "off" or svi.why_eager is None
+    older = not hasattr(torch._inductor, "standalone_compile")  # whose Inductor leaves other buffers, which is found
+    assert level == "off" or (level == "full" and older) or svi.why_eager is None
 
 
 @pytest.mark.parametrize("level", ["graph", "full"])

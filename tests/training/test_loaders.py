@@ -13,6 +13,7 @@ import ppl_vae
 from ppl_vae import VAE, likelihoods, posteriors, priors
 from ppl_vae.data import Dataset, as_split
 from ppl_vae.runs import RunFolder, read_facts
+from ppl_vae.training import resolve_compile
 
 X = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
 
@@ -103,6 +104,15 @@ def test_another_first_batch_is_no_other_data():
     torch.rand(7)  # another order
     fit(run.program, loader(), epochs=2, seed=None, resume=run.state())
     assert repr(run.data) == "Dataset(data: a loader's train, 0 validation, 0 test rows of (3,), binarize=none)"
+
+
+def test_auto_asks_a_loader_for_its_batches_and_not_for_its_rows():
+    for batches in (loader(), (b for b in loader())):
+        stream = as_split(batches)
+        dataset = Dataset("stream", stream, stream, stream)
+        assert resolve_compile("auto", dataset, epochs=1) == "graph"
+        long = resolve_compile("auto", dataset, epochs=10**7)
+        assert long == ("full" if isinstance(batches, DataLoader) else "graph")
 
 
 def test_a_run_of_a_loader_is_written(tmp_path):
