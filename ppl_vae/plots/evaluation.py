@@ -111,8 +111,8 @@ def _draw_histograms(axes: Axes, series: Mapping[str, np.ndarray], marks: np.nda
     edges = np.linspace(low, high, count + 1).tolist()
     handles, below = [], []
     for (name, one), colour, dashes in zip(series.items(), (EVIDENCE, ELBO), DASHES[:2], strict=False):
-        axes.hist(one, edges, color=colour, alpha=0.3, linewidth=0)
-        axes.hist(one, edges, color=colour, histtype="step", linewidth=1.2, linestyle=dashes)
+        counts, *_ = axes.hist(one, edges, color=colour, alpha=0.3, linewidth=0)
+        axes.stairs(counts, edges, color=colour, linewidth=1.2, linestyle=dashes)  # `hist` of 3.10.0 takes no dashes
         axes.axvline(one.mean(), color=colour, linestyle=dashes, linewidth=1.6)
         handles.append(key(f"{name}, mean {number(one.mean(), 2)}", color=colour, linestyle=dashes, linewidth=1.6))
         if (one < low).any():

@@ -150,7 +150,7 @@ def test_knn_accuracy_is_scikit_learns():
     score = (
         KNeighborsClassifier(7)
         .fit(means[train].numpy(), labels[train].numpy())
-        .score(means[test].numpy(), labels[test])
+        .score(means[test].numpy(), labels[test].numpy())
     )
     assert found.value == pytest.approx(score)
     half = 1.96 * (score * (1 - score) / 200) ** 0.5
