@@ -36,9 +36,9 @@ def test_a_model_on_another_device_gives_the_same_files(command: str, run: Path,
     assert cli.main([command, str(run), "--device", "cpu", "--out", str(here)]) == 0
     with stand_in() as device:
         assert cli.main([command, str(run), "--device", str(device), "--out", str(there)]) == 0
-    first, second = np.load(here), np.load(there)
-    assert first.files == second.files
-    assert all(np.array_equal(first[name], second[name]) for name in first.files)
+    with np.load(here) as first, np.load(there) as second:
+        assert first.files == second.files
+        assert all(np.array_equal(first[name], second[name]) for name in first.files)
 
 
 @pytest.mark.parametrize("evidence", ["posterior", pytest.param("quadrature", marks=pytest.mark.slow)])
