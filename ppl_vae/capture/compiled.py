@@ -15,7 +15,7 @@ _OPTIONS: dict[str, Any] = {"fallback_random": True}  # else Inductor draws othe
 def compiled(graph: fx.GraphModule, on_cpu: bool) -> Callable[..., tuple[Tensor, ...]]:
     """Return the graph compiled by Inductor at its first call; on a CPU the code is called without Dynamo.
 
-    `torch.compile` lets Dynamo look at every call whether the code fits: on a CPU 0.1 to 0.4 ms, a tenth of a step of
+    `torch.compile` lets Dynamo look at every call whether the code fits: on a CPU 0.1 to 0.2 ms, a tenth of a step of
     a small network (`benchmarks/inductor.py`). On a GPU a CUDA graph is replayed, in which Dynamo has no part.
     """
     if on_cpu and hasattr(torch._inductor, "standalone_compile"):  # from torch 2.8 on

@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader
 AHEAD = 2**26  # bytes of rows that wait for their use, beside the batch that is read
 MOST = 16  # batches that wait for their use
 MAX_WORKERS = 8  # or the number of cores, if that is lower, where nobody says
+# what multiprocessing raises where a worker has ended while its batch was on the way: the socket or the file is gone
+_LOST = (ConnectionError, EOFError, FileNotFoundError)
 
 
 def ahead(read: Callable[[Tensor], Tensor], pieces: Sequence[Tensor], row_bytes: int) -> Iterator[Tensor]:
@@ -74,12 +76,10 @@ def by_workers(
     while True:
         try:
             batch = next(batches, None)
-        except (RuntimeError, OSError, EOFError) as error:
+        except (RuntimeError, *_LOST) as error:
             said = " ".join(str(error).split()) or type(error).__name__
-            # of what was in a dead worker's hands multiprocessing says that a connection or a file is gone; what an
-            # item raises in a worker begins with "Caught"
-            lost = said.startswith("DataLoader worker") or not isinstance(error, RuntimeError)
-            if not workers or not lost or said.startswith("Caught "):
+            lost = isinstance(error, _LOST) and workers and not said.startswith("Caught ")  # by torch, in an item
+            if not lost and not said.startswith("DataLoader worker"):
                 raise
             raise RuntimeError(
                 f"a worker process that reads the data has ended ({said}): something killed it, such as "

@@ -518,6 +518,22 @@ def test_weights_that_get_other_memory_take_the_same_steps(level, optim):
     assert level == "off" or (level == "full" and older) or svi.why_eager is None
 
 
+@pytest.mark.parametrize("level", ["off", "graph"])
+def test_a_loaded_state_of_another_layout_takes_the_same_steps(level):
+    def loaded(transposed):
+        vae = make_vae()
+        svi = SVI(vae.model, vae.guide, ADAM, ELBO(), compile=level)
+        losses = trajectory(svi, [(binary(),)] * 4)
+        state = copy.deepcopy(svi.optimizer.state_dict())
+        for moments in state["state"].values():
+            for name, value in moments.items():
+                moments[name] = value.T.contiguous().T if transposed and value.dim() == 2 else value
+        svi.optimizer.load_state_dict(state)
+        return losses + trajectory(svi, [(binary(),)] * 4)
+
+    assert loaded(transposed=True) == pytest.approx(loaded(transposed=False), rel=1e-6)
+
+
 @pytest.mark.parametrize("level", ["graph", "full"])
 def test_an_argument_that_is_negated_when_it_is_read_keeps_its_sign(level):
     plain = torch.view_as_complex(torch.stack([torch.zeros(10, 6), binary()], -1))
