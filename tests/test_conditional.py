@@ -14,6 +14,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from archives import arrays_of
 from torch import Tensor, nn
 
 from ppl_vae import (
@@ -359,14 +360,14 @@ def test_a_run_can_be_loaded(run_folder: Path) -> None:
 def test_commands_on_a_conditional_run(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "a.npz"
     assert command("sample", run_folder, "--size", "30", "--out", out) == 0
-    assert np.load(out)["labels"].tolist() == [0] * 10 + [1] * 10 + [2] * 10
+    assert arrays_of(out)["labels"].tolist() == [0] * 10 + [1] * 10 + [2] * 10
     assert command("sample", run_folder, "--label", "4", "--size", "3", "--out", tmp_path / "b.npz") == 0
-    assert "labels" not in np.load(tmp_path / "b.npz")
+    assert "labels" not in arrays_of(tmp_path / "b.npz")
     for name in ("encode", "reconstruct"):
         assert command(name, run_folder, "--out", tmp_path / f"{name}.npz") == 0
     vae, test = load_run(run_folder), with_labels(data.load("digits")).test
     x, y = next(test.batches(32))
-    assert np.allclose(np.load(tmp_path / "encode.npz")["mean"][:32], vae.encode(x, y).numpy(), atol=1e-6)
+    assert np.allclose(arrays_of(tmp_path / "encode.npz")["mean"][:32], vae.encode(x, y).numpy(), atol=1e-6)
     assert command("interpolate", run_folder, "--label", "4", "--out", tmp_path / "i.npz") == 0
     assert command("evaluate", run_folder, "--size", "6") == 0
     assert (run_folder / "evaluation" / "evaluation.json").is_file()

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from archives import arrays_of
 from PIL import Image
 from short_runs import without_pictures
 
@@ -105,11 +106,6 @@ def fails(capsys, *argv):
     assert captured.err.count("\n") == 1
     assert snapshot() == before
     return captured.err
-
-
-def arrays(file):
-    with np.load(file) as archive:
-        return dict(archive)
 
 
 def snapshot():
@@ -268,10 +264,10 @@ def test_another_checkpoint_of_the_run_can_be_named(capsys):
         value.zero_()
     checkpoints.save(state, "runs/plane/last_good.pt")
     says(capsys, "encode", "runs/plane/last_good.pt", "--out", "a.npz")
-    assert not arrays("a.npz")["mean"].any()
-    assert arrays("a.npz")["std"].std() == 0
+    assert not arrays_of("a.npz")["mean"].any()
+    assert arrays_of("a.npz")["std"].std() == 0
     says(capsys, "encode", "runs/plane", "--out", "b.npz")
-    assert arrays("b.npz")["mean"].any()
+    assert arrays_of("b.npz")["mean"].any()
 
 
 # Samples
@@ -284,7 +280,7 @@ def test_samples_are_those_of_python_with_the_latents_they_come_from(mean, capsy
     vae = load_run("runs/plane")
     torch.manual_seed(7)
     x = vae.sample(5, mean=mean == "true")
-    found = arrays("a.npz")
+    found = arrays_of("a.npz")
     np.testing.assert_array_equal(found["x"], x)
     assert (set(np.unique(found["x"])) <= {0, 1}) == (mean == "false")
     if mean == "true":
@@ -293,7 +289,7 @@ def test_samples_are_those_of_python_with_the_latents_they_come_from(mean, capsy
 
 def test_many_samples_are_decoded_block_by_block(capsys):
     says(capsys, "sample", "plane", "--size", str(BATCH + 1), "--out", "a.npz")
-    found = arrays("a.npz")
+    found = arrays_of("a.npz")
     assert found["x"].shape == (BATCH + 1, 1, 8, 8)
     np.testing.assert_allclose(load_run("runs/plane").decode(torch.from_numpy(found["z"])), found["x"], rtol=1e-5)
 
@@ -326,7 +322,7 @@ def words_of(figure):
 def test_reconstructions_are_those_of_python(capsys):
     error, file = says(capsys, "reconstruct", "space", "--size", "20", "--out", "a.npz")
     vae, test = load_run("runs/space"), data.load("digits").test
-    x, found = test.x[:20], arrays("a.npz")
+    x, found = test.x[:20], arrays_of("a.npz")
     np.testing.assert_array_equal(found["x"], x)
     np.testing.assert_array_equal(found["reconstruction"], vae.reconstruct(x))
     np.testing.assert_array_equal(found["z"], vae.encode(x))
@@ -354,7 +350,7 @@ def test_latents_are_those_of_python(capsys):
         line == "file: runs/plane/encode.npz (mean (180, 2), std (180, 2), labels (180,), rows (180,), splits (180,))"
     )
     vae, test = load_run("runs/plane"), data.load("digits").test
-    found = arrays("runs/plane/encode.npz")
+    found = arrays_of("runs/plane/encode.npz")
     np.testing.assert_array_equal(found["mean"], vae.encode(test.x))
     np.testing.assert_array_equal(found["std"], vae.posterior(test.x).stddev.detach())
     np.testing.assert_array_equal(found["labels"], test.labels)
@@ -364,7 +360,7 @@ def test_a_table_of_latents_holds_the_same_to_the_last_digit(capsys):
     line = says(capsys, "encode", "space", "--out", "a.csv")[-1]
     assert line == "file: a.csv (180 rows of mean_1, mean_2, mean_3, std_1, std_2, std_3, label, row, split)"
     says(capsys, "encode", "space", "--out", "a.npz")
-    found = arrays("a.npz")
+    found = arrays_of("a.npz")
     with open("a.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     for i, name in enumerate(("mean_1", "mean_2", "mean_3")):
@@ -378,8 +374,8 @@ def test_all_rows_come_in_the_order_of_the_source(capsys):
     says(capsys, "encode", "plane", "--split", "all", "--out", "a.npz")
     vae, everything = load_run("runs/plane"), data.load("digits", validation=0, test=0).train
     assert len(everything) == 1797
-    np.testing.assert_allclose(arrays("a.npz")["mean"], vae.encode(everything.x), rtol=1e-4, atol=1e-6)
-    np.testing.assert_array_equal(arrays("a.npz")["labels"], everything.labels)
+    np.testing.assert_allclose(arrays_of("a.npz")["mean"], vae.encode(everything.x), rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(arrays_of("a.npz")["labels"], everything.labels)
 
 
 def test_a_file_of_ones_own_is_taken_whole_and_binarised_as_the_run_was(capsys):
@@ -388,13 +384,13 @@ def test_a_file_of_ones_own_is_taken_whole_and_binarised_as_the_run_was(capsys):
     vae, x = load_run("runs/plane"), torch.from_numpy(grey[:, None] / 255 > 0.5).float()
     for more in ([], ["--data.binarize", "threshold"], ["--split", "all"]):
         says(capsys, "encode", "plane", "--data", "mine.npy", "--out", "a.npz", "--overwrite", "true", *more)
-        np.testing.assert_array_equal(arrays("a.npz")["mean"], vae.encode(x))
-        assert "labels" not in arrays("a.npz")
+        np.testing.assert_array_equal(arrays_of("a.npz")["mean"], vae.encode(x))
+        assert "labels" not in arrays_of("a.npz")
     says(capsys, "encode", "plane", "--data", "mine.npy", "--split", "test", "--out", "b.npz")
-    assert arrays("b.npz")["mean"].shape == (3, 2)
+    assert arrays_of("b.npz")["mean"].shape == (3, 2)
     says(capsys, "encode", "plane", "--data", "mine.npy", "--data.threshold", "0.8", "--out", "c.npz")
     np.testing.assert_array_equal(
-        arrays("c.npz")["mean"], vae.encode(torch.from_numpy(grey[:, None] / 255 > 0.8).float())
+        arrays_of("c.npz")["mean"], vae.encode(torch.from_numpy(grey[:, None] / 255 > 0.8).float())
     )
 
 
@@ -402,11 +398,11 @@ def test_an_archive_with_test_data_of_its_own_is_taken_whole(capsys):
     x = (np.random.default_rng(0).random((25, 8, 8)) > 0.5).astype(np.float32)
     np.savez("mine.npz", x=x[:20], y=np.arange(20), x_test=x[20:], y_test=np.arange(5))
     says(capsys, "encode", "plane", "--data", "mine.npz", "--out", "a.npz")
-    vae, found = load_run("runs/plane"), arrays("a.npz")
+    vae, found = load_run("runs/plane"), arrays_of("a.npz")
     np.testing.assert_allclose(found["mean"], vae.encode(torch.from_numpy(x)[:, None]), rtol=1e-4, atol=1e-6)
     assert found["labels"].tolist() == [*range(20), *range(5)]
     says(capsys, "reconstruct", "plane", "--data", "mine.npz", "--size", "23", "--out", "b.npz")
-    np.testing.assert_array_equal(arrays("b.npz")["x"][:, 0], x[:23])
+    np.testing.assert_array_equal(arrays_of("b.npz")["x"][:, 0], x[:23])
 
 
 def test_sizes_of_the_runs_own_set_do_not_bind_another(capsys):
@@ -421,12 +417,12 @@ def test_sizes_of_the_runs_own_set_do_not_bind_another(capsys):
 def test_dynamic_data_are_drawn_once(capsys):
     for name in ("a.npz", "b.npz"):
         says(capsys, "reconstruct", "dynamic", "--split", "train", "--size", "64", "--out", name)
-    found, train = arrays("a.npz"), data.load("digits", binarize="dynamic").train
-    np.testing.assert_array_equal(found["x"], arrays("b.npz")["x"])
+    found, train = arrays_of("a.npz"), data.load("digits", binarize="dynamic").train
+    np.testing.assert_array_equal(found["x"], arrays_of("b.npz")["x"])
     np.testing.assert_array_equal(found["x"], train.head(64).x)
     says(capsys, "interpolate", "dynamic", "--split", "train", "--from", "40", "--to", "3", "--out", "c.npz")
     z = load_run("runs/dynamic").encode(torch.from_numpy(found["x"]))
-    np.testing.assert_allclose(arrays("c.npz")["z"][0, [0, -1]], z[[40, 3]], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(arrays_of("c.npz")["z"][0, [0, -1]], z[[40, 3]], rtol=1e-5, atol=1e-6)
 
 
 def test_a_posterior_without_standard_deviations_has_means_alone(capsys):
@@ -455,7 +451,7 @@ def test_data_that_changed_since_the_run_are_noted(capsys):
 
 def test_paths_are_those_of_python(capsys):
     says(capsys, "interpolate", "plane", "--pairs", "3", "--steps", "5", "--out", "a.npz")
-    vae, x, found = load_run("runs/plane"), data.load("digits").test.x, arrays("a.npz")
+    vae, x, found = load_run("runs/plane"), data.load("digits").test.x, arrays_of("a.npz")
     assert found["rows"].tolist() == [[0, 90], [30, 120], [60, 150]]
     z, decoded = interpolate(vae, x[[0, 30, 60]], x[[90, 120, 150]], 5)
     np.testing.assert_array_equal(found["z"], z)
@@ -464,13 +460,13 @@ def test_paths_are_those_of_python(capsys):
 
 def test_a_path_between_two_rows_and_one_through_latents(capsys):
     says(capsys, "interpolate", "space", "--from", "7", "--to", "7", "--spherical", "true", "--out", "a.npz")
-    found, vae = arrays("a.npz"), load_run("runs/space")
+    found, vae = arrays_of("a.npz"), load_run("runs/space")
     mean = vae.encode(data.load("digits").test.x[7:8])
     assert found["rows"].tolist() == [[7, 7]]
     np.testing.assert_allclose(found["z"], mean.expand(1, 10, 3), rtol=1e-6)
     assert "picture: " in says(capsys, "interpolate", "plane", "--z", "[[-2, 0], [2, 0], [2, 1]]", "--steps", "3")[-1]
     says(capsys, "interpolate", "plane", "--z", "[[-2, 0], [2, 0], [2, 1]]", "--steps", "3", "--out", "b.npz")
-    found = arrays("b.npz")
+    found = arrays_of("b.npz")
     assert "rows" not in found
     assert found["z"].tolist() == [[[-2, 0], [0, 0], [2, 0]], [[2, 0], [2, 0.5], [2, 1]]]
 

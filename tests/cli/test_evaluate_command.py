@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from archives import arrays_of
 from short_runs import without_pictures
 
 from ppl_vae import cli
@@ -46,7 +47,7 @@ def test_the_table_the_files_and_the_pictures(runs, capsys):
     figures = content["figures"]
     assert figures["log_evidence"]["low"] < figures["log_evidence"]["value"] < figures["log_evidence"]["high"]
     assert 0 < figures["knn_accuracy"]["value"] < 1
-    arrays = np.load(runs / "plane" / "evaluation" / "per_datum.npz")
+    arrays = arrays_of(runs / "plane" / "evaluation" / "per_datum.npz")
     assert arrays["log_evidence"].mean() == pytest.approx(figures["log_evidence"]["value"])
     assert np.isfinite(arrays["approximation_gap"]).sum() == 6
     pictures = {line.removeprefix("picture: plane/evaluation/") for line in lines if line.startswith("picture: ")}

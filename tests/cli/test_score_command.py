@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from archives import arrays_of
 from PIL import Image
 from short_runs import without_pictures
 
@@ -56,8 +57,7 @@ def table(path):
         case ".parquet":
             parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
             return {name: np.array(column) for name, column in parquet.read_table(path).to_pydict().items()}
-    with np.load(path) as archive:
-        return formats._columns(dict(archive))
+    return formats._columns(arrays_of(path))
 
 
 def run(*argv):

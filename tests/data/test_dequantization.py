@@ -8,6 +8,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+from archives import arrays_of
 
 import ppl_vae as pv
 from ppl_vae import data, likelihoods, posteriors, priors
@@ -235,7 +236,7 @@ def test_frey_faces(real_data):
         pytest.skip("no Frey faces")
     plain = data.load(path, test=200, validation=200)
     assert (plain.name, plain.x_shape, len(plain.train)) == ("freyfaces", (1, 28, 20), 1565)
-    raw = np.load(path)["images"]
+    raw = arrays_of(path)["images"]
     assert plain.train.x.max() == raw.max() / np.float32(255)
     k = plain.test.x * 255
     assert (k - k.round()).abs().max() < 1e-4

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from archives import arrays_of
 from short_runs import without_pictures
 
 from ppl_vae import cli, data, runs
@@ -189,7 +190,7 @@ def test_a_table_trains_and_its_run_reads_other_files(people, tmp_path, monkeypa
     for name, split in (("people.csv", "all"), ("voss.csv", "all")):
         options = ["--split", split, "--data", name, "--out", f"{name}.npz"]
         assert cli.main(["encode", "runs/people", *options]) == 0
-    codes = {name: np.load(f"{name}.npz")["mean"] for name in ("people.csv", "voss.csv")}
+    codes = {name: arrays_of(f"{name}.npz")["mean"] for name in ("people.csv", "voss.csv")}
     assert np.allclose(codes["people.csv"][(people["city"] == "Voss").to_numpy()], codes["voss.csv"], atol=1e-6)
     assert cli.main(["train", "--data", "people.csv", "--likelihood", "Bernoulli", "--data.ids", "name"]) == 2
     assert "likelihoods.Mixed takes them" in capsys.readouterr().err
@@ -288,7 +289,7 @@ def test_a_drawn_table_has_the_names_and_words_of_the_one_that_was_trained_on(tm
         assert cli.main(["train", "--data", "t.csv", *SMALL, "--out", "run"]) == 0
     for name in ("s.csv", "s.npz"):
         assert cli.main(["sample", "run", "--mean", "false", "--size", "40", "--out", name]) == 0
-    drawn, arrays = pandas.read_csv("s.csv", keep_default_na=False), np.load("s.npz")
+    drawn, arrays = pandas.read_csv("s.csv", keep_default_na=False), arrays_of("s.npz")
     assert list(drawn) == ["a, b", "city", *[f"z_{i + 1}" for i in range(arrays["z"].shape[1])]]
     assert np.allclose(drawn["a, b"], arrays["x"][:, 0])
     assert drawn["city"].tolist() == [["Oslo", "no"][int(code)] for code in arrays["x"][:, 1]]

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import processes
 import pytest
 import runs_of
+from archives import arrays_of
 from processes import WithoutPictures
 
 TRAIN = ["train", "--epochs", "2", *runs_of.EAGER, *runs_of.SMALL]
@@ -46,7 +46,7 @@ def test_four_samples_at_once_write_four_files(place, tmp_path):
     assert [one.code for one in ended] == [0] * 4, [one.err for one in ended]
     files = sorted((work / "table").glob("sample*.npz"))
     assert [file.name for file in files] == ["sample-2.npz", "sample-3.npz", "sample-4.npz", "sample.npz"]
-    arrays = [np.load(file)["x"].tobytes() for file in files]
+    arrays = [arrays_of(file)["x"].tobytes() for file in files]
     assert len(set(arrays)) == 4
     assert runs_of.leftovers(work / "table") == []
 

@@ -15,6 +15,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+from archives import arrays_of
 from pyro.infer import TraceEnum_ELBO
 from replicates import assert_same, assert_within_errors, flat, gradient_of, measured
 from short_runs import without_pictures
@@ -557,14 +558,14 @@ def test_the_commands_on_a_run(folder: Path, tmp_path: Path, capsys: pytest.Capt
     run("sample", folder, "--size", "20", "--out", tmp_path / "s.npz")
     run("encode", folder, "--split", "train", "--out", tmp_path / "z.npz")
     run("encode", folder, "--split", "all", "--out", tmp_path / "all.npz")
-    rows = np.load(tmp_path / "all.npz")
+    rows = arrays_of(tmp_path / "all.npz")
     assert len(rows["mean"]) == 1797
     assert (rows["splits"] == "train").sum() == 1455
     np.save(tmp_path / "x.npy", data.load("digits").test.x[:5].numpy())
     run("encode", folder, "--data", tmp_path / "x.npy", "--out", tmp_path / "unlabelled.npz")  # classified first
     run("score", folder, "--data", tmp_path / "x.npy", "--out", tmp_path / "marginal.npz")
     marginal = load_run(folder).score(data.load("digits").test.x[:5])
-    np.testing.assert_allclose(np.load(tmp_path / "marginal.npz")["log_p"], marginal, atol=1e-4)
+    np.testing.assert_allclose(arrays_of(tmp_path / "marginal.npz")["log_p"], marginal, atol=1e-4)
     run("reconstruct", folder, "--out", tmp_path / "r.npz")
     run("score", folder, "--size", "5", "--out", tmp_path / "p.npz")
     assert cli.main(["evaluate", str(folder), "--split", "train", "--size", "30"]) == 2

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from archives import arrays_of
 from reported import HOSTILE
 from torch import nn
 
@@ -73,7 +74,7 @@ def test_what_it_holds_is_what_the_folder_holds(runs, tmp_path):
     shown = found["evaluation"]["figures"]["elbo"]
     table = pv.evaluation.Interval(*(shown[key] for key in ("value", "low", "high")))
     assert shown["text"] == str(table).replace("-", "\u2212")
-    arrays = np.load(runs / "plane" / "evaluation" / "per_datum.npz")
+    arrays = arrays_of(runs / "plane" / "evaluation" / "per_datum.npz")
     np.testing.assert_allclose(found["gap"], arrays["log_evidence"] - arrays["elbo"], rtol=1e-12)
     assert [record["epoch"] for record in found["history"]] == [1, 2, 3]
     assert found["config"] == (runs / "plane" / "config.yaml").read_text()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from archives import arrays_of
 from short_runs import without_pictures
 
 from ppl_vae import cli, load_run
@@ -34,7 +34,7 @@ def test_commands_take_it(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert cli.main(["show", str(run)]) == 0
     assert "digits" in capsys.readouterr().out
     assert cli.main(["sample", str(run), "--size", "3", "--out", str(tmp_path / "x.npz")]) == 0
-    assert np.load(tmp_path / "x.npz")["x"].shape == (3, 1, 8, 8)
+    assert arrays_of(tmp_path / "x.npz")["x"].shape == (3, 1, 8, 8)
 
 
 def test_it_goes_on(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
