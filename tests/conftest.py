@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import defaultdict
+from itertools import count
 from pathlib import Path
 
 import pyro
@@ -17,6 +19,16 @@ if (
 torch.set_num_threads(1)  # tensors are small here: a second thread costs more than it brings
 
 HERE = Path(__file__).resolve().parent
+
+
+@pytest.hookimpl(tryfirst=True)  # before cases are selected by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow all but each n-th case of a test that is ``thinned(n)``."""
+    counts: dict[str, count[int]] = defaultdict(count)
+    for item in items:
+        mark = item.get_closest_marker("thinned")
+        if mark and not item.get_closest_marker("slow") and next(counts[item.nodeid.split("[")[0]]) % mark.args[0]:
+            item.add_marker("slow")
 
 
 def real_data_root() -> Path | None:

@@ -252,6 +252,7 @@ def test_the_rules_for_a_race_agree_where_nothing_is_chosen():
     assert equal.hsu.behind > 0.3 > 0.05 > equal.after.behind
 
 
+@pytest.mark.slow
 def test_denormals_are_timed_on_a_run_of_the_command_line(tmp_path, monkeypatch, capsys):
     for name, value in {"BATCH": 8, "STEPS": 2, "ROUNDS": 2}.items():
         monkeypatch.setattr(denormals, name, value)
@@ -295,6 +296,8 @@ def test_the_parts_of_a_gpu_go_on_where_they_stopped(tmp_path, monkeypatch, caps
     assert "no device" in said
 
 
+@pytest.mark.ci
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == GALLERY_FULL)) for n in GALLERY])
 def test_every_way_through_the_gallery_takes_the_same_steps(name):
     setting = Setting(program="gaussian_mixture")
@@ -388,6 +391,7 @@ def test_the_gallery_is_raced_in_processes(capsys, monkeypatch):
     assert "(../examples/gallery/bayesian_regression.py) | in 1 graph | " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_batch_sizes_go_on_where_they_stopped(tmp_path, monkeypatch, capsys):
     """What is in the file is not run again; equal epochs, fewer steps, the rates of the rules."""
     out, picture = tmp_path / "batches.json", tmp_path / "batches.png"
@@ -432,6 +436,7 @@ def test_epochs_to_a_bound():
     assert batches.shown([None], 0) == "-"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch is built without gloo")
 def test_an_all_reduce_is_timed(tmp_path, capsys):
     out = tmp_path / "allreduce.json"

@@ -351,6 +351,7 @@ def test_shapes_must_broadcast_and_hold_the_event() -> None:
         closed_form.squared_error(torch.zeros(2), torch.zeros(2), event_dim=-1)
 
 
+@pytest.mark.ci
 def test_the_formulas_can_be_captured() -> None:
     class Loss(torch.nn.Module):
         def forward(self, x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:

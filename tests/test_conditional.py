@@ -232,6 +232,7 @@ def test_counts_of_all_conditions_add_up(digits: data.Dataset) -> None:
     assert found.details["num_unreliable"] == float(found.error.isinf().sum()) > 0
 
 
+@pytest.mark.ci
 def test_evidence_against_importance_sampling_of_the_whole_program(digits: data.Dataset) -> None:
     vae = make(digits, 1, prior=LabelledPrior(1))
     fit(vae, digits, epochs=10, seed=0)  # before, q(z|x) is far from p(z|x), and its weights say nothing
@@ -291,6 +292,8 @@ def plain(digits: data.Dataset) -> Run:
     return fit(make(digits.x_shape), data.load("digits"), epochs=15, seed=0)
 
 
+@pytest.mark.ci
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("prior", [lambda: priors.StandardNormal(2), lambda: LabelledPrior(2)])
 def test_training_uses_the_labels(digits: data.Dataset, plain: Run, prior: Any) -> None:
     """Given its label a digit costs fewer nats, up to log 10 = 2.3 of them, of which a fifth must have come."""
@@ -314,6 +317,7 @@ def test_a_conditional_step_is_captured_bit_for_bit(digits: data.Dataset, labels
     assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
 
 
+@pytest.mark.ci
 def test_copies_and_real_valued_conditions() -> None:
     torch.manual_seed(0)
     y = torch.randn(400, 2)
@@ -344,6 +348,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.ci
 def test_train_writes_pictures_under_labels(run_folder: Path) -> None:
     assert (run_folder / "samples.png").is_file()
     assert (run_folder / "reconstructions.png").is_file()
@@ -357,6 +362,7 @@ def test_a_run_can_be_loaded(run_folder: Path) -> None:
     assert vae.given(2).sample(2).shape == (2, 1, 8, 8)
 
 
+@pytest.mark.ci
 def test_commands_on_a_conditional_run(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "a.npz"
     assert command("sample", run_folder, "--size", "30", "--out", out) == 0

@@ -38,6 +38,7 @@ def test_the_piece_is_a_density_and_trains(skeletons: Any) -> None:
     assert report, str(report)
 
 
+@pytest.mark.ci
 def test_the_estimator_has_the_gradient_that_it_claims(skeletons: Any) -> None:
     torch.manual_seed(0)
     vae = pv.VAE(

@@ -218,7 +218,9 @@ def eager_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ppl_vae.comparison.fixed.steps, "CapturedStep", refuse)
 
 
-ALL = [(name, where) for name in CALLS for where in ("array", "device")] + [("encode", "cpu"), ("score", "cpu")]
+WHERE = ("array", "device")
+ALL = [(name, WHERE[i % 2]) for i, name in enumerate(CALLS)] + [("encode", "cpu"), ("score", "cpu")]
+ALL += [pytest.param(name, WHERE[1 - i % 2], marks=pytest.mark.slow) for i, name in enumerate(CALLS)]
 
 
 @pytest.mark.parametrize(("name", "where"), ALL)
@@ -290,6 +292,7 @@ def test_blocks_of_rows_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(sizes) == {3, 1}
 
 
+@pytest.mark.ci
 def test_float64_throughout() -> None:
     """A model in float64 takes data in float32 or float64, trains, encodes, scores and evaluates, all in float64."""
     data = pv.data.from_tensors(binary(30), validation=0.2, test=0.2)

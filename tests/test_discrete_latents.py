@@ -127,6 +127,8 @@ def test_trace_enum_elbo_is_exact_in_value_and_gradient(name: str) -> None:
     assert losses[-1] < losses[0] == pytest.approx(-elbo.sum().item(), rel=1e-10)
 
 
+@pytest.mark.ci
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("objective", [Trace_ELBO, TraceGraph_ELBO])
 @pytest.mark.parametrize("name", ["bits", "one-hot"])
 @pytest.mark.filterwarnings("ignore:(?s).*enumerate sites")  # the guide marks its site for `TraceEnum_ELBO`
@@ -279,6 +281,7 @@ def test_expand_mask_validation(name: str) -> None:
     assert program.reconstruct(X).shape == program.sample(8).shape == (8, 3)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", list(PAIRS))
 def test_captured_bit_for_bit_and_follows_the_temperature(name: str) -> None:
     objective = objectives.ELBO(2) if name not in ("bits", "one-hot") else TraceEnum_ELBO(max_plate_nesting=1)

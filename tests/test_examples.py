@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from short_runs import without_pictures
-from thinning import thinned
 
 from ppl_vae import cli, data, load_run
 from ppl_vae.objectives import sample_log_weights
@@ -24,6 +23,7 @@ def load(name: str):
     return module
 
 
+@pytest.mark.ci
 def test_three_elbos(capsys):
     results = load("three_elbos").main(epochs=3, replicates=50)
     sampled, analytic, closed, article = results.values()
@@ -34,6 +34,7 @@ def test_three_elbos(capsys):
     assert "Trace_ELBO (sampled KL)" in capsys.readouterr().out
 
 
+@pytest.mark.ci
 def test_log_likelihoods(tmp_path, capsys):
     folder = tmp_path / "vamp"
     prior = ("--prior", "VampPrior", "--prior.latent_dim", "2", "--prior.num_components", "7", "--prior.start", "data")
@@ -47,6 +48,7 @@ def test_log_likelihoods(tmp_path, capsys):
     assert "vamp" in capsys.readouterr().out
 
 
+@pytest.mark.ci
 def test_missed_modes(capsys):
     found = load("missed_modes").main(size=6, epochs=5, temperatures=20)
     exact = found.pop("exact")
@@ -57,6 +59,7 @@ def test_missed_modes(capsys):
     assert "by quadrature, errors below" in capsys.readouterr().out
 
 
+@pytest.mark.ci
 def test_table_imputation(capsys):
     found = load("table_imputation").main(seeds=1, epochs=100)
     vae, plain = found["VAE"].mean(0), found["mean or most frequent"].mean(0)
@@ -64,6 +67,7 @@ def test_table_imputation(capsys):
     assert "5 nearest neighbours" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs", [2, pytest.param(60, marks=pytest.mark.slow)])
 def test_incomplete_tables(capsys, epochs):
     found = load("incomplete_tables").main(seeds=1, epochs=epochs, tables=["wine"], missing=["by value"])
@@ -75,6 +79,7 @@ def test_incomplete_tables(capsys, epochs):
         assert miwae[0] < mean[0]
 
 
+@pytest.mark.ci
 def test_density_table(capsys):
     found = load("density_table").main(folds=2, epochs=100, rows=40, only="moons")
     assert set(found) == {"PCA", "KernelDensity", "GaussianMixture", "VAEDensity"}
@@ -82,6 +87,7 @@ def test_density_table(capsys):
     assert "held-out log p(x), nats" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_ladder(capsys, monkeypatch):
     digits = data.load("digits")
     few = dataclasses.replace(digits, train=digits.train.head(400), test=digits.test.head(12))
@@ -126,7 +132,9 @@ def test_every_example_is_tested():
     assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested
 
 
-@pytest.mark.parametrize("library", thinned(["condition", "latent"], 2))
+@pytest.mark.ci
+@pytest.mark.thinned(2)
+@pytest.mark.parametrize("library", ["condition", "latent"])
 def test_single_cell_counts(capsys, library):
     found = load("single_cell_counts").main(cells=1200, epochs=40, library=library)
     assert found["types"] > 0.9
@@ -137,6 +145,7 @@ def test_single_cell_counts(capsys, library):
     assert f"log p(x{given}) of held-out cells" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_semi_supervised(capsys):
     figures, tables = load("semi_supervised").main(((1, 1.0),), epochs=2, early=1, size=4, replicates=20)
     assert figures["unlabelled_gap"].low > 0  # log p(x) is exact here

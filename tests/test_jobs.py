@@ -55,6 +55,7 @@ def test_workers():
             _jobs.check_jobs(wrong)
 
 
+@pytest.mark.ci
 @pytest.mark.filterwarnings("default")
 def test_processes_have_one_thread_each_and_a_death_costs_one_start(tmp_path):
     tasks = [functools.partial(threads_of, i) for i in range(3)]

@@ -184,6 +184,8 @@ def test_the_kl_of_each_level_by_hand(direction: str) -> None:
     torch.testing.assert_close(found.value, torch.stack(expected, -1).mean(0).detach(), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.ci
+@pytest.mark.thinned(3)
 @every_direction
 def test_the_mean_field_elbo_is_unbiased_in_value_and_gradient(direction: str) -> None:
     vae = ladder(direction)
@@ -263,6 +265,7 @@ def test_scores_are_dropped_at_every_level(direction: str) -> None:
     assert flat(score).abs().max() > 1e-3
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(
     ("direction", "objective", "same"),
     [  # each direction and each estimator once, and before a release each with each
@@ -480,6 +483,7 @@ def test_penalties_by_level_by_hand(direction: str, objective: Any) -> None:
         torch.testing.assert_close(gradient, by_hand_, rtol=1e-8, atol=1e-8 * float(by_hand_.abs().max()))
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize(
     "regularizer", [KLWeight(3.0), KLWeight([0.2, 1.0, 3.0]), FreeBits(50.0, over="level")], ids=str
 )
@@ -514,6 +518,8 @@ def test_a_warm_up_of_each_level() -> None:
 # Programs as they are used
 
 
+@pytest.mark.ci
+@pytest.mark.thinned(3)
 @every_direction
 @pytest.mark.parametrize("level", ["graph", pytest.param("full", marks=pytest.mark.slow)])
 def test_captured_is_eager(direction: str, level: str) -> None:
@@ -660,6 +666,7 @@ def test_the_use_of_each_level(direction: str) -> None:
     assert sum(elbo(VAEDensities(vae), x).rate) / 60 == pytest.approx(sum(level_kl), abs=0.05)
 
 
+@pytest.mark.slow
 def test_a_level_that_is_unused_is_named() -> None:
     vae = ladder("top-down")
     with torch.no_grad():
@@ -676,6 +683,8 @@ def test_a_level_that_is_unused_is_named() -> None:
     assert [level["dim"] for level in found.to_dict()["levels"]] == [3, 2, 1]
 
 
+@pytest.mark.ci
+@pytest.mark.thinned(3)
 @every_direction
 def test_bounds_below_the_exact_evidence_of_two_levels(direction: str) -> None:
     torch.manual_seed(3)
@@ -693,6 +702,7 @@ def test_bounds_below_the_exact_evidence_of_two_levels(direction: str) -> None:
     assert ((ratio.mean(0) - 1).abs() < 5 * ratio.std(0) / math.sqrt(20_000) + exact.error).all()
 
 
+@pytest.mark.ci
 def test_from_the_command_line(tmp_path: Any) -> None:
     torch.set_default_dtype(torch.float32)
     words = "--prior Ladder --prior.dims [4,2,1] --posterior Ladder --posterior.direction precision-weighted"

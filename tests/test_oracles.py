@@ -74,6 +74,7 @@ def test_at_the_true_posterior_every_weight_is_the_evidence():
     torch.testing.assert_close(exact.elbo(x), exact.log_evidence(x), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.ci
 def test_evidence_is_elbo_plus_kl_to_the_true_posterior():
     """Evidence and KL(q || p(z|x)) by quadrature on a grid; the ELBO off it: analytic KL, Gauss-Hermite under q."""
     torch.manual_seed(3)
@@ -124,6 +125,7 @@ def test_evidence_is_elbo_plus_kl_to_the_true_posterior():
     assert ((mean - elbo).abs() < 5 * error).all()
 
 
+@pytest.mark.ci
 def test_linear_vae_reaches_the_likelihood_of_probabilistic_pca():
     """At scale sqrt(noise_variance_), the best ELBO of a linear VAE is PCA's log-likelihood (Lucas et al., 2019)."""
     from sklearn.decomposition import PCA

@@ -280,6 +280,7 @@ def test_weights_belong_to_each_datum() -> None:
     assert log_weights.softmax(0).square().sum().reciprocal() < 3, MENDED  # one particle for all data
 
 
+@pytest.mark.ci
 def test_the_wake_phase_of_a_datum_does_not_depend_on_the_others() -> None:
     """In `ReweightedWakeSleep` it does: the expected gradient for one datum is another one in company."""
     vae, x = bits()

@@ -58,6 +58,7 @@ def test_the_readme_is_read_in_one_sitting():
     assert len(README.split()) <= 900
 
 
+@pytest.mark.ci
 def test_the_users_own_estimator_takes_part(tmp_path, monkeypatch):
     (estimator,) = [block for block in blocks("python") if "def my_bound" in block]
     (tmp_path / "mymodule.py").write_text(estimator)

@@ -33,6 +33,7 @@ def pictures(text: str) -> list[Image.Image]:
     return [Image.open(io.BytesIO(base64.b64decode(content))) for content in found]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["VAE", "Run", "Evaluation", "Comparison"])
 def test_one_line_and_a_picture(results, name):
     shown = repr(results[name])

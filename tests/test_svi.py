@@ -12,7 +12,6 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from short_runs import small_vae
-from thinning import thinned
 from torch import nn
 from torch.distributions import constraints
 
@@ -113,7 +112,8 @@ PROGRAMS = [
 ]
 
 
-@pytest.mark.parametrize("make", thinned(PROGRAMS, 2))
+@pytest.mark.thinned(2)
+@pytest.mark.parametrize("make", PROGRAMS)
 @pytest.mark.parametrize("elbo", [Trace_ELBO(), TraceMeanField_ELBO()], ids=["Trace", "TraceMeanField"])
 def test_losses_are_those_of_pyros_svi(make, elbo):
     def losses(make_svi):

@@ -15,6 +15,7 @@ PARTS = {
 }
 
 
+@pytest.mark.ci
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("heading", [heading for heading, blocks in PARTS.items() if blocks])
 def test_each_kind_of_user_can_run_their_lines(heading, tmp_path, monkeypatch):

@@ -161,6 +161,7 @@ def assert_mean(samples: Tensor, expected: Tensor, size: Tensor | int | None = N
     assert ((samples.mean(0) - expected).abs() / error).max() < 5
 
 
+@pytest.mark.slow
 def test_nuts_finds_the_posterior_of_one_datum() -> None:
     model = LinearGaussian.random(x_dim=4)
     vae, x = model.vae(), model.sample(1)

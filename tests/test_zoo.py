@@ -363,6 +363,7 @@ def pickled(vae: VAE) -> VAE:
     return pickle.loads(pickle.dumps(vae))
 
 
+@pytest.mark.thinned(2)
 @every_family
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled])
 def test_copies_are_independent(program: zoo.Program, duplicate: Callable[[VAE], VAE]) -> None:
@@ -573,6 +574,7 @@ def repetitions(objective: zoo.Objective, num_particles: int, vae: VAE, x: Tenso
     )
 
 
+@pytest.mark.thinned(2)
 @every_objective
 @pytest.mark.usefixtures("float64")
 def test_expectation_of_an_objective(objective: zoo.Objective, num_particles: int) -> None:
@@ -710,6 +712,7 @@ def test_data_outside_the_support_are_refused(likelihood: zoo.Likelihood) -> Non
         vae.check_support(outside)
 
 
+@pytest.mark.thinned(2)
 @every_network
 def test_networks_train(network: zoo.Network, digits: Tensor) -> None:
     vae = zoo.Program(network=network).vae((1, 8, 8), 2)
@@ -744,6 +747,8 @@ def check_captured(combination: tuple[Any, ...], batches: list[Tensor], level: s
             assert torch.equal(value, expected)
 
 
+@pytest.mark.ci
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(
     "combination", [*CAPTURED, *(pytest.param(c, marks=pytest.mark.slow) for c in CAPTURED_TOO)], ids=zoo.names
 )

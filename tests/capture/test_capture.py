@@ -78,6 +78,7 @@ def state_of(module: nn.Module) -> list[torch.Tensor]:
     return [value.clone() for value in module.state_dict().values()]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(
     ("objective", "dropout"),
     [  # without state, one of ours and one of Pyro's stand for all
@@ -102,6 +103,7 @@ def test_a_graph_is_the_eager_program_bit_for_bit(objective, dropout):
     assert all(torch.equal(a, b) for a, b in zip(runs["graph"][1], runs["off"][1], strict=True))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "objective", ["ELBO", *(pytest.param(name, marks=pytest.mark.slow) for name in OBJECTIVES if name != "ELBO")]
 )
@@ -278,6 +280,7 @@ def changing_programs():
     return [attribute, nested, closure, global_, objective, partial]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("make", changing_programs(), ids=lambda f: f.__name__)
 def test_a_python_number_that_changes_is_noticed_at_once(make):
     x, losses = torch.randn(5, generator=torch.Generator().manual_seed(0)), {}

@@ -24,7 +24,6 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
-from thinning import thinned
 from torch import nn
 
 from ppl_vae import SVI
@@ -147,6 +146,7 @@ def at(step: int, change: Callable[[Net], Any]) -> Callable[..., None]:
 # arguments -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -284,6 +284,7 @@ def test_a_new_length_at_every_step_makes_no_graph_and_one_warning(caplog):
     assert "pad data" in warning
 
 
+@pytest.mark.slow
 def test_graphs_are_bounded_in_all(caplog):
     svi = beside_pyro(lambda step, net, svi: ((data(step, 5 + step % 12),), {}), steps=60, captured=None)
     assert sum(map(len, svi._graphs.values())) == 8
@@ -293,6 +294,7 @@ def test_graphs_are_bounded_in_all(caplog):
 # parameters and modules ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.ci
 @pytest.mark.filterwarnings("ignore:.*was not registered in the param store")
 def test_freezing_and_unfreezing():
     def act(step, net, svi):
@@ -326,6 +328,7 @@ def test_a_hook_that_is_registered_later_runs():
     assert "a Linear has a hook" in svi.why_eager
 
 
+@pytest.mark.ci
 def test_a_hook_that_is_removed_lets_steps_be_captured_again():
     handles = []
 
@@ -351,6 +354,7 @@ def test_other_hooks(hook):
     beside_pyro(at(4, change), captured=False)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(
     "change",
     [
@@ -379,6 +383,7 @@ class Dropped(Net):
         self.d = nn.Sequential(linear, nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 6))
 
 
+@pytest.mark.ci
 def test_modes_and_rates_of_dropout():
     def act(step, net, svi):
         if step % 6 == 3:
@@ -586,8 +591,9 @@ WAYS = [
 ]
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("again", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("how", thinned(WAYS, 3))
+@pytest.mark.parametrize("how", WAYS)
 def test_a_number_is_followed_wherever_it_is_kept(how, again, restored):
     class Scaled(Net):
         def likelihood(self, z):
@@ -603,7 +609,8 @@ def test_a_number_is_followed_wherever_it_is_kept(how, again, restored):
     change_to(how, Scaled(), 1.0)
 
 
-@pytest.mark.parametrize("how", thinned(["class", "module", "dict", "slots", "getattr", "globals", "local"], 3))
+@pytest.mark.thinned(3)
+@pytest.mark.parametrize("how", ["class", "module", "dict", "slots", "getattr", "globals", "local"])
 def test_a_float_that_changes_at_every_step_becomes_an_input(how, restored, caplog):
     class Scaled(Net):
         def likelihood(self, z):
@@ -836,6 +843,7 @@ def test_gradients_switched_off():
 # Pyro's objects ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("loss", "change"),
     [
@@ -845,7 +853,8 @@ def test_gradients_switched_off():
         (functools.partial(TraceGraph_ELBO, num_particles=1), lambda e: setattr(e, "num_particles", 2)),
     ],
 )
-@pytest.mark.parametrize("level", thinned(["graph", "off"], 2))
+@pytest.mark.thinned(3)
+@pytest.mark.parametrize("level", ["graph", "off"])
 def test_attributes_of_the_objective_are_read_when_it_is_used(loss, change, level):
     found = []
     for make in (pyro.infer.SVI, functools.partial(SVI, compile=level)):
@@ -855,6 +864,7 @@ def test_attributes_of_the_objective_are_read_when_it_is_used(loss, change, leve
     assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(
     "optim",
     [
@@ -910,6 +920,7 @@ def test_a_learning_rate_that_is_changed_in_pyros_object_or_in_the_joint_one():
     beside_pyro(act)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(
     "loss",
     [
@@ -1052,6 +1063,8 @@ class HoldsData(Net):
         super().guide(self.held())
 
 
+@pytest.mark.ci
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("how", ["attribute", "item", "buffer"])
 def test_a_tensor_that_is_replaced_by_one_like_it_becomes_an_input(how, caplog):
     kind = type("HoldsData", (HoldsData,), {"how": how})
@@ -1071,6 +1084,7 @@ def test_a_tensor_that_is_replaced_by_one_like_it_becomes_an_input(how, caplog):
     assert not [r for r in caplog.records if r.levelno == logging.WARNING]
 
 
+@pytest.mark.ci
 def test_a_graph_keeps_no_batch_alive():
     svi = None
     net = Net()
@@ -1085,6 +1099,7 @@ def test_a_graph_keeps_no_batch_alive():
     assert not [ref for ref in seen if ref() is not None]
 
 
+@pytest.mark.ci
 def test_large_structures_within_reach_cost_little():
     class Holds(Net):
         def __init__(self):

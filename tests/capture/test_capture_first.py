@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import torch
 import pyro.distributions as dist
@@ -22,6 +24,7 @@ assert svi.why_eager is None, svi.why_eager
 """
 
 
+@pytest.mark.ci
 def test_a_fresh_process_captures_its_first_step():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

@@ -294,6 +294,7 @@ def seen(caplog: pytest.LogCaptureFixture) -> Any:
     assert not [r.getMessage() for r in caplog.records if "no guard sees" in r.getMessage()]
 
 
+@pytest.mark.ci
 @pytest.mark.filterwarnings("ignore:.*was not registered in the param store")
 def test_random_changes_between_steps(seen: Any) -> None:
     _run(5)

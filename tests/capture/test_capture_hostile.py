@@ -22,7 +22,6 @@ import pytest
 import torch
 from pyro.infer import Trace_ELBO
 from test_capture_changes import Counts, Net, at, beside_pyro, data
-from thinning import thinned
 from torch import nn
 
 from ppl_vae import SVI, capture
@@ -132,7 +131,8 @@ WAYS: dict[str, tuple[Any, Any]] = {
 }
 
 
-@pytest.mark.parametrize("how", thinned(WAYS, 3))
+@pytest.mark.thinned(3)
+@pytest.mark.parametrize("how", WAYS)
 def test_a_number_is_followed(how, caplog):
     read, write = WAYS[how]
 
@@ -331,6 +331,7 @@ def test_a_counter_in_a_list_keeps_its_schedule():
     beside_pyro(at(99, lambda net: None), Listed, captured=False)
 
 
+@pytest.mark.ci
 def test_a_number_that_numpy_reads_becomes_no_input(caplog):
     class Reads(Net):
         def likelihood(self, z):

@@ -14,7 +14,6 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, autoguide, config_enumerate
 from pyro.infer.autoguide import AutoDelta, AutoNormal, init_to_mean
 from pyro.nn import PyroModule, PyroSample
-from thinning import thinned
 from torch import nn
 
 from ppl_vae import SVI
@@ -59,22 +58,21 @@ class Regression(PyroModule):
         return pyro.deterministic("mean", mean)
 
 
+@pytest.mark.ci
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize(
     "guide",
-    thinned(
-        [
-            "AutoNormal",
-            "AutoDelta",
-            "AutoDiagonalNormal",
-            "AutoMultivariateNormal",
-            "AutoLowRankMultivariateNormal",
-            "AutoIAFNormal",
-            "AutoLaplaceApproximation",
-            "AutoStructured",
-            "AutoGaussian",
-        ],
-        4,
-    ),
+    [
+        "AutoNormal",
+        "AutoDelta",
+        "AutoDiagonalNormal",
+        "AutoMultivariateNormal",
+        "AutoLowRankMultivariateNormal",
+        "AutoIAFNormal",
+        "AutoLaplaceApproximation",
+        "AutoStructured",
+        "AutoGaussian",
+    ],
 )
 def test_pyro_modules_with_autoguides(guide, caplog):
     def make():
@@ -85,6 +83,7 @@ def test_pyro_modules_with_autoguides(guide, caplog):
     assert not [r for r in caplog.records if r.levelno == logging.WARNING]  # its guide's own bookkeeping is no fault
 
 
+@pytest.mark.ci
 def test_a_pyro_sample_that_is_replaced():
     def make():
         model = Regression()
@@ -112,6 +111,8 @@ def mixture(x):
         pyro.sample("x", dist.Normal(locs[which], scale), obs=x)
 
 
+@pytest.mark.ci
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("guide", [AutoDelta, AutoNormal])
 def test_a_mixture_with_enumeration(guide):
     def make():
@@ -152,6 +153,7 @@ class SemiSupervised(nn.Module):
             pyro.sample("z", dist.Normal(loc, scale.exp()).to_event(1))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites")
 def test_a_semi_supervised_vae():
     def make():
@@ -186,6 +188,7 @@ def test_enumeration_with_states_of_probability_zero():
         pyro.enable_validation(True)
 
 
+@pytest.mark.ci
 def test_two_svis_on_one_program():
     """A model that is trained under two objectives in turn, with its parameters in common."""
     found = []

@@ -11,7 +11,6 @@ import pytest
 import torch
 import zoo
 from short_runs import without_pictures
-from thinning import thinned
 from torch import Tensor, nn
 from torch.distributions import constraints
 
@@ -80,6 +79,7 @@ def test_no_alarm_on_any_piece(role, program):
     assert report, str(report)
 
 
+@pytest.mark.ci
 def test_no_alarm_on_a_program():
     report = report_on(zoo.Program())
     assert report, str(report)
@@ -308,6 +308,7 @@ def check_with(changed=None, **options):
     return ppl_vae.check(data=bits(64, PIXELS), **{role: make() for role, make in pieces.items()}, **options)
 
 
+@pytest.mark.ci
 def test_foreign_pieces_that_are_right():
     assert check_with(), str(check_with())
 
@@ -528,6 +529,7 @@ def check_table(**changed):
     return ppl_vae.check(data=table(), **pieces | changed)
 
 
+@pytest.mark.ci
 def test_a_table_with_missing_values():
     report = check_table()
     assert report, str(report)
@@ -681,6 +683,7 @@ def test_the_command(workplace, capsys):
     assert cli.main(["check", *SMALL, "--prior", "half_prior.Right", "--only", "prior"]) == 0
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("conditional", [pytest.param("false", marks=pytest.mark.slow), "true"])
 def test_a_run(conditional, workplace, capsys):
     words = ["--data.conditional", conditional, "--epochs", "1", "--out", "run"]
@@ -736,7 +739,9 @@ def test_a_fault_in_rsample_alone_is_found():
     assert [finding.name for finding in report.wrong] == ["sampling"]
 
 
-@pytest.mark.parametrize("name", thinned(["DisARM", "DoubleCV", "REBAR", "RELAX", "NVIL"], 2))
+@pytest.mark.ci
+@pytest.mark.thinned(3)
+@pytest.mark.parametrize("name", ["DisARM", "DoubleCV", "REBAR", "RELAX", "NVIL"])
 def test_objectives_with_draws_and_state_of_their_own_are_right(name: str):
     """Each step as captured starts from the same state; what starts at zero is moved; the bound takes their draws."""
     vae = ppl_vae.VAE(

@@ -157,6 +157,7 @@ def test_help_of_what_does_not_exist_is_bad_input(capsys):
 # Runs
 
 
+@pytest.mark.ci
 def test_a_run_leaves_a_folder_and_prints_what_came_out(capsys, tmp_path):
     assert cli.main([*SHORT, "--out", "here/run"]) == 0
     captured = capsys.readouterr()
@@ -210,6 +211,7 @@ def test_a_run_leaves_a_folder_and_prints_what_came_out(capsys, tmp_path):
     assert not (tmp_path / "runs" / "digits-3").exists()
 
 
+@pytest.mark.ci
 def test_on_a_terminal_there_is_a_bar(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with without_pictures():

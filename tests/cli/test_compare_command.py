@@ -101,6 +101,7 @@ def content_of(folder, stem="comparison"):
 # At fixed parameters
 
 
+@pytest.mark.ci
 def test_a_run_with_objectives_of_the_users_own(workplace, capsys):
     objectives = (
         "[IWAE, users_objectives.my_bound, users_objectives.Halved(share=0.25), {lost: users_objectives.raises}]"
@@ -137,6 +138,7 @@ def test_a_run_with_objectives_of_the_users_own(workplace, capsys):
     assert content["evidence"]["exact"]
 
 
+@pytest.mark.ci
 def test_the_figures_are_those_of_python(workplace, capsys):
     says(capsys, "plane", "--objectives", "DReG", "--particles", "4", "--seed", "7", "--reference", "none", *QUICK)
     batch = data.load("digits", binarize="threshold").test.head(3).columns[0]
@@ -152,6 +154,7 @@ def test_the_figures_are_those_of_python(workplace, capsys):
     assert row["blocks"]["encoder"]["bias"] is None
 
 
+@pytest.mark.ci
 def test_a_model_at_initialisation_and_grey_values(workplace, capsys):
     grey = ["--data.binarize", "none", "--likelihood.allow_grey", "true"]
     options = ["--objectives", "ELBO", "--particles", "2", "--seed", "3", "--prior.latent_dim", "1", *QUICK]
@@ -209,6 +212,7 @@ def test_what_is_no_list_of_objectives(text):
 # While training
 
 
+@pytest.mark.ci
 def test_a_race(workplace, capsys):
     objectives = "[ELBO, users_objectives.my_bound, {lost: users_objectives.diverges}]"
     argv = ["--train", "true", *SMALL, "--objectives", objectives, "--particles", "4", "--seeds", "2", "--epochs", "2"]

@@ -36,6 +36,7 @@ def runs(trained, tmp_path, monkeypatch, capsys):
     return tmp_path
 
 
+@pytest.mark.ci
 def test_the_table_the_files_and_the_pictures(runs, capsys):
     assert cli.main(["evaluate", "plane", *FEW]) == 0
     captured = capsys.readouterr()
@@ -57,6 +58,7 @@ def test_the_table_the_files_and_the_pictures(runs, capsys):
         assert (runs / "plane" / "evaluation" / name).stat().st_size > 5000
 
 
+@pytest.mark.ci
 def test_show_has_the_figures_of_an_evaluation(runs, capsys):
     cli.main(["evaluate", "plane", "--size", "6", "--gaps", "0", "--importance", "0", "--imputation", "0"])
     capsys.readouterr()
@@ -67,6 +69,7 @@ def test_show_has_the_figures_of_an_evaluation(runs, capsys):
     assert str(Interval(**content["figures"]["log_evidence"])) in line
 
 
+@pytest.mark.slow
 def test_more_than_three_latents_are_estimated_and_drawn_without_the_plane(runs, capsys):
     assert cli.main(["evaluate", "four", "--size", "6", "--gaps", "3", "--imputation", "3", "--out", "elsewhere"]) == 0
     out = capsys.readouterr().out

@@ -18,6 +18,7 @@ def found():
         return pieces._everything()
 
 
+@pytest.mark.ci
 def test_all_names_are_listed(found):
     for kind in (KINDS["prior"], KINDS["likelihood"], KINDS["posterior"], NETWORK, KINDS["objective"]):
         assert [entry["name"] for entry in found[kind.name]] == list(kind.known)

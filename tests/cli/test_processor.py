@@ -31,6 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("command", ["encode", "sample", "reconstruct", "interpolate"])
 def test_a_model_on_another_device_gives_the_same_files(command: str, run: Path, tmp_path: Path) -> None:
     here, there = tmp_path / "here.npz", tmp_path / "there.npz"
@@ -42,6 +43,7 @@ def test_a_model_on_another_device_gives_the_same_files(command: str, run: Path,
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("evidence", ["posterior", pytest.param("quadrature", marks=pytest.mark.slow)])
 def test_an_evaluation_on_another_device_is_the_same(run: Path, tmp_path: Path, evidence: str) -> None:
     few = ["--evidence", evidence, "--particles", "[20]"] if evidence == "posterior" else []

@@ -64,6 +64,8 @@ def run(*argv):
     assert cli.main(list(argv)) == 0
 
 
+@pytest.mark.ci
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_score_is_log_evidence_with_rank_label_row_and_split(suffix, capsys):
     if suffix == "parquet":
@@ -82,6 +84,7 @@ def test_score_is_log_evidence_with_rank_label_row_and_split(suffix, capsys):
     assert second.startswith(f"the most unusual: rows {found['row'][found['rank'] == 1][0]}, ")
 
 
+@pytest.mark.ci
 def test_score_of_a_conditional_model_and_of_data_of_ones_own(capsys):
     run("score", "given", "--size", "5", "--out", "s.csv", "--evidence", "posterior", "--particles", "[50]")
     assert "log p(x|y) by importance (a stochastic lower bound)" in capsys.readouterr().out
@@ -95,6 +98,7 @@ def test_score_of_a_conditional_model_and_of_data_of_ones_own(capsys):
     assert "note" not in capsys.readouterr().out
 
 
+@pytest.mark.ci
 def test_a_picture_of_the_most_unusual(capsys):
     run("score", "plane", "--size", "20", "--split", "train", "--out", "s.png")
     assert "better than new data" in capsys.readouterr().out
@@ -196,6 +200,8 @@ def test_rows_of_a_source_with_a_test_set_of_its_own_and_no_labels():
     assert of_test["rows"].tolist() == list(range(5))
 
 
+@pytest.mark.ci
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_the_rows_of_a_table_keep_their_ids_and_the_words_of_their_labels(suffix, capsys):
     pytest.importorskip("pandas", reason="pandas is not installed")
@@ -217,6 +223,7 @@ def test_the_rows_of_a_table_keep_their_ids_and_the_words_of_their_labels(suffix
     assert "the most unusual: ids " in capsys.readouterr().out
 
 
+@pytest.mark.ci
 def test_missing_entries_of_a_table_are_filled_with_intervals(capsys):
     pytest.importorskip("pandas", reason="pandas is not installed")
     rng = np.random.default_rng(0)

@@ -38,6 +38,7 @@ def test_help_and_a_dry_run_write_nothing(capsys):
     assert [path.name for path in Path().iterdir()] == ["plan.yaml"]
 
 
+@pytest.mark.ci
 def test_a_sweep_from_the_command_line(capsys):
     assert cli.main(["sweep", "plan.yaml", "--threads", "1"]) == 0
     printed = capsys.readouterr()

@@ -188,6 +188,7 @@ class TestAgainstClosedForms:
             assert one.low / 8 < eight.high
             assert eight.low < one.high / 8
 
+    @pytest.mark.ci
     def test_the_noise_of_data_is_that_of_exact_gradients(self, model, x):
         vae = model.vae()
         program = (vae.model, vae.guide)
@@ -314,6 +315,7 @@ class TestFailures:
 
 
 class TestNothingIsTouched:
+    @pytest.mark.ci
     def test_random_state_parameters_buffers_and_modes(self):
         class Counting:
             num_particles = 1
@@ -353,6 +355,7 @@ class TestNothingIsTouched:
         assert all(m.training for m in vae.modules())
         assert counting.calls == 0
 
+    @pytest.mark.ci
     def test_again_is_the_same_again(self, model, x):
         first, second = (
             compare(model.vae(), x, objectives=["ELBO", "MeanFieldELBO"], particles=8, replicates=40) for _ in range(2)
@@ -404,6 +407,7 @@ class TestSteps:
 
 
 class TestPrograms:
+    @pytest.mark.ci
     def test_guide_model_and_shared_parameters_of_a_program(self):
         shared = nn.Linear(1, 1, bias=False)
         encoder = nn.Linear(2, 1)
@@ -447,6 +451,7 @@ class TestPrograms:
         assert {name.split(".")[0] for name in seen} == {"likelihood", "posterior"}
         assert found.rows[0].blocks["weights"].size == 10 + 20
 
+    @pytest.mark.ci
     def test_a_vamp_priors_encoder_is_the_encoders(self):
         vae = VAE(
             (6,),
@@ -483,6 +488,7 @@ class TestPrograms:
 
 
 class TestDiscreteLatents:
+    @pytest.mark.slow
     def test_a_sum_over_all_states_has_no_noise(self, discrete):
         row = discrete[0].row("EnumeratedELBO", 1)
         assert row.value_se == 0
@@ -568,6 +574,7 @@ class TestWhatIsLeft:
             assert slope.high - slope.low < 0.4
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("replicates", [20, 21, 39, 40])
 def test_few_replicates_have_a_variance(model, x, replicates):
     found = compare(model.vae(), x, objectives=["ELBO", "IWAE"], particles=2, replicates=replicates, minibatch=False)

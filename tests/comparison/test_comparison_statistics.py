@@ -167,6 +167,7 @@ class TestIntervals:
                 second.add(r, 0.0, [theirs[r]])
             yield first, second, moments(first, second, "all", resamples), float(scale.square().sum())
 
+    @pytest.mark.slow
     def test_norm_and_variance_are_covered(self):
         missed = {"norm": 0, "variance": 0}
         for _, _, found, trace in self.experiments(mean=0.5, bias=0.0):
@@ -175,6 +176,7 @@ class TestIntervals:
             missed["variance"] += not variance.low <= trace <= variance.high
         assert all(count <= self.most_misses() for count in missed.values()), missed
 
+    @pytest.mark.slow
     def test_without_bias_the_interval_holds_zero_and_the_p_value_is_uniform(self):
         missed, p_values = 0, []
         for first, second, found, _ in self.experiments(mean=0.5, bias=0.0):
@@ -186,6 +188,7 @@ class TestIntervals:
         assert below <= self.most_misses()
         assert abs(torch.tensor(p_values).mean() - 0.5) < 5 / math.sqrt(12 * self.EXPERIMENTS)
 
+    @pytest.mark.slow
     def test_a_bias_that_cancels_in_the_sum_is_found(self):
         values = []
         for first, second, found, _ in self.experiments(mean=0.5, bias=0.2):
@@ -214,6 +217,7 @@ class TestSignalToNoise:
         assert found.median.value < 0.3 * naive
         assert found.median.low == 0
 
+    @pytest.mark.thinned(3)
     @pytest.mark.parametrize("signal", [0.1, 0.5, 3.0])
     def test_a_signal_is_covered(self, signal):
         g = torch.Generator().manual_seed(11)

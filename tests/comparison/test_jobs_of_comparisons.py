@@ -82,6 +82,7 @@ def figures_of_comparison(found) -> list[str]:
     return [repr(row) for row in rows]
 
 
+@pytest.mark.ci
 @pytest.mark.filterwarnings("default")
 def test_the_figures_of_a_race_do_not_depend_on_jobs(run):
     said: list[str] = []
@@ -117,6 +118,7 @@ def test_the_figures_of_a_comparison_do_not_depend_on_jobs(digits):
                 assert figures_of_comparison(compared[0]) == figures_of_comparison(compared[1])
 
 
+@pytest.mark.ci
 def test_an_interrupted_race_keeps_what_has_finished(run):
     def interrupted(text: str) -> None:
         if "seed 1" in text:
@@ -139,6 +141,7 @@ def test_an_interrupted_race_keeps_what_has_finished(run):
     assert not isinstance(raised.value, Interrupted)
 
 
+@pytest.mark.ci
 def test_the_command_writes_what_has_finished(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     real = race
@@ -158,6 +161,7 @@ def test_the_command_writes_what_has_finished(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "race" / "race.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_run_whose_process_died_each_time_has_failed(run):
     def lost(tasks, done, **options):
         for index, task in enumerate(tasks):

@@ -79,6 +79,7 @@ def curves(result):
     }
 
 
+@pytest.mark.ci
 def test_all_contenders_of_a_seed_start_from_the_same_parameters(found):
     result, _ = found
     starts = {seed: {r.points[0].log_evidence for r in result.runs if r.seed == seed} for seed in (3, 5)}

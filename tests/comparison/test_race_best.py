@@ -75,6 +75,7 @@ def by_the_definition(values, level=0.95):
     return best, g, ends
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("lost", [0.0, 0.2, 0.6])
 def test_all_at_once_as_one_by_one(lost):
     rng = np.random.default_rng(0)

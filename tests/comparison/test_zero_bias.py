@@ -111,6 +111,7 @@ class TestRule:
 
 
 class TestLevel:
+    @pytest.mark.thinned(4)
     @pytest.mark.parametrize("name", ["sharp", "less sharp", "mild", "fitted"])
     @pytest.mark.parametrize("replicates", [40, 100, 1000])
     def test_it_is_kept(self, levels, pools, name, replicates):
@@ -133,6 +134,7 @@ class TestLevel:
 
 
 class TestWords:
+    @pytest.mark.slow
     def test_no_claim_has_its_reason_everywhere(self, sharp):
         block = sharp.row("DReG", 8).blocks["encoder"]
         why = "its paired differences are too heavy-tailed for 100 replicates"

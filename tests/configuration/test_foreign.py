@@ -125,6 +125,7 @@ def test_names_of_data_are_files(mine):
     assert Config.from_yaml("data: {name: my.data.npy, root: some.folder}").values["data"]["name"] == "my.data.npy"
 
 
+@pytest.mark.ci
 def test_a_run_of_ones_own_is_known_and_a_foreign_one_is_not(mine, monkeypatch, capsys):
     assert cli.main(["train", "--prior", "users_priors.Mine", *SMALL, "--out", "run"]) == 0
     assert load_run("run").latent_shape == (2,)
@@ -146,6 +147,7 @@ def test_a_run_of_ones_own_is_known_and_a_foreign_one_is_not(mine, monkeypatch, 
     assert load_run("run").latent_shape == (2,)  # and the answer is remembered
 
 
+@pytest.mark.ci
 def test_a_copy_beside_another_module_of_that_name_is_not_known(mine, monkeypatch, capsys):
     assert cli.main(["train", "--prior", "users_priors.Mine", *SMALL, "--out", "run"]) == 0
     elsewhere = mine / "elsewhere"
@@ -160,6 +162,7 @@ def test_a_copy_beside_another_module_of_that_name_is_not_known(mine, monkeypatc
     assert not (elsewhere / "imported").exists()
 
 
+@pytest.mark.ci
 def test_the_option_trusts(mine):
     (mine / "file.yaml").write_text("prior: {class: users_priors.Mine, latent_dim: 2}")
     assert cli.main(["train", "--trust", "--config", "file.yaml", *SMALL, "--out", "run"]) == 0
@@ -186,6 +189,7 @@ def test_printing_builds_nothing(monkeypatch, mine):
     parse(["--print_config"])
 
 
+@pytest.mark.ci
 def test_a_home_that_cannot_be_written_to_is_no_error(mine, monkeypatch):
     (mine / "file").touch()
     monkeypatch.setenv("XDG_STATE_HOME", str(mine / "file"))

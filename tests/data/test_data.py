@@ -187,6 +187,7 @@ class TestDigits:
         assert "digits" in data.names()
         assert len(data.names()) == 12
 
+    @pytest.mark.ci
     def test_imports_neither_torchvision_nor_sklearn(self):
         code = "import sys, ppl_vae.data; print(sorted({'torchvision', 'sklearn'} & set(sys.modules)))"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

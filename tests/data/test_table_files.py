@@ -163,6 +163,7 @@ def test_files_that_are_no_tables_are_refused(tmp_path, monkeypatch):
         data.load(path)
 
 
+@pytest.mark.ci
 @pytest.mark.filterwarnings("default")  # the command line shows warnings as notes
 def test_a_table_trains_and_its_run_reads_other_files(people, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -226,6 +227,8 @@ SMALL = ["--epochs", "1", "--batch_size", "20", "--compile", "off", "--prior.lat
 SMALL += ["--likelihood.network.hidden", "[4]", "--posterior.network.network.hidden", "[4]"]
 
 
+@pytest.mark.ci
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("words", [("no", "yes"), ("1", "1e3"), ("a: b", "null b")], ids=str)
 def test_words_that_yaml_reads_otherwise_stay_words(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -239,6 +242,7 @@ def test_words_that_yaml_reads_otherwise_stay_words(words, tmp_path, monkeypatch
     assert "imputation" in capsys.readouterr().out
 
 
+@pytest.mark.ci
 def test_conditions_of_another_file_are_coded_as_in_training(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     rows = [(i / 9, "abc"[i % 3]) for i in range(90)]

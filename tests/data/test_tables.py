@@ -341,6 +341,7 @@ def test_encoder_statistics_are_those_of_all_rows_seen():
 # The chain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [pytest.param("column", marks=pytest.mark.slow), "network"])
 def test_training_on_incomplete_rows_lowers_the_loss(scale):
     x = rows(600)
@@ -360,6 +361,8 @@ def test_training_on_incomplete_rows_lowers_the_loss(scale):
     assert not vae.reconstruct(test).isnan().any()
 
 
+@pytest.mark.ci
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(("scale", "mask"), [("column", False), ("network", True)])
 def test_captured_bit_for_bit(scale, mask):
     x, found = rows(90), []
@@ -434,6 +437,7 @@ def test_imputation_is_the_conditional_mean_of_a_linear_model(sampler):
     assert not filled.draw.isnan().any()
 
 
+@pytest.mark.ci
 def test_trained_imputation_beats_the_mean_and_nears_the_best_there_is():
     x, truth, covariance, mean = linear_table()
     vae = make(x, ["real"] * 6)

@@ -133,6 +133,7 @@ def test_a_prior_flow_of_unknown_support_is_refused(zuko) -> None:
         )
 
 
+@pytest.mark.ci
 def test_zuko_in_every_place_trains_and_has_an_exact_evidence(zuko) -> None:
     """A table's flows without a wrapper: prior() and posterior(x), likelihood(z) conditional."""
     torch.manual_seed(0)

@@ -131,6 +131,7 @@ FAMILIES = {
 }
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("examples", few_and_all(20, 60))
 @pytest.mark.parametrize("name", FAMILIES)
 def test_density_and_gradient_agree_with_float64(name: str, examples: int) -> None:
@@ -486,6 +487,7 @@ def elbo_of(posterior: Any, prior: Any) -> float:
     return min(run.history[-1]["elbo"], -abs(run.history[-1]["validation_elbo"]))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("latent_dim", [50, pytest.param(100, marks=pytest.mark.slow)])
 def test_full_covariance_of_many_dimensions_trains(latent_dim: int) -> None:
     """Gave an ELBO of +8.7e27 and +1.4e28 for binary data: an epoch takes it between the pixel model's and zero."""

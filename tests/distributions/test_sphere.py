@@ -13,7 +13,6 @@ import pytest
 import torch
 from pyro.distributions import constraints
 from scipy import special
-from thinning import thinned
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -99,6 +98,7 @@ def test_von_mises_fisher_normaliser_is_the_bessel_function(d: int) -> None:
     np.testing.assert_allclose(gradient.numpy()[known], 1 - ratio[known], rtol=1e-8, atol=1e-13)
 
 
+@pytest.mark.thinned(2)
 @both
 @pytest.mark.parametrize("d", [2, 3, 10])
 @pytest.mark.parametrize("concentration", [0.05, 1.0, 8.0, 1e4])
@@ -309,7 +309,8 @@ def steps(make: Callable[[], VAE], objective: Any, level: str) -> tuple[list[flo
 
 
 @pieces
-@pytest.mark.parametrize("objective", thinned([objectives.MeanFieldELBO(2), objectives.ELBO(2)], 2))
+@pytest.mark.thinned(3)
+@pytest.mark.parametrize("objective", [objectives.MeanFieldELBO(2), objectives.ELBO(2)])
 def test_captured_bit_for_bit(posterior: Any, objective: Any) -> None:
     losses, parameters, why = steps(lambda: vae(posterior), objective, "graph")
     expected_losses, expected, _ = steps(lambda: vae(posterior), objective, "off")
@@ -318,6 +319,8 @@ def test_captured_bit_for_bit(posterior: Any, objective: Any) -> None:
     assert all(torch.equal(a, b) for a, b in zip(parameters, expected, strict=True))
 
 
+@pytest.mark.ci
+@pytest.mark.thinned(2)
 @pieces
 def test_a_point_mass_on_the_sphere_is_learned(posterior: Any) -> None:
     """Data around a circle: the bound rises above that of the pixel means, with the latent in use."""

@@ -43,6 +43,7 @@ def value(figure) -> float:
     return figure.value if isinstance(figure, Interval) else figure
 
 
+@pytest.mark.ci
 def test_figures_agree_with_one_another(found):
     f = {name: value(figure) for name, figure in found.figures.items()}
     assert f["log_evidence"] - f["elbo"] == pytest.approx(f["gap"], abs=1e-9)
@@ -187,6 +188,7 @@ def test_a_discrete_latent_is_evaluated_as_far_as_it_goes(kind, tmp_path):
     assert {path.name for path in draw(vae, x, found, tmp_path)} >= {"evidence.png", "rate_distortion.png"}
 
 
+@pytest.mark.slow
 def test_labels_that_are_no_classes_are_left_alone(vae, digits, tmp_path):
     odd = data.Split(digits.test.columns, torch.linspace(0, 1, len(digits.test)))
     found = evaluate(vae, odd, train=odd, size=12, gap_size=4, importance_size=0, imputation_size=0)

@@ -246,6 +246,7 @@ def test_refined_full_normal_is_the_true_posterior(d):
     assert q.scale.triu(1).abs().max() == 0
 
 
+@pytest.mark.slow
 def test_refinement_agrees_with_long_adam():
     """Another optimiser, on the exact ELBO of a network in two dimensions."""
     densities = VAEDensities(bernoulli().double())
@@ -388,6 +389,7 @@ def trained() -> tuple[VAEDensities, torch.Tensor, Evidence]:
     return densities, x, Evidence(log_p, torch.full_like(log_p, 1e-6), "quadrature")
 
 
+@pytest.mark.ci
 def test_gaps_of_a_trained_model(trained):
     """Order and sum; and log p(x) = ELBO + KL(q || p(z|x)), the KL from the log-weights on the grid's normaliser."""
     densities, x, evidence = trained

@@ -116,6 +116,7 @@ def test_the_reverse_weights_are_unbiased_too(start):
     assert standard_error(ratio) < 0.05
 
 
+@pytest.mark.ci
 def test_the_sandwich_holds_the_truth():
     model = LinearGaussian.random()
     gaps = []

@@ -29,6 +29,8 @@ def holds(evidence, truth, tolerance=1e-3):
 # ---------------------------------------------------------------------------------------------- closed forms
 
 
+@pytest.mark.ci
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("latent_dim", [1, 2, 3])
 def test_linear_gaussian(latent_dim):
     model = LinearGaussian.random(x_dim=5, latent_dim=latent_dim)
@@ -92,6 +94,7 @@ class Rescaled(nn.Module):
         return self.likelihood((z.double() - self.loc) / self.scale)
 
 
+@pytest.mark.ci
 def test_probabilistic_pca():
     from sklearn.decomposition import PCA
 
@@ -344,6 +347,7 @@ def test_an_unnormalised_prior_has_an_infinite_error():
     assert quadrature(VAEDensities(half), model.sample(2)).error.isinf().all()
 
 
+@pytest.mark.slow
 def test_a_likelihood_that_is_scored_pair_by_pair():
     """Poisson counts, brute force as the truth; memory bounds the blocks, and not the answer."""
     torch.manual_seed(0)
@@ -411,6 +415,7 @@ def trained():
     return densities, x, quadrature(densities, x)
 
 
+@pytest.mark.ci
 def test_against_a_uniform_grid(trained):
     densities, x, evidence = trained
     truth = brute_force(densities, x, 8.0, 0.02)
@@ -419,6 +424,7 @@ def test_against_a_uniform_grid(trained):
     assert (elbo < evidence.log_evidence).all()
 
 
+@pytest.mark.ci
 def test_the_reported_error_covers_a_tighter_answer(trained):
     densities, x, _ = trained
     x = x[:5]
@@ -437,6 +443,7 @@ def test_the_budget_runs_out_honestly(max_latents):
     assert ((evidence.log_evidence - model.log_evidence(x)).abs() <= evidence.error).all()
 
 
+@pytest.mark.slow
 def test_blocks_and_seeds_do_not_matter(trained):
     densities, x, evidence = trained
     state = torch.get_rng_state()
@@ -474,6 +481,7 @@ def test_kl_where_q_leaves_the_support_is_infinite():
     assert kl_to_posterior(densities, x, quadrature(densities, x)).kl.isinf().all()
 
 
+@pytest.mark.ci
 def test_picture_of_the_posterior(trained):
     densities, x, _ = trained
     moments = posterior_moments(densities, x[:3])

@@ -60,6 +60,8 @@ def linear(std: float = 1.0) -> tuple[LinearGaussian, VAE, torch.Tensor]:
     return model, model.vae(), model.sample(2)
 
 
+@pytest.mark.ci
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("alpha", [None, 80])
 def test_the_mean_is_log_p(alpha: int | None) -> None:
     """Within 5 standard errors from 20,000 repetitions; the truncation's bias is known and far below them."""

@@ -6,7 +6,6 @@ import pyro
 import pytest
 import torch
 from gallery_programs import GALLERY, PROGRAMS, program, small
-from thinning import thinned
 
 from ppl_vae import SVI
 
@@ -34,6 +33,8 @@ def test_there_are_ten_programs_of_at_most_120_lines():
         assert "from ppl_vae import SVI" in text
 
 
+@pytest.mark.ci
+@pytest.mark.thinned(2)
 @pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites")
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_captured_and_pyros_losses(name):
@@ -47,7 +48,7 @@ def test_captured_and_pyros_losses(name):
 
 
 @pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("name", thinned(PROGRAMS, 1000))
+@pytest.mark.parametrize("name", PROGRAMS)
 @pytest.mark.slow
 def test_compiled_and_pyros_losses(name):
     expected, _ = losses(name, pyro.infer.SVI)
@@ -71,6 +72,8 @@ def test_seeds_make_programs(name):
     torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.ci
+@pytest.mark.thinned(4)
 @pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites")
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in PROGRAMS])
 def test_they_run_alone(name, capsys):

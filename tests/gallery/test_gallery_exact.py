@@ -48,6 +48,7 @@ def test_vae():
     close(found, -elbo.sum())
 
 
+@pytest.mark.ci
 def test_vae_with_a_decoder_that_ignores_z_has_a_closed_form():
     """The mean of Trace_ELBO is then -sum log p(x) - KL, the KL of two normals, within 5 standard errors."""
     model, guide, loss, batches = small("vae")

@@ -135,6 +135,7 @@ def test_single_precision_holds_for_all_totals(total: float, r: float) -> None:
 # log p(x) with a latent size
 
 
+@pytest.mark.ci
 def test_a_latent_size_has_a_log_p_that_bounds_approach() -> None:
     """One latent factor and the size: an integral over both by a grid of this test, with scipy's masses."""
     counts, _ = simulated(40)
@@ -146,7 +147,7 @@ def test_a_latent_size_has_a_log_p_that_bounds_approach() -> None:
     np.testing.assert_allclose(
         [vae.likelihood.log_size_mean.item(), vae.likelihood.log_size_scale.item()], [mean, scale]
     )
-    nodes = np.linspace(-9, 9, 301)
+    nodes = np.linspace(-9, 9, 201)
     with torch.no_grad():
         (raw,) = vae.likelihood.parameters_of_z(torch.tensor(nodes)[:, None])
     share = raw.softmax(-1).numpy()  # (G, genes)
@@ -164,13 +165,14 @@ def test_a_latent_size_has_a_log_p_that_bounds_approach() -> None:
     bounds = []
     for k in (1, 50):
         replicates = torch.stack(
-            [IWAE(k)(sample_log_weights(vae.model, vae.guide, x, num_particles=k)).value.mean() for _ in range(200)]
+            [IWAE(k)(sample_log_weights(vae.model, vae.guide, x, num_particles=k)).value.mean() for _ in range(60)]
         )
-        bounds.append((replicates.mean(), replicates.std() / math.sqrt(200)))
+        bounds.append((replicates.mean(), replicates.std() / math.sqrt(60)))
     (elbo, error), (iwae, iwae_error) = bounds
     assert elbo + 5 * error < iwae < found.log_evidence.mean() + 5 * iwae_error
 
 
+@pytest.mark.slow
 def test_masses_sum_to_one_over_all_x() -> None:
     """The size is no function of x in the latent model, so that its log p(x) is one; an observed size makes p(x|l)."""
     counts, _ = simulated(40, genes=2)
@@ -183,6 +185,8 @@ def test_masses_sum_to_one_over_all_x() -> None:
 # Many conditions
 
 
+@pytest.mark.ci
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("latent_dim", [1, 4])
 def test_many_conditions_at_once_agree_with_one_after_another(latent_dim: int) -> None:
     dataset = cells(library=True, validation=0, test=0)
@@ -239,6 +243,7 @@ def most_likely(split: data.Split) -> np.ndarray:
     return log_r.detach().numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_dispersions_of_genes_and_labels_are_found_within_their_errors(seeds: int) -> None:
     """Without factors and under known sizes the best ELBO is log p(x|y), so that r is the most likely one."""
@@ -385,6 +390,7 @@ def test_cells_without_counts_are_refused_by_name() -> None:
         make(from_cells(counts, validation=0, test=0), likelihoods.NegativeBinomial(library="latent"))
 
 
+@pytest.mark.slow
 def test_conditions_with_a_size_mean_what_they_meant_in_training() -> None:
     counts, batch = simulated()
     trained = from_cells(counts, labels=np.array(["a", "b"])[batch], conditional=True, library=True)
@@ -411,6 +417,8 @@ def test_conditions_with_a_size_mean_what_they_meant_in_training() -> None:
 # Use
 
 
+@pytest.mark.ci
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize(
     ("library", "dispersion"), list(itertools.product(["condition", "latent"], ["feature", "condition"]))
 )
@@ -509,6 +517,7 @@ def test_what_goes_with_a_library_size_and_what_does_not() -> None:
 # Sparse
 
 
+@pytest.mark.ci
 def test_a_sparse_matrix_stays_sparse(monkeypatch: pytest.MonkeyPatch) -> None:
     """No step makes more rows dense than a block; the same figures as from dense rows."""
     counts, batch = simulated(600)

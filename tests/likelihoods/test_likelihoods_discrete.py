@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from thinning import thinned
 from torch import Tensor, nn
 
 from ppl_vae import SVI, VAE, data, likelihoods, networks, objectives, posteriors, priors
@@ -312,7 +311,8 @@ ON_COUNTS = {
 }
 
 
-@pytest.mark.parametrize("name", thinned([*ON_GREY, *ON_COUNTS], 3))
+@pytest.mark.thinned(3)
+@pytest.mark.parametrize("name", [*ON_GREY, *ON_COUNTS])
 def test_captured_bit_for_bit(name: str, grey: Any) -> None:
     make = {**ON_GREY, **ON_COUNTS}[name]
     x = grey.train.x[:16] * (1 if name in ON_GREY else 16)

@@ -433,6 +433,7 @@ def trained(network: Callable[[], Any], level: Any, x: Tensor, particles: int = 
     return losses, {name: value.clone() for name, value in vae.state_dict().items()}, svi
 
 
+@pytest.mark.thinned(2)
 @every_network
 def test_captured_steps_are_the_eager_ones_bit_for_bit(make: Any) -> None:
     """Running statistics and masks included."""

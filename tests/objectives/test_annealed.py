@@ -41,6 +41,7 @@ def paths(objective: DAIS, vae: VAE, x: Tensor, num_particles: int, seed: int = 
     return objective.log_weights(sample_log_weights(vae.model, vae.guide, x, num_particles=num_particles))
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(
     "objective",
     [
@@ -123,6 +124,7 @@ def test_one_transition_is_the_formula() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.ci
 def test_longer_paths_are_tighter_and_stay_below() -> None:
     vae, x = linear()
     exact = closed_form_evidence(vae, x)
@@ -164,6 +166,8 @@ def test_the_gradient_is_that_of_the_value(leapfrogs: int) -> None:
         torch.testing.assert_close(found[name][entry], expected, rtol=1e-5, atol=1e-7, msg=name)
 
 
+@pytest.mark.ci
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("compile", ["off", "graph"])
 def test_it_trains_program_and_path(compile: str) -> None:
     vae, x = linear()

@@ -30,7 +30,6 @@ from replicates import (
     mean_gradient,
     part_of,
 )
-from thinning import thinned
 from torch import Tensor, nn
 
 from ppl_vae import SVI, VAE, likelihoods, networks, posteriors, priors
@@ -241,7 +240,9 @@ def test_a_chain_keeps_the_path_through_its_first_latent(objective: Any, auxilia
         assert float((naive["first.weight"] - found["first.weight"]).abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("auxiliary", thinned([False, True], 2), ids=["latent", "auxiliary"])
+@pytest.mark.thinned(3)
+@pytest.mark.thinned(2)
+@pytest.mark.parametrize("auxiliary", [False, True], ids=["latent", "auxiliary"])
 @pytest.mark.parametrize(
     ("objective", "same"),
     [
@@ -278,6 +279,7 @@ FLOWS = {
 }
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(("objective", "same"), [(STL(2), ELBO(2)), (DReG(3), IWAE(3)), (VIMCO(3), IWAE(3))])
 @pytest.mark.parametrize("name", FLOWS)
 def test_unbiased_with_a_flow(name: str, objective: Any, same: Any) -> None:

@@ -229,6 +229,7 @@ def test_the_bounds_with_the_value_of_iwae_have_it(exact: Exact) -> None:
         torch.testing.assert_close(value_at(exact.program, objective, exact.x), expected, rtol=1e-12, atol=0.0)
 
 
+@pytest.mark.slow
 def test_the_jackknife_takes_the_leading_bias_away(near: Exact) -> None:
     """At order m the bias falls as K^-(m+1), and is a small part of IWAE's."""
     sizes = (4, 8, 16)
@@ -282,6 +283,7 @@ LIMITS: dict[str, Callable[[int], Any]] = {
 }
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("name", LIMITS)
 def test_the_value_at_many_particles(near: Exact, name: str) -> None:
     make = LIMITS[name]
@@ -328,6 +330,7 @@ def by_score_function(exact: Exact, objective: Any, repeats: int = 500, batches:
     return measured(found)
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize(
     "objective",
     [
@@ -346,6 +349,7 @@ def test_the_pathwise_gradient_is_that_of_the_expected_value(exact: Exact, objec
     assert_within_errors(exact.mean_gradient(objective), by_score_function(exact, objective))
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("objective", [DReG(4), VIMCO(4), MIWAE(8, groups=2), Renyi(4, alpha=0)], ids=repr)
 def test_the_gradient_of_the_importance_weighted_bound(exact: Exact, objective: Any) -> None:
     found = exact.mean_gradient(objective)
@@ -359,6 +363,7 @@ def test_a_convex_combination_has_the_gradients_of_its_parts(exact: Exact) -> No
     assert_within_errors(exact.mean_gradient(CIWAE(4, beta=0.3)), expected)
 
 
+@pytest.mark.slow
 def test_iwae_stl_is_biased_by_the_wake_phase_and_dreg_is_not(exact: Exact) -> None:
     iwae, stl = exact.mean_gradient(IWAE(4), seed=1), exact.mean_gradient(IWAESTL(4))
     assert distance(stl, iwae) > 20
@@ -367,6 +372,7 @@ def test_iwae_stl_is_biased_by_the_wake_phase_and_dreg_is_not(exact: Exact) -> N
     assert_within_errors(stl, Measured(iwae.mean + wake.mean, (iwae.error**2 + wake.error**2).sqrt()))
 
 
+@pytest.mark.slow
 def test_the_variance_of_dreg_is_below_that_of_iwae(exact: Exact) -> None:
     """For the encoder, and the more so the more particles."""
     encoder = block(exact.vae, "posterior")
@@ -428,6 +434,7 @@ def test_the_sleep_phase_is_the_gradient_under_the_models_own_data(exact: Exact)
     assert_within_errors(part_of(half, encoder), part_of(expected, encoder))
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", ["CUBO-2", "CUBO-1.5", "EUBO"])
 def test_the_gradient_of_an_upper_bound_at_many_particles(near: Exact, name: str) -> None:
     make = LIMITS[name]
@@ -435,6 +442,7 @@ def test_the_gradient_of_an_upper_bound_at_many_particles(near: Exact, name: str
     assert_within_errors(found, near.gradient(-closed_form(near, make(2)), "posterior"))
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("name", ["Renyi-0.5", "Renyi--0.5", "TVO", "TVO-2-pathwise"])
 def test_the_gradient_at_many_particles(near: Exact, name: str) -> None:
     make = LIMITS[name]
@@ -442,6 +450,7 @@ def test_the_gradient_at_many_particles(near: Exact, name: str) -> None:
     assert_within_errors(found, near.gradient(closed_form(near, make(2))))
 
 
+@pytest.mark.slow
 def test_the_bias_of_the_thermodynamic_gradient_falls_as_one_over_k(exact: Exact) -> None:
     """The covariance's; that of one partition is the ELBO's at any K by the pathwise gradient."""
     expected = exact.gradient(exact.elbo())

@@ -208,6 +208,7 @@ class Chain(nn.Module):
         return total
 
 
+@pytest.mark.ci
 def test_two_dependent_sites_are_enumerated_jointly() -> None:
     chain = Chain()
     program = (chain.model, chain.guide)
@@ -366,6 +367,7 @@ def test_the_limit_of_many_draws(objective: Any) -> None:
 # By drawing
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", ["bits", "one-hot"])
 def test_gumbel_softmax_has_the_value_and_not_quite_the_gradient(name: str) -> None:
     vae = VAES[name]()

@@ -20,7 +20,6 @@ import torch
 from pyro import poutine
 from replicates import assert_same, assert_within_errors, block, flat, gradient_at, gradient_of, mean_gradient, measured
 from test_estimators_discrete import VAES, X, bits, close, every_vae, exact_bound, exact_elbo, one_hots, states_of
-from thinning import thinned
 from torch import Tensor, nn
 
 from ppl_vae import SVI, VAE, likelihoods, objectives, posteriors, priors
@@ -313,6 +312,8 @@ def test_conditional_noise_is_right_where_a_bit_is_almost_sure() -> None:
         assert torch.equal(states._nearest(again), z)
 
 
+@pytest.mark.ci
+@pytest.mark.thinned(6)
 @every_vae
 @pytest.mark.parametrize("make", [REBAR, RELAX])
 def test_relaxed_controls_are_unbiased(name: str, make: Any) -> None:
@@ -371,7 +372,8 @@ def test_controls_follow_the_gradient_of_the_variance(make: Any) -> None:
 
 
 @pytest.mark.parametrize("objective", [REBAR(2), RELAX(2), DoubleCV(2), DisARM(2), LocalDisARM(4), NVIL(2)], ids=repr)
-@pytest.mark.parametrize("compile", thinned(["graph", "off"], 2))
+@pytest.mark.parametrize("compile", ["graph", "off"])
+@pytest.mark.thinned(3)
 def test_they_train(objective: Any, compile: str) -> None:
     vae = bits().float()
     objective = copy.deepcopy(objective)
@@ -389,6 +391,7 @@ def test_they_train(objective: Any, compile: str) -> None:
         assert objective.control.network[-1].weight.abs().max() > 0
 
 
+@pytest.mark.slow
 def test_relax_lowers_the_variance_while_it_trains_alone() -> None:
     """With the program fixed, the parameters of the control variate lower the variance at the logits."""
     vae = bits().float()

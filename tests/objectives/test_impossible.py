@@ -172,6 +172,7 @@ def test_what_becomes_impossible_stops_the_run_where_it_did(digits, compile) -> 
     assert vae.posterior.off.item() > -25
 
 
+@pytest.mark.ci
 def test_a_wrong_density_that_chance_could_give_is_an_alarm(digits) -> None:
     """Off by 0.05 a dimension, the sampled KL is still positive, but 0.1 from the analytic one."""
     vae = make(digits, TwistedPosterior(0.05))

@@ -210,6 +210,7 @@ def test_particles_are_checked(num_particles):
         sample_log_weights(*chain(), torch.randn(4, 3), num_particles=num_particles)
 
 
+@pytest.mark.ci
 def test_iwae_from_log_weights_rises_with_particles_towards_the_evidence():
     """x ~ N(0, I) through z: log p(x) is known, and the bound with K particles must lie between ELBO and it."""
     x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))

@@ -155,6 +155,7 @@ def test_the_weights_keep_their_digits_at_both_ends(dtype: torch.dtype) -> None:
             assert a == pytest.approx(float(mpmath.log((total - v) / total)), rel=tolerance, abs=tolerance)
 
 
+@pytest.mark.slow
 def test_vimco_star_has_the_signal_that_vimco_loses() -> None:
     """At many particles, for the encoder: the ratio of variances grows with K."""
     vae = VAES["bits"]()
@@ -168,6 +169,7 @@ def test_vimco_star_has_the_signal_that_vimco_loses() -> None:
     assert ratios[1] > 3 * ratios[0]
 
 
+@pytest.mark.ci
 def test_they_take_latents_of_any_kind() -> None:
     """Normal ones too, against the pathwise gradient."""
     vae = one_dimensional()
@@ -312,6 +314,7 @@ CASES: dict[str, tuple[Callable[[], Any], int]] = {
 }
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize(
     ("name", "k"),
     [  # two particles of a program of many networks take seconds: two sites stand for all
@@ -357,6 +360,7 @@ def test_where_the_likelihood_is_flat_the_prior_has_no_noise() -> None:
     assert (mean.abs() < 1e-10).all()
 
 
+@pytest.mark.slow
 def test_at_the_true_posterior_the_prior_keeps_its_noise() -> None:
     """It is that of the likelihood's slope: less than the score's where the likelihood is broad, else more."""
     ratios = []
@@ -409,6 +413,7 @@ def test_priors_that_are_no_normals_are_refused(prior: Any) -> None:
         as_loss(GDReG(3))((vae.model, vae.guide), torch.randn(2, 2, dtype=DOUBLE))
 
 
+@pytest.mark.ci
 def test_dropout_in_q_is_refused_and_in_p_leaves_it_unbiased() -> None:
     x = torch.tensor([[0.4, -1.0]], dtype=DOUBLE)
     wide = functools.partial(MLP, [30], "tanh", dropout=0.3, init="torch")
@@ -422,6 +427,7 @@ def test_dropout_in_q_is_refused_and_in_p_leaves_it_unbiased() -> None:
     assert (plain.mean[prior].abs() > 10 * plain.error[prior]).all()
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(
     ("objective", "name"),
     [

@@ -157,6 +157,7 @@ def test_what_gumbel_softmax_cannot_relax_is_refused_in_one_line():
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.ci
 def test_a_function_takes_part_in_a_comparison_as_it_says_that_it_draws():
     def score_elbo(log_weights):
         signal = log_weights.log_w.detach()

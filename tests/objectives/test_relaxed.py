@@ -163,6 +163,7 @@ def test_reinmax_is_exact_for_a_quadratic_elbo(name: str) -> None:
     assert (other - exact)[encoder].norm() > 0.05 * exact[encoder].norm()
 
 
+@pytest.mark.thinned(8)
 @pytest.mark.parametrize("name", ["bits", "one-hot"])
 @pytest.mark.parametrize("objective", ALL, ids=repr)
 def test_the_value_is_unbiased_and_the_gradient_of_the_encoder_is_not(objective: Any, name: str) -> None:
@@ -249,6 +250,7 @@ def of_draws(objective: Any, kind: str, seed: int, size: int = 20_000) -> Tensor
     return torch.autograd.grad(polynomial(3, z.shape[-1])(z).sum(), leaf)[0].flatten(1)
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("kind", ["bits", "one-hot"])
 @pytest.mark.parametrize("temperature", [0.2, 1.0])
 def test_gumbel_rao_has_the_expectation_of_gumbel_softmax_and_less_variance(temperature: float, kind: str) -> None:

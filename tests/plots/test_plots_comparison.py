@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from thinning import thinned
 
 from ppl_vae import plots
 from ppl_vae.comparison import Block, Comparison, KnownEvidence, Measured, Row
@@ -312,7 +311,9 @@ def test_one_seed_and_many_contenders_have_no_bands():
         plots.training_race(race([RaceRun("lost", 8, 0, (), "", "lower", "failed", "no")]))
 
 
-@pytest.mark.parametrize("names", thinned([MANY, MANY[:3]], 2))
+@pytest.mark.ci
+@pytest.mark.thinned(2)
+@pytest.mark.parametrize("names", [MANY, MANY[:3]])
 def test_every_picture_can_be_written(names, tmp_path):
     found = grid(names, blocks=("encoder", "decoder", "prior"))
     runs = race([race_run(name, s, -95, 1.0) for name in names for s in (0, 1)], target=-96.0)

@@ -125,6 +125,7 @@ def every_figure(caveat: str | None) -> dict[str, Figure]:
 # Every picture
 
 
+@pytest.mark.ci
 def test_every_picture_carries_its_caveat() -> None:
     for name, figure in every_figure("Known only to the reader.").items():
         assert "Known only to the reader." in words(figure), name
@@ -133,6 +134,7 @@ def test_every_picture_carries_its_caveat() -> None:
         assert height <= 10.0, name
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("caveat", [pytest.param(None, marks=pytest.mark.slow), LONG])  # the caveat is one word more
 def test_no_words_overlap_nor_leave_the_picture(caveat: str | None) -> None:
     for name, figure in every_figure(caveat).items():
@@ -168,6 +170,7 @@ def _within(label: Any, axis: Any) -> bool:
     return low <= label.get_position()[axis.axis_name == "y"] <= high
 
 
+@pytest.mark.slow
 def test_nothing_global_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # to import it is now an error
     before = {key: dict.__getitem__(matplotlib.rcParams, key) for key in matplotlib.rcParams}
@@ -245,6 +248,7 @@ def test_close_ups_are_boxes_in_the_first_view() -> None:
     assert to_hex(of_q.spines["top"].get_edgecolor()) == true_posterior.Q_COLOUR.lower()
 
 
+@pytest.mark.ci
 def test_a_close_up_too_small_to_see_has_a_box_that_is_not() -> None:
     grids = torch.stack([log_normal((0.0, 0.0), 0.04**2 * np.eye(2), size=801)])
     box = np.array([-0.1, 0.1, -0.1, 0.1])

@@ -111,6 +111,8 @@ def grid(samples: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cartesian_prod(*points).reshape(-1, d), torch.cartesian_prod(*weights).reshape(-1, d).prod(1)
 
 
+@pytest.mark.ci
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("d", [1, 2])
 def test_density_is_normalised_and_samples_follow_it(d: int) -> None:
     for name, flow in distributions(d, scale=0.08).items():  # splines that are steep take a finer grid
@@ -224,6 +226,7 @@ def test_a_draw_without_gradients_is_scored_with_them(posterior: str) -> None:
     torch.testing.assert_close(scored.detach(), remembered, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.thinned(3)
 @each_pair
 def test_the_graph_is_freed_with_the_distribution(pair: tuple[str | None, str | None]) -> None:
     """Without waiting for the garbage collector: a step's memory must not pile up."""
@@ -301,6 +304,7 @@ def test_density_of_a_planar_flow_by_its_numerical_inverse() -> None:
 # Training
 
 
+@pytest.mark.thinned(3)
 @each_pair
 @pytest.mark.parametrize("num_particles", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_step_is_captured_bit_for_bit(

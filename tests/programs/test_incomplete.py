@@ -145,6 +145,8 @@ def rows_with_one_missing(n: int, posterior: nn.Module) -> tuple[VAE, tuple[Tens
     return vae, model, x, torch.where(gone, NAN, x)
 
 
+@pytest.mark.ci
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("sampler", ["importance", "metropolis"])
 def test_draws_follow_the_conditional_of_a_linear_model(sampler):
     vae, model, _, holes = rows_with_one_missing(6, Complete())
@@ -184,6 +186,8 @@ def imputed(sampler):
     return x, holes, impute(vae, start, holes.isnan(), num_draws=19, num_steps=100, num_chains=19, sampler=sampler)
 
 
+@pytest.mark.ci
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("level", [0.5, 0.9])
 @pytest.mark.parametrize("sampler", ["importance", "metropolis"])
 def test_intervals_of_the_true_model_cover_as_they_say(level, sampler):
@@ -398,6 +402,7 @@ def test_samples_follow_the_mechanism():
         assert abs(seen.mean() - mean) < 5 * seen.std() / len(seen) ** 0.5
 
 
+@pytest.mark.slow
 def test_imputation_weighs_by_the_mechanism():
     """Mean and quantiles of p(x_mis | x_obs, s), against quadrature."""
     program = known()
@@ -422,6 +427,8 @@ def test_imputation_weighs_by_the_mechanism():
     assert found.error[0, 0] < 0.02 * sd
 
 
+@pytest.mark.ci
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("level", [0.5, 0.9])
 def test_intervals_of_the_true_mechanism_cover_as_they_say(level):
     program = known()
@@ -488,6 +495,7 @@ def test_the_mechanism_is_recovered_and_imputation_is_less_biased():
     assert (ours.abs() < 0.3 * miwae.abs()).all()
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("compile", ["graph", pytest.param("full", marks=pytest.mark.slow)])
 def test_a_step_is_captured(compile):
     states = []
@@ -520,6 +528,7 @@ def test_pyros_own_svi_trains_the_mechanism():
     assert moved.tolist() == [True, True, False]
 
 
+@pytest.mark.slow
 def test_mechanisms_of_the_whole_row():
     data = torch.randn(60, 3).exp()
     data[::3, 0] = NAN
@@ -646,6 +655,7 @@ def test_methods_that_would_leave_the_mask_out_are_refused(call, message):
         call(known(), ROWS)
 
 
+@pytest.mark.ci
 def test_check_and_compare_take_it_as_the_pair():
     program = known(torch.float32)
     rows = ROWS[:4].float().repeat(4, 1)
@@ -670,6 +680,7 @@ def test_a_race_of_the_pair_is_judged_by_row_and_mask():
 # The page
 
 
+@pytest.mark.ci
 def test_the_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).resolve().parents[2] / "docs" / "missing-data.md").read_text()

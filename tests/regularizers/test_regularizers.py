@@ -322,6 +322,7 @@ def gaussian_mmd(mean, std, d):
     return expected(2 * std**2, 0.0) + expected(2.0, 0.0) - 2 * expected(1 + std**2, shift)
 
 
+@pytest.mark.ci
 def test_the_discrepancy_is_unbiased_and_counts_per_datum():
     vae = pv.VAE(
         (3,),
@@ -397,6 +398,7 @@ def test_what_does_not_fit_is_refused():
         InfoVAE()(sample_log_weights(bits.model, bits.guide, x, latents="detached"))
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(
     "make",
     [
@@ -427,6 +429,7 @@ def test_a_resumed_run_is_bit_by_bit_the_one_that_was_not_interrupted(make):
         assert torch.equal(a, b)
 
 
+@pytest.mark.ci
 def test_a_regularizer_from_the_command_line(tmp_path, capsys):
     from ppl_vae.cli import main
 

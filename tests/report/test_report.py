@@ -83,6 +83,7 @@ def test_what_it_holds_is_what_the_folder_holds(runs, tmp_path):
     assert found["absent"] == []
 
 
+@pytest.mark.ci
 def test_the_latent_space_is_the_models(runs, tmp_path):
     (found,) = report(tmp_path, str(runs / "plane"), "--posteriors", "3", "--size", "50")["subjects"]
     space, test = found["space"], pv.data.load("digits").test
@@ -100,6 +101,7 @@ def test_the_latent_space_is_the_models(runs, tmp_path):
     np.testing.assert_allclose(unpacked(space["data"]["x"]), 255 * test.x[:3].flatten(1).numpy())
 
 
+@pytest.mark.ci
 def test_the_true_posterior_has_its_moments(runs, tmp_path):
     (found,) = report(tmp_path, str(runs / "plane"), "--posteriors", "3")["subjects"]
     data, vae = found["space"]["data"], pv.load_run(runs / "plane")
@@ -370,6 +372,7 @@ def test_data_that_have_changed(runs, tmp_path):
     assert "may show data of training" in sentences(found)
 
 
+@pytest.mark.ci
 def test_a_table_keeps_names_and_words(runs, tmp_path):
     (found,) = report(tmp_path, str(runs / "table"), "--posteriors", "2")["subjects"]
     form = found["form"]
@@ -381,6 +384,7 @@ def test_a_table_keeps_names_and_words(runs, tmp_path):
     assert found["space"]["labels"]["classes"] == ["</script>", "a"]
 
 
+@pytest.mark.ci
 def test_labels_are_conditions(runs, tmp_path):
     (found,) = report(tmp_path, str(runs / "labels"), "--posteriors", "3")["subjects"]
     space = found["space"]
@@ -456,6 +460,7 @@ def test_a_discrete_latent_has_no_plane():
         latent_space(vae, pv.data.Split((torch.zeros(4, 6),)), {"kind": "columns"}, size=4, posteriors=0)
 
 
+@pytest.mark.ci
 def test_a_run_in_memory_and_its_evaluation(tmp_path):
     x = (torch.rand(60, 6) < 0.5).float()
     vae = vae_with(MLP([5]))

@@ -50,6 +50,7 @@ def finished(digits, tmp_path_factory):
     return config, folder, run
 
 
+@pytest.mark.ci
 def test_the_folder_holds_everything(finished):
     config, folder, run = finished
     assert (folder.path / "config.yaml").read_text() == config.to_yaml()
@@ -252,12 +253,14 @@ def test_a_divergence_leaves_the_last_good_state(digits, tmp_path):
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+@pytest.mark.ci
 def test_a_latent_of_more_dimensions_has_no_plane_to_draw(digits, tmp_path):
     folder = runs.RunFolder(tmp_path / "run")
     fit(make_vae(digits, latent_dim=5), digits, epochs=1, seed=0, callbacks=[folder])
     assert [path.stem for path in folder.pictures] == PICTURES[:3]
 
 
+@pytest.mark.ci
 def test_data_that_are_no_images_have_curves_and_a_scatter(tmp_path):
     dataset = data.from_tensors((torch.rand(200, 7) > 0.5).float())
     folder = runs.RunFolder(tmp_path / "run")

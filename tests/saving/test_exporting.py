@@ -10,7 +10,6 @@ import pyro.distributions as dist
 import pytest
 import torch
 import zoo
-from thinning import thinned
 from torch import nn
 
 from ppl_vae import VAE, likelihoods, networks, posteriors, priors
@@ -52,7 +51,9 @@ def onnx_is_there() -> bool:
     return all(__import__("importlib.util").util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 
 
-@pytest.mark.parametrize("y_shape", thinned([(3,), None], 2), ids=["conditional", "plain"])
+@pytest.mark.ci
+@pytest.mark.thinned(2)
+@pytest.mark.parametrize("y_shape", [(3,), None], ids=["conditional", "plain"])
 @pytest.mark.filterwarnings("ignore")  # torch's exporter of ONNX
 def test_graphs_run_alone(y_shape, tmp_path):
     vae = example(y_shape=y_shape) if y_shape is None else VAE(

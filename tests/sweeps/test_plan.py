@@ -54,6 +54,7 @@ def test_a_class_of_a_class_is_taken_apart(read):
     assert found.runs[1].config.values["likelihood"]["class"] == "Bernoulli"
 
 
+@pytest.mark.ci
 def test_more_draws_of_a_seed_begin_with_the_same(read):
     text = """
     base: digits
@@ -144,6 +145,7 @@ def test_what_a_plan_may_not_say(read, text, said):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.ci
 def test_the_plans_of_the_page_are_plans(read):
     page = (Path(__file__).resolve().parents[2] / "docs" / "many-runs.md").read_text()
     blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)

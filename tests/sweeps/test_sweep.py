@@ -56,6 +56,7 @@ def same(first: Path, second: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.ci
 def test_a_run_is_that_of_train(plan, tmp_path):
     found = sweep(plan(), tmp_path / "out")
     assert [run.state for run in found.runs] == ["finished"] * 4
@@ -73,6 +74,7 @@ def test_a_run_is_that_of_train(plan, tmp_path):
     assert found.runs[-1].figures["validation_elbo"] == result["validation_elbo"]
 
 
+@pytest.mark.ci
 def test_what_is_over_is_kept_and_what_was_interrupted_goes_on(plan, tmp_path):
     whole = sweep(plan(), tmp_path / "whole")
     calls = []
@@ -113,6 +115,7 @@ def _slowly(self, event, *arguments):
         time.sleep(0.4)
 
 
+@pytest.mark.ci
 def test_a_plan_may_only_get_further_runs(plan, tmp_path):
     sweep(plan(), tmp_path / "out")
     more = PLAN.replace("seeds: 2", "seeds: 3").replace("1e-2]", "1e-2], batch_size: [128]")
@@ -126,6 +129,7 @@ def test_a_plan_may_only_get_further_runs(plan, tmp_path):
         sweep(plan(), tmp_path / "out")
 
 
+@pytest.mark.ci
 def test_a_folder_of_other_settings_is_refused(plan, tmp_path):
     sweep(plan(), tmp_path / "out")
     path = tmp_path / "out" / "lr=0.01,seed=1" / "config.yaml"
@@ -141,6 +145,7 @@ def test_a_folder_that_holds_something_else_is_refused(plan, tmp_path):
         sweep(plan(), tmp_path / "out")
 
 
+@pytest.mark.ci
 def test_two_sweeps_in_one_folder_are_refused(plan, tmp_path):
     (tmp_path / "out").mkdir()
     lock = _files.Lock(tmp_path / "out")
@@ -160,6 +165,7 @@ def test_a_setting_that_cannot_be_trained_is_refused_before_any_is(plan, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.ci
 def test_a_run_that_diverges_is_shown_and_tried_again(plan, tmp_path, monkeypatch):
     text = PLAN.replace("grid: {", "grid: {objective: [ELBO, test_sweep.diverging], ").replace("[1e-3, 1e-2]", "[1e-3]")
     from ppl_vae.configuration import foreign

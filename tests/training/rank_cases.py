@@ -220,7 +220,7 @@ def gone_on(steps: int) -> dict[str, Any]:
     return trained(vae_of(), made(bits()), seed=None, resume=state)
 
 
-def own_noise(runs: int = 60) -> dict[str, Any]:
+def own_noise(runs: int = 16) -> dict[str, Any]:
     """The gradients of a posterior whose noise cannot be split, each from one step at fixed parameters."""
     gradients = []
     still = functools.partial(torch.optim.SGD, lr=0.0)

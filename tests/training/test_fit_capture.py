@@ -50,6 +50,7 @@ class Scaled:
             pyro.sample("z", dist.Normal(loc, scale.exp()).to_event(1))
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.filterwarnings("ignore:.*was not registered in the param store")
 @pytest.mark.parametrize("what", ["freeze", "gain", "layer", "hook", "bound"])
 def test_what_a_callback_changes_is_followed(what):
@@ -114,6 +115,7 @@ def test_without_callbacks_what_a_graph_depends_on_is_looked_at_once(monkeypatch
     assert len(looked) >= 118
 
 
+@pytest.mark.ci
 def test_a_change_that_no_guard_sees_is_found_after_the_callback_that_made_it(caplog):
     class Change(Callback):
         def on_epoch(self, run, record):
@@ -140,6 +142,7 @@ def test_a_schedule_of_the_kl_weight_takes_one_graph(caplog):
     assert not caplog.records
 
 
+@pytest.mark.slow
 def test_trainings_in_threads_are_what_they_are_alone():
     def train(seed):
         vae = make_vae(seed)
@@ -166,6 +169,7 @@ def test_trainings_in_threads_are_what_they_are_alone():
         assert all(torch.equal(a, b) for a, b in zip(vae.parameters(), parameters, strict=True))
 
 
+@pytest.mark.ci
 def test_a_callback_may_train_another_program():
     class Nested(Callback):
         def on_epoch(self, run, record):
@@ -199,6 +203,8 @@ def norm_vae(norm, size=4):
     )
 
 
+@pytest.mark.ci
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.SyncBatchNorm])
 def test_batch_normalisation_of_maps_trains_on_one_datum(norm):
     x = torch.randn(11, 1, 4, 4)
@@ -241,6 +247,7 @@ def test_numpy_numbers_are_numbers():
             fit(make_vae(), X, epochs=wrong)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("objective", [objectives.ELBO(), objectives.IWAE(3), objectives.REINFORCE(3)])
 @pytest.mark.parametrize("inside", [True, False])
 def test_deterministic_has_no_log_weight_and_belongs_anywhere(objective, inside):

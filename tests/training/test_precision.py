@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from short_runs import small_vae
-from thinning import thinned
 from torch import nn
 from zoo import POSTERIORS
 
@@ -45,6 +44,8 @@ def test_steps_round_and_validation_does_not():
     assert not torch.is_autocast_enabled("cpu")
 
 
+@pytest.mark.ci
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("options", [{"precision": "bf16"}, {"matmul_precision": "medium"}])
 def test_captured_steps_round_as_written_ones(options):
     """The captured step is the program under the same casts; both learn what full precision learns."""
@@ -69,8 +70,9 @@ def test_what_was_set_before_comes_back_after_a_failure():
         torch.set_float32_matmul_precision("highest")
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize(
-    "entry", thinned([e for e in POSTERIORS if e.space == "real" and e.min_latent <= 2], 4), ids=lambda e: e.name
+    "entry", [e for e in POSTERIORS if e.space == "real" and e.min_latent <= 2], ids=lambda e: e.name
 )
 def test_a_step_of_each_posterior_is_near_that_of_full_precision(entry):
     """The bound of the first batch, at the same noise, within the rounding of 8 bits."""
@@ -91,6 +93,8 @@ def test_a_step_of_each_posterior_is_near_that_of_full_precision(entry):
     torch.testing.assert_close(found[1], found[0], rtol=0.05, atol=0.0)
 
 
+@pytest.mark.ci
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("level", ["off", "graph"])
 def test_one_autocast_around_many_steps_sees_the_weights_of_each(level):
     """Autocast keeps its copies of the weights until it ends, through the optimiser's steps."""
@@ -101,6 +105,7 @@ def test_one_autocast_around_many_steps_sees_the_weights_of_each(level):
     assert run.final["validation_elbo"] == pytest.approx(full.final["validation_elbo"], rel=0.02)
 
 
+@pytest.mark.ci
 def test_figures_take_no_part_in_autocast():
     program = vae()
     pv.fit(program, DIGITS, epochs=1, seed=0)

@@ -115,6 +115,8 @@ def test_without_a_seed_one_is_drawn_from_torchs_generator(digits):
     assert fit(make_vae(digits, seed=2), digits, epochs=1).seed != a.seed
 
 
+@pytest.mark.ci
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(("step", "level"), [(1, "off"), (12, "off"), (13, "graph"), (20, "off")])
 def test_an_interrupted_run_goes_on_bit_by_bit(digits, step, level, tmp_path):
     schedule = functools.partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5)
@@ -155,6 +157,7 @@ def test_a_state_of_another_model_is_refused_and_nothing_is_loaded(digits):
     assert all(torch.equal(before[k], v) for k, v in wider.state_dict().items())
 
 
+@pytest.mark.ci
 def test_early_stopping_takes_the_best_parameters(digits):
     vae = make_vae(digits)
     states = {}
@@ -400,6 +403,7 @@ def test_dynamic_binarisation_trains_on_fresh_draws():
     assert not torch.equal(training[-1].sum(0), training[-2].sum(0))
 
 
+@pytest.mark.ci
 def test_any_program_and_any_columns():
     """A conditional program of the user's own, two columns, no VAE."""
     torch.manual_seed(0)
