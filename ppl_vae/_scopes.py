@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Precision = Literal["full", "bf16"]
 MatmulPrecision = Literal["highest", "high", "medium"]
@@ -64,6 +64,18 @@ def kept_modes(*modules: nn.Module) -> Iterator[None]:
         for m, training in modes:
             if m.training is not training:  # setting an attribute of a module is slow
                 m.training = training
+
+
+@contextmanager
+def kept_values(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Restore the values of tensors on exit."""
+    values = [(tensor, tensor.detach().clone()) for tensor in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in values:
+                tensor.copy_(value)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -72,6 +72,8 @@ def ask_about_program(
     """
     if objective is None:
         objective = objectives.ELBO(2) if all(q.has_rsample for q in posteriors) else Trace_ELBO(2)
+    with suppress(Exception):
+        objective = copy.deepcopy(objective)  # averages and baselines learn from what they are asked
 
     def ask(name: str, question: Callable[..., str | None], *given: Any) -> None:
         findings.ask("program", name, partial(question, findings, *given))

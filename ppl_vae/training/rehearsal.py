@@ -11,9 +11,11 @@ import pyro
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from ppl_vae._machine import check_fits
-from ppl_vae._scopes import evaluation_mode, untouched_random_state
+from ppl_vae._scopes import evaluation_mode, kept_values, untouched_random_state
+from ppl_vae.capture import buffers_of, modules_of
 from ppl_vae.data import Split
 from ppl_vae.data.streams import ItemSplit, Stream
 from ppl_vae.objectives.impossible import Limits, alarm_of
@@ -34,7 +36,14 @@ def rehearse(run: Run, svi: SVI, modules: Sequence[nn.Module], batch_size: int) 
     """
     data, train = run.data, run.data.train
     rows = None if isinstance(train, Stream) else len(train)
-    with untouched_random_state(), evaluation_mode(*modules), batch_norm_checked(modules, batch_size, rows):
+    parts = {id(b) for b in buffers_of(modules_of(svi.model, svi.guide))}
+    learned = [b for b in buffers_of(modules) if id(b) not in parts and not is_lazy(b)]  # by the objective, in a step
+    with (
+        untouched_random_state(),
+        kept_values(learned),
+        evaluation_mode(*modules),
+        batch_norm_checked(modules, batch_size, rows),
+    ):
         batch = train.first(batch_size, run.device)
         particles = getattr(getattr(svi.loss, "objective", svi.loss), "num_particles", 1)
         what = f"batches of {len(batch[0])} with {particles} particles"

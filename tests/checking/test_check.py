@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 import ppl_vae
-from ppl_vae import cli, data, likelihoods, networks, objectives, posteriors, priors
+from ppl_vae import SVI, cli, data, likelihoods, networks, objectives, posteriors, priors
+from ppl_vae.capture import modules_of
 from ppl_vae.checking.asking import Unanswered
 from ppl_vae.checking.axes import find_axis
 from ppl_vae.checking.density import Density
@@ -751,5 +753,10 @@ def test_objectives_with_draws_and_state_of_their_own_are_right(name: str):
         posterior=posteriors.BernoulliVector(networks.MLP([5], "tanh")),
     )
     x = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
-    report = ppl_vae.check(vae, x, objective=getattr(objectives, name)())
+    objective = getattr(objectives, name)()
+    SVI(vae.model, vae.guide, torch.optim.Adam, objective, compile="off").backward(x)  # networks that know their sizes
+    before = [copy.deepcopy(module.state_dict()) for module in modules_of(objective)]
+    report = ppl_vae.check(vae, x, objective=objective)
     assert "WRONG" not in str(report), str(report)
+    for module, state in zip(modules_of(objective), before, strict=True):  # the users go on with theirs
+        torch.testing.assert_close(module.state_dict(), state, rtol=0, atol=0)

@@ -494,6 +494,13 @@ def test_the_rehearsal_leaves_batch_norm_alone(digits):
     assert all(v == steps for k, v in vae.state_dict().items() if k.endswith("num_batches_tracked"))
 
 
+def test_the_rehearsal_teaches_the_objective_nothing(digits):
+    objective = objectives.REINFORCE(2, baseline="moving_average")
+    steps = math.ceil(len(digits.train) / 128)
+    fit(make_vae(digits), digits, objective=objective, epochs=1, seed=0, compile="off")
+    assert objective.moving_average.weight.item() == pytest.approx(1 - objective.moving_average.decay**steps)
+
+
 def test_modules_of_a_pair_of_functions_are_found(tmp_path):
     """Batch norm in a closure: rehearsal and validation leave it alone, and the state holds it."""
     torch.manual_seed(0)
