@@ -42,6 +42,8 @@ TARGETS = (
     Target("step", FULL, PYRO, 0.48),
     Target("step", FULL, EXAMPLE, 0.25),
     Target("step", FULL, FLOOR, 1.45),
+    Target("step", FIT, NUMPYRO, 0.95),
+    Target("small", FIT, REFERENCE, 0.65),
     Target("small", GRAPH, PYRO, 0.38),
     Target("small", FULL, PYRO, 0.28),
     Target("particles", FULL, REFERENCE, 1.1, (("num_particles", 50),)),

@@ -48,7 +48,7 @@ def test_anchors_and_merges_work():
     ids=lambda text: text[:12],
 )
 def test_a_file_beyond_the_limits_is_refused_at_once(text, message):
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(ValueError, match=message):
         _yaml.load(text, "it")
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5

@@ -90,6 +90,13 @@ class WithoutPictures:
         mock.patch("ppl_vae.runs.folder.draw", return_value=[]).start()  # raises if the name is gone
 
 
+class EndlessPictures:
+    """A run draws its pictures for an hour."""
+
+    def __call__(self) -> None:
+        mock.patch("ppl_vae.runs.folder.draw", side_effect=lambda *_, **__: time.sleep(3600)).start()
+
+
 class _Full:
     """An open file whose writes meet a fault."""
 

@@ -175,19 +175,17 @@ def test_a_kill_at_any_write_loses_at_most_an_epoch(call, tmp_path, record_prope
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_ends_at_once(number, tmp_path):
-    """The second comes while the pictures are drawn, which takes most of a second."""
+    """The second comes before or while the pictures are drawn."""
     folder = tmp_path / "work"
     folder.mkdir()
-    child = processes.command(runs_of.train("scheduler"), folder)
+    child = processes.command(runs_of.train("scheduler"), folder, [processes.EndlessPictures()])
     assert child.when(lambda: "epoch 1/" in child.err)
     child.send(number)
     assert child.when(lambda: "ending after this step" in child.err)
-    began = time.monotonic()
     child.send(number)
     ended = child.end()
     assert ended.code in (-number, 128 + number)
     assert "Traceback" not in ended.err
-    assert not list(folder.glob("runs/digits/latent_scatter.png")), time.monotonic() - began
 
 
 def test_moments_reach_every_phase():
