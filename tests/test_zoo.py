@@ -722,27 +722,32 @@ def test_networks_train(network: zoo.Network, digits: Tensor) -> None:
     assert all(torch.isfinite(p).all() for p in vae.state_dict().values())
 
 
-def steps_of(combination: tuple[Any, ...], batches: list[Tensor], level: str) -> tuple[list[float], list[Tensor], SVI]:
+def steps_of(
+    combination: tuple[Any, ...], batches: list[Tensor], level: str, optimizer: Any
+) -> tuple[list[float], list[Tensor], SVI]:
     """The losses of some steps, the first of them as it is written, and the parameters after them."""
     *pieces, objective = combination
     torch.manual_seed(0)
     vae = zoo.Program(*pieces, network=SMALL_LOGITS).vae((1, 8, 8), 2)
-    optimizer = functools.partial(torch.optim.Adam, lr=1e-3)
     svi = SVI(vae.model, vae.guide, optimizer, objective.make(2), compile=level)
     torch.manual_seed(1)
     return [svi.step(x) for x in batches], [v.clone() for v in vae.state_dict().values()], svi
 
 
 def check_captured(combination: tuple[Any, ...], batches: list[Tensor], level: str) -> None:
-    losses, state, svi = steps_of(combination, batches, level)
-    expected_losses, expected_state, _ = steps_of(combination, batches, "off")
-    assert svi.why_eager is None
-    # Pyro's objects add up their value in Python's float64, a graph in float32; a compiler rounds otherwise, and Adam's
-    # first steps have the size of the learning rate whatever the gradient is
+    # a compiler rounds otherwise, and Adam takes a step of full size along a gradient that is rounding alone
+    kind, lr = (torch.optim.SGD, 1e-5) if level == "full" else (torch.optim.Adam, 1e-3)
+    optimizer = functools.partial(kind, lr=lr)
+    losses, state, svi = steps_of(combination, batches, level, optimizer)
+    expected_losses, expected_state, _ = steps_of(combination, batches, "off", optimizer)
+    # the gradient by DAIS's refreshment is of second order in its steps: compiled it is rounding, which is said
+    drowned = level == "full" and combination[-1].name.startswith("DAIS") and "'logit'" in str(svi.why_eager)
+    assert drowned or svi.why_eager is None
+    # Pyro's objects add up their value in Python's float64, a graph in float32
     assert losses == pytest.approx(expected_losses, rel=1e-5 if level == "full" else 1e-6)
     for value, expected in zip(state, expected_state, strict=True):
         if level == "full":
-            assert torch.allclose(value.double(), expected.double(), rtol=1e-5, atol=1e-4)
+            assert torch.allclose(value.double(), expected.double(), rtol=1e-5, atol=1e-5)
         else:
             assert torch.equal(value, expected)
 

@@ -21,9 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 WRITES_UNSAID = ("batch_norm", "instance_norm")  # operations whose schema hides that they write into their buffers
 # operations that use only the shape of their argument
 _OF_SHAPES = ("new_ones", "new_zeros", "new_full", "ones_like", "zeros_like", "full_like")
-# code whose results may have shapes that depend on values: it never computes with these shapes. The second entry is for
-# the backward pass, which this package runs
-_OF_ANY_SHAPE = ("pyro.distributions.transforms.spline", "ppl_vae.capture.")
+# code whose results may have shapes that depend on values: it never computes with these shapes
+_OF_ANY_SHAPE = "pyro.distributions.transforms.spline"
 
 
 class Written(TorchDispatchMode):
@@ -98,11 +97,16 @@ def storages(tensors: Iterable[Tensor]) -> set[int]:
 
 
 def _by_values(func: Any, args: Any) -> bool:
-    """Whether a shape depends on values. That of an indexed tensor does where the index is a mask."""
+    """Whether a shape depends on values. That of an indexed tensor does where the index is a mask.
+
+    A backward pass, of the step or of an objective, has the shapes of its forward pass, which has been looked at.
+    """
     if func.__name__.startswith("index.") and not any(t.dtype in (torch.bool, torch.uint8) for t in _tensors(args[1:])):
         return False
     frame: Any = sys._getframe(2)
     while str(frame.f_globals.get("__name__")).split(".")[0] == "torch":
+        if frame.f_code.co_name == "_engine_run_backward":
+            return False
         frame = frame.f_back
     return not str(frame.f_globals.get("__name__")).startswith(_OF_ANY_SHAPE)
 

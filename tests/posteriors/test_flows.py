@@ -304,17 +304,12 @@ def test_density_of_a_planar_flow_by_its_numerical_inverse() -> None:
 # Training
 
 
-@pytest.mark.thinned(3)
-@each_pair
-@pytest.mark.parametrize("num_particles", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_a_step_is_captured_bit_for_bit(
-    pair: tuple[str | None, str | None], num_particles: int, digits: Tensor
-) -> None:
+def check_captured(pair: tuple[str | None, str | None], objective: Any, digits: Tensor) -> None:
     def steps(level: Any) -> tuple[SVI, list[float], list[Tensor]]:
         torch.manual_seed(0)
         vae = make_vae(*pair)
         optimizer = functools.partial(torch.optim.Adam, lr=1e-3)
-        svi = SVI(vae.model, vae.guide, optimizer, objectives.ELBO(num_particles), compile=level)
+        svi = SVI(vae.model, vae.guide, optimizer, objective, compile=level)
         torch.manual_seed(1)
         return svi, [svi.step(digits) for _ in range(4)], list(vae.state_dict().values())
 
@@ -323,6 +318,20 @@ def test_a_step_is_captured_bit_for_bit(
     assert svi.why_eager is None
     assert losses == expected_losses
     assert all(map(torch.equal, state, expected_state))
+
+
+@pytest.mark.thinned(3)
+@each_pair
+@pytest.mark.parametrize("num_particles", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_step_is_captured_bit_for_bit(
+    pair: tuple[str | None, str | None], num_particles: int, digits: Tensor
+) -> None:
+    check_captured(pair, objectives.ELBO(num_particles), digits)
+
+
+def test_an_objective_that_differentiates_a_spline_is_captured(digits: Tensor) -> None:
+    """Pyro's splines pick entries by masks, and their backward pass does so inside of the objective."""
+    check_captured((None, "spline-coupling"), objectives.GDReG(2), digits)
 
 
 @pytest.mark.parametrize("name", [*PRIORS, *POSTERIORS])
