@@ -182,6 +182,12 @@ class LogWeights:
         return any(z.requires_grad for z in self.z.values()) and not getattr(self.drawing, "leaf", False)
 
     @property
+    def scored(self) -> dict[str, Float[Tensor, "K batch"]]:
+        """Log q(z_k|x) of each site whose draws carry no gradient of q, so that an estimator needs its score."""
+        leaf = getattr(self.drawing, "leaf", False)
+        return {name: log_q for name, log_q in self.log_q.items() if leaf or not self.z[name].requires_grad}
+
+    @property
     def num_particles(self) -> int:
         """The number of particles K."""
         return self.log_lik.shape[0]
