@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -165,9 +164,6 @@ def _evaluate(
     with clock("the ELBO"):
         find = lambda model, some: elbo(VAEDensities(model), some, seed=seed)  # noqa: E731
         bound = find(vae, x) if y is None else bound_by_condition(vae, x, y, find)
-        if isinstance(vae, SemiSupervisedVAE) and y is not None:
-            log_p_y = vae.p_y().log_prob(vae.q_y(x, y).mode).detach()
-            bound = replace(bound, elbo=bound.elbo + log_p_y, rate=bound.rate - log_p_y)
     if discrete:
         _refuse_above_zero(found)
     notes = [*([] if caveat is None else [caveat]), *alarms]

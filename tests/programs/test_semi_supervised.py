@@ -239,6 +239,20 @@ def test_evidence_and_both_bounds_are_those_of_a_sum_over_labels_and_a_grid() ->
     assert (unlabelled < marginal).all()
 
 
+@pytest.mark.ci
+def test_the_bound_of_more_labels_than_are_looked_at_one_by_one_scores_each_once() -> None:
+    many = 51
+    prior, q = priors.BernoulliVector(1), posteriors.BernoulliVector(NET())
+    vae = make(y_shape=(many,), class_probs=None, prior=prior, posterior=q)
+    x, y = X.repeat(7, 1)[:many], torch.eye(many, dtype=torch.float64)
+    exact = EnumeratedELBO()(sample_log_weights(vae.model, vae.guide, x, y, latents="enumerated"))
+    found = evaluate(vae, (x, y), gap_size=0, importance_size=0, imputation_size=0)
+    assert found.bound.method == "monte carlo"
+    assert ((found.bound.elbo - exact.value).abs() < 5 * found.bound.error).all()
+    assert ((found.bound.rate - exact.kl).abs() < 5 * found.bound.rate_error + 1e-9).all()
+    assert found.figures["log_evidence"].value > found.figures["elbo"].value - 0.02
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_the_sampled_bound_of_unlabelled_data_has_the_exact_one_as_its_mean() -> None:
