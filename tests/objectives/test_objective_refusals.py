@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+from dataclasses import replace
 
 import pyro
 import pyro.distributions as dist
@@ -22,6 +23,7 @@ from ppl_vae.objectives import (
     EUBO,
     IWAE,
     JVI,
+    MIWAE,
     REINFORCE,
     RWS,
     TVO,
@@ -151,6 +153,13 @@ def test_a_state_that_a_mask_leaves_out_keeps_its_probability(inside):
     counted = log_lik + (log_p - log_q) * shown
     torch.testing.assert_close(EnumeratedELBO()(states).value, (log_q.exp() * counted).sum(0))
     torch.testing.assert_close(states.normalized, (log_q + counted).softmax(0))
+
+
+@pytest.mark.parametrize("objective", [MIWAE(8, 2), JVI(8, 0), JVI(8, 1)], ids=repr)
+def test_the_particles_that_are_given_count(objective):
+    log_w = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    fitting = replace(objective, num_particles=4)
+    assert torch.equal(objective(by_hand(log_w)).value, fitting(by_hand(log_w)).value)
 
 
 @pytest.mark.parametrize("make", [TVO, RWS, RWSDReG, VIMCO])
