@@ -369,6 +369,12 @@ def test_the_discrepancy_is_unbiased_and_counts_per_datum():
         assert abs(draws.mean() - gaussian_mmd(0.7, 0.6, 2)) < 5 * draws.std() / math.sqrt(len(draws))
 
 
+def test_one_penalty_of_several_may_couple_the_batch():
+    assert Regularized(Regularized(ELBO(), InfoVAE()), KLWeight(2.0)).couples_batch
+    assert Regularized(Regularized(ELBO(), KLWeight(2.0)), InfoVAE()).couples_batch
+    assert not Regularized(Regularized(ELBO(), KLWeight(2.0)), KLWeight(2.0)).couples_batch
+
+
 def test_an_mmd_vae_has_no_kl_left():
     _, vae, x = gaussian()
     torch.manual_seed(0)
