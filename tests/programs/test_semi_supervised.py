@@ -31,6 +31,7 @@ from ppl_vae.networks import MLP
 from ppl_vae.objectives import (
     ELBO,
     REINFORCE,
+    RWS,
     EnumeratedELBO,
     GumbelSoftmaxELBO,
     LogWeights,
@@ -342,6 +343,18 @@ def test_relaxed_labels_keep_the_value_and_the_path_of_z() -> None:
             for _ in range(400)
         ]
     assert_within_errors(measured(values), unlabelled)
+
+
+def test_the_classifier_sleeps_on_dreamt_labels_whatever_is_known() -> None:
+    vae = make()
+
+    def asleep(y: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        loss = as_loss(RWS(2, "sleep"))((vae.model, vae.guide), X[:3], y)
+        assert loss.surrogate is not None
+        return flat(gradient_of(loss.surrogate, nn.ModuleList([vae.classifier, vae.posterior])))
+
+    torch.testing.assert_close(asleep(Y), asleep(torch.zeros_like(Y)), rtol=1e-10, atol=1e-12)
 
 
 def test_an_objective_without_the_score_of_the_label_is_refused() -> None:
