@@ -267,9 +267,14 @@ def bound_by_condition(vae: Any, x: Tensor, y: Tensor, find: Callable[[Model, Te
     figures = {name: torch.cat([getattr(part, name) for part in parts])[place] for name in names}
     bound = Bound(**figures, method=parts[0].method)
     if isinstance(vae, SemiSupervisedVAE):
-        log_p_y = vae.p_y().log_prob(vae.q_y(x, y).mode).detach()
+        log_p_y = label_log_prob(vae, y)
         bound = replace(bound, elbo=bound.elbo + log_p_y, rate=bound.rate - log_p_y)
     return bound
+
+
+def label_log_prob(vae: SemiSupervisedVAE, y: Tensor) -> Tensor:
+    """Return log p(y) of known labels, (n,)."""
+    return vae.p_y().log_prob((vae.one_hot(y) > 0).to(vae.class_logits))
 
 
 def draws_of(

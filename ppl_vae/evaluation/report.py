@@ -22,7 +22,7 @@ from ppl_vae.distributions.chain import Chain
 from ppl_vae.evaluation.bits import bits_per_dim
 from ppl_vae.evaluation.bootstrap import Interval, interval
 from ppl_vae.evaluation.diagnostics import latent_use
-from ppl_vae.evaluation.elbo import bound_by_condition, elbo
+from ppl_vae.evaluation.elbo import bound_by_condition, elbo, label_log_prob
 from ppl_vae.evaluation.figures import UNITS, Evaluation, Figure
 from ppl_vae.evaluation.gaps import gaps
 from ppl_vae.evaluation.labels import label_values
@@ -171,7 +171,7 @@ def _evaluate(
     num_bounds = gap_size
     if y is not None:
         gap_size = importance_size = imputation_size = 0
-        what = "log p(x, y)" if isinstance(vae, SemiSupervisedVAE) else "log p(x|y)"
+        what = "log p(x, y), in bits log p(x|y)" if isinstance(vae, SemiSupervisedVAE) else "log p(x|y)"
         notes.append(
             f"a conditional model: log p(x) is {what}; the gap's parts, the latent code and imputation are looked "
             "at under one condition, evaluate(vae.given(y), x)"
@@ -263,7 +263,10 @@ def _evaluate(
     bins = data.bins if bins is None else bins
     with suppress(ValueError), untouched_random_state():  # where they mean nothing
         p_x = densities.likelihood(densities.prior_sample(x[:1], 1)[0])  # at any z: only its support counts
-        figures |= _over_data({"bits_per_dim": bits_per_dim(found.log_evidence, x, p_x, bins=bins)}, seed)
+        log_p_x = found.log_evidence
+        if isinstance(vae, SemiSupervisedVAE) and y is not None:
+            log_p_x = log_p_x - label_log_prob(vae, y)  # the label's bits are none of x
+        figures |= _over_data({"bits_per_dim": bits_per_dim(log_p_x, x, p_x, bins=bins)}, seed)
     if imputation_size:
         imputed, more = results["imputation"]
         figures |= imputed
