@@ -43,8 +43,13 @@ class PartlyKnown(OneHotVector):
     label_log_prob: Float[Tensor, "*batch"]
 
     def __init__(self, logits: Tensor, label: Tensor, validate_args: bool | None = None) -> None:
-        self.known = label.sum(-1) > 0
+        self.known, self._class_logits = label.sum(-1) > 0, logits.unsqueeze(-2)
         self.label_log_prob = (label * logits.log_softmax(-1)).sum(-1)
         point = torch.where(label > 0, 0.0, -torch.inf)
         logits = torch.where(self.known.unsqueeze(-1), point.to(logits), logits)
         super().__init__(logits.unsqueeze(-2), validate_args=validate_args)
+
+    @property
+    def unlabelled(self) -> OneHotVector:
+        """The distribution without y*, pi for all rows."""
+        return OneHotVector(self._class_logits)

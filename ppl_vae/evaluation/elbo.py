@@ -3,7 +3,7 @@ r"""The ELBO of each datum, with rate and distortion, by Gauss-Hermite nodes und
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -18,6 +18,7 @@ from ppl_vae.evidence.conditional import found_by_condition, many_conditions
 from ppl_vae.evidence.densities import Densities, Model
 from ppl_vae.evidence.normals import Normals, tensor_nodes
 from ppl_vae.objectives.sampling import sample_log_weights
+from ppl_vae.programs import SemiSupervisedVAE
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -248,7 +249,8 @@ def monte_carlo_elbo(
 def bound_by_condition(vae: Any, x: Tensor, y: Tensor, find: Callable[[Model, Tensor], Bound]) -> Bound:
     """Return the bound that `find` computes for the data of each condition, in the order of the data.
 
-    With many conditions it is the mean of 1000 draws for each datum, all data together.
+    With many conditions it is the mean of 1000 draws for each datum, all data together. Of a semi-supervised model,
+    whose program scores the label too, it is the bound of log p(x, y).
     """
     if many_conditions(y):
         found = []
@@ -263,7 +265,16 @@ def bound_by_condition(vae: Any, x: Tensor, y: Tensor, find: Callable[[Model, Te
     parts, place = found_by_condition(vae, x, y, find)
     names = ("elbo", "rate", "error", "rate_error")
     figures = {name: torch.cat([getattr(part, name) for part in parts])[place] for name in names}
-    return Bound(**figures, method=parts[0].method)
+    bound = Bound(**figures, method=parts[0].method)
+    if isinstance(vae, SemiSupervisedVAE):
+        log_p_y = label_log_prob(vae, y)
+        bound = replace(bound, elbo=bound.elbo + log_p_y, rate=bound.rate - log_p_y)
+    return bound
+
+
+def label_log_prob(vae: SemiSupervisedVAE, y: Tensor) -> Tensor:
+    """Return log p(y) of known labels, (n,)."""
+    return vae.p_y().log_prob((vae.one_hot(y) > 0).to(vae.class_logits))
 
 
 def draws_of(

@@ -13,6 +13,7 @@ from torch import Tensor
 from ppl_vae._distributions import describe, unwrapped
 from ppl_vae._home import at_home
 from ppl_vae._scopes import evaluation_mode, seeded
+from ppl_vae._tensors import as_numbers
 from ppl_vae._validation import check_choice, check_positive_int, is_real
 from ppl_vae.evaluation.table_errors import column_errors
 from ppl_vae.programs import NotMIWAE
@@ -91,6 +92,7 @@ class Imputation:
         Args:
             x: The true data.
         """
+        x = as_numbers(x, self.mean.dtype, "root_mean_square: x")
         return self._over_missing((self.mean - x).square()).sqrt()
 
     @at_home("x", program=None)
@@ -100,6 +102,7 @@ class Imputation:
         Args:
             x: The true data, 0 or 1.
         """
+        x = as_numbers(x, self.mean.dtype, "share_wrong: x")
         return self._over_missing(((self.mean > 0.5) != (x > 0.5)).to(self.mean))
 
     def column_errors(self, x: Float[Tensor, "n columns"], columns: Sequence[str]) -> Float[Tensor, " columns"]:

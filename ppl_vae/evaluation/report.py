@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +22,7 @@ from ppl_vae.distributions.chain import Chain
 from ppl_vae.evaluation.bits import bits_per_dim
 from ppl_vae.evaluation.bootstrap import Interval, interval
 from ppl_vae.evaluation.diagnostics import latent_use
-from ppl_vae.evaluation.elbo import bound_by_condition, elbo
+from ppl_vae.evaluation.elbo import bound_by_condition, elbo, label_log_prob
 from ppl_vae.evaluation.figures import UNITS, Evaluation, Figure
 from ppl_vae.evaluation.gaps import gaps
 from ppl_vae.evaluation.labels import label_values
@@ -165,9 +164,6 @@ def _evaluate(
     with clock("the ELBO"):
         find = lambda model, some: elbo(VAEDensities(model), some, seed=seed)  # noqa: E731
         bound = find(vae, x) if y is None else bound_by_condition(vae, x, y, find)
-        if isinstance(vae, SemiSupervisedVAE) and y is not None:
-            log_p_y = vae.p_y().log_prob(vae.q_y(x, y).mode).detach()
-            bound = replace(bound, elbo=bound.elbo + log_p_y, rate=bound.rate - log_p_y)
     if discrete:
         _refuse_above_zero(found)
     notes = [*([] if caveat is None else [caveat]), *alarms]
@@ -175,7 +171,7 @@ def _evaluate(
     num_bounds = gap_size
     if y is not None:
         gap_size = importance_size = imputation_size = 0
-        what = "log p(x, y)" if isinstance(vae, SemiSupervisedVAE) else "log p(x|y)"
+        what = "log p(x, y), in bits log p(x|y)" if isinstance(vae, SemiSupervisedVAE) else "log p(x|y)"
         notes.append(
             f"a conditional model: log p(x) is {what}; the gap's parts, the latent code and imputation are looked "
             "at under one condition, evaluate(vae.given(y), x)"
@@ -267,7 +263,10 @@ def _evaluate(
     bins = data.bins if bins is None else bins
     with suppress(ValueError), untouched_random_state():  # where they mean nothing
         p_x = densities.likelihood(densities.prior_sample(x[:1], 1)[0])  # at any z: only its support counts
-        figures |= _over_data({"bits_per_dim": bits_per_dim(found.log_evidence, x, p_x, bins=bins)}, seed)
+        log_p_x = found.log_evidence
+        if isinstance(vae, SemiSupervisedVAE) and y is not None:
+            log_p_x = log_p_x - label_log_prob(vae, y)  # the label's bits are none of x
+        figures |= _over_data({"bits_per_dim": bits_per_dim(log_p_x, x, p_x, bins=bins)}, seed)
     if imputation_size:
         imputed, more = results["imputation"]
         figures |= imputed

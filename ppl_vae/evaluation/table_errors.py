@@ -35,7 +35,8 @@ def column_errors(
         columns: The kind of each column, as in `likelihoods.Mixed`.
 
     Returns:
-        (columns,), float64; NaN for a column without any missing entry.
+        (columns,), float64; NaN for a column without any missing entry, and for one that gives no unit: real values
+        that are all equal.
 
     Raises:
         ValueError: For unknown kinds, or shapes that do not fit.
@@ -60,5 +61,6 @@ def column_errors(
             found[j] = wrong.double().mean()
         else:
             known = x[~x[:, j].isnan(), j].double()
-            found[j] = (guess - truth).square().mean().sqrt() / known.std(correction=0)
+            if known.min() < known.max():
+                found[j] = (guess - truth).square().mean().sqrt() / known.std(correction=0)
     return found

@@ -108,8 +108,8 @@ class MIWAE(_Grouped):
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
         log_weights.require_pathwise(self)
-        bound = self._split(log_weights.log_w).logsumexp(1).mean(0)
-        bound = bound - math.log(self.num_particles // self.groups)
+        groups = self._split(log_weights.log_w)
+        bound = groups.logsumexp(1).mean(0) - math.log(groups.shape[1])
         return Estimate(bound.detach(), bound, "lower")
 
 
@@ -209,7 +209,10 @@ class JVI(ManyParticles):
     @property
     def coefficients(self) -> list[float]:
         """The factors of the bounds of K, K - 1, ... particles, which sum to one."""
-        k, m = self.num_particles, self.order
+        return self._coefficients(self.num_particles)
+
+    def _coefficients(self, k: int) -> list[float]:
+        m = self.order
         return [(-1) ** j * (k - j) ** m / (math.factorial(m - j) * math.factorial(j)) for j in range(m + 1)]
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
@@ -218,13 +221,13 @@ class JVI(ManyParticles):
         # the coefficients sum to one, so the bound may be computed relative to the maximum, where less cancels
         top = log_weights.log_w.detach().max(0).values
         centred, value = log_weights.log_w - top, top
-        for left_out, coefficient in enumerate(self.coefficients):
+        for left_out, coefficient in enumerate(self._coefficients(log_weights.num_particles)):
             value = value + coefficient * self._mean_bound(centred, left_out)
         return Estimate(value.detach(), value, "lower" if self.order == 0 else "neither")
 
     def _mean_bound(self, log_w: Tensor, left_out: int) -> Tensor:
         """Return the bound of K - left_out particles, averaged over all subsets, (batch,)."""
-        k = self.num_particles
+        k = len(log_w)
         if left_out == 0:
             return log_w.logsumexp(0) - math.log(k)
         without = _without(k, left_out, log_w.dtype, log_w.device)

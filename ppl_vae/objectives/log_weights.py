@@ -54,6 +54,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -182,6 +183,12 @@ class LogWeights:
         return any(z.requires_grad for z in self.z.values()) and not getattr(self.drawing, "leaf", False)
 
     @property
+    def scored(self) -> dict[str, Float[Tensor, "K batch"]]:
+        """Log q(z_k|x) of each site whose draws carry no gradient of q, so that an estimator needs its score."""
+        leaf = getattr(self.drawing, "leaf", False)
+        return {name: log_q for name, log_q in self.log_q.items() if leaf or not self.z[name].requires_grad}
+
+    @property
     def num_particles(self) -> int:
         """The number of particles K."""
         return self.log_lik.shape[0]
@@ -209,9 +216,14 @@ class LogWeights:
         r"""The normalised weights :math:`w_k / \sum_j w_j`, detached.
 
         For enumerated states the weights are without q(state|x). They are p(state|x), exact where no site is drawn.
+        A state that masks leave out of p and q has the weight q(state|x).
         """
         drawn = [log_q for name, log_q in self.log_q.items() if name not in self.enumerated]
-        return (self.log_p - sum(drawn, torch.zeros_like(self.log_lik))).detach().softmax(0)
+        log_w = self.log_p - sum(drawn, torch.zeros_like(self.log_lik))
+        for name in self.enumerated:
+            log_q, counted = self._state_log_q(name), self.log_q[name]
+            log_w = log_w + torch.where(log_q == counted, 0.0, log_q - counted)
+        return log_w.detach().softmax(0)
 
     @property
     def effective_sample_size(self) -> Float[Tensor, " batch"]:
@@ -276,13 +288,24 @@ class LogWeights:
     def expectation(self, values: Float[Tensor, "K batch *more"]) -> Float[Tensor, " batch *more"]:
         """Return the mean of values over draws, or over enumerated states, of which q weighs each.
 
-        A state of probability zero counts exactly nothing in value and gradient, whatever its value.
+        A state of probability zero counts exactly nothing in value and gradient, whatever its value. A mask takes log q
+        out of the log-weights, and not the weight of the state.
         """
         if not self.enumerated:
             return values.mean(0)
-        log_q = torch.stack([self.log_q[name] for name in self.enumerated]).sum(0)
+        log_q = torch.stack([self._state_log_q(name) for name in self.enumerated]).sum(0)
         log_q = log_q.reshape(*log_q.shape, *(1,) * (values.dim() - 2))
         return (log_q.exp() * torch.where(log_q > -torch.inf, values, 0.0)).sum(0)
+
+    def _state_log_q(self, name: str) -> Tensor:
+        """Return log q(state|x) of a site whose particles are all its states, (K, batch), without the site's mask."""
+        q = self.posterior.get(name)
+        if not isinstance(q, dist.MaskedDistribution):
+            return self.log_q[name]
+        while isinstance(q, dist.MaskedDistribution):
+            q = q.base_dist
+        log_q = q.log_prob(self.z[name])
+        return to_particles(log_q, self.num_particles, particle_dim(log_q.shape, self.num_particles))
 
     def _fixed_log_q(self) -> Tensor:
         """Return log q(z_k|x) at fixed z_k, (K, batch), whose gradient is the score alone."""
@@ -354,22 +377,20 @@ class LogWeights:
                 )
 
     def require_draws(self, objective: object) -> list[str]:
-        """Raise if the particles are all states and gradients are recorded.
+        """Raise if the particles are all states.
 
         Args:
             objective: The objective, or its name, for the message.
 
         Returns:
-            The sites whose draws an objective may average over: all, or none where no gradient is recorded.
+            The sites whose gradient an objective may look at: all, or none where no gradient is recorded.
         """
-        if not torch.is_grad_enabled():
-            return []
         if self.enumerated:
             raise ValueError(
                 f"objective {_name(objective)} averages over draws of q, and was given log-weights of all states; use "
                 "EnumeratedELBO, or sample them without latents='enumerated'"
             )
-        return list(self.z)
+        return list(self.z) if torch.is_grad_enabled() else []
 
     def require_pathwise(self, objective: object) -> None:
         """Raise if gradients are recorded and a latent carries none: the score term would silently be missing.

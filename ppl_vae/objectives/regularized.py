@@ -82,7 +82,7 @@ class Regularized:
     @property
     def couples_batch(self) -> bool:
         """Whether the penalty of a datum depends on the others of its batch."""
-        return bool(getattr(self.regularizer, "couples_batch", False))
+        return any(getattr(part, "couples_batch", False) for part in (self.objective, self.regularizer))
 
     @property
     def num_particles(self) -> int:

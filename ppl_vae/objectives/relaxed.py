@@ -58,6 +58,12 @@ class _RelaxedELBO(ManyParticles):
         """Return the estimate for each datum."""
         if log_weights.posterior and not any(map(is_discrete, log_weights.posterior.values())):
             raise _refusal(self, *next(iter(log_weights.posterior.items())))
+        for name in log_weights.require_draws(self):
+            if log_weights.log_q[name].requires_grad and not log_weights.z[name].requires_grad:
+                raise ValueError(
+                    f"{owner(self)} follows the gradient of relaxed draws, and z at site {name!r} carries none; sample "
+                    f"the log-weights with latents={type(self).__name__}().latents"
+                )
         value = log_weights.log_w.mean(0)
         return Estimate(value.detach(), value, "lower")
 

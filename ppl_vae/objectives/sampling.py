@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from ppl_vae._distributions import describe, is_discrete
+from ppl_vae._distributions import describe, is_discrete, unwrapped
 from ppl_vae._validation import check_positive_int
+from ppl_vae.distributions.partly_known import PartlyKnown
 from ppl_vae.objectives.log_weights import LogWeights, Path
 from ppl_vae.objectives.traces import PARTICLES, from_traces, sample_sites, sum_per_datum
 
@@ -154,8 +155,14 @@ class _Again:
             args[places[0]] = site["value"]
         with _Given(latent), _batch_norm_learns_nothing():
             trace = poutine.trace(guide).get_trace(*args, **self.kwargs)
-        sites = {name: site for name, site in sample_sites(trace).items() if name in latent}
+        sites = {name: _of_a_dream(site) for name, site in sample_sites(trace).items() if name in latent}
         return sum_per_datum(sites, self.weights.log_lik.shape[1])[0]
+
+
+def _of_a_dream(site: dict[str, Any]) -> dict[str, Any]:
+    """Return a site of a guide whose data the model drew: of their labels none is known."""
+    q = unwrapped(site["fn"])
+    return {**site, "fn": q.unlabelled} if isinstance(q, PartlyKnown) else site
 
 
 class _Detached(Messenger):

@@ -97,7 +97,7 @@ class REINFORCE:
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
-        scored = {name: q for name, q in log_weights.log_q.items() if not log_weights.z[name].requires_grad}
+        scored = log_weights.scored
         if not self.paths or log_weights.enumerated:
             log_weights.require_detached(self)
         signal = log_weights.log_w.detach()

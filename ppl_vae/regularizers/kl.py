@@ -27,7 +27,8 @@ class KLWeight(nn.Module):
     beta = 1 changes nothing. With a weight above one the objective is still a lower bound, but a looser one. **Below
     one it is no lower bound**, and while the weight anneals none is claimed. A bound of K particles becomes
     :math:`\mathcal L_K - (\beta - 1) \mathrm{KL}`: the weight stays outside the logarithm. The KL is in closed form
-    where one exists, otherwise sampled with the draws of the objective.
+    where one exists, otherwise sampled with the draws of the objective. An object of this class holds the place in its
+    schedule: use one object per training run.
 
     Args:
         beta: The weight at the end of the schedule. A list gives each level of a latent its own, from z_1 up (for a
@@ -167,7 +168,8 @@ class Capacity(nn.Module):
     .. math::
         \mathrm{penalty} = \gamma\, \lvert \mathrm{KL} - C \rvert - \mathrm{KL},
 
-    with the KL averaged over the batch. If `steps` is given, C rises linearly from zero. The value is **no bound**.
+    with the KL averaged over the batch. If `steps` is given, C rises linearly from zero. The value is **no bound**. An
+    object of this class holds the steps that it took: use one object per training run.
 
     Args:
         nats: The final C, nats.

@@ -27,7 +27,8 @@ class Schedule(nn.Module):
     - ``"cyclical"``: `cycles` ramps within the steps, each linear over its first half and `stop` over its second.
 
     The schedule counts the training steps, which are the calls that record gradients, in a buffer that checkpoints
-    keep. Evaluation does not change the count.
+    keep. Evaluation does not change the count, and a second training run goes on from the first one's: use one object
+    per run.
 
     Args:
         shape: The shape.

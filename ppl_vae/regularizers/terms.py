@@ -39,10 +39,9 @@ def kl(log_weights: LogWeights) -> Term:
         with suppress(NotImplementedError):
             analytic, (q,) = log_weights.analytic_kl(), log_weights.posterior.values()
             return expected(analytic, log_weights) if hasattr(q, "kl_given") else differentiable(analytic.mean(0))
-    log_q = log_weights.joint_log_q
-    if not (log_weights.enumerated or log_weights.attached):
-        log_q = log_q.detach()  # its own gradient has the mean zero
-    return expected(log_q - log_prior(log_weights), log_weights)
+    scored = () if log_weights.enumerated else log_weights.scored
+    terms = [q.detach() if name in scored else q for name, q in log_weights.log_q.items()]  # E of a score is zero
+    return expected(torch.stack(terms).sum(0) - log_prior(log_weights), log_weights)
 
 
 def kl_per_level(log_weights: LogWeights, owner: str) -> Term:
@@ -82,14 +81,15 @@ def expected(values: Tensor, log_weights: LogWeights) -> Term:
     """Return the expectation over q of a function of the draws, given as (K, batch) or (K, batch, L).
 
     Enumerated latents give an exact sum. Latents with a gradient give the mean with the pathwise gradient. Latents
-    without one give the mean with the score-function gradient, in which each particle subtracts the mean of the others
-    that are independent of it.
+    without one add the score-function gradient, in which each particle subtracts the mean of the others that are
+    independent of it.
     """
-    log_q = log_weights.joint_log_q.reshape(*log_weights.log_lik.shape, *(1,) * (values.dim() - 2))
     if log_weights.enumerated:
         return differentiable(log_weights.expectation(values))
-    if log_weights.attached:
+    scored = [log_q for log_q in log_weights.scored.values() if log_q.requires_grad]
+    if not scored:
         return differentiable(values.mean(0))
+    log_q = torch.stack(scored).sum(0).reshape(*log_weights.log_lik.shape, *(1,) * (values.dim() - 2))
     signal = values.detach()
     value = signal.mean(0)
     antithetic = getattr(log_weights.drawing, "antithetic", False)

@@ -492,6 +492,9 @@ def test_column_errors():
     assert found[3].isnan()
     with pytest.raises(ValueError, match="2 columns"):
         evaluation.column_errors(filled, x, missing, ["real", "binary"])
+    for guess in (0.1, 0.2):  # a column of one value gives no unit
+        same, every = torch.full((3, 1), 0.1), torch.ones(3, 1).bool()
+        assert evaluation.column_errors(torch.full((3, 1), guess), same, every, ["real"]).isnan()
 
 
 # The data set

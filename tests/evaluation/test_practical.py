@@ -105,6 +105,21 @@ def test_error_measures():
     assert set(found.draw[missing].tolist()) <= {0.0, 1.0}
 
 
+def test_errors_of_images_are_in_the_unit_that_they_were_imputed_in():
+    torch.manual_seed(0)
+    vae = VAE(
+        (1, 2, 2),
+        prior=priors.StandardNormal(1),
+        likelihood=likelihoods.Normal(networks.MLP([2])),
+        posterior=posteriors.DiagonalNormal(networks.MLP([2])),
+    )
+    pixels = torch.randint(256, (3, 1, 2, 2), dtype=torch.uint8)
+    x, missing = pixels.float() / 255, torch.tensor([True, False]).expand(3, 1, 2, 2)
+    found = impute(vae, pixels, missing, num_steps=2)
+    assert torch.equal(found.root_mean_square(pixels), found.root_mean_square(x))
+    assert torch.equal(found.share_wrong(pixels), found.share_wrong(x))
+
+
 def test_structure_helps_over_the_marginal_mean(model):
     """The filled values beat the mean over data, as they must where x_obs tells of z."""
     x = model.sample(40)

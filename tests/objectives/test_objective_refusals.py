@@ -5,19 +5,25 @@ from __future__ import annotations
 import copy
 import functools
 import math
+from dataclasses import replace
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from linear_gaussian import LinearGaussian
+from pyro import poutine
 from torch import Tensor, nn
 
 from ppl_vae import SVI, VAE, likelihoods, networks, posteriors, priors
 from ppl_vae.comparison import compare
 from ppl_vae.objectives import (
     CUBO,
+    ELBO,
     EUBO,
     IWAE,
     JVI,
+    MIWAE,
     REINFORCE,
     RWS,
     TVO,
@@ -28,6 +34,7 @@ from ppl_vae.objectives import (
     LogWeights,
     Renyi,
     RWSDReG,
+    StraightThroughELBO,
     as_loss,
     sample_log_weights,
 )
@@ -91,11 +98,68 @@ def test_the_path_without_a_gradient_is_refused():
 def test_states_are_no_draws_and_draws_no_states():
     vae, x = bits()
     states = sample_log_weights(vae.model, vae.guide, x, latents="enumerated")
-    for objective in (IWAE(8), REINFORCE(8)):
+    for objective in (ELBO(8), IWAE(8), REINFORCE(8), StraightThroughELBO()):
         with pytest.raises(ValueError, match=r"was given log-weights of all states; use EnumeratedELBO"):
+            objective(states)
+        with torch.no_grad(), pytest.raises(ValueError, match=r"was given log-weights of all states"):
             objective(states)
     with pytest.raises(ValueError, match=r"was given log-weights of draws; sample them with latents='enumerated'"):
         EnumeratedELBO()(sample_log_weights(vae.model, vae.guide, x, num_particles=8, latents="detached"))
+
+
+def test_draws_that_are_not_relaxed_are_refused_where_their_gradient_is_followed():
+    vae, x = bits()
+    with pytest.raises(ValueError, match=r"z at site 'z' carries none; .* latents=StraightThroughELBO"):
+        StraightThroughELBO()(sample_log_weights(vae.model, vae.guide, x))
+    with torch.no_grad():
+        assert StraightThroughELBO()(sample_log_weights(vae.model, vae.guide, x)).value.isfinite().all()
+    vae.posterior.requires_grad_(False)  # where q is not trained there is no gradient to follow
+    StraightThroughELBO()(sample_log_weights(vae.model, vae.guide, x))
+
+
+def test_a_function_of_all_states_reports_the_elbo_that_they_weigh():
+    def total(log_weights):
+        return log_weights.expectation(log_weights.log_w)
+
+    total.latents = "enumerated"
+    vae, x = bits()
+    ours, theirs = (as_loss(objective)((vae.model, vae.guide), x) for objective in (total, EnumeratedELBO()))
+    torch.testing.assert_close(ours.log_likelihood, theirs.log_likelihood)
+    torch.testing.assert_close(ours.kl, theirs.kl)
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["handler", "distribution"])
+def test_a_state_that_a_mask_leaves_out_keeps_its_probability(inside):
+    shown, p, q = torch.tensor([True, False]), torch.tensor(0.3).double(), torch.tensor(0.6).double()
+    x = torch.tensor([0.5, 0.7]).double()
+
+    def draw(prob):
+        if inside:
+            return pyro.sample("y", dist.Bernoulli(prob.expand(2)).mask(shown))
+        with poutine.mask(mask=shown):
+            return pyro.sample("y", dist.Bernoulli(prob))
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", dist.Normal(draw(p), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            draw(q)
+
+    states = sample_log_weights(model, guide, x, latents="enumerated")
+    y = torch.tensor([[0.0], [1.0]]).double()
+    log_lik, log_p, log_q = dist.Normal(y, 1.0).log_prob(x), *(dist.Bernoulli(prob).log_prob(y) for prob in (p, q))
+    counted = log_lik + (log_p - log_q) * shown
+    torch.testing.assert_close(EnumeratedELBO()(states).value, (log_q.exp() * counted).sum(0))
+    torch.testing.assert_close(states.normalized, (log_q + counted).softmax(0))
+
+
+@pytest.mark.parametrize("objective", [MIWAE(8, 2), JVI(8, 0), JVI(8, 1)], ids=repr)
+def test_the_particles_that_are_given_count(objective):
+    log_w = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    fitting = replace(objective, num_particles=4)
+    assert torch.equal(objective(by_hand(log_w)).value, fitting(by_hand(log_w)).value)
 
 
 @pytest.mark.parametrize("make", [TVO, RWS, RWSDReG, VIMCO])

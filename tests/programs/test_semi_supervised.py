@@ -31,6 +31,7 @@ from ppl_vae.networks import MLP
 from ppl_vae.objectives import (
     ELBO,
     REINFORCE,
+    RWS,
     EnumeratedELBO,
     GumbelSoftmaxELBO,
     LogWeights,
@@ -239,6 +240,21 @@ def test_evidence_and_both_bounds_are_those_of_a_sum_over_labels_and_a_grid() ->
     assert (unlabelled < marginal).all()
 
 
+@pytest.mark.ci
+def test_the_bound_of_more_labels_than_are_looked_at_one_by_one_scores_each_once() -> None:
+    many = 51
+    prior, q = priors.BernoulliVector(1), posteriors.BernoulliVector(NET())
+    vae = make(y_shape=(many,), class_probs=None, prior=prior, posterior=q)
+    x, y = X.repeat(7, 1)[:many], torch.eye(many, dtype=torch.float64)
+    exact = EnumeratedELBO()(sample_log_weights(vae.model, vae.guide, x, y, latents="enumerated"))
+    found = evaluate(vae, (x, y), gap_size=0, importance_size=0, imputation_size=0)
+    assert found.bound.method == "monte carlo"
+    assert ((found.bound.elbo - exact.value).abs() < 5 * found.bound.error).all()
+    assert ((found.bound.rate - exact.kl).abs() < 5 * found.bound.rate_error + 1e-9).all()
+    log_p_x = found.evidence.log_evidence.mean() + math.log(many)  # of x given its label
+    assert found.figures["bits_per_dim"].value == pytest.approx(float(-log_p_x / (3 * math.log(2))))
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_the_sampled_bound_of_unlabelled_data_has_the_exact_one_as_its_mean() -> None:
@@ -328,6 +344,18 @@ def test_relaxed_labels_keep_the_value_and_the_path_of_z() -> None:
             for _ in range(400)
         ]
     assert_within_errors(measured(values), unlabelled)
+
+
+def test_the_classifier_sleeps_on_dreamt_labels_whatever_is_known() -> None:
+    vae = make()
+
+    def asleep(y: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        loss = as_loss(RWS(2, "sleep"))((vae.model, vae.guide), X[:3], y)
+        assert loss.surrogate is not None
+        return flat(gradient_of(loss.surrogate, nn.ModuleList([vae.classifier, vae.posterior])))
+
+    torch.testing.assert_close(asleep(Y), asleep(torch.zeros_like(Y)), rtol=1e-10, atol=1e-12)
 
 
 def test_an_objective_without_the_score_of_the_label_is_refused() -> None:

@@ -191,6 +191,34 @@ def test_a_kl_weight_on_latents_without_a_gradient_follows_the_score(num_particl
     agree((draws.mean(0), draws.std(0) / math.sqrt(150)), (exact, torch.zeros_like(exact)))
 
 
+@pytest.mark.parametrize("regularizer", [KLWeight(4.0), FreeBits(5.0, over="level")], ids=["weight", "free bits"])
+def test_a_kl_of_a_drawn_label_and_a_path_follows_the_score_of_the_label_alone(regularizer):
+    parameters = [torch.tensor(value, requires_grad=True) for value in (0.7, 0.3, -0.6, 0.2)]
+    a, b, c, s = parameters
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            y = pyro.sample("y", dist.Bernoulli(0.2 * torch.ones(())))
+            z = pyro.sample("z", dist.Normal(2 * y, 1.0))
+            pyro.sample("x", dist.Normal(z + y, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            y = pyro.sample("y", dist.Bernoulli(logits=a))
+            pyro.sample("z", dist.Normal(b + c * y, s.exp()))
+
+    def found(objective, copies=1000, batches=12):
+        draws, loss = [], as_loss(Regularized(objective, regularizer))
+        for seed in range(batches):
+            torch.manual_seed(seed)
+            surrogate = loss((model, guide), torch.full((copies,), 0.5)).surrogate
+            draws.append(torch.stack(torch.autograd.grad(-surrogate / copies, parameters)))
+        draws = torch.stack(draws)
+        return draws.mean(0), draws.std(0) / math.sqrt(batches)
+
+    agree(found(REINFORCE(2, "leave_one_out", paths=True)), found(EnumeratedELBO()))
+
+
 def test_a_closed_kl_of_bits_needs_no_score():
     vae, x = bits_vae(), torch.randint(2, (3, 4)).double()
     exact = value_and_gradients(Regularized(EnumeratedELBO(), KLWeight(3.0)), vae, x)[1] / 3
@@ -339,6 +367,12 @@ def test_the_discrepancy_is_unbiased_and_counts_per_datum():
                 draws.append(InfoVAE(0.0, 2.0, "rbf")(log_weights).value.mean())
         draws = torch.stack(draws)
         assert abs(draws.mean() - gaussian_mmd(0.7, 0.6, 2)) < 5 * draws.std() / math.sqrt(len(draws))
+
+
+def test_one_penalty_of_several_may_couple_the_batch():
+    assert Regularized(Regularized(ELBO(), InfoVAE()), KLWeight(2.0)).couples_batch
+    assert Regularized(Regularized(ELBO(), KLWeight(2.0)), InfoVAE()).couples_batch
+    assert not Regularized(Regularized(ELBO(), KLWeight(2.0)), KLWeight(2.0)).couples_batch
 
 
 def test_an_mmd_vae_has_no_kl_left():
