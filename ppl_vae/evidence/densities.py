@@ -16,10 +16,11 @@ from torch.nn.functional import softplus
 
 from ppl_vae._distributions import unwrapped
 from ppl_vae._home import at_home
-from ppl_vae._scopes import evaluation_mode
+from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae.capture.reach import Reach
 from ppl_vae.objectives.losses import Program
-from ppl_vae.objectives.traces import PARTICLES
+from ppl_vae.objectives.sampling import sample_log_weights
+from ppl_vae.objectives.traces import PARTICLES, sample_sites, sum_per_datum
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -157,14 +158,17 @@ class ProgramDensities:
         x: Some data, used to find the latent site.
 
     Raises:
-        ValueError: If the guide does not have exactly one latent site that holds a vector for each datum.
+        NotPerDatumError: If the log-weights do not factorise over data.
+        ValueError: If the guide does not have exactly one latent site that holds a vector for each datum, or if it is
+            masked.
     """
 
     @at_home("x", program="program")
     def __init__(self, program: Program, x: Tensor) -> None:
         self.model, self.guide = program
         self.modules = Reach().visit(*program).modules
-        self._site = self._find(x[:2])
+        with torch.no_grad(), untouched_random_state():
+            self._site = self._find(x[:2])
         self.latent_dim = self.posterior(x[:2]).event_shape[-1]
 
     def posterior(self, x: Float[Tensor, " n *x_shape"]) -> Any:
@@ -178,36 +182,45 @@ class ProgramDensities:
 
     def log_prior(self, x: Float[Tensor, " n *x_shape"], z: Float[Tensor, "K n d"]) -> Float[Tensor, "K n"]:
         """Return log p(z_k)."""
-        return self._conditioned(x, z).nodes[self._site]["log_prob"].reshape(z.shape[:2])
+        return sum_per_datum({self._site: self._conditioned(x, z)[self._site]}, z.shape[1])
 
     def log_likelihood(self, x: Float[Tensor, " n *x_shape"], z: Float[Tensor, "K n d"]) -> Float[Tensor, "K n"]:
         """Return log p(x|z_k)."""
-        trace: Any = self._conditioned(x, z)
-        observed = [trace.nodes[name]["log_prob"] for name in trace.observation_nodes if name != self._site]
-        return torch.stack([log_p.expand(z.shape[:2]) for log_p in observed]).sum(0)
+        sites = self._conditioned(x, z)
+        return sum_per_datum({n: s for n, s in sites.items() if n != self._site}, z.shape[1])
 
     def _find(self, x: Tensor) -> str:
-        nodes: Any = self._trace(self.guide, x).nodes
-        sites = [n for n, s in nodes.items() if s["type"] == "sample" and type(s["fn"]).__name__ != "_Subsample"]
-        if len(sites) != 1 or nodes[sites[0]]["value"].dim() != 2:
+        with evaluation_mode(*self.modules):
+            weights = sample_log_weights(self.model, self.guide, x)  # refuses what has no log-weight for each datum
+        sites = list(weights.z)
+        if len(sites) != 1 or sites[0] not in weights.prior or weights.z[sites[0]].dim() != 2:
             raise ValueError(
                 f"the guide has the sites {sites}; expected one site of a vector per datum, of shape (batch, "
                 "latent); importance sampling from the guide, method='posterior', takes any number of sites"
             )
+        if weights.log_lik.shape[1] != len(x):
+            raise ValueError(
+                f"the program weighs {weights.log_lik.shape[1]} of {len(x)} data; expected all of them: remove "
+                "subsampling from its plate"
+            )
+        for fn in (weights.prior[sites[0]], weights.posterior[sites[0]]):
+            if getattr(fn, "_mask", True) is not True:
+                raise ValueError(
+                    f"the latent site {sites[0]!r} is masked, and a part of a density is none; expected p(z) and "
+                    "q(z|x) without a mask; method='posterior' weighs the program as it is"
+                )
         return sites[0]
 
     def _trace(self, function: Callable[..., Any], x: Tensor) -> poutine.Trace:
         with evaluation_mode(*self.modules):
             return poutine.trace(function).get_trace(x)
 
-    def _conditioned(self, x: Tensor, z: Tensor) -> poutine.Trace:
+    def _conditioned(self, x: Tensor, z: Tensor) -> dict[str, Any]:
         several = len(z) > 1
         model = poutine.condition(self.model, data={self._site: z if several else z[0]})
         if several:
             model = pyro.plate(PARTICLES, len(z), dim=-2)(model)
-        trace = self._trace(model, x)
-        trace.compute_log_prob()
-        return trace
+        return sample_sites(self._trace(model, x))
 
 
 def densities_of(program: Model | Program, x: Tensor) -> VAEDensities | ProgramDensities:

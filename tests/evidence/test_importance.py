@@ -18,7 +18,7 @@ from zoo import standard_error
 from ppl_vae import VAE, data, fit, likelihoods, networks, posteriors, priors
 from ppl_vae.evidence.annealing import annealed
 from ppl_vae.evidence.blocks import capacity
-from ppl_vae.evidence.densities import VAEDensities
+from ppl_vae.evidence.densities import ProgramDensities, VAEDensities
 from ppl_vae.evidence.importance import from_log_weights, importance
 from ppl_vae.evidence.mixtures import StudentMixture, fit_student_mixture
 from ppl_vae.evidence.pareto import effective_sample_size, fit_generalized_pareto, k_threshold, pareto_k
@@ -289,6 +289,57 @@ def test_a_chain_of_latents_with_two_arguments_against_its_closed_form():
     evidence = importance((chain_model, chain_guide), x, scale, num_particles=2000)
     assert evidence.error.isfinite().float().mean() > 0.9
     assert ((evidence.log_evidence - truth) / evidence.error).abs().max() < 5
+
+
+def program(size=None, subsample=None, scale=1.0, mask=True, factor=None, extra=False):
+    """A model and guide of z ~ N(0, 1) and x ~ N(z, 1), which may be more than one density for each datum."""
+
+    def plate(x):
+        return pyro.plate("data", size or len(x), subsample=None if subsample is None else subsample(x), dim=-1)
+
+    def latent(x):
+        with pyro.poutine.scale(scale=scale), pyro.poutine.mask(mask=mask):
+            return pyro.sample("z", dist.Normal(x.new_zeros(len(x), 1), 1.0).to_event(1))
+
+    def model(x):
+        if factor is not None:
+            pyro.factor("outside", torch.tensor(factor))
+        with plate(x) as rows:
+            z = latent(x[rows])
+            if extra:
+                z = z + pyro.sample("u", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x[rows])
+
+    def guide(x):
+        with plate(x) as rows:
+            latent(x[rows])
+
+    return model, guide
+
+
+def test_a_subsampled_plates_scale_is_no_part_of_log_p():
+    x, z = torch.randn(4, 1, dtype=DOUBLE), torch.randn(3, 4, 1, dtype=DOUBLE)
+    pair = program(size=1000, subsample=lambda x: torch.arange(len(x)))
+    densities = ProgramDensities(pair, x)
+    for several in (z, z[:1]):
+        log_prior, log_lik = densities.log_prior(x, several), densities.log_likelihood(x, several)
+        torch.testing.assert_close(log_prior, dist.Normal(0.0, 1.0).log_prob(several[..., 0]), rtol=1e-12, atol=0)
+        torch.testing.assert_close(log_lik, dist.Normal(several[..., 0], 1.0).log_prob(x[:, 0]), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale": 0.1}, "'z' and 'x' have the scales 0.1 and 1.0"),
+        ({"factor": -5.0}, "'outside' lies outside the plate"),
+        ({"extra": True}, "the model samples 'u' and the guide does not"),
+        ({"mask": torch.tensor(False)}, "'z' is masked"),
+        ({"size": 2, "subsample": lambda x: torch.arange(1)}, "weighs 1 of 2 data"),
+    ],
+)
+def test_a_program_that_is_no_density_for_each_datum_has_no_densities(options, message):
+    with pytest.raises(ValueError, match=message):
+        ProgramDensities(program(**options), torch.zeros(2, 1))
 
 
 def test_nothing_outside_moves():
