@@ -11,13 +11,15 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.distributions import constraints
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ppl_vae._distributions import unwrapped
+from ppl_vae._distributions import describe, innermost, measure, unwrapped
 from ppl_vae._home import at_home
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae.capture.reach import Reach
+from ppl_vae.evidence.grids import support
 from ppl_vae.objectives.losses import Program
 from ppl_vae.objectives.sampling import sample_log_weights
 from ppl_vae.objectives.traces import PARTICLES, sample_sites, sum_per_datum
@@ -41,7 +43,7 @@ class Densities(Protocol):
         """Draw `size` latents from p(z) for every datum."""
 
     def log_prior(self, x: Float[Tensor, " n *x_shape"], z: Float[Tensor, "K n d"]) -> Float[Tensor, "K n"]:
-        """Return log p(z_k) for z of shape (K, n, d), as (K, n)."""
+        """Return log p(z_k) for z of shape (K, n, d), as (K, n); minus infinity outside the support."""
 
     def log_likelihood(self, x: Float[Tensor, " n *x_shape"], z: Float[Tensor, "K n d"]) -> Float[Tensor, "K n"]:
         """Return log p(x|z_k) for z of shape (K, n, d), as (K, n). All K * n decoded data are in memory at once."""
@@ -118,7 +120,7 @@ class VAEDensities:
 
     def log_prior(self, x: Float[Tensor, " n *x_shape"], z: Float[Tensor, "K n d"]) -> Float[Tensor, "K n"]:
         """Return log p(z_k)."""
-        return self.prior().log_prob(z)
+        return log_density(self.prior(), z)
 
     def log_likelihood(self, x: Float[Tensor, " n *x_shape"], z: Float[Tensor, "K n d"]) -> Float[Tensor, "K n"]:
         """Return log p(x|z_k)."""
@@ -182,7 +184,8 @@ class ProgramDensities:
 
     def log_prior(self, x: Float[Tensor, " n *x_shape"], z: Float[Tensor, "K n d"]) -> Float[Tensor, "K n"]:
         """Return log p(z_k)."""
-        return sum_per_datum({self._site: self._conditioned(x, z)[self._site]}, z.shape[1])
+        site = self._conditioned(x, z)[self._site]
+        return log_density(site["fn"], site["value"]).expand(z.shape[:2])
 
     def log_likelihood(self, x: Float[Tensor, " n *x_shape"], z: Float[Tensor, "K n d"]) -> Float[Tensor, "K n"]:
         """Return log p(x|z_k)."""
@@ -221,6 +224,25 @@ class ProgramDensities:
         if several:
             model = pyro.plate(PARTICLES, len(z), dim=-2)(model)
         return sample_sites(self._trace(model, x))
+
+
+def log_density(distribution: Any, z: Tensor) -> Tensor:
+    """Return the log-density at any z, minus infinity outside a region of space, where families give any number."""
+    log_p, space = distribution.log_prob(z), support(distribution)
+    if innermost(space) is constraints.real or measure(distribution) != "a region of space":
+        return log_p
+    inside = space.check(z).reshape(*z.shape[:-1], -1).all(-1) | z.isnan().any(-1)
+    return log_p.masked_fill(~inside, -math.inf)
+
+
+def check_region(distribution: Any, owner: str) -> None:
+    """Refuse a latent on points, a sphere or a simplex, for a method that goes anywhere."""
+    if innermost(support(distribution)) is constraints.real or measure(distribution) == "a region of space":
+        return
+    raise ValueError(
+        f"{owner} was given a latent on {measure(distribution)} ({describe(distribution)}); expected one in a region "
+        "of space: use importance sampling from q(z|x), method='posterior' of log_evidence"
+    )
 
 
 def densities_of(program: Model | Program, x: Tensor) -> VAEDensities | ProgramDensities:

@@ -70,7 +70,8 @@ def importance(
         The evidence at the largest K, method ``"importance"``, kind ``"lower"``. `from_log_weights` lists the details.
 
     Raises:
-        ValueError: If the arguments do not fit, or a density is not a number.
+        ValueError: If the arguments do not fit, a density is not a number, or the defensive proposal is asked for a
+            latent that is discrete or lies on a sphere or simplex.
         NotPerDatumError: If the weights of a pair do not factorise over data.
 
     Reference:

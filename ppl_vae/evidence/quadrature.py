@@ -77,7 +77,8 @@ def quadrature(
         of the prior by the same rule.
 
     Raises:
-        ValueError: If the latent has more than three dimensions, the prior is discrete, or a likelihood is NaN.
+        ValueError: If the latent has more than three dimensions, is discrete or lies on a sphere or simplex, or if a
+            likelihood is NaN.
 
     Example:
         >>> from ppl_vae import VAE, likelihoods, posteriors, priors

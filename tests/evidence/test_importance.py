@@ -20,9 +20,10 @@ from ppl_vae.evidence.annealing import annealed
 from ppl_vae.evidence.blocks import capacity
 from ppl_vae.evidence.densities import ProgramDensities, VAEDensities
 from ppl_vae.evidence.importance import from_log_weights, importance
+from ppl_vae.evidence.log_evidence import log_evidence
 from ppl_vae.evidence.mixtures import StudentMixture, fit_student_mixture
 from ppl_vae.evidence.pareto import effective_sample_size, fit_generalized_pareto, k_threshold, pareto_k
-from ppl_vae.evidence.proposals import Defensive
+from ppl_vae.evidence.proposals import Defensive, log_joint
 
 DOUBLE = torch.float64
 
@@ -340,6 +341,61 @@ def test_a_subsampled_plates_scale_is_no_part_of_log_p():
 def test_a_program_that_is_no_density_for_each_datum_has_no_densities(options, message):
     with pytest.raises(ValueError, match=message):
         ProgramDensities(program(**options), torch.zeros(2, 1))
+
+
+class Positive(nn.Module):
+    """q(z|x) of positive latents, the same for every x."""
+
+    def __init__(self, family):
+        super().__init__()
+        self.family, self.rate = family, nn.Parameter(torch.ones(4, dtype=DOUBLE))
+
+    def forward(self, x):
+        rate = self.rate.expand(len(x), 4)
+        return (dist.Exponential(rate) if self.family == "Exponential" else dist.LogNormal(0 * rate, rate)).to_event(1)
+
+
+class Noise(nn.Module):
+    """p(x|z), normal around z, where z is positive: elsewhere it is no number."""
+
+    def forward(self, z):
+        return dist.Normal(z.sqrt().square(), 0.6).to_event(1)
+
+
+def positive(family):
+    prior = lambda: dist.Exponential(torch.ones(4, dtype=DOUBLE)).to_event(1)  # noqa: E731
+    return VAE((4,), prior=prior, likelihood=Noise(), posterior=Positive(family)).double()
+
+
+@pytest.mark.parametrize("family", ["Exponential", "LogNormal"])
+def test_the_proposal_reaches_no_latent_outside_the_support(family):
+    """Families give densities of numbers outside their support, or NaN: torch's exponential has exp(-z) everywhere."""
+    x = torch.tensor([[0.3] * 4, [3.0, 0.2, 1.0, 2.0]], dtype=DOUBLE)
+    truth = (0.18 - x + torch.special.log_ndtr((x - 0.36) / 0.6)).sum(-1)
+    found = importance(positive(family), x, num_particles=4000, proposal="defensive")
+    assert ((found.log_evidence - truth) / found.error).abs().max() < 5
+
+
+def test_log_joint_outside_the_support_is_minus_infinity():
+    densities, x = VAEDensities(positive("Exponential")), torch.ones(1, 4, dtype=DOUBLE)
+    z = torch.tensor([[[0.5, 0.5, 0.5, 0.5]], [[0.5, -0.5, 0.5, 0.5]], [[0.5, math.nan, 0.5, 0.5]]], dtype=DOUBLE)
+    with torch.no_grad(), pyro.validation_enabled(False):
+        inside, outside = log_joint(densities, x, z[:2])[:, 0]
+        assert inside.isfinite()
+        assert outside == -math.inf
+        with pytest.raises(ValueError, match="are not numbers"):
+            log_joint(densities, x, z)
+
+
+@pytest.mark.parametrize("method", ["importance", "ais", "quadrature"])
+@pytest.mark.parametrize("space", ["a discrete set", "the unit sphere"])
+def test_methods_that_go_anywhere_refuse_points_and_spheres(method, space):
+    bits = (priors.BernoulliVector(3), posteriors.BernoulliVector(nn.Linear(6, 3)))
+    sphere = (priors.HypersphericalUniform(3), posteriors.PowerSpherical(nn.Linear(6, 4)))
+    prior, posterior = bits if space == "a discrete set" else sphere
+    vae = VAE((6,), prior=prior, likelihood=likelihoods.Bernoulli(nn.Linear(3, 6)), posterior=posterior)
+    with pytest.raises(ValueError, match=f"a latent on {space}|a discrete prior; use enumerate_evidence"):
+        log_evidence(vae, torch.zeros(2, 6), method=method)
 
 
 def test_nothing_outside_moves():
