@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_vae._home import at_home
 from ppl_vae._scopes import seeded
-from ppl_vae._validation import check_choice, check_positive_int
+from ppl_vae._validation import check_choice, check_positive_int, check_rows
 from ppl_vae.evidence.blocks import MAX_BYTES, capacity
 from ppl_vae.evidence.densities import Densities, Model, VAEDensities
 from ppl_vae.evidence.hamiltonian import Path, transition
@@ -104,6 +104,7 @@ def annealed(
         (3, 'lower')
     """
     settings = _Settings(num_temperatures, num_chains, num_leapfrog, start, max_bytes)
+    check_rows([x], "annealed importance sampling")
     densities = VAEDensities(densities) if isinstance(densities, Model) else densities
     with seeded(seed):
         parts = [_forward(Path.of(densities, part, start), settings)[0] for part in x.split(settings.rows(x))]

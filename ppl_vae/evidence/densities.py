@@ -253,8 +253,13 @@ def densities_of(program: Model | Program, x: Tensor) -> VAEDensities | ProgramD
 def pair_scores(
     densities: VAEDensities, x: Tensor, z: Tensor, max_bytes: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Score data (n, *x_shape) at latents (G, d), each decoded once: yield indices of both and log p(x|z), float64."""
+    """Score data (n, *x_shape) at latents (G, d), each decoded once: yield indices of both and log p(x|z), float64.
+
+    Pyro's validation, where it is on, refuses data outside the support.
+    """
     pairs = max(1, max_bytes // 8 // (16 * x[0].numel()))
+    for part in x.split(pairs):  # matrix products, as below, take any numbers
+        densities.likelihood(z[:1]).log_prob(part.unsqueeze(1))
     for nodes in torch.arange(len(z), device=z.device).split(min(2048, pairs)):
         score = densities.likelihood_at(z[nodes])
         for rows in torch.arange(len(x), device=x.device).split(max(1, pairs // len(nodes))):
