@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence, Sized
 from numbers import Integral, Real
 from typing import TypeGuard
 
@@ -52,6 +52,17 @@ def check_not_negative(value: object, name: str) -> float:
     if not is_real(value) or not 0 <= value < math.inf:
         raise ValueError(f"{name} is {value!r}; expected a finite number from 0")
     return float(value)
+
+
+def check_rows(data: Sequence[Sized], owner: str) -> None:
+    """Refuse tensors that do not have the same number of rows, at least one."""
+    lengths = {len(d) for d in data}
+    if lengths == {0}:
+        raise ValueError(f"{owner} was given no data; expected at least one datum")
+    if len(lengths) != 1:
+        raise ValueError(
+            f"{owner} was given tensors of {sorted(lengths)} rows; expected one number of data, at least one"
+        )
 
 
 def check_choice(value: object, choices: Iterable[str], name: str) -> None:

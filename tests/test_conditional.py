@@ -280,6 +280,14 @@ def test_too_many_conditions_are_refused() -> None:
         evaluation.log_evidence(vae, torch.zeros(5, 4), torch.randn(4, 1))
     with pytest.raises(ValueError, match="takes data and conditions"):
         evaluation.log_evidence(vae, torch.zeros(5, 4))
+    with pytest.raises(ValueError, match="at least one"):
+        evaluation.log_evidence(vae, torch.zeros(0, 4), torch.zeros(0, 1))
+
+
+@pytest.mark.parametrize("y_shape", [(1,), (3,)])
+def test_fractions_are_no_labels(y_shape: tuple[int]) -> None:
+    with pytest.raises(ValueError, match=r"a condition is the number 0\.2; expected labels of an integer type"):
+        evaluation.log_evidence(make((4,), y_shape=y_shape), torch.zeros(3, 4), torch.tensor([0.2, 0.5, 0.9]))
 
 
 # Training

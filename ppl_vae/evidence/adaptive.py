@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae._distributions import unwrapped
-from ppl_vae.evidence.densities import Score, VAEDensities, rounding
+from ppl_vae.evidence.densities import Score, VAEDensities, check_region, rounding
 from ppl_vae.evidence.grids import Cells, Region, Rows, support
 from ppl_vae.evidence.interpolation import CellRule, LogSums, Measured, cheapest
 from ppl_vae.evidence.results import Evidence
@@ -46,6 +46,7 @@ class Integral:
             raise ValueError(
                 "quadrature was given a discrete prior; use enumerate_evidence, which sums over its support"
             )
+        check_region(prior, "quadrature")
         z = prior.sample((1,))
         self.dtype = z.dtype
         self.rule = _rule(d, z)

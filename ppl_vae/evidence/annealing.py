@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_vae._home import at_home
 from ppl_vae._scopes import seeded
-from ppl_vae._validation import check_choice, check_positive_int
+from ppl_vae._validation import check_choice, check_positive_int, check_rows
 from ppl_vae.evidence.blocks import MAX_BYTES, capacity
 from ppl_vae.evidence.densities import Densities, Model, VAEDensities
 from ppl_vae.evidence.hamiltonian import Path, transition
@@ -70,7 +70,8 @@ def annealed(
     and so unbiased overall.
 
     Args:
-        densities: The model: a `VAE` or its densities. Gradients move the latents, so z must be unconstrained.
+        densities: The model: a `VAE` or its densities. Gradients move the latents, through a region of space; moves
+            across an edge of the prior's support are rejected, so many such edges make it slow.
         x: Data.
         num_temperatures: T. Once the chains mix, doubling T roughly halves the variance of log w.
         num_chains: C.
@@ -87,7 +88,7 @@ def annealed(
         temperatures); ``"step_size"``, the last one.
 
     Raises:
-        ValueError: If an argument does not fit.
+        ValueError: If an argument does not fit, or if the latent is discrete or lies on a sphere or simplex.
 
     Reference:
         Annealed Importance Sampling (Neal, 2001), https://arxiv.org/abs/physics/9803008;
@@ -103,6 +104,7 @@ def annealed(
         (3, 'lower')
     """
     settings = _Settings(num_temperatures, num_chains, num_leapfrog, start, max_bytes)
+    check_rows([x], "annealed importance sampling")
     densities = VAEDensities(densities) if isinstance(densities, Model) else densities
     with seeded(seed):
         parts = [_forward(Path.of(densities, part, start), settings)[0] for part in x.split(settings.rows(x))]
@@ -169,7 +171,7 @@ def bidirectional(
         The data and both bounds.
 
     Raises:
-        ValueError: If an argument does not fit.
+        ValueError: If an argument does not fit, or if the latent is discrete or lies on a sphere or simplex.
 
     Reference:
         Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo (Grosse, Ghahramani & Adams, 2015),

@@ -54,6 +54,11 @@ def found_by_condition(
 
 def given(vae: Model, value: Tensor) -> Model:
     """Return the model of one condition, (k,), or label, ()."""
+    if not value.dim() and value.is_floating_point():
+        raise ValueError(
+            f"a condition is the number {value.item():g}; expected labels of an integer type, (n,), or conditions, "
+            "(n, k): for k = 1 give y[:, None]"
+        )
     return vae.given(value if value.dim() else int(value))
 
 

@@ -11,15 +11,18 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.distributions import constraints
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ppl_vae._distributions import unwrapped
+from ppl_vae._distributions import describe, innermost, measure, unwrapped
 from ppl_vae._home import at_home
-from ppl_vae._scopes import evaluation_mode
+from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae.capture.reach import Reach
+from ppl_vae.evidence.grids import support
 from ppl_vae.objectives.losses import Program
-from ppl_vae.objectives.traces import PARTICLES
+from ppl_vae.objectives.sampling import sample_log_weights
+from ppl_vae.objectives.traces import PARTICLES, sample_sites, sum_per_datum
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -40,7 +43,7 @@ class Densities(Protocol):
         """Draw `size` latents from p(z) for every datum."""
 
     def log_prior(self, x: Float[Tensor, " n *x_shape"], z: Float[Tensor, "K n d"]) -> Float[Tensor, "K n"]:
-        """Return log p(z_k) for z of shape (K, n, d), as (K, n)."""
+        """Return log p(z_k) for z of shape (K, n, d), as (K, n); minus infinity outside the support."""
 
     def log_likelihood(self, x: Float[Tensor, " n *x_shape"], z: Float[Tensor, "K n d"]) -> Float[Tensor, "K n"]:
         """Return log p(x|z_k) for z of shape (K, n, d), as (K, n). All K * n decoded data are in memory at once."""
@@ -117,7 +120,7 @@ class VAEDensities:
 
     def log_prior(self, x: Float[Tensor, " n *x_shape"], z: Float[Tensor, "K n d"]) -> Float[Tensor, "K n"]:
         """Return log p(z_k)."""
-        return self.prior().log_prob(z)
+        return log_density(self.prior(), z)
 
     def log_likelihood(self, x: Float[Tensor, " n *x_shape"], z: Float[Tensor, "K n d"]) -> Float[Tensor, "K n"]:
         """Return log p(x|z_k)."""
@@ -157,14 +160,17 @@ class ProgramDensities:
         x: Some data, used to find the latent site.
 
     Raises:
-        ValueError: If the guide does not have exactly one latent site that holds a vector for each datum.
+        NotPerDatumError: If the log-weights do not factorise over data.
+        ValueError: If the guide does not have exactly one latent site that holds a vector for each datum, or if it is
+            masked.
     """
 
     @at_home("x", program="program")
     def __init__(self, program: Program, x: Tensor) -> None:
         self.model, self.guide = program
         self.modules = Reach().visit(*program).modules
-        self._site = self._find(x[:2])
+        with torch.no_grad(), untouched_random_state():
+            self._site = self._find(x[:2])
         self.latent_dim = self.posterior(x[:2]).event_shape[-1]
 
     def posterior(self, x: Float[Tensor, " n *x_shape"]) -> Any:
@@ -178,36 +184,65 @@ class ProgramDensities:
 
     def log_prior(self, x: Float[Tensor, " n *x_shape"], z: Float[Tensor, "K n d"]) -> Float[Tensor, "K n"]:
         """Return log p(z_k)."""
-        return self._conditioned(x, z).nodes[self._site]["log_prob"].reshape(z.shape[:2])
+        site = self._conditioned(x, z)[self._site]
+        return log_density(site["fn"], site["value"]).expand(z.shape[:2])
 
     def log_likelihood(self, x: Float[Tensor, " n *x_shape"], z: Float[Tensor, "K n d"]) -> Float[Tensor, "K n"]:
         """Return log p(x|z_k)."""
-        trace: Any = self._conditioned(x, z)
-        observed = [trace.nodes[name]["log_prob"] for name in trace.observation_nodes if name != self._site]
-        return torch.stack([log_p.expand(z.shape[:2]) for log_p in observed]).sum(0)
+        sites = self._conditioned(x, z)
+        return sum_per_datum({n: s for n, s in sites.items() if n != self._site}, z.shape[1])
 
     def _find(self, x: Tensor) -> str:
-        nodes: Any = self._trace(self.guide, x).nodes
-        sites = [n for n, s in nodes.items() if s["type"] == "sample" and type(s["fn"]).__name__ != "_Subsample"]
-        if len(sites) != 1 or nodes[sites[0]]["value"].dim() != 2:
+        with evaluation_mode(*self.modules):
+            weights = sample_log_weights(self.model, self.guide, x)  # refuses what has no log-weight for each datum
+        sites = list(weights.z)
+        if len(sites) != 1 or sites[0] not in weights.prior or weights.z[sites[0]].dim() != 2:
             raise ValueError(
                 f"the guide has the sites {sites}; expected one site of a vector per datum, of shape (batch, "
                 "latent); importance sampling from the guide, method='posterior', takes any number of sites"
             )
+        if weights.log_lik.shape[1] != len(x):
+            raise ValueError(
+                f"the program weighs {weights.log_lik.shape[1]} of {len(x)} data; expected all of them: remove "
+                "subsampling from its plate"
+            )
+        for fn in (weights.prior[sites[0]], weights.posterior[sites[0]]):
+            if getattr(fn, "_mask", True) is not True:
+                raise ValueError(
+                    f"the latent site {sites[0]!r} is masked, and a part of a density is none; expected p(z) and "
+                    "q(z|x) without a mask; method='posterior' weighs the program as it is"
+                )
         return sites[0]
 
     def _trace(self, function: Callable[..., Any], x: Tensor) -> poutine.Trace:
         with evaluation_mode(*self.modules):
             return poutine.trace(function).get_trace(x)
 
-    def _conditioned(self, x: Tensor, z: Tensor) -> poutine.Trace:
+    def _conditioned(self, x: Tensor, z: Tensor) -> dict[str, Any]:
         several = len(z) > 1
         model = poutine.condition(self.model, data={self._site: z if several else z[0]})
         if several:
             model = pyro.plate(PARTICLES, len(z), dim=-2)(model)
-        trace = self._trace(model, x)
-        trace.compute_log_prob()
-        return trace
+        return sample_sites(self._trace(model, x))
+
+
+def log_density(distribution: Any, z: Tensor) -> Tensor:
+    """Return the log-density at any z, minus infinity outside a region of space, where families give any number."""
+    log_p, space = distribution.log_prob(z), support(distribution)
+    if innermost(space) is constraints.real or measure(distribution) != "a region of space":
+        return log_p
+    inside = space.check(z).reshape(*z.shape[:-1], -1).all(-1) | z.isnan().any(-1)
+    return log_p.masked_fill(~inside, -math.inf)
+
+
+def check_region(distribution: Any, owner: str) -> None:
+    """Refuse a latent on points, a sphere or a simplex, for a method that goes anywhere."""
+    if innermost(support(distribution)) is constraints.real or measure(distribution) == "a region of space":
+        return
+    raise ValueError(
+        f"{owner} was given a latent on {measure(distribution)} ({describe(distribution)}); expected one in a region "
+        "of space: use importance sampling from q(z|x), method='posterior' of log_evidence"
+    )
 
 
 def densities_of(program: Model | Program, x: Tensor) -> VAEDensities | ProgramDensities:
@@ -218,8 +253,13 @@ def densities_of(program: Model | Program, x: Tensor) -> VAEDensities | ProgramD
 def pair_scores(
     densities: VAEDensities, x: Tensor, z: Tensor, max_bytes: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Score data (n, *x_shape) at latents (G, d), each decoded once: yield indices of both and log p(x|z), float64."""
+    """Score data (n, *x_shape) at latents (G, d), each decoded once: yield indices of both and log p(x|z), float64.
+
+    Pyro's validation, where it is on, refuses data outside the support.
+    """
     pairs = max(1, max_bytes // 8 // (16 * x[0].numel()))
+    for part in x.split(pairs):  # matrix products, as below, take any numbers
+        densities.likelihood(z[:1]).log_prob(part.unsqueeze(1))
     for nodes in torch.arange(len(z), device=z.device).split(min(2048, pairs)):
         score = densities.likelihood_at(z[nodes])
         for rows in torch.arange(len(x), device=x.device).split(max(1, pairs // len(nodes))):

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ppl_vae._home import at_home
 from ppl_vae._scopes import evaluation_mode, seeded
-from ppl_vae._validation import check_positive_int
+from ppl_vae._validation import check_positive_int, check_rows
 from ppl_vae.capture import modules_of
 from ppl_vae.evidence.blocks import MAX_BYTES, capacity
 from ppl_vae.evidence.densities import Model
-from ppl_vae.evidence.importance import check_rows, from_log_weights
+from ppl_vae.evidence.importance import from_log_weights
 from ppl_vae.evidence.results import Evidence
 from ppl_vae.objectives import DAIS, sample_log_weights
 from ppl_vae.objectives.losses import Program

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppl_vae._distributions import unwrapped
 from ppl_vae._home import at_home
-from ppl_vae._validation import check_positive_int
+from ppl_vae._validation import check_positive_int, check_rows
 from ppl_vae.evidence.densities import Model, VAEDensities, pair_scores, rounding
 from ppl_vae.evidence.results import Evidence
 from ppl_vae.objectives.sampling import MOST_STATES
@@ -49,7 +49,8 @@ def enumerate_evidence(
         number.
 
     Raises:
-        ValueError: If the prior is not discrete, or has more states than `max_states`.
+        ValueError: If the prior is not discrete, or has more states than `max_states`, or if data lie outside the
+            support of p(x|z).
 
     Example:
         >>> import pyro.distributions as dist
@@ -69,6 +70,7 @@ def enumerate_evidence(
         >>> round(enumerate_evidence(vae, x).log_evidence.exp().sum().item(), 5)  # all that x can be
         1.0
     """
+    check_rows([x], "enumerate_evidence")
     densities = VAEDensities(program) if isinstance(program, Model) else program
     prior = densities.prior()
     z = states_of(prior, check_positive_int(max_states, "max_states"))
@@ -102,12 +104,15 @@ def states_of(prior: Any, max_states: int = MOST_STATES) -> Tensor:
         ValueError: If the support cannot be enumerated, or has more than `max_states` states.
     """
     base = unwrapped(prior)
-    if not base.has_enumerate_support:
+    try:
+        values = base.enumerate_support() if base.has_enumerate_support else None
+    except NotImplementedError:  # dimensions of different supports
+        values = None
+    if values is None:
         raise ValueError(
             f"enumerate_evidence was given a prior {type(base).__name__}, whose support cannot be listed; use "
             "quadrature for a continuous latent of up to 3 dimensions, else importance sampling"
         )
-    values = base.enumerate_support()
     whole = bool(base.event_shape)  # each value is a state of the whole vector
     num_states = len(values) if whole else len(values) ** values.shape[-1]
     if num_states > max_states:

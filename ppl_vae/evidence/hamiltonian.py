@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae._scopes import untouched_random_state
-from ppl_vae.evidence.densities import Densities
+from ppl_vae.evidence.densities import Densities, check_region, log_density
 
 _JITTER = 0.5  # steps of 0.5 to 1.5 times the given size: no orbit is periodic, and narrow modes accept some steps
 
@@ -36,7 +36,9 @@ class Path:
         """Return the path from the ``"prior"`` or ``"posterior"``, after one check of the data's support."""
         with torch.no_grad():
             with untouched_random_state():
-                densities.log_likelihood(x, densities.posterior(x).sample((1,)))
+                q = densities.posterior(x)
+                check_region(q, "annealed importance sampling")
+                densities.log_likelihood(x, q.sample((1,)))
             with pyro.validation_enabled(False):
                 path = cls(densities, x, densities.posterior(x) if start == "posterior" else None, torch.empty(0))
                 return cls(densities, x, path.posterior, path.sample(256).std(0))
@@ -52,7 +54,7 @@ class Path:
         log_prior, log_lik = self.densities.log_prior(self.x, z), self.densities.log_likelihood(self.x, z)
         if self.posterior is None:
             return log_prior, log_lik
-        log_q = self.posterior.log_prob(z)
+        log_q = log_density(self.posterior, z)
         return log_q, log_prior + log_lik - log_q
 
     def gradient(self, z: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:

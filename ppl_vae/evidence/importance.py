@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ppl_vae._home import at_home
 from ppl_vae._machine import check_fits
 from ppl_vae._scopes import evaluation_mode, seeded, untouched_random_state
-from ppl_vae._validation import check_choice, check_positive_int
+from ppl_vae._validation import check_choice, check_positive_int, check_rows
 from ppl_vae.capture.reach import Reach
 from ppl_vae.evidence.blocks import MAX_BYTES, capacity
 from ppl_vae.evidence.densities import Densities, Model, densities_of
@@ -70,7 +70,8 @@ def importance(
         The evidence at the largest K, method ``"importance"``, kind ``"lower"``. `from_log_weights` lists the details.
 
     Raises:
-        ValueError: If the arguments do not fit, or a density is not a number.
+        ValueError: If the arguments do not fit, a density is not a number, or the defensive proposal is asked for a
+            latent that is discrete or lies on a sphere or simplex.
         NotPerDatumError: If the weights of a pair do not factorise over data.
 
     Reference:
@@ -84,7 +85,7 @@ def importance(
         >>> len(evidence), evidence.method, evidence.details["ess"].shape
         (5, 'importance', torch.Size([5]))
     """
-    counts = _counts(num_particles)
+    counts = particle_counts(num_particles)
     check_positive_int(max_bytes, "importance: max_bytes")
     if data:
         log_weights = 2 * counts[-1] * min(ROWS, len(data[0]))  # float64
@@ -97,15 +98,6 @@ def importance(
             log_w = torch.cat(list(weights(counts[-1], *block)))
             parts.append(from_log_weights(log_w, num_particles=counts))
     return Evidence.joined(parts)
-
-
-def check_rows(data: Sequence[Tensor], owner: str) -> None:
-    """Refuse tensors that do not have the same number of rows, at least one."""
-    lengths = {len(d) for d in data}
-    if len(lengths) != 1 or 0 in lengths:
-        raise ValueError(
-            f"{owner} was given tensors of {sorted(lengths)} rows; expected one number of data, at least one"
-        )
 
 
 def weigher(
@@ -157,7 +149,7 @@ def from_log_weights(log_w: Tensor, *, num_particles: int | Sequence[int] | None
         >>> evidence.log_evidence.exp(), evidence.details["log_evidence_2"].exp()
         (tensor([2.0000], dtype=torch.float64), tensor([1.5000], dtype=torch.float64))
     """
-    counts = _counts(len(log_w) if num_particles is None else num_particles)
+    counts = particle_counts(len(log_w) if num_particles is None else num_particles)
     if log_w.dim() != 2 or len(log_w) < counts[-1]:
         raise ValueError(
             f"from_log_weights was given log-weights of shape {tuple(log_w.shape)}; expected (K, n) with K at least "
@@ -224,7 +216,8 @@ def _weights_of_program(
             yield weigh(num_particles=min(size, count - start)).log_w.double()
 
 
-def _counts(num_particles: int | Sequence[int]) -> list[int]:
+def particle_counts(num_particles: int | Sequence[int]) -> list[int]:
+    """Return one or several K in ascending order."""
     given = list(num_particles) if isinstance(num_particles, Sequence) else [num_particles]
     if not given:
         raise ValueError("num_particles is empty; expected a positive integer or several, such as (100, 1000, 5000)")

@@ -12,12 +12,12 @@ from torch import Tensor
 from ppl_vae._distributions import measure
 from ppl_vae._home import at_home
 from ppl_vae._team import ALONE, Team
-from ppl_vae._validation import check_choice
+from ppl_vae._validation import check_choice, check_rows
 from ppl_vae.evidence.annealing import annealed
 from ppl_vae.evidence.conditional import LARGEST, MANY, MOST, SAME, evidence_by_condition, many_conditions
 from ppl_vae.evidence.densities import Model, VAEDensities, densities_of
 from ppl_vae.evidence.enumeration import enumerate_evidence, states_of
-from ppl_vae.evidence.importance import importance
+from ppl_vae.evidence.importance import importance, particle_counts
 from ppl_vae.evidence.linear_gaussian import closed_form_evidence
 from ppl_vae.evidence.quadrature import quadrature
 from ppl_vae.evidence.results import Evidence
@@ -42,7 +42,7 @@ def log_evidence(
     y: Tensor | None = None,
     *,
     method: Method = "auto",
-    num_particles: tuple[int, ...] = (100, 1000, 5000),
+    num_particles: int | tuple[int, ...] = (100, 1000, 5000),
     tolerance: float = 1e-3,
     seed: int = 0,
     team: Team = ALONE,
@@ -80,7 +80,7 @@ def log_evidence(
         team: The processes that share the data; each gets the evidence of all. Their figures are those of one process.
 
     Raises:
-        ValueError: If the method does not apply to the model.
+        ValueError: If the method does not apply to the model, or the data do not fit it.
 
     Example:
         >>> from ppl_vae import VAE, likelihoods, posteriors, priors
@@ -93,6 +93,7 @@ def log_evidence(
     options: dict[str, Any] = {"method": method, "num_particles": num_particles, "tolerance": tolerance, "seed": seed}
     if (own := getattr(program, "evidence", None)) is not None:
         return own(x, y, **options)
+    check_rows([x], "log_evidence")
     if isinstance(program, Model) and (program.y_shape is not None or y is not None):
         if y is None or program.y_shape is None:
             raise ValueError(
@@ -111,7 +112,7 @@ def log_evidence(
 
 
 def _finder(
-    program: Model | Program, x: Tensor, method: str, num_particles: tuple[int, ...], tolerance: float
+    program: Model | Program, x: Tensor, method: str, num_particles: int | tuple[int, ...], tolerance: float
 ) -> tuple[Find, bool]:
     """Return the function of data and a seed that finds their evidence, and whether it draws at random."""
     exact = ("auto", "exact", "closed form", "enumeration", "quadrature")
@@ -141,6 +142,6 @@ def _finder(
     whole = proposal == "posterior" and not isinstance(program, Model)  # of a pair with any number of latent sites
     source: Any = tuple(program) if whole else densities_of(program, x)  # type: ignore[arg-type]
     if method == "sumo":
-        repetitions = max(2, max(num_particles) // _COST)
+        repetitions = max(2, particle_counts(num_particles)[-1] // _COST)
         return lambda x, seed: sumo(source, x, repetitions=repetitions, seed=seed), True
     return lambda x, seed: importance(source, x, num_particles=num_particles, proposal=proposal, seed=seed), True

@@ -67,12 +67,16 @@ def pareto_k(log_w: Float[Tensor, " K *batch"]) -> Float[Tensor, "*batch"]:
     as any. It describes the weights at hand, and has its own sampling error (about 0.1 at K = 1000). It is biased
     towards 1/2 where K is small.
 
+    No such density fits many equal weights, as those of a discrete latent are. Where a quarter of the tail equals the
+    next largest weight, that weight is not subtracted: heavy is then what exceeds it by far.
+
     Args:
         log_w: Log-weights, (K, ...), nats, up to a constant.
 
     Returns:
         k, of the shape of ``log_w[0]``, float64. It is -inf where the largest weights are equal within 1e-3, and inf
-        where the tail has fewer than five weights (K < 21) or a weight is not a number.
+        where the tail has fewer than five weights (K < 21), where fewer than five exceed equal ones and add more than
+        1e-3 of the sum, and where a weight is not a number.
 
     Reference:
         Pareto Smoothed Importance Sampling (Vehtari, Simpson, Gelman, Yao & Gabry, 2015, 2024),
@@ -87,12 +91,17 @@ def pareto_k(log_w: Float[Tensor, " K *batch"]) -> Float[Tensor, "*batch"]:
     size = math.ceil(min(0.2 * num_particles, 3 * math.sqrt(num_particles)))
     if size < _TAIL_MIN or num_particles < size + 1:
         return torch.full(log_w.shape[1:], math.inf, dtype=torch.float64, device=log_w.device)
-    largest = log_w.double().reshape(num_particles, -1).topk(size + 1, dim=0).values.flip(0)  # ascending
+    flat = log_w.double().reshape(num_particles, -1)
+    largest = flat.topk(size + 1, dim=0).values.flip(0)  # ascending
     weights = (largest - largest[-1]).exp()
     exceedances = weights[1:] - weights[0]  # (M, n)
-    k, _ = fit_generalized_pareto(exceedances)
-    constant = exceedances[-1] <= _FLAT
-    k = torch.where(constant, -math.inf, k)
+    equal = largest - largest[0] <= _FLAT
+    tied = equal[_quartile(size)]
+    k, _ = fit_generalized_pareto(torch.where(tied, weights[1:], exceedances))
+    few = (~equal).sum(0) < _TAIL_MIN
+    heavy = exceedances.sum(0) > _FLAT * (flat - largest[-1]).exp().sum(0)
+    k = torch.where(tied & few & heavy, math.inf, k)
+    k = torch.where(exceedances[-1] <= _FLAT, -math.inf, k)
     k = torch.where(k.isnan(), math.inf, k)
     return k.reshape(log_w.shape[1:])
 
@@ -125,7 +134,7 @@ def fit_generalized_pareto(exceedances: Float[Tensor, "M n"]) -> tuple[Float[Ten
     num_nodes = 30 + math.isqrt(size)
     j = torch.arange(1, num_nodes + 1, dtype=torch.float64, device=y.device).unsqueeze(-1)
     largest = y[-1].clamp_min(torch.finfo(torch.float64).tiny)
-    quartile = torch.maximum(y[int(size / 4 + 0.5) - 1], _FALLBACK * largest)
+    quartile = torch.maximum(y[_quartile(size) - 1], _FALLBACK * largest)
     theta = 1 / largest + (1 - (num_nodes / (j - 0.5)).sqrt()) / (3 * quartile)  # (nodes, n)
     k = torch.log1p(-theta.unsqueeze(1) * y).mean(1)  # (nodes, n)
     log_lik = size * ((-theta / k).log() - k - 1)
@@ -133,6 +142,11 @@ def fit_generalized_pareto(exceedances: Float[Tensor, "M n"]) -> tuple[Float[Ten
     k = torch.log1p(-theta * y).mean(0)
     sigma = -k / theta
     return (size * k + _PRIOR_WEIGHT * _PRIOR_K) / (size + _PRIOR_WEIGHT), sigma
+
+
+def _quartile(size: int) -> int:
+    """Return the rank of the first quartile among `size` values in ascending order, from 1."""
+    return int(size / 4 + 0.5)
 
 
 def k_threshold(num_particles: int) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ppl_vae._scopes import seeded
 from ppl_vae._validation import check_positive_int
 from ppl_vae.evidence.blocks import MAX_BYTES, capacity, particle_blocks, row_blocks
-from ppl_vae.evidence.densities import Densities, VAEDensities
+from ppl_vae.evidence.densities import Densities, VAEDensities, check_region, log_density
 from ppl_vae.evidence.mixtures import StudentMixture, fit_student_mixture
 from ppl_vae.evidence.pareto import check_numbers, effective_sample_size
 
@@ -38,8 +38,7 @@ def log_joint(densities: Densities, x: Tensor, z: Tensor, max_bytes: int = MAX_B
     Args:
         densities: The model.
         x: Data, (n, *x_shape).
-        z: Latents. The result is -inf where they lie outside the prior's support and the prior's log-density is -inf
-            there.
+        z: Latents. The result is -inf where the prior's log-density is, as outside its support.
         max_bytes: About the most memory that decoded data take at once.
 
     Raises:
@@ -50,7 +49,8 @@ def log_joint(densities: Densities, x: Tensor, z: Tensor, max_bytes: int = MAX_B
     for rows in row_blocks(num_data, x, max_bytes):
         for k in particle_blocks(num_particles, x[rows], max_bytes):
             log_prior = densities.log_prior(x[rows], z[k, rows]).double()
-            log_p[k, rows] = log_prior + densities.log_likelihood(x[rows], z[k, rows])
+            log_lik = densities.log_likelihood(x[rows], z[k, rows])  # of any value, or NaN, outside the support
+            log_p[k, rows] = log_prior + torch.where(log_prior.isneginf(), 0.0, log_lik)
     check_numbers(log_p, "the values of log p(x, z)")
     return log_p
 
@@ -94,7 +94,7 @@ class DefensiveMixture:
 
     def log_parts(self, z: Tensor) -> Tensor:
         """Return the log-densities of q, prior and fit, (3, K, n), float64."""
-        log_q = self.posterior.log_prob(z).double()
+        log_q = log_density(self.posterior, z).double()
         log_prior = self.densities.log_prior(self.x, z).double()
         return torch.stack([log_q, log_prior, self.fitted.log_prob(z)])
 
@@ -116,6 +116,8 @@ class Defensive:
     prior standard deviations out, and none of width 0.003. Prior draws are useless in many dimensions (beyond about
     8). There the proposal still has a q with heavier tails, and a share of q of at least `posterior_share`, so at worst
     K draws are worth that share of K draws from q.
+
+    A latent that is discrete, or lies on a sphere or simplex, is refused: the fitted mixture is a density in space.
 
     The cost is at most ``num_rounds + 1`` times `num_draws` decoded latents per datum, besides the estimate's own K.
 
@@ -171,6 +173,7 @@ class Defensive:
         """Return the proposal for data (n, *x_shape)."""
         with torch.no_grad():
             q = self.densities.posterior(x)
+            check_region(q, "proposal Defensive")
             mean, covariance = _moments(q)
             z, log_w = self._open(x, mean, covariance)
             variance = covariance.diagonal(dim1=-2, dim2=-1)

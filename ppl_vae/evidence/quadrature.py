@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ppl_vae._home import at_home
 from ppl_vae._scopes import seeded
-from ppl_vae._validation import check_positive, check_positive_int
+from ppl_vae._validation import check_positive, check_positive_int, check_rows
 from ppl_vae.evidence.adaptive import Integral
 from ppl_vae.evidence.densities import VAEDensities
 from ppl_vae.evidence.results import Evidence
@@ -77,7 +77,8 @@ def quadrature(
         of the prior by the same rule.
 
     Raises:
-        ValueError: If the latent has more than three dimensions, the prior is discrete, or a likelihood is NaN.
+        ValueError: If the latent has more than three dimensions, is discrete or lies on a sphere or simplex, or if a
+            likelihood is NaN.
 
     Example:
         >>> from ppl_vae import VAE, likelihoods, posteriors, priors
@@ -108,8 +109,7 @@ def integrate(
             f"quadrature was given a latent of {densities.latent_dim} dimensions; expected at most 3: "
             "use importance sampling or annealing"
         )
-    if not len(x):
-        raise ValueError("quadrature was given no data; expected at least one datum")
+    check_rows([x], "quadrature")
     parts, moments = [], []
     for block in x.split(max(100, max_bytes // _BYTES_PER_DATUM)):
         with seeded(seed):

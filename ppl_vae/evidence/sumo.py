@@ -11,10 +11,10 @@ from torch import Tensor
 from ppl_vae._home import at_home
 from ppl_vae._machine import check_fits
 from ppl_vae._scopes import evaluation_mode, seeded
-from ppl_vae._validation import check_positive_int
+from ppl_vae._validation import check_positive_int, check_rows
 from ppl_vae.evidence.blocks import MAX_BYTES
 from ppl_vae.evidence.densities import Densities, Model
-from ppl_vae.evidence.importance import ROWS, check_rows, weigher
+from ppl_vae.evidence.importance import ROWS, weigher
 from ppl_vae.evidence.pareto import check_numbers, k_threshold, pareto_k
 from ppl_vae.evidence.proposals import Proposal
 from ppl_vae.evidence.results import Evidence

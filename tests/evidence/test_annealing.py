@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from linear_gaussian import LinearGaussian
@@ -175,6 +176,22 @@ def test_nothing_outside_moves():
     assert pyro.distributions.is_validation_enabled()
     assert all(parameter.grad is None for parameter in vae.parameters())
     assert vae.training
+
+
+@pytest.mark.parametrize("start", ["prior", "posterior"])
+def test_chains_stay_inside_the_support(start):
+    """Torch's exponential density has a finite value below zero, where it has none."""
+    ones = torch.ones(2, dtype=DOUBLE)
+    vae = VAE(
+        (2,),
+        prior=lambda: dist.Exponential(ones).to_event(1),
+        likelihood=lambda z: dist.Normal(z, 0.6).to_event(1),
+        posterior=lambda x: dist.Exponential(ones.expand(len(x), 2)).to_event(1),
+    )
+    x = torch.tensor([[0.1, 0.1], [-0.2, 0.5]], dtype=DOUBLE)
+    truth = (0.18 - x + torch.special.log_ndtr((x - 0.36) / 0.6)).sum(-1)
+    found = annealed(vae, x, num_temperatures=12, num_chains=300, num_leapfrog=2, start=start)
+    assert ((found.log_evidence - truth) / found.error).abs().max() < 5
 
 
 def test_refusals():

@@ -15,6 +15,7 @@ from ppl_vae import VAE, likelihoods, networks, posteriors, priors
 from ppl_vae.evidence.densities import VAEDensities
 from ppl_vae.evidence.enumeration import enumerate_evidence
 from ppl_vae.evidence.linear_gaussian import closed_form_evidence, linear_gaussian_evidence
+from ppl_vae.evidence.log_evidence import log_evidence
 from ppl_vae.evidence.quadrature import quadrature
 
 
@@ -116,12 +117,43 @@ def test_blocks_do_not_matter():
     torch.testing.assert_close(blocks.log_evidence, whole.log_evidence, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("value", [0.5, 255.0, math.nan])
+@pytest.mark.parametrize("max_bytes", [2**30, 1000])
+def test_data_outside_the_support_are_refused(value, max_bytes):
+    """A matrix product scores any data: pixels of 255 had a positive log-probability."""
+    x = everything(4)
+    x[-1, 2] = value
+    with pytest.raises(ValueError, match="support"):
+        enumerate_evidence(bits(), x, max_bytes=max_bytes)
+
+
+def test_unequal_counts_are_sampled_as_their_states_are_not_listed():
+    class Counts(nn.Module):
+        def forward(self, x):
+            return dist.Binomial(torch.tensor([2.0, 3.0]).expand(len(x), 2), 0.5 * torch.ones(2)).to_event(1)
+
+    prior = lambda: dist.Binomial(torch.tensor([2.0, 3.0]), 0.3 * torch.ones(2)).to_event(1)  # noqa: E731
+    vae = VAE((4,), prior=prior, likelihood=likelihoods.Bernoulli(nn.Linear(2, 4)), posterior=Counts())
+    x = everything(4, torch.float32)[:2]
+    with pytest.raises(ValueError, match="a prior Binomial, whose support cannot be listed"):
+        enumerate_evidence(vae, x)
+    assert log_evidence(vae, x, num_particles=(10,)).method == "importance"
+
+
+@pytest.mark.parametrize("method", ["auto", "posterior", "importance", "ais"])
+def test_no_data_are_refused_by_every_method(method):
+    with pytest.raises(ValueError, match="was given no data"):
+        log_evidence(LinearGaussian.random(x_dim=4).vae(), torch.zeros(0, 4), method=method)
+
+
 def test_refusals():
     x = everything(4)
     with pytest.raises(ValueError, match="prior of 1024 states; expected at most max_states=1000"):
         enumerate_evidence(bits(10), x, max_states=1000)
     with pytest.raises(ValueError, match="a prior Normal, whose support cannot be listed; use quadrature"):
         enumerate_evidence(LinearGaussian.random(x_dim=4).vae(), x)
+    with pytest.raises(ValueError, match="was given no data"):
+        enumerate_evidence(bits(2), x[:0])
     with pytest.raises(ValueError, match="discrete prior; use enumerate_evidence"):
         quadrature(VAEDensities(bits(2)), x)
     with pytest.raises(ValueError, match="scale is 0; expected a number"):

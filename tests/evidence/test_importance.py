@@ -18,11 +18,12 @@ from zoo import standard_error
 from ppl_vae import VAE, data, fit, likelihoods, networks, posteriors, priors
 from ppl_vae.evidence.annealing import annealed
 from ppl_vae.evidence.blocks import capacity
-from ppl_vae.evidence.densities import VAEDensities
+from ppl_vae.evidence.densities import ProgramDensities, VAEDensities
 from ppl_vae.evidence.importance import from_log_weights, importance
+from ppl_vae.evidence.log_evidence import log_evidence
 from ppl_vae.evidence.mixtures import StudentMixture, fit_student_mixture
 from ppl_vae.evidence.pareto import effective_sample_size, fit_generalized_pareto, k_threshold, pareto_k
-from ppl_vae.evidence.proposals import Defensive
+from ppl_vae.evidence.proposals import Defensive, log_joint
 
 DOUBLE = torch.float64
 
@@ -74,6 +75,38 @@ def test_pareto_k_of_weights_without_a_tail():
     assert pareto_k(broken)[0] == math.inf
     assert pareto_k(broken)[1] < 1
     assert [k_threshold(k) for k in (1, 100, 1000, 100_000)] == [-math.inf, 0.5, 1 - 1 / math.log10(1000), 0.7]
+
+
+def test_pareto_k_of_few_values():
+    """A discrete latent has few weights, often equal: bounded, so reliable unless few draws decide."""
+
+    def k(*counts):
+        return pareto_k(torch.cat([torch.full((n, 1), w, dtype=DOUBLE) for w, n in counts]).log()).item()
+
+    assert k((0.5, 2400), (1.0, 2500), (1.2, 100)) < 0  # 100 exceed the next largest weight, 113 equal it
+    assert k((0.5, 2498), (1.0, 2500), (1.2, 2)) < 0
+    assert k((1.0, 4900), (1.2, 100)) < 0
+    assert k((1.0, 4940), (1e3, 60)) > 0.7  # ess 60
+    assert k((1.0, 4998), (1e4, 2)) == math.inf  # ess 4
+    assert k((1e-5, 4999), (1.0, 1)) == math.inf
+    assert k((0.5, 2450), (1.0, 2500), (1.0001, 50)) == -math.inf
+
+
+def test_weights_of_few_states_are_found_reliable():
+    """The largest error of 40 data is 0.037 nats; eleven were given none."""
+    torch.manual_seed(0)
+    vae = VAE(
+        (6,),
+        prior=priors.BernoulliVector(5),
+        likelihood=likelihoods.Bernoulli(nn.Linear(5, 6)),
+        posterior=posteriors.BernoulliVector(nn.Linear(6, 5)),
+    )
+    x = vae.sample(40, mean=False)
+    found, exact = importance(vae, x, num_particles=2000), log_evidence(vae, x)
+    assert exact.method == "enumeration"
+    assert found.details["num_unreliable"] <= 1
+    some = found.error.isfinite()
+    assert ((found.log_evidence - exact.log_evidence)[some] / found.error[some]).abs().max() < 5
 
 
 def test_effective_sample_size_and_error_by_hand():
@@ -289,6 +322,112 @@ def test_a_chain_of_latents_with_two_arguments_against_its_closed_form():
     evidence = importance((chain_model, chain_guide), x, scale, num_particles=2000)
     assert evidence.error.isfinite().float().mean() > 0.9
     assert ((evidence.log_evidence - truth) / evidence.error).abs().max() < 5
+
+
+def program(size=None, subsample=None, scale=1.0, mask=True, factor=None, extra=False):
+    """A model and guide of z ~ N(0, 1) and x ~ N(z, 1), which may be more than one density for each datum."""
+
+    def plate(x):
+        return pyro.plate("data", size or len(x), subsample=None if subsample is None else subsample(x), dim=-1)
+
+    def latent(x):
+        with pyro.poutine.scale(scale=scale), pyro.poutine.mask(mask=mask):
+            return pyro.sample("z", dist.Normal(x.new_zeros(len(x), 1), 1.0).to_event(1))
+
+    def model(x):
+        if factor is not None:
+            pyro.factor("outside", torch.tensor(factor))
+        with plate(x) as rows:
+            z = latent(x[rows])
+            if extra:
+                z = z + pyro.sample("u", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x[rows])
+
+    def guide(x):
+        with plate(x) as rows:
+            latent(x[rows])
+
+    return model, guide
+
+
+def test_a_subsampled_plates_scale_is_no_part_of_log_p():
+    x, z = torch.randn(4, 1, dtype=DOUBLE), torch.randn(3, 4, 1, dtype=DOUBLE)
+    pair = program(size=1000, subsample=lambda x: torch.arange(len(x)))
+    densities = ProgramDensities(pair, x)
+    for several in (z, z[:1]):
+        log_prior, log_lik = densities.log_prior(x, several), densities.log_likelihood(x, several)
+        torch.testing.assert_close(log_prior, dist.Normal(0.0, 1.0).log_prob(several[..., 0]), rtol=1e-12, atol=0)
+        torch.testing.assert_close(log_lik, dist.Normal(several[..., 0], 1.0).log_prob(x[:, 0]), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale": 0.1}, "'z' and 'x' have the scales 0.1 and 1.0"),
+        ({"factor": -5.0}, "'outside' lies outside the plate"),
+        ({"extra": True}, "the model samples 'u' and the guide does not"),
+        ({"mask": torch.tensor(False)}, "'z' is masked"),
+        ({"size": 2, "subsample": lambda x: torch.arange(1)}, "weighs 1 of 2 data"),
+    ],
+)
+def test_a_program_that_is_no_density_for_each_datum_has_no_densities(options, message):
+    with pytest.raises(ValueError, match=message):
+        ProgramDensities(program(**options), torch.zeros(2, 1))
+
+
+class Positive(nn.Module):
+    """q(z|x) of positive latents, the same for every x."""
+
+    def __init__(self, family):
+        super().__init__()
+        self.family, self.rate = family, nn.Parameter(torch.ones(4, dtype=DOUBLE))
+
+    def forward(self, x):
+        rate = self.rate.expand(len(x), 4)
+        return (dist.Exponential(rate) if self.family == "Exponential" else dist.LogNormal(0 * rate, rate)).to_event(1)
+
+
+class Noise(nn.Module):
+    """p(x|z), normal around z, where z is positive: elsewhere it is no number."""
+
+    def forward(self, z):
+        return dist.Normal(z.sqrt().square(), 0.6).to_event(1)
+
+
+def positive(family):
+    prior = lambda: dist.Exponential(torch.ones(4, dtype=DOUBLE)).to_event(1)  # noqa: E731
+    return VAE((4,), prior=prior, likelihood=Noise(), posterior=Positive(family)).double()
+
+
+@pytest.mark.parametrize("family", ["Exponential", "LogNormal"])
+def test_the_proposal_reaches_no_latent_outside_the_support(family):
+    """Families give densities of numbers outside their support, or NaN: torch's exponential has exp(-z) everywhere."""
+    x = torch.tensor([[0.3] * 4, [3.0, 0.2, 1.0, 2.0]], dtype=DOUBLE)
+    truth = (0.18 - x + torch.special.log_ndtr((x - 0.36) / 0.6)).sum(-1)
+    found = importance(positive(family), x, num_particles=4000, proposal="defensive")
+    assert ((found.log_evidence - truth) / found.error).abs().max() < 5
+
+
+def test_log_joint_outside_the_support_is_minus_infinity():
+    densities, x = VAEDensities(positive("Exponential")), torch.ones(1, 4, dtype=DOUBLE)
+    z = torch.tensor([[[0.5, 0.5, 0.5, 0.5]], [[0.5, -0.5, 0.5, 0.5]], [[0.5, math.nan, 0.5, 0.5]]], dtype=DOUBLE)
+    with torch.no_grad(), pyro.validation_enabled(False):
+        inside, outside = log_joint(densities, x, z[:2])[:, 0]
+        assert inside.isfinite()
+        assert outside == -math.inf
+        with pytest.raises(ValueError, match="are not numbers"):
+            log_joint(densities, x, z)
+
+
+@pytest.mark.parametrize("method", ["importance", "ais", "quadrature"])
+@pytest.mark.parametrize("space", ["a discrete set", "the unit sphere"])
+def test_methods_that_go_anywhere_refuse_points_and_spheres(method, space):
+    bits = (priors.BernoulliVector(3), posteriors.BernoulliVector(nn.Linear(6, 3)))
+    sphere = (priors.HypersphericalUniform(3), posteriors.PowerSpherical(nn.Linear(6, 4)))
+    prior, posterior = bits if space == "a discrete set" else sphere
+    vae = VAE((6,), prior=prior, likelihood=likelihoods.Bernoulli(nn.Linear(3, 6)), posterior=posterior)
+    with pytest.raises(ValueError, match=f"a latent on {space}|a discrete prior; use enumerate_evidence"):
+        log_evidence(vae, torch.zeros(2, 6), method=method)
 
 
 def test_nothing_outside_moves():

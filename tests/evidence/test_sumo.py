@@ -98,7 +98,7 @@ def test_it_is_found_by_name_and_for_a_pair() -> None:
     by_name = log_evidence(vae, x, method="sumo", num_particles=(1200, 6000), seed=3)
     assert by_name.method == "sumo"
     assert torch.equal(by_name.log_evidence, sumo(vae, x, repetitions=500, seed=3).log_evidence)
-    pair = log_evidence((vae.model, vae.guide), x, method="sumo", num_particles=(6000,))
+    pair = log_evidence((vae.model, vae.guide), x, method="sumo", num_particles=6000)
     assert ((pair.log_evidence - model.log_evidence(x)).abs() < 5 * pair.details["standard_error"]).all()
     state = torch.random.get_rng_state()
     assert torch.equal(sumo(vae, x, seed=3, repetitions=20).error, torch.full((2,), math.inf, dtype=DOUBLE))
