@@ -589,6 +589,14 @@ class TestPrograms:
         same = compare(model.vae(), split.x[:4], objectives="ELBO", particles=1, replicates=20, minibatch=False)
         assert found.rows[0].value == same.rows[0].value
 
+    def test_whole_numbers_of_a_vae_are_numbers(self, model):
+        counts = torch.randint(0, 5, (4, 5), generator=torch.Generator().manual_seed(0))
+        options = {"objectives": "ELBO", "particles": 1, "replicates": 20, "minibatch": False}
+        values = [compare(model.vae(), some, **options).rows[0].value for some in (counts, counts.double())]
+        assert values[0] == values[1]
+        with pytest.raises(ValueError, match="compare: data holds rows of uint8, which may be pixels or counts"):
+            compare(model.vae(), counts.byte(), **options)
+
     def test_dead_parameters_are_counted(self):
         vae = VAE(
             (6,),

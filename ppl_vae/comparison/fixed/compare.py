@@ -16,7 +16,7 @@ from ppl_vae._home import at_home, home_of
 from ppl_vae._jobs import check_jobs, workers
 from ppl_vae._machine import check_fits, processor
 from ppl_vae._scopes import evaluation_mode, threads
-from ppl_vae._tensors import moved
+from ppl_vae._tensors import as_numbers, moved
 from ppl_vae._validation import check_positive_int
 from ppl_vae.capture import buffers_of, modules_of, untouched
 from ppl_vae.comparison.contenders import contenders
@@ -185,7 +185,7 @@ def compare(
 
 
 def _take_batch(program: VAE | Program, data: Any, size: int, modules: Sequence[nn.Module]) -> tuple[Tensor, ...]:
-    """Return the batch, on the device of the parameters and in their dtype.
+    """Return the batch, on the device of the parameters and in their dtype; integers stay so, but for x of a VAE.
 
     Args:
         program: The program.
@@ -195,7 +195,7 @@ def _take_batch(program: VAE | Program, data: Any, size: int, modules: Sequence[
 
     Raises:
         TypeError: If the data are none of these.
-        ValueError: If the data are empty.
+        ValueError: If the data are empty, or whole numbers that may be pixels or do not fit.
     """
     if isinstance(data, Tensor | tuple | list) and all(isinstance(t, Tensor) for t in data):
         tensors = (data,) if isinstance(data, Tensor) else tuple(data)
@@ -210,6 +210,9 @@ def _take_batch(program: VAE | Program, data: Any, size: int, modules: Sequence[
         )
     if (like := home_of(program)) is not None:
         tensors = moved(tensors, like.device, like.dtype)
+    if isinstance(program, VAE) and not tensors[0].is_floating_point():
+        dtype = torch.get_default_dtype() if like is None else like.dtype
+        tensors = (as_numbers(tensors[0], dtype, "compare: data"), *tensors[1:])
     return tuple(t.detach().contiguous() for t in tensors)
 
 
