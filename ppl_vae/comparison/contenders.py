@@ -14,6 +14,7 @@ from pyro.infer import ELBO as PyroELBO
 
 from ppl_vae._validation import check_positive_int
 from ppl_vae.comparison.words import at_k, one_line
+from ppl_vae.configuration import _yaml
 from ppl_vae.configuration.kinds import parameters_of
 from ppl_vae.configuration.pieces import KINDS
 from ppl_vae.objectives.estimate import Estimate, Objective
@@ -37,6 +38,11 @@ class Contender:
     name: str
     num_particles: int
     objective: Any
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Name and K, which identify a contender."""
+        return self.name, self.num_particles
 
 
 class Undefined(NamedTuple):
@@ -112,7 +118,8 @@ def contenders(objectives: object, particles: int | Iterable[int] = (1, 8, 64)) 
     - a string: a short name (``"IWAE"``) or an import path of your own class or function (``"mymodule.my_bound"``),
       with optional arguments as YAML: ``"MIWAE(groups=4)"``;
     - a class or another function of ``num_particles``: ``IWAE``, ``functools.partial(MIWAE, groups=4)``;
-    - an object, ``IWAE(num_particles=5)``, which keeps its own K and appears once;
+    - an object, ``IWAE(num_particles=5)``, which keeps its own K and appears once; so does what is given its K in a
+      string or a ``partial``;
     - a function of log-weights;
     - one of Pyro's ELBO classes, with vectorised particles for K > 1 unless ``vectorize_particles`` is given;
     - a mapping from names of your choice to any of these.
@@ -149,13 +156,12 @@ def contenders(objectives: object, particles: int | Iterable[int] = (1, 8, 64)) 
                 continue
             as_loss(objective)  # raises for an objective without a value or a gradient
             contender = Contender(entry.name, getattr(objective, "num_particles", 1), objective)
-            key = contender.name, contender.num_particles
-            if key in found:
+            if contender.key in found:
                 raise ValueError(
-                    f"objectives has two called {key[0]!r} at K = {key[1]}; give one another name by a mapping, "
-                    "{'my name': objective}"
+                    f"objectives has two called {contender.name!r} at K = {contender.num_particles}; give one another "
+                    "name by a mapping, {'my name': objective}"
                 )
-            found[key] = contender
+            found[contender.key] = contender
     if not found:
         why = f": {at_k(undefined[0])}: {undefined[0].reason}" if undefined else ""
         raise ValueError(f"objectives leave nothing to compare{why}")
@@ -181,6 +187,8 @@ def _entry(entry: Any) -> _Entry:
     if isinstance(entry, functools.partial) and inspect.isclass(entry.func):
         return _from_class(entry, entry.func.__name__)
     if inspect.isroutine(entry) or isinstance(entry, functools.partial):
+        if isinstance(entry, functools.partial) and _particles_given(entry) is not None:
+            return _Entry(_name_of(entry), lambda k: entry(), once=True)
         if _takes_particles(entry):
             return _Entry(_name_of(entry), lambda k: entry(num_particles=k), once=False)
         return _Entry(_name_of(entry), functools.partial(FunctionOfLogWeights, entry), once=False)
@@ -204,7 +212,12 @@ def _from_text(text: str) -> _Entry:
         key, equals, value = part.partition("=")
         if not equals or not key.strip().isidentifier():
             raise ValueError(f"objective is {text!r}, where {part!r} is no argument; expected name=value")
-        given[key.strip()] = yaml.safe_load(value.strip())
+        if key.strip() in given:
+            raise ValueError(f"objective is {text!r}, which has {key.strip()} twice; expected each argument once")
+        try:
+            given[key.strip()] = yaml.load(value.strip(), Loader=_yaml.Loader)
+        except yaml.YAMLError as error:
+            raise ValueError(f"objective is {text!r}, where {part!r} is no YAML: {one_line(error)}") from error
     try:
         arguments = kind.arguments(target, "objective").objects(given) if given or inspect.isclass(target) else {}
     except ValueError as error:
@@ -243,12 +256,14 @@ def split_at_commas(text: str) -> list[str]:
 def _from_class(factory: functools.partial[Any], name: str) -> _Entry:
     """Return the entry of a class with some arguments."""
     target: Any = factory.func
-    once = "num_particles" in factory.keywords or not _takes_particles(target)
+    own = _particles_given(factory)
+    once = own is not None or not _takes_particles(target)
     vectorizes = issubclass(target, PyroELBO) and "vectorize_particles" not in factory.keywords
 
     def make(k: int) -> Any:
-        k = factory.keywords.get("num_particles", k)
-        options = ({} if once else {"num_particles": k}) | ({"vectorize_particles": k > 1} if vectorizes else {})
+        options: dict[str, Any] = {} if once else {"num_particles": k}
+        if vectorizes:
+            options["vectorize_particles"] = (k if own is None else own) > 1
         return factory(**options)
 
     return _Entry(_with_arguments(name, factory.keywords), make, once)
@@ -260,6 +275,15 @@ def _takes_particles(target: Any) -> bool:
         return "num_particles" in parameters_of(target)
     except (ValueError, TypeError):  # a callable written in C has no signature
         return False
+
+
+def _particles_given(factory: functools.partial[Any]) -> Any:
+    """Return the K that a class or function has already got, by its name or by its place; None without one."""
+    try:
+        bound = inspect.signature(factory.func).bind_partial(*factory.args, **factory.keywords).arguments
+    except (ValueError, TypeError):  # a callable written in C has no signature; what it does not take is its own error
+        bound = {}
+    return factory.keywords.get("num_particles", bound.get("num_particles"))
 
 
 def _parameters(target: Any) -> Mapping[str, inspect.Parameter]:

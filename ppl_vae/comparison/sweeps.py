@@ -109,7 +109,8 @@ class Sweep:
     @property
     def measure(self) -> str:
         """The figure by which settings are compared: ``"validation_elbo"``, or ``"elbo"`` without validation data."""
-        return "validation_elbo" if all("validation_elbo" in run.figures for run in self.finished) else "elbo"
+        have_one = [run.figures for run in self.finished if "elbo" in run.figures]  # some objectives know no ELBO
+        return "validation_elbo" if all("validation_elbo" in figures for figures in have_one) else "elbo"
 
     def figure(self, name: str) -> dict[tuple[str, int], dict[int, float]]:
         """Return a figure of the runs that finished, by setting and seed."""
@@ -143,14 +144,14 @@ class Sweep:
         names = [name for name in FIGURES if any(name in run.figures for run in self.finished)]
         if all(_is_elbo(run.figures) for run in self.finished):
             names = [name for name in names if name != "validation_bound"]
-        if "validation_elbo" in names:
+        if self.measure != "elbo" and "elbo" in names:
             names.remove("elbo")
         rows = [["setting", "seeds", *(FIGURES[n][0] for n in names), "seconds"]]
-        if compared := self.incomparable is None and bool(self.finished):
+        if compared := self.incomparable is None and self.measure in names:
             rows[0].insert(rows[0].index(FIGURES[self.measure][0]) + 1, "behind the best")
         for found in sorted(self.standings(), key=lambda s: math.inf if s.value is None else -s.value.value):
-            started = sum(run.label == found.name for run in self.runs)
-            cells = [found.name, f"{len(found.seeds)}/{started}"]
+            counts = [sum(run.label == found.name for run in runs) for runs in (self.finished, self.runs)]
+            cells = [found.name, "{}/{}".format(*counts)]
             for name in names:
                 some = list(self.figure(name)[found.name, 1].values())
                 cells.append(shown(over_seeds(some)) if some else "-")
@@ -181,6 +182,9 @@ class Sweep:
             said += of_standings(
                 "At the end of training", self.standings(), figure=title, name=lambda s: s.name, most=_MOST
             )
+            known = self.figure(self.measure)
+            if without := [run.label for run in self.finished if not known[run.label, 1]]:
+                said.append(f"No ELBO is known of {listed(without, _MOST)}, by which to compare.")
             said += self._reach()
         for label in dict.fromkeys(run.label for run in self.failed):
             runs = [run for run in self.failed if run.label == label]
@@ -220,10 +224,20 @@ class Sweep:
         return for_json(vars(self) | further)
 
     def to_csv(self) -> str:
-        """Return one line for each run, with its settings and figures."""
+        """Return one line for each run, with its settings and figures.
+
+        A setting called like another column (``epochs``, which are those taken) stands under ``setting.epochs``.
+        """
         own = ("name", "seed", "state", "reason", "epochs", "seconds", "folder")
-        columns = dict.fromkeys([*own[:1], *self.varied, *own[1:]])
-        lines = [dict(run.setting) | {name: getattr(run, name) for name in own} | run.figures for run in self.runs]
+        taken = {*own, *(name for run in self.runs for name in run.figures)}
+        column = {name: f"setting.{name}" if name in taken else name for name in self.varied}
+        columns = dict.fromkeys([*own[:1], *column.values(), *own[1:]])
+        lines = [
+            {column.get(name, name): value for name, value in run.setting.items()}
+            | {name: getattr(run, name) for name in own}
+            | run.figures
+            for run in self.runs
+        ]
         return to_csv([columns | line for line in lines])
 
 

@@ -35,11 +35,11 @@ def sweep_results(sweep: Sweep, *, caveat: str | None = None) -> Figure:
         A figure of one axes, with a row for each of the best 40 settings.
 
     Raises:
-        ValueError: If no run finished.
+        ValueError: If no run finished, or none with an ELBO.
     """
     found = sorted((s for s in sweep.standings() if s.value is not None), key=lambda s: -_value(s))
     if not found:
-        raise ValueError(f"sweep_results: none of {len(sweep.runs)} runs finished")
+        raise ValueError(f"sweep_results: none of {len(sweep.runs)} runs finished with an ELBO")
     drawn, values = found[:MOST], sweep.figure(sweep.measure)
     figure = new_figure(7.0, 0.24 * len(drawn) + 0.9)
     axes = figure.add_subplot()

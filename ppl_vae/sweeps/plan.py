@@ -15,6 +15,7 @@ import json
 import math
 import random
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -120,7 +121,7 @@ def _plan(source: str, base: Options, settings: list[Options], seeds: tuple[int,
     kept = 0
     for options in settings:
         setting = {name: options[name] for name in varied if name in options}
-        parts = _parts(setting)
+        parts = _parts(setting, varied)
         label = " ".join(parts) or "base"
         argv = [f"--{name}={value}" for name, value in (base | options).items()]
         try:
@@ -136,12 +137,14 @@ def _plan(source: str, base: Options, settings: list[Options], seeds: tuple[int,
     return Plan(tuple(runs.values()), tuple(varied), len(settings) - kept)
 
 
-def _parts(setting: Options) -> list[str]:
-    """Return ``name=value`` of each option, by the last part of its name where that is enough."""
-    last = [name.rpartition(".")[2] for name in setting]
-    short = [own if last.count(own) == 1 else name for name, own in zip(setting, last, strict=True)]
-    shown = [value if value.isprintable() else json.dumps(value) for value in setting.values()]
-    return [f"{name}={value}" for name, value in zip(short, shown, strict=True)]
+def _parts(setting: Options, varied: list[str]) -> list[str]:
+    """Return ``name=value`` of each option, by the last part of its name where no other setting means another by it."""
+    last = {name: name.rpartition(".")[2] for name in varied}
+    owners = Counter(last.values())
+    return [
+        f"{last[name] if owners[last[name]] == 1 else name}={value if value.isprintable() else json.dumps(value)}"
+        for name, value in setting.items()
+    ]
 
 
 def _name(parts: list[str], run: PlannedRun, taken: set[str]) -> str:

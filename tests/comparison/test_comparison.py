@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
+from unittest import mock
 
 import pyro
 import pyro.distributions as dist
@@ -21,6 +24,7 @@ from ppl_vae.comparison.contenders import contenders
 from ppl_vae.comparison.fixed.blocks import find_parameters
 from ppl_vae.comparison.fixed.joint import JointStep
 from ppl_vae.comparison.fixed.minibatch import minibatch_variance
+from ppl_vae.comparison.fixed.results import Block, Row
 from ppl_vae.comparison.fixed.steps import Stepper
 from ppl_vae.comparison.statistics.measured import Measured
 from ppl_vae.data import Split
@@ -57,6 +61,57 @@ class Cancelling:
     def __call__(self, log_weights: LogWeights) -> Tensor:
         z = log_weights.z["z"]
         return log_weights.log_w.mean(0) + 0.5 * (z[..., 0] - z[..., 1])
+
+
+class Flaky:
+    """The ELBO, which raises in one of its calls."""
+
+    num_particles = 1
+
+    def __init__(self, raises_in: int) -> None:
+        self.raises_in = raises_in
+
+    def __call__(self, log_weights: LogWeights) -> Tensor:
+        self.raises_in -= 1
+        if self.raises_in == 0:
+            raise RuntimeError("now and then")
+        return branches(log_weights)
+
+
+def no_copies(log_weights: LogWeights) -> Tensor:
+    """The ELBO of a batch whose data differ."""
+    data = log_weights.observed["x"][1]
+    if bool((data == data[:1]).all()):
+        raise RuntimeError("all data are alike")
+    return log_weights.log_w.mean(0)
+
+
+@dataclass
+class OfATensor:
+    """The ELBO; two of these cannot be compared by ==."""
+
+    weights: Tensor
+    num_particles: int = 1
+
+    def __call__(self, log_weights: LogWeights) -> Tensor:
+        return log_weights.log_w.mean(0)
+
+
+def scaled(encoder: nn.Linear, decoder: nn.Linear, held: Tensor | None):
+    """A program that takes its scale as an argument, or holds it."""
+
+    def model(x, scale=held):
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), scale).to_event(1), obs=x)
+
+    def guide(x, scale=held):
+        pyro.module("encoder", encoder)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(encoder(x), 0.5).to_event(1))
+
+    return model, guide
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +256,38 @@ class TestAgainstClosedForms:
             assert measured.value == pytest.approx(exact, rel=0.02)  # 600 x 64 draws a datum: less than 1% of noise
             assert measured.low < exact < measured.high
 
+    @pytest.mark.parametrize("size", [2, 4])
+    def test_the_noise_of_few_data_has_no_ends(self, model, x, size):
+        """Some resamples are of one datum alone; those of two data are all alike otherwise."""
+        found = compare(model.vae(), 100 * x[:size], objectives=ELBO(), replicates=20)
+        for block in found.rows[0].blocks.values():
+            noise = block.minibatch_variance
+            assert (noise.low, noise.high) == (0.0, math.inf)
+            assert noise.value > block.variance.high
+        assert "choice of data" not in " ".join(found.sentences())
+
+    @pytest.mark.parametrize("scale", [torch.tensor(0.5), torch.tensor([0.5, 1.0, 2.0])])
+    def test_an_argument_without_rows_is_no_data(self, x, scale):
+        x = x[:4, :3].float()
+        layers = nn.Linear(3, 1), nn.Linear(1, 3)
+        given, held = (
+            compare(scaled(*layers, own), args, objectives=ELBO(), replicates=20, log_evidence=0.0)
+            for own, args in ((None, (x, scale)), (scale, x))
+        )
+        for name, block in given.rows[0].blocks.items():
+            assert block.minibatch_variance == held.rows[0].blocks[name].minibatch_variance
+
+    def test_where_a_datum_depends_on_its_batch_the_noise_of_data_is_not_told(self, x):
+        """Scales of features, of which there are as many as data, would be taken for rows."""
+        x, scale = x[:3, :3].float(), torch.tensor([0.5, 1.0, 2.0])
+        program = scaled(nn.Linear(3, 1), nn.Linear(1, 3), None)
+        found = compare(program, (x, scale), objectives=ELBO(), replicates=20, log_evidence=0.0)
+        assert all(block.minibatch_variance is None for block in found.rows[0].blocks.values())
+        assert any("the log-weight of a datum depends on the rest of its batch" in note for note in found.notes)
+        found = compare(program, (x, scale.new_ones(3, 1)), objectives=ELBO(), replicates=20, log_evidence=0.0)
+        assert not found.notes
+        assert all(block.minibatch_variance for block in found.rows[0].blocks.values())
+
 
 class TestBias:
     def test_what_is_the_reference_is_told_so(self, found):
@@ -288,6 +375,35 @@ class TestFailures:
         for name, block in alone.row("good", 1).blocks.items():
             assert beside.row("good", 1).blocks[name].norm == block.norm
             assert beside.row("good", 1).blocks[name].variance == block.variance
+
+    @pytest.mark.ci
+    def test_a_failure_in_any_of_its_steps_fails_the_estimator(self, model, x):
+        """First calls, times, replicates, memory: one after another."""
+        counting = Flaky(-1)
+        options = {"particles": 1, "replicates": 20, "log_evidence": 0.0, "minibatch": False}
+        with mock.patch("copy.deepcopy", lambda objective: objective):
+            compare(model.vae(), x, objectives=[{"counting": counting}], **options)
+        calls = -1 - counting.raises_in
+        assert calls > 60
+        for at in (1, 20, calls - 10, calls):
+            found = compare(model.vae(), x, objectives=["ELBO", {"flaky": Flaky(at)}], **options)
+            assert [row.failed for row in found.rows] == [None, "RuntimeError: now and then"]
+            assert found.rows[0].blocks
+
+    def test_an_objective_that_takes_no_copies_has_the_other_figures(self, model, x):
+        found = compare(model.vae(), x, objectives=["ELBO", no_copies], particles=1, replicates=20)
+        assert [row.failed for row in found.rows] == [None, None]
+        noise = [row.blocks["encoder"].minibatch_variance for row in found.rows]
+        assert noise[0] is not None
+        assert noise[1] is None
+        told = "what the choice of data adds is not told of no_copies: RuntimeError: all data are alike"
+        assert told in found.notes
+
+    def test_objectives_that_cannot_be_compared_are_two(self, model, x):
+        one, other = (OfATensor(torch.ones(2)) for _ in range(2))
+        found = compare(model.vae(), x, objectives={"one": one}, replicates=20, reference=other, minibatch=False)
+        assert found.rows[0].failed is None
+        assert found.rows[0].blocks["encoder"].is_reference
 
     def test_what_cannot_be_captured_says_why_and_gives_the_same(self, found):
         row, captured = found.row("branches", 8), found.row("same", 8)
@@ -473,6 +589,14 @@ class TestPrograms:
         same = compare(model.vae(), split.x[:4], objectives="ELBO", particles=1, replicates=20, minibatch=False)
         assert found.rows[0].value == same.rows[0].value
 
+    def test_whole_numbers_of_a_vae_are_numbers(self, model):
+        counts = torch.randint(0, 5, (4, 5), generator=torch.Generator().manual_seed(0))
+        options = {"objectives": "ELBO", "particles": 1, "replicates": 20, "minibatch": False}
+        values = [compare(model.vae(), some, **options).rows[0].value for some in (counts, counts.double())]
+        assert values[0] == values[1]
+        with pytest.raises(ValueError, match="compare: data holds rows of uint8, which may be pixels or counts"):
+            compare(model.vae(), counts.byte(), **options)
+
     def test_dead_parameters_are_counted(self):
         vae = VAE(
             (6,),
@@ -545,11 +669,19 @@ class TestWhatIsLeft:
         assert content["machine"]["dtype"] == "float64"
 
     def test_csv_has_a_line_for_every_estimator_k_and_block(self, found):
-        lines = found.to_csv().splitlines()
-        header = lines[0].split(",")
-        assert len(lines) == 1 + 2 * (6 * 2 + 2)
-        assert {"name", "num_particles", "block", "snr", "snr_low", "bias_p", "failed"} <= set(header)
-        assert len(set(header)) == len(header)
+        lines = list(csv.DictReader(io.StringIO(found.to_csv())))
+        assert len(lines) == 2 * (6 * 2 + 2)
+        assert {"name", "num_particles", "block", "snr", "snr_low", "bias_p", "failed"} <= lines[0].keys()
+
+    def test_csv_tells_the_bias_of_a_value_from_that_of_a_gradient(self, found):
+        for line in csv.DictReader(io.StringIO(found.to_csv())):
+            row = found.row(line["name"], int(line["num_particles"]))
+            block = row.blocks.get(line["block"])
+            for name, bias in (("value_bias", row.bias), ("bias", None if block is None else block.bias)):
+                written = [line[f"{name}{end}"] for end in ("", "_low", "_high")]
+                assert written == ([""] * 3 if bias is None else list(map(str, bias)))
+        shared = {field.name for field in fields(Row)} & {field.name for field in fields(Block)}
+        assert shared == {"bias"}  # any other needs another name, too
 
     def test_sentences_claim_what_the_numbers_bear_out(self, found):
         text = "\n".join(found.sentences())

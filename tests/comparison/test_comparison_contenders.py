@@ -66,6 +66,20 @@ def test_an_object_keeps_its_own_k_and_appears_once():
     assert names("ELBO(num_particles=5)", (1, 8)) == [("ELBO", 5)]
 
 
+def test_what_is_given_its_k_keeps_it_and_appears_once():
+    def make(num_particles: int = 1) -> Pairs:
+        return Pairs(num_particles)
+
+    for entry in (make, Pairs, pyro.infer.Trace_ELBO):
+        for given in (functools.partial(entry, num_particles=4), functools.partial(entry, 4)):
+            assert names({"mine": given}, (1, 8)) == [("mine", 4)]
+        assert names({"mine": functools.partial(entry)}, 8) == [("mine", 8)]
+
+
+def test_numbers_in_brackets_are_those_of_configurations():
+    assert names("IWAE(num_particles=010)") == [("IWAE", 10)]  # YAML 1.2, of which no number is octal by its zero
+
+
 def test_what_takes_no_particles_appears_once():
     assert names([Summed, {"again": Summed()}], (1, 8, 64)) == [("Summed", 1), ("again", 1)]
 
@@ -136,6 +150,8 @@ def test_what_is_not_defined_at_a_k_is_noted():
         ("ELBO(k=3)", 1, "objective ELBO: k is unknown: ELBO takes num_particles"),
         ("ELBO(num_particles=many)", 1, "objective ELBO: num_particles is 'many'; expected an integer"),
         ("ELBO(3)", 1, "where '3' is no argument; expected name=value"),
+        ("MIWAE(groups=4, groups=2)", 8, "which has groups twice; expected each argument once"),
+        ("MIWAE(groups=*four)", 8, r"where 'groups=\*four' is no YAML"),
         ("ELBO(", 1, "expected a name, with arguments in brackets"),
         ("nowhere.to_be_found", 1, "cannot be imported"),
         ("ReweightedWakeSleep", 1, "cannot be used"),

@@ -275,3 +275,12 @@ def test_an_interval_of_few_units_is_wider_than_percentiles():
     assert few.low < many.low < many.high < few.high
     assert many.low == pytest.approx(float(draws[1:].quantile(0.025)), abs=0.02)
     assert measured(torch.full((100,), math.inf), 20) == (math.inf, math.inf, math.inf)
+
+
+def test_a_resample_without_a_figure_may_be_anywhere():
+    """A bootstrap of two units has no pair in half of its resamples, and one and the same in the others."""
+    draws = torch.tensor([3.0, *[3.0] * 500, *[math.nan] * 500])
+    assert measured(draws, 2, (0.0, math.inf)) == (3.0, 0.0, math.inf)
+    assert measured(draws, 2) == (3.0, -math.inf, math.inf)
+    rare = torch.cat([torch.linspace(1, 2, 1000), torch.tensor([math.nan])])
+    assert measured(rare, 10**6, (0.0, math.inf)) == pytest.approx(measured(rare[:-1], 10**6), abs=2e-3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from unittest import mock
 
 import pyro
@@ -116,6 +117,30 @@ def test_the_figures_of_a_comparison_do_not_depend_on_jobs(digits):
             for pair in ((model, guide), (normal, encoded)):
                 compared = [compare(pair, x, jobs=jobs, **more) for jobs in (1, 2)]
                 assert figures_of_comparison(compared[0]) == figures_of_comparison(compared[1])
+
+
+class AtHome:
+    """The ELBO, which raises in other processes than the one that made it."""
+
+    num_particles = 1
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+
+    def __call__(self, log_weights):
+        if os.getpid() != self.process:
+            raise RuntimeError("away from home")
+        return log_weights.log_w.mean(0)
+
+
+@pytest.mark.ci
+@pytest.mark.filterwarnings("default")
+def test_an_estimator_that_raises_in_another_process_fails_alone():
+    vae, x = make_vae(0), torch.rand(3, 1, 8, 8)
+    options = {"replicates": 40, "log_evidence": -1.0, "minibatch": False, "particles": 1}
+    found = compare(vae, x, objectives=[{"home": AtHome()}, "ELBO"], jobs=2, **options)
+    assert [row.failed for row in found.rows] == ["RuntimeError: away from home", None]
+    assert found.rows[1].blocks
 
 
 @pytest.mark.ci

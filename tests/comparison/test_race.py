@@ -12,11 +12,13 @@ import pytest
 import torch
 from linear_gaussian import LinearGaussian
 from torch import nn
+from torch.optim.lr_scheduler import ExponentialLR
 
 from ppl_vae import VAE, data, fit, likelihoods, networks, objectives, posteriors, priors
+from ppl_vae.comparison.contenders import contenders
 from ppl_vae.comparison.races.race import race, seeds_of
 from ppl_vae.comparison.races.runs import Point
-from ppl_vae.comparison.races.start import Entrant, Start
+from ppl_vae.comparison.races.start import Entrant, Start, at_each_k, take_apart
 from ppl_vae.comparison.races.watch import Evaluator, Watch
 from ppl_vae.data import Split
 from ppl_vae.evaluation import Evidence
@@ -212,6 +214,23 @@ def test_each_run_has_an_objective_of_its_own(digits):
     assert a == b
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: pyro.optim.Adam({"lr": 1e-2}),
+        lambda: functools.partial(torch.optim.Adam, lr=torch.tensor(1e-2)),  # which torch's schedulers fill
+    ],
+    ids=["pyro", "lr"],
+)
+def test_each_run_has_an_optimiser_of_its_own(digits, make):
+    decay = None if isinstance(make(), pyro.optim.PyroOptim) else functools.partial(ExponentialLR, gamma=0.1)
+    few = replace(digits, train=digits.train.head(130))
+    entries = {"A": objectives.ELBO, "B": objectives.ELBO}
+    result = race(make_vae, few, objectives=entries, seeds=1, optimizer=make(), scheduler=decay, **OPTIONS)
+    a, b = curves(result).values()
+    assert a == b
+
+
 def test_what_does_not_exist_at_a_k_is_left_out_and_said(digits):
     result = race(make_vae, digits, objectives=["ELBO", "VIMCO"], seeds=1, **{**OPTIONS, "num_particles": 1})
     assert [r.name for r in result.runs] == ["ELBO"]
@@ -297,6 +316,23 @@ def test_an_entrant_brings_its_own_program_and_is_looked_at_as_another(digits):
     assert sampled.points[-1].log_evidence > sampled.points[0].log_evidence
     assert itself.kind == "lower"
     assert any("not found in one way" in s for s in result.sentences())
+
+
+def test_entrants_of_a_name_are_told_apart_by_k(digits):
+    one, two = (Entrant(objectives.ELBO(k), make_vae) for k in (1, 2))
+    bare, brought = take_apart([{"a": one}, {"a": two}, {"ELBO": one}, "ELBO", {"VIMCO": Entrant("VIMCO", make_vae)}])
+    assert at_each_k(brought, 1) == {("a", 1): one, ("a", 2): two, ("ELBO", 1): one}  # VIMCO has no K = 1
+    assert [c.key for c in contenders(bare, 8)] == [("a", 1), ("a", 2), ("ELBO", 1), ("ELBO", 8), ("VIMCO", 8)]
+    made = []
+
+    def maker(name):
+        return lambda seed: (made.append(name), make_vae(seed))[1]
+
+    few = replace(digits, train=digits.train.head(130))
+    entries = [{"ELBO": (objectives.ELBO(1), maker("own"))}, "ELBO"]
+    options = {**OPTIONS, "num_particles": iter([2]), "epochs": 1, "seeds": 1}
+    race(maker("all"), few, objectives=entries, **options)
+    assert made == ["own", "all"]
 
 
 def _as_bits(bits, vae):

@@ -134,3 +134,33 @@ def test_the_picture_has_a_row_for_each_setting():
     assert "best 40 of 50" in " ".join(text.get_text().replace("\n", " ") for text in figure.texts)
     with pytest.raises(ValueError, match="none of 1 runs finished"):
         plots.sweep_results(sweep_of({"A": [None]}))
+
+
+def without_elbo(label: str) -> SweepRun:
+    """A run whose objective knows no ELBO, as Pyro's TraceEnum_ELBO."""
+    return run_of(label, 0, -1.0, figures={"bound": -1.0, "validation_bound": -1.0})
+
+
+def test_settings_without_an_elbo_stand_beside_the_others_and_are_not_compared():
+    found = Sweep((run_of("A", 0, -10.0), run_of("B", 0, -12.0), without_elbo("C")), ("prior",))
+    assert found.measure == "validation_elbo"
+    head, *lines = found.table().splitlines()
+    assert "ELBO, validation" in head
+    assert "behind the best" in head
+    assert "ELBO, training" not in head
+    assert [line.split()[:3] for line in lines[:3]] == [["A", "1/1", "-10"], ["B", "1/1", "-12"], ["C", "1/1", "-"]]
+    assert "No ELBO is known of C, by which to compare." in found.sentences()
+
+
+def test_a_sweep_of_which_no_elbo_is_known_has_a_table():
+    found = Sweep((without_elbo("A"), without_elbo("B")), ("prior",))
+    assert "behind the best" not in found.table()
+    assert found.sentences()[0] == "No ELBO is known of A and B, by which to compare."
+    with pytest.raises(ValueError, match="none of 2 runs finished with an ELBO"):
+        plots.sweep_results(found)
+
+
+def test_a_setting_called_like_another_column_has_one_of_its_own():
+    runs = tuple(run_of(f"epochs={n}", 0, -1.0, setting={"epochs": n}, epochs=7) for n in ("10", "20"))
+    lines = list(csv.DictReader(io.StringIO(Sweep(runs, ("epochs",)).to_csv())))
+    assert [(line["setting.epochs"], line["epochs"]) for line in lines] == [("10", "7"), ("20", "7")]

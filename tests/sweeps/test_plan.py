@@ -99,6 +99,12 @@ def test_names_are_short_safe_and_different(read):
     assert labels == ['root="a\\nb"', "root=a b", "root=ü"]  # each on one line
 
 
+def test_a_name_is_short_only_where_no_other_setting_means_another_option_by_it(read):
+    entries = "[{posterior.network.hidden: [32]}, {likelihood.network.hidden: [32], prior.num_components: 9}]"
+    labels = [run.label for run in read(f"base: {{prior: VampPrior}}\nseeds: 1\nlist: {entries}").runs]
+    assert labels == ["posterior.network.hidden=[32]", "likelihood.network.hidden=[32] num_components=9"]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -16,12 +16,13 @@ from ppl_vae._home import at_home, home_of
 from ppl_vae._jobs import check_jobs, workers
 from ppl_vae._machine import check_fits, processor
 from ppl_vae._scopes import evaluation_mode, threads
-from ppl_vae._tensors import moved
+from ppl_vae._tensors import as_numbers, moved
 from ppl_vae._validation import check_positive_int
 from ppl_vae.capture import buffers_of, modules_of, untouched
 from ppl_vae.comparison.contenders import contenders
 from ppl_vae.comparison.fixed.blocks import NameBlock, find_parameters
 from ppl_vae.comparison.fixed.comparison import Comparison
+from ppl_vae.comparison.fixed.minibatch import stands_alone
 from ppl_vae.comparison.fixed.replicates import LEAST_REPLICATES, Elsewhere, store_state
 from ppl_vae.comparison.fixed.results import KnownEvidence, Row
 from ppl_vae.comparison.fixed.rows import Progress, Rows
@@ -95,7 +96,8 @@ def compare(
         seed: For all noise; the global random state stays as it is.
         log_evidence: log p(x) if it is known, for each datum or the mean. By default it is computed, exactly where
             possible.
-        minibatch: Whether to measure the noise of the choice of data, which takes 80 or more steps per estimator.
+        minibatch: Whether to measure the noise of the choice of data, which takes 80 or more steps per estimator. Those
+            arguments that are as long as the batch count as data.
         evaluation: Whether modules are in evaluation mode during the comparison: no dropout, and batch normalisation
             by its running statistics. Running statistics never change, with or without it.
         size: The number of rows taken from a split.
@@ -144,6 +146,12 @@ def compare(
         told("log p(x)")
         known, note = _known_evidence(program, batch, log_evidence, seed)
         notes = [] if note is None else [note]
+        if minibatch and vae is None and len(batch) > 1 and not stands_alone(pair, batch, seed):
+            minibatch = False
+            notes.append(
+                "what the choice of data adds is not told: the log-weight of a datum depends on the rest of its batch "
+                "(an argument as long as the batch counts as data; constants may be buffers of a module)"
+            )
         away = None
         if count > 1:
             states = [module.state_dict() for module in modules]
@@ -177,7 +185,7 @@ def compare(
 
 
 def _take_batch(program: VAE | Program, data: Any, size: int, modules: Sequence[nn.Module]) -> tuple[Tensor, ...]:
-    """Return the batch, on the device of the parameters and in their dtype.
+    """Return the batch, on the device of the parameters and in their dtype; integers stay so, but for x of a VAE.
 
     Args:
         program: The program.
@@ -187,7 +195,7 @@ def _take_batch(program: VAE | Program, data: Any, size: int, modules: Sequence[
 
     Raises:
         TypeError: If the data are none of these.
-        ValueError: If the data are empty.
+        ValueError: If the data are empty, or whole numbers that may be pixels or do not fit.
     """
     if isinstance(data, Tensor | tuple | list) and all(isinstance(t, Tensor) for t in data):
         tensors = (data,) if isinstance(data, Tensor) else tuple(data)
@@ -202,6 +210,9 @@ def _take_batch(program: VAE | Program, data: Any, size: int, modules: Sequence[
         )
     if (like := home_of(program)) is not None:
         tensors = moved(tensors, like.device, like.dtype)
+    if isinstance(program, VAE) and not tensors[0].is_floating_point():
+        dtype = torch.get_default_dtype() if like is None else like.dtype
+        tensors = (as_numbers(tensors[0], dtype, "compare: data"), *tensors[1:])
     return tuple(t.detach().contiguous() for t in tensors)
 
 

@@ -20,6 +20,8 @@ of data adds to the variance. SNR: signal-to-noise, the median parameter. bias: 
 from the reference's; p: of there being none. s to 10%: seconds of steps until their mean gradient has a standard error
 of a tenth of its norm."""
 
+_IN_CSV = {"bias": "value_bias"}  # names of a row that a block has for something else
+
 
 @dataclass(frozen=True, repr=False)
 class Comparison(Results):
@@ -74,10 +76,13 @@ class Comparison(Results):
         return for_json(content)
 
     def to_csv(self) -> str:
-        """Return one line for each estimator, K and block, with a header; a field without a figure is empty."""
+        """Return one line for each estimator, K and block, with a header; a field without a figure is empty.
+
+        ``bias`` is that of the block's gradient, and ``value_bias`` that of the value.
+        """
         lines = []
         for row in self.rows:
-            own = _flat({k: v for k, v in vars(row).items() if k != "blocks"})
+            own = _flat({_IN_CSV.get(k, k): v for k, v in vars(row).items() if k != "blocks"})
             for name, block in row.blocks.items() or [("", None)]:
                 lines.append({**own, "block": name, **({} if block is None else _flat(_block(block)))})
         return to_csv(lines)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 NUM_RESAMPLES = 1000
 
+_POSITIVE = (0.0, math.inf)  # the ends of a norm
 _PRECISION = 0.1  # the relative standard error whose cost is reported
 _ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-13}
 
@@ -66,7 +67,8 @@ class Resamples:
     def products(self, gram: Float64[Tensor, "G G"]) -> Float64[Tensor, " 1+B"]:
         """Return the inner product of two means and its resamples, from their Gram matrix.
 
-        A group that was drawn twice is not two independent groups: pairs of a group with itself never count.
+        A group that was drawn twice is not two independent groups: pairs of a group with itself never count. A resample
+        of one group alone has no pair, and no product: NaN.
         """
         return self._pairs(gram) / self._pairs(self.sizes[:, None] * self.sizes)
 
@@ -175,17 +177,17 @@ class Figures:
         if reference is not None:
             assert found.bias_squared is not None
             assert found.cosine is not None
-            bias = measured(found.bias_squared.clamp(min=0).sqrt(), groups)
+            bias = measured(found.bias_squared.clamp(min=0).sqrt(), groups, _POSITIVE)
             p = zero_bias_p(record.projected(name), reference.projected(name), layout.tolerance, self.ties)
             bias_p = 1.0 if found.is_reference else p
             if bias_p is None:
                 unclear = f"its paired differences are too heavy-tailed for {layout.replicates:,} replicates"
-            cosine = measured(found.cosine, groups)
+            cosine = measured(found.cosine, groups, (-1.0, 1.0))
         return Block(
             size=sum(layout.leaves[i].numel() for i in layout.blocks[name]),
             dead=record.num_dead(name),
-            norm=measured(found.norm_squared.clamp(min=0).sqrt(), groups),
-            variance=measured(found.variance.clamp(min=0), groups),
+            norm=measured(found.norm_squared.clamp(min=0).sqrt(), groups, _POSITIVE),
+            variance=measured(found.variance.clamp(min=0), groups, _POSITIVE),
             snr=noise.median,
             snr_quartiles=noise.quartiles,
             snr_floor=noise.floor,

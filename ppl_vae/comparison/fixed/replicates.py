@@ -171,15 +171,24 @@ class _Part:
             for module, state in zip(modules, self.where.states, strict=True):
                 module.load_state_dict(state)
             parameters = find_parameters(pair, self.tensors, vae=vae, name_block=self.where.blocks)
-            members = []
+            made: list[Stepper | str] = []
             for contender in self.contenders:
                 torch.manual_seed(self.seed)
-                members.append(Stepper(contender, pair, parameters, self.tensors))
+                try:
+                    made.append(Stepper(contender, pair, parameters, self.tensors))
+                except Exception as error:  # it has raised nothing in the other process
+                    made.append(said(error))
+            members = [stepper for stepper in made if isinstance(stepper, Stepper)]
             leaves = list(parameters.leaves.values())
             layout = Layout.of(leaves, parameters.blocks, self.replicates, self.seed, num_groups=self.num_groups)
             own = Replicates(members, layout, self.tensors, self.seed)
-            own.together.alone = [members[i] for i in self.alone if members[i] in own.together.alone]
+            own.together.alone = [s for i in self.alone if (s := made[i]) in own.together.alone]
             for start, stop in self.groups:
                 own.take(start, stop)
             start, stop = self.groups[0][0], self.groups[-1][1]
-            return [(own.records[s].cut(start, stop) if s in own.records else None, own.failed.get(s)) for s in members]
+            return [
+                (None, (start, one))
+                if isinstance(one, str)
+                else (own.records[one].cut(start, stop) if one in own.records else None, own.failed.get(one))
+                for one in made
+            ]

@@ -77,13 +77,15 @@ class Rows:
         if not steppers:
             return {}
         self.progress(f"K = {k}: time and memory")
-        seconds, known = time_steps(steppers, self.tensors), list(steppers)
+        times = time_steps(steppers, self.tensors)
+        rows = {stepper: _failed(stepper, said(some)) for stepper, some in times.items() if isinstance(some, Exception)}
+        seconds = {stepper: some for stepper, some in times.items() if isinstance(some, Tensor)}
+        steppers, known = list(seconds), list(seconds)
         anchors = {stepper: self._anchor(stepper.contender, known) for stepper in steppers}
         weighted = any(map(_is_weighted, anchors.values()))
         draws = self.replicates if weighted else max(LEAST_REPLICATES, self.replicates // 10)
         self.progress(f"K = {k}: weights")
         weights = weights_of(self.program, self.tensors, k, draws, self.seed)
-        rows: dict[Stepper, Row] = {}
         for lot in self._lots(anchors):
             members = dict.fromkeys([*lot, *(anchor for s in lot if (anchor := anchors[s]) is not None)])
             records = self._records(list(members), k)
@@ -151,7 +153,7 @@ class Rows:
         name, k = stepper.contender.name, stepper.contender.num_particles
         record = records[stepper]
         if isinstance(record, str):
-            return Row(name, k, kind=stepper.kind, why_eager=stepper.why_eager, failed=record)
+            return _failed(stepper, record)
         reference = None
         if anchor is not None and anchor is not stepper:
             theirs = records[anchor]
@@ -161,27 +163,39 @@ class Rows:
                 self.notes.append(f"the reference {anchor.contender.name} failed at K = {k}: {theirs}")
         self.progress(f"K = {k}: the figures of {name}")
         blocks, of_data = self.parameters.blocks, {}
+        try:
+            kept = stepper.bytes(*self.tensors)
+        except Exception as raised:  # it may raise in some of its steps only
+            return _failed(stepper, said(raised))
         if self.minibatch:
             per_datum = max(LEAST_REPLICATES, self.replicates // 20)
-            of_data = minibatch_variance(stepper, self.tensors, blocks, replicates=per_datum, seed=self.seed)
+            try:
+                of_data = minibatch_variance(stepper, self.tensors, blocks, replicates=per_datum, seed=self.seed)
+            except Exception as refused:  # an objective need not take a batch of copies
+                self.notes.append(f"what the choice of data adds is not told of {name}: {said(refused)}")
         ties = weights.ties if weights is not None and _is_weighted(anchor) else math.inf
         resamples = Resamples.of(record.layout.sizes, self.seed)
         figures = Figures(record, reference, resamples, seconds, self.seed, ties)
-        value, error, bias = value_of(record, self.evidence)
+        value, value_se, bias = value_of(record, self.evidence)
         return Row(
             name,
             k,
             kind=stepper.kind,
             reference=None if reference is None or anchor is None else anchor.contender.name,
             value=value,
-            value_se=error,
+            value_se=value_se,
             bias=bias,
             ess=None if weights is None else weights.ess,
             seconds=measured(figures.seconds_resampled, len(seconds)),
-            bytes=stepper.bytes(*self.tensors),
+            bytes=kept,
             why_eager=stepper.why_eager,
             blocks={name: figures.block(name, of_data.get(name)) for name in blocks},
         )
+
+
+def _failed(stepper: Stepper, reason: str) -> Row:
+    name, k = stepper.contender.name, stepper.contender.num_particles
+    return Row(name, k, kind=stepper.kind, why_eager=stepper.why_eager, failed=reason)
 
 
 def _is_weighted(anchor: Stepper | None) -> bool:
@@ -195,4 +209,9 @@ def _same(first: Contender, second: Contender) -> bool:
     """Return whether two contenders are the same estimator, whatever their names."""
     if first.num_particles != second.num_particles or type(first.objective) is not type(second.objective):
         return False
-    return first.objective is second.objective or bool(first.objective == second.objective)
+    if first.objective is second.objective:
+        return True
+    try:
+        return bool(first.objective == second.objective)
+    except Exception:  # their attributes may have no truth of being equal, as tensors
+        return False

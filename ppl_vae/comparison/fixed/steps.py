@@ -135,8 +135,10 @@ class Stepper:
         return sum(kept.values())
 
 
-def time_steps(steppers: Sequence[Stepper], tensors: Sequence[Tensor]) -> dict[Stepper, Float64[Tensor, " rounds"]]:
-    """Return the seconds of single steps of each estimator.
+def time_steps(
+    steppers: Sequence[Stepper], tensors: Sequence[Tensor]
+) -> dict[Stepper, Float64[Tensor, " rounds"] | Exception]:
+    """Return the seconds of single steps of each estimator, or the exception that one raised.
 
     The estimators warm up, then take turns, so that other load on the machine affects all alike. There are 40 rounds;
     fewer, but at least five, if they take more than eight seconds.
@@ -147,17 +149,23 @@ def time_steps(steppers: Sequence[Stepper], tensors: Sequence[Tensor]) -> dict[S
     """
     waits = any(t.is_cuda for t in tensors)
     taken: dict[Stepper, list[float]] = {stepper: [] for stepper in steppers}
+    failed: dict[Stepper, Exception] = {}
     began = time.perf_counter()
     for turn in range(_WARM_UP + _MOST_ROUNDS):
         for stepper, seconds in taken.items():
+            if stepper in failed:
+                continue
             start = time.perf_counter()
-            stepper(*tensors)
+            try:
+                stepper(*tensors)
+            except Exception as error:  # a user's objective may raise anything
+                failed[stepper] = error
             if waits:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
         if turn >= _WARM_UP + 5 and time.perf_counter() - began > _MOST_SECONDS:
             break
-    return {stepper: torch.tensor(s[_WARM_UP:], dtype=torch.float64) for stepper, s in taken.items()}
+    return {stepper: torch.tensor(s[_WARM_UP:], dtype=torch.float64) for stepper, s in taken.items()} | failed
 
 
 @dataclass(eq=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-import torch
 from scipy import stats
 
 from ppl_vae.comparison.fixed.results import Block, KnownEvidence, Results, Row, by_block
@@ -217,4 +216,4 @@ def _ratio(first: Block, second: Block, name: str, num_units: int) -> Measured |
     ratio = first.resampled[name] / second.resampled[name]
     if not bool(ratio[0].isfinite()):
         return None
-    return measured(torch.nan_to_num(ratio, nan=math.inf), num_units)
+    return measured(ratio, num_units, (0.0, math.inf))

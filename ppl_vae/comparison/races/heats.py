@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pyro
 import torch
+from pyro.optim import PyroOptim
 
 from ppl_vae._jobs import Lost
 from ppl_vae._scopes import seeded
@@ -31,6 +34,7 @@ class Track:
     fit: Callable[..., Run]
     evaluator: Evaluator
     watch: Callable[..., Watch]
+    optimizer: Any
     steps: int
     progress: Callable[[str], None]
     on_run: OnRun | None
@@ -50,7 +54,14 @@ class Track:
         try:
             with seeded(seed):  # an objective may draw while it is copied or made
                 objective = copy.deepcopy(contender.objective)
-                run = self.fit(start.program, objective=objective, seed=seed, callbacks=[watch], stop=watch.stop)
+                run = self.fit(
+                    start.program,
+                    objective=objective,
+                    optimizer=_of_its_own(self.optimizer),
+                    seed=seed,
+                    callbacks=[watch],
+                    stop=watch.stop,
+                )
             stopped, why_eager = ("out of time" if run.stopped == "interrupted" else "finished"), run.why_eager
         except Exception as error:
             stopped, reason = "failed", reason_of(error)
@@ -75,6 +86,11 @@ class Track:
         if self.on_run is not None:
             self.on_run(found, start.program)
         return found
+
+
+def _of_its_own(optimizer: Any) -> Any:
+    """Return an optimiser without a trace of other runs: Pyro's keep a state, and a scheduler fills a partial's lr."""
+    return copy.deepcopy(optimizer) if isinstance(optimizer, PyroOptim | functools.partial) else optimizer
 
 
 @dataclass

@@ -21,7 +21,7 @@ from ppl_vae.comparison.contenders import contenders
 from ppl_vae.comparison.races.heats import Heat, OnRun, Starts, Track, end_of, run_alone, silent
 from ppl_vae.comparison.races.outcome import Race
 from ppl_vae.comparison.races.runs import RaceRun
-from ppl_vae.comparison.races.start import Entrant, MakeProgram, take_apart
+from ppl_vae.comparison.races.start import Entrant, MakeProgram, at_each_k, take_apart
 from ppl_vae.comparison.races.watch import Evaluator, MakeEvidence, Watch
 from ppl_vae.comparison.words import at_k
 from ppl_vae.data import Dataset, Split, as_split
@@ -96,7 +96,8 @@ def race(
         data: The training data, and the data of the evaluation: a `Dataset`; or training data alone, in any other form
             that `data.as_split` takes but a loader, with ``split="train"``.
         objectives: Objectives as `comparison.contenders` takes them. In a mapping an entry may bring its own program:
-            ``{"relaxed": (objective, make_program)}``, or an `Entrant`. Each run has a fresh copy of its objective.
+            ``{"relaxed": (objective, make_program)}``, or an `Entrant`. Each run has a fresh copy of its objective, and
+            of an optimiser that keeps a state (of `pyro.optim`).
         epochs: The number of epochs of every run.
         num_particles: One K or several.
         seeds: The number of seeds (0, 1, ...), or a sequence of seeds.
@@ -166,8 +167,10 @@ def race(
         raise ValueError(f"race: split is {split!r}, which is empty in {data!r}; expected one of {held}")
     where = resolve_device(device)
     with seeded(some[0]):
-        bare, entrants = take_apart(objectives)
-        field = contenders(bare, num_particles)
+        bare, brought = take_apart(objectives)
+        several = tuple(num_particles) if isinstance(num_particles, Iterable) else num_particles
+        field = contenders(bare, several)
+        entrants = at_each_k(brought, several)
     columns = cast("tuple[Tensor, ...]", looked_at.head(evaluation_size).to(where).columns)
     if scheduler is None:  # nothing uses the validation of `fit`
         data = replace(data, validation=Split(tuple(data.train.head(0).columns)))
@@ -175,7 +178,6 @@ def race(
     fitting = functools.partial(
         fit,
         data=data,
-        optimizer=optimizer,
         scheduler=scheduler,
         clip_norm=clip_norm,
         epochs=epochs,
@@ -187,6 +189,7 @@ def race(
         fitting,
         Evaluator(columns, evidence, evidence_particles),
         functools.partial(Watch, every=every, epochs=epochs, max_seconds=max_seconds),
+        optimizer=optimizer,
         steps=-(-len(data.train) // batch_size),
         progress=progress or (lambda text: None),
         on_run=on_run,
@@ -195,7 +198,7 @@ def race(
     if count > 1 and on_run is not None:
         raise ValueError("race: on_run takes the trained program, which stays in another process; give jobs=1")
     heats = [
-        Heat(contender, (own := entrants.get(contender.name, Entrant(None))), own.make_program or make_program, seed)
+        Heat(contender, (own := entrants.get(contender.key, Entrant(None))), own.make_program or make_program, seed)
         for i, seed in enumerate(some)  # turned, so that none is always first on a cold machine
         for contender in field.items[i % len(field) :] + field.items[: i % len(field)]
     ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from ppl_vae._home import home_of
 from ppl_vae._scopes import evaluation_mode, seeded
 from ppl_vae._tensors import moved
 from ppl_vae.capture import modules_of
+from ppl_vae.comparison.contenders import contenders
 from ppl_vae.objectives.losses import Program
 from ppl_vae.vae import VAE
 
@@ -42,12 +44,12 @@ class Entrant:
     evaluated_as: Callable[[Any], VAE | Program] | None = None
 
 
-def take_apart(objectives: Any) -> tuple[Any, dict[str, Entrant]]:
-    """Separate the objectives, as `comparison.contenders` takes them, from the entrants, by name.
+def take_apart(objectives: Any) -> tuple[Any, list[tuple[str, Entrant]]]:
+    """Separate the objectives, as `comparison.contenders` takes them, from the entrants and their names.
 
     A tuple inside a mapping, ``{"relaxed": (objective, make_program)}``, is an `Entrant`.
     """
-    own: dict[str, Entrant] = {}
+    own: list[tuple[str, Entrant]] = []
 
     def bare(entry: Any, name: str | None = None) -> Any:
         if isinstance(entry, Mapping):
@@ -65,10 +67,19 @@ def take_apart(objectives: Any) -> tuple[Any, dict[str, Entrant]]:
             return entry
         if name is None:
             raise TypeError(f"objectives has {entry!r} without a name; expected a mapping, {{'my name': Entrant(...)}}")
-        own[name] = entry
+        own.append((name, entry))
         return entry.objective
 
     return bare(objectives), own
+
+
+def at_each_k(own: Iterable[tuple[str, Entrant]], particles: int | Iterable[int]) -> dict[tuple[str, int], Entrant]:
+    """Return the entrants by name and K: another of the same name and another K may bring no program, or its own."""
+    found: dict[tuple[str, int], Entrant] = {}
+    for name, entrant in own:
+        with suppress(ValueError):  # it is defined at no K, which the field of all contenders says
+            found |= dict.fromkeys((c.key for c in contenders({name: entrant.objective}, particles)), entrant)
+    return found
 
 
 class Start:

@@ -50,7 +50,9 @@ def negated(figure: Measured) -> Measured:
     return Measured(-figure.value, -figure.high, -figure.low)
 
 
-def measured(resampled: Float[Tensor, " 1+B"], num_units: int) -> Measured:
+def measured(
+    resampled: Float[Tensor, " 1+B"], num_units: int, ends: tuple[float, float] = (-math.inf, math.inf)
+) -> Measured:
     r"""Return a figure with its 95% interval from ``[figure, *resamples]``.
 
     The ends are percentiles at levels that correct for few units. A bootstrap of n units has a spread that is too small
@@ -58,13 +60,16 @@ def measured(resampled: Float[Tensor, " 1+B"], num_units: int) -> Measured:
     Should Know About the Bootstrap, 2015, https://doi.org/10.1080/00031305.2015.1089789).
 
     Args:
-        resampled: The figure and its B resamples; infinite where a resample has no figure.
+        resampled: The figure and its B resamples; NaN where a resample has no figure, which may then be anywhere.
         num_units: n, the number of units that the bootstrap draws from.
+        ends: The least and the largest value that the figure can have.
     """
     share = 0.025
     if num_units > 1:
         share = NormalDist().cdf(math.sqrt(num_units / (num_units - 1)) * float(stats.t.ppf(0.025, num_units - 1)))
-    ordered = resampled[1:].sort().values  # no interpolation: some may be infinite
-    last = len(ordered) - 1
-    low, high = ordered[math.floor(share * last)], ordered[math.ceil((1 - share) * last)]
-    return Measured(float(resampled[0]), float(low), float(high))
+    draws = resampled[1:]
+    least, largest = (draws.where(~draws.isnan(), end).sort().values for end in ends)
+    last = len(draws) - 1  # no interpolation: some may be infinite
+    return Measured(
+        float(resampled[0]), float(least[math.floor(share * last)]), float(largest[math.ceil((1 - share) * last)])
+    )
