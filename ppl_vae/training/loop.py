@@ -93,7 +93,7 @@ class Loop:
         kinds = {p.dtype for p in self.svi.parameters.values()}
         dtype = torch.float64 if torch.float64 in kinds else torch.float32  # of figures: as exact as the program
         terms = torch.full((self.steps or CHECK_EVERY, 4), math.nan, device=self.result.device, dtype=dtype)
-        self.state = TrainingState(self.svi, self.modules, scheduler, self.result.seed, terms)
+        self.state = TrainingState(self.svi, self.modules, scheduler, self.result.seed, terms, self.batch_size)
         if resume is not None:
             if self.streamed and resume.get("step"):
                 warnings.warn(

@@ -92,18 +92,26 @@ class TrainingState:
         step: Number of steps taken in the current epoch.
         terms: For each step of this epoch, the sums of loss, log-likelihood and KL, and the weight to divide by;
             shape (steps, 4), on the device, so that no step waits.
+        batch_size: Data per step, of all processes together.
         history: The records of the completed epochs.
         best: Parameters and buffers of the best validated epoch, if early stopping is on.
     """
 
     def __init__(
-        self, svi: SVI, modules: list[nn.Module], scheduler: LRScheduler | None, seed: int, terms: Tensor
+        self,
+        svi: SVI,
+        modules: list[nn.Module],
+        scheduler: LRScheduler | None,
+        seed: int,
+        terms: Tensor,
+        batch_size: int,
     ) -> None:
         self.svi = svi
         self.modules = modules
         self.scheduler = scheduler
         self.seed = seed
         self.terms = terms
+        self.batch_size = batch_size
         self.epoch = 0
         self.step = 0
         self.seconds = 0.0
@@ -190,6 +198,7 @@ class TrainingState:
             "epoch": self.epoch,
             "step": self.step,
             "steps": len(self.terms),
+            "batch_size": self.batch_size,
             "terms": self.terms[: self.step].clone(),
             "seed": self.seed,
             "seconds": self.seconds,
