@@ -12,7 +12,9 @@ import pyro
 import torch
 from pyro.optim import PyroLRScheduler, PyroOptim
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
+
+_NONE = object()
 
 OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
 
@@ -26,20 +28,25 @@ class TorchOptimizer:
         self.optimizer: Optimizer | None = None
 
     def follow(self, parameters: Sequence[Tensor]) -> Optimizer:
-        """Make the optimiser for these parameters, or add new parameters to it."""
+        """Make the optimiser for these parameters, or add new ones to its first group, which a schedule knows."""
         if self.optimizer is None:
             self.optimizer = _fused(self._factory, list(parameters))
-            return self.optimizer
         known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         if new := [p for p in parameters if id(p) not in known]:
             self.optimizer.add_param_group({"params": new})
+            self.optimizer.param_groups[0]["params"] += self.optimizer.param_groups.pop()["params"]
         return self.optimizer
+
+    def forget(self, parameters: Sequence[Tensor]) -> None:
+        """Drop parameters and their state."""
+        if self.optimizer is not None:
+            _drop(self.optimizer, parameters)
 
     def step(self, parameters: Sequence[Tensor]) -> None:
         """Take a step."""
         optimizer = self.follow(parameters)
         self._layout.keep(parameters, [optimizer])
-        optimizer.step()
+        _step(optimizer)
 
 
 class PyroOptimizer:
@@ -60,6 +67,7 @@ class PyroOptimizer:
         self._layout = _Layout()
         self._joined: list[Any] = []
         self._settings: dict[str, Any] = {}
+        self._changed: dict[str, Any] = {}  # the settings that were changed in the joint optimiser, between two steps
 
     def follow(self, parameters: Sequence[Tensor]) -> Optimizer | None:
         """Synchronise the joint optimiser with Pyro's object; return None if Pyro's object must take the step."""
@@ -67,12 +75,12 @@ class PyroOptimizer:
         if not isinstance(optim.pt_optim_args, dict) or optim.pt_clip_args or isinstance(optim, PyroLRScheduler):
             self.optimizer = None
             return None
+        if self.optimizer is not None:
+            self._changed |= self._take_over(self.optimizer.param_groups[0]["params"])
         for parameter in parameters:
             if parameter not in optim.optim_objs:
                 self._make(parameter)
         own = [optim.optim_objs[parameter] for parameter in parameters]
-        if self.optimizer is not None:
-            self._take_over(parameters)
         groups = [o.param_groups[0] for o in own]
         settings = _settings(groups[0])
         if any(_settings(group) != settings for group in groups) or len({type(o) for o in own}) > 1:
@@ -93,16 +101,25 @@ class PyroOptimizer:
 
     def step(self, parameters: Sequence[Tensor]) -> None:
         """Take a step."""
-        parameters = [p for p in parameters if p.grad is not None]
-        optimizer = self.follow(parameters) if parameters else None
+        moved = [p for p in parameters if p.grad is not None]
+        known = [p for p in parameters if p.grad is not None or p in self.optim.optim_objs]
+        optimizer = self.follow(known) if moved else None
         if optimizer is not None:
-            self._layout.keep(parameters, [optimizer])
-            optimizer.step()
-            self._take_over(parameters)  # an optimiser may change its settings during a step
+            self._layout.keep(known, [optimizer])
+            _step(optimizer)
+            self._take_over(moved)  # an optimiser may change its settings during a step
         else:
             own = self.optim.optim_objs.values()  # optimisers, or their schedules
-            self._layout.keep(parameters, [getattr(o, "optimizer", o) for o in own])
-            self.optim(parameters)
+            self._layout.keep(moved, [getattr(o, "optimizer", o) for o in own])
+            self.optim(moved)
+
+    def forget(self, parameters: Sequence[Tensor]) -> None:
+        """Drop parameters and their state, of the joint optimiser and of Pyro's."""
+        if self.optimizer is not None:
+            _drop(self.optimizer, parameters)
+        for parameter in parameters:
+            self.optim.optim_objs.pop(parameter, None)
+            self.optim.grad_clip.pop(parameter, None)
 
     def _factory(self) -> OptimizerFactory:
         return functools.partial(self.optim.pt_optim_constructor, **self.optim.pt_optim_args)
@@ -111,23 +128,27 @@ class PyroOptimizer:
         """Make Pyro's optimiser for a parameter, as Pyro does at the first step of the parameter."""
         optim = self.optim
         own = optim.optim_objs[parameter] = _fused(self._factory(), [parameter])
+        own.param_groups[0].update(self._changed)
         optim.grad_clip[parameter] = None
         state = optim._state_waiting_to_be_consumed.pop(pyro.get_param_store().param_name(parameter), None)
         if state is not None:
             own.load_state_dict(state)
 
-    def _take_over(self, parameters: Sequence[Tensor]) -> None:
-        """Copy changed settings and a newly loaded state from the joint optimiser to Pyro's optimisers."""
+    def _take_over(self, parameters: Sequence[Tensor]) -> dict[str, Any]:
+        """Copy changed settings, which are returned, and a newly loaded state from the joint optimiser to Pyro's."""
         assert self.optimizer is not None
         settings = _settings(self.optimizer.param_groups[0])
-        if settings != self._settings:
+        before = {k: self._settings.get(k, _NONE) for k in settings}
+        changed = {k: v for k, v in settings.items() if v is not before[k] and v != before[k]}
+        if changed:
             for parameter in parameters:
-                self.optim.optim_objs[parameter].param_groups[0].update(settings)
+                self.optim.optim_objs[parameter].param_groups[0].update(changed)
             self._settings = settings
         if self._joined and self.optimizer.state is not self._joined[-1]:
             for parameter, state in self.optimizer.state.items():
                 self.optim.optim_objs[parameter].state[parameter] = state
             self._joined = []
+        return changed
 
 
 class _Layout:
@@ -193,3 +214,32 @@ def _fused(factory: OptimizerFactory, parameters: list[Tensor]) -> Optimizer:
         except (RuntimeError, NotImplementedError):
             pass  # this device has no fused kernel
     return factory(parameters)
+
+
+def _step(optimizer: Optimizer) -> None:
+    """Take a step; not a fused one in a group where only some parameters have a momentum yet, which SGD's form refuses.
+
+    The fused forms of Adam, AdamW and Adagrad count the steps of each parameter.
+    """
+    groups = optimizer.param_groups if isinstance(optimizer, SGD) else []
+    mixed = [g for g in groups if g.get("fused") and g["momentum"] and len(set(_have_momentum(optimizer, g))) > 1]
+    for group in mixed:
+        group["fused"] = False
+    try:
+        optimizer.step()
+    finally:
+        for group in mixed:
+            group["fused"] = True
+
+
+def _have_momentum(optimizer: Optimizer, group: Mapping[str, Any]) -> Iterable[bool]:
+    moved = (p for p in group["params"] if p.grad is not None)
+    return (optimizer.state.get(p, {}).get("momentum_buffer") is not None for p in moved)
+
+
+def _drop(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
+    dropped = set(map(id, parameters))
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if id(p) not in dropped]
+    for parameter in parameters:
+        optimizer.state.pop(parameter, None)

@@ -155,7 +155,15 @@ class VAEDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
         self.random_state = random_state
 
     def fit(self, X: Any, y: object = None) -> Self:  # noqa: N803
-        """Train the VAE on the rows of X, (n, d); y is ignored."""
+        """Train the VAE on the rows of X, (n, d); y is ignored. A fit that fails leaves an earlier one as it is."""
+        before = dict(self.__dict__)
+        try:
+            return self._fit(X)
+        except BaseException:
+            self.__dict__ = before
+            raise
+
+    def _fit(self, X: Any) -> Self:  # noqa: N803
         check_positive_int(self.latent_dim, "latent_dim")
         check_positive(self.learning_rate, "learning_rate")
         if isinstance(self.hidden, int) or not all(map(is_integer, self.hidden)):
@@ -196,7 +204,7 @@ class VAEDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
             **(self.training or {}),
         )
         if run.caveat:
-            warnings.warn(f"VAEDensity: {run.caveat}", UserWarning, stacklevel=2)
+            warnings.warn(f"VAEDensity: {run.caveat}", UserWarning, stacklevel=3)
         store = pyro.get_param_store()  # holds the parameters of every VAE that was trained, for good
         for name in [name for name in store.keys() if name.startswith(f"{vae.name}$")]:  # noqa: SIM118
             del store[name]

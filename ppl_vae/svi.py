@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Sequence, Set
 from typing import Any, Literal, get_args
 
+import pyro
 import torch
 from pyro.optim import PyroOptim
 from pyro.poutine.messenger import Messenger
@@ -20,7 +21,7 @@ from torch.optim import Optimizer
 from torch.utils import _pytree
 
 from ppl_vae._optimizers import OptimizerFactory, as_optimizer
-from ppl_vae._validation import check_choice
+from ppl_vae._validation import check_choice, check_positive
 from ppl_vae.capture import CapturedStep, CaptureError, Change, NotNowError, Step, environment, signature, unusual
 from ppl_vae.capture.signature import Signature, can_watch
 from ppl_vae.objectives.losses import BatchLoss, as_loss
@@ -65,14 +66,15 @@ class SVI:
     Training is slow where shapes or whole numbers differ at nearly every step: pad to a few shapes, pass tensors.
 
     `step` has Pyro's meaning: it takes the gradient and the value of the *sum* over data. It returns a float, for which
-    it waits. It adds to gradients that are already in ``.grad``, and leaves none there. `update` follows the gradient
-    of the *mean* per datum, so that the learning rate does not depend on the size of the batch. It returns tensors
-    without waiting, and leaves its gradients in ``.grad``.
+    it waits. It adds to gradients that are already in ``.grad`` of parameters of earlier steps, and leaves none there;
+    those of new parameters are dropped, since another SVI may have left them. `update` follows the gradient of the
+    *mean* per datum, so that the learning rate does not depend on the size of the batch. It returns tensors without
+    waiting, and leaves its gradients in ``.grad``.
 
     Parameters are found when the program first runs: those of modules registered with `pyro.module` or in a
     `PyroModule`, and those of `pyro.param`, in their unconstrained form. A parameter that first appears in a later step
-    joins in that step. Other tensors that require a gradient (an argument, or a tensor that the program holds) have it
-    added to their ``.grad``, as in Pyro.
+    joins in that step, in the first group of the optimiser. Other tensors that require a gradient (an argument, or a
+    tensor that the program holds) have it added to their ``.grad``, as in Pyro.
 
     Steps of different threads wait for each other, since Pyro's handlers are global.
 
@@ -98,6 +100,7 @@ class SVI:
 
     Raises:
         TypeError: If `optim` or `loss` is of no kind named above.
+        ValueError: If `clip_norm` is not a finite number above 0.
 
     Example:
         >>> import functools
@@ -123,6 +126,8 @@ class SVI:
         compile: Compile = "graph",
     ) -> None:
         check_choice(compile, get_args(Compile), "SVI: compile")
+        if clip_norm is not None:
+            check_positive(clip_norm, "SVI: clip_norm")
         self.model = model
         self.guide = guide
         self.loss = as_loss(loss)
@@ -248,6 +253,19 @@ class SVI:
             raise ValueError("the program registered no parameter; call pyro.module or pyro.param in model or guide")
         self._stepped = self._parameters.settled = True
         return self._optimizer.follow(list(self.parameters.values()))
+
+    def forget(self, parameters: Sequence[Tensor]) -> None:
+        """Forget parameters, here and in Pyro's store, as before the step in which they first appeared."""
+        if not parameters:
+            return
+        store, forgotten = pyro.get_param_store(), set(map(id, parameters))
+        for name in [name for name, p in self.parameters.items() if id(p) in forgotten]:
+            del self.parameters[name]
+            if name in store:
+                del store[name]
+        self._followed -= forgotten
+        self._graphs.clear()
+        self._optimizer.forget(parameters)
 
     def begin_stretch(self) -> None:
         """Promise that nothing changes the program between two steps, from here to the next call of this method.

@@ -212,6 +212,8 @@ class VAE(nn.Module, Shown):
             y: The condition, (size, k), or labels (size,).
             mean: Return the mean of p(x|z) at z ~ p(z), as is usual for pictures; otherwise also draw x ~ p(x|z).
         """
+        if size == 0 and y is None:
+            return self.sample(1, mean=mean)[:0]  # many densities have no draws of that shape
         with evaluation_mode(self):
             p_z = self.p_z(y)
             z = p_z.sample(() if p_z.batch_shape else (size if y is None else len(y),))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import pickle
 
@@ -137,6 +138,15 @@ def test_a_seed_is_the_whole_story(fitted):
     assert (again.sample(3, random_state=1) == fitted.sample(3, random_state=1)).all()
     same = pickle.loads(pickle.dumps(fitted))
     assert (same.score_samples(X[:9]) == fitted.score_samples(X[:9])).all()
+
+
+@pytest.mark.parametrize("changes", [{"prior": "StandardNormall"}, {"epochs": 0}])
+def test_a_fit_that_fails_leaves_the_one_before(fitted, changes):
+    vae = copy.deepcopy(fitted)
+    with pytest.raises(ValueError, match=r"StandardNormall|epochs is 0"):
+        vae.set_params(**changes).fit(100 * X[:, :3])
+    np.testing.assert_array_equal(vae.transform(X), fitted.transform(X))
+    np.testing.assert_array_equal(vae.scaler_.scale_, fitted.scaler_.scale_)
 
 
 def test_nothing_of_a_fit_stays_in_pyros_store():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import pyro
@@ -16,6 +17,7 @@ from torch import nn
 from torch.distributions import constraints
 
 from ppl_vae import SVI, VAE, fit, likelihoods, networks, posteriors
+from ppl_vae._optimizers import TorchOptimizer
 from ppl_vae.objectives import ELBO
 
 ADAM = functools.partial(torch.optim.Adam, lr=1e-2)
@@ -227,6 +229,83 @@ def test_a_parameter_that_appears_later_is_trained():
     shown.append(True)
     svi.step(torch.full((5,), 3.0))
     assert pyro.param("shift").item() != 0.0
+
+
+class Shifted:
+    """A program whose parameter `shift` takes part where `shown` says so."""
+
+    def __init__(self, shown: bool) -> None:
+        self.shown = shown
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            shift = pyro.param("shift", torch.tensor(0.0)) if self.shown else 0.0
+            pyro.sample("x", dist.Normal(pyro.param("m", torch.tensor(0.0)) + shift, 1.0), obs=x)
+
+    def guide(self, x):
+        pass
+
+
+@pytest.mark.parametrize("appears", [0, 3])
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (pyro.optim.Adam({"lr": 0.1}), functools.partial(torch.optim.Adam, lr=0.1)),
+        (pyro.optim.SGD({"lr": 0.1, "momentum": 0.9}), functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)),
+    ],
+    ids=["Adam", "SGD"],
+)
+def test_a_learning_rate_holds_for_parameters_without_a_gradient_too(theirs, ours, appears):
+    def trajectory(optim):
+        pyro.clear_param_store()
+        program = Shifted(shown=appears == 0)
+        svi = SVI(program.model, program.guide, copy.deepcopy(optim), ELBO(), compile="off")
+        found = []
+        for step in range(6):
+            program.shown = step >= 3 or (step == 0 and appears == 0)
+            svi.step(torch.ones(4))
+            found.append([p.item() for p in svi.parameters.values()])
+            if step == 1:
+                svi.optimizer.param_groups[0]["lr"] = 1e-3
+        assert len(svi.optimizer.param_groups) == 1
+        return found
+
+    assert trajectory(theirs) == trajectory(ours)
+    found = trajectory(functools.partial(ours, fused=False))
+    assert trajectory(ours)[-1] == pytest.approx(found[-1], rel=1e-5)
+    assert abs(found[5][1] - found[2][1] if appears == 0 else found[5][1]) < 0.05
+
+
+FUSED = [
+    functools.partial(torch.optim.SGD, lr=0.1),
+    functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9, dampening=0.3, weight_decay=0.1, maximize=True),
+    functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True),
+    functools.partial(torch.optim.Adam, lr=0.1, amsgrad=True, weight_decay=0.1),
+    functools.partial(torch.optim.AdamW, lr=0.1, maximize=True),
+    functools.partial(torch.optim.Adagrad, lr=0.1, lr_decay=0.1, weight_decay=0.1),
+]
+
+
+@pytest.mark.parametrize("factory", FUSED, ids=lambda f: f"{f.func.__name__}{list(f.keywords)[1:]}")
+def test_fused_steps_are_the_plain_ones_whichever_parameters_have_a_gradient(factory):
+    found = []
+    for make in (factory, functools.partial(factory, fused=False)):
+        torch.manual_seed(0)
+        parameters = [nn.Parameter(torch.randn(n, dtype=torch.float64)) for n in (3, 0, 17, 5)]
+        optimizer = TorchOptimizer(make)
+        for moved in ([0, 1], [0], [0, 1, 2, 3], [3, 1], [0, 1, 2, 3]):
+            for i, p in enumerate(parameters):
+                p.grad = torch.randn_like(p) if i in moved else None
+            optimizer.step(parameters)
+        assert optimizer.optimizer.param_groups[0]["fused"] is (make is factory)
+        found.append(torch.cat(parameters).detach())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("clip_norm", [-1.0, 0.0, float("nan")])
+def test_a_norm_to_clip_to_is_positive(clip_norm):
+    with pytest.raises(ValueError, match=r"clip_norm is .*; expected a finite number above zero"):
+        SVI(lambda x: None, lambda x: None, ADAM, ELBO(), clip_norm=clip_norm)
 
 
 def test_a_cleared_store_is_noticed():

@@ -114,6 +114,14 @@ def test_model_scores_p_of_x_and_z() -> None:
     torch.testing.assert_close(trace.log_prob_sum(), expected.sum(), rtol=1e-10, atol=0.0)
 
 
+@pytest.mark.parametrize("mean", [True, False])
+@pytest.mark.parametrize("prior", [priors.StandardNormal, priors.MixtureOfNormals, priors.SplineFlow])
+@pytest.mark.parametrize("likelihood", [likelihoods.Bernoulli, likelihoods.Beta])
+def test_no_data_are_drawn_where_none_are_asked_for(prior: Any, likelihood: Any, mean: bool) -> None:
+    vae = VAE((1, 2, 3), prior=prior(2), likelihood=likelihood(MLP([4])), posterior=posteriors.DiagonalNormal(MLP([4])))
+    assert vae.sample(0, mean=mean).shape == (0, 1, 2, 3)
+
+
 def test_model_without_data_samples_it() -> None:
     vae = make()
     x = vae.model(size=5)

@@ -25,7 +25,7 @@ from ppl_vae.networks import ParameterNetwork
 
 Tree = Any
 
-_PLAIN = (type(None), bool, int, float, str, torch.dtype)
+PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype)
 _SEQUENCES = {kind.__name__: kind for kind in (list, tuple, set, frozenset, torch.Size)}
 _MAPPINGS = {kind.__name__: kind for kind in (dict, OrderedDict)}
 _PARTIAL = "functools.partial"
@@ -47,12 +47,10 @@ class Describer:
         """
         if type(value) is Tensor:
             return value.detach().cpu().clone()
-        if type(value) in _PLAIN:
+        if type(value) in PLAIN:
             return value
-        if isinstance(value, np.generic):
-            return value.item()
-        if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-            return {"array": torch.from_numpy(value.copy())}
+        if isinstance(value, np.generic | np.ndarray):
+            return _of_numpy(value, where)
         if type(value).__name__ in _SEQUENCES and type(value) is _SEQUENCES[type(value).__name__]:
             return {type(value).__name__: [self(part, where) for part in value]}  # type: ignore[attr-defined]
         if type(value) in _MAPPINGS.values():
@@ -138,6 +136,16 @@ def path_of(target: Any, where: str) -> str:
         f"{where}: {name or target!r} cannot be imported by its name, as a lambda or a function inside another cannot; "
         "define it at the top of a module"
     )
+
+
+def _of_numpy(value: np.generic | np.ndarray, where: str) -> Tree:
+    """Return the tree of a number or an array of NumPy."""
+    if isinstance(value, np.generic):
+        if type(value.item()) in PLAIN:
+            return value.item()
+    elif value.dtype.kind in "biuf" and value.dtype.itemsize <= 8:
+        return {"array": torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))}
+    raise ValueError(f"{where} is of NumPy's {value.dtype}, which no file keeps; give numbers of 64 bits or text")
 
 
 def _import(path: object) -> Any:

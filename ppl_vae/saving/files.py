@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +16,7 @@ from ppl_vae import checkpoints
 from ppl_vae._machine import PACKAGES, Budget, versions
 from ppl_vae._scopes import evaluation_mode, seeded, untouched_random_state
 from ppl_vae.data import Dataset, Split
-from ppl_vae.saving.describing import Builder, Describer
+from ppl_vae.saving.describing import PLAIN, Builder, Describer
 
 KIND = "vae"
 
@@ -131,6 +132,25 @@ def _require_equal(vae: Any, copy: Any) -> None:
                 "be of another model; a piece was changed after it was made (an attribute, a hook), or its class "
                 "does not keep an argument as an attribute of the same name"
             )
+    settings = _settings(copy)
+    for name, value in _settings(vae).items():
+        made = settings.get(name, value)
+        if made != value and not (made != made and value != value):  # both NaN
+            raise ValueError(
+                f"VAE.save: {name} is {value!r}, and {made!r} in a VAE made with the same arguments; give it to the "
+                "constructor, since a file keeps its arguments"
+            )
+
+
+def _settings(vae: nn.Module) -> dict[str, Any]:
+    """Return the plain values that modules keep under the names of their constructors' arguments."""
+    modules = [(name, module) for name, module in vae.named_modules() if module is not vae]
+    return {
+        f"{name}.{key}": vars(module)[key]
+        for name, module in modules
+        for key in inspect.signature(type(module)).parameters
+        if type(vars(module).get(key, ...)) in PLAIN
+    }
 
 
 def _probe(vae: Any) -> list[tuple[str, Tensor]]:

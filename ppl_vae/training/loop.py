@@ -28,7 +28,7 @@ from ppl_vae.training.rehearsal import CHECK, rehearse
 from ppl_vae.training.resuming import checked
 from ppl_vae.training.run import Callback, Progress, Run
 from ppl_vae.training.sharing import MOST_REHEARSED, Sharing
-from ppl_vae.training.state import DivergedError, Means, TrainingState, diagnose
+from ppl_vae.training.state import DivergedError, Means, TrainingState, diagnose, optimizer_of
 from ppl_vae.vae import VAE
 
 CHECK_EVERY = 100  # steps between two checks of the losses: the last good state is never further back
@@ -75,12 +75,8 @@ class Loop:
 
     def prepare(self, resume: dict[str, Any] | None) -> None:
         """Make optimiser and scheduler, and restore the state of an earlier run if there is one."""
-        optimizer = self.svi.prepare()
-        if optimizer is None:
-            raise ValueError(
-                "optimizer is an object of pyro.optim with a schedule, clipping, or settings for each parameter; "
-                "expected functools.partial(torch.optim.Adam, lr=1e-3) or the like, with scheduler= and clip_norm="
-            )
+        self.svi.prepare()
+        optimizer = optimizer_of(self.svi)
         try:
             scheduler = None if self.make_scheduler is None else self.make_scheduler(optimizer)
         except TypeError as error:
@@ -93,7 +89,7 @@ class Loop:
         kinds = {p.dtype for p in self.svi.parameters.values()}
         dtype = torch.float64 if torch.float64 in kinds else torch.float32  # of figures: as exact as the program
         terms = torch.full((self.steps or CHECK_EVERY, 4), math.nan, device=self.result.device, dtype=dtype)
-        self.state = TrainingState(self.svi, self.modules, scheduler, self.result.seed, terms)
+        self.state = TrainingState(self.svi, self.modules, scheduler, self.result.seed, terms, self.batch_size)
         if resume is not None:
             if self.streamed and resume.get("step"):
                 warnings.warn(
@@ -259,11 +255,10 @@ class Loop:
         return self.ranks.stopped
 
     def _make_record(self, rate: float) -> dict[str, float]:
-        assert self.svi.optimizer is not None
         record = {
             "epoch": self.state.epoch,
             "step": self.steps + (self.result.history[-1]["step"] if self.result.history else 0),
-            "lr": self.svi.optimizer.param_groups[0]["lr"],
+            "lr": optimizer_of(self.svi).param_groups[0]["lr"],
             "rate": rate,
             **self.state.means().record(),
         }

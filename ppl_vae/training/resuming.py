@@ -25,7 +25,8 @@ def checked(state: Mapping[str, Any], run: TrainingState, fingerprint: str) -> d
         ValueError: If anything in it has another name, shape, dtype or length than in this run, or is of other
             data; the message names it.
     """
-    state = {"last": None, "data": fingerprint, "mps_rng": []} | dict(state)  # entries that older files lack
+    older: dict[str, Any] = {"last": None, "data": fingerprint, "mps_rng": [], "batch_size": run.batch_size}
+    state = older | dict(state)  # entries that older files lack
     if isinstance(state.get("terms"), Tensor) and state["terms"].is_floating_point():
         state["terms"] = state["terms"].to(run.terms.dtype)  # float32 in older files, whatever the program's dtype
     try:
@@ -53,6 +54,11 @@ def _check(state: dict[str, Any], run: TrainingState) -> None:
         raise ValueError(
             f"it stands in the midst of an epoch of {state['steps']} steps, and an epoch has {len(run.terms)} "
             "here; resume with the data and the batch_size of the run"
+        )
+    if state["step"] and state["batch_size"] != run.batch_size:
+        raise ValueError(
+            f"it stands in the midst of an epoch in batches of {state['batch_size']!r}, and batch_size is "
+            f"{run.batch_size} here; resume with the batch_size of the run"
         )
     if state["step"] > len(run.terms):
         raise ValueError(f"step is {state['step']}, and an epoch has {len(run.terms)} steps")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ppl_vae.data import Split
@@ -92,18 +93,26 @@ class TrainingState:
         step: Number of steps taken in the current epoch.
         terms: For each step of this epoch, the sums of loss, log-likelihood and KL, and the weight to divide by;
             shape (steps, 4), on the device, so that no step waits.
+        batch_size: Data per step, of all processes together.
         history: The records of the completed epochs.
         best: Parameters and buffers of the best validated epoch, if early stopping is on.
     """
 
     def __init__(
-        self, svi: SVI, modules: list[nn.Module], scheduler: LRScheduler | None, seed: int, terms: Tensor
+        self,
+        svi: SVI,
+        modules: list[nn.Module],
+        scheduler: LRScheduler | None,
+        seed: int,
+        terms: Tensor,
+        batch_size: int,
     ) -> None:
         self.svi = svi
         self.modules = modules
         self.scheduler = scheduler
         self.seed = seed
         self.terms = terms
+        self.batch_size = batch_size
         self.epoch = 0
         self.step = 0
         self.seconds = 0.0
@@ -181,15 +190,15 @@ class TrainingState:
 
     def capture(self) -> dict[str, Any]:
         """Return a copy of the state, suitable for `ppl_vae.checkpoints.save`."""
-        assert self.svi.optimizer is not None
         return {
             **self.capture_parameters(),
-            "optimizer": copy.deepcopy(self.svi.optimizer.state_dict()),
+            "optimizer": copy.deepcopy(optimizer_of(self.svi).state_dict()),
             "scheduler": None if self.scheduler is None else copy.deepcopy(self.scheduler.state_dict()),
             **(self._random_state or _random_state()),
             "epoch": self.epoch,
             "step": self.step,
             "steps": len(self.terms),
+            "batch_size": self.batch_size,
             "terms": self.terms[: self.step].clone(),
             "seed": self.seed,
             "seconds": self.seconds,
@@ -226,9 +235,12 @@ class TrainingState:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Put everything back, so that training goes on as if it had not stopped."""
-        assert self.svi.optimizer is not None
+        optimizer = optimizer_of(self.svi)
+        groups = zip(optimizer.param_groups, state["optimizer"]["param_groups"], strict=True)
+        known = {id(p) for own, group in groups for p in own["params"][: len(group["params"])]}
+        self.svi.forget([p for p in self.svi.parameters.values() if id(p) not in known])  # they have appeared since
         self.restore_parameters(state["last"] or state)
-        self.svi.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         if self.scheduler is not None:
             self.scheduler.load_state_dict(copy.deepcopy(state["scheduler"]))
         torch.set_rng_state(state["rng"].cpu())
@@ -244,6 +256,20 @@ class TrainingState:
         self.history = copy.deepcopy(state["history"])
         self.best = state["best"]
         self._last = None
+
+
+def optimizer_of(svi: SVI) -> Optimizer:
+    """Return the optimiser over all parameters.
+
+    Raises:
+        ValueError: If there is none, since a `pyro.optim` object takes the steps itself.
+    """
+    if svi.optimizer is None:
+        raise ValueError(
+            "optimizer is an object of pyro.optim with a schedule, clipping, or settings for each parameter; "
+            "expected functools.partial(torch.optim.Adam, lr=1e-3) or the like, with scheduler= and clip_norm="
+        )
+    return svi.optimizer
 
 
 def _random_state() -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pickle
 import sys
 import textwrap
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -180,6 +181,30 @@ def test_what_changed_after_it_was_made_is_refused(tmp_path):
     vae = small(posterior=posteriors.DiagonalNormal(networks.MLP([4]), floor=1e-5))
     vae.posterior.floor = 3.0
     refused(vae, tmp_path / "v.pt", r"q\(z\|x\) of a VAE made with the same arguments")
+
+
+def test_a_setting_that_shows_only_in_training_is_held_against_the_copy(tmp_path):
+    vae = small(likelihood=likelihoods.OptimalSigmaNormal(networks.MLP([4], dropout=0.5)))
+    again = ppl_vae.load(vae.save(tmp_path / "as made.pt"))
+    (dropout,) = (m for m in again.modules() if isinstance(m, nn.Dropout))
+    dropout.p = 0.1
+    refused(again, tmp_path / "v.pt", r"likelihood\..*\.p is 0\.1, and 0\.5 in a VAE made with the same arguments")
+    vae.likelihood.momentum = 0.5
+    refused(vae, tmp_path / "v.pt", r"likelihood\.momentum is 0\.5, and 0\.1 in a VAE made .* to the constructor")
+
+
+@pytest.mark.parametrize(
+    "value", [np.datetime64("2020-01-01"), np.longdouble(1), np.ones(2, np.longdouble), np.ones(2, complex)]
+)
+def test_values_of_numpy_that_no_file_keeps_are_refused(value):
+    with pytest.raises(ValueError, match=r"scale is of NumPy's .*; give numbers of 64 bits"):
+        Describer()(value, "scale")
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), np.complex128(1j), np.bytes_(b"a"), np.array([1.0, 2.0], ">f8")])
+def test_values_of_numpy_come_back(value, tmp_path):
+    path = checkpoints.save({"value": Describer()(value, "scale")}, tmp_path / "v.pt")
+    np.testing.assert_array_equal(Builder()(checkpoints.load(path)["value"]), value)
 
 
 def test_a_hook_is_refused(tmp_path):

@@ -232,6 +232,58 @@ def test_without_validation_data_nothing_can_look_at_them():
         fit(make_vae(digits), digits, scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
 
 
+class Switched(Callback):
+    """A program whose parameter `shift` takes part in some epochs, counted from 1; it observes its own training."""
+
+    def __init__(self, epochs, wrong: bool = False) -> None:
+        pyro.clear_param_store()
+        self.epochs, self.wrong, self.shown, self.rates = epochs, wrong, 1 in epochs, []
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            shift = pyro.param("shift", torch.tensor(0.0)) if self.shown else 0.0
+            shift = shift.sqrt() * 0 if self.wrong and self.shown else shift  # of gradient NaN
+            pyro.sample("x", dist.Normal(pyro.param("m", torch.tensor(0.0)) + shift, 1.0), obs=x)
+
+    def guide(self, x):
+        pass
+
+    def on_epoch(self, run, record):
+        self.shown = record["epoch"] + 1 in self.epochs
+        self.rates.append([group["lr"] for group in run.state()["optimizer"]["param_groups"]])
+
+    def fit(self, **options) -> Run:
+        options = {"epochs": 5, "batch_size": 20, "seed": 0, "device": "cpu", "callbacks": [self]} | options
+        return fit((self.model, self.guide), torch.full((20,), 9.0), **options)
+
+
+SCHEDULES = [
+    functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5),
+    functools.partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=lambda epoch: 0.5**epoch),
+]
+
+
+@pytest.mark.parametrize("epochs", [(3, 4, 5), (1, 3, 5)], ids=["appears late", "is left out at times"])
+@pytest.mark.parametrize("scheduler", SCHEDULES, ids=["StepLR", "LambdaLR"])
+@pytest.mark.parametrize("make", [lambda: adam(0.1), lambda: pyro.optim.Adam({"lr": 0.1})], ids=["torch", "pyro"])
+def test_a_schedule_holds_for_a_parameter_that_is_not_in_every_epoch(make, scheduler, epochs):
+    program = Switched(epochs)
+    run = program.fit(optimizer=make(), scheduler=scheduler)
+    assert program.rates == [[pytest.approx(0.1 * 0.5**n)] for n in range(1, 6)]
+    assert [r["lr"] for r in run.history] == pytest.approx([0.1 * 0.5**n for n in range(5)])
+    moved = sum(0.1 * 0.5 ** (epoch - 1) for epoch in epochs)
+    assert pyro.param("shift").item() == pytest.approx(moved, rel=0.1)  # a step of Adam is of the size of its rate
+
+
+@pytest.mark.parametrize("make", [lambda: adam(0.1), lambda: pyro.optim.Adam({"lr": 0.1})], ids=["torch", "pyro"])
+def test_a_parameter_whose_first_step_goes_wrong_is_as_before_that_step(make):
+    program = Switched((3, 4, 5), wrong=True)
+    with pytest.raises(DivergedError, match="at step 1 of epoch 3: the gradient of shift is not finite") as caught:
+        program.fit(optimizer=make())
+    assert "shift" not in pyro.get_param_store()
+    assert pyro.param("m").item() == caught.value.good_state["parameters"]["m"]
+
+
 def test_validation_interval(digits):
     run = fit(make_vae(digits), digits, epochs=5, validate_every=2, seed=0)
     assert [("validation_elbo" in r) for r in run.history] == [False, True, False, True, True]
