@@ -139,14 +139,15 @@ def from_table(
     if labels is not None:
         order = declared.get(titles.get("labels", ""))
         labels, words = coded_labels(aside.get("labels", labels), len(x), f"the labels of {name}", order)
-    names = _names(aside.get("ids", index if ids is None else ids), len(x), f"the ids of {name}")
+    row_names = _names(aside.get("ids", index if ids is None else ids), len(x), f"the ids of {name}")
     # `divide` refuses NaN in its data, so it gets a column of zeros as data and the table as second column
     source = Source(name, torch.zeros(len(x), 1), labels, (x,))
     divided = divide(source, "none", 0.5, validation, test, int(seed))
 
     def part(split: Split) -> Split:
-        own = None if names is None else names[cast(Tensor, split.rows).numpy()]
-        return Split(split.columns[1:], split.labels, rows=split.rows, ids=own, label_names=words)
+        own = None if row_names is None else row_names[cast(Tensor, split.rows).numpy()]
+        names = {"label_names": words, "column_names": tuple(named), "categories": codes}
+        return Split(split.columns[1:], split.labels, rows=split.rows, ids=own, **names)
 
     train, held_out, tested = map(part, (divided.train, divided.validation, divided.test))
     return Table(
@@ -242,7 +243,7 @@ def _given_kinds(columns: Any, names: list[str], name: str) -> dict[str, Any]:
 def _column(content: np.ndarray, kind: Any, what: str) -> tuple[np.ndarray, str, tuple[Any, ...]]:
     """Return a column as float64, its kind, and the values behind its codes."""
     if isinstance(kind, Sequence) and not isinstance(kind, str):
-        return _coded(content, kind, what)
+        return coded(content, kind, what)
     numeric = content.dtype.kind in "fiub" or all(v is None or isinstance(v, int | float | np.number) for v in content)
     if numeric:
         numbers = np.array([np.nan if v is None else v for v in content], dtype=np.float64)
@@ -279,7 +280,7 @@ def _refuse_other_numbers(words: list[str], what: str) -> None:
         )
 
 
-def _coded(content: np.ndarray, values: Sequence[Any], what: str) -> tuple[np.ndarray, str, tuple[Any, ...]]:
+def coded(content: np.ndarray, values: Sequence[Any], what: str) -> tuple[np.ndarray, str, tuple[Any, ...]]:
     """Return the places of a column's entries in a list of values, as `_column` does."""
     numeric = all(is_real(value) for value in values)
     code = {float(value) if numeric else str(value): place for place, value in enumerate(values)}
@@ -293,7 +294,7 @@ def _coded(content: np.ndarray, values: Sequence[Any], what: str) -> tuple[np.nd
                 f"{what} holds {entry!r}, which is none of its values {', '.join(map(str, values))}: mend it"
             )
         found[row] = code[key]
-    return found, f"categorical:{len(values)}", tuple(values)
+    return found, f"categorical:{len(values)}", tuple(v.item() if isinstance(v, np.generic) else v for v in values)
 
 
 def _guess(numbers: np.ndarray) -> str:

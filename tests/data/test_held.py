@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +16,7 @@ import ppl_vae
 from ppl_vae import VAE, data, likelihoods, networks, posteriors, priors
 from ppl_vae._tensors import as_numbers
 from ppl_vae.data import Dataset, Split, as_split
-from ppl_vae.data.held import Form, split_of
+from ppl_vae.data.held import Form, form_of, split_of
 
 X = np.random.default_rng(0).normal(size=(60, 3))
 LABELS = np.arange(60) % 4
@@ -319,6 +320,54 @@ def test_a_frame_is_read_by_the_names_of_the_columns_that_were_trained_on(tmp_pa
         ppl_vae.evaluate(vae, frame.assign(d=1.0), **options)
 
 
+def test_parts_are_read_by_the_names_of_training():
+    """A split of a frame, as validation data or in a data set, stands for the frame, whatever the order of columns."""
+    frame = pandas_frame({"a": X[:, 0], "b": 10 * X[:, 1], "c": X[:, 2] + 5})
+    own, other = as_split(frame), as_split(frame[["c", "b", "a"]])
+    trained = Form().like(own)
+    assert torch.equal(split_of(other, trained).x, own.x)
+    assert split_of(other, trained).column_names == ("a", "b", "c")
+    assert split_of(own, trained) is own
+    with pytest.raises(ValueError, match="the split lacks 'c', and the columns a, b, c were trained on"):
+        split_of(as_split(frame.rename(columns={"c": "d"})), trained)
+    options = dict(epochs=1, batch_size=60, seed=0, compile="off", device="cpu")
+    found = [
+        ppl_vae.fit(make_vae(), train, validation=held, **options).final["validation_elbo"]
+        for train, held in ((frame, frame), (frame, other), (Dataset("mine", own, other, own.head(0)), None))
+    ]
+    assert found[1:] == found[:1] * 2
+
+
+def test_frames_and_tables_are_coded_as_in_training(tmp_path):
+    """The codes of categories are those of training, in a frame of other rows; other codes are refused."""
+    frame = pandas_frame({"a": X[:, 0], "c": [1, 2, 3] * 20, "city": ["Oslo", "Bergen", None, "Bergen"] * 15})
+    table = data.from_table(frame, {"c": "categorical"}, test=0, validation=0)
+    later = frame[frame["c"] > 1]
+    mlp = networks.MLP([4])
+    vae = VAE(
+        table,
+        prior=priors.StandardNormal(1),
+        likelihood=likelihoods.Mixed(table.columns, mlp),
+        posterior=posteriors.DiagonalNormal(networks.TableEncoder(table.columns, mlp)),
+    )
+    ppl_vae.fit(vae, table, epochs=1, batch_size=60, compile="off", device="cpu")
+    for known in (vae, ppl_vae.load(vae.save(tmp_path / "vae.pt"))):
+        trained = form_of(known)
+        right = data.from_table(later, table.schema, test=0, validation=0).train
+        assert split_of(right, trained) is right
+        assert torch.equal(split_of(later[["city", "c", "a"]], trained).x.nan_to_num(-1), right.x.nan_to_num(-1))
+        with pytest.raises(ValueError, match=r"column 'c' of the frame holds 4, which is none of its values 1.0, 2.0"):
+            split_of(later.assign(c=4), trained)
+        with pytest.raises(ValueError, match=r"'c' of the data has codes of 2.0, 3.0, and codes of 1.0, 2.0, 3"):
+            split_of(data.from_table(later, {"c": "categorical"}, test=0, validation=0).train, trained)
+        with pytest.raises(ValueError, match=r"'c' of the data has numbers as given, and codes of 1.0, 2.0, 3"):
+            split_of(as_split(later.assign(city=0)), trained)
+    numbers = as_split(frame[["a", "c"]])
+    codes = data.from_table(frame[["a", "c"]], {"c": "categorical"}, test=0, validation=0).train
+    with pytest.raises(ValueError, match=r"codes of 1.0, 2.0, 3.0, and numbers as given were trained on"):
+        split_of(codes, Form().like(numbers))
+
+
 def test_conditions_mean_what_they_meant_in_training(tmp_path):
     """Another data set has its labels in another order, or labels that were not trained on."""
     x, words = torch.randn(40, 3), ["cat", "dog"] * 20
@@ -349,6 +398,14 @@ def test_conditions_mean_what_they_meant_in_training(tmp_path):
         assert ppl_vae.evaluate(model, alone, **options).figures["elbo"].value == dogs.figures["elbo"].value
     with pytest.raises(ValueError, match="the data have the label aardvark, and cat, dog were trained on"):
         ppl_vae.evaluate(vae, labelled(["aardvark", "dog"] * 20).train, **options)
+    for training in (labelled(words), labelled(words).train):  # validation data are coded as the training data
+        held = None
+        if isinstance(training, Dataset):
+            training = replace(training, validation=alone)
+        else:
+            held = alone
+        run = ppl_vae.fit(vae, training, validation=held, epochs=1, batch_size=20, compile="off", device="cpu")
+        assert run.data.validation.columns[1].tolist() == [[0.0, 1.0]] * 20
 
 
 @pytest.mark.parametrize(("dtype", "power"), [(torch.float32, 24), (torch.float64, 53), (torch.bfloat16, 8)])

@@ -186,7 +186,9 @@ def test_a_table_trains_and_its_run_reads_other_files(people, tmp_path, monkeypa
         "height real, children count, city of Bergen|Oslo|Voss, smoker binary; labels from group; ids from name" in told
     )
     assert "note: batch_size is lowered from 500 to the 65 training data" in told
-    assert runs.load_run("runs/people").likelihood.columns == ["real", "count", "categorical:3", "binary"]
+    run = runs.load_run("runs/people")
+    assert run.likelihood.columns == ["real", "count", "categorical:3", "binary"]
+    assert run.categories == ((), (), ("Bergen", "Oslo", "Voss"), ())
     people[people["city"] == "Voss"][["city", "smoker", "children", "height"]].to_csv("voss.csv", index=False)
     for name, split in (("people.csv", "all"), ("voss.csv", "all")):
         options = ["--split", split, "--data", name, "--out", f"{name}.npz"]
