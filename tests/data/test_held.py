@@ -16,6 +16,7 @@ import ppl_vae
 from ppl_vae import VAE, data, likelihoods, networks, posteriors, priors
 from ppl_vae._tensors import as_numbers
 from ppl_vae.data import Dataset, Split, as_split
+from ppl_vae.data.conditions import recoded, with_few_labels, with_labels, with_library_size
 from ppl_vae.data.held import Form, form_of, split_of
 
 X = np.random.default_rng(0).normal(size=(60, 3))
@@ -406,6 +407,42 @@ def test_conditions_mean_what_they_meant_in_training(tmp_path):
             held = alone
         run = ppl_vae.fit(vae, training, validation=held, epochs=1, batch_size=20, compile="off", device="cpu")
         assert run.data.validation.columns[1].tolist() == [[0.0, 1.0]] * 20
+
+
+def test_words_that_parts_have_coded_apart_mean_the_same():
+    first, other = ["cat", "dog", "cat", "owl"], ["owl", "dog", "emu", "dog"]
+    x = torch.zeros(4, 2)
+    parts = (as_split(x, labels=first), as_split(x, labels=other), as_split(x).head(0))
+    made = with_labels(Dataset("animals", *parts))
+    assert made.train.conditions == ("cat", "dog", "owl", "emu")
+    for part, words in ((made.train, first), (made.validation, other)):
+        assert [part.label_names[code] for code in part.labels] == words
+        assert [part.conditions[code] for code in part.columns[1].argmax(1)] == words
+
+
+def test_neighbours_have_the_same_words_as_labels():
+    """Words of test and training data that were coded apart are compared as words."""
+    x = torch.randn(60, 3) / 10 + torch.arange(60)[:, None] % 3
+    words = np.array(["cat", "dog", "owl"])[np.arange(60) % 3]
+    some = words != "cat"
+    vae = make_vae()
+    vae.encode = lambda x: x
+    options = dict(gap_size=0, importance_size=0, imputation_size=0, evidence="posterior", num_particles=(5,))
+    test = as_split(x[torch.tensor(some)], labels=words[some])
+    found = ppl_vae.evaluate(vae, test, train=as_split(x, labels=words), **options)
+    assert found.figures["knn_accuracy"].value == 1.0
+
+
+def test_forgotten_labels_stay_forgotten_in_other_codes():
+    words = ["b", "c"] * 20
+    part = as_split(torch.randn(40, 3), labels=words)
+    few = with_few_labels(Dataset("few", part, part.head(0), part.head(0)), 4).train
+    again = recoded(few, ("a", "c", "b"))
+    assert torch.equal(again.columns[1], few.columns[1][:, [1, 1, 0]] * torch.tensor([0, 1, 1]))
+    assert [again.label_names[code] for code in again.labels] == [few.label_names[code] for code in few.labels]
+    counts = data.from_tensors(torch.ones(4, 3), validation=0, test=0)
+    with pytest.raises(ValueError, match="the data are not given with labels, and the model was trained with labels"):
+        recoded(with_library_size(counts).train, ("log library size", "a", "b"))
 
 
 @pytest.mark.parametrize(("dtype", "power"), [(torch.float32, 24), (torch.float64, 53), (torch.bfloat16, 8)])
