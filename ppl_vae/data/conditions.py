@@ -92,7 +92,8 @@ def with_library_size(dataset: Dataset) -> Dataset:
         dataset: Counts, with or without conditions (`with_labels`), which stay behind the new entry.
 
     Raises:
-        ValueError: If a row has no counts, whose logarithm is infinite, or negative ones.
+        ValueError: If a row has no counts, whose logarithm is infinite, or negative ones, or if batches are drawn
+            afresh.
 
     Example:
         >>> import torch
@@ -101,6 +102,12 @@ def with_library_size(dataset: Dataset) -> Dataset:
         >>> with_library_size(counts).train.columns[1].exp().flatten().tolist()
         [3.0, 5.0]
     """
+    if dataset.train.dynamic:
+        raise ValueError(
+            f"{dataset.name} is drawn afresh for each batch, and so has no totals to be its library sizes: leave "
+            "binarize, dequantize or library out"
+        )
+
     def with_size(split: Split) -> Split:
         size = row_totals(split.x)
         if len(empty := (~(size > 0)).nonzero()[:, 0]):

@@ -212,6 +212,8 @@ def _split_of(held: Any, form: Form, labels: Any = None) -> tuple[Split, Any]:
     if isinstance(held, TensorDataset):
         return _split_of(held.tensors, form)
     if isinstance(held, Subset):
+        if not len(held.indices):
+            raise ValueError("the data are a Subset that names no rows: name at least one")
         whole = _split_of(held.dataset, form)[0]
         if not isinstance(whole, ItemSplit | Stream):
             return chosen(whole, torch.as_tensor(held.indices)), None

@@ -199,6 +199,8 @@ BAD = {
     "dtype complex": np.array([[1j]]),
     "shape \\(\\)": np.array(1.0),
     "above 2\\^24": np.array([[2**24 + 1]]),
+    "sparse matrix has shape \\(5, 0\\)": sparse.csr_matrix((5, 0)),
+    "a Subset that names no rows": Subset(TensorDataset(torch.zeros(3, 2)), []),
     "sparse matrix holds NaN": sparse.csr_matrix(np.array([[np.nan, 0.0]])),
     "sparse matrix holds whole numbers above": sparse.csr_matrix(np.array([[2**25, 0]])),
     "as many rows in each": (X, LABELS[:5]),
