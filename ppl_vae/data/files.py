@@ -43,6 +43,7 @@ class MappedArray:
         self.path, self.at, self.finish = path.absolute(), at, finish
         self.dtype, self.row = array.dtype, array.shape[1:]
         self.contiguous = array.flags.c_contiguous
+        self.to_end = at + array.nbytes == path.stat().st_size
         self.is_uint8 = array.dtype == np.uint8  # values are then known to be in [0, 1]
         self._opened = _size_and_time(path.stat())
         self.shape: tuple[int, ...] = (len(array), *finish(np.array(array[:1])).shape[1:])
@@ -93,7 +94,8 @@ class MappedArray:
 
     def identity(self) -> str:
         """Return a string that identifies this file, without reading it."""
-        return f"{self.path.name} {self._opened[0]} {self._opened[1]} {self.dtype}"
+        start = "" if self.to_end else f" from {self.at}"  # else the shape tells it
+        return f"{self.path.name} {self._opened[0]} {self._opened[1]} {self.dtype}{start}"
 
 
 def mapped(array: np.memmap, finish: Callable[[np.ndarray], Tensor]) -> MappedArray:
