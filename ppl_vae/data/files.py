@@ -160,6 +160,13 @@ def _from_archive(path: Path, archive: np.lib.npyio.NpzFile) -> Source:
             f"{path.name} has rows of shape {tuple(x_test.shape[1:])} in {DATA_TEST} and "
             f"{tuple(x.shape[1:])} in {data_name}: they must be alike"
         )
+    if x_test is not None and (x.dtype == torch.uint8) != (x_test.dtype == torch.uint8):
+        pixels, other = (data_name, DATA_TEST) if x.dtype == torch.uint8 else (DATA_TEST, data_name)
+        if (top := float((x if other == data_name else x_test).max())) > 1:
+            raise ValueError(
+                f"{path.name} has uint8 in {pixels}, which is divided by 255, and values up to {top:g} of another "
+                f"dtype in {other}: save both alike"
+            )
     labels = None if label_name is None else read_labels(label_name, x)
     labels_test = None
     if LABELS_TEST in archive.files:
