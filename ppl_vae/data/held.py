@@ -237,7 +237,7 @@ def _sparse(held: Any, form: Form) -> Split:
 
 
 def _frame(frame: Any, form: Form, labels: Any) -> Split:
-    own = _column_of(frame.columns, labels) if isinstance(labels, str) else None
+    own = str(_column_of(frame.columns, labels)) if isinstance(labels, str) else None
     found = {name: column for name, column in frame_columns(frame).items() if name != own}
     codes = dict(zip(form.names or (), form.categories, strict=False))
     for name, (values, _) in found.items():
@@ -300,12 +300,12 @@ def _counted(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=np.int64 if array.dtype == np.uint8 else array.dtype))
 
 
-def _column_of(names: Iterable[Any], labels: str) -> str:
-    """Return the name of the column of labels, which must be there."""
-    if labels not in (known := [str(name) for name in names]):
+def _column_of(names: Iterable[Any], labels: str) -> Any:
+    """Return the name of the column of labels, which must be there, as the frame has it."""
+    if labels not in (known := {str(name): name for name in names}):
         hint = did_you_mean(labels, known)
         raise ValueError(f"labels is {labels!r}; expected a column of {', '.join(known) or 'a frame'}{hint}")
-    return labels
+    return known[labels]
 
 
 def _by_name(batch: Mapping[Any, Any]) -> tuple[Any, ...]:

@@ -221,10 +221,16 @@ def test_what_cannot_be_data_is_refused_with_the_reason(message):
 
 def test_labels_that_do_not_fit_are_refused():
     assert as_split(X, labels=["b", "a"] * 30).label_names == ("a", "b")
+    assert as_split(X, labels=np.array([["b"], ["a"]] * 30)).labels.tolist() == [1, 0] * 30
     for labels, message in (
         ([1, 2], "2 rows"),
         ([0.5] * 60, "fractions"),
         (["a", None] * 30, "missing in 30 rows"),
+        (["a", float("nan")] * 30, "missing in 30 rows"),
+        (np.ma.array(["a", "b"] * 30, mask=[0, 1] * 30), "missing in 30 rows"),
+        (np.array([["a", "b"]] * 60), r"shape \(60, 2\), where one word a row"),
+        ([1e300] * 60, "beyond 64 bits"),
+        (np.array([2**63] * 60, dtype=np.uint64), "beyond 64 bits"),
         ("species", "expected a column of a frame"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -278,6 +284,9 @@ def test_a_frame_of_numbers():
         as_split(frame, labels="knd")
     with pytest.raises(ValueError, match=r"'when' of the frame holds a Timestamp"):
         as_split(frame.assign(when=pandas.Timestamp("2020-01-01")), labels="kind")
+    numbered = pandas.DataFrame({0: X[:, 0], 1: ["u", "v"] * 30})
+    assert as_split(numbered, labels="1").label_names == ("u", "v")
+    assert as_split(SimpleNamespace(X=X, obs=numbered), labels="1").labels.tolist() == [0, 1] * 30
     with pytest.raises(ValueError, match="two columns 'a'"):
         as_split(pandas.concat([frame[["a"]], frame[["a"]]], axis=1))
 
