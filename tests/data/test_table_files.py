@@ -272,11 +272,12 @@ def test_conditions_of_another_file_are_coded_as_in_training(tmp_path, monkeypat
     assert cli.main(["score", "run", "--data", "v.csv", "--data.labels", "sp", "--out", "w.csv"]) == 2
     assert "the data have the label d, and a, b, c were trained on" in capsys.readouterr().err
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
-    for conditions, said in (
-        (None, "note: run does not tell its labels"),
-        ([3], "its conditions are no list of names"),
+    for name, value, said in (
+        ("conditions", None, "note: run does not tell its labels"),
+        ("categories", [3], "its categories are no lists of values"),
+        ("conditions", [3], "its conditions are no list of names"),
     ):
-        facts["data"]["conditions"] = conditions
+        facts["data"][name] = value
         (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
         cli.main(["score", "run", "--data", "v.csv", "--data.labels", "sp", "--out", "o.csv"])
         assert said in capsys.readouterr().err
