@@ -32,10 +32,11 @@ def as_numbers(tensor: Tensor, dtype: torch.dtype, what: str) -> Tensor:
                 "(of a tensor, x.float()) for counts"
             )
         return tensor.to(dtype).div_(255)
-    whole = tensor.numel() and not tensor.is_floating_point() and tensor.dtype != torch.bool
-    if whole and float(tensor.to(torch.float64).abs().max()) > (limit := exact_up_to(dtype)):
-        power = limit.bit_length() - 1
-        raise ValueError(f"{what} holds whole numbers above 2^{power}, which {dtype} rounds: scale or shift them")
+    if tensor.numel() and not tensor.is_floating_point() and tensor.dtype != torch.bool:
+        low, high = (tensor if tensor.dtype.is_signed else tensor.to(torch.float64)).aminmax()
+        if max(-low.item(), high.item()) > (limit := exact_up_to(dtype)):
+            power = limit.bit_length() - 1
+            raise ValueError(f"{what} holds whole numbers above 2^{power}, which {dtype} rounds: scale or shift them")
     return tensor.to(dtype)
 
 

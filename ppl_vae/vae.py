@@ -83,6 +83,7 @@ class VAE(nn.Module, Shown):
 
     Attributes:
         column_names: The names of the columns of a frame or table that it was trained on; None for other data.
+        categories: The values behind the codes 0, 1, ... of each of these columns; empty where values are as given.
         conditions: The label that each entry of a condition stands for, where it was trained on labels; else empty.
         data_mean: The mean of the training data that it was put together with, ``x_shape``, over the values that are
             there; None without such data, and for data that are read from disk.
@@ -112,6 +113,7 @@ class VAE(nn.Module, Shown):
 
     roles: ClassVar[tuple[str, ...]] = ("prior", "likelihood", "posterior")  # the parts that make one, by argument
     column_names: tuple[str, ...] | None = None
+    categories: tuple[tuple[Any, ...], ...] = ()
     conditions: tuple[str, ...] = ()
 
     def __init__(

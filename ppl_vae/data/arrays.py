@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vae._tensors import as_numbers
 from ppl_vae.data.rows import Rows, stream
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def single(array: np.ndarray) -> np.ndarray:
 def data_tensor(value: Any, what: str) -> Shaped[Tensor, "n d"] | Shaped[Tensor, "n C H W"]:
     """Return rows of data: channels first, with a channel where there was none.
 
-    uint8 stays uint8 until `to_float`, all else becomes float32.
+    uint8 stays uint8 until `to_float`, all else becomes float32, in which whole numbers must be exact.
     """
     if isinstance(value, Tensor):
         if value.is_complex() or value.is_quantized or value.layout != torch.strided:
@@ -57,10 +58,9 @@ def data_tensor(value: Any, what: str) -> Shaped[Tensor, "n d"] | Shaped[Tensor,
                 "numbers was expected: convert it to float32"
             )
         x = value.detach()
-        x = x if x.dtype == torch.uint8 else x.to(torch.float32)
     else:
-        array = single(numeric(value, what))
-        x = torch.from_numpy(array if array.dtype == np.uint8 else array.astype(np.float32))
+        x = torch.from_numpy(single(numeric(value, what)))
+    x = x if x.dtype == torch.uint8 else as_numbers(x, torch.float32, what)
     if not 2 <= x.ndim <= 4:
         fix = "; reshape scalars to (n, 1)" if x.ndim == 1 else ""
         raise ValueError(
@@ -104,5 +104,9 @@ def label_tensor(value: Any, rows: int, what: str) -> Int[Tensor, " rows"]:
         raise ValueError(
             f"{what} holds fractions, where integers were expected: pass real-valued targets as a second "
             "column of from_tensors"
+        )
+    if array.size and not -(2**63) <= int(array.min()) <= int(array.max()) < 2**63:
+        raise ValueError(
+            f"{what} holds numbers such as {array[np.abs(array).argmax()]:g}, beyond 64 bits: number them anew"
         )
     return torch.from_numpy(array.astype(np.int64))

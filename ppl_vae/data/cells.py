@@ -67,7 +67,7 @@ def from_cells(
             f"the cells hold {float(odd[0]):.4g}, where raw counts were expected: normalised values are no counts; of "
             "an AnnData that keeps the counts in a layer give its name, layer='counts'"
         )
-    parts = rows_of_parts(len(whole), validation, test, seed)
+    parts = rows_of_parts(len(whole), validation, test, seed, "the cells")
     train, held_out, tested = (chosen(whole, rows) for rows in parts.values())
     dataset = Dataset("cells", train, held_out, tested)
     dataset = with_labels(dataset) if conditional else dataset

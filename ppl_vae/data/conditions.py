@@ -23,7 +23,8 @@ def with_labels(dataset: Dataset) -> Dataset:
     """Return a labelled data set with its one-hot labels as second column, for a conditional model.
 
     Entry k of the column stands for the k-th label in ascending order, over all three parts. The labels are renumbered
-    from 0 in the same order, so that they agree with the column; `Split.conditions` says what each stood for.
+    from 0 in the same order, so that they agree with the column; `Split.conditions` says what each stood for. Words
+    that the parts have coded apart keep the order of the training data, and others follow.
 
     Args:
         dataset: a data set with one column, and with labels in all parts that have rows.
@@ -48,9 +49,11 @@ def with_labels(dataset: Dataset) -> Dataset:
             )
         if len(split.columns) > 1:
             raise ValueError(f"{dataset.name} has {len(split.columns)} columns already: conditions would be one more")
-    labels = [split.labels for split in parts.values() if split.labels is not None]
+    coded = same_labels(*parts.values())
+    parts = dict(zip(parts, coded, strict=True))
+    labels = [split.labels for split in coded if split.labels is not None]
     known = torch.cat([label.cpu() for label in labels]).unique()
-    words = next((split.label_names for split in parts.values() if split.label_names), None)
+    words = next((split.label_names for split in coded if split.label_names), None)
     names = tuple(str(int(k)) if words is None else words[int(k)] for k in known)
 
     def with_column(split: Split) -> Split:
@@ -62,6 +65,19 @@ def with_labels(dataset: Dataset) -> Dataset:
 
     train, validation, test = map(with_column, parts.values())
     return replace(dataset, train=train, validation=validation, test=test)
+
+
+def same_labels(*splits: Split) -> tuple[Split, ...]:
+    """Return parts whose words have the same codes in each: those of the first, and others behind them."""
+    words = tuple(dict.fromkeys(word for split in splits for word in split.label_names))
+
+    def coded(split: Split) -> Split:
+        if split.labels is None or not split.label_names or split.label_names == words:
+            return split
+        codes = torch.tensor([words.index(word) for word in split.label_names])
+        return replace(split, labels=codes.to(split.labels.device)[split.labels], label_names=words)
+
+    return tuple(map(coded, splits))
 
 
 def with_library_size(dataset: Dataset) -> Dataset:
@@ -76,7 +92,8 @@ def with_library_size(dataset: Dataset) -> Dataset:
         dataset: Counts, with or without conditions (`with_labels`), which stay behind the new entry.
 
     Raises:
-        ValueError: If a row has no counts, whose logarithm is infinite, or negative ones.
+        ValueError: If a row has no counts, whose logarithm is infinite, or negative ones, or if batches are drawn
+            afresh.
 
     Example:
         >>> import torch
@@ -85,6 +102,11 @@ def with_library_size(dataset: Dataset) -> Dataset:
         >>> with_library_size(counts).train.columns[1].exp().flatten().tolist()
         [3.0, 5.0]
     """
+    if dataset.train.dynamic:
+        raise ValueError(
+            f"{dataset.name} is drawn afresh for each batch, and so has no totals to be its library sizes: leave "
+            "binarize, dequantize or library out"
+        )
 
     def with_size(split: Split) -> Split:
         size = row_totals(split.x)
@@ -161,22 +183,27 @@ def recoded(split: Split, conditions: Sequence[str]) -> Split:
         conditions: What each entry of a condition stands for elsewhere: a label, or first the log library size.
 
     Raises:
-        ValueError: If the part has a label that is none of them, or one has a library size and the other has none.
+        ValueError: If the part has a label that is none of them, or one has a library size or labels and the other has
+            none.
     """
     if not split.conditions or split.conditions == tuple(conditions):
         return split
     sized = LIBRARY_SIZE in conditions
-    if sized != (LIBRARY_SIZE in split.conditions):
-        there, verb = ("are not", "with") if sized else ("are", "without")
-        raise ValueError(f"the data {there} given with a library size, and the model was trained {verb} one")
-    if split.labels is None:
-        return split
-    if unknown := next((name for name in split.conditions if name not in conditions), None):
-        raise ValueError(f"the data have the label {unknown}, and {', '.join(conditions)} were trained on")
-    names = tuple(conditions)[sized:]
-    codes = torch.tensor([names.index(name) for name in split.conditions[sized:]])
-    rows = codes.to(split.labels.device)[split.labels]
-    given: Any = split.columns[1]
-    column = torch.cat([given[:, : int(sized)], one_hot(rows, len(names)).to(torch.float32)], 1)
-    columns, conditions = (split.x, column), tuple(conditions)
-    return replace(split, columns=columns, labels=rows, label_names=names, conditions=conditions)
+    names, own = tuple(conditions)[sized:], split.conditions[LIBRARY_SIZE in split.conditions :]
+    for what, trained, given in (
+        ("a library size", sized, LIBRARY_SIZE in split.conditions),
+        ("labels", bool(names), bool(own)),
+    ):
+        if trained != given:
+            there, verb = ("are not", "with") if trained else ("are", "without")
+            raise ValueError(f"the data {there} given with {what}, and the model was trained {verb} {what}")
+    if unknown := next((name for name in own if name not in names), None):
+        raise ValueError(f"the data have the label {unknown}, and {', '.join(names)} were trained on")
+    column: Any = split.columns[1]
+    codes = torch.tensor([names.index(name) for name in own], device=column.device)
+    coded = column.new_zeros(len(column), len(names)).index_copy_(1, codes, column[:, int(sized) :])
+    labels, words = split.labels, split.label_names
+    if labels is not None and words in ((), own):
+        labels, words = codes.to(labels.device)[labels], names
+    columns = (split.x, torch.cat([column[:, : int(sized)], coded], 1))
+    return replace(split, columns=columns, labels=labels, label_names=words, conditions=tuple(conditions))

@@ -43,6 +43,7 @@ class MappedArray:
         self.path, self.at, self.finish = path.absolute(), at, finish
         self.dtype, self.row = array.dtype, array.shape[1:]
         self.contiguous = array.flags.c_contiguous
+        self.to_end = at + array.nbytes == path.stat().st_size
         self.is_uint8 = array.dtype == np.uint8  # values are then known to be in [0, 1]
         self._opened = _size_and_time(path.stat())
         self.shape: tuple[int, ...] = (len(array), *finish(np.array(array[:1])).shape[1:])
@@ -93,7 +94,8 @@ class MappedArray:
 
     def identity(self) -> str:
         """Return a string that identifies this file, without reading it."""
-        return f"{self.path.name} {self._opened[0]} {self._opened[1]} {self.dtype}"
+        start = "" if self.to_end else f" from {self.at}"  # else the shape tells it
+        return f"{self.path.name} {self._opened[0]} {self._opened[1]} {self.dtype}{start}"
 
 
 def mapped(array: np.memmap, finish: Callable[[np.ndarray], Tensor]) -> MappedArray:
@@ -158,6 +160,13 @@ def _from_archive(path: Path, archive: np.lib.npyio.NpzFile) -> Source:
             f"{path.name} has rows of shape {tuple(x_test.shape[1:])} in {DATA_TEST} and "
             f"{tuple(x.shape[1:])} in {data_name}: they must be alike"
         )
+    if x_test is not None and (x.dtype == torch.uint8) != (x_test.dtype == torch.uint8):
+        pixels, other = (data_name, DATA_TEST) if x.dtype == torch.uint8 else (DATA_TEST, data_name)
+        if (top := float((x if other == data_name else x_test).max())) > 1:
+            raise ValueError(
+                f"{path.name} has uint8 in {pixels}, which is divided by 255, and values up to {top:g} of another "
+                f"dtype in {other}: save both alike"
+            )
     labels = None if label_name is None else read_labels(label_name, x)
     labels_test = None
     if LABELS_TEST in archive.files:

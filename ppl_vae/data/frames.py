@@ -46,10 +46,31 @@ def _column(series: Any, what: str) -> tuple[np.ndarray, tuple[Any, ...] | None]
         kind = series.to_numpy().dtype if there.all() else np.dtype(float)
         return np.where(there, values, np.nan).astype(float if kind.kind == "O" else kind), None
     values = np.where(there, values, np.array(None))
-    known = (str, bool, int, float, np.generic, type(None))
-    if odd := next((value for value in values if not isinstance(value, known)), None):
-        raise ValueError(f"{what} holds a {type(odd).__name__}: make numbers or words of it, or leave it out")
+    refuse_odd(values, what)
     return values, None if categories is None else tuple(categories.tolist())
+
+
+def refuse_odd(values: np.ndarray, what: str) -> None:
+    """Refuse what is no number, truth value, word or missing entry."""
+    known = (str, bool, int, float, np.integer, np.floating, np.bool_, np.character, type(None))
+    odd = next((value for value in values if not isinstance(value, known)), None)
+    if odd is not None:
+        raise ValueError(f"{what} holds a {type(odd).__name__}: make numbers or words of it, or leave it out")
+
+
+def as_array(values: Any) -> np.ndarray:
+    """Return values as an array, of objects where there are words, so that None and NaN keep their meaning."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().numpy()
+    if isinstance(values, np.ma.MaskedArray):
+        nothing = np.array(np.nan if values.dtype.kind in "fiub" else None)
+        values = np.where(np.ma.getmaskarray(values), nothing, values.data)
+    array = np.asarray(values)
+    if array.dtype.kind in "US" and not isinstance(values, np.ndarray):
+        return np.array(values, dtype=object)
+    if array.dtype.kind == "O" and hasattr(values, "isna"):
+        return np.where(values.isna(), np.array(None), array)
+    return array
 
 
 def ids_of(frame: Any) -> np.ndarray | None:
@@ -72,9 +93,13 @@ def coded_labels(
     """
     if hasattr(values, "dtype") and hasattr(values, "to_numpy"):
         values, categories = _column(values, what)
-    array = np.asarray(values.cpu() if isinstance(values, Tensor) else values)
+    array = as_array(values)
     if array.dtype.kind in "fiub":
         return label_tensor(array, rows, what), ()
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise ValueError(f"{what} has shape {array.shape}, where one word a row was expected: (n,)")
     if len(array) != rows:
         raise ValueError(f"{what} has {len(array)} rows and the data {rows}: they must be as many")
     if missing := sum(v is None or v != v for v in array.tolist()):
@@ -124,8 +149,9 @@ def _check_header(frame: Any, path: Path) -> None:
     if type(frame.index).__name__ != "RangeIndex":  # pandas takes the values in excess for an index
         raise ValueError(f"{path} has {len(names)} names in its header and more values in its rows: mend it")
     running = [[str(start + i) for i in range(len(names))] for start in (0, 1)]
-    numbers = [name for name in names if is_number(name)]
-    if names not in running and (len(numbers) == len(names) or not all(name.isdecimal() for name in numbers)):
+    numbers, words = ([name for name in names if is_number(name) == number] for number in (True, False))
+    odd = not words or not all(name.isdecimal() for name in numbers)  # years may be names among others
+    if numbers and names not in running and (odd or any((frame[name] == name).any() for name in words)):
         raise ValueError(f"{path} has no names of columns (its first line is {', '.join(names[:4])}): add a header")
 
 
@@ -142,12 +168,11 @@ def is_number(text: str) -> bool:
 
 
 def _separator(path: Path) -> str:
-    """Return what separates the values: a comma, or the semicolon or tab of a header that has no comma."""
+    """Return what separates the values: a comma, or the mark of a header without comma that is in the first row too."""
     with open(path, newline="", encoding="utf-8", errors="replace") as file:
-        header = next(csv.reader(file), [])
-    if len(header) == 1:
-        return next((mark for mark in ";\t|" if mark in header[0]), ",")
-    return ","
+        header, row = (next(csv.reader(file), []) for _ in range(2))
+    marks = [mark for mark in ";\t|" if len(header) == 1 and mark in header[0]]
+    return next((mark for mark in marks if not row or any(mark in value for value in row)), ",")
 
 
 def find_ids(columns: Mapping[str, np.ndarray]) -> str | None:

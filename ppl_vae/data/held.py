@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from ppl_vae.data.frames import coded_labels, frame_columns, ids_of
 from ppl_vae.data.sparse import SparseRows
 from ppl_vae.data.splits import Split
 from ppl_vae.data.streams import Columns, ItemSplit, Stream, chosen, gathered
+from ppl_vae.data.tables import coded
 
 _X = ("x", "image", "images", "img", "pixel_values", "data", "features", "input", "inputs")
 _Y = ("y", "label", "labels", "target", "targets")
@@ -44,6 +45,7 @@ class Form:
         raw: Whether tensors are given to it as they are. If not, column 0 becomes numbers of `dtype`, and images of
             8-bit pixels (uint8) are divided by 255.
         names: The names of the columns of a frame, in their order; None where nothing is known of them.
+        categories: The values behind the codes of each of these columns; empty where nothing is known of them.
         conditions: What the entries of one-hot labels stand for; empty where nothing is known of them.
     """
 
@@ -51,7 +53,17 @@ class Form:
     dtype: torch.dtype = torch.float32
     raw: bool = False
     names: tuple[str, ...] | None = None
+    categories: tuple[tuple[Any, ...], ...] = ()
     conditions: tuple[str, ...] = ()
+
+    def like(self, known: Any) -> Form:
+        """Return the form whose names and codes are those of a part of a data set, or of a VAE trained on one."""
+        return replace(
+            self,
+            names=getattr(known, "column_names", None),
+            categories=getattr(known, "categories", ()),
+            conditions=getattr(known, "conditions", ()),
+        )
 
     def read(self, batch: Any) -> tuple[Columns, Tensor | None]:
         """Return the columns of a batch, and its labels if it has any."""
@@ -104,8 +116,7 @@ def form_of(program: Any, modules: Sequence[nn.Module] = ()) -> Form:
     dtype = next(own, torch.get_default_dtype())
     if not hasattr(program, "y_shape"):
         return Form(None, dtype, raw=True)
-    names, conditions = getattr(program, "column_names", None), getattr(program, "conditions", ())
-    return Form(1 if program.y_shape is None else 2, dtype, names=names, conditions=conditions)
+    return Form(1 if program.y_shape is None else 2, dtype).like(program)
 
 
 def as_split(
@@ -122,9 +133,9 @@ def as_split(
       for `likelihoods.Mixed`.
     - **A numpy.memmap**, or a contiguous part of one, that takes more than a quarter of the free memory: read batch by
       batch from its file, ahead of use. Make the split once, so that what a pass over it finds is known to each `fit`.
-    - **A pandas or polars frame** of numbers: its columns, in its order. A VAE that was trained on a frame takes those
-      of training, by their names. Words are refused, since their codes would follow from these rows alone: see
-      `from_table`. An index that is no running number becomes the ids.
+    - **A pandas or polars frame** of numbers: its columns, in its order. A VAE that was trained on a frame or a table
+      takes those of training, by their names, and codes them as there. Other words are refused, since their codes would
+      follow from these rows alone: see `from_table`. An index that is no running number becomes the ids.
     - **A scipy sparse matrix** of counts: dense if that takes a quarter of the free memory, else batch by batch.
     - **An object with** ``.X`` **and** ``.obs``, such as AnnData: its X, and a column of `obs` as labels. A layer
       of raw counts is a matrix to give in its place.
@@ -186,6 +197,7 @@ def split_of(held: Any, form: Form, labels: Any = None) -> Split:
 def _split_of(held: Any, form: Form, labels: Any = None) -> tuple[Split, Any]:
     """Return the split, and the frame in which a column of labels may be named."""
     if isinstance(held, Split):
+        held = _as_trained(held, form)
         return recoded(held, form.conditions) if form.conditions and held.conditions else held, None
     if isinstance(held, str | Path | Mapping):
         raise TypeError(f"data is a {type(held).__name__}; expected {KINDS} (data.load reads names and files)")
@@ -200,6 +212,8 @@ def _split_of(held: Any, form: Form, labels: Any = None) -> tuple[Split, Any]:
     if isinstance(held, TensorDataset):
         return _split_of(held.tensors, form)
     if isinstance(held, Subset):
+        if not len(held.indices):
+            raise ValueError("the data are a Subset that names no rows: name at least one")
         whole = _split_of(held.dataset, form)[0]
         if not isinstance(whole, ItemSplit | Stream):
             return chosen(whole, torch.as_tensor(held.indices)), None
@@ -223,26 +237,62 @@ def _sparse(held: Any, form: Form) -> Split:
 
 
 def _frame(frame: Any, form: Form, labels: Any) -> Split:
-    own = _column_of(frame.columns, labels) if isinstance(labels, str) else None
+    own = str(_column_of(frame.columns, labels)) if isinstance(labels, str) else None
     found = {name: column for name, column in frame_columns(frame).items() if name != own}
+    codes = dict(zip(form.names or (), form.categories, strict=False))
     for name, (values, _) in found.items():
-        if values.dtype.kind not in "fiub":
+        if not codes.get(name) and values.dtype.kind not in "fiub":
             raise ValueError(
                 f"column {name!r} of the frame holds words or objects, whose codes would follow from these rows alone: "
                 "make a table of it, data.from_table(frame), or name it as labels"
             )
     names = tuple(found)
-    if form.names is not None and set(form.names) != set(names):
-        missing = [name for name in form.names if name not in found]
-        what = f"lacks {missing[0]!r}" if missing else f"has {next(n for n in names if n not in form.names)!r} beside"
+    order = _order("frame", names, form)
+
+    def numbers(name: str) -> Tensor:
+        what, values = f"column {name!r} of the frame", found[name][0]
+        given = coded(values, codes[name], what)[0] if codes.get(name) else values
+        return as_numbers(_counted(given), form.dtype, what)
+
+    columns, _ = form.read(torch.stack([numbers(name) for name in order], 1))
+    return Split(columns, ids=ids_of(frame), column_names=order, categories=form.categories or tuple(() for _ in order))
+
+
+def _order(what: str, names: tuple[str, ...], form: Form) -> tuple[str, ...]:
+    """Return the names in the order of the form, which must have the same."""
+    if form.names is None:
+        return names
+    if set(form.names) != set(names):
+        missing = [name for name in form.names if name not in names]
+        other = f"lacks {missing[0]!r}" if missing else f"has {next(n for n in names if n not in form.names)!r} beside"
         raise ValueError(
-            f"the frame {what}, and the columns {', '.join(form.names)} were trained on: give these, in any order (a "
+            f"the {what} {other}, and the columns {', '.join(form.names)} were trained on: give these, in any order (a "
             "column of labels is named as labels)"
         )
-    order = form.names or names
-    numbers = [as_numbers(_counted(found[name][0]), form.dtype, f"column {name!r} of the frame") for name in order]
-    columns, _ = form.read(torch.stack(numbers, 1))
-    return Split(columns, ids=ids_of(frame), column_names=order)
+    return form.names
+
+
+def _as_trained(split: Split, form: Form) -> Split:
+    """Return a part with the columns of a form in its order, which must have its codes."""
+    names = split.column_names
+    if names is None or form.names is None:
+        return split
+    places = [names.index(name) for name in _order("split", names, form)]
+    categories = tuple(split.categories[place] for place in places) if split.categories else ()
+    for name, codes, known in zip(form.names, categories, form.categories, strict=False):
+        if bool(codes) != bool(known) or codes != known[: len(codes)]:
+            own, trained = (
+                f"codes of {', '.join(map(str, c[:5]))}" if c else "numbers as given" for c in (codes, known)
+            )
+            raise ValueError(
+                f"column {name!r} of the data has {own}, and {trained} were trained on: give the frame itself, which "
+                "is coded as in training, or make the table by the schema of that one, data.from_table(frame, schema)"
+            )
+    if names == form.names:
+        return split
+    x = cast(Tensor, split.x)
+    x = x[:, torch.tensor(places, device=x.device)]
+    return replace(split, columns=(x, *split.columns[1:]), column_names=form.names, categories=categories)
 
 
 def _counted(array: np.ndarray) -> Tensor:
@@ -250,12 +300,12 @@ def _counted(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=np.int64 if array.dtype == np.uint8 else array.dtype))
 
 
-def _column_of(names: Iterable[Any], labels: str) -> str:
-    """Return the name of the column of labels, which must be there."""
-    if labels not in (known := [str(name) for name in names]):
+def _column_of(names: Iterable[Any], labels: str) -> Any:
+    """Return the name of the column of labels, which must be there, as the frame has it."""
+    if labels not in (known := {str(name): name for name in names}):
         hint = did_you_mean(labels, known)
         raise ValueError(f"labels is {labels!r}; expected a column of {', '.join(known) or 'a frame'}{hint}")
-    return labels
+    return known[labels]
 
 
 def _by_name(batch: Mapping[Any, Any]) -> tuple[Any, ...]:

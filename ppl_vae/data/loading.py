@@ -22,7 +22,7 @@ from ppl_vae.data.folders import read_folder
 from ppl_vae.data.frames import find_ids, frame_columns, read_frame
 from ppl_vae.data.partition import Source, check_options, divide
 from ppl_vae.data.survey import finite
-from ppl_vae.data.tables import from_table
+from ppl_vae.data.tables import by_place, from_table
 from ppl_vae.data.torchvision_sets import EMNIST_SPLITS, KINDS, read_set
 
 
@@ -119,8 +119,8 @@ def load(
 
     Raises:
         ValueError: for an unknown name, an option out of range, or data that is not numeric, empty, of the
-            wrong rank, or not finite; for data to binarise that is not in [0, 1]; for data to dequantise that
-            is not 8-bit pixels.
+            wrong rank, not finite, or of whole numbers that float32 rounds; for data to binarise that is not in
+            [0, 1]; for data to dequantise that is not 8-bit pixels.
         FileNotFoundError: if a path leads nowhere.
         OSError: if a file cannot be read; its subclass ConnectionError if a download failed.
 
@@ -233,7 +233,9 @@ def _load_table(
     frame = read_frame(path)
     if ids is None:
         found = {key: values for key, (values, _) in frame_columns(frame).items()}
-        ids = find_ids({key: v for key, v in found.items() if key != labels and key not in (columns or {})})
+        places = by_place(list(found))
+        kept = {labels, *(places.get(str(key)) for key in columns or ())}
+        ids = find_ids({key: values for key, values in found.items() if key not in kept})
     table = from_table(
         frame, columns, labels=labels, ids=ids, name=path.name, validation=validation, test=test, seed=seed
     )

@@ -92,13 +92,8 @@ def divide(
                 f"validation={validation!r} was given, but {source.title} has validation data of its own: leave it out"
             )
         validation = 0
-    parts = rows_of_parts(len(x), validation, 0 if x_test is not None else test, seed)
+    parts = rows_of_parts(len(x), validation, 0 if x_test is not None else test, seed, source.title)
     for_training, for_validation, for_test = parts.values()
-    if not len(for_training):
-        raise ValueError(
-            f"validation={validation!r} ({len(for_validation)} rows) and test={test!r} ({len(for_test)} rows) leave "
-            f"nothing to train on of the {len(x)} rows of {source.title}: lower them"
-        )
     dynamic, bins = dequantize or binarize == "dynamic", BINS if dequantize else None
 
     def rule(source_part: int, fresh: bool = False) -> Rule | None:
@@ -126,11 +121,20 @@ def divide(
     return Dataset(source.name, part(for_training, fresh=True), held_out, tested, binarize)
 
 
-def rows_of_parts(size: int, validation: Any, test: Any, seed: int) -> dict[str, Tensor]:
-    """Return which rows of a source are for training, validation and test, in order; `test` None is a tenth."""
+def rows_of_parts(size: int, validation: Any, test: Any, seed: int, what: str = "") -> dict[str, Tensor]:
+    """Return which rows of a source are for training, validation and test, in order; `test` None is a tenth.
+
+    Raises:
+        ValueError: If no row of `what` is left for training.
+    """
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
     num_test = min(_count(0.1 if test is None else test, size), size)
     num_validation = min(_count(validation, size - num_test), size - num_test)
+    if what and num_test + num_validation == size:
+        raise ValueError(
+            f"validation={validation!r} ({num_validation} rows) and test={test!r} ({num_test} rows) leave nothing to "
+            f"train on of the {size} rows of {what}: lower them"
+        )
     parts = order.split([num_test, num_validation, size - num_test - num_validation])
     return dict(zip(("train", "validation", "test"), (rows.sort().values for rows in reversed(parts)), strict=True))
 

@@ -22,6 +22,8 @@ class SparseRows:
         self.matrix = matrix.tocsr()
         self.dtype = dtype
         self.shape: tuple[int, ...] = tuple(matrix.shape)
+        if 0 in self.shape:
+            raise ValueError(f"the sparse matrix has shape {self.shape}: at least one row and one column were expected")
         if not np.isfinite(self.matrix.data).all():
             raise ValueError("the sparse matrix holds NaN or infinite values: fill or drop them")
         if matrix.nnz and matrix.dtype.kind in "iu" and abs(self.matrix).max() > (limit := exact_up_to(dtype)):
@@ -44,7 +46,10 @@ class SparseRows:
 
 def row_totals(rows: Rows) -> Tensor:
     """Return the sum of each row, (n,), float64, on the CPU; no sparse row becomes dense."""
-    source, index = (rows.source, rows.chosen) if isinstance(rows, LazyRows) else (rows, slice(None))
+    source: Rows = rows
+    index: Any = slice(None)
+    if isinstance(rows, LazyRows) and rows.binarization is None:
+        source, index = rows.source, rows.chosen
     if isinstance(source, SparseRows):
         return torch.from_numpy(np.asarray(source.matrix.sum(1, dtype=np.float64)).ravel())[index]
     pieces = torch.arange(len(rows)).split(4096)

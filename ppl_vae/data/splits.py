@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -42,8 +42,10 @@ class Split:
         rows: the number of each row in its source, int64 of shape (n,); None: 0 to n - 1.
         ids: what names each row in its source, (n,); None for its place.
         label_names: the words behind the labels 0, 1, ...; empty where labels are numbers as given.
-        column_names: the names of the entries of x, of a frame; None where it has none.
+        column_names: the names of the entries of x, of a frame or table; None where it has none.
         conditions: the label that each entry of column 1 stands for, where `with_labels` made it; else empty.
+        categories: where the entries have names, for each the values behind its codes 0, 1, ...; empty where values
+            are as given.
 
     Raises:
         ValueError: if there is no column, or the columns or the labels differ in length.
@@ -63,6 +65,7 @@ class Split:
     label_names: tuple[str, ...] = ()
     column_names: tuple[str, ...] | None = None
     conditions: tuple[str, ...] = ()
+    categories: tuple[tuple[Any, ...], ...] = ()
 
     def __post_init__(self) -> None:
         lengths = [len(column) for column in self.columns]
@@ -188,7 +191,7 @@ class Split:
         labels = None if self.labels is None else self.labels[: len(index)]
         rows = None if self.rows is None else self.rows[: len(index)]
         ids = None if self.ids is None else self.ids[: len(index)]
-        names = {name: getattr(self, name) for name in ("label_names", "column_names", "conditions")}
+        names = {n: getattr(self, n) for n in ("label_names", "column_names", "conditions", "categories")}
         return Split(tuple(columns), labels, bins=self.bins, rows=rows, ids=ids, **names)
 
     def still(self) -> Split:

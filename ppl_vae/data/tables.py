@@ -13,10 +13,11 @@ from torch import Tensor
 from ppl_vae._columns import VALUES, split_kind
 from ppl_vae._validation import did_you_mean, is_real
 from ppl_vae.data.dataset import Dataset
-from ppl_vae.data.frames import coded_labels, frame_columns, ids_of, is_frame, is_number
+from ppl_vae.data.frames import as_array, coded_labels, frame_columns, ids_of, is_frame, is_number, refuse_odd
 from ppl_vae.data.partition import Source, check_options, divide
 from ppl_vae.data.splits import Split
 
+_REAL = int | float | np.integer | np.floating
 _MOST_CATEGORIES = 100  # in a column of words; more are names or free text
 
 
@@ -83,8 +84,9 @@ def from_table(
             mapping of names to columns of n values. A missing entry is NaN, or None among words.
         columns: the kind of each column: "real", "positive", "count", "binary", "categorical:C" (codes 0..C-1), or
             "categorical" (any values, coded in sorted order), or a list of the values behind the codes 0, 1, ...;
-            "skip" leaves a column out. A mapping gives the kinds of some columns, by their names or numbers, and
-            under ``"*"`` that of all others; if every column has a kind (a `Table.schema`), it also sets their order.
+            "skip" leaves a column out. A mapping gives the kinds of some columns, by their names or their numbers from
+            0 in the table, and under ``"*"`` that of all others; if every column has a kind (a `Table.schema`), it also
+            sets their order.
         labels: integers or words of shape (n,), or the name of a column of them, for pictures and scores; no
             program sees them.
         ids: names of the rows, or the name of a column of them; None for the index of a pandas frame.
@@ -119,8 +121,9 @@ def from_table(
                 raise ValueError(f"{what} is {value!r}, and {name} has the columns {', '.join(named)}{hint}")
             titles[what] = value
     aside = {what: named[column] for what, column in titles.items()}
+    places = by_place(list(named))
     named = {column: content for column, content in named.items() if column not in titles.values()}
-    given = declared | _given_kinds(columns, list(named), name)
+    given = declared | _given_kinds(columns, list(named), places, name)
     if isinstance(columns, Mapping) and ("*" in columns or {*map(str, columns)} >= {*named}):
         first = {str(column): named[str(column)] for column in columns if str(column) in named}
         named = first | named
@@ -139,14 +142,15 @@ def from_table(
     if labels is not None:
         order = declared.get(titles.get("labels", ""))
         labels, words = coded_labels(aside.get("labels", labels), len(x), f"the labels of {name}", order)
-    names = _names(aside.get("ids", index if ids is None else ids), len(x), f"the ids of {name}")
+    row_names = _names(aside.get("ids", index if ids is None else ids), len(x), f"the ids of {name}")
     # `divide` refuses NaN in its data, so it gets a column of zeros as data and the table as second column
     source = Source(name, torch.zeros(len(x), 1), labels, (x,))
     divided = divide(source, "none", 0.5, validation, test, int(seed))
 
     def part(split: Split) -> Split:
-        own = None if names is None else names[cast(Tensor, split.rows).numpy()]
-        return Split(split.columns[1:], split.labels, rows=split.rows, ids=own, label_names=words)
+        own = None if row_names is None else row_names[cast(Tensor, split.rows).numpy()]
+        names = {"label_names": words, "column_names": tuple(named), "categories": codes}
+        return Split(split.columns[1:], split.labels, rows=split.rows, ids=own, **names)
 
     train, held_out, tested = map(part, (divided.train, divided.validation, divided.test))
     return Table(
@@ -163,7 +167,7 @@ def _names(ids: Any, rows: int, what: str) -> np.ndarray | None:
     """Return the names of rows as words."""
     if ids is None:
         return None
-    names = np.asarray(ids)
+    names = as_array(ids)
     if len(names) != rows:
         raise ValueError(f"{what} have {len(names)} rows and the data {rows}: they must be as many")
     if missing := sum(v is None or v != v for v in names.tolist()):
@@ -179,9 +183,9 @@ def _named_columns(table: Any, name: str) -> tuple[dict[str, np.ndarray], dict[s
         found = {key: values for key, (values, _) in columns.items()}
         declared = {key: list(values) for key, (_, values) in columns.items() if values is not None}
     elif isinstance(table, Mapping):
-        found = {str(key): _array(value) for key, value in table.items()}
+        found = {str(key): as_array(value) for key, value in table.items()}
     else:
-        array = _array(table) if isinstance(table, (Tensor, np.ma.MaskedArray)) else np.asarray(table)
+        array = as_array(table)
         if array.dtype.names:
             found = {key: array[key] for key in array.dtype.names}
         elif array.ndim == 2:
@@ -198,24 +202,16 @@ def _named_columns(table: Any, name: str) -> tuple[dict[str, np.ndarray], dict[s
     return found, declared, ids_of(table) if is_frame(table) else None
 
 
-def _array(values: Any) -> np.ndarray:
-    """Return a column, as objects if it holds words or None, so that None and NaN keep their meaning."""
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().numpy()
-    if isinstance(values, np.ma.MaskedArray):
-        values = np.ma.filled(values.astype(float), np.nan)
-    if not isinstance(values, np.ndarray) and any(isinstance(v, str) or v is None for v in values):
-        found = np.empty(len(values), dtype=object)
-        found[:] = list(values)
-        return found
-    return np.asarray(values)
+def by_place(names: Sequence[str]) -> dict[str, str]:
+    """Return the column that each name or number means."""
+    return {str(place): name for place, name in enumerate(names)} | {name: name for name in names}
 
 
-def _given_kinds(columns: Any, names: list[str], name: str) -> dict[str, Any]:
+def _given_kinds(columns: Any, names: list[str], places: dict[str, str], name: str) -> dict[str, Any]:
     if columns is None:
         return {}
     if isinstance(columns, Mapping):
-        known = {str(j): column for j, column in enumerate(names)} | {column: column for column in names}
+        known = {key: column for key, column in places.items() if column in names}
         others = {column: columns["*"] for column in names} if "*" in columns else {}
         columns = {key: kind for key, kind in columns.items() if key != "*"}
         if unknown := [str(key) for key in columns if str(key) not in known]:
@@ -242,14 +238,16 @@ def _given_kinds(columns: Any, names: list[str], name: str) -> dict[str, Any]:
 def _column(content: np.ndarray, kind: Any, what: str) -> tuple[np.ndarray, str, tuple[Any, ...]]:
     """Return a column as float64, its kind, and the values behind its codes."""
     if isinstance(kind, Sequence) and not isinstance(kind, str):
-        return _coded(content, kind, what)
-    numeric = content.dtype.kind in "fiub" or all(v is None or isinstance(v, int | float | np.number) for v in content)
+        return coded(content, kind, what)
+    numeric = content.dtype.kind in "fiub" or all(v is None or isinstance(v, _REAL) for v in content)
     if numeric:
         numbers = np.array([np.nan if v is None else v for v in content], dtype=np.float64)
         if kind != "categorical":
             return numbers, kind or _guess(numbers), ()
         missing, content = np.isnan(numbers), numbers
     else:
+        if kind is None:
+            refuse_odd(content, what)
         if kind not in (None, "categorical") and not str(kind).startswith("categorical:"):
             raise ValueError(f"{what} holds words, where {kind!r} expects {VALUES[split_kind(kind, what)[0]]}")
         missing = np.array([v is None or v != v or v == "" for v in content], dtype=bool)
@@ -279,7 +277,7 @@ def _refuse_other_numbers(words: list[str], what: str) -> None:
         )
 
 
-def _coded(content: np.ndarray, values: Sequence[Any], what: str) -> tuple[np.ndarray, str, tuple[Any, ...]]:
+def coded(content: np.ndarray, values: Sequence[Any], what: str) -> tuple[np.ndarray, str, tuple[Any, ...]]:
     """Return the places of a column's entries in a list of values, as `_column` does."""
     numeric = all(is_real(value) for value in values)
     code = {float(value) if numeric else str(value): place for place, value in enumerate(values)}
@@ -293,7 +291,7 @@ def _coded(content: np.ndarray, values: Sequence[Any], what: str) -> tuple[np.nd
                 f"{what} holds {entry!r}, which is none of its values {', '.join(map(str, values))}: mend it"
             )
         found[row] = code[key]
-    return found, f"categorical:{len(values)}", tuple(values)
+    return found, f"categorical:{len(values)}", tuple(v.item() if isinstance(v, np.generic) else v for v in values)
 
 
 def _guess(numbers: np.ndarray) -> str:

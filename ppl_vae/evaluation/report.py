@@ -16,6 +16,7 @@ from ppl_vae._scopes import evaluation_mode, seeded, untouched_random_state
 from ppl_vae._team import ALONE, Team
 from ppl_vae._validation import check_count, check_positive_int, check_seed
 from ppl_vae.data import Dataset, Split
+from ppl_vae.data.conditions import same_labels
 from ppl_vae.data.held import form_of, split_of
 from ppl_vae.data.streams import gathered
 from ppl_vae.distributions.chain import Chain
@@ -116,6 +117,8 @@ def evaluate(
     form = form_of(vae)
     rows = gathered(split_of(data, form), size)
     known = None if train is None or rows.labels is None else gathered(split_of(train, form))
+    if known is not None:
+        known, rows = same_labels(known, rows)
     return _evaluate(
         vae,
         rows,

@@ -185,7 +185,7 @@ class NotMIWAE(nn.Module):
         t = torch.where(logs, x.log(), x)
         mean = t.nanmean(0)
         scale = (t - mean).square().nanmean(0).sqrt()
-        vae.column_names = data.train.column_names or getattr(data, "column_names", None)
+        vae.column_names, vae.categories = data.train.column_names, data.train.categories
         self.vae = vae
         self.mechanism = ParameterNetwork(mechanism, "NotMIWAE: mechanism")
         self.mechanism.build(vae.x_shape, vae.x_shape)

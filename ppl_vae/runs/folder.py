@@ -261,6 +261,7 @@ def _facts(run: Run) -> dict[str, Any]:
             "validation": len(run.data.validation),
             "test": len(run.data.test),
             "column_names": getattr(run.program, "column_names", None),
+            "categories": getattr(run.program, "categories", ()),
             "conditions": list(run.data.train.conditions),
             "fingerprint": run.data.fingerprint,
         },

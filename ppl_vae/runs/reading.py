@@ -43,6 +43,7 @@ def load_run(path: str | Path, *, trust: bool = False, device: str | torch.devic
         )
     vae.data_mean = None  # the run does not keep it
     vae.column_names = tuple(facts["data"].get("column_names") or ()) or None
+    vae.categories = tuple(map(tuple, facts["data"].get("categories") or ()))
     vae.conditions = tuple(facts["data"].get("conditions") or ())
     state = checkpoints.load(checkpoint)
     modules, parameters = state.get("modules"), state.get("parameters")
@@ -76,6 +77,8 @@ def read_facts(folder: Path) -> dict[str, Any]:
     for name in ("column_names", "conditions"):  # runs of old have neither
         if not all(isinstance(text, str) for text in data.get(name) or []):
             raise ValueError(f"{path} is damaged: its {name} are no list of names")
+    if not all(isinstance(values, list) for values in data.get("categories") or []):
+        raise ValueError(f"{path} is damaged: its categories are no lists of values")
     if not isinstance(data.get("fingerprint"), str):
         raise ValueError(f"{path} is damaged: it does not have the fingerprint of the data")
     return facts

@@ -55,6 +55,7 @@ def save(vae: Any, make: Made, path: str | Path) -> Path:
             "y_shape": vae.y_shape and list(vae.y_shape),
             "mean": vae.data_mean,
             "column_names": vae.column_names and list(vae.column_names),
+            "categories": [list(values) for values in vae.categories],
             "conditions": list(vae.conditions),
         },
         "versions": versions(*PACKAGES),
@@ -83,6 +84,7 @@ def restore(make: Made, state: dict[str, Any], source: str) -> Any:
         _take_dtypes(vae, weights)
         vae.data_mean = data["mean"]
         vae.column_names = tuple(data.get("column_names") or ()) or None
+        vae.categories = tuple(map(tuple, data.get("categories") or ()))
         vae.conditions = tuple(data.get("conditions") or ())
     except Exception as error:  # whatever the constructors of a foreign or damaged file raise
         raise ValueError(f"{source}: its VAE cannot be put together: {error or type(error).__name__}") from error

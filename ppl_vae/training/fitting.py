@@ -214,7 +214,7 @@ def fit(
         torch.manual_seed(seed)
         loop.rehearse()
         if isinstance(program, VAE):
-            program.column_names = data.train.column_names or getattr(data, "column_names", None)
+            program.column_names, program.categories = data.train.column_names, data.train.categories
             program.conditions = data.train.conditions
         loop.prepare(resume)
         with pyro.validation_enabled(False):
@@ -247,11 +247,14 @@ def _dataset(data: Any, validation: Any, program: VAE | Program, modules: Sequen
     if isinstance(data, Dataset):
         if validation is not None:
             raise ValueError(f"validation was given beside a Dataset, which has {len(data.validation)} validation rows")
-        return data
+        form = form_of(program, modules).like(data.train)
+        held, test = (split_of(part, form) if len(part) else part for part in (data.validation, data.test))
+        same = held is data.validation and test is data.test
+        return data if same else replace(data, validation=held, test=test)
     form = form_of(program, modules)
     train = split_of(data, form)
     nothing = train.head(0)
-    form = replace(form, names=train.column_names)
+    form = form.like(train)
     return Dataset("data", train, nothing if validation is None else gathered(split_of(validation, form)), nothing)
 
 

@@ -341,6 +341,19 @@ class TestMaps:
                 assert torch.equal(fitted(held_map), expected)
             assert torch.equal(split.head(5).x, torch.from_numpy(np.array(held_map[:5])))
 
+    def test_two_parts_of_a_map_are_two_data_sets(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(held, "memory", lambda: 0.0)
+        np.save(tmp_path / "a.npy", GREY)
+        whole = np.load(tmp_path / "a.npy", mmap_mode="r")
+        half = len(whole) // 2
+
+        def fingerprint(array):
+            split = data.as_split(array)
+            return data.Dataset("map", split, split.head(0), split.head(0)).fingerprint
+
+        assert len({fingerprint(part) for part in (whole, whole[:half], whole[half : 2 * half], whole[1:])}) == 4
+        assert fingerprint(whole[:half]) == fingerprint(np.load(tmp_path / "a.npy", mmap_mode="r")[:half])
+
     def test_the_first_rows_of_a_large_map_are_compared(self, tmp_path, monkeypatch):
         monkeypatch.setattr(held, "memory", lambda: 0.0)
         np.save(tmp_path / "a.npy", GREY)

@@ -523,6 +523,11 @@ class TestArrayFiles:
             ({"x": np.zeros(3)}, r"array 'x' of a.npz has shape \(3,\)"),
             ({"x": np.full((3, 2), math.nan)}, "a.npz holds 6 NaN"),
             ({"x": np.zeros((3, 2)), "x_test": np.full((1, 2), math.nan)}, "test set of a.npz holds 2 NaN"),
+            (
+                {"x": np.ones((3, 2), np.uint8), "x_test": np.full((1, 2), 255.0)},
+                "a.npz has uint8 in x, which is divided by 255, and values up to 255 of another dtype in x_test",
+            ),
+            ({"x": np.full((3, 2), 2**24 + 1)}, r"array 'x' of a.npz holds whole numbers above 2\^24"),
         ],
     )
     def test_bad_npz(self, tmp_path, arrays, message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +16,8 @@ import ppl_vae
 from ppl_vae import VAE, data, likelihoods, networks, posteriors, priors
 from ppl_vae._tensors import as_numbers
 from ppl_vae.data import Dataset, Split, as_split
-from ppl_vae.data.held import Form, split_of
+from ppl_vae.data.conditions import recoded, with_few_labels, with_labels, with_library_size
+from ppl_vae.data.held import Form, form_of, split_of
 
 X = np.random.default_rng(0).normal(size=(60, 3))
 LABELS = np.arange(60) % 4
@@ -197,6 +199,8 @@ BAD = {
     "dtype complex": np.array([[1j]]),
     "shape \\(\\)": np.array(1.0),
     "above 2\\^24": np.array([[2**24 + 1]]),
+    "sparse matrix has shape \\(5, 0\\)": sparse.csr_matrix((5, 0)),
+    "a Subset that names no rows": Subset(TensorDataset(torch.zeros(3, 2)), []),
     "sparse matrix holds NaN": sparse.csr_matrix(np.array([[np.nan, 0.0]])),
     "sparse matrix holds whole numbers above": sparse.csr_matrix(np.array([[2**25, 0]])),
     "as many rows in each": (X, LABELS[:5]),
@@ -217,10 +221,16 @@ def test_what_cannot_be_data_is_refused_with_the_reason(message):
 
 def test_labels_that_do_not_fit_are_refused():
     assert as_split(X, labels=["b", "a"] * 30).label_names == ("a", "b")
+    assert as_split(X, labels=np.array([["b"], ["a"]] * 30)).labels.tolist() == [1, 0] * 30
     for labels, message in (
         ([1, 2], "2 rows"),
         ([0.5] * 60, "fractions"),
         (["a", None] * 30, "missing in 30 rows"),
+        (["a", float("nan")] * 30, "missing in 30 rows"),
+        (np.ma.array(["a", "b"] * 30, mask=[0, 1] * 30), "missing in 30 rows"),
+        (np.array([["a", "b"]] * 60), r"shape \(60, 2\), where one word a row"),
+        ([1e300] * 60, "beyond 64 bits"),
+        (np.array([2**63] * 60, dtype=np.uint64), "beyond 64 bits"),
         ("species", "expected a column of a frame"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -274,6 +284,9 @@ def test_a_frame_of_numbers():
         as_split(frame, labels="knd")
     with pytest.raises(ValueError, match=r"'when' of the frame holds a Timestamp"):
         as_split(frame.assign(when=pandas.Timestamp("2020-01-01")), labels="kind")
+    numbered = pandas.DataFrame({0: X[:, 0], 1: ["u", "v"] * 30})
+    assert as_split(numbered, labels="1").label_names == ("u", "v")
+    assert as_split(SimpleNamespace(X=X, obs=numbered), labels="1").labels.tolist() == [0, 1] * 30
     with pytest.raises(ValueError, match="two columns 'a'"):
         as_split(pandas.concat([frame[["a"]], frame[["a"]]], axis=1))
 
@@ -319,6 +332,54 @@ def test_a_frame_is_read_by_the_names_of_the_columns_that_were_trained_on(tmp_pa
         ppl_vae.evaluate(vae, frame.assign(d=1.0), **options)
 
 
+def test_parts_are_read_by_the_names_of_training():
+    """A split of a frame, as validation data or in a data set, stands for the frame, whatever the order of columns."""
+    frame = pandas_frame({"a": X[:, 0], "b": 10 * X[:, 1], "c": X[:, 2] + 5})
+    own, other = as_split(frame), as_split(frame[["c", "b", "a"]])
+    trained = Form().like(own)
+    assert torch.equal(split_of(other, trained).x, own.x)
+    assert split_of(other, trained).column_names == ("a", "b", "c")
+    assert split_of(own, trained) is own
+    with pytest.raises(ValueError, match="the split lacks 'c', and the columns a, b, c were trained on"):
+        split_of(as_split(frame.rename(columns={"c": "d"})), trained)
+    options = dict(epochs=1, batch_size=60, seed=0, compile="off", device="cpu")
+    found = [
+        ppl_vae.fit(make_vae(), train, validation=held, **options).final["validation_elbo"]
+        for train, held in ((frame, frame), (frame, other), (Dataset("mine", own, other, own.head(0)), None))
+    ]
+    assert found[1:] == found[:1] * 2
+
+
+def test_frames_and_tables_are_coded_as_in_training(tmp_path):
+    """The codes of categories are those of training, in a frame of other rows; other codes are refused."""
+    frame = pandas_frame({"a": X[:, 0], "c": [1, 2, 3] * 20, "city": ["Oslo", "Bergen", None, "Bergen"] * 15})
+    table = data.from_table(frame, {"c": "categorical"}, test=0, validation=0)
+    later = frame[frame["c"] > 1]
+    mlp = networks.MLP([4])
+    vae = VAE(
+        table,
+        prior=priors.StandardNormal(1),
+        likelihood=likelihoods.Mixed(table.columns, mlp),
+        posterior=posteriors.DiagonalNormal(networks.TableEncoder(table.columns, mlp)),
+    )
+    ppl_vae.fit(vae, table, epochs=1, batch_size=60, compile="off", device="cpu")
+    for known in (vae, ppl_vae.load(vae.save(tmp_path / "vae.pt"))):
+        trained = form_of(known)
+        right = data.from_table(later, table.schema, test=0, validation=0).train
+        assert split_of(right, trained) is right
+        assert torch.equal(split_of(later[["city", "c", "a"]], trained).x.nan_to_num(-1), right.x.nan_to_num(-1))
+        with pytest.raises(ValueError, match=r"column 'c' of the frame holds 4, which is none of its values 1.0, 2.0"):
+            split_of(later.assign(c=4), trained)
+        with pytest.raises(ValueError, match=r"'c' of the data has codes of 2.0, 3.0, and codes of 1.0, 2.0, 3"):
+            split_of(data.from_table(later, {"c": "categorical"}, test=0, validation=0).train, trained)
+        with pytest.raises(ValueError, match=r"'c' of the data has numbers as given, and codes of 1.0, 2.0, 3"):
+            split_of(as_split(later.assign(city=0)), trained)
+    numbers = as_split(frame[["a", "c"]])
+    codes = data.from_table(frame[["a", "c"]], {"c": "categorical"}, test=0, validation=0).train
+    with pytest.raises(ValueError, match=r"codes of 1.0, 2.0, 3.0, and numbers as given were trained on"):
+        split_of(codes, Form().like(numbers))
+
+
 def test_conditions_mean_what_they_meant_in_training(tmp_path):
     """Another data set has its labels in another order, or labels that were not trained on."""
     x, words = torch.randn(40, 3), ["cat", "dog"] * 20
@@ -349,6 +410,50 @@ def test_conditions_mean_what_they_meant_in_training(tmp_path):
         assert ppl_vae.evaluate(model, alone, **options).figures["elbo"].value == dogs.figures["elbo"].value
     with pytest.raises(ValueError, match="the data have the label aardvark, and cat, dog were trained on"):
         ppl_vae.evaluate(vae, labelled(["aardvark", "dog"] * 20).train, **options)
+    for training in (labelled(words), labelled(words).train):  # validation data are coded as the training data
+        held = None
+        if isinstance(training, Dataset):
+            training = replace(training, validation=alone)
+        else:
+            held = alone
+        run = ppl_vae.fit(vae, training, validation=held, epochs=1, batch_size=20, compile="off", device="cpu")
+        assert run.data.validation.columns[1].tolist() == [[0.0, 1.0]] * 20
+
+
+def test_words_that_parts_have_coded_apart_mean_the_same():
+    first, other = ["cat", "dog", "cat", "owl"], ["owl", "dog", "emu", "dog"]
+    x = torch.zeros(4, 2)
+    parts = (as_split(x, labels=first), as_split(x, labels=other), as_split(x).head(0))
+    made = with_labels(Dataset("animals", *parts))
+    assert made.train.conditions == ("cat", "dog", "owl", "emu")
+    for part, words in ((made.train, first), (made.validation, other)):
+        assert [part.label_names[code] for code in part.labels] == words
+        assert [part.conditions[code] for code in part.columns[1].argmax(1)] == words
+
+
+def test_neighbours_have_the_same_words_as_labels():
+    """Words of test and training data that were coded apart are compared as words."""
+    x = torch.randn(60, 3) / 10 + torch.arange(60)[:, None] % 3
+    words = np.array(["cat", "dog", "owl"])[np.arange(60) % 3]
+    some = words != "cat"
+    vae = make_vae()
+    vae.encode = lambda x: x
+    options = dict(gap_size=0, importance_size=0, imputation_size=0, evidence="posterior", num_particles=(5,))
+    test = as_split(x[torch.tensor(some)], labels=words[some])
+    found = ppl_vae.evaluate(vae, test, train=as_split(x, labels=words), **options)
+    assert found.figures["knn_accuracy"].value == 1.0
+
+
+def test_forgotten_labels_stay_forgotten_in_other_codes():
+    words = ["b", "c"] * 20
+    part = as_split(torch.randn(40, 3), labels=words)
+    few = with_few_labels(Dataset("few", part, part.head(0), part.head(0)), 4).train
+    again = recoded(few, ("a", "c", "b"))
+    assert torch.equal(again.columns[1], few.columns[1][:, [1, 1, 0]] * torch.tensor([0, 1, 1]))
+    assert [again.label_names[code] for code in again.labels] == [few.label_names[code] for code in few.labels]
+    counts = data.from_tensors(torch.ones(4, 3), validation=0, test=0)
+    with pytest.raises(ValueError, match="the data are not given with labels, and the model was trained with labels"):
+        recoded(with_library_size(counts).train, ("log library size", "a", "b"))
 
 
 @pytest.mark.parametrize(("dtype", "power"), [(torch.float32, 24), (torch.float64, 53), (torch.bfloat16, 8)])

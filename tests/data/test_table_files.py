@@ -124,7 +124,8 @@ def test_what_only_counts_the_rows_is_no_data(people, tmp_path):
     assert (read.id_column, read.column_names) == ("Unnamed: 0", ("height", "children"))
     pandas.DataFrame({"year": range(1950, 2020), "rain": np.arange(70) / 7}).to_csv(path, index=False)
     assert data.load(path).id_column == "year"
-    assert data.load(path, columns={"year": "real"}).column_names == ("year", "rain")
+    for key in ("year", 0):
+        assert data.load(path, columns={key: "real"}).column_names == ("year", "rain")
 
 
 def test_files_that_are_no_tables_are_refused(tmp_path, monkeypatch):
@@ -186,7 +187,9 @@ def test_a_table_trains_and_its_run_reads_other_files(people, tmp_path, monkeypa
         "height real, children count, city of Bergen|Oslo|Voss, smoker binary; labels from group; ids from name" in told
     )
     assert "note: batch_size is lowered from 500 to the 65 training data" in told
-    assert runs.load_run("runs/people").likelihood.columns == ["real", "count", "categorical:3", "binary"]
+    run = runs.load_run("runs/people")
+    assert run.likelihood.columns == ["real", "count", "categorical:3", "binary"]
+    assert run.categories == ((), (), ("Bergen", "Oslo", "Voss"), ())
     people[people["city"] == "Voss"][["city", "smoker", "children", "height"]].to_csv("voss.csv", index=False)
     for name, split in (("people.csv", "all"), ("voss.csv", "all")):
         options = ["--split", split, "--data", name, "--out", f"{name}.npz"]
@@ -214,13 +217,19 @@ def write(path, text):
     [
         ("a,b\n1.5,2,9\n2.5,7,9\n", "has 2 names in its header and more values in its rows"),
         ("1.5,2,x\n2.5,7,y\n3.5,9,x\n", "has no names of columns"),
+        ("39,Bachelors,Male\n50,HS,Female\n38,Bachelors,Male\n", "has no names of columns"),
         ("id,b\n1,2.5\n,7\n2,9\n", "the ids of t.csv are missing in 1 rows"),
     ],
-    ids=["more values", "no header", "ids"],
+    ids=["more values", "no header", "no header of words", "ids"],
 )
 def test_rows_that_would_shift_or_vanish_are_refused(text, said, tmp_path):
     with pytest.raises(ValueError, match=said):
         data.load(write(tmp_path / "t.csv", text), ids="id" if text.startswith("id") else None)
+
+
+def test_a_mark_in_a_name_separates_nothing(tmp_path):
+    assert data.load(write(tmp_path / "t.csv", "P(x|z)\n0.5\n0.25\n0.75\n"), test=0).column_names == ("P(x|z)",)
+    assert data.load(write(tmp_path / "t.csv", "a;b\n0.5;1.5\n0.25;2\n"), test=0).column_names == ("a", "b")
 
 
 SMALL = ["--epochs", "1", "--batch_size", "20", "--compile", "off", "--prior.latent_dim", "1"]
@@ -263,11 +272,12 @@ def test_conditions_of_another_file_are_coded_as_in_training(tmp_path, monkeypat
     assert cli.main(["score", "run", "--data", "v.csv", "--data.labels", "sp", "--out", "w.csv"]) == 2
     assert "the data have the label d, and a, b, c were trained on" in capsys.readouterr().err
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
-    for conditions, said in (
-        (None, "note: run does not tell its labels"),
-        ([3], "its conditions are no list of names"),
+    for name, value, said in (
+        ("conditions", None, "note: run does not tell its labels"),
+        ("categories", [3], "its categories are no lists of values"),
+        ("conditions", [3], "its conditions are no list of names"),
     ):
-        facts["data"]["conditions"] = conditions
+        facts["data"][name] = value
         (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
         cli.main(["score", "run", "--data", "v.csv", "--data.labels", "sp", "--out", "o.csv"])
         assert said in capsys.readouterr().err

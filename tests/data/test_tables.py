@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -531,6 +532,22 @@ def test_from_table_of_words():
     table = data.from_table({"n": [10, 30, None, 20], "w": ["x", None, "", "y"]}, {"n": "categorical"}, test=0)
     assert table.columns == ("categorical:3", "categorical:2")
     assert table.categories == ((10.0, 20.0, 30.0), ("x", "y"))
+    table = data.from_table([["a", 1.5], ["b", NAN], [NAN, 2.0]], validation=0, test=0)  # no word is "nan"
+    assert (table.columns, table.categories) == (("categorical:2", "real"), (("a", "b"), ()))
+    assert table.train.x.isnan().tolist() == [[False, False], [False, True], [True, False]]
+    pandas = pytest.importorskip("pandas", reason="pandas, of the extra tables, is not installed")
+    words = pandas.Series(["v", None, "u"], dtype="string")
+    assert data.from_table({"w": words}, validation=0, test=0).train.x.nan_to_num(-1).tolist() == [[1], [-1], [0]]
+
+
+def test_numbers_of_columns_are_those_of_the_table():
+    """Also where a column becomes labels or ids."""
+    columns = {"y": ["u", "v"], "a": [1.0, 2.0], "n": ["p", "q"], "b": [3.0, 4.0]}
+    for key in (3, "3", "b"):
+        table = data.from_table(columns, {key: "positive"}, labels="y", ids="n", test=0, validation=0)
+        assert dict(zip(table.column_names, table.columns, strict=True)) == {"a": "count", "b": "positive"}
+    with pytest.raises(ValueError, match="columns names '0', and table has the columns a, b"):
+        data.from_table(columns, {0: "real"}, labels="y", ids="n")
 
 
 @pytest.mark.parametrize(
@@ -544,6 +561,9 @@ def test_from_table_of_words():
         (-np.eye(3), {"1": "count"}, "column '1' of table is 'count' and holds -1, where whole numbers from 0"),
         ([[np.inf], [1.0]], None, "column '0' .* holds inf"),
         ({"a": ["x", "x"]}, None, "has 1 categories"),
+        ({"a": [Decimal(1), Decimal(2)]}, None, "column 'a' of table holds a Decimal"),
+        ({"a": np.array(["2020-01-01", "2020-01-02"], "M8[ns]")}, None, "column 'a' of table holds a datetime64"),
+        (np.array([[1j], [2j]]), None, "column '0' of table holds a complex"),
         ({"a": ["x", "y"]}, {"a": "real"}, "holds words, where 'real' expects numbers"),
     ],
 )

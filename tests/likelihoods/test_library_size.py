@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -515,6 +516,22 @@ def test_what_goes_with_a_library_size_and_what_does_not() -> None:
 
 
 # Sparse
+
+
+def test_sizes_are_those_of_the_values_that_programs_see(tmp_path: Path) -> None:
+    """Of binarised rows of a sparse file, in memory or not; rows that are drawn afresh have none."""
+    sparse.save_npz(tmp_path / "x.npz", sparse.csr_matrix(np.array([[0.9, 0.2, 0.8], [0.6, 0.1, 0.3]] * 4)))
+    options: dict[str, Any] = {"library": True, "validation": 0, "test": 0}
+    for limit in (4.0, 0.0):
+        split = data.load(tmp_path / "x.npz", binarize="threshold", max_in_memory_gib=limit, **options).train
+        assert torch.as_tensor(split.columns[1]).exp().flatten().tolist() == pytest.approx([2.0, 1.0] * 4)
+    with pytest.raises(ValueError, match="x is drawn afresh for each batch, and so has no totals"):
+        data.load(tmp_path / "x.npz", binarize="dynamic", **options)
+
+
+def test_cells_that_leave_none_to_train_on_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"validation=2 .* leave nothing to train on of the 4 rows of the cells"):
+        from_cells(np.ones((4, 3)), validation=2, test=2)
 
 
 @pytest.mark.ci
