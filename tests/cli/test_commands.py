@@ -20,7 +20,7 @@ from PIL import Image
 from short_runs import without_pictures
 
 from ppl_vae import cli, data, load_run
-from ppl_vae.cli import words, writing
+from ppl_vae.cli import opening, words, writing
 from ppl_vae.cli.rows import BATCH
 from ppl_vae.evaluation.paths import interpolate, path
 from ppl_vae.training import checkpoints
@@ -405,6 +405,27 @@ def test_an_archive_with_test_data_of_its_own_is_taken_whole(capsys):
     np.testing.assert_array_equal(arrays_of("b.npz")["x"][:, 0], x[:23])
 
 
+def test_all_rows_of_a_folder_are_there_with_the_splits_of_training(capsys):
+    made = np.random.default_rng(0)
+    sizes = {"train": 12, "val": 5, "test": 4}
+    for name, size in sizes.items():
+        Path("images", name).mkdir(parents=True)
+        for i in range(size):
+            Image.fromarray((made.random((8, 8)) * 255).astype(np.uint8)).save(f"images/{name}/{i:03d}.png")
+    says(capsys, "encode", "plane", "--data", "images", "--out", "other.npz")
+    assert arrays_of("other.npz")["splits"].tolist() == ["all"] * 21
+    train("mine", "--data", "images", "--data.binarize", "threshold", "--batch_size", "12")
+    capsys.readouterr()
+    says(capsys, "encode", "mine", "--split", "all", "--out", "all.npz")
+    found = arrays_of("all.npz")
+    for name, size in {"train": 12, "validation": 5, "test": 4}.items():
+        says(capsys, "encode", "mine", "--split", name, "--out", f"{name}.npz")
+        here = found["splits"] == name
+        assert here.sum() == size
+        np.testing.assert_allclose(found["mean"][here], arrays_of(f"{name}.npz")["mean"], rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(found["rows"][here], arrays_of(f"{name}.npz")["rows"])
+
+
 def test_sizes_of_the_runs_own_set_do_not_bind_another(capsys):
     train("sizes", "--data.validation", "500", "--data.test", "300")
     capsys.readouterr()
@@ -412,6 +433,14 @@ def test_sizes_of_the_runs_own_set_do_not_bind_another(capsys):
     assert "mean (30, 2)" in says(capsys, "encode", "sizes", "--data", "mine.npy")[-1]
     assert "mean (3, 2)" in says(capsys, "encode", "sizes", "--data", "mine.npy", "--split", "validation")[-1]
     assert "mean (300, 2)" in says(capsys, "encode", "sizes", "--data", "Digits")[-1]  # the run's own, by another case
+
+
+def test_a_set_of_ones_own_is_binarised_as_digits_by_any_name_of_theirs(capsys):
+    np.save("mine.npy", np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8))
+    config = Path("runs/plane/config.yaml")
+    config.write_text(config.read_text().replace("name: digits", "name: Digits"))
+    says(capsys, "reconstruct", "plane", "--data", "mine.npy", "--out", "a.npz")
+    assert set(np.unique(arrays_of("a.npz")["x"])) == {0.0, 1.0}
 
 
 def test_dynamic_data_are_drawn_once(capsys):
@@ -423,6 +452,19 @@ def test_dynamic_data_are_drawn_once(capsys):
     says(capsys, "interpolate", "dynamic", "--split", "train", "--from", "40", "--to", "3", "--out", "c.npz")
     z = load_run("runs/dynamic").encode(torch.from_numpy(found["x"]))
     np.testing.assert_allclose(arrays_of("c.npz")["z"][0, [0, -1]], z[[40, 3]], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("drawn", [{"binarize": "dynamic"}, {"dequantize": True}, {"binarize": "fixed"}])
+def test_among_all_rows_each_has_the_draw_of_its_split(drawn):
+    np.save("mine.npy", np.random.default_rng(0).integers(0, 256, (40, 4, 4), dtype=np.uint8))
+    own = {"validation": 7, "test": 0.2, "seed": 3}
+    divided = data.load("mine.npy", **drawn, **own)
+    whole = data.load("mine.npy", **drawn, seed=3, validation=0, test=0)
+    rows = opening._rows(whole, "all", own)
+    ((x,),), (splits,) = rows.batches(), rows.splits
+    for name, size in {"train": 25, "validation": 7, "test": 8}.items():
+        assert (splits == name).sum() == size
+        torch.testing.assert_close(x[splits == name], getattr(divided, name).head(size).x, rtol=0, atol=0)
 
 
 def test_a_posterior_without_standard_deviations_has_means_alone(capsys):
