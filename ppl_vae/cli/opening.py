@@ -83,9 +83,14 @@ class OpenRun:
         """The caveat that every picture made from the run must state, or None."""
         return self.facts.get("caveat")
 
+    @property
+    def checkpoint_name(self) -> str | None:
+        """The name of the checkpoint, or None where the run's folder was named."""
+        return None if self.checkpoint == self.folder else self.checkpoint.name
+
     def foot(self, rows: Rows | None = None, *notes: str | None) -> str | None:
         """Return the foot of a picture: the run, the rows or else the run's data set, the caveat, and notes."""
-        of = self.folder.absolute().name + ("" if self.checkpoint == self.folder else f", {self.checkpoint.name}")
+        of = ", ".join(filter(None, (self.folder.absolute().name, self.checkpoint_name)))
         return about(of, self.facts["data"]["name"] if rows is None else rows.name, self.caveat, *notes)
 
     @property

@@ -625,7 +625,9 @@ def test_figures_of_an_evaluation_are_shown_with_their_intervals(capsys, monkeyp
         assert rows["active units"] == ["-", "2"]
         assert rows["gap"] == ["-", "not finite"]
         assert rows["share"] == ["-", "1 [1, 1]"]
-        assert "num data" not in rows
+        assert {"num data", "evaluated"}.isdisjoint(rows)
+    Path("runs/space/evaluation/evaluation.json").write_text(json.dumps(content | {"checkpoint": "last_good.pt"}))
+    assert table(says(capsys, "show", "plane", "space"))["evaluated"] == ["-", "last_good.pt"]
     Path("runs/space/evaluation/evaluation.json").write_text("{")
     assert "evaluation.json is not valid JSON" in fails(capsys, "show", "space")
     assert cli.main(["show", "plane", "space"]) == 1  # the other is shown
@@ -654,6 +656,8 @@ def test_rows_that_are_equal_are_left_out_and_said_in_a_line(capsys, monkeypatch
             "no best by log p(x): the interval of the highest, runs/space, -20.00 [-31.0, -19.0], overlaps that",
         ),
         ({"num_data": 4}, "no best by log p(x): the evaluations were made on different data"),
+        ({"fingerprint": "b"}, "no best by log p(x): the evaluations were made on different data"),
+        ({"fingerprint": None}, "* best by log p(x): runs/space, -20.00 [-21.0, -19.0]"),  # of an older version
         ({"kind": "estimate"}, "no best by the ELBO: the interval of the highest, runs/plane"),
     ],
 )
@@ -662,14 +666,14 @@ def test_the_best_is_marked_where_its_interval_says_so(changed, expected, capsys
     for name, value in (("plane", -30.0), ("space", -20.0)):
         own = changed if name == "space" else {}
         figure = {"value": value, "low": own.get("low", value - 1), "high": value + 1}
-        content = {"data": "digits, test", "num_data": 3, "kind": "exact"} | own
+        content = {"data": "digits, test", "num_data": 3, "fingerprint": "a", "kind": "exact"} | own
         elbo = {"value": -40.0, "low": -41.0, "high": -39.0}
         Path("runs", name, "evaluation").mkdir(exist_ok=True)
         text = json.dumps(content | {"figures": {"log_evidence": figure, "elbo": elbo}})
         Path("runs", name, "evaluation/evaluation.json").write_text(text)
     lines = says(capsys, "show", "plane", "space")
     assert any(line.startswith(expected) for line in lines), lines
-    assert any(line.endswith(" *") for line in lines) == (changed == {})
+    assert any(line.endswith(" *") for line in lines) == expected.startswith("*")
 
 
 def test_a_run_that_did_not_end_shows_what_it_has(capsys, monkeypatch):
