@@ -221,6 +221,18 @@ def test_rows_of_a_source_with_a_test_set_of_its_own_and_no_labels():
     assert of_test["rows"].tolist() == list(range(5))
 
 
+def test_rows_of_several_parts_are_one_split(tmp_path):
+    x = np.arange(25, dtype=np.uint8)[:, None, None].repeat(4, 2).repeat(4, 1)
+    np.savez("parts.npz", x=x[:20], y=np.arange(20), x_test=x[20:], y_test=np.arange(5))
+    whole = opening._rows(data.load("parts.npz", validation=0), "all", None)
+    assert len(whole.parts) == 2
+    joined = whole.joined
+    assert joined.x.shape == (25, 1, 4, 4)
+    assert joined.labels.tolist() == [*range(20), *range(5)]
+    np.testing.assert_array_equal(joined.head(23).x[:, 0] * 255, x[:23])
+    assert joined.head(23).labels.tolist() == [*range(20), *range(3)]
+
+
 @pytest.mark.ci
 @pytest.mark.thinned(3)
 @pytest.mark.parametrize("suffix", FORMATS)
