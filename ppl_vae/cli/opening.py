@@ -102,17 +102,31 @@ class OpenRun:
         """Return the model, or a conditional model at one label.
 
         Raises:
-            ValueError: If a model without labels is given one, or a conditional model is given none that it has.
+            ValueError: If a model without labels is given one, or a conditional model is given none that it has, or
+                has library sizes among its conditions.
         """
         if self.vae.y_shape is None:
             if label is not None:
                 raise ValueError(f"--label was given, and {self.folder} is no conditional model; leave it out")
             return self.vae
+        self.check_labels_suffice()
         if label is None or not 0 <= label < self.vae.y_shape[0]:
             raise ValueError(
                 f"--label is {label}, and {self.folder} is a conditional model; expected 0 to {self.vae.y_shape[0] - 1}"
             )
         return self.vae.given(label)
+
+    def check_labels_suffice(self) -> None:
+        """Refuse a conditional model whose conditions are more than labels.
+
+        Raises:
+            ValueError: If they hold the library size of each datum.
+        """
+        if self.config.values["data"]["library"]:
+            raise ValueError(
+                f"{self.folder} was trained with the library size of each datum as condition, and here a label alone "
+                "can be given; in Python, pass conditions as data.load gives them: vae.sample(y=y), vae.encode(x, y)"
+            )
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ def sample(
     )
     vae, y = run.vae, None
     if vae.y_shape is not None and label is None:
+        run.check_labels_suffice()
         y = labels_in_turn(size, vae.y_shape[0]).to(run.device)
     else:
         vae = run.under(label)

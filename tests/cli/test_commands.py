@@ -294,6 +294,15 @@ def test_many_samples_are_decoded_block_by_block(capsys):
     np.testing.assert_allclose(load_run("runs/plane").decode(torch.from_numpy(found["z"])), found["x"], rtol=1e-5)
 
 
+def test_no_label_stands_for_a_library_size(capsys):
+    np.save("counts.npy", np.random.default_rng(0).poisson(3.0, (60, 6)) + 1.0)
+    train("counts", "--data", "counts.npy", "--data.library", "true", "--likelihood", "Poisson", "--batch_size", "20")
+    capsys.readouterr()
+    for command in ("sample counts", "sample counts --label 0", "interpolate counts", "interpolate counts --label 0"):
+        line = fails(capsys, *command.split())
+        assert "runs/counts was trained with the library size of each datum as condition" in line
+
+
 def test_pictures_say_what_is_shown_and_the_caveat_of_the_run(capsys, monkeypatch):
     feet = []
     monkeypatch.setattr(writing, "save_picture", lambda path, figure: feet.append(words_of(figure)) or "picture: none")
