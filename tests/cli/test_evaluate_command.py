@@ -10,7 +10,8 @@ import pytest
 from archives import arrays_of
 from short_runs import without_pictures
 
-from ppl_vae import cli
+from ppl_vae import cli, data
+from ppl_vae.cli.evaluate import _fingerprint
 from ppl_vae.evaluation import Interval
 from ppl_vae.evaluation import pictures as drawing
 
@@ -74,10 +75,11 @@ def test_show_has_the_figures_of_an_evaluation(runs, capsys):
     line = next(line for line in lines if line.startswith("log evidence ") and "error" not in line)
     assert str(Interval(**content["figures"]["log_evidence"])) in line
 
-    of_file = evaluated("plane/checkpoint.pt")  # in the same place, and says so
-    assert (content["checkpoint"], of_file["checkpoint"]) == (None, "checkpoint.pt")
-    assert of_file["fingerprint"] == content["fingerprint"]
-    assert evaluated("plane", "--data.threshold", "0.9")["fingerprint"] != content["fingerprint"]
+    other = evaluated("plane/checkpoint.pt", "--data.threshold", "0.9")  # in the same place, and says so
+    assert (content["checkpoint"], other["checkpoint"]) == (None, "checkpoint.pt")
+    assert other["fingerprint"] != content["fingerprint"]
+    x = data.load("digits").test.x
+    assert content["fingerprint"] == _fingerprint((x,), 6) == _fingerprint((x[:6].clone(),), 6)
 
 
 @pytest.mark.slow
