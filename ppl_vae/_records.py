@@ -39,7 +39,8 @@ def describe(path: Path) -> Record:
         ``likelihood``, ``posterior``, ``classifier``, ``objective``, ``regularizer``, ``optimizer``, ``epochs``,
         ``epochs_planned``, ``best_epoch``, ``state``, ``figures`` (of the last or chosen epoch), ``seconds``, ``seed``,
         ``compile``, ``device``, ``caveat``, ``config`` (the whole of it) ``evaluation`` (by name, with value, low,
-        high), ``evaluated`` (on which data, and how many) and ``exact`` (whether log p(x) is).
+        high), ``evaluated`` (``data``, ``num_data``, ``fingerprint`` of these, ``checkpoint`` if one was named) and
+        ``exact`` (whether log p(x) is).
 
     Raises:
         ValueError: If a file cannot be read.
@@ -55,6 +56,7 @@ def describe(path: Path) -> Record:
     _expect(folder / "run.json", data, name=str, x_shape=list, train=int, validation=int, test=int, fingerprint=str)
     _expect(folder / "result.json", result, stopped=str, best_epoch=int)
     _expect(folder / "result.json" if result else folder / "metrics.jsonl", last, seconds=Real)
+    _expect(folder / "evaluation" / "evaluation.json", evaluation, fingerprint=str, checkpoint=str)
     _expect(folder / "config.yaml", config, data=dict | str, epochs=int)
     named = {"name": named} if isinstance(named, str) else named
     binarize = named.get("binarize")
@@ -82,7 +84,7 @@ def describe(path: Path) -> Record:
         "caveat": facts.get("caveat"),
         "config": config,
         "evaluation": _evaluation(evaluation),
-        "evaluated": {name: evaluation.get(name) for name in ("data", "num_data")},
+        "evaluated": {name: evaluation.get(name) for name in ("data", "num_data", "fingerprint", "checkpoint")},
         "exact": evaluation.get("kind") == "exact",
     }
 

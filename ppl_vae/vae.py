@@ -39,6 +39,7 @@ from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae._shown import Shown
 from ppl_vae._tensors import leaves_of, moved
 from ppl_vae._validation import is_integer
+from ppl_vae.data.conditions import LIBRARY_SIZE
 from ppl_vae.data.survey import values_of
 from ppl_vae.distributions.foreign import as_pyro
 from ppl_vae.networks import Binding, Shape
@@ -445,10 +446,10 @@ class VAE(nn.Module, Shown):
 
     def _one_hot(self, labels: Tensor) -> Tensor:
         (k,) = cast(Shape, self.y_shape)
-        if getattr(self.likelihood, "library", None) == "condition":
+        if getattr(self.likelihood, "library", None) == "condition" or LIBRARY_SIZE in self.conditions:
             raise ValueError(
-                "VAE was given labels, and its likelihood reads the log library size from the condition; give "
-                f"conditions of shape (batch, {k}), as data.with_library_size makes them"
+                "VAE was given labels, and its condition holds the log library size; give conditions of shape "
+                f"(batch, {k}), as data.with_library_size makes them"
             )
         if is_validation_enabled() and not bool(((labels >= 0) & (labels < k)).all()):
             raise ValueError(

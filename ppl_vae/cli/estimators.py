@@ -146,6 +146,8 @@ def write(
         "summary.txt": text + "\n",
     }
     folder.mkdir(parents=True, exist_ok=True)
+    for name in pictures:
+        (folder / f"{name}.png").unlink(missing_ok=True)  # of an earlier comparison
     for name, written in files.items():
         _files.write(folder / name, written)
     lines = [text, "", *(f"file: {folder / name}" for name in files)]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ppl_vae import _files, data, evaluation
 from ppl_vae._team import Team
@@ -51,7 +52,8 @@ def evaluate(
     Figures are in nats per datum, with 95% bootstrap intervals over data. The evidence is exact for latents of up to
     three dimensions (quadrature), for discrete latents (enumeration) and for linear-Gaussian models. Otherwise it is
     estimated by importance sampling from a proposal that looks for modes that q(z|x) misses. The command writes
-    evaluation.json, per_datum.npz and pictures, and replaces an earlier evaluation in the same place.
+    evaluation.json, per_datum.npz and pictures, and replaces an earlier evaluation in the same place, of another
+    checkpoint too.
 
     Args:
         run: The run.
@@ -97,12 +99,13 @@ def evaluate(
     if not team.is_first:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"data": rows.name, "seed": seed, **found.to_dict()}
+    n = len(found.evidence)
+    told = {"data": rows.name, "fingerprint": _fingerprint(columns, n), "checkpoint": run.checkpoint_name}
+    content = {**told, "seed": seed, **found.to_dict()}
     _files.write(folder / "evaluation.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     arrays: dict[str, Any] = {name: value.numpy() for name, value in found.per_datum().items()}
     _files.write(folder / "per_datum.npz", lambda file: np.savez(file, **arrays))
     tell("pictures")
-    n = len(found.evidence)
     labels = None if rows.labels is None else rows.labels[:n]
     drawn = pictures.draw(run.vae, columns[0][:n], found, folder, labels=labels, caveat=run.foot(rows))
     tell("")
@@ -110,7 +113,13 @@ def evaluate(
     otherwise = "they need a normal q(z|x), and the latter images and log p(x) by quadrature"
     written += [f"picture: {path}" for path in drawn]
     written += not_drawn(("latent_map", "true_posteriors"), drawn, run.vae, otherwise)
-    return [f"{run.folder}: {rows.name}", found.table(), *written]
+    return [f"{run.checkpoint}: {rows.name}", found.table(), *written]
+
+
+def _fingerprint(columns: tuple[Tensor, ...], size: int) -> str:
+    """Return what tells the evaluated data from others."""
+    part = data.Split(columns).head(size)
+    return data.Dataset("evaluated", part, part.head(0), part.head(0)).fingerprint
 
 
 def _labelled(run: OpenRun, data_options: DataOptions, rows: Rows, split: SplitName | None) -> data.Split | None:

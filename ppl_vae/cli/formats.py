@@ -50,14 +50,13 @@ def write_npz(file: BinaryIO, blocks: Iterable[Block], folder: Path) -> str:
 
 
 def write_csv(file: BinaryIO, blocks: Iterable[Block], folder: Path) -> str:
-    """Write one line a row, floats to their last digit."""
+    """Write one line a row, floats to their last digit; the arrays of a block are columns, (rows,)."""
     count, names = 0, list[str]()
     for block in blocks:
-        columns = _columns(block)
         if not names:
-            names = list(columns)
+            names = list(block)
             file.write(f"{','.join(map(_text, names))}\n".encode())
-        texts = [a.astype(str).tolist() if a.dtype == np.float32 else map(_text, a.tolist()) for a in columns.values()]
+        texts = [a.astype(str).tolist() if a.dtype == np.float32 else map(_text, a.tolist()) for a in block.values()]
         lines = [",".join(row) for row in zip(*texts, strict=True)]
         file.write(("\n".join(lines) + "\n").encode())
         count += len(lines)
@@ -65,14 +64,14 @@ def write_csv(file: BinaryIO, blocks: Iterable[Block], folder: Path) -> str:
 
 
 def write_parquet(file: BinaryIO, blocks: Iterable[Block], folder: Path) -> str:
-    """Write one row group a block."""
+    """Write one row group a block; the arrays of a block are columns, (rows,)."""
     import pyarrow
     import pyarrow.parquet
 
     count, names, writer = 0, list[str](), None
     try:
         for block in blocks:
-            table = pyarrow.table({name: np.ascontiguousarray(column) for name, column in _columns(block).items()})
+            table = pyarrow.table({name: np.ascontiguousarray(column) for name, column in block.items()})
             if writer is None:
                 writer, names = pyarrow.parquet.ParquetWriter(file, table.schema), table.column_names
             writer.write_table(table)
@@ -98,15 +97,15 @@ def check_there(suffix: str) -> None:
         )
 
 
-def _columns(block: Block) -> Block:
+def columns(block: Block) -> Block:
     """Return the columns of a table: name_1, name_2, ... of an array with several values a row."""
-    columns = {}
+    found = {}
     for name, array in block.items():
         if array.ndim == 1:
-            columns[_SINGULAR.get(name, name)] = array
+            found[_SINGULAR.get(name, name)] = array
         else:
-            columns |= {f"{name}_{i}": column for i, column in enumerate(array.reshape(len(array), -1).T, 1)}
-    return columns
+            found |= {f"{name}_{i}": column for i, column in enumerate(array.reshape(len(array), -1).T, 1)}
+    return found
 
 
 def _text(value: object) -> str:

@@ -8,10 +8,11 @@ import sys
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ppl_vae import data
 from ppl_vae._files import read_text
@@ -19,8 +20,10 @@ from ppl_vae.cli.rows import Rows
 from ppl_vae.cli.words import find_run
 from ppl_vae.configuration.config import CONFIG_LIMIT, Config
 from ppl_vae.configuration.pieces import arguments_of
+from ppl_vae.data.binarization import noise_key
 from ppl_vae.data.conditions import recoded
-from ppl_vae.data.partition import rows_of_parts
+from ppl_vae.data.partition import TRAIN_PART, rows_of_parts
+from ppl_vae.data.rows import LazyRows
 from ppl_vae.plots.figure import about
 from ppl_vae.runs import load_run, read_facts
 from ppl_vae.training import resolve_device
@@ -80,9 +83,14 @@ class OpenRun:
         """The caveat that every picture made from the run must state, or None."""
         return self.facts.get("caveat")
 
+    @property
+    def checkpoint_name(self) -> str | None:
+        """The name of the checkpoint, or None where the run's folder was named."""
+        return None if self.checkpoint == self.folder else self.checkpoint.name
+
     def foot(self, rows: Rows | None = None, *notes: str | None) -> str | None:
         """Return the foot of a picture: the run, the rows or else the run's data set, the caveat, and notes."""
-        of = self.folder.absolute().name + ("" if self.checkpoint == self.folder else f", {self.checkpoint.name}")
+        of = ", ".join(filter(None, (self.folder.absolute().name, self.checkpoint_name)))
         return about(of, self.facts["data"]["name"] if rows is None else rows.name, self.caveat, *notes)
 
     @property
@@ -94,17 +102,31 @@ class OpenRun:
         """Return the model, or a conditional model at one label.
 
         Raises:
-            ValueError: If a model without labels is given one, or a conditional model is given none that it has.
+            ValueError: If a model without labels is given one, or a conditional model is given none that it has, or
+                has library sizes among its conditions.
         """
         if self.vae.y_shape is None:
             if label is not None:
                 raise ValueError(f"--label was given, and {self.folder} is no conditional model; leave it out")
             return self.vae
+        self.check_labels_suffice()
         if label is None or not 0 <= label < self.vae.y_shape[0]:
             raise ValueError(
                 f"--label is {label}, and {self.folder} is a conditional model; expected 0 to {self.vae.y_shape[0] - 1}"
             )
         return self.vae.given(label)
+
+    def check_labels_suffice(self) -> None:
+        """Refuse a conditional model whose conditions are more than labels.
+
+        Raises:
+            ValueError: If they hold the library size of each datum.
+        """
+        if self.config.values["data"]["library"]:
+            raise ValueError(
+                f"{self.folder} was trained with the library size of each datum as condition, and here a label alone "
+                "can be given; in Python, pass conditions as data.load gives them: vae.sample(y=y), vae.encode(x, y)"
+            )
 
 
 @dataclass(frozen=True)
@@ -133,7 +155,7 @@ class DataOptions:
         if other:
             defaults = arguments_of(data.load, "data").complete({"name": values["name"]})
             values |= {name: defaults[name] for name in OF_ONE_SET if name not in given}
-            if own["binarize"] is None and "binarize" not in given and own["name"] == "digits":
+            if own["binarize"] is None and "binarize" not in given and _key(own["name"]) == "digits":
                 values["binarize"] = "threshold"  # null means threshold for digits alone; keep what the model was given
         if split is None and other and _is_file(values["name"]):
             split = "all"
@@ -179,7 +201,7 @@ def _coded_as_in(run: OpenRun, dataset: data.Dataset, other: bool) -> data.Datas
 
 
 def _whole(values: dict[str, Any]) -> data.Dataset:
-    """Load all rows of a set in its own order: as training data, and as test data where the set has its own."""
+    """Load all rows of a set in its own order: as training data, beside validation and test data of the set's own."""
     schema = arguments_of(data.load, "data")
     try:
         return data.load(**schema.objects(values | {"validation": 0, "test": 0}))
@@ -190,22 +212,47 @@ def _whole(values: dict[str, Any]) -> data.Dataset:
 def _rows(dataset: data.Dataset, split: SplitName | None, own: dict[str, Any] | None) -> Rows:
     """Return the rows to work on; `own` are the data options if the data are the run's own, so that it trained on some.
 
-    The source of a test set of its own numbers its rows from 0 too.
+    The sources of validation and test data of their own number their rows from 0 too.
     """
     if split == "all":
-        parts = tuple(part.still() for part in (dataset.train, dataset.test) if len(part))
-        splits = [np.full(len(part), "all") for part in parts]
+        parts = {name: part for name in ("train", "validation", "test") if len(part := getattr(dataset, name))}
+        splits = [np.full(len(part), "all" if own is None else name, "<U10") for name, part in parts.items()]
         if own is not None:
-            has_test = len(parts) > 1
-            of_parts = rows_of_parts(len(parts[0]), own["validation"], 0 if has_test else own["test"], own["seed"])
-            splits[0] = np.full(len(parts[0]), "validation")  # the longest name
-            for name, numbers in of_parts.items():
-                splits[0][numbers.numpy()] = name
-            splits[1:] = [np.full(len(part), "test", splits[0].dtype) for part in parts[1:]]
-        return Rows(f"{dataset.name}, all", parts, tuple(splits), whole=True)
+            held, tested = (0 if name in parts else own[name] for name in ("validation", "test"))  # 0: of its own
+            numbers = rows_of_parts(len(dataset.train), held, tested, own["seed"])
+            for name, rows in numbers.items():
+                splits[0][rows.numpy()] = name
+            parts["train"] = _drawn_as_split(dataset.train, numbers["train"], own["seed"])
+        still = tuple(part.still() for part in parts.values())
+        return Rows(f"{dataset.name}, all", still, tuple(splits), whole=True)
     name = choose_split(dataset, split, " or all")
     part = getattr(dataset, name).still()
     return Rows(f"{dataset.name}, {name}", (part,), (np.full(len(part), name),))
+
+
+def _drawn_as_split(whole: data.Split, trained: Tensor, seed: int) -> data.Split:
+    """Return all rows of a source, each with the draw that it has in its split if the source is drawn from.
+
+    Args:
+        whole: The rows, in the order of the source.
+        trained: The numbers of those to train on, in order.
+        seed: The seed of the split and of the draws of validation and test data.
+    """
+    if not whole.dynamic:
+        return whole
+    of_training: Any = cast(LazyRows, whole.still().x).binarization
+    of_others = replace(of_training, key=noise_key(seed, TRAIN_PART))
+    place = torch.full((len(whole),), -1)
+    place[trained] = torch.arange(len(trained))
+
+    def rule(x: Tensor, rows: Tensor) -> Tensor:
+        own = place[rows]
+        drawn, there = of_others(x, rows), own >= 0
+        drawn[there] = of_training(x[there], own[there])
+        return drawn
+
+    drawn = LazyRows(whole.x, torch.arange(len(whole)), rule)
+    return replace(whole, columns=(drawn, *whole.columns[1:]), dynamic=False)
 
 
 def choose_split(dataset: data.Dataset, split: SplitName | None, also: str = "") -> str:

@@ -121,7 +121,7 @@ def _subject(path: Path, options: DataOptions, device: str, split: SplitName | N
     except (OSError, ValueError) as error:
         found.absent.append(f"The data are not there: {error}. Without them there are no pictures of the model.")
         return found
-    found.data, found.data_name = rows.parts[0], rows.name
+    found.data, found.data_name = rows.joined, rows.name
     found.absent += [f"{rows.note}: pictures and the latent space may show data of training."] if rows.note else []
     columns = opened.config.values["data"]["columns"] or {}
     found.categories = {name: kind for name, kind in columns.items() if isinstance(kind, list)}

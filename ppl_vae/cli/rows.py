@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,15 @@ class Rows:
     def bins(self) -> int | None:
         """The number of levels of dequantised pixels; None for other data."""
         return self.parts[0].bins
+
+    @property
+    def joined(self) -> data.Split:
+        """All rows as one split, read when they are used; that of several parts has no numbers and ids."""
+        first, *others = self.parts
+        if not others:
+            return first
+        columns = tuple(_Column(self, place) for place in range(len(first.columns)))
+        return replace(first, columns=columns, labels=self.labels, rows=None, ids=None)
 
     def batches(self) -> Iterator[tuple[Tensor, ...]]:
         """Yield all rows in order, batch by batch: (x,), or (x, y) for a conditional model."""
@@ -106,6 +115,24 @@ class Rows:
     def head(self, size: int) -> tuple[Tensor, ...]:
         """Return the first `size` rows, or all if there are fewer, as `at` returns them."""
         return self.at(range(min(size, len(self))))
+
+
+@dataclass(frozen=True, eq=False)
+class _Column:
+    """A column of the rows of several parts."""
+
+    rows: Rows
+    place: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self), *self.rows.parts[0].columns[self.place].shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Tensor, /) -> Tensor:
+        return self.rows.at(index.tolist())[self.place]
 
 
 def _of_one_width(texts: Sequence[np.ndarray | None]) -> Sequence[Any]:

@@ -57,9 +57,9 @@ def sample(
         label: For a conditional model, the label to draw under; by default all labels in turn, ten of each.
         seed: The seed of the draws, an integer from 0.
         out: The file: .png for a picture; .npz for x, z and, of a conditional model, labels; .csv or .parquet for one
-            column a number of them, those of a table under their own names, with the words of categories. By default
-            sample.png in the run's folder (sample.npz where the data are no images), or the first of sample-2, ... that
-            is free. A file is never replaced unasked.
+            column a number of them, those of a table under their own names (x_1, ... where one has the name of another
+            column, such as z_1), with the words of categories. By default sample.png in the run's folder (sample.npz
+            where the data are no images), or the first of sample-2, ... that is free. A file is never replaced unasked.
         overwrite: true to replace a file that is there.
     """
     check_positive_int(size, "--size")
@@ -71,6 +71,7 @@ def sample(
     )
     vae, y = run.vae, None
     if vae.y_shape is not None and label is None:
+        run.check_labels_suffice()
         y = labels_in_turn(size, vae.y_shape[0]).to(run.device)
     else:
         vae = run.under(label)
@@ -78,8 +79,10 @@ def sample(
         p_z = vae.p_z(y)
         blocks = _drawn(vae, p_z.sample(() if p_z.batch_shape else (size,)), y, mean)
         if not picture:
-            named = {} if path.suffix.lower() == ".npz" else run.config.values["data"]["columns"] or {}
-            return [writing.save_blocks(path, (_as_table(block, named) for block in blocks))]
+            if path.suffix.lower() == ".npz":
+                return [writing.save_blocks(path, blocks)]
+            named = run.config.values["data"]["columns"] or {}
+            return [writing.save_columns(path, (_as_table(block, named) for block in blocks))]
         x = torch.cat([block["x"] for block in blocks])
     return [writing.save_picture(path, plots.samples(x, mean=mean, caveat=run.foot()))]
 
@@ -92,20 +95,20 @@ def _drawn(vae: VAE, z: Tensor, y: Tensor | None, mean: bool) -> Iterator[dict[s
         yield {"x": p_x.mean if mean else p_x.sample(), "z": part, "labels": labels}
 
 
-def _as_table(block: dict[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """Return rows of a table with a column for each of its own, by name; other rows as they are.
+def _as_table(block: dict[str, Any], kinds: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return rows as columns: of a table each of its own, by name, unless another column of the file has that name.
 
     Args:
         block: The rows.
         kinds: The kind of each column by name, or the values of its categories, of a table that was trained on.
     """
     names = [name for name, kind in kinds.items() if kind != "skip"]
-    x = block["x"].cpu()
-    if x.dim() != 2 or len(names) != x.shape[1] or any(name == "label" or name.startswith("z_") for name in names):
-        return block
+    x, others = block["x"].cpu(), writing.as_columns(block | {"x": None})
+    if x.dim() != 2 or len(names) != x.shape[1] or not others.keys().isdisjoint(names):
+        return writing.as_columns(block)
     columns: dict[str, Any] = {}
     for name, column in zip(names, x.T, strict=True):
         values = kinds[name]
         coded = isinstance(values, list) and bool((column == column.round()).all())
         columns[name] = np.array([str(value) for value in values])[column.long().numpy()] if coded else column
-    return columns | {name: rows for name, rows in block.items() if name != "x"}
+    return columns | others

@@ -102,6 +102,8 @@ def _rows(records: Sequence[Record]) -> dict[str, list[str]]:
     }
     if any(record["caveat"] for record in records):
         rows["caveat"] = cells(lambda r: r["caveat"] or MISSING)
+    if any(record["evaluated"]["checkpoint"] for record in records):
+        rows["evaluated"] = cells(lambda r: r["evaluated"]["checkpoint"] or MISSING)
     for name in dict.fromkeys(name for record in records for name in record["evaluation"]):
         rows[name.replace("_", " ")] = cells(lambda r, n=name: _interval(r["evaluation"].get(n)))
     return rows | _differences(records)
@@ -151,7 +153,10 @@ def _best(records: Sequence[Record]) -> tuple[str | None, int | None, list[str]]
     if len(found) < 2:
         return None, None, []
     row, some = name.replace("_", " "), [records[i] for i in found]
-    if len({(r["fingerprint"], *map(str, r["evaluated"].values())) for r in some}) > 1:
+    on = [r["evaluated"] for r in some]
+    known = {e["fingerprint"] for e in on} - {None}  # older evaluations have none
+    named = {(r["fingerprint"], str(e["data"]), str(e["num_data"])) for r, e in zip(some, on, strict=True)}
+    if len(known) > 1 or len(named) > 1:
         return row, None, [f"no best by {title}: the evaluations were made on different data"]
     if any(r["caveat"] for r in some):
         return row, None, [f"no best by {title}: the values are no likelihoods, as the caveat says"]

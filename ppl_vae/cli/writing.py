@@ -116,12 +116,29 @@ def save_blocks(to: Place, blocks: Iterable[Mapping[str, Tensor | np.ndarray | N
     Returns:
         The line that names the file and what it holds.
     """
-    arrays = ({name: _array(column) for name, column in b.items() if column is not None} for b in blocks)
+    return _save(to, blocks if to.suffix.lower() == ".npz" else map(as_columns, blocks))
+
+
+def save_columns(to: Place, blocks: Iterable[Mapping[str, Tensor | np.ndarray]]) -> str:
+    """Write the columns of a table, (rows,) each, under their own names; otherwise as `save_blocks`."""
+    return _save(to, blocks)
+
+
+def as_columns(block: Mapping[str, Tensor | np.ndarray | None]) -> formats.Block:
+    """Return the columns of a table by their names, of those arrays that are not None."""
+    return formats.columns(_arrays(block))
+
+
+def _save(to: Place, blocks: Iterable[Mapping[str, Tensor | np.ndarray | None]]) -> str:
     contents = []
     write = formats.WRITERS[to.suffix.lower()]
-    path = to.write(lambda file: contents.append(write(file, arrays, to.path.parent)))
+    path = to.write(lambda file: contents.append(write(file, map(_arrays, blocks), to.path.parent)))
     return f"file: {path} ({contents[-1]})"
 
 
-def _array(column: Tensor | np.ndarray) -> np.ndarray:
-    return column.detach().cpu().numpy() if isinstance(column, Tensor) else column
+def _arrays(block: Mapping[str, Tensor | np.ndarray | None]) -> formats.Block:
+    return {
+        name: column.detach().cpu().numpy() if isinstance(column, Tensor) else column
+        for name, column in block.items()
+        if column is not None
+    }

@@ -204,21 +204,23 @@ class Arguments:
 
     def complete(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return all arguments with their defaults, checked by type, as plain values that YAML can hold."""
-        parsed = self._parse(values)
+        values, parsed = self._parse(values)
         plain = yaml.safe_load(self._parser.dump(parsed)) or {}
         said = [name for name in self.names if self._is_said(name, values)]
         return {name: _as_given(values.get(name), plain.get(name)) for name in said}  # no nulls are written
 
     def objects(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments as the Python objects to call the target with."""
-        found = vars(self._parser.instantiate(self._parse(values)))
+        values, parsed = self._parse(values)
+        found = vars(self._parser.instantiate(parsed))
         return {name: value for name, value in found.items() if self._is_said(name, values)}
 
     def _is_said(self, name: str, values: Mapping[str, Any]) -> bool:
         """Whether to pass an argument on: jsonargparse also finds what functions within take, not all of which fits."""
         return name in self.own or name in values
 
-    def _parse(self, values: Mapping[str, Any]) -> Any:
+    def _parse(self, values: Mapping[str, Any]) -> tuple[Mapping[str, Any], Any]:
+        """Return the values, texts of mappings read, and what jsonargparse makes of them."""
         for name in values:
             if name not in self.names:
                 raise OptionError(self.unknown(name), self._option(name)[2:], takes=self.order)
@@ -233,12 +235,15 @@ class Arguments:
             parsed = self._parser.parse_object(dict(values))
         except ArgumentError as error:
             raise ValueError(self._explain(str(error), values)) from error
+        texts = [name for name, value in values.items() if isinstance(value, str) and isinstance(parsed[name], dict)]
+        if texts:  # in the dialect of configurations, in which no and off are words
+            return self._parse({**values, **{name: _yaml.load(values[name], self._option(name)) for name in texts}})
         for name, value in values.items():
             parsed[name] = _as_given(value, parsed[name])
         for name in self.never_null:
             if parsed[name] is None:
                 raise ValueError(f"{self._option(name)} is null; expected a value")
-        return parsed
+        return values, parsed
 
     def unknown(self, name: str) -> str:
         """Return the message for an argument that the target does not take."""

@@ -21,6 +21,7 @@ from ppl_vae.evidence.results import Evidence
 from ppl_vae.plots.latent import MOST_CLASSES
 from ppl_vae.vae import VAE
 
+_ALL = "evidence", "gaps", "particles", "rate_distortion", "aggregate_posterior", "latent_map", "true_posteriors"
 _WORST = 10
 _SHARES = (0.1, 0.5, 0.9, 0.99, 1.0)  # quantiles of the gap: the true posteriors of these data are drawn
 _NODES = 400
@@ -38,7 +39,7 @@ def draw(
     labels: Tensor | None = None,
     caveat: str | None = None,
 ) -> list[Path]:
-    """Draw the pictures of an evaluation into a folder, and return their paths.
+    """Draw the pictures of an evaluation into a folder, in place of those of an earlier one, and return their paths.
 
     There are always a histogram of log p(x) and the ELBO (with the worst data, if they are images) and the
     rate-distortion plane. If the evaluation has them, there are also the gap per class, the estimates against K and the
@@ -53,6 +54,8 @@ def draw(
         labels: The labels of the data, (n,).
         caveat: A text under every picture, such as the run, the data set and its split.
     """
+    for name in _ALL:
+        (Path(folder) / f"{name}.png").unlink(missing_ok=True)
     figures: dict[str, Any] = {}
     densities, bound, evidence = VAEDensities(vae), evaluation.bound, evaluation.evidence
     image = x.dim() == 3 or (x.dim() == 4 and x.shape[1] in (1, 3))

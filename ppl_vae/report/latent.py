@@ -41,7 +41,7 @@ def latent_space(
 
     Args:
         vae: The model.
-        data: The data to show, in memory; the first `size` rows.
+        data: The data to show; the first `size` rows.
         form: How the page shows a datum: ``kind`` and what belongs to it.
         size: How many data are points of the plane.
         posteriors: How many of the first data get their true posterior.

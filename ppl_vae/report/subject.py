@@ -30,7 +30,7 @@ class Subject:
         history: One record per epoch.
         caveat: What every figure of it must state.
         vae: The model.
-        data: The data to show, in memory, and ``data_name``.
+        data: The data to show, of which the first rows are read, and ``data_name``.
         categories: The words behind the codes of a column of a table, by its name.
         evaluation: What `Evaluation.to_dict` returns.
         per_datum: The evaluation's figures of each datum, lists by name.

@@ -20,7 +20,7 @@ from PIL import Image
 from short_runs import without_pictures
 
 from ppl_vae import cli, data, load_run
-from ppl_vae.cli import words, writing
+from ppl_vae.cli import opening, words, writing
 from ppl_vae.cli.rows import BATCH
 from ppl_vae.evaluation.paths import interpolate, path
 from ppl_vae.training import checkpoints
@@ -294,6 +294,15 @@ def test_many_samples_are_decoded_block_by_block(capsys):
     np.testing.assert_allclose(load_run("runs/plane").decode(torch.from_numpy(found["z"])), found["x"], rtol=1e-5)
 
 
+def test_no_label_stands_for_a_library_size(capsys):
+    np.save("counts.npy", np.random.default_rng(0).poisson(3.0, (60, 6)) + 1.0)
+    train("counts", "--data", "counts.npy", "--data.library", "true", "--likelihood", "Poisson", "--batch_size", "20")
+    capsys.readouterr()
+    for command in ("sample counts", "sample counts --label 0", "interpolate counts", "interpolate counts --label 0"):
+        line = fails(capsys, *command.split())
+        assert "runs/counts was trained with the library size of each datum as condition" in line
+
+
 def test_pictures_say_what_is_shown_and_the_caveat_of_the_run(capsys, monkeypatch):
     feet = []
     monkeypatch.setattr(writing, "save_picture", lambda path, figure: feet.append(words_of(figure)) or "picture: none")
@@ -405,6 +414,27 @@ def test_an_archive_with_test_data_of_its_own_is_taken_whole(capsys):
     np.testing.assert_array_equal(arrays_of("b.npz")["x"][:, 0], x[:23])
 
 
+def test_all_rows_of_a_folder_are_there_with_the_splits_of_training(capsys):
+    made = np.random.default_rng(0)
+    sizes = {"train": 12, "val": 5, "test": 4}
+    for name, size in sizes.items():
+        Path("images", name).mkdir(parents=True)
+        for i in range(size):
+            Image.fromarray((made.random((8, 8)) * 255).astype(np.uint8)).save(f"images/{name}/{i:03d}.png")
+    says(capsys, "encode", "plane", "--data", "images", "--out", "other.npz")
+    assert arrays_of("other.npz")["splits"].tolist() == ["all"] * 21
+    train("mine", "--data", "images", "--data.binarize", "threshold", "--batch_size", "12")
+    capsys.readouterr()
+    says(capsys, "encode", "mine", "--split", "all", "--out", "all.npz")
+    found = arrays_of("all.npz")
+    for name, size in {"train": 12, "validation": 5, "test": 4}.items():
+        says(capsys, "encode", "mine", "--split", name, "--out", f"{name}.npz")
+        here = found["splits"] == name
+        assert here.sum() == size
+        np.testing.assert_allclose(found["mean"][here], arrays_of(f"{name}.npz")["mean"], rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(found["rows"][here], arrays_of(f"{name}.npz")["rows"])
+
+
 def test_sizes_of_the_runs_own_set_do_not_bind_another(capsys):
     train("sizes", "--data.validation", "500", "--data.test", "300")
     capsys.readouterr()
@@ -412,6 +442,14 @@ def test_sizes_of_the_runs_own_set_do_not_bind_another(capsys):
     assert "mean (30, 2)" in says(capsys, "encode", "sizes", "--data", "mine.npy")[-1]
     assert "mean (3, 2)" in says(capsys, "encode", "sizes", "--data", "mine.npy", "--split", "validation")[-1]
     assert "mean (300, 2)" in says(capsys, "encode", "sizes", "--data", "Digits")[-1]  # the run's own, by another case
+
+
+def test_a_set_of_ones_own_is_binarised_as_digits_by_any_name_of_theirs(capsys):
+    np.save("mine.npy", np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8))
+    config = Path("runs/plane/config.yaml")
+    config.write_text(config.read_text().replace("name: digits", "name: Digits"))
+    says(capsys, "reconstruct", "plane", "--data", "mine.npy", "--out", "a.npz")
+    assert set(np.unique(arrays_of("a.npz")["x"])) == {0.0, 1.0}
 
 
 def test_dynamic_data_are_drawn_once(capsys):
@@ -423,6 +461,19 @@ def test_dynamic_data_are_drawn_once(capsys):
     says(capsys, "interpolate", "dynamic", "--split", "train", "--from", "40", "--to", "3", "--out", "c.npz")
     z = load_run("runs/dynamic").encode(torch.from_numpy(found["x"]))
     np.testing.assert_allclose(arrays_of("c.npz")["z"][0, [0, -1]], z[[40, 3]], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("drawn", [{"binarize": "dynamic"}, {"dequantize": True}, {"binarize": "fixed"}])
+def test_among_all_rows_each_has_the_draw_of_its_split(drawn):
+    np.save("mine.npy", np.random.default_rng(0).integers(0, 256, (40, 4, 4), dtype=np.uint8))
+    own = {"validation": 7, "test": 0.2, "seed": 3}
+    divided = data.load("mine.npy", **drawn, **own)
+    whole = data.load("mine.npy", **drawn, seed=3, validation=0, test=0)
+    rows = opening._rows(whole, "all", own)
+    ((x,),), (splits,) = rows.batches(), rows.splits
+    for name, size in {"train": 25, "validation": 7, "test": 8}.items():
+        assert (splits == name).sum() == size
+        torch.testing.assert_close(x[splits == name], getattr(divided, name).head(size).x, rtol=0, atol=0)
 
 
 def test_a_posterior_without_standard_deviations_has_means_alone(capsys):
@@ -583,7 +634,9 @@ def test_figures_of_an_evaluation_are_shown_with_their_intervals(capsys, monkeyp
         assert rows["active units"] == ["-", "2"]
         assert rows["gap"] == ["-", "not finite"]
         assert rows["share"] == ["-", "1 [1, 1]"]
-        assert "num data" not in rows
+        assert {"num data", "evaluated"}.isdisjoint(rows)
+    Path("runs/space/evaluation/evaluation.json").write_text(json.dumps(content | {"checkpoint": "last_good.pt"}))
+    assert table(says(capsys, "show", "plane", "space"))["evaluated"] == ["-", "last_good.pt"]
     Path("runs/space/evaluation/evaluation.json").write_text("{")
     assert "evaluation.json is not valid JSON" in fails(capsys, "show", "space")
     assert cli.main(["show", "plane", "space"]) == 1  # the other is shown
@@ -612,6 +665,8 @@ def test_rows_that_are_equal_are_left_out_and_said_in_a_line(capsys, monkeypatch
             "no best by log p(x): the interval of the highest, runs/space, -20.00 [-31.0, -19.0], overlaps that",
         ),
         ({"num_data": 4}, "no best by log p(x): the evaluations were made on different data"),
+        ({"fingerprint": "b"}, "no best by log p(x): the evaluations were made on different data"),
+        ({"fingerprint": None}, "* best by log p(x): runs/space, -20.00 [-21.0, -19.0]"),  # of an older version
         ({"kind": "estimate"}, "no best by the ELBO: the interval of the highest, runs/plane"),
     ],
 )
@@ -620,14 +675,14 @@ def test_the_best_is_marked_where_its_interval_says_so(changed, expected, capsys
     for name, value in (("plane", -30.0), ("space", -20.0)):
         own = changed if name == "space" else {}
         figure = {"value": value, "low": own.get("low", value - 1), "high": value + 1}
-        content = {"data": "digits, test", "num_data": 3, "kind": "exact"} | own
+        content = {"data": "digits, test", "num_data": 3, "fingerprint": "a", "kind": "exact"} | own
         elbo = {"value": -40.0, "low": -41.0, "high": -39.0}
         Path("runs", name, "evaluation").mkdir(exist_ok=True)
         text = json.dumps(content | {"figures": {"log_evidence": figure, "elbo": elbo}})
         Path("runs", name, "evaluation/evaluation.json").write_text(text)
     lines = says(capsys, "show", "plane", "space")
     assert any(line.startswith(expected) for line in lines), lines
-    assert any(line.endswith(" *") for line in lines) == (changed == {})
+    assert any(line.endswith(" *") for line in lines) == expected.startswith("*")
 
 
 def test_a_run_that_did_not_end_shows_what_it_has(capsys, monkeypatch):

@@ -14,7 +14,7 @@ import torch
 from short_runs import without_pictures
 
 from ppl_vae import cli, comparison, data, load_run
-from ppl_vae.cli.estimators import DISCRETE, REPARAMETERISED, defaults_for, read_objectives
+from ppl_vae.cli.estimators import DISCRETE, REPARAMETERISED, defaults_for, read_objectives, write
 from ppl_vae.configuration.config import Config
 
 SMALL = ["--likelihood.network.hidden", "[8]", "--posterior.network.hidden", "[8]"]
@@ -207,6 +207,36 @@ def test_a_list_of_objectives(text, entries):
 def test_what_is_no_list_of_objectives(text):
     with pytest.raises(ValueError, match="--objectives is"):
         read_objectives(text)
+
+
+def test_a_picture_that_has_nothing_to_show_takes_the_earlier_one_away(tmp_path):
+    class Found:
+        def table(self):
+            return "all failed"
+
+        def sentences(self):
+            return []
+
+        def to_csv(self):
+            return ""
+
+        def to_dict(self):
+            return {}
+
+    def nothing(found, caveat):
+        raise ValueError("all estimators failed")
+
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for name in ("cost.png", "mine.png"):
+        (folder / name).touch()
+    pictures = {"cost": nothing}
+    lines = write(
+        Found(), folder, "comparison", title="a", facts={}, caveat=None, pictures=pictures, tell=lambda text: None
+    )
+    assert not any(line.startswith("picture") for line in lines)
+    assert sorted(path.suffix for path in folder.iterdir()) == [".csv", ".json", ".png", ".txt"]
+    assert (folder / "mine.png").exists()
 
 
 # While training

@@ -10,8 +10,10 @@ import pytest
 from archives import arrays_of
 from short_runs import without_pictures
 
-from ppl_vae import cli
+from ppl_vae import cli, data
+from ppl_vae.cli.evaluate import _fingerprint
 from ppl_vae.evaluation import Interval
+from ppl_vae.evaluation import pictures as drawing
 
 SHORT = ["--epochs", "3", "--likelihood.network.hidden", "[8]", "--posterior.network.hidden", "[8]", "--compile", "off"]
 FEW = ["--size", "20", "--gaps", "6", "--importance", "6", "--imputation", "5"]
@@ -54,19 +56,30 @@ def test_the_table_the_files_and_the_pictures(runs, capsys):
     pictures = {line.removeprefix("picture: plane/evaluation/") for line in lines if line.startswith("picture: ")}
     names = ["evidence", "gaps", "particles", "rate_distortion", "aggregate_posterior", "latent_map", "true_posteriors"]
     assert pictures == {f"{name}.png" for name in names}
+    assert sorted(names) == sorted(drawing._ALL)  # what a later evaluation takes away
     for name in pictures:
         assert (runs / "plane" / "evaluation" / name).stat().st_size > 5000
 
 
 @pytest.mark.ci
 def test_show_has_the_figures_of_an_evaluation(runs, capsys):
-    cli.main(["evaluate", "plane", "--size", "6", "--gaps", "0", "--importance", "0", "--imputation", "0"])
-    capsys.readouterr()
+    def evaluated(run, *more):
+        few = ["--size", "6", "--gaps", "0", "--importance", "0", "--imputation", "0", *more]
+        assert cli.main(["evaluate", run, *few]) == 0
+        assert capsys.readouterr().out.startswith(f"{run}: digits, test\n")
+        return json.loads((runs / "plane" / "evaluation" / "evaluation.json").read_text())
+
+    content = evaluated("plane")
     assert cli.main(["show", "plane", "four"]) == 0
     lines = capsys.readouterr().out.splitlines()
     line = next(line for line in lines if line.startswith("log evidence ") and "error" not in line)
-    content = json.loads((runs / "plane" / "evaluation" / "evaluation.json").read_text())
     assert str(Interval(**content["figures"]["log_evidence"])) in line
+
+    other = evaluated("plane/checkpoint.pt", "--data.threshold", "0.9")  # in the same place, and says so
+    assert (content["checkpoint"], other["checkpoint"]) == (None, "checkpoint.pt")
+    assert other["fingerprint"] != content["fingerprint"]
+    x = data.load("digits").test.x
+    assert content["fingerprint"] == _fingerprint((x,), 6) == _fingerprint((x[:6].clone(),), 6)
 
 
 @pytest.mark.slow

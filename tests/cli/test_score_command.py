@@ -15,7 +15,7 @@ from PIL import Image
 from short_runs import without_pictures
 
 from ppl_vae import cli, data, load_run
-from ppl_vae.cli import formats, opening, rows
+from ppl_vae.cli import formats, opening, rows, sample, writing
 from ppl_vae.cli.opening import OpenRun
 
 SHORT = ["--epochs", "1", "--likelihood.network.hidden", "[8]", "--posterior.network.hidden", "[8]", "--compile", "off"]
@@ -57,7 +57,7 @@ def table(path):
         case ".parquet":
             parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
             return {name: np.array(column) for name, column in parquet.read_table(path).to_pydict().items()}
-    return formats._columns(arrays_of(path))
+    return formats.columns(arrays_of(path))
 
 
 def run(*argv):
@@ -171,6 +171,26 @@ def test_a_plane_is_drawn():
         assert min(picture.size) > 150
 
 
+@pytest.mark.parametrize(
+    ("names", "labels", "header"),
+    [
+        (["rows", "labels", "z", "w"], None, "rows,labels,z,w,z_1,z_2"),
+        (["z_3", "ids", "label", "x"], None, "z_3,ids,label,x,z_1,z_2"),
+        (["z_3", "ids", "labels", "x"], [1, 0], "z_3,ids,labels,x,z_1,z_2,label"),
+        (["rows", "ids", "label", "x"], [1, 0], "x_1,x_2,x_3,x_4,z_1,z_2,label"),
+        (["rows", "ids", "z_1", "x"], None, "x_1,x_2,x_3,x_4,z_1,z_2"),
+    ],
+)
+def test_samples_of_a_table_have_its_columns_whatever_their_names(names, labels, header, tmp_path):
+    x, z = torch.arange(8.0).view(2, 4), torch.full((2, 2), 9.0)
+    block = {"x": x, "z": z, "labels": None if labels is None else torch.tensor(labels)}
+    columns = sample._as_table(block, dict.fromkeys(names, "real"))
+    writing.save_columns(writing.Place(tmp_path / "a.csv", numbered=False, overwrite=False), [columns])
+    first, *lines = (tmp_path / "a.csv").read_text().splitlines()
+    assert first == header
+    assert [line[:23] for line in lines] == ["0.0,1.0,2.0,3.0,9.0,9.0", "4.0,5.0,6.0,7.0,9.0,9.0"]
+
+
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_memory_holds_one_block(suffix, tmp_path):
     """200 blocks of 0.8 MB: what is held at once is a few of them."""
@@ -180,7 +200,8 @@ def test_memory_holds_one_block(suffix, tmp_path):
     blocks = ({"x": np.full((500, width), i, np.float64), "rows": np.arange(500)} for i in range(200))
     tracemalloc.start()
     with (tmp_path / f"a.{suffix}").open("wb") as file:
-        said = formats.WRITERS[f".{suffix}"](file, blocks, tmp_path)
+        arrays = blocks if suffix == "npz" else map(formats.columns, blocks)
+        said = formats.WRITERS[f".{suffix}"](file, arrays, tmp_path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert "100000" in said
@@ -198,6 +219,18 @@ def test_rows_of_a_source_with_a_test_set_of_its_own_and_no_labels():
     assert ids["labels"] is None
     assert ids["rows"].tolist() == list(range(20))
     assert of_test["rows"].tolist() == list(range(5))
+
+
+def test_rows_of_several_parts_are_one_split(tmp_path):
+    x = np.arange(25, dtype=np.uint8)[:, None, None].repeat(4, 2).repeat(4, 1)
+    np.savez("parts.npz", x=x[:20], y=np.arange(20), x_test=x[20:], y_test=np.arange(5))
+    whole = opening._rows(data.load("parts.npz", validation=0), "all", None)
+    assert len(whole.parts) == 2
+    joined = whole.joined
+    assert joined.x.shape == (25, 1, 4, 4)
+    assert joined.labels.tolist() == [*range(20), *range(5)]
+    np.testing.assert_array_equal(joined.head(23).x[:, 0] * 255, x[:23])
+    assert joined.head(23).labels.tolist() == [*range(20), *range(3)]
 
 
 @pytest.mark.ci

@@ -12,9 +12,9 @@ import pytest
 import torch
 import yaml
 
-from ppl_vae import likelihoods, networks, objectives
+from ppl_vae import data, likelihoods, networks, objectives
 from ppl_vae.configuration.config import Config, parse, presets
-from ppl_vae.configuration.pieces import KINDS, _is_piece
+from ppl_vae.configuration.pieces import KINDS, _is_piece, arguments_of
 
 FOREIGN = """
     import math
@@ -243,6 +243,20 @@ def test_numbers_and_words_are_those_of_yaml_1_2(config_file):
     values = parse(["--config", config_file("optimizer: {lr: 1e-4}\ncompile: off")]).values
     assert values["optimizer"]["lr"] == 1e-4
     assert values["compile"] == "off"
+
+
+@pytest.mark.parametrize("text", ["{a: [no, yes], no: [on, off], b: 010}", "{a: {y: [Yes, 1e3]}, b: real}"])
+def test_a_mapping_means_the_same_as_an_option_and_in_a_file(text, config_file):
+    by_option = parse(["--data", "MNIST", "--data.columns", text]).values["data"]
+    by_file = parse(["--data", "MNIST", "--config", config_file(f"data: {{columns: {text}}}")]).values["data"]
+    assert by_option["columns"] == by_file["columns"]
+    load = arguments_of(data.load, "data")
+    assert load.objects(by_file | {"columns": text}) == load.objects(by_file)
+
+
+def test_a_mapping_with_a_key_twice_is_refused():
+    with pytest.raises(ValueError, match=r"--data.columns is not valid YAML: .*the key 'a' stands twice"):
+        parse(["--data", "MNIST", "--data.columns", "{a: real, a: skip}"])
 
 
 def test_the_same_seed_makes_the_same_parameters():

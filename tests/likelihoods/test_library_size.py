@@ -506,8 +506,11 @@ def test_what_goes_with_a_library_size_and_what_does_not() -> None:
             make(dataset, likelihoods.NegativeBinomial(MLP([5]), **options))
     vae = make(sized, likelihoods.NegativeBinomial(MLP([5]), library="condition"))
     x, _ = sized.test.columns
-    for act in (lambda: vae.encode(x, torch.zeros(len(x), dtype=torch.int64)), lambda: vae.given(1)):
-        with pytest.raises(ValueError, match="was given labels, and its likelihood reads the log library size"):
+    other = make(sized, likelihoods.Poisson(MLP([5])))  # takes the library size as any condition
+    other.conditions = sized.train.conditions  # as `fit` sets them
+    labels = torch.zeros(len(x), dtype=torch.int64)
+    for act in (lambda: vae.encode(x, labels), lambda: vae.given(1), lambda: other.sample(y=labels)):
+        with pytest.raises(ValueError, match="was given labels, and its condition holds the log library size"):
             act()
     with pytest.raises(ValueError, match="was given no y; expected the log library size"):
         vae.likelihood.proportions(torch.zeros(1, 2))

@@ -372,6 +372,18 @@ def test_data_that_have_changed(runs, tmp_path):
     assert "may show data of training" in sentences(found)
 
 
+def test_data_of_a_file_with_a_test_set_are_all_there(runs, tmp_path):
+    x = (np.random.default_rng(0).random((25, 8, 8)) > 0.5).astype(np.float32)
+    np.savez(tmp_path / "own.npz", x=x[:20], x_test=x[20:])
+    (found,) = report(tmp_path, str(runs / "plane"), "--data", str(tmp_path / "own.npz"), "--posteriors", "0")[
+        "subjects"
+    ]
+    assert found["data_name"] == "own, all"
+    assert found["space"]["of"] == 25
+    vae = pv.load_run(runs / "plane")
+    np.testing.assert_allclose(unpacked(found["space"]["points"]), vae.encode(torch.from_numpy(x)[:, None]), rtol=1e-5)
+
+
 @pytest.mark.ci
 def test_a_table_keeps_names_and_words(runs, tmp_path):
     (found,) = report(tmp_path, str(runs / "table"), "--posteriors", "2")["subjects"]

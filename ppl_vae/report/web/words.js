@@ -51,7 +51,8 @@ function evaluatedHow(evaluation) {
   if (!evaluation) return "";
   const parts = ["log_evidence", "elbo", "gap"].filter((n) => evaluation.figures[n]).map((n) => `${labelIn(evaluation, n)} is ${figure(evaluation.figures[n])}`);
   const where = `${numeral(evaluation.num_data)} data${evaluation.data ? ` (${evaluation.data})` : ""}`;
-  return `On ${where}, ${evidenceOf(evaluation)} by ${evaluation.method} (${kindOf(evaluation)}): ${parts.join("; ")} nats per datum, 95% intervals over data.`;
+  const weights = evaluation.checkpoint ? `, with the weights of ${evaluation.checkpoint}` : "";
+  return `On ${where}${weights}, ${evidenceOf(evaluation)} by ${evaluation.method} (${kindOf(evaluation)}): ${parts.join("; ")} nats per datum, 95% intervals over data.`;
 }
 
 /** The main figures, large: those of an evaluation, else the last of training. */
