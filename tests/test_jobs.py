@@ -73,6 +73,7 @@ def test_processes_have_one_thread_each_and_a_death_costs_one_start(tmp_path):
         _jobs.run_all([functools.partial(threads_of, threading.Lock())] * 2, lambda i, v: None, jobs=2)
 
 
+@pytest.mark.ci
 def test_no_more_processes_start_than_there_are_computations(monkeypatch):
     asked, make = [], joblib.Parallel
     monkeypatch.setattr(joblib, "Parallel", lambda **how: asked.append(how["n_jobs"]) or make(**how))

@@ -618,6 +618,7 @@ def test_coupled_coordinates_show_both_faults(dim):
     assert not mass.is_one
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("factor", [1.0, 1.3])
 def test_coordinates_that_determine_each_other_nearly(factor):
     """A line along one of them is 1e-5 as wide as all draws side by side."""

@@ -43,6 +43,7 @@ def history(folder: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in record.items() if k not in ("seconds", "rate")} for record in records]
 
 
+@pytest.mark.ci
 def test_one_process_speaks_and_writes_what_one_alone_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, err = run(*TRAIN, "--out", "two", where=tmp_path)
     assert code == 0, err

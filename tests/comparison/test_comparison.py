@@ -182,6 +182,7 @@ def exact_gradients(model: LinearGaussian, x: Tensor) -> dict[str, Tensor]:
 
 
 class TestAgainstClosedForms:
+    @pytest.mark.ci
     @pytest.mark.parametrize("name", ["ELBO", "MeanFieldELBO", "same", "Trace_ELBO"])
     @pytest.mark.parametrize("k", [1, 8])
     def test_values_are_the_elbo(self, found, model, x, name, k):
@@ -622,6 +623,7 @@ class TestDiscreteLatents:
             assert block.seconds_to_tenth.value == row.seconds.value  # one step
         assert discrete[0].evidence.method == "enumeration"
 
+    @pytest.mark.ci
     def test_it_is_the_reference_of_scores(self, discrete):
         for k in (1, 4):
             row = discrete[0].row("REINFORCE(baseline=moving_average)", k)

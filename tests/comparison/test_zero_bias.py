@@ -155,6 +155,7 @@ class TestWords:
         foot = " ".join(text.get_text() for text in figure.texts).replace("\n", " ")
         assert "tailed for a claim of bias" in foot
 
+    @pytest.mark.ci
     def test_what_is_no_mean_of_weights_is_claimed_as_ever(self, sharp):
         assert sharp.row("PIWAE(groups=4)", 8).blocks["encoder"].bias_p < 0.01
         assert sharp.row("DReG", 8).blocks["decoder"].bias_p == 1.0  # IWAE's own

@@ -470,6 +470,7 @@ class TestWorkers:
         assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), vae.parameters(), strict=True))
         assert not children()
 
+    @pytest.mark.ci
     @pytest.mark.parametrize("workers", [None, 0, 2])
     def test_an_item_that_fails_is_named(self, workers):
         with pytest.raises(
@@ -485,6 +486,7 @@ class TestWorkers:
             fitted(data.as_split(Subset(Items(bad=40), range(90)), workers=workers))
         assert not children()
 
+    @pytest.mark.ci
     def test_a_worker_that_is_killed_ends_the_run_in_one_sentence(self):
         """In a process of its own: torch raises at the end of a worker wherever Python is, in the test's runner too."""
         sentence = re.compile(r"(a worker process that reads the data has ended|DataLoader worker)[^\n]*")

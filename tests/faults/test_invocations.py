@@ -15,6 +15,8 @@ import places
 import processes
 import pytest
 
+pytestmark = pytest.mark.ci
+
 LIMIT = 10  # seconds of computing
 BIG, HUGE = str(10**12), str(10**30)
 WRONG = ("word", "0", "-1", "nan", "inf", "1.5", "[1]", "''", HUGE)

@@ -15,6 +15,8 @@ import pytest
 import runs_of
 from processes import Fault
 
+pytestmark = pytest.mark.ci
+
 
 class Whole(NamedTuple):
     """A run that nothing disturbed: how long it took, what it left, and whether it drew pictures."""

@@ -29,6 +29,8 @@ from places import train
 
 from ppl_vae.training import checkpoints
 
+pytestmark = pytest.mark.ci
+
 LIMIT = 10  # seconds of computing for a command
 MEMORY = 2 * 2**30  # bytes that a command may take beside what the process has
 

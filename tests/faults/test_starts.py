@@ -16,6 +16,8 @@ import runs_of
 from archives import arrays_of
 from processes import WithoutPictures
 
+pytestmark = pytest.mark.ci
+
 TRAIN = ["train", "--epochs", "2", *runs_of.EAGER, *runs_of.SMALL]
 
 

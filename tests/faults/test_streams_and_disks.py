@@ -23,6 +23,8 @@ from processes import Ended, Fault, WithoutPictures
 
 from ppl_vae.training import checkpoints
 
+pytestmark = pytest.mark.ci
+
 TRAIN = ["train", "--epochs", "2", *runs_of.EAGER, *runs_of.SMALL]
 LONG = ["train", "--epochs", "400", *runs_of.EAGER, *runs_of.SMALL]
 EVALUATE = ["evaluate", "run", "--size", "6", "--gaps", "2", "--importance", "4", "--imputation", "2"]

@@ -198,7 +198,7 @@ def test_evidence_nears_the_closed_form_and_is_repeatable() -> None:
     before = torch.get_rng_state()
     dais(program, x[:1], objective=objective, num_particles=2)
     assert torch.equal(torch.get_rng_state(), before)
-    with pytest.raises(ValueError, match=r"dais was given tensors of \[0\] rows; expected one number of data"):
+    with pytest.raises(ValueError, match=r"dais was given no data"):
         dais(program, x[:0], objective=objective)
     with pytest.raises(ValueError, match=r"dais: num_particles"):
         dais(program, x, objective=objective, num_particles=0)

@@ -329,6 +329,7 @@ def test_a_step_is_captured_bit_for_bit(
     check_captured(pair, objectives.ELBO(num_particles), digits)
 
 
+@pytest.mark.ci
 def test_an_objective_that_differentiates_a_spline_is_captured(digits: Tensor) -> None:
     """Pyro's splines pick entries by masks, and their backward pass does so inside of the objective."""
     check_captured((None, "spline-coupling"), objectives.GDReG(2), digits)

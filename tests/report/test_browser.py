@@ -20,6 +20,8 @@ from ppl_vae.data import Split
 from ppl_vae.networks import MLP, GatedMLP
 from ppl_vae.report import Subject, write
 
+pytestmark = pytest.mark.ci
+
 DESKTOP, PHONE = (1280, 900), (390, 844)
 PAGES = ("plane", "line", "many", "labels", "convolutional", "table", "race")
 STATE = "pplvae.spaces[0].state()"
