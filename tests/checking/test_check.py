@@ -703,7 +703,7 @@ def test_a_run(conditional, workplace, capsys):
 @pytest.mark.parametrize("conditional", ["false", "true"])
 def test_the_whole_command(conditional, workplace, capsys):
     assert cli.main(["check", *SMALL, "--data.conditional", conditional]) == 0
-    assert "26 right, 0 not checked" in capsys.readouterr().out.splitlines()[0]
+    assert "27 right, 0 not checked" in capsys.readouterr().out.splitlines()[0]
 
 
 @pytest.mark.parametrize(
