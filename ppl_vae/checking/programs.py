@@ -72,8 +72,10 @@ def ask_about_program(
     """
     if objective is None:
         objective = objectives.ELBO(2) if all(q.has_rsample for q in posteriors) else Trace_ELBO(2)
-    with suppress(Exception):
-        objective = copy.deepcopy(objective)  # averages and baselines learn from what they are asked
+    modules = modules_of(*program)  # which an objective may hold too
+    shared = [part for m in modules for part in (*m.modules(), *m.parameters(), *m.buffers())]
+    with suppress(Exception):  # averages and baselines of the objective learn from what they are asked
+        objective = copy.deepcopy(objective, {id(part): part for part in shared})
 
     def ask(name: str, question: Callable[..., str | None], *given: Any) -> None:
         findings.ask("program", name, partial(question, findings, *given))

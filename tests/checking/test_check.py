@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import zoo
-from short_runs import without_pictures
+from short_runs import small_vae, without_pictures
 from torch import Tensor, nn
 from torch.distributions import constraints
 
@@ -740,6 +740,21 @@ def test_a_fault_in_rsample_alone_is_found():
 
     report = ppl_vae.check(posterior=Posterior(), data=(torch.rand(64, 1, 8, 8) < 0.3).float(), only="posterior")
     assert [finding.name for finding in report.wrong] == ["sampling"]
+
+
+def test_an_objective_may_train_a_part_of_the_program():
+    vae = small_vae((3,))
+    vae.posterior.temper = nn.Parameter(torch.tensor(0.5))
+
+    class Tempered:
+        def __init__(self, posterior: nn.Module) -> None:
+            self.posterior = posterior
+
+        def __call__(self, weights: objectives.LogWeights) -> Tensor:
+            return weights.log_w.mean(0) - self.posterior.temper.square()
+
+    report = ppl_vae.check(vae, torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]]), objective=Tempered(vae.posterior))
+    assert "temper" not in str(report), str(report)
 
 
 @pytest.mark.ci
