@@ -8,11 +8,10 @@ import sys
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ppl_vae import data
 from ppl_vae._files import read_text
@@ -20,10 +19,8 @@ from ppl_vae.cli.rows import Rows
 from ppl_vae.cli.words import find_run
 from ppl_vae.configuration.config import CONFIG_LIMIT, Config
 from ppl_vae.configuration.pieces import arguments_of
-from ppl_vae.data.binarization import noise_key
 from ppl_vae.data.conditions import recoded
-from ppl_vae.data.partition import TRAIN_PART, rows_of_parts
-from ppl_vae.data.rows import LazyRows
+from ppl_vae.data.partition import drawn_as_split, rows_of_parts
 from ppl_vae.plots.figure import about
 from ppl_vae.runs import load_run, read_facts
 from ppl_vae.training import resolve_device
@@ -222,37 +219,12 @@ def _rows(dataset: data.Dataset, split: SplitName | None, own: dict[str, Any] | 
             numbers = rows_of_parts(len(dataset.train), held, tested, own["seed"])
             for name, rows in numbers.items():
                 splits[0][rows.numpy()] = name
-            parts["train"] = _drawn_as_split(dataset.train, numbers["train"], own["seed"])
+            parts["train"] = drawn_as_split(dataset.train, numbers["train"], own["seed"])
         still = tuple(part.still() for part in parts.values())
         return Rows(f"{dataset.name}, all", still, tuple(splits), whole=True)
     name = choose_split(dataset, split, " or all")
     part = getattr(dataset, name).still()
     return Rows(f"{dataset.name}, {name}", (part,), (np.full(len(part), name),))
-
-
-def _drawn_as_split(whole: data.Split, trained: Tensor, seed: int) -> data.Split:
-    """Return all rows of a source, each with the draw that it has in its split if the source is drawn from.
-
-    Args:
-        whole: The rows, in the order of the source.
-        trained: The numbers of those to train on, in order.
-        seed: The seed of the split and of the draws of validation and test data.
-    """
-    if not whole.dynamic:
-        return whole
-    of_training: Any = cast(LazyRows, whole.still().x).binarization
-    of_others = replace(of_training, key=noise_key(seed, TRAIN_PART))
-    place = torch.full((len(whole),), -1)
-    place[trained] = torch.arange(len(trained))
-
-    def rule(x: Tensor, rows: Tensor) -> Tensor:
-        own = place[rows]
-        drawn, there = of_others(x, rows), own >= 0
-        drawn[there] = of_training(x[there], own[there])
-        return drawn
-
-    drawn = LazyRows(whole.x, torch.arange(len(whole)), rule)
-    return replace(whole, columns=(drawn, *whole.columns[1:]), dynamic=False)
 
 
 def choose_split(dataset: data.Dataset, split: SplitName | None, also: str = "") -> str:

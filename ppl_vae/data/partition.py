@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
@@ -162,3 +162,36 @@ def _count(value: int | float, rows: int) -> int:
     if is_integer(value):
         return int(value)
     return max(1, round(float(value) * rows)) if value else 0
+
+
+def drawn_as_split(whole: Split, trained: Tensor, seed: int) -> Split:
+    """Return all rows of a source, each with the fixed draw that it has in its own part, if the source is drawn from.
+
+    Args:
+        whole: The rows, in the order of the source, as training data.
+        trained: The numbers of those to train on, in order.
+        seed: The seed of the division.
+    """
+    if not whole.dynamic:
+        return whole
+    of_training: Any = cast(LazyRows, whole.still().x).binarization
+    place = torch.full((len(whole),), -1)
+    place[trained] = torch.arange(len(trained))
+    rule = _OfParts(of_training, replace(of_training, key=noise_key(seed, TRAIN_PART)), place)
+    drawn = LazyRows(whole.x, torch.arange(len(whole)), rule)
+    return replace(whole, columns=(drawn, *whole.columns[1:]), dynamic=False)
+
+
+@dataclass(frozen=True, eq=False)
+class _OfParts:
+    """The rule of each row: training data are drawn by their place among these, others by their number."""
+
+    training: Rule
+    others: Rule
+    place: Tensor  # of each row among the training data, else -1
+
+    def __call__(self, x: Tensor, rows: Tensor) -> Tensor:
+        own = self.place[rows]
+        drawn, there = self.others(x, rows), own >= 0
+        drawn[there] = self.training(x[there], own[there])
+        return drawn
