@@ -78,7 +78,11 @@ def parts(folder: Path, data: Path, device: str, quick: bool) -> dict[str, Part]
     zoo = ["tests/test_zoo.py", "tests/data/test_data.py", "tests/capture/test_capture.py"]
     pytest = [sys.executable, "-m", "pytest", "-q", "-x" if quick else "--maxfail=50", "-p", "no:cacheprovider"]
     return {
-        "tests": Part([*pytest, *tests[-1:]] if quick else [*pytest, *tests], 3, "all pass, under three minutes"),
+        "tests": Part(
+            [*pytest, "-m", "not slow and not gpu", *(tests[-1:] if quick else tests)],
+            3,
+            "all pass, under three minutes",
+        ),
         "zoo": Part([*pytest, "-m", "gpu", *zoo], 3, "all pass"),
         "steps": Part(
             [sys.executable, "benchmarks/run.py", "small" if quick else "gpu", "--json", str(folder), "--rounds"]
