@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -13,6 +14,10 @@ import torch
 from pyro.optim import PyroLRScheduler, PyroOptim
 from torch import Tensor
 from torch.optim import SGD, Optimizer
+from torch.optim import optimizer as torch_optimizer
+from torch.utils import _pytree
+
+from ppl_vae.capture.replay import is_on_gpu
 
 _NONE = object()
 
@@ -25,6 +30,7 @@ class TorchOptimizer:
     def __init__(self, factory: OptimizerFactory) -> None:
         self._factory = factory
         self._layout = _Layout()
+        self._rates = _Rates()
         self.optimizer: Optimizer | None = None
 
     def follow(self, parameters: Sequence[Tensor]) -> Optimizer:
@@ -46,7 +52,84 @@ class TorchOptimizer:
         """Take a step."""
         optimizer = self.follow(parameters)
         self._layout.keep(parameters, [optimizer])
-        _step(optimizer)
+        with self._rates.lent(optimizer):
+            _step(optimizer)
+
+    def why_outside(self, parameters: Sequence[Tensor]) -> str | None:
+        """Say why a step cannot be part of a CUDA graph; None where it can."""
+        optimizer = self.optimizer
+        if optimizer is None or not type(optimizer).__module__.startswith("torch.optim."):
+            return f"{type(optimizer).__name__} is no optimiser of torch"
+        name = type(optimizer).__name__
+        if _runs_python(optimizer):
+            return f"{name} has a hook, whose Python code runs at every step"
+        if not all(group.get("fused") or group.get("capturable") for group in optimizer.param_groups):
+            return f"{name} has neither a fused form on this device nor capturable=True"
+        if not all(map(is_on_gpu, self.held()[1])):
+            return f"{name} has a state or a setting on the CPU"
+        if sorted(map(id, parameters)) != sorted(id(p) for group in optimizer.param_groups for p in group["params"]):
+            return f"{name} moves other parameters than the step has"
+        return None
+
+    def held(self) -> tuple[Any, list[Tensor]]:
+        """Return the settings that a recorded step freezes, and the tensors that it reads and writes."""
+        assert self.optimizer is not None
+        rates = self._rates.follow(self.optimizer)
+        groups = self.optimizer.param_groups
+        settings = [
+            {k: v for k, v in group.items() if k != "params" and not (k == "lr" and rate is not None)}
+            for group, rate in zip(groups, rates, strict=True)
+        ]
+        state = (self.optimizer.state.get(p, {}) for group in groups for p in group["params"])
+        tensors = [v for own in state for v in own.values() if isinstance(v, Tensor)]
+        tensors += [v for v in _pytree.tree_leaves(settings) if isinstance(v, Tensor)]
+        frozen = [settings, [list(map(id, g["params"])) for g in groups], _runs_python(self.optimizer)]
+        return frozen, tensors + [rate for rate in rates if rate is not None]
+
+
+class _Rates:
+    """The learning rates of fused groups on a GPU as tensors, which a recorded step reads; torch wants float32."""
+
+    def __init__(self) -> None:
+        self._tensors: list[Tensor | None] = []
+        self._values: list[float] = []
+
+    def follow(self, optimizer: Optimizer) -> list[Tensor | None]:
+        """Return the tensor of each group, with its present rate; None for a group that keeps its number."""
+        groups = optimizer.param_groups
+        for place, group in enumerate(groups):
+            if place == len(self._tensors):
+                self._tensors.append(None)
+                self._values.append(0.0)
+            rate, held = group["lr"], self._tensors[place]
+            if isinstance(rate, Tensor) or not (group.get("fused") and all(map(is_on_gpu, group["params"]))):
+                self._tensors[place] = None
+            elif held is None or held.device != group["params"][0].device:
+                self._tensors[place] = torch.tensor(float(rate), dtype=torch.float32, device=group["params"][0].device)
+            elif rate != self._values[place]:
+                held.fill_(rate)
+            self._values[place] = rate
+        return self._tensors[: len(groups)]
+
+    @contextmanager
+    def lent(self, optimizer: Optimizer) -> Iterator[None]:
+        """Give the groups their tensors for one step."""
+        rates = self.follow(optimizer)
+        lent = [(g, g["lr"], rate) for g, rate in zip(optimizer.param_groups, rates, strict=True) if rate is not None]
+        # torch asks for this word while it records; a fused step is the same with it and without
+        recording = bool(lent) and torch.cuda.is_current_stream_capturing()
+        asked = [group for group, *_ in lent if recording and group.get("capturable") is False]
+        for group, _, rate in lent:
+            group["lr"] = rate
+        for group in asked:
+            group["capturable"] = True
+        try:
+            yield
+        finally:
+            for group, value, _ in lent:
+                group["lr"] = value
+            for group in asked:
+                group["capturable"] = False
 
 
 class PyroOptimizer:
@@ -235,6 +318,17 @@ def _step(optimizer: Optimizer) -> None:
 def _have_momentum(optimizer: Optimizer, group: Mapping[str, Any]) -> Iterable[bool]:
     moved = (p for p in group["params"] if p.grad is not None)
     return (optimizer.state.get(p, {}).get("momentum_buffer") is not None for p in moved)
+
+
+def _runs_python(optimizer: Optimizer) -> bool:
+    """Whether a step runs code of the user's: a hook, or another `step` than torch's (or its schedules')."""
+    hooks = (
+        torch_optimizer._global_optimizer_pre_hooks,
+        torch_optimizer._global_optimizer_post_hooks,
+        optimizer._optimizer_step_pre_hooks,
+        optimizer._optimizer_step_post_hooks,
+    )
+    return any(hooks) or not ("step" not in vars(optimizer) or hasattr(optimizer.step, "_wrapped_by_lr_sched"))
 
 
 def _drop(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:

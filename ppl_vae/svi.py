@@ -20,10 +20,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils import _pytree
 
-from ppl_vae._optimizers import OptimizerFactory, as_optimizer
+from ppl_vae._optimizers import OptimizerFactory, TorchOptimizer, as_optimizer
 from ppl_vae._validation import check_choice, check_positive
 from ppl_vae.capture import CapturedStep, CaptureError, Change, NotNowError, Step, environment, signature, unusual
 from ppl_vae.capture.signature import Signature, can_watch
+from ppl_vae.capture.whole import WholeSteps
 from ppl_vae.objectives.losses import BatchLoss, as_loss
 
 __all__ = ["ALONE", "SVI", "Compile", "OptimizerFactory"]
@@ -139,10 +140,12 @@ class SVI:
         self._parameters = _ParameterCollector()
         self._followed: set[int] = set()  # the parameters that have had a gradient
         self._stepped = False
+        self._moved = False  # whether the graph of the present step has moved the parameters
         self._updated = False  # whether the gradients in `.grad` come from an `update`
         self._refused: dict[Any, str] = {}  # for each key that is not captured any more, the reason
         self._wait = 0  # eager steps before the next attempt to capture
         self._graphs: dict[Any, list[CapturedStep]] = {}
+        self._wholes = WholeSteps()
         self._made = 0
         self._misses = 0
         self._sights: dict[Any, tuple[float, ...]] = {}
@@ -281,14 +284,14 @@ class SVI:
         """Take a step by its graph where there is one, else eagerly."""
         with ALONE:
             _forget_casts()
-            result = None
+            result, self._moved = None, False
             # as in Pyro, a step adds to gradients that the user has put into `.grad`, and leaves none; `update` leaves
             # its own
             given = not mean and not self._updated
             added = [(p, p.grad) for p in self.parameters.values() if p.grad is not None] if given else []
             if self.compile != "off":
                 try:
-                    result = self._by_graph(mean, args, kwargs)
+                    result = self._by_graph(mean, args, kwargs, alone=not added)
                 except CaptureError as error:
                     self._wait = _AGAIN if isinstance(error, NotNowError) else 0
                     self.why_eager = str(error)
@@ -297,17 +300,19 @@ class SVI:
                 result = self.backward(*args, mean=mean, **kwargs)
             for parameter, gradient in added:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-            self.apply()
+            if not self._moved:
+                self.apply()
             self._updated = mean
             if not mean:
                 self._clear()
             self._stepped = self._parameters.settled = True
             return result
 
-    def _by_graph(self, mean: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BatchLoss | None:
+    def _by_graph(self, mean: bool, args: tuple[Any, ...], kwargs: dict[str, Any], alone: bool) -> BatchLoss | None:
         """Evaluate the objective by its graph, captured if need be, and leave the gradients in ``.grad``.
 
-        Return None where this step must run eagerly.
+        Return None where this step must run eagerly. Move the parameters in the same CUDA graph where that is possible
+        and the gradients are `alone`: nothing is added to them.
         """
         if self._wait:
             self._wait -= 1
@@ -330,8 +335,15 @@ class SVI:
             return None
         graph.uses += 1
         graph.unchecked += 1
-        take = graph.checked if self._is_due(graph, given) else graph.run
-        step, difference = take(given.tensors, given.numbers)
+        is_due = self._is_due(graph, given)
+        if alone and not is_due and self.exchange is None and isinstance(self._optimizer, TorchOptimizer):
+            inputs = graph.inputs(given.tensors, given.numbers)
+            whole = self._wholes.take(graph, self._optimizer, self.clip_norm, inputs)
+            if whole is not None:
+                self._moved = True
+                self._leave(whole, graph, given)
+                return whole.loss
+        step, difference = (graph.checked if is_due else graph.run)(given.tensors, given.numbers)
         if difference is not None:
             self._differs(key, graph, difference)
         self._leave(step, graph, given)

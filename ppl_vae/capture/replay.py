@@ -11,6 +11,11 @@ import torch
 from torch import Tensor
 
 
+def is_on_gpu(tensor: Tensor) -> bool:
+    """Whether what computes on this tensor can be recorded."""
+    return tensor.is_cuda
+
+
 class CudaReplay:
     """A function of tensors as one CUDA graph, for inputs of the shapes that it was made with.
 

@@ -6,7 +6,7 @@ import logging
 import operator
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pyro
@@ -20,7 +20,7 @@ from ppl_vae.capture.eager import Step, eager_step, own, placed
 from ppl_vae.capture.entered import Entered
 from ppl_vae.capture.guards import Guards
 from ppl_vae.capture.reach import MOST, Reach
-from ppl_vae.capture.replay import CudaReplay
+from ppl_vae.capture.replay import CudaReplay, is_on_gpu
 from ppl_vae.capture.simplify import apart, simplify
 from ppl_vae.capture.state import PythonRandom, Snapshot, Written, storages, untouched
 from ppl_vae.capture.tracing import CaptureError, NotNowError, explained, traceable_pyro
@@ -122,18 +122,37 @@ class CapturedStep:
 
     # running it ----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def __call__(self, *inputs: Tensor) -> Step:
         """Run the graph on its `inputs`."""
-        with ExitStack() as stack:  # the casts are in the graph already
+        with self._as_recorded():
+            return self.unpack(self._graph(*inputs))
+
+    def launched(self, *inputs: Tensor) -> Step:
+        """Run the graph kernel by kernel, also where `graph` is a CUDA graph."""
+        with self._as_recorded():
+            return self.unpack(self._kernels(*inputs))
+
+    @contextmanager
+    def _as_recorded(self) -> Iterator[None]:
+        """Compute as the graph says: the casts and the gradients are in it already."""
+        with torch.no_grad(), ExitStack() as stack:
             for kind in self._autocast:
                 stack.enter_context(torch.autocast(kind, enabled=False))
-            return self.unpack(self._graph(*inputs))
+            yield
 
     @property
     def graph(self) -> Graph:
         """The function that runs: an `fx.GraphModule` unless it is compiled, or replayed on a GPU."""
         return self._graph
+
+    @property
+    def why_not_whole(self) -> str | None:
+        """Why the optimiser's update cannot be part of the same CUDA graph; None where it can (`WholeStep`)."""
+        if self._replay is None:
+            return "the step is no CUDA graph"
+        if self.is_partial or self._others:
+            return "a parameter gets no gradient, or another tensor gets one"
+        return "an operation of the step may raise an error" if self._may_fail else None
 
     @property
     def is_partial(self) -> bool:
@@ -173,13 +192,26 @@ class CapturedStep:
 
     def unpack(self, flat: Sequence[Tensor]) -> Step:
         """Return the step that the graph's outputs stand for."""
+        step = self.form(flat)
+        for i in self._borrowed:
+            step.gradients[i] = torch.empty_like(self.leaves[i]).copy_(step.gradients[i])  # type: ignore[arg-type]
+        return step
+
+    def form(self, flat: Sequence[Tensor]) -> Step:
+        """Return the step of these gradients and terms, in the order of `flat`."""
         outputs = iter(flat)
         gradients = [next(outputs) if has else None for has in self._has_gradient]
-        for i in self._borrowed:
-            gradients[i] = torch.empty_like(self.leaves[i]).copy_(gradients[i])  # type: ignore[arg-type]
         others = [(other, next(outputs)) for other in self._others]
         terms: dict[str, Any] = {name: next(outputs) for name in self._computed}
         return Step(self._loss._replace(**terms), gradients, others)
+
+    def flat(self, step: Step) -> tuple[Tensor, ...]:
+        """Return the gradients and terms of a step, as the graph gives them."""
+        return (
+            *(g for g in step.gradients if g is not None),
+            *(g for _, g in step.others),
+            *(getattr(step.loss, name) for name in self._computed),
+        )
 
     def run(self, tensors: list[Tensor], numbers: Sequence[float]) -> tuple[Step, str | None]:
         """Take the step by the graph. Where the graph fails, take it eagerly, and say so."""
@@ -233,6 +265,10 @@ class CapturedStep:
         ours.after.put_back()
         self._same_so_far -= self._other(tensors, numbers)
         return ours.step, None
+
+    def difference(self, ours: Outcome, theirs: Outcome) -> str | None:
+        """Say where two steps differ by more than roundings."""
+        return self._comparison.difference(ours, theirs)
 
     # making it -----------------------------------------------------------------------------------------------------
 
@@ -329,6 +365,7 @@ class CapturedStep:
 
     def _take(self, graph: Graph, module: fx.GraphModule, inputs: list[Tensor]) -> None:
         """Use this graph, if it computes what the program computes."""
+        self._kernels = graph
         held = {id(t): t for t in _held(module) if isinstance(t, Tensor)}
         self.state = [*self.leaves, *self.guards.buffers(), *held.values()]
         self._may_fail = any(map(_checks, module.graph.nodes))
@@ -349,7 +386,7 @@ class CapturedStep:
     def _ways(self, graph: Graph, inputs: list[Tensor]) -> Iterator[Graph]:
         """Yield the ways to run the graph: on a GPU as one CUDA graph where possible, then kernel by kernel."""
         self._replay: CudaReplay | None = None
-        if all(t.is_cuda for t in [*inputs, *self.leaves]):
+        if all(map(is_on_gpu, [*inputs, *self.leaves])):
             with explained():
                 replayed = self._replayed(graph, inputs)
             if replayed is not None:
@@ -359,12 +396,12 @@ class CapturedStep:
 
     def _replayed(self, graph: Graph, inputs: list[Tensor]) -> Graph | None:
         """Return the graph as one CUDA graph, or None where that is impossible."""
-        on_cpu = [t for t in self.state if not t.is_cuda]
+        on_cpu = [t for t in self.state if not is_on_gpu(t)]
         if any(t.numel() > 1 for t in on_cpu):
             return None
         try:
-            with untouched(self.written):
-                replay = CudaReplay(graph, inputs, [t for t in self.state if t.is_cuda])
+            with untouched(self.written), self._as_recorded():
+                replay = CudaReplay(graph, inputs, self.on_gpu)
         except RuntimeError as error:
             logger.debug("the captured graph is launched kernel by kernel: %s", error)
             return None
@@ -378,6 +415,11 @@ class CapturedStep:
             return *outputs[:first], *(seen.clone() for seen in outputs[first:])
 
         return run
+
+    @property
+    def on_gpu(self) -> list[Tensor]:
+        """The tensors of `state` on a GPU."""
+        return list(filter(is_on_gpu, self.state))
 
     def _find_borrowed(self, step: Step, inputs: list[Tensor]) -> list[int]:
         """Find gradients that share memory or are not laid out as their parameter; optimisers expect neither."""

@@ -1,0 +1,170 @@
+"""A captured step and the optimiser's update after it as one CUDA graph: training without Python between kernels."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ppl_vae.capture.comparing import Outcome
+from ppl_vae.capture.eager import Step
+from ppl_vae.capture.replay import CudaReplay
+from ppl_vae.capture.state import Snapshot, untouched
+from ppl_vae.capture.step import CapturedStep
+from ppl_vae.capture.tracing import CaptureError
+
+logger = logging.getLogger(__name__)
+
+_USES = 3  # of a graph, before the update joins it: a step that is taken once or twice does not repay the recording
+_LEAST = 100  # uses that a recording should have before a setting of the optimiser changes
+_MOST_SHORT = 5  # recordings with fewer uses, before the update stays outside
+
+
+class Update(Protocol):
+    """An optimiser as a recording sees it."""
+
+    def why_outside(self, parameters: Sequence[Tensor]) -> str | None:
+        """Say why no CUDA graph can hold this update; None where one can."""
+
+    def held(self) -> tuple[Any, list[Tensor]]:
+        """Return the settings that a recording freezes, and the tensors whose addresses it holds."""
+
+    def step(self, parameters: Sequence[Tensor]) -> None:
+        """Take a step."""
+
+
+class WholeStep:
+    """A captured step, the clipping of its gradients and the optimiser's update as one CUDA graph.
+
+    The recording is made for the optimiser's present settings and state: ask `holds` before a call. A learning rate is
+    a tensor that it reads (`Update.held`), so that a schedule needs no other recording.
+
+    Args:
+        graph: The captured step, whose `why_not_whole` is None.
+        update: The optimiser, which has taken a step before.
+        clip_norm: See `ppl_vae.SVI`.
+        inputs: Inputs to record it with; what they change is put back.
+
+    Raises:
+        CaptureError: If the update cannot be recorded, or the recording does not compute what it computes eagerly.
+    """
+
+    def __init__(self, graph: CapturedStep, update: Update, clip_norm: float | None, inputs: Sequence[Tensor]) -> None:
+        self._graph, self._update, self._clip_norm = graph, update, clip_norm
+        self._settings, self._state = update.held()
+        self.uses = 0
+        before = [leaf.grad for leaf in graph.leaves]
+        try:
+            with untouched(self._written()):
+                self._replay = CudaReplay(self._taken, inputs, [*graph.on_gpu, *self._state])
+            if not self.holds(clip_norm):
+                raise CaptureError("it makes state or settings of its own in every step")
+            difference = self._difference(inputs)
+        except RuntimeError as error:
+            raise CaptureError(str(error).strip().splitlines()[0]) from error
+        finally:
+            for leaf, gradient in zip(graph.leaves, before, strict=True):
+                leaf.grad = gradient
+        if difference is not None:
+            raise CaptureError(difference)
+
+    def holds(self, clip_norm: float | None) -> bool:
+        """Whether the clipping, the optimiser's settings and its state are those of the recording."""
+        settings, state = self._update.held()
+        same = len(state) == len(self._state) and all(a is b for a, b in zip(state, self._state, strict=True))
+        return same and settings == self._settings and clip_norm == self._clip_norm and not self._replay.moved()
+
+    def __call__(self, *inputs: Tensor) -> Step:
+        """Take the step and move the parameters. The gradients lie in memory that the next call overwrites."""
+        self.uses += 1
+        step = self._graph.form(self._replay(*inputs))
+        terms: dict[str, Any] = {name: t.clone() for name, t in step.loss._asdict().items() if isinstance(t, Tensor)}
+        return step._replace(loss=step.loss._replace(**terms))
+
+    def _taken(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return self._graph.flat(self._moved(self._graph.launched(*inputs)))
+
+    def _moved(self, step: Step) -> Step:
+        """Move the parameters along the gradients of a step, which are clipped in place."""
+        for leaf, gradient in zip(self._graph.leaves, step.gradients, strict=True):
+            leaf.grad = gradient
+        if self._clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._graph.leaves, self._clip_norm)
+        self._update.step(self._graph.leaves)
+        return step
+
+    def _written(self) -> list[Tensor]:
+        return [*self._graph.written, *self._graph.leaves, *self._state]
+
+    def _difference(self, inputs: Sequence[Tensor]) -> str | None:
+        """Say where the recording differs from a step and an update that are taken one after the other.
+
+        The gradients may differ by roundings. Along the same gradients the update has the same bits.
+        """
+        before = Snapshot(self._written())
+        try:
+            ours, after = Outcome(self(*inputs), Snapshot(self._graph.written)), self._copies()
+            gradients = [g.clone() for g in ours.step.gradients if g is not None]
+            ours = ours._replace(step=ours.step._replace(gradients=list(gradients)))
+            before.put_back()
+            theirs = Outcome(self._moved(self._graph.launched(*inputs)), Snapshot(self._graph.written))
+            if difference := self._graph.difference(ours, theirs):
+                return difference
+            before.put_back()
+            for leaf, gradient in zip(self._graph.leaves, gradients, strict=True):
+                leaf.grad = gradient
+            self._update.step(self._graph.leaves)
+            same = all(torch.equal(a, b) for a, b in zip(after, self._copies(), strict=True))
+            return None if same else "the recorded update moves the parameters otherwise than the optimiser does"
+        finally:
+            before.put_back()
+            self.uses = 0
+
+    def _copies(self) -> list[Tensor]:
+        return [t.detach().clone() for t in (*self._graph.leaves, *self._state)]
+
+
+class WholeSteps:
+    """The whole steps of one SVI: made where a graph is used again and again, dropped where the optimiser changes."""
+
+    def __init__(self) -> None:
+        self._made: weakref.WeakKeyDictionary[CapturedStep, WholeStep] = weakref.WeakKeyDictionary()
+        self._short = 0  # recordings that were used too little
+        self._outside: str | None = None  # why no more are made
+
+    def __reduce__(self) -> tuple[type[WholeSteps], tuple[()]]:
+        """Copy as a new object: a recording knows the addresses of one program."""
+        return WholeSteps, ()
+
+    def take(
+        self, graph: CapturedStep, update: Update, clip_norm: float | None, inputs: Sequence[Tensor]
+    ) -> Step | None:
+        """Take a step with its update, or return None where the two must be taken one after the other."""
+        if self._outside is not None or graph.uses < _USES or graph.why_not_whole is not None:
+            return None
+        whole = self._made.get(graph)
+        if whole is None or not whole.holds(clip_norm):
+            whole = self._recorded(graph, update, clip_norm, inputs)
+        return None if whole is None else whole(*inputs)
+
+    def _recorded(
+        self, graph: CapturedStep, update: Update, clip_norm: float | None, inputs: Sequence[Tensor]
+    ) -> WholeStep | None:
+        old = self._made.pop(graph, None)
+        self._short += old is not None and old.uses < _LEAST
+        why = update.why_outside(graph.leaves)
+        if why is None and self._short >= _MOST_SHORT:
+            why = "its settings change after a few steps"
+        if why is None:
+            try:
+                self._made[graph] = WholeStep(graph, update, clip_norm, inputs)
+                return self._made[graph]
+            except CaptureError as error:
+                why = str(error)
+        self._outside = why
+        logger.info("the optimiser's update runs outside of the CUDA graph of the step: %s", why)
+        return None
