@@ -141,9 +141,9 @@ class CapturedStep:
             yield
 
     @property
-    def graph(self) -> Graph:
-        """The function that runs: an `fx.GraphModule` unless it is compiled, or replayed on a GPU."""
-        return self._graph
+    def kernels(self) -> Graph:
+        """The function that runs, or that a CUDA graph has recorded: an `fx.GraphModule` unless it is compiled."""
+        return self._kernels
 
     @property
     def why_not_whole(self) -> str | None:

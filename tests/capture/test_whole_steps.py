@@ -4,68 +4,29 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pyro
 import pytest
 import torch
+from replays import TracedReplay, stand_in
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_vae import SVI, VAE, fit, likelihoods, networks, objectives, posteriors, priors
 from ppl_vae import svi as svi_module
-from ppl_vae.capture import step as captured
 from ppl_vae.capture import whole
 from ppl_vae.training import DivergedError
 
 
-class TracedReplay:
-    """`CudaReplay` without a GPU: a trace, in which Python values and memory are those of the recording."""
-
-    made = 0
-    calls = 0
-
-    def __init__(self, function: Callable[..., Any], tensors: Sequence[Tensor], state: Sequence[Tensor] = ()) -> None:
-        TracedReplay.made += 1
-        self.is_whole = isinstance(getattr(function, "__self__", None), whole.WholeStep)
-        self._inputs = [t.detach().clone() for t in tensors]
-        self._state = list(state)
-        self._addresses = list(map(Tensor.data_ptr, self._state))
-        with torch.no_grad():
-            for _ in range(3):
-                function(*self._inputs)
-            self._graph = make_fx(lambda *inputs: tuple(function(*inputs)))(*self._inputs)
-        self._outputs: tuple[Tensor, ...] | None = None
-
-    def moved(self) -> bool:
-        return list(map(Tensor.data_ptr, self._state)) != self._addresses
-
-    @torch.no_grad()
-    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        TracedReplay.calls += 1
-        torch._foreach_copy_(self._inputs, list(tensors))
-        outputs = self._graph(*self._inputs)
-        if self._outputs is None:
-            self._outputs = tuple(t.clone() for t in outputs)
-        for kept, new in zip(self._outputs, outputs, strict=True):
-            kept.copy_(new)  # the next call overwrites them
-        return self._outputs
-
-
 @pytest.fixture
 def replays(monkeypatch: pytest.MonkeyPatch) -> type[TracedReplay]:
-    """Let every tensor count as one on a GPU, and a trace as a CUDA graph."""
-    for module in (captured, whole):
-        monkeypatch.setattr(module, "CudaReplay", TracedReplay)
-    monkeypatch.setattr(captured, "is_on_gpu", lambda tensor: True)
-    monkeypatch.setattr("ppl_vae._optimizers.is_on_gpu", lambda tensor: True)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(TracedReplay, "made", 0)
-    monkeypatch.setattr(TracedReplay, "calls", 0)
-    return TracedReplay
+    return stand_in(monkeypatch)
 
+
+pytestmark = pytest.mark.ci
 
 X = (torch.rand(40, 6, generator=torch.Generator().manual_seed(0)) > 0.5).float()
 ADAM = functools.partial(torch.optim.Adam, lr=1e-2)
@@ -328,16 +289,19 @@ def test_what_no_guard_sees_is_found_after_uses_of_the_whole_step(
     replays: type[TracedReplay], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(svi_module._INTERVAL, "cpu", 20)
-    scales, vae = [1.0] * 2000, program()
+    vae = program()
+    hidden = itertools.chain([1.0] * 15, itertools.repeat(0.0))  # an iterator's insides: out of sight
 
     def model(x: Tensor) -> None:
-        vae.model(x * scales[1])
+        vae.model(x * next(hidden))
 
     svi = SVI(model, vae.guide, ADAM, objectives.ELBO())
     for step in range(70):
         if step == 40:
             assert wholes(svi)[0].uses > 20
-            scales[1] = 0.0
+            assert not caplog.text
+            for _ in range(15):
+                next(hidden)
         svi.update(X[:8])
     assert "this step was taken as the program is written, and it is captured anew" in caplog.text
 

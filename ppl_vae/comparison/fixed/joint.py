@@ -7,17 +7,23 @@ uses the same draws for all, and equal operations on equal arguments become one.
 
 from __future__ import annotations
 
+import logging
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
-from ppl_vae.capture import CapturedStep
+from ppl_vae.capture import CapturedStep, untouched
+from ppl_vae.capture.replay import CudaReplay, is_on_gpu
 from ppl_vae.capture.simplify import simplify
 from ppl_vae.comparison.fixed.steps import Seen, Stepper, seen_of
+
+logger = logging.getLogger(__name__)
+
+Graph = Callable[..., tuple[Tensor, ...]]
 
 _WRITES_UNSAID = ("batch_norm", "instance_norm")  # they write into buffers that their schemas do not declare
 
@@ -26,7 +32,8 @@ class JointStep:
     """The steps of several estimators, taken together on the same noise.
 
     An estimator steps alone, from the same seed, if it runs eagerly (without a captured graph), draws other noise,
-    writes into a buffer or draws nothing. On a GPU all estimators step alone.
+    writes into a buffer or draws nothing. On a GPU the joint graph is one CUDA graph; where that cannot be recorded,
+    all estimators step alone. What a call returns there lies in memory that the next call overwrites.
 
     Args:
         steppers: The estimators' steps.
@@ -42,14 +49,29 @@ class JointStep:
         builder = _Builder(len(tensors))
         for stepper in steppers:
             captured = stepper.captured
-            graph = None if captured is None else captured.graph
+            graph = None if captured is None else captured.kernels
             if captured is not None and isinstance(graph, fx.GraphModule) and builder.add(graph):
                 self._members.append((stepper, captured, len(builder.outputs)))
             else:
                 self.alone.append(stepper)
-        self._graph = builder.module(tensors) if len(self._members) > 1 else None
+        self._graph = self._joined(builder, tensors) if len(self._members) > 1 else None
         if self._graph is None or not self._agrees(self._graph, tensors):
             self._graph, self.alone = None, list(steppers)
+
+    def _joined(self, builder: _Builder, tensors: Sequence[Tensor]) -> Graph | None:
+        """Return the joint graph, on a GPU as a CUDA graph; None where that cannot be recorded."""
+        graph = builder.module(tensors)
+        if not all(map(is_on_gpu, tensors)):
+            return graph
+        held = [*builder.constants, *(t for _, captured, _ in self._members for t in captured.state)]
+        if not all(map(is_on_gpu, held)):  # a recording would freeze its present value
+            return None
+        try:
+            with untouched():
+                return CudaReplay(graph, tensors, list({id(t): t for t in held}.values()))
+        except RuntimeError as error:
+            logger.debug("the estimators step one by one: %s", error)
+            return None
 
     def __call__(self, seed: int, *tensors: Tensor) -> dict[Stepper, Seen | Exception]:
         """Take all steps from this seed; an exception stands in place of the step that raised it."""
@@ -70,13 +92,13 @@ class JointStep:
         self._graph, self.alone = None, list(alone)
 
     @torch.no_grad()
-    def _split(self, graph: fx.GraphModule, tensors: Sequence[Tensor]) -> dict[Stepper, Seen]:
+    def _split(self, graph: Graph, tensors: Sequence[Tensor]) -> dict[Stepper, Seen]:
         outputs, start, found = graph(*tensors), 0, {}
         for stepper, captured, end in self._members:
             found[stepper], start = seen_of(captured.unpack(outputs[start:end])), end
         return found
 
-    def _agrees(self, graph: fx.GraphModule, tensors: Sequence[Tensor]) -> bool:
+    def _agrees(self, graph: Graph, tensors: Sequence[Tensor]) -> bool:
         """Return whether the graph agrees with every step taken alone."""
         torch.manual_seed(0)
         for stepper, seen in self._split(graph, tensors).items():
@@ -133,6 +155,11 @@ class _Builder:
         """Return the joint graph."""
         self.graph.output(tuple(self.outputs))
         return simplify(fx.GraphModule(self.root, self.graph), *tensors)
+
+    @property
+    def constants(self) -> list[Tensor]:
+        """The tensors that the joint graph reads besides its inputs."""
+        return [value for value, _ in self._constants]
 
     def _attribute(self, module: fx.GraphModule, name: str) -> fx.Node:
         value = getattr(module, name)
