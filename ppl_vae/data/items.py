@@ -16,8 +16,8 @@ from torch.utils.data import default_collate
 
 from ppl_vae._noise import RowNoise
 from ppl_vae._scopes import reseeded, untouched_random_state
-from ppl_vae._tensors import moved
 from ppl_vae.data.reading import by_workers
+from ppl_vae.data.sending import Sender
 from ppl_vae.data.splits import Split
 
 Columns = tuple[Tensor, ...]
@@ -56,8 +56,9 @@ class ItemSplit(Split):
         self, pieces: Sequence[Tensor], device: torch.device | str | None, noise: Sequence[RowNoise] = ()
     ) -> Iterator[Columns]:
         assert self.read is not None
+        send = Sender(self.device if device is None else device, self.dtype)
         for batch in self._batches(pieces):
-            yield moved(self.read(batch)[0], self.device if device is None else device, self.dtype)
+            yield send(self.read(batch)[0])
 
     def _batches(self, pieces: Sequence[Tensor]) -> Iterator[Any]:
         row_bytes = sum(4 * math.prod(column.shape[1:]) for column in self.columns)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae._tensors import moved
+from ppl_vae.data.sending import Sender
 
 if TYPE_CHECKING:
     from jaxtyping import Int, Shaped
@@ -72,23 +73,21 @@ class LazyRows:
 
     def __getitem__(self, index: Tensor, /) -> Tensor:
         wanted = self.chosen[index.cpu()]
-        return self._finish(self.source[wanted], wanted)
+        return moved(self._binarized(self.source[wanted], wanted), self.device, self.dtype)
 
     def stream(self, pieces: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield the rows of each piece in turn, read ahead if the source can."""
-        wanted = _Chosen(self.chosen, pieces)
+        wanted, send = _Chosen(self.chosen, pieces), Sender(self.device, self.dtype)
         for rows, x in zip(wanted, stream(self.source, wanted), strict=True):
-            yield self._finish(x, rows)
+            yield send(self._binarized(x, rows))
 
     def identity(self) -> str:
         """Return a string that identifies these rows, without reading them."""
         chosen = hashlib.sha256(self.chosen.numpy().tobytes()).hexdigest()
         return f"{identity(self.source)} {chosen} {self.binarization}"
 
-    def _finish(self, x: Tensor, rows: Tensor) -> Tensor:
-        if self.binarization is not None:
-            x = self.binarization(x, rows)
-        return moved(x, self.device, self.dtype)
+    def _binarized(self, x: Tensor, rows: Tensor) -> Tensor:
+        return x if self.binarization is None else self.binarization(x, rows)
 
 
 class _Chosen(Sequence[Tensor]):

@@ -18,6 +18,7 @@ from ppl_vae._tensors import moved
 from ppl_vae._validation import is_integer
 from ppl_vae.data.binarization import Binarization, Dequantization, Rule, dequantize, noise_key
 from ppl_vae.data.rows import LazyRows, Rows, stream
+from ppl_vae.data.sending import Sender
 
 if TYPE_CHECKING:
     from jaxtyping import Int, Shaped
@@ -250,8 +251,9 @@ class Split:
     def _gather(
         self, pieces: Sequence[Tensor], device: torch.device | str | None, noise: Sequence[RowNoise] = ()
     ) -> Iterator[tuple[Tensor, ...]]:
+        send = Sender(device)
         for place, gathered in enumerate(zip(*(stream(column, pieces) for column in self.columns), strict=True)):
-            batch = gathered if device is None else tuple(part.to(device) for part in gathered)
+            batch = send(gathered)
             if self.dynamic:
                 with noise[place] if noise else nullcontext():
                     drawn = torch.bernoulli(batch[0]) if self.bins is None else dequantize(batch[0])

@@ -16,6 +16,7 @@ from ppl_vae._team import ALONE, Team
 from ppl_vae._tensors import moved
 from ppl_vae.data.items import Columns, ItemSplit, Read
 from ppl_vae.data.rows import LazyRows
+from ppl_vae.data.sending import Sender
 from ppl_vae.data.splits import Split
 
 
@@ -88,8 +89,9 @@ class Stream(Split):
             )
         if order is not None:
             raise ValueError("order was given for data from a loader, which has an order of its own: leave it out")
+        send = Sender(self.device if device is None else device, self.dtype)
         for columns, _ in self.labelled():
-            yield moved(columns, self.device if device is None else device, self.dtype)
+            yield send(columns)
 
     def labelled(self) -> Iterator[tuple[Columns, Tensor | None]]:
         """Yield every batch of a pass, with its labels."""

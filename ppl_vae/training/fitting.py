@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 import math
 import os
 import shutil
@@ -16,7 +17,7 @@ from typing import Any, cast, get_args
 
 import pyro
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from ppl_vae._home import home_of
@@ -34,6 +35,8 @@ from ppl_vae.training.loop import Loop
 from ppl_vae.training.ranks import Ranks
 from ppl_vae.training.run import Callback, Run
 from ppl_vae.vae import VAE
+
+logger = logging.getLogger(__name__)
 
 
 def fit(
@@ -192,7 +195,7 @@ def fit(
         seed = own
     seed = ranks.agree(int(torch.randint(2**31, ()) if seed is None else seed))
     ranks.device = str(device)
-    data = data.to(device, None if like is None else like.dtype)
+    data = _placed(data, device, None if like is None else like.dtype)
     run = Run(program, data, seed, str(device), level, processes=ranks.team.size)
     rounding = functools.partial(rounded, device.type, precision, matmul_precision)
     in_steps = nullcontext if precision == "full" and matmul_precision is None else rounding
@@ -296,6 +299,26 @@ def resolve_compile(
     saved = epochs * steps * (5e-4 + 4e-9 * numbers)
     alike = not isinstance(data.train, Stream) and len(data.train) % min(batch_size, len(data.train)) == 0
     return "full" if saved > (20 if alike else 40) and _has_compiler(resolve_device(device)) else "graph"
+
+
+def _placed(data: Dataset, device: torch.device, dtype: torch.dtype | None) -> Dataset:
+    """Move a data set to a device; leave it on the CPU where it takes more than half of a GPU's free memory.
+
+    What stays moves batch by batch.
+    """
+    if device.type == "cuda":
+        columns = [column for split in (data.train, data.validation, data.test) for column in split.columns]
+        size = sum(column.nbytes for column in columns if isinstance(column, Tensor))
+        free, _ = torch.cuda.mem_get_info(device)
+        if size > free / 2:
+            logger.info(
+                "the data take %.1f GB, and %s has %.1f GB free: they stay on the CPU, and batches move",
+                size / 1e9,
+                device,
+                free / 1e9,
+            )
+            return data.to("cpu", dtype)
+    return data.to(device, dtype)
 
 
 def _has_compiler(device: torch.device) -> bool:
