@@ -75,6 +75,7 @@ def test_every_contender_takes_steps(name):
     run = CONTENDERS[name].load()(TINY)
     assert run(3) in (3, 4)  # `fit` goes by epochs, of four steps
     assert run(1) >= 1
+    getattr(run, "end", lambda: None)()
 
 
 @pytest.mark.parametrize("num_particles", [1, 3])

@@ -64,11 +64,13 @@ def fit(setting: Setting, compile: str) -> Run:
                 device=setting.device,
                 compile=compile,
                 callbacks=[epochs],
+                stop=lambda: epochs.over,
             )
         except BaseException as error:
             epochs.failed(error)
 
-    threading.Thread(target=train, daemon=True).start()
+    training = threading.Thread(target=train, daemon=True)
+    training.start()
     steps_per_epoch = math.ceil(len(data) / setting.batch_size)
 
     def run(steps: int) -> int:
@@ -77,6 +79,12 @@ def fit(setting: Setting, compile: str) -> Run:
             epochs.take()
         return count * steps_per_epoch
 
+    def end() -> None:
+        epochs.over = True
+        epochs.go()
+        training.join()
+
+    run.end = end  # type: ignore[attr-defined]  # no other program runs in this process before it
     return run
 
 
@@ -86,10 +94,15 @@ class _Epochs(Callback):
     def __init__(self) -> None:
         self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
         self._error: BaseException | None = None
+        self.over = False  # whether the training ends
+
+    def go(self) -> None:
+        """Let the training go on."""
+        self._go.release()
 
     def take(self) -> None:
         """Let one epoch pass."""
-        self._go.release()
+        self.go()
         self._done.acquire()
         if self._error is not None:
             raise self._error
