@@ -75,7 +75,7 @@ def parts(folder: Path, data: Path, device: str, quick: bool) -> dict[str, Part]
     ]
     run, paper_run = folder / "article", folder / "paper"
     tests = ["tests/capture/test_cuda_graphs.py", "tests/test_devices.py", "tests/training/test_precision.py"]
-    zoo = ["tests/test_zoo.py", "tests/data/test_data.py", "tests/capture/test_capture.py"]
+    zoo = ["tests/test_zoo.py", "tests/data", "tests/capture"]
     pytest = [sys.executable, "-m", "pytest", "-q", "-x" if quick else "--maxfail=50", "-p", "no:cacheprovider"]
     return {
         "tests": Part(

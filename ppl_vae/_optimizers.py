@@ -117,8 +117,8 @@ class _Rates:
         rates = self.follow(optimizer)
         lent = [(g, g["lr"], rate) for g, rate in zip(optimizer.param_groups, rates, strict=True) if rate is not None]
         # torch asks for this word while it records; a fused step is the same with it and without
-        recording = bool(lent) and torch.cuda.is_current_stream_capturing()
-        asked = [group for group, *_ in lent if recording and group.get("capturable") is False]
+        fused = [group for group in optimizer.param_groups if group.get("fused") and group.get("capturable") is False]
+        asked = fused if fused and torch.cuda.is_current_stream_capturing() else []
         for group, _, rate in lent:
             group["lr"] = rate
         for group in asked:

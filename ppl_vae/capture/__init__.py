@@ -13,7 +13,7 @@ therefore used only while everything that it depends on is unchanged:
 - `eager`, `comparing`, `step`: the graph, compared with the eager step before its first use, on the first other data,
   and at intervals after that. The comparison finds changes that no guard sees.
 - `tracing` makes Pyro traceable. `state` notes what a step writes, and puts it back after a trial. `simplify` makes the
-  graph shorter. `replay` runs the graph on a GPU.
+  graph shorter. `replay` runs the graph on a GPU; `whole` takes the optimiser's update in the same launch.
 """
 
 from ppl_vae.capture.eager import Step, eager_step

@@ -68,6 +68,7 @@ class CapturedStep:
         uses: How often the graph was used; `unchecked` counts the uses since the last comparison with the program, and
             `checks` counts these comparisons.
         disturbed: Whether the user's code may have run since the last comparison.
+        whole: The step with the optimiser's update, a `WholeStep`; None where there is none.
         touched: The identities of the parameters that the step meets, whether or not the loss depends on them.
 
     Raises:
@@ -93,6 +94,7 @@ class CapturedStep:
         self.constants = tuple(None if i in lift else n for i, n in enumerate(numbers))
         self.uses = self.unchecked = self.checks = 0
         self.disturbed = False
+        self.whole: Any = None
         self.touched: frozenset[int] = frozenset()
         with explained():
             self._watch(tensors, numbers, roots, parameters)

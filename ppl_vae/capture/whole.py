@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import weakref
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -129,10 +128,12 @@ class WholeStep:
 
 
 class WholeSteps:
-    """The whole steps of one SVI: made where a graph is used again and again, dropped where the optimiser changes."""
+    """The whole steps of one SVI: made where a graph is used again and again, dropped where the optimiser changes.
+
+    Each is kept in its graph (`CapturedStep.whole`), and goes with it.
+    """
 
     def __init__(self) -> None:
-        self._made: weakref.WeakKeyDictionary[CapturedStep, WholeStep] = weakref.WeakKeyDictionary()
         self._short = 0  # recordings that were used too little
         self._outside: str | None = None  # why no more are made
 
@@ -146,7 +147,7 @@ class WholeSteps:
         """Take a step with its update, or return None where the two must be taken one after the other."""
         if self._outside is not None or graph.uses < _USES or graph.why_not_whole is not None:
             return None
-        whole = self._made.get(graph)
+        whole = graph.whole
         if whole is None or not whole.holds(clip_norm):
             whole = self._recorded(graph, update, clip_norm, inputs)
         return None if whole is None else whole(*inputs)
@@ -154,15 +155,15 @@ class WholeSteps:
     def _recorded(
         self, graph: CapturedStep, update: Update, clip_norm: float | None, inputs: Sequence[Tensor]
     ) -> WholeStep | None:
-        old = self._made.pop(graph, None)
+        old, graph.whole = graph.whole, None
         self._short += old is not None and old.uses < _LEAST
         why = update.why_outside(graph.leaves)
         if why is None and self._short >= _MOST_SHORT:
             why = "its settings change after a few steps"
         if why is None:
             try:
-                self._made[graph] = WholeStep(graph, update, clip_norm, inputs)
-                return self._made[graph]
+                graph.whole = WholeStep(graph, update, clip_norm, inputs)
+                return graph.whole
             except CaptureError as error:
                 why = str(error)
         self._outside = why

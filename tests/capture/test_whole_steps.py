@@ -32,33 +32,38 @@ X = (torch.rand(40, 6, generator=torch.Generator().manual_seed(0)) > 0.5).float(
 ADAM = functools.partial(torch.optim.Adam, lr=1e-2)
 
 
-def program() -> VAE:
+def program(device: str = "cpu") -> VAE:
     torch.manual_seed(0)
-    return VAE(
+    vae = VAE(
         (6,),
         prior=priors.StandardNormal(2),
         likelihood=likelihoods.Bernoulli(networks.MLP([5])),
         posterior=posteriors.DiagonalNormal(networks.MLP([5])),
     )
+    return vae.to(device)
 
 
 def trained(
-    optim: Any = ADAM, steps: int = 24, between: Callable[[SVI, int], object] | None = None, **options: Any
+    optim: Any = ADAM,
+    steps: int = 24,
+    between: Callable[[SVI, int], object] | None = None,
+    device: str = "cpu",
+    **options: Any,
 ) -> tuple[SVI, list[float], list[Tensor]]:
     """Train from the same seeds; call `between` before every step."""
-    vae = program()
+    vae, data = program(device), X.to(device)
     svi = SVI(vae.model, vae.guide, optim, objectives.ELBO(), **options)
     torch.manual_seed(1)
     losses = []
     for step in range(steps):
         if between is not None:
             between(svi, step)
-        losses.append(svi.update(X[step % 4 :][:8]).loss.item())
+        losses.append(svi.update(data[step % 4 :][:8]).loss.item())
     return svi, losses, [p.detach().clone() for p in svi.parameters.values()]
 
 
 def wholes(svi: SVI) -> list[whole.WholeStep]:
-    return list(svi._wholes._made.values())
+    return [graph.whole for graphs in svi._graphs.values() for graph in graphs if graph.whole is not None]
 
 
 def compared(**options: Any) -> SVI:
@@ -332,3 +337,17 @@ def test_fit_follows_its_schedule_and_names_a_divergence(replays: type[TracedRep
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     with pytest.raises(DivergedError, match="epoch 1"):
         fit(program(), X, **options | {"optimizer": functools.partial(torch.optim.SGD, lr=1e30)})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("level", ["graph", "full"])
+@pytest.mark.parametrize("between", [None, schedule])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_cuda_graphs_with_the_update_inside_are_the_programs(name: str, between: Any, level: Any) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    options = {"optim": OPTIMIZERS[name], "between": between, "clip_norm": 0.1, "device": "cuda"}
+    ours, theirs = (trained(**options, compile=c) for c in (level, "off"))
+    assert wholes(ours[0])[0].uses > 12
+    torch.testing.assert_close(ours[1], theirs[1], rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(ours[2], theirs[2], rtol=1e-3, atol=1e-4)

@@ -110,3 +110,15 @@ def test_data_stay_on_the_cpu_where_a_gpu_has_no_room_for_them(
         fitting._placed(digits, torch.device("cuda"), None)
     assert asked == [where]
     assert ("they stay on the CPU" in caplog.text) == (where == "cpu")
+
+
+@pytest.mark.gpu
+def test_batches_arrive_on_a_gpu_as_they_are() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    split = data.load("digits").train
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+    busy = torch.rand(4096, 4096, device="cuda")
+    for here, (there,) in zip(split.x[order].split(16), split.batches(16, order=order, device="cuda"), strict=True):
+        busy = busy @ busy.softmax(0)  # the GPU lies behind
+        assert torch.equal(there.cpu(), here)
