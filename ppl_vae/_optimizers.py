@@ -102,7 +102,7 @@ class _Rates:
                 self._tensors.append(None)
                 self._values.append(0.0)
             rate, held = group["lr"], self._tensors[place]
-            if isinstance(rate, Tensor) or not (group.get("fused") and all(map(is_on_gpu, group["params"]))):
+            if isinstance(rate, Tensor) or not _is_fused_on_gpu(group):
                 self._tensors[place] = None
             elif held is None or held.device != group["params"][0].device:
                 self._tensors[place] = torch.tensor(float(rate), dtype=torch.float32, device=group["params"][0].device)
@@ -117,7 +117,7 @@ class _Rates:
         rates = self.follow(optimizer)
         lent = [(g, g["lr"], rate) for g, rate in zip(optimizer.param_groups, rates, strict=True) if rate is not None]
         # torch asks for this word while it records; a fused step is the same with it and without
-        fused = [group for group in optimizer.param_groups if group.get("fused") and group.get("capturable") is False]
+        fused = [g for g in optimizer.param_groups if g.get("capturable") is False and _is_fused_on_gpu(g)]
         asked = fused if fused and torch.cuda.is_current_stream_capturing() else []
         for group, _, rate in lent:
             group["lr"] = rate
@@ -318,6 +318,10 @@ def _step(optimizer: Optimizer) -> None:
 def _have_momentum(optimizer: Optimizer, group: Mapping[str, Any]) -> Iterable[bool]:
     moved = (p for p in group["params"] if p.grad is not None)
     return (optimizer.state.get(p, {}).get("momentum_buffer") is not None for p in moved)
+
+
+def _is_fused_on_gpu(group: Mapping[str, Any]) -> bool:
+    return bool(group.get("fused") and group["params"] and all(map(is_on_gpu, group["params"])))
 
 
 def _runs_python(optimizer: Optimizer) -> bool:
