@@ -15,7 +15,6 @@ from pyro.optim import PyroLRScheduler, PyroOptim
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 from torch.optim import optimizer as torch_optimizer
-from torch.utils import _pytree
 
 from ppl_vae.capture.replay import is_on_gpu
 
@@ -82,7 +81,8 @@ class TorchOptimizer:
         ]
         state = (self.optimizer.state.get(p, {}) for group in groups for p in group["params"])
         tensors = [v for own in state for v in own.values() if isinstance(v, Tensor)]
-        tensors += [v for v in _pytree.tree_leaves(settings) if isinstance(v, Tensor)]
+        values = (v for group in settings for v in group.values())
+        tensors += [t for v in values for t in (v if isinstance(v, tuple) else (v,)) if isinstance(t, Tensor)]
         frozen = [settings, [list(map(id, g["params"])) for g in groups], _runs_python(self.optimizer)]
         return frozen, tensors + [rate for rate in rates if rate is not None]
 
