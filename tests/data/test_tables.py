@@ -339,6 +339,27 @@ def test_encoder_statistics_are_those_of_all_rows_seen():
     assert torch.equal(network.mean, before)
 
 
+def test_encoder_statistics_forget_that_the_first_rows_were_alike():
+    x = torch.zeros(300, 3)
+    x[130::37, 0] = 1  # a rare count
+    x[:, 1] = 0.1  # constant: its mean in float32 is not 0.1
+    x[:, 2] = torch.where(torch.arange(300) % 120 == 7, 0.4 + 0.01 * torch.randn(300), NAN)  # one in each batch
+    network = TableEncoder(["count", "real", "real"], lambda i, o: nn.Identity())((3,), (3,))
+    for batch in x.split(100):
+        assert network(batch[:0]).shape == (0, 3)
+        network(batch)
+    t = torch.cat([x[:, :1].log1p(), x[:, 1:]], 1).double()
+    variance = (t - t.nanmean(0)).square().nanmean(0)
+    assert torch.allclose(network.variance[[0, 2]].double(), variance[[0, 2]], rtol=1e-4)  # float32
+    assert (network(x)[:, 1] == 0).all()
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e-15])
+def test_encoder_takes_columns_in_any_unit(unit):
+    network = TableEncoder(network=lambda i, o: nn.Identity())((1,), (1,))
+    assert network((torch.randn(500, 1) + 2) * unit).std(correction=0).item() == pytest.approx(1, rel=1e-4)
+
+
 # The chain
 
 
