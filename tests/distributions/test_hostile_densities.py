@@ -419,6 +419,13 @@ def test_gradients_of_a_draw_are_those_of_its_density(kind: str) -> None:
         expected = torch.autograd.grad(p.log_prob(value).sum(), wrt, retain_graph=True, allow_unused=True)
         for a, e in zip(found, expected, strict=True):
             torch.testing.assert_close(torch.zeros_like(e) if a is None else a, e, rtol=1e-9, atol=1e-9)
+    for value in (z.detach(), z.detach().requires_grad_(), p_cache_free):  # derivatives of the derivatives
+        wrt = [*parameters, *([value] if value.requires_grad and (kind != "squashed" or value is p_cache_free) else [])]
+        weights = [torch.randn_like(t) for t in wrt]
+        slopes = [torch.autograd.grad(f.log_prob(value).sum(), wrt, create_graph=True) for f in (q, p)]
+        sums = [sum((w * g).sum() for w, g in zip(weights, slope, strict=True)) for slope in slopes]
+        for a, e in zip(*(torch.autograd.grad(total, wrt, retain_graph=True) for total in sums), strict=True):
+            torch.testing.assert_close(a, e, rtol=1e-8, atol=1e-8)  # PyTorch's own rounding, of a Cholesky factor
 
 
 @pytest.mark.parametrize(
