@@ -213,6 +213,21 @@ def test_a_far_column_keeps_its_digits():
     assert float(made.unit) == pytest.approx(float(x.std(correction=0)), rel=1e-6)
 
 
+def test_a_density_follows_the_unit_of_its_column_through_the_range_of_float32():
+    x, z = torch.randn(50, 1), torch.zeros(50, 2)
+    made = {unit: Mixed(["real"], nn.Linear(2, 1)) for unit in (1.0, 2.0**-75, 2.0**66)}
+    for unit, one in made.items():
+        one.bind(Binding((1,), (2,), train=Split((unit * x,))))
+        one.load_state_dict({**one.state_dict(), **dict(made[1.0].named_parameters())})
+        found = one(z).log_prob(unit * x) + math.log(unit)
+        torch.testing.assert_close(found, made[1.0](z).log_prob(x), rtol=0, atol=1e-4)  # the size of the logarithm
+
+
+def test_codes_alone_have_the_dtype_of_the_model():
+    p = likelihood(["categorical:3"], torch.zeros(9, 1))(torch.zeros(4, 2, dtype=torch.float64))
+    assert p.sample().dtype == p.mean.dtype == p.log_prob(p.sample()).dtype == torch.float64
+
+
 @pytest.mark.parametrize(("kind", "per_entry"), [("real", 1), ("binary", 1), ("count", 1), ("categorical:4", 4)])
 def test_one_kind_for_data_of_any_shape(kind, per_entry):
     made = Mixed(kind, MLP([5]))
