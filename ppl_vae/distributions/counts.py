@@ -14,6 +14,15 @@ from ppl_vae.distributions._expanding import Expanding
 from ppl_vae.distributions._saddle import HALF_LOG_2PI, log_ratio, stirling_remainder
 
 _LOG_DISPERSIONS = 60.0  # beyond e^60 the distribution is Poisson to the last digit
+_LARGEST_MEAN = 1e9  # of a draw by PyTorch, whose draws pass through integers: 64 bits on a CPU, 32 on a GPU
+
+
+def _poisson(mean: Tensor) -> Tensor:
+    """Return Poisson counts; where the mean is large, the deviation of a smaller one in units of its root."""
+    small = mean.clamp(max=_LARGEST_MEAN)
+    counts = torch.poisson(small)
+    large = mean + (counts - small) * (mean / small).clamp(max=torch.finfo(mean.dtype).max).sqrt()
+    return torch.where(mean > small, large.round(), counts)
 
 
 class _Counts(Expanding):
@@ -65,7 +74,7 @@ class Poisson(_Counts):
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Return counts."""
-        return torch.poisson(self.mean.expand(self.shape(sample_shape)))
+        return _poisson(self.mean.expand(self.shape(sample_shape)))
 
     def _log_prob(self, k: Tensor) -> Tensor:
         mean = self.mean
@@ -116,7 +125,7 @@ class NegativeBinomial(_Counts):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Return Poisson counts at gamma-distributed rates."""
         r = self._log_r.exp().expand(self.shape(sample_shape))
-        return torch.poisson(torch._standard_gamma(r) * (self.log_mean - self._log_r).exp())
+        return _poisson(torch._standard_gamma(r) * (self.log_mean - self._log_r).exp())
 
     @property
     def _log_r(self) -> Tensor:

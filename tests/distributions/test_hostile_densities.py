@@ -543,3 +543,16 @@ def test_counts_take_their_arguments_by_name():
     assert NegativeBinomial(log_mean=zero, log_dispersion=zero).batch_shape == (2,)
     named = ZeroInflatedNegativeBinomial(log_mean=zero, log_dispersion=zero, gate_logits=torch.ones(2))
     assert torch.equal(named.gate_logits, torch.ones(2))
+
+
+@pytest.mark.parametrize("log_mean", [23.0, 30.0, 50.0])
+def test_large_counts_are_drawn_about_their_mean(log_mean: float) -> None:
+    torch.manual_seed(0)
+    mean = torch.tensor(log_mean, dtype=torch.float64)
+    standard = (Poisson(mean).sample((10_000,)) - mean.exp()) / (mean / 2).exp()
+    assert abs(standard.mean()) < 5 / 100
+    assert abs(standard.square().mean() - 1) < 5 * math.sqrt(2) / 100
+    single = torch.tensor(log_mean)
+    for p in (Poisson(single), NegativeBinomial(single, torch.tensor(20.0))):
+        torch.testing.assert_close(p.sample(), single.exp(), rtol=1e-3, atol=0)
+    assert Poisson(torch.tensor(100.0)).sample() == math.inf  # as its mean in float32
