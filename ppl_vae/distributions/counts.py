@@ -141,10 +141,14 @@ class NegativeBinomial(_Counts):
         total = count + r
         log_total = torch.logaddexp(self.log_mean, log_r) - total.log()
         change = (mean - count) / total
+        scaled = (mean - count) / (1 + count * (-log_r).exp())  # r * change, whose slope for large r leaves float32
         share = log_total + count.log() - self.log_mean
         # below a log mean of -60 `log_ratio` takes `share`, which needs no exponential
-        moved = -change * r * (-self.log_mean.clamp(min=-_LOG_DISPERSIONS)).exp()
-        deviance = r * log_ratio(change, log_total) + count * log_ratio(moved, share)
+        moved = -scaled * (-self.log_mean.clamp(min=-_LOG_DISPERSIONS)).exp()
+        near = change.clamp(-1e-3, 1e-3)
+        series = scaled * (1 - near * (1 / 2 - near * (1 / 3 - near * (1 / 4 - near / 5))))
+        deviance = torch.where(near == change, series, r * log_ratio(change, log_total))
+        deviance = deviance + count * log_ratio(moved, share)
         at_count = 0.5 * (log_r - total.log() - count.log()) - HALF_LOG_2PI - deviance
         at_count = at_count + stirling_remainder(total) - stirling_remainder(r) - stirling_remainder(count)
         return torch.where(k < 1, r * logsigmoid(log_r - self.log_mean), at_count)

@@ -556,3 +556,14 @@ def test_large_counts_are_drawn_about_their_mean(log_mean: float) -> None:
     for p in (Poisson(single), NegativeBinomial(single, torch.tensor(20.0))):
         torch.testing.assert_close(p.sample(), single.exp(), rtol=1e-3, atol=0)
     assert Poisson(torch.tensor(100.0)).sample() == math.inf  # as its mean in float32
+
+
+@pytest.mark.parametrize("log_dispersion", [20.0, 30.0, 45.0, 59.0])
+def test_a_count_that_is_poisson_has_no_slope_in_its_dispersion(log_dispersion: float) -> None:
+    log_mean, k = (torch.tensor([[0.0], [7.0], [14.0]]), torch.tensor([1.0, 3.0, 100.0, 1e6]))
+    slope = []
+    for dtype in (torch.float32, torch.float64):
+        log_r = torch.full((3, 4), log_dispersion, dtype=dtype, requires_grad=True)
+        NegativeBinomial(log_mean.to(dtype), log_r).log_prob(k.to(dtype)).sum().backward()
+        slope.append(log_r.grad.double())
+    torch.testing.assert_close(slope[0], slope[1], rtol=1e-3, atol=0.1)  # a rounding of the mean
