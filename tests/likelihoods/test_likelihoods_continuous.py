@@ -362,6 +362,18 @@ def test_the_running_mean_forgets_with_its_momentum(float64):
     assert likelihood.variance.item() == pytest.approx(4.0 + 5.0 * 0.5**20, rel=1e-10)
 
 
+@pytest.mark.parametrize("batches", [0, 1])
+@pytest.mark.parametrize("lost", [torch.full((7, 3), math.nan), torch.full((7, 3), 1e30), torch.zeros(0, 3)])
+def test_a_batch_without_a_variance_leaves_no_trace(lost, batches):
+    likelihood = optimal()
+    for _ in range(batches):
+        likelihood(torch.zeros(7, 2)).log_prob(torch.ones(7, 3))
+    before = likelihood.variance.clone()
+    likelihood._fit(lost)
+    assert torch.equal(likelihood.variance, before)
+    assert likelihood.num_batches == batches
+
+
 def test_a_perfect_fit_meets_the_floor():
     likelihood, z = optimal(floor=0.05), torch.zeros(7, 2)
     x = likelihood(z).mean.detach()
