@@ -1,4 +1,4 @@
-r"""A normal distribution that scores its own draws from their noise."""
+r"""A normal distribution that scores its own draws from their noise, and a KL to one without cancellation."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions.kl import register_kl
 
 from ppl_vae.distributions._last_draw import LastDraw, recall
 
@@ -60,3 +61,10 @@ class Normal(dist.Normal):
                 moved = (value - value.detach()) - (loc - loc.detach()) - noise * (scale - scale.detach())
                 noise = noise + moved / scale  # 0, with the derivatives of (z - mu) / sigma
         return -0.5 * noise.square() - scale.log() - 0.5 * math.log(2 * math.pi)
+
+
+@register_kl(dist.Laplace, dist.Normal)
+def _kl_laplace_normal(q: Any, p: Any) -> Tensor:
+    """Return KL(q || p), where PyTorch takes (m - n)^2 as m^2 / 2 - m n + n^2 / 2 and loses it far from 0."""
+    ratio = q.scale / p.scale
+    return ratio.square() - ratio.log() + 0.5 * ((q.loc - p.loc) / p.scale).square() + 0.5 * math.log(math.pi / 2) - 1

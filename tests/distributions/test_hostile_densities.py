@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import pytest
 import torch
 import zoo
@@ -478,6 +479,16 @@ def test_kl_of_saturated_bits_keeps_its_digits() -> None:
     """KL(Bernoulli(1) || Bernoulli(sigmoid(3))) = log(1 + e^-3)."""
     q, p = BinaryVector(torch.tensor([1e8])), BinaryVector(torch.tensor([3.0]))
     assert kl_divergence(q, p).item() == pytest.approx(math.log1p(math.exp(-3)), rel=1e-5)
+
+
+def test_kl_of_a_laplace_far_from_0_keeps_its_digits() -> None:
+    loc = 1000 + torch.linspace(-0.2, 0.2, 5)
+    q, p = pyro.distributions.Laplace(loc, 0.06), Normal(torch.tensor(1000.0), torch.tensor(0.1))
+    expected = kl_divergence(
+        torch.distributions.Laplace(loc.double() - 1000, q.scale.double()),
+        torch.distributions.Normal(0.0, p.scale.double()),
+    )
+    torch.testing.assert_close(kl_divergence(q, p).double(), expected, rtol=1e-5, atol=0)
 
 
 def test_entropy_of_a_saturated_continuous_bernoulli() -> None:
