@@ -551,6 +551,8 @@ def test_in_a_conditional_model(direction: str) -> None:
     z = torch.randn(3, 6)
     assert not torch.equal(vae.q_z(X, y).log_prob(z), vae.q_z(X, 1 - y).log_prob(z))
     assert torch.equal(vae.given(y[0]).q_z(X[:1]).log_prob(z[:1]), vae.q_z(X[:1], y[:1]).log_prob(z[:1]))
+    pairs = torch.stack([vae.q_z(X, y).log_prob(one.expand(3, 6)) for one in z])
+    torch.testing.assert_close(vae.q_z(X, y).log_prob(z[:, None]), pairs, rtol=1e-10, atol=0.0)
 
 
 def test_a_copy_of_a_precision_weighted_posterior_is_made_of_its_own_prior() -> None:

@@ -86,8 +86,7 @@ class PowerSpherical(Axial):
     def _cosine_moments(self) -> tuple[Tensor, Tensor]:
         alpha, beta = self._beta()
         total = alpha + beta
-        first = (alpha - beta) / total
-        return first, first.square() + 4 * alpha * beta / (total.square() * (total + 1))
+        return -2 * beta / total, 4 * alpha * beta / (total.square() * (total + 1))
 
 
 class VonMisesFisher(Axial):
@@ -181,4 +180,4 @@ class VonMisesFisher(Axial):
 
     def _cosine_moments(self) -> tuple[Tensor, Tensor]:
         first, second = self._moments
-        return 1 + first, 1 + 2 * first + second
+        return first, second - first.square()

@@ -56,7 +56,8 @@ class SquashedNormal(Expanding):
     there is that of this number, not that of t. The last draw of an object is therefore scored at its own t, whatever
     digits z has lost. Draws never lie on an end itself, and the density at an end is that of the neighbouring number,
     so that both are finite. Far from 0 (on [100, 101]) the digits run out earlier. The distribution is bimodal, with
-    modes towards both ends, where s is larger than about 1.7.
+    modes towards both ends, where s is larger than about 1.7. The second derivative of the last draw's score by
+    ``z.detach()`` is not computed; that of any other z is.
 
     Args:
         loc: The mean :math:`\mu` of t.

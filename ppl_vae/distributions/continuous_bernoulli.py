@@ -86,9 +86,7 @@ class ContinuousBernoulli(Expanding):
     def _log_prob(self, value: Tensor) -> Tensor:
         """Return log p(x) per element."""
         small, logits, size = self._parts()
-        square = logits.square()
-        series = _polynomial(square, [c / (2 * k + 2) for k, c in enumerate(_SERIES)])
-        middle = logits * (value - 0.5) - square * series
+        middle = logits * (value - 0.5) - _excess(logits)
         # from the distance to the edge where the mode is: l x - A(l) is a difference of two numbers of the size of l
         distance = torch.where(self.logits > 0, 1 - value, value)
         return torch.where(small, middle, size.log() - torch.log(-torch.expm1(-size)) - size * distance)
@@ -97,12 +95,11 @@ class ContinuousBernoulli(Expanding):
         """Return P(x <= value)."""
         if self._validate_args:
             self._validate_sample(value)
-        positive, size = self.logits > 0, self.logits.abs()
-        nonzero = size > 0
-        size = torch.where(nonzero, size, torch.ones_like(size))
-        distance = torch.where(positive, 1 - value, value)
-        below = torch.where(nonzero, torch.expm1(-size * distance) / torch.expm1(-size), distance)
-        return torch.where(positive, 1 - below, below)
+        small, logits, size = self._parts()
+        near = value * (logits * (value - 1) / 2 + _excess(logits * value) - _excess(logits)).exp()
+        positive = self.logits > 0
+        below = torch.expm1(-size * torch.where(positive, 1 - value, value)) / torch.expm1(-size)
+        return torch.where(small, near, torch.where(positive, 1 - below, below))
 
     def icdf(self, value: Tensor) -> Tensor:
         r"""Return the quantile of `value` in [0, 1], differentiable in the logit.
@@ -158,6 +155,12 @@ def logit_of_mean(mean: Tensor) -> Tensor:
         below = ContinuousBernoulli(middle, validate_args=False).mean < mean
         lower, upper = torch.where(below, middle, lower), torch.where(below, upper, middle)
     return (lower + upper) / 2
+
+
+def _excess(logits: Tensor) -> Tensor:
+    """Return A(l) - l/2 for small l."""
+    square = logits.square()
+    return square * _polynomial(square, [c / (2 * k + 2) for k, c in enumerate(_SERIES)])
 
 
 def _polynomial(x: Tensor, coefficients: Any) -> Tensor:

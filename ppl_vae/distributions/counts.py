@@ -14,6 +14,15 @@ from ppl_vae.distributions._expanding import Expanding
 from ppl_vae.distributions._saddle import HALF_LOG_2PI, log_ratio, stirling_remainder
 
 _LOG_DISPERSIONS = 60.0  # beyond e^60 the distribution is Poisson to the last digit
+_LARGEST_MEAN = 1e9  # of a draw by PyTorch, whose draws pass through integers: 64 bits on a CPU, 32 on a GPU
+
+
+def _poisson(mean: Tensor) -> Tensor:
+    """Return Poisson counts; where the mean is large, the deviation of a smaller one in units of its root."""
+    small = mean.clamp(max=_LARGEST_MEAN)
+    counts = torch.poisson(small)
+    large = mean + (counts - small) * (mean / small).clamp(max=torch.finfo(mean.dtype).max).sqrt()
+    return torch.where(mean > small, large.round(), counts)
 
 
 class _Counts(Expanding):
@@ -65,7 +74,7 @@ class Poisson(_Counts):
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Return counts."""
-        return torch.poisson(self.mean.expand(self.shape(sample_shape)))
+        return _poisson(self.mean.expand(self.shape(sample_shape)))
 
     def _log_prob(self, k: Tensor) -> Tensor:
         mean = self.mean
@@ -116,7 +125,7 @@ class NegativeBinomial(_Counts):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Return Poisson counts at gamma-distributed rates."""
         r = self._log_r.exp().expand(self.shape(sample_shape))
-        return torch.poisson(torch._standard_gamma(r) * (self.log_mean - self._log_r).exp())
+        return _poisson(torch._standard_gamma(r) * (self.log_mean - self._log_r).exp())
 
     @property
     def _log_r(self) -> Tensor:
@@ -132,10 +141,14 @@ class NegativeBinomial(_Counts):
         total = count + r
         log_total = torch.logaddexp(self.log_mean, log_r) - total.log()
         change = (mean - count) / total
+        scaled = (mean - count) / (1 + count * (-log_r).exp())  # r * change, whose slope for large r leaves float32
         share = log_total + count.log() - self.log_mean
         # below a log mean of -60 `log_ratio` takes `share`, which needs no exponential
-        moved = -change * r * (-self.log_mean.clamp(min=-_LOG_DISPERSIONS)).exp()
-        deviance = r * log_ratio(change, log_total) + count * log_ratio(moved, share)
+        moved = -scaled * (-self.log_mean.clamp(min=-_LOG_DISPERSIONS)).exp()
+        near = change.clamp(-1e-3, 1e-3)
+        series = scaled * (1 - near * (1 / 2 - near * (1 / 3 - near * (1 / 4 - near / 5))))
+        deviance = torch.where(near == change, series, r * log_ratio(change, log_total))
+        deviance = deviance + count * log_ratio(moved, share)
         at_count = 0.5 * (log_r - total.log() - count.log()) - HALF_LOG_2PI - deviance
         at_count = at_count + stirling_remainder(total) - stirling_remainder(r) - stirling_remainder(count)
         return torch.where(k < 1, r * logsigmoid(log_r - self.log_mean), at_count)

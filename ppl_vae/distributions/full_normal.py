@@ -67,12 +67,12 @@ class FullNormal(dist.MultivariateNormal):
         return -0.5 * (squares + self.event_shape[0] * math.log(2 * math.pi)) - log_det
 
     def _moved(self, value: Tensor, noise: Tensor) -> Tensor:
-        r"""Return 0 with the gradient of e by z and the parameters, :math:`L_0^{-1} (z - \mu - (L - L_0) e)`."""
+        r"""Return 0 with the derivatives of e by z and the parameters, :math:`L^{-1} (z - \mu - (L - L_0) e)`."""
         loc, factor = self.loc, self._unbroadcasted_scale_tril
         if not torch.is_grad_enabled() or not any(t.requires_grad for t in (value, loc, factor)):
             return torch.zeros_like(noise)
         turned = ((factor - factor.detach()) @ noise.unsqueeze(-1)).squeeze(-1)
-        return _solved(factor.detach(), (value - value.detach()) - (loc - loc.detach()) - turned)
+        return _solved(factor, (value - value.detach()) - (loc - loc.detach()) - turned)
 
 
 def _solved(factor: Tensor, right: Tensor) -> Tensor:

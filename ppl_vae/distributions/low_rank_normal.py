@@ -103,21 +103,20 @@ class LowRankNormal(Expanding):
     def _log_prob(self, value: Tensor) -> Tensor:
         loc, factor, scale, z = (wide(t) for t in (self.loc, self.factor, self.scale, value))
         last = recall(self._last, value)
-        low, residual = (0.0, (z - loc) / scale) if last is None else (wide(part) for part in last.parts)
         whitened = factor / scale.unsqueeze(-1)
         triangle = self._triangle(whitened)
-        with torch.no_grad():  # at the minimum the derivative by b is 0
-            right = ((whitened.mT @ residual.unsqueeze(-1)).squeeze(-1) - low).unsqueeze(-1).contiguous()
-            b = torch.linalg.solve_triangular(triangle.mT, right, upper=False)  # R'R b = right
-            b = torch.linalg.solve_triangular(triangle, b, upper=True).squeeze(-1)
-        a = low + b
-        if last is not None and last.is_on_path(value):  # l and f are constant
-            left = residual - (whitened @ b.unsqueeze(-1)).squeeze(-1)
-        else:  # z is fixed or independent: the gradient is that of (z - mu - W a) / s by z, mu, W and s
-            left = (residual - (whitened @ b.unsqueeze(-1)).squeeze(-1)).detach()
-            change = (z - z.detach()) - (loc - loc.detach())
-            change = change - ((factor - factor.detach()) @ a.unsqueeze(-1)).squeeze(-1)
-            left = left + (change - left * (scale - scale.detach())) / scale.detach()
+        if last is None:  # any l gives the same density: this one leaves the digits to the residual
+            with torch.no_grad():
+                low = self._solve(triangle, whitened, (z - loc) / scale, 0.0)
+            residual = (z - loc - (factor @ low.unsqueeze(-1)).squeeze(-1)) / scale
+        else:
+            low, residual = (wide(part) for part in last.parts)
+            if not last.is_on_path(value):  # z is fixed or independent; on the path l and f are constant
+                turned = ((factor - factor.detach()) @ low.unsqueeze(-1)).squeeze(-1)
+                moved = (z - z.detach()) - (loc - loc.detach()) - turned - (scale - scale.detach()) * residual
+                residual = residual + moved / scale  # 0, with all derivatives of (z - mu - W l) / s
+        b = self._solve(triangle, whitened, residual, low)
+        left, a = residual - (whitened @ b.unsqueeze(-1)).squeeze(-1), low + b
         squares = left.square().sum(-1) + a.square().sum(-1)
         log_det = self._log_det(scale, triangle)
         constant = self.event_shape[0] * math.log(2 * math.pi)
@@ -129,6 +128,13 @@ class LowRankNormal(Expanding):
         scale = wide(self.scale)
         log_det = self._log_det(scale, self._triangle(wide(self.factor) / scale.unsqueeze(-1)))
         return log_det.to(self.loc.dtype).expand(self.batch_shape)
+
+    @staticmethod
+    def _solve(triangle: Tensor, whitened: Tensor, residual: Tensor, low: Tensor | float) -> Tensor:
+        """Return the b of the least sum of squares, R'R b = (W / s)' f - l."""
+        right = ((whitened.mT @ residual.unsqueeze(-1)).squeeze(-1) - low).unsqueeze(-1).contiguous()
+        b = torch.linalg.solve_triangular(triangle.mT, right, upper=False)
+        return torch.linalg.solve_triangular(triangle, b, upper=True).squeeze(-1)
 
     @staticmethod
     def _log_det(scale: Tensor, triangle: Tensor) -> Tensor:

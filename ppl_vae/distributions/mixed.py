@@ -164,7 +164,8 @@ class MixedColumns(Expanding):
         return (like.new_tensor(self.fill),) * len(self.parts)
 
     def _join(self, values: list[Tensor]) -> Tensor:
-        dtype = next((v.dtype for v in values if v.is_floating_point()), torch.get_default_dtype())
+        # codes alone are integers
+        dtype = next((v.dtype for v in values if v.is_floating_point()), None) or self.parts[0].probs.dtype
         lead = torch.broadcast_shapes(*(v.shape[:-1] for v in values))
         return self._placed([v.to(dtype).expand(*lead, v.shape[-1]) for v in values])
 

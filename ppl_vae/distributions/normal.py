@@ -1,4 +1,4 @@
-r"""A normal distribution that scores its own draws from their noise."""
+r"""A normal distribution that scores its own draws from their noise, and a KL to one without cancellation."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions.kl import register_kl
 
 from ppl_vae.distributions._last_draw import LastDraw, recall
 
@@ -22,7 +23,7 @@ class Normal(dist.Normal):
     float32, :math:`(z - \mu) / \sigma` is therefore not the noise that was drawn. Its log-density is too low, or half a
     nat too high for each dimension. Any other z, including ``z.clone()``, is scored at its own value. ``z.detach()``
     counts as the draw. The gradient of the draw's own score is the pathwise one: z is not an independent variable
-    there.
+    there. PyTorch's class squares the scale, which leaves the range of float32 below 1e-19; this class does not.
 
     Example:
         >>> q = Normal(torch.tensor([1.0]), torch.tensor([1e-12]))
@@ -47,14 +48,23 @@ class Normal(dist.Normal):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(value)."""
-        last = recall(self._last, value)
-        if last is None:
-            return super().log_prob(value)
         if self._validate_args:
             self._validate_sample(value)
-        (noise,) = last.parts
         loc, scale = self.loc, self.scale
-        if not last.is_on_path(value) and torch.is_grad_enabled() and any(t.requires_grad for t in (value, loc, scale)):
-            moved = (value - value.detach()) - (loc - loc.detach()) - noise * (scale - scale.detach())
-            noise = noise + moved / scale.detach()  # zero, with the gradient of (z - mu) / sigma
+        last = recall(self._last, value)
+        if last is None:
+            noise = (value - loc) / scale
+        else:
+            (noise,) = last.parts
+            free = torch.is_grad_enabled() and any(t.requires_grad for t in (value, loc, scale))
+            if free and not last.is_on_path(value):
+                moved = (value - value.detach()) - (loc - loc.detach()) - noise * (scale - scale.detach())
+                noise = noise + moved / scale  # 0, with the derivatives of (z - mu) / sigma
         return -0.5 * noise.square() - scale.log() - 0.5 * math.log(2 * math.pi)
+
+
+@register_kl(dist.Laplace, dist.Normal)
+def _kl_laplace_normal(q: Any, p: Any) -> Tensor:
+    """Return KL(q || p), where PyTorch takes (m - n)^2 as m^2 / 2 - m n + n^2 / 2 and loses it far from 0."""
+    ratio = q.scale / p.scale
+    return ratio.square() - ratio.log() + 0.5 * ((q.loc - p.loc) / p.scale).square() + 0.5 * math.log(math.pi / 2) - 1

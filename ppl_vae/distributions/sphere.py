@@ -128,14 +128,15 @@ class Axial(Expanding):
     @property
     def mean(self) -> Tensor:
         """The mean, a point inside the sphere along `loc`."""
-        return self._cosine_moments()[0].to(self.loc)[..., None] * self.loc
+        return (1 + self._cosine_moments()[0]).to(self.loc)[..., None] * self.loc
 
     @property
     def variance(self) -> Tensor:
         """The variance of each coordinate."""
-        first, second = (m.to(self.loc)[..., None] for m in self._cosine_moments())
-        square = self.loc.square()
-        return (second - first.square()) * square + (1 - second) * (1 - square) / (self.dim - 1)
+        less, along = (m[..., None] for m in self._cosine_moments())
+        across = -less * (2 + less) - along  # the mean of 1 - cos^2
+        square = normalize(self.loc.double(), dim=-1).square()  # in float32 1 - square may be negative
+        return (along * square + across * (1 - square) / (self.dim - 1)).to(self.loc)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 - torch's own signature
         """Draw an angle and a direction across the first axis, then map that axis to `loc`."""
@@ -189,7 +190,7 @@ class Axial(Expanding):
     _mean_statistic: Callable[[], Tensor]
     _mode_and_width: Callable[[], tuple[Tensor, Tensor]]  # of the density of the angle
     _draw_angle: Callable[[torch.Size], Tensor]
-    _cosine_moments: Callable[[], tuple[Tensor, Tensor]]  # the means of the angle's cosine and of the cosine's square
+    _cosine_moments: Callable[[], tuple[Tensor, Tensor]]  # the mean of the angle's cosine less 1, and the variance
     _kl_to_uniform: Callable[[], Tensor]
 
 

@@ -54,7 +54,10 @@ class StudentT(dist.StudentT):
     def entropy(self) -> Tensor:
         """Return the differential entropy, in nats."""
         half = self.degrees / 2
-        slope = float(digamma(half + 0.5) - digamma(half))
+        if half < 1000:
+            slope = float(digamma(half + 0.5) - digamma(half))
+        else:  # the series of the difference, whose next term is below 1e-20
+            slope = 1 / (2 * half) + 1 / (8 * half**2) - 1 / (64 * half**4)
         return self.scale.log() + (half + 0.5) * slope - _log_normaliser(self.degrees)
 
 

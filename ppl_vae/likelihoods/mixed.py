@@ -18,6 +18,7 @@ from ppl_vae._scopes import untouched_random_state
 from ppl_vae._validation import check_choice, check_positive
 from ppl_vae.distributions.counts import NegativeBinomial
 from ppl_vae.distributions.mixed import MixedColumns
+from ppl_vae.distributions.normal import Normal
 from ppl_vae.networks import MLP, Binding, NetworkFactory, ParameterNetwork, Shape
 
 Scale = Literal["column", "network"]
@@ -183,7 +184,7 @@ def _part(kind: str, own: Tensor, spread: Tensor | None) -> Any:
     """Return the distribution of a group of columns, from its parameters (..., k, size)."""
     first = own[..., 0]
     if kind == "real":
-        return dist.Normal(first, cast(Tensor, spread))
+        return Normal(first, cast(Tensor, spread))
     if kind == "positive":
         return dist.LogNormal(first, cast(Tensor, spread))
     if kind == "count":

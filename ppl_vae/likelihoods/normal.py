@@ -138,9 +138,11 @@ class OptimalSigmaNormal(_Pixels):
     def _fit(self, errors: Tensor) -> Tensor:
         """Return the scale of these errors, and update the running mean."""
         variance = errors.square().mean()
-        self.num_batches.add_(1)
-        weight = (1 / self.num_batches).clamp(min=self.momentum).to(variance.dtype)  # a plain mean of the first batches
-        self.variance.copy_(self.variance.lerp(variance.to(self.variance.dtype), weight.to(self.variance.dtype)))
+        seen = variance.isfinite()  # not of no rows, and not of a step that is lost
+        self.num_batches.add_(seen)
+        weight = (1 / self.num_batches).clamp(min=self.momentum).to(self.variance.dtype)  # a plain mean at first
+        running = self.variance.lerp(variance.to(self.variance.dtype), weight)
+        self.variance.copy_(torch.where(seen, running, self.variance))
         return variance.clamp(min=self.floor**2).sqrt()
 
 

@@ -34,7 +34,8 @@ class TableEncoder:
 
     :math:`m_j, s_j` are the mean and standard deviation of all observed entries that the network saw in training mode.
     As in batch normalisation they are learned from the data, but they are cumulative, and training and evaluation use
-    the same ones. After the first epoch they hardly move. In a network that was never trained they are 0 and 1.
+    the same ones. After the first epoch they hardly move. In a network that was never trained they are 0 and 1, and
+    where a column is constant so far :math:`s_j` counts as 1.
 
     Args:
         columns: The kind of each column, as `likelihoods.Mixed` takes them; None: every input is ``"real"``. A
@@ -107,9 +108,9 @@ class _Table(nn.Module):
         # missing entries, and the zeros that check a network before there are data, are kept out of the logarithm
         inside = torch.where(missing | (self.logs & (t + self.shifts <= 0)), torch.ones_like(t), t)
         t = torch.where(self.logs, (torch.where(self.logs, inside, torch.ones_like(t)) + self.shifts).log(), inside)
-        if self.training:
+        if self.training and len(t):
             self._learn(t.detach(), missing)
-        standard = (t - self.mean) * self.variance.clamp(min=1e-12).rsqrt()
+        standard = (t - self.mean) * torch.where(self.variance > 0, self.variance, 1.0).rsqrt()
         features = [torch.where(missing, torch.zeros_like(t), standard)]
         for j, categories in self.codes:  # NaN equals no code
             features.append((row[:, j, None] == torch.arange(categories, device=x.device)).to(t))
@@ -122,14 +123,16 @@ class _Table(nn.Module):
         """Update the running mean and variance with the observed entries of these rows."""
         n = (~missing).sum(0).to(t)
         some = n.clamp(min=1)
-        mean = torch.where(missing, torch.zeros_like(t), t).sum(0) / some
+        # about an observed entry the rows of a constant column are 0, and so is their variance, without rounding
+        pivot = t.gather(0, missing.int().argmin(0, keepdim=True))
+        t = torch.where(missing, torch.zeros_like(t), t - pivot)
+        mean = t.sum(0) / some
         variance = torch.where(missing, torch.zeros_like(t), t - mean).square().sum(0) / some
         share = n / (self.count + n).clamp(min=1)  # of these rows among all that count
-        gap = mean - self.mean
+        gap = pivot[0] + mean - self.mean
         updated = (1 - share) * (self.variance + share * gap.square()) + share * variance
-        # the first rows replace the initial variance; a column that is constant so far keeps it
-        fresh = torch.where(self.count == 0, variance, updated)
-        self.variance.copy_(torch.where((n > 0) & (fresh > 0), fresh, self.variance))
+        fresh = torch.where(self.count == 0, variance, updated)  # the first rows replace the initial variance
+        self.variance.copy_(torch.where(n > 0, fresh, self.variance))
         self.mean.add_(share * gap)
         self.count.copy_((self.count + n).clamp(max=_MEMORY))
 

@@ -45,6 +45,8 @@ def observed_rows(log_weights: LogWeights) -> Float[Tensor, "batch columns"]:
 class MovingAverage(nn.Module):
     r"""The exponential moving average of a signal over batches: one number for all data, zero at the first step.
 
+    A batch whose signal is not finite does not count: its step is lost, and those after it are not.
+
     Args:
         decay: The share of the average that each step keeps; the average covers about 1 / (1 - decay) steps.
     """
@@ -63,8 +65,10 @@ class MovingAverage(nn.Module):
         baseline = (self.total / self.weight.clamp_min(1e-12)).to(signal)
         if torch.is_grad_enabled():
             with torch.no_grad():
-                self.total.mul_(self.decay).add_((1 - self.decay) * signal.mean().to(self.total))
-                self.weight.mul_(self.decay).add_(1 - self.decay)
+                mean = signal.mean().to(self.total)
+                for average, new in ((self.total, mean), (self.weight, 1.0)):
+                    moved = average * self.decay + (1 - self.decay) * new
+                    average.copy_(torch.where(mean.isfinite(), moved, average))
         return baseline
 
 

@@ -127,11 +127,14 @@ class Ladder(_Levels, Recorded):
         return Chain(self.normal(levels[-1], features), given, [self.dims[i] for i in lower], top_down=True)
 
     def _bottom_up(self, x: Tensor, y: Tensor | None, dims: Sequence[int]) -> dist.Distribution:
-        given = [lambda below, i=i: self.normal(i, below, y) for i in range(1, len(dims) + 1)]
+        given = [partial(self._upwards, level, y) for level in range(1, len(dims) + 1)]
         return Chain(self.normal(0, x, y), given, dims, top_down=False)
 
+    def _upwards(self, level: int, y: Tensor | None, below: Tensor) -> dist.Distribution:
+        return self.normal(level, *((below, None) if y is None else _joinable(below, y)))
+
     def _downwards(self, level: int, features: Tensor, above: Tensor) -> dist.Distribution:
-        features = features.expand(*torch.broadcast_shapes(features.shape[:-1], above.shape[:-1]), -1)
+        features, _ = _joinable(features, above)
         if self.direction == "top-down":
             return self.normal(level, features, above)
         own, p = self.normal(level, features).base_dist, self._prior[0].normal(level, above).base_dist
@@ -139,6 +142,12 @@ class Ladder(_Levels, Recorded):
         variance = 1 / sum(precisions)
         mean = variance * (own.loc * precisions[0] + p.loc * precisions[1])
         return dist.Normal(mean, variance.sqrt()).to_event(1)
+
+
+def _joinable(*rows: Tensor) -> list[Tensor]:
+    """Return vectors repeated over the batch dimensions of each other."""
+    batch = torch.broadcast_shapes(*(t.shape[:-1] for t in rows))
+    return [t.expand(*batch, -1) for t in rows]
 
 
 class TwoLevel(Ladder):

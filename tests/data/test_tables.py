@@ -213,6 +213,21 @@ def test_a_far_column_keeps_its_digits():
     assert float(made.unit) == pytest.approx(float(x.std(correction=0)), rel=1e-6)
 
 
+def test_a_density_follows_the_unit_of_its_column_through_the_range_of_float32():
+    x, z = torch.randn(50, 1), torch.zeros(50, 2)
+    made = {unit: Mixed(["real"], nn.Linear(2, 1)) for unit in (1.0, 2.0**-75, 2.0**66)}
+    for unit, one in made.items():
+        one.bind(Binding((1,), (2,), train=Split((unit * x,))))
+        one.load_state_dict({**one.state_dict(), **dict(made[1.0].named_parameters())})
+        found = one(z).log_prob(unit * x) + math.log(unit)
+        torch.testing.assert_close(found, made[1.0](z).log_prob(x), rtol=0, atol=1e-4)  # the size of the logarithm
+
+
+def test_codes_alone_have_the_dtype_of_the_model():
+    p = likelihood(["categorical:3"], torch.zeros(9, 1))(torch.zeros(4, 2, dtype=torch.float64))
+    assert p.sample().dtype == p.mean.dtype == p.log_prob(p.sample()).dtype == torch.float64
+
+
 @pytest.mark.parametrize(("kind", "per_entry"), [("real", 1), ("binary", 1), ("count", 1), ("categorical:4", 4)])
 def test_one_kind_for_data_of_any_shape(kind, per_entry):
     made = Mixed(kind, MLP([5]))
@@ -337,6 +352,27 @@ def test_encoder_statistics_are_those_of_all_rows_seen():
     before = network.mean.clone()
     network.eval()(x[:3])
     assert torch.equal(network.mean, before)
+
+
+def test_encoder_statistics_forget_that_the_first_rows_were_alike():
+    x = torch.zeros(300, 3)
+    x[130::37, 0] = 1  # a rare count
+    x[:, 1] = 0.1  # constant: its mean in float32 is not 0.1
+    x[:, 2] = torch.where(torch.arange(300) % 120 == 7, 0.4 + 0.01 * torch.randn(300), NAN)  # one in each batch
+    network = TableEncoder(["count", "real", "real"], lambda i, o: nn.Identity())((3,), (3,))
+    for batch in x.split(100):
+        assert network(batch[:0]).shape == (0, 3)
+        network(batch)
+    t = torch.cat([x[:, :1].log1p(), x[:, 1:]], 1).double()
+    variance = (t - t.nanmean(0)).square().nanmean(0)
+    assert torch.allclose(network.variance[[0, 2]].double(), variance[[0, 2]], rtol=1e-4)  # float32
+    assert (network(x)[:, 1] == 0).all()
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e-15])
+def test_encoder_takes_columns_in_any_unit(unit):
+    network = TableEncoder(network=lambda i, o: nn.Identity())((1,), (1,))
+    assert network((torch.randn(500, 1) + 2) * unit).std(correction=0).item() == pytest.approx(1, rel=1e-4)
 
 
 # The chain

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import pytest
 import torch
 import zoo
@@ -419,6 +420,13 @@ def test_gradients_of_a_draw_are_those_of_its_density(kind: str) -> None:
         expected = torch.autograd.grad(p.log_prob(value).sum(), wrt, retain_graph=True, allow_unused=True)
         for a, e in zip(found, expected, strict=True):
             torch.testing.assert_close(torch.zeros_like(e) if a is None else a, e, rtol=1e-9, atol=1e-9)
+    for value in (z.detach(), z.detach().requires_grad_(), p_cache_free):  # derivatives of the derivatives
+        wrt = [*parameters, *([value] if value.requires_grad and (kind != "squashed" or value is p_cache_free) else [])]
+        weights = [torch.randn_like(t) for t in wrt]
+        slopes = [torch.autograd.grad(f.log_prob(value).sum(), wrt, create_graph=True) for f in (q, p)]
+        sums = [sum((w * g).sum() for w, g in zip(weights, slope, strict=True)) for slope in slopes]
+        for a, e in zip(*(torch.autograd.grad(total, wrt, retain_graph=True) for total in sums), strict=True):
+            torch.testing.assert_close(a, e, rtol=1e-8, atol=1e-8)  # PyTorch's own rounding, of a Cholesky factor
 
 
 @pytest.mark.parametrize(
@@ -471,6 +479,16 @@ def test_kl_of_saturated_bits_keeps_its_digits() -> None:
     """KL(Bernoulli(1) || Bernoulli(sigmoid(3))) = log(1 + e^-3)."""
     q, p = BinaryVector(torch.tensor([1e8])), BinaryVector(torch.tensor([3.0]))
     assert kl_divergence(q, p).item() == pytest.approx(math.log1p(math.exp(-3)), rel=1e-5)
+
+
+def test_kl_of_a_laplace_far_from_0_keeps_its_digits() -> None:
+    loc = 1000 + torch.linspace(-0.2, 0.2, 5)
+    q, p = pyro.distributions.Laplace(loc, 0.06), Normal(torch.tensor(1000.0), torch.tensor(0.1))
+    expected = kl_divergence(
+        torch.distributions.Laplace(loc.double() - 1000, q.scale.double()),
+        torch.distributions.Normal(0.0, p.scale.double()),
+    )
+    torch.testing.assert_close(kl_divergence(q, p).double(), expected, rtol=1e-5, atol=0)
 
 
 def test_entropy_of_a_saturated_continuous_bernoulli() -> None:
@@ -536,3 +554,27 @@ def test_counts_take_their_arguments_by_name():
     assert NegativeBinomial(log_mean=zero, log_dispersion=zero).batch_shape == (2,)
     named = ZeroInflatedNegativeBinomial(log_mean=zero, log_dispersion=zero, gate_logits=torch.ones(2))
     assert torch.equal(named.gate_logits, torch.ones(2))
+
+
+@pytest.mark.parametrize("log_mean", [23.0, 30.0, 50.0])
+def test_large_counts_are_drawn_about_their_mean(log_mean: float) -> None:
+    torch.manual_seed(0)
+    mean = torch.tensor(log_mean, dtype=torch.float64)
+    standard = (Poisson(mean).sample((10_000,)) - mean.exp()) / (mean / 2).exp()
+    assert abs(standard.mean()) < 5 / 100
+    assert abs(standard.square().mean() - 1) < 5 * math.sqrt(2) / 100
+    single = torch.tensor(log_mean)
+    for p in (Poisson(single), NegativeBinomial(single, torch.tensor(20.0))):
+        torch.testing.assert_close(p.sample(), single.exp(), rtol=1e-3, atol=0)
+    assert Poisson(torch.tensor(100.0)).sample() == math.inf  # as its mean in float32
+
+
+@pytest.mark.parametrize("log_dispersion", [20.0, 30.0, 45.0, 59.0])
+def test_a_count_that_is_poisson_has_no_slope_in_its_dispersion(log_dispersion: float) -> None:
+    log_mean, k = (torch.tensor([[0.0], [7.0], [14.0]]), torch.tensor([1.0, 3.0, 100.0, 1e6]))
+    slope = []
+    for dtype in (torch.float32, torch.float64):
+        log_r = torch.full((3, 4), log_dispersion, dtype=dtype, requires_grad=True)
+        NegativeBinomial(log_mean.to(dtype), log_r).log_prob(k.to(dtype)).sum().backward()
+        slope.append(log_r.grad.double())
+    torch.testing.assert_close(slope[0], slope[1], rtol=1e-3, atol=0.1)  # a rounding of the mean

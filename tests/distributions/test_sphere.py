@@ -80,6 +80,18 @@ def test_total_mass_entropy_and_moments(family: Any, d: int, concentration: floa
     exact(q.variance, (second - first**2) * square + (1 - second) * (1 - square) / (d - 1), atol=1e-8)
 
 
+@both
+@pytest.mark.parametrize("concentration", [1e-3, 1e4, 1e6])
+def test_variance_keeps_its_digits_in_float32(family: Any, concentration: float) -> None:
+    loc = torch.eye(4)
+    loc[0, 0] = 1 + 2e-7  # 1, but for the rounding of a normalised vector
+    loc[3] = unit([0.3, -0.8, 0.1, 0.1])
+    concentrations = torch.full((4,), concentration)
+    q, p = family(loc, concentrations), family(loc.double(), concentrations.double(), validate_args=False)
+    torch.testing.assert_close(q.variance.double(), p.variance, rtol=1e-6, atol=1e-30)
+    assert (q.variance >= 0).all()
+
+
 @pytest.mark.parametrize("d", [2, 3, 5, 20, 100])
 @pytest.mark.usefixtures("float64")
 def test_von_mises_fisher_normaliser_is_the_bessel_function(d: int) -> None:

@@ -71,6 +71,8 @@ def test_continuous_bernoulli_derivatives(logit):
     torch.testing.assert_close(torch.autograd.grad(p.mean, logit)[0], p.variance.detach(), rtol=1e-9, atol=0)
     quantile = p.icdf(torch.tensor(0.4, **DOUBLE))
     (slope,) = torch.autograd.grad(quantile, logit)
+    (of_cdf,) = torch.autograd.grad(p.cdf(quantile.detach()), logit)
+    torch.testing.assert_close(-of_cdf / p.log_prob(quantile).exp(), slope, rtol=1e-10, atol=0)
     step = 1e-4 * max(1.0, abs(logit.item()))
     sides = [ContinuousBernoulli(logit.detach() + s * step).icdf(torch.tensor(0.4, **DOUBLE)) for s in (1, -1)]
     assert slope.item() == pytest.approx(((sides[0] - sides[1]) / (2 * step)).item(), rel=1e-5)
@@ -152,6 +154,9 @@ def test_student_t_with_many_degrees_of_freedom_is_normal():
     torch.testing.assert_close(
         StudentT(1e14, zero, one).log_prob(x), dist.Normal(zero, one).log_prob(x), rtol=1e-10, atol=0
     )
+    for df in (1999.0, 2000.0, 1e6, 1e9, 1e13, 1e17):
+        above = StudentT(df, zero, one).entropy() - dist.Normal(zero, one).entropy()
+        torch.testing.assert_close(above, zero + 1 / df + 0.25 / df**2, rtol=0, atol=df**-3 + 1e-13)
     assert _log_normaliser(2000 * (1 - 1e-12)) == pytest.approx(_log_normaliser(2000), rel=1e-13)
 
 
@@ -360,6 +365,18 @@ def test_the_running_mean_forgets_with_its_momentum(float64):
     for i in range(40):
         likelihood(z).log_prob(likelihood(z).mean + (3.0 if i < 20 else 2.0))
     assert likelihood.variance.item() == pytest.approx(4.0 + 5.0 * 0.5**20, rel=1e-10)
+
+
+@pytest.mark.parametrize("batches", [0, 1])
+@pytest.mark.parametrize("lost", [torch.full((7, 3), math.nan), torch.full((7, 3), 1e30), torch.zeros(0, 3)])
+def test_a_batch_without_a_variance_leaves_no_trace(lost, batches):
+    likelihood = optimal()
+    for _ in range(batches):
+        likelihood(torch.zeros(7, 2)).log_prob(torch.ones(7, 3))
+    before = likelihood.variance.clone()
+    likelihood._fit(lost)
+    assert torch.equal(likelihood.variance, before)
+    assert likelihood.num_batches == batches
 
 
 def test_a_perfect_fit_meets_the_floor():

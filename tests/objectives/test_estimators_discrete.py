@@ -49,6 +49,7 @@ from ppl_vae.objectives import (
     as_loss,
     sample_log_weights,
 )
+from ppl_vae.objectives.baselines import MovingAverage
 
 X = torch.tensor(list(itertools.product([0.0, 1.0], repeat=3)), dtype=torch.float64)
 
@@ -445,3 +446,13 @@ def test_the_variance_of_the_baselines_is_in_the_published_order() -> None:
         spread[baseline] = mean_gradient(program, vae, objective, X, 50).error[encoder].square().sum()
     assert spread["none"] > 5 * spread["moving_average"]
     assert spread["none"] > 5 * spread["leave_one_out"]
+
+
+@pytest.mark.parametrize("lost", [math.nan, -math.inf])
+def test_a_moving_average_leaves_out_what_is_not_finite(lost: float) -> None:
+    average, other = MovingAverage(), MovingAverage()
+    for signal in (lost, -3.0, lost, -5.0):
+        average(torch.tensor([signal, -1.0]))
+        if math.isfinite(signal):
+            other(torch.tensor([signal, -1.0]))
+    assert torch.equal(average(torch.zeros(2)), other(torch.zeros(2)))
