@@ -179,6 +179,11 @@ class _PyroLoss:
 
     elbo: Any  # the caller's object, not a copy: it may change between steps
 
+    @property
+    def objective(self) -> Any:
+        """The object, by the name that it has in the other losses."""
+        return self.elbo
+
     def __call__(self, program: Program, *args: Any, **kwargs: Any) -> BatchLoss:
         if isinstance(self.elbo, TraceEnum_ELBO) and hasattr(getattr(program[1], "__self__", None), "q_z"):
             program = (program[0], config_enumerate(program[1]))  # a VAE's guide marks no site for enumeration

@@ -74,7 +74,7 @@ def share_out(svi: SVI, modules: Sequence[nn.Module], batch: tuple[Tensor, ...])
     gradients = {name: parameter.grad for name, parameter in svi.parameters.items()}
     with untouched_random_state():
         try:
-            few = next(n for n in _FEW if svi.loss.particles not in (n // 2, n // 2 + 1, n))  # type: ignore[attr-defined]
+            few = next(n for n in _FEW if tells_rows(n, svi.loss.particles))  # type: ignore[attr-defined]
             sizes = dict.fromkeys((min(few, len(batch[0])), len(batch[0])))
             some = [tuple(column[:size] for column in batch) for size in sizes]
             step = functools.partial(_difference, svi, buffers, [names[id(b)] for b in buffers])
@@ -96,6 +96,12 @@ def share_out(svi: SVI, modules: Sequence[nn.Module], batch: tuple[Tensor, ...])
                 parameter.grad = gradients.get(name)
     averaged = [b for b, m in zip(buffers, moved, strict=True) if m and b.is_floating_point()]
     return Parts(own_noise, averaged, [float(term) for term in whole.values()])
+
+
+def tells_rows(size: int, particles: int) -> bool:
+    """Whether noise for so many rows, and for their halves, shows by its shape which dimension is theirs."""
+    half = size // 2 + 1
+    return particles not in (half, size - half, size)
 
 
 def _owners(modules: Sequence[nn.Module], buffers: Sequence[Tensor]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 import zlib
@@ -16,7 +17,7 @@ from ppl_vae._scopes import kept_modes, seeded
 from ppl_vae.capture import buffers_of
 from ppl_vae.data import Split
 from ppl_vae.svi import SVI
-from ppl_vae.training.parts import CoupledError, Parts, share_out
+from ppl_vae.training.parts import CoupledError, Parts, share_out, tells_rows
 from ppl_vae.training.ranks import PartLoss, Ranks
 from ppl_vae.training.state import TrainingState
 
@@ -89,8 +90,10 @@ class Sharing:
         Raises:
             CoupledError: If something couples them; the parameters stay as they are.
         """
+        least = math.ceil(self.batch_size / self.ranks.team.size) + 1
+        size = next(n for n in itertools.count(least) if tells_rows(n, self.svi.loss.particles))  # type: ignore[attr-defined]
         try:
-            self._share_out(math.ceil(self.batch_size / self.ranks.team.size) + 1)
+            self._share_out(size)
         except CoupledError as error:
             raise CoupledError(
                 f"after epoch {self.state.epoch} {error}; from epoch {self.compared + 1} on the run may differ from "

@@ -94,7 +94,12 @@ ALSO: list[tuple[Any, ...]] = [
 ]
 
 
-FOUR: list[tuple[Any, ...]] = [("objective", "IWAE", "float64", "graph"), ("dynamic",)]
+FOUR: list[tuple[Any, ...]] = [
+    ("objective", "IWAE", "float64", "graph"),
+    ("objective", "Trace_ELBO-vectorized"),  # as many particles as rows of a part, where processes are compared
+    ("objective", "RWS-both"),
+    ("dynamic",),
+]
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Results]) -> Results:
