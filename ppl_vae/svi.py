@@ -175,6 +175,11 @@ class SVI:
         """The unconstrained parameters found so far, by Pyro's name."""
         return self._parameters.leaves
 
+    @property
+    def left_out(self) -> list[Tensor]:
+        """The parameters that the optimiser could have and has not, which keep their values."""
+        return self._optimizer.left_out()
+
     def step(self, *args: Any, **kwargs: Any) -> float:
         """Take one step on the sum over data, and return Pyro's loss, minus the objective summed over data."""
         return self._take(False, args, kwargs).loss.item()

@@ -16,7 +16,7 @@ from short_runs import small_vae
 from torch import nn
 from torch.distributions import constraints
 
-from ppl_vae import SVI, VAE, fit, likelihoods, networks, posteriors
+from ppl_vae import SVI, VAE, data, fit, likelihoods, networks, posteriors
 from ppl_vae._optimizers import TorchOptimizer
 from ppl_vae.objectives import ELBO
 
@@ -378,3 +378,62 @@ def test_a_parameter_under_two_names_is_trained_once(loss):
     svi.update(x)
     for name, p in vae.named_parameters():
         torch.testing.assert_close(before[name] - p.detach(), gradients[name] / 16, rtol=1e-3, atol=1e-4)
+
+
+# What the optimiser leaves out
+
+
+@pytest.mark.parametrize("how", ["factory", "groups"])
+def test_a_parameter_that_the_optimiser_leaves_out_keeps_its_value(how, caplog):
+    vae = make_vae()
+    left_out = list(vae.posterior.parameters())
+    x = torch.ones(4, 8)
+
+    def only_the_likelihood(parameters):
+        return torch.optim.Adam(vae.likelihood.parameters(), lr=1e-2)
+
+    factory = only_the_likelihood if how == "factory" else ADAM
+    svi = SVI(vae.model, vae.guide, factory, ELBO(), compile="off")
+    svi.step(x)
+    if how == "groups":
+        (group,) = svi.optimizer.param_groups
+        group["params"] = [p for p in group["params"] if not any(p is q for q in left_out)]
+    before = {name: p.detach().clone() for name, p in vae.named_parameters()}
+    for _ in range(4):
+        svi.step(x)
+    for name, p in vae.named_parameters():
+        assert torch.equal(before[name], p) == name.startswith("posterior")
+    said = [r.getMessage() for r in caplog.records if "keep their values" in r.getMessage()]
+    assert len(said) == (how == "factory")
+    assert not said or f"without {len(left_out)} of the 8 parameters ('{vae.name}$$$posterior." in said[0]
+
+
+def test_an_optimiser_may_lose_all_its_parameters():
+    model, guide, (x,) = vae_program()
+    svi = SVI(model, guide, ADAM, ELBO(), compile="off")
+    svi.step(x)
+    svi.optimizer.param_groups[0]["params"] = []
+    before = [p.detach().clone() for p in svi.parameters.values()]
+    svi.step(x)
+    assert all(map(torch.equal, before, svi.parameters.values()))
+
+
+@pytest.mark.ci
+def test_what_the_optimiser_leaves_out_is_left_out_after_a_restart():
+    digits = data.load("digits")
+
+    def run(**options):
+        vae = small_vae(digits)
+        optimizer = lambda parameters: torch.optim.Adam(vae.likelihood.parameters(), lr=1e-2)  # noqa: E731
+        before = [p.detach().clone() for p in vae.posterior.parameters()]
+        found = fit(vae, digits, batch_size=500, epochs=3, seed=0, optimizer=optimizer, compile="off", **options)
+        assert "resume" in options or all(map(torch.equal, before, vae.posterior.parameters()))
+        return found, [p.detach().clone() for p in vae.parameters()]
+
+    _, straight = run()
+    stops = iter([False] * 4 + [True])
+    stopped, before = run(stop=lambda: next(stops))
+    resumed, after = run(resume=stopped.state())
+    assert resumed.stopped == "finished"
+    assert all(map(torch.equal, straight, after))
+    assert not all(map(torch.equal, before, after))
