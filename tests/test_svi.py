@@ -437,3 +437,111 @@ def test_what_the_optimiser_leaves_out_is_left_out_after_a_restart():
     assert resumed.stopped == "finished"
     assert all(map(torch.equal, straight, after))
     assert not all(map(torch.equal, before, after))
+
+
+# Gradients of the user's own
+
+
+def small_program():
+    """Parameters `w` and `b`, of which only data of positive sum meet `b`."""
+
+    def model(x):
+        w = pyro.param("w", torch.ones(3))
+        shift = pyro.param("b", torch.zeros(3)) if x.sum() > 0 else 0.0
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(w + shift, 1.0).to_event(1), obs=x)
+
+    return model, lambda x: None
+
+
+def moves(make_svi, act, compile=None):
+    """Return the parameters after each of some steps, before which `act` may do something."""
+    pyro.clear_param_store()
+    options = {} if compile is None else {"compile": compile}
+    svi = make_svi(*small_program(), pyro.optim.SGD({"lr": 1e-2}), Trace_ELBO(), **options)
+    svi.step(torch.ones(4, 3))
+    found = []
+    for number in range(8):
+        x = act(number, pyro.get_param_store()._params)
+        try:
+            svi.step(torch.ones(4, 3) if x is None else x)
+        except (RuntimeError, ValueError):
+            assert x is not None
+        found += [p.detach().clone() for p in pyro.get_param_store()._params.values()]
+    return torch.cat(found)
+
+
+def put(parameter):
+    parameter.grad = torch.full((3,), 5.0) if parameter.grad is None else parameter.grad + 5.0
+
+
+def before_an_error(number, store):
+    if number in (2, 5):
+        put(store["w"])
+        return torch.ones(4, 7)
+
+
+def without_meeting_it(number, store):
+    if number in (2, 3, 6):
+        put(store["b"])
+        return -torch.ones(4, 3)
+
+
+@pytest.mark.parametrize("act", [before_an_error, without_meeting_it])
+@pytest.mark.parametrize("level", ["off", "graph"])
+def test_a_gradient_waits_for_a_step_that_meets_the_parameter_as_in_pyro(act, level):
+    torch.testing.assert_close(moves(SVI, act, level), moves(pyro.infer.SVI, act))
+
+
+@pytest.mark.parametrize("level", ["off", "graph"])
+@pytest.mark.parametrize("how", ["anew", "in place", "none", "an error"])
+def test_a_step_adds_to_the_users_gradient_and_not_to_that_of_an_update(how, level):
+    pyro.clear_param_store()
+    svi = SVI(*small_program(), functools.partial(torch.optim.SGD, lr=1.0), ELBO(), compile=level)
+    x = torch.zeros(4, 3) + 1.0
+    for _ in range(5):
+        svi.update(x)
+    parameters = list(svi.parameters.values())
+    for p in parameters:
+        if how == "anew":
+            p.grad = torch.full((3,), 7.0)
+        elif how == "in place":
+            p.grad.fill_(7.0)
+    if how == "an error":
+        svi.exchange = lambda parameters, loss: 1 / 0
+        with pytest.raises(ZeroDivisionError):
+            svi.update(x)
+        svi.exchange = None
+    before = [p.detach().clone() for p in parameters]
+    residual = 4 * (x[0] - before[0] - before[1])  # minus the gradient of the loss, in both parameters
+    svi.step(x)
+    for a, p in zip(before, parameters, strict=True):
+        torch.testing.assert_close(p - a, residual - (7.0 if how in ("anew", "in place") else 0.0))
+
+
+# The mean
+
+
+def test_the_mean_is_over_the_rows_of_a_keyword_too():
+    model, guide, _ = regression_program()
+    svi = SVI(model, guide, functools.partial(torch.optim.SGD, lr=0.0), Trace_ELBO().differentiable_loss, compile="off")
+    assert [svi.update(X, Y).weight, svi.update(x=X, y=Y).weight, svi.update(y=Y, x=X).weight] == [40.0] * 3
+
+
+@pytest.mark.parametrize(
+    "loss", [pyro.infer.TraceGraph_ELBO(), pyro.infer.RenyiELBO(alpha=0.5, num_particles=2)], ids=["Graph", "Renyi"]
+)
+def test_the_mean_is_that_of_other_tensors_too(loss):
+    """Of an argument and of a tensor that already has a gradient."""
+    model, guide, (x,) = vae_program()
+    x = x.requires_grad_()
+    svi = SVI(model, guide, functools.partial(torch.optim.SGD, lr=0.0), loss)
+    found = []
+    for take, given in ((svi.backward, 0.0), (svi.update, 3.0), (svi.update, 3.0), (svi.update, 3.0)):
+        pyro.set_rng_seed(0)
+        x.grad = torch.full_like(x, given) if given else None
+        take(x)
+        found.append(x.grad - given)
+    assert svi.why_eager is None
+    for gradient in found[1:]:
+        torch.testing.assert_close(gradient, found[0] / 16, rtol=1e-4, atol=1e-5)
