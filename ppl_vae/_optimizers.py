@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -18,6 +19,8 @@ from torch.optim import optimizer as torch_optimizer
 
 from ppl_vae.capture.replay import is_on_gpu
 
+logger = logging.getLogger(__name__)
+
 _NONE = object()
 
 OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
@@ -30,20 +33,38 @@ class TorchOptimizer:
         self._factory = factory
         self._layout = _Layout()
         self._rates = _Rates()
+        self._offered: set[Tensor] = set()  # what the optimiser moves or leaves out as it pleases
         self.optimizer: Optimizer | None = None
 
     def follow(self, parameters: Sequence[Tensor]) -> Optimizer:
-        """Make the optimiser for these parameters, or add new ones to its first group, which a schedule knows."""
+        """Make the optimiser for these parameters, or add new ones to its first group, which a schedule knows.
+
+        A parameter that the factory leaves out stays as it is, and so does one that is taken out of the groups later.
+        """
+        made = self.optimizer is None
         if self.optimizer is None:
             self.optimizer = _fused(self._factory, list(parameters))
+        elif self._offered.issuperset(parameters):
+            return self.optimizer
         known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        if new := [p for p in parameters if id(p) not in known]:
+        new = [p for p in parameters if id(p) not in known and p not in self._offered]
+        if made:
+            _tell_left_out([p for p in new if p.requires_grad], len(parameters))
+        elif new:
             self.optimizer.add_param_group({"params": new})
             self.optimizer.param_groups[0]["params"] += self.optimizer.param_groups.pop()["params"]
+        self._offered.update(p for p in parameters if p.requires_grad or id(p) in known)
         return self.optimizer
+
+    def left_out(self) -> list[Tensor]:
+        """Return the parameters that the optimiser could have and has not."""
+        groups = [] if self.optimizer is None else self.optimizer.param_groups
+        held = {id(p) for group in groups for p in group["params"]}
+        return [p for p in self._offered if id(p) not in held]
 
     def forget(self, parameters: Sequence[Tensor]) -> None:
         """Drop parameters and their state."""
+        self._offered.difference_update(parameters)
         if self.optimizer is not None:
             _drop(self.optimizer, parameters)
 
@@ -196,6 +217,10 @@ class PyroOptimizer:
             self._layout.keep(moved, [getattr(o, "optimizer", o) for o in own])
             self.optim(moved)
 
+    def left_out(self) -> list[Tensor]:
+        """Return the parameters that the optimiser could have and has not: Pyro's has all."""
+        return []
+
     def forget(self, parameters: Sequence[Tensor]) -> None:
         """Drop parameters and their state, of the joint optimiser and of Pyro's."""
         if self.optimizer is not None:
@@ -333,6 +358,16 @@ def _runs_python(optimizer: Optimizer) -> bool:
         optimizer._optimizer_step_post_hooks,
     )
     return any(hooks) or not ("step" not in vars(optimizer) or hasattr(optimizer.step, "_wrapped_by_lr_sched"))
+
+
+def _tell_left_out(parameters: Sequence[Tensor], count: int) -> None:
+    if parameters:
+        name = pyro.get_param_store().param_name(parameters[0])
+        logger.warning(
+            "the optimiser is made without %d of the %d parameters (%r is one), which keep their values; to train all, "
+            "make it from what its function is given",
+            *(len(parameters), count, name),
+        )
 
 
 def _drop(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:

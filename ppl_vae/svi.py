@@ -7,10 +7,13 @@ optimiser (fused, where possible) updates them in one pass.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, get_args
+from unittest import mock
 
 import pyro
 import torch
@@ -21,6 +24,7 @@ from torch.optim import Optimizer
 from torch.utils import _pytree
 
 from ppl_vae._optimizers import OptimizerFactory, TorchOptimizer, as_optimizer
+from ppl_vae._tensors import leaves_of
 from ppl_vae._validation import check_choice, check_positive
 from ppl_vae.capture import CapturedStep, CaptureError, Change, NotNowError, Step, environment, signature, unusual
 from ppl_vae.capture.signature import Signature, can_watch
@@ -67,15 +71,17 @@ class SVI:
     Training is slow where shapes or whole numbers differ at nearly every step: pad to a few shapes, pass tensors.
 
     `step` has Pyro's meaning: it takes the gradient and the value of the *sum* over data. It returns a float, for which
-    it waits. It adds to gradients that are already in ``.grad`` of parameters of earlier steps, and leaves none there;
-    those of new parameters are dropped, since another SVI may have left them. `update` follows the gradient of the
-    *mean* per datum, so that the learning rate does not depend on the size of the batch. It returns tensors without
-    waiting, and leaves its gradients in ``.grad``.
+    it waits. It adds to gradients that you have put into ``.grad`` of parameters of earlier steps, and leaves none
+    there, except where it raises, and where it does not meet the parameter: these wait for the next step. Those of new
+    parameters are dropped, since another SVI may have left them. `update` follows the gradient of the *mean* per datum,
+    so that the learning rate does not depend on the size of the batch. It returns tensors without waiting, drops
+    gradients that are already in ``.grad``, and leaves its own there, to which no `step` adds.
 
     Parameters are found when the program first runs: those of modules registered with `pyro.module` or in a
     `PyroModule`, and those of `pyro.param`, in their unconstrained form. A parameter that first appears in a later step
-    joins in that step, in the first group of the optimiser. Other tensors that require a gradient (an argument, or a
-    tensor that the program holds) have it added to their ``.grad``, as in Pyro.
+    joins in that step, in the first group of the optimiser. One that `optim` leaves out, or that you take out of the
+    optimiser's groups, keeps its value. Other tensors that require a gradient (an argument, or a tensor that the
+    program holds) have it added to their ``.grad``, as in Pyro.
 
     Steps of different threads wait for each other, since Pyro's handlers are global.
 
@@ -141,7 +147,8 @@ class SVI:
         self._followed: set[int] = set()  # the parameters that have had a gradient
         self._stepped = False
         self._moved = False  # whether the graph of the present step has moved the parameters
-        self._updated = False  # whether the gradients in `.grad` come from an `update`
+        self._met: Set[int] = frozenset()  # the parameters that the present step has met
+        self._left: list[tuple[Tensor, int]] = []  # the gradients that an `update` left in `.grad`, and their versions
         self._refused: dict[Any, str] = {}  # for each key that is not captured any more, the reason
         self._wait = 0  # eager steps before the next attempt to capture
         self._graphs: dict[Any, list[CapturedStep]] = {}
@@ -163,7 +170,7 @@ class SVI:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the attributes that a copy gets: no graphs, since these hold this program's tensors."""
-        return vars(self) | {"_graphs": {}, "_sights": {}, "_refused": {}, "_followed": set(), "_made": 0}
+        return vars(self) | {"_graphs": {}, "_sights": {}, "_refused": {}, "_followed": set(), "_left": [], "_made": 0}
 
     @property
     def optimizer(self) -> Optimizer | None:
@@ -174,6 +181,11 @@ class SVI:
     def parameters(self) -> dict[str, Tensor]:
         """The unconstrained parameters found so far, by Pyro's name."""
         return self._parameters.leaves
+
+    @property
+    def left_out(self) -> list[Tensor]:
+        """The parameters that the optimiser could have and has not, which keep their values."""
+        return self._optimizer.left_out()
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """Take one step on the sum over data, and return Pyro's loss, minus the objective summed over data."""
@@ -200,19 +212,23 @@ class SVI:
         """
         _forget_casts()
         self._clear()
-        self._updated = False
+        self._left = []
+        self._met = self._parameters.touched
         self._parameters.touched.clear()
-        with self._parameters:
+        noted: AbstractContextManager[dict[Tensor, Tensor | None]] = _leaves_noted() if mean else nullcontext({})
+        with self._parameters, noted as before:
             result = self.loss((self.model, self.guide), *args, **kwargs)
         if result.surrogate is None:
             if mean:
-                gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-                torch._foreach_div_(gradients, result.weight)
-            self._fill(self._parameters.touched)
+                for leaf, gradient in (dict.fromkeys(self.parameters.values()) | before).items():
+                    if leaf.grad is not None:
+                        added = (leaf.grad if gradient is None else leaf.grad - gradient) / result.weight
+                        leaf.grad = added if gradient is None else gradient + added
+            self._fill(self._met)
             return self._exchanged(result)
         if result.surrogate.requires_grad:
             (result.surrogate / result.weight if mean else result.surrogate).backward()
-            self._fill(self._parameters.touched)
+            self._fill(self._met)
         else:
             self._warn_once(
                 "the loss depends on no parameter that requires a gradient, so that nothing trains; register networks "
@@ -223,9 +239,11 @@ class SVI:
     def _exchanged(self, result: BatchLoss) -> BatchLoss:
         return result if self.exchange is None else self.exchange(self.parameters, result)
 
-    def _clear(self) -> None:
+    def _clear(self, but: Sequence[tuple[Tensor, Tensor]] = ()) -> None:
         for parameter in self.parameters.values():
             parameter.grad = None
+        for parameter, gradient in but:
+            parameter.grad = gradient
 
     def _fill(self, touched: Set[int]) -> None:
         """Give a zero gradient to each parameter that has none now, had one before, and was met by the step.
@@ -285,28 +303,49 @@ class SVI:
         with ALONE:
             _forget_casts()
             result, self._moved = None, False
-            # as in Pyro, a step adds to gradients that the user has put into `.grad`, and leaves none; `update` leaves
-            # its own
-            given = not mean and not self._updated
-            added = [(p, p.grad) for p in self.parameters.values() if p.grad is not None] if given else []
-            if self.compile != "off":
-                try:
-                    result = self._by_graph(mean, args, kwargs, alone=not added)
-                except CaptureError as error:
-                    self._wait = _AGAIN if isinstance(error, NotNowError) else 0
-                    self.why_eager = str(error)
-                    self._warn_once(_AS_WRITTEN + self.why_eager, self.why_eager)
-            if result is None:
-                result = self.backward(*args, mean=mean, **kwargs)
-            for parameter, gradient in added:
-                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-            if not self._moved:
-                self.apply()
-            self._updated = mean
+            given = [] if mean else self._given_gradients()
+            try:
+                if self.compile != "off":
+                    try:
+                        result = self._by_graph(mean, args, kwargs, alone=not given)
+                    except CaptureError as error:
+                        self._wait = _AGAIN if isinstance(error, NotNowError) else 0
+                        self.why_eager = str(error)
+                        self._warn_once(_AS_WRITTEN + self.why_eager, self.why_eager)
+                if result is None:
+                    result = self.backward(*args, mean=mean, **kwargs)
+                unmet = self._add(given)
+                if not self._moved:
+                    self.apply()
+            except BaseException:
+                self._clear(but=given)
+                raise
             if not mean:
-                self._clear()
+                self._clear(but=unmet)
+            gradients = [p.grad for p in self.parameters.values()] if mean else []
+            self._left = [(g, g._version) for g in gradients if g is not None]
             self._stepped = self._parameters.settled = True
             return result
+
+    def _given_gradients(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the parameters with a gradient that the user has put into ``.grad``, to which a step adds, as in Pyro.
+
+        It does not add to what an `update` left there.
+        """
+        left = {id(gradient): version for gradient, version in self._left}
+        held = [(p, p.grad) for p in self.parameters.values() if p.grad is not None]
+        return [(p, gradient) for p, gradient in held if left.get(id(gradient)) != gradient._version]
+
+    def _add(self, given: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        """Add the user's gradients to those of the step; return those of parameters that it has not met."""
+        unmet = []
+        for parameter, gradient in given:
+            if parameter.grad is None and id(parameter) not in self._met:
+                unmet.append((parameter, gradient))
+            else:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+                self._followed.add(id(parameter))
+        return unmet
 
     def _by_graph(self, mean: bool, args: tuple[Any, ...], kwargs: dict[str, Any], alone: bool) -> BatchLoss | None:
         """Evaluate the objective by its graph, captured if need be, and leave the gradients in ``.grad``.
@@ -382,6 +421,7 @@ class SVI:
             parameter.grad = gradient
         if graph.is_partial or len(self._followed) < len(graph.leaves):
             self._fill(graph.touched)
+        self._met = graph.touched
         for other, gradient in step.others:
             tensor = given.tensors[other] if isinstance(other, int) else other
             tensor.grad = gradient.clone() if tensor.grad is None else tensor.grad + gradient
@@ -525,6 +565,22 @@ class _ParameterCollector(Messenger):
                 f"parameter {name!r} is another tensor than in the steps before: the parameter store was cleared or "
                 "overwritten while training; make a new SVI"
             )
+
+
+@contextmanager
+def _leaves_noted() -> Iterator[dict[Tensor, Tensor | None]]:
+    """Note the leaves of what this thread calls ``backward`` on, each with a copy of the gradient that it had."""
+    before: dict[Tensor, Tensor | None] = {}
+    backward, thread = torch.autograd.backward, threading.get_ident()
+
+    def note(tensors: Any, *args: Any, **kwargs: Any) -> None:
+        if threading.get_ident() == thread:
+            for leaf in itertools.chain(*map(leaves_of, [tensors] if isinstance(tensors, Tensor) else tensors)):
+                before.setdefault(leaf, None if leaf.grad is None else leaf.grad.clone())
+        backward(tensors, *args, **kwargs)
+
+    with mock.patch.object(torch.autograd, "backward", note):
+        yield before
 
 
 def _forget_casts() -> None:

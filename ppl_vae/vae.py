@@ -158,11 +158,11 @@ class VAE(nn.Module, Shown):
     def p_x(self, z: Float[Tensor, "*batch latent"], y: Tensor | None = None) -> Any:
         """Return p(x|z), or in a conditional model p(x|z, y), batch shape ``z.shape[:-1]``."""
         visible = z if self._visible_dim is None else z[..., : self._visible_dim]
-        return as_pyro(self.likelihood(visible, *self._condition("likelihood", y)))
+        return as_pyro(self.likelihood(visible, *self._condition("likelihood", y, one=z.dim() == 1)))
 
     def q_z(self, x: Float[Tensor, " batch *x_shape"], y: Tensor | None = None) -> Any:
         """Return q(z|x), or in a conditional model q(z|x, y), batch shape (batch,)."""
-        return as_pyro(self.posterior(x, *self._condition("posterior", y)))
+        return as_pyro(self.posterior(x, *self._condition("posterior", y, one=x.dim() == len(self.x_shape))))
 
     def model(self, x: Tensor | None = None, y: Tensor | None = None, *, size: int | None = None) -> Tensor:
         """Run p(x, z): score `x`, or without `x` sample `size` data (by default one for each row of `y`)."""
@@ -319,7 +319,7 @@ class VAE(nn.Module, Shown):
         like = next(self.parameters(), torch.empty(0))
         y = torch.as_tensor(y)
         if y.dim() == 0 and not y.is_floating_point():
-            y = self._one_hot(y[None])[0]
+            y = self._one_hot(y[None], check=True)[0]
         y = y.to(like)
         if y.shape != self.y_shape:
             raise ValueError(f"VAE.given: y has shape {tuple(y.shape)}; expected one condition, {self.y_shape}")
@@ -430,8 +430,8 @@ class VAE(nn.Module, Shown):
     def _pieces(self) -> dict[str, Piece]:
         return {"prior": self.prior, "likelihood": self.likelihood, "posterior": self.posterior}
 
-    def _condition(self, role: str, y: Tensor | None) -> tuple[Tensor, ...]:
-        """Return the condition as the extra arguments of a piece; none if the piece takes no condition."""
+    def _condition(self, role: str, y: Tensor | None, one: bool = False) -> tuple[Tensor, ...]:
+        """Return the condition, of `one` datum or of rows, as extra arguments of a piece; none if it takes none."""
         if self.y_shape is None:
             if y is not None:
                 raise ValueError("VAE was given a condition y, and none of its pieces was put together for one")
@@ -442,16 +442,27 @@ class VAE(nn.Module, Shown):
             return ()
         if not y.is_floating_point() and y.dim() == 1:
             y = self._one_hot(y)
+        elif not one:
+            self._check_rows_of(y)
         return (y.to(next(self.parameters(), torch.empty(0)).dtype),)
 
-    def _one_hot(self, labels: Tensor) -> Tensor:
+    def _check_rows_of(self, y: Tensor) -> None:
+        """Refuse a vector, which may be labels of several data or one condition."""
+        if y.dim() < 2:
+            raise ValueError(
+                f"VAE was given y of shape {tuple(y.shape)} and dtype {y.dtype}; expected conditions (batch, "
+                f"{cast(Shape, self.y_shape)[0]}), or labels (batch,) of an integer type, such as y.long(); for one "
+                "condition of all data use vae.given(y)"
+            )
+
+    def _one_hot(self, labels: Tensor, check: bool = False) -> Tensor:
         (k,) = cast(Shape, self.y_shape)
         if getattr(self.likelihood, "library", None) == "condition" or LIBRARY_SIZE in self.conditions:
             raise ValueError(
                 "VAE was given labels, and its condition holds the log library size; give conditions of shape "
                 f"(batch, {k}), as data.with_library_size makes them"
             )
-        if is_validation_enabled() and not bool(((labels >= 0) & (labels < k)).all()):
+        if (check or is_validation_enabled()) and not bool(((labels >= 0) & (labels < k)).all()):
             raise ValueError(
                 f"VAE was given labels from {int(labels.min())} to {int(labels.max())}; expected 0 to {k - 1}, or "
                 f"conditions of shape (batch, {k})"

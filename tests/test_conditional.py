@@ -186,8 +186,29 @@ def test_what_is_refused(digits: data.Dataset) -> None:
         vae.given(10)
     with pytest.raises(ValueError, match="labels from 3 to 12; expected 0 to 9"):
         vae.encode(x[:2], torch.tensor([3, 12]))
+    with pyro.validation_enabled(False), pytest.raises(ValueError, match="labels from -1 to -1; expected 0 to 9"):
+        vae.given(-1)
     with pytest.raises(ValueError, match="has no condition"):
         make((1, 8, 8)).given(1)
+
+
+@pytest.mark.parametrize("rows", [K_CLASSES, 5])
+def test_a_vector_of_floats_is_no_condition_of_several_data(rows: int) -> None:
+    """Ten of them may be ten labels or one condition of size 10."""
+    vae = make((4,), y_shape=(K_CLASSES,), prior=LabelledPrior(2))
+    x, y = torch.zeros(rows, 4), torch.arange(K_CLASSES) / 2
+    calls = (
+        lambda: vae.encode(x, y),
+        lambda: vae.decode(torch.zeros(rows, 2), y),
+        lambda: vae.sample(y=y),
+        lambda: vae.guide(x, y),
+        lambda: vae.model(x, y),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match=r"y of shape \(10,\) and dtype torch.float32; expected conditions"):
+            call()
+    torch.testing.assert_close(vae.encode(x[0], y), vae.given(y).encode(x)[0])  # one datum has one
+    torch.testing.assert_close(vae.decode(torch.zeros(2), y), vae.given(y).decode(torch.zeros(1, 2))[0])
 
 
 # One condition

@@ -16,7 +16,7 @@ from short_runs import small_vae
 from torch import nn
 from torch.distributions import constraints
 
-from ppl_vae import SVI, VAE, fit, likelihoods, networks, posteriors
+from ppl_vae import SVI, VAE, data, fit, likelihoods, networks, posteriors
 from ppl_vae._optimizers import TorchOptimizer
 from ppl_vae.objectives import ELBO
 
@@ -378,3 +378,170 @@ def test_a_parameter_under_two_names_is_trained_once(loss):
     svi.update(x)
     for name, p in vae.named_parameters():
         torch.testing.assert_close(before[name] - p.detach(), gradients[name] / 16, rtol=1e-3, atol=1e-4)
+
+
+# What the optimiser leaves out
+
+
+@pytest.mark.parametrize("how", ["factory", "groups"])
+def test_a_parameter_that_the_optimiser_leaves_out_keeps_its_value(how, caplog):
+    vae = make_vae()
+    left_out = list(vae.posterior.parameters())
+    x = torch.ones(4, 8)
+
+    def only_the_likelihood(parameters):
+        return torch.optim.Adam(vae.likelihood.parameters(), lr=1e-2)
+
+    factory = only_the_likelihood if how == "factory" else ADAM
+    svi = SVI(vae.model, vae.guide, factory, ELBO(), compile="off")
+    svi.step(x)
+    if how == "groups":
+        (group,) = svi.optimizer.param_groups
+        group["params"] = [p for p in group["params"] if not any(p is q for q in left_out)]
+    before = {name: p.detach().clone() for name, p in vae.named_parameters()}
+    for _ in range(4):
+        svi.step(x)
+    for name, p in vae.named_parameters():
+        assert torch.equal(before[name], p) == name.startswith("posterior")
+    said = [r.getMessage() for r in caplog.records if "keep their values" in r.getMessage()]
+    assert len(said) == (how == "factory")
+    assert not said or f"without {len(left_out)} of the 8 parameters ('{vae.name}$$$posterior." in said[0]
+
+
+def test_an_optimiser_may_lose_all_its_parameters():
+    model, guide, (x,) = vae_program()
+    svi = SVI(model, guide, ADAM, ELBO(), compile="off")
+    svi.step(x)
+    svi.optimizer.param_groups[0]["params"] = []
+    before = [p.detach().clone() for p in svi.parameters.values()]
+    svi.step(x)
+    assert all(map(torch.equal, before, svi.parameters.values()))
+
+
+@pytest.mark.ci
+def test_what_the_optimiser_leaves_out_is_left_out_after_a_restart():
+    digits = data.load("digits")
+
+    def run(**options):
+        vae = small_vae(digits)
+        optimizer = lambda parameters: torch.optim.Adam(vae.likelihood.parameters(), lr=1e-2)  # noqa: E731
+        before = [p.detach().clone() for p in vae.posterior.parameters()]
+        found = fit(vae, digits, batch_size=500, epochs=3, seed=0, optimizer=optimizer, compile="off", **options)
+        assert "resume" in options or all(map(torch.equal, before, vae.posterior.parameters()))
+        return found, [p.detach().clone() for p in vae.parameters()]
+
+    _, straight = run()
+    stops = iter([False] * 4 + [True])
+    stopped, before = run(stop=lambda: next(stops))
+    resumed, after = run(resume=stopped.state())
+    assert resumed.stopped == "finished"
+    assert all(map(torch.equal, straight, after))
+    assert not all(map(torch.equal, before, after))
+
+
+# Gradients of the user's own
+
+
+def small_program():
+    """Parameters `w` and `b`, of which only data of positive sum meet `b`."""
+
+    def model(x):
+        w = pyro.param("w", torch.ones(3))
+        shift = pyro.param("b", torch.zeros(3)) if x.sum() > 0 else 0.0
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(w + shift, 1.0).to_event(1), obs=x)
+
+    return model, lambda x: None
+
+
+def moves(make_svi, act, compile=None):
+    """Return the parameters after each of some steps, before which `act` may do something."""
+    pyro.clear_param_store()
+    options = {} if compile is None else {"compile": compile}
+    svi = make_svi(*small_program(), pyro.optim.SGD({"lr": 1e-2}), Trace_ELBO(), **options)
+    svi.step(torch.ones(4, 3))
+    found = []
+    for number in range(8):
+        x = act(number, pyro.get_param_store()._params)
+        try:
+            svi.step(torch.ones(4, 3) if x is None else x)
+        except (RuntimeError, ValueError):
+            assert x is not None
+        found += [p.detach().clone() for p in pyro.get_param_store()._params.values()]
+    return torch.cat(found)
+
+
+def put(parameter):
+    parameter.grad = torch.full((3,), 5.0) if parameter.grad is None else parameter.grad + 5.0
+
+
+def before_an_error(number, store):
+    if number in (2, 5):
+        put(store["w"])
+        return torch.ones(4, 7)
+
+
+def without_meeting_it(number, store):
+    if number in (2, 3, 6):
+        put(store["b"])
+        return -torch.ones(4, 3)
+
+
+@pytest.mark.parametrize("act", [before_an_error, without_meeting_it])
+@pytest.mark.parametrize("level", ["off", "graph"])
+def test_a_gradient_waits_for_a_step_that_meets_the_parameter_as_in_pyro(act, level):
+    torch.testing.assert_close(moves(SVI, act, level), moves(pyro.infer.SVI, act))
+
+
+@pytest.mark.parametrize("level", ["off", "graph"])
+@pytest.mark.parametrize("how", ["anew", "in place", "none", "an error"])
+def test_a_step_adds_to_the_users_gradient_and_not_to_that_of_an_update(how, level):
+    pyro.clear_param_store()
+    svi = SVI(*small_program(), functools.partial(torch.optim.SGD, lr=1.0), ELBO(), compile=level)
+    x = torch.zeros(4, 3) + 1.0
+    for _ in range(5):
+        svi.update(x)
+    parameters = list(svi.parameters.values())
+    for p in parameters:
+        if how == "anew":
+            p.grad = torch.full((3,), 7.0)
+        elif how == "in place":
+            p.grad.fill_(7.0)
+    if how == "an error":
+        svi.exchange = lambda parameters, loss: 1 / 0
+        with pytest.raises(ZeroDivisionError):
+            svi.update(x)
+        svi.exchange = None
+    before = [p.detach().clone() for p in parameters]
+    residual = 4 * (x[0] - before[0] - before[1])  # minus the gradient of the loss, in both parameters
+    svi.step(x)
+    for a, p in zip(before, parameters, strict=True):
+        torch.testing.assert_close(p - a, residual - (7.0 if how in ("anew", "in place") else 0.0))
+
+
+# The mean
+
+
+def test_the_mean_is_over_the_rows_of_a_keyword_too():
+    model, guide, _ = regression_program()
+    svi = SVI(model, guide, functools.partial(torch.optim.SGD, lr=0.0), Trace_ELBO().differentiable_loss, compile="off")
+    assert [svi.update(X, Y).weight, svi.update(x=X, y=Y).weight, svi.update(y=Y, x=X).weight] == [40.0] * 3
+
+
+@pytest.mark.parametrize(
+    "loss", [pyro.infer.TraceGraph_ELBO(), pyro.infer.RenyiELBO(alpha=0.5, num_particles=2)], ids=["Graph", "Renyi"]
+)
+def test_the_mean_is_that_of_other_tensors_too(loss):
+    """Of an argument and of a tensor that already has a gradient."""
+    model, guide, (x,) = vae_program()
+    x = x.requires_grad_()
+    svi = SVI(model, guide, functools.partial(torch.optim.SGD, lr=0.0), loss)
+    found = []
+    for take, given in ((svi.backward, 0.0), (svi.update, 3.0), (svi.update, 3.0), (svi.update, 3.0)):
+        pyro.set_rng_seed(0)
+        x.grad = torch.full_like(x, given) if given else None
+        take(x)
+        found.append(x.grad - given)
+    assert svi.why_eager is None
+    for gradient in found[1:]:
+        torch.testing.assert_close(gradient, found[0] / 16, rtol=1e-4, atol=1e-5)

@@ -111,7 +111,7 @@ def unusual(tensors: list[Tensor]) -> str | None:
     for tensor in tensors:
         if tensor.requires_grad and not tensor.is_leaf:
             return "an argument is computed from tensors that require a gradient"
-        if tensor.requires_grad and tensor._backward_hooks:
+        if tensor.requires_grad and (tensor._backward_hooks or tensor._post_accumulate_grad_hooks):
             return "an argument has a hook"
         if tensor.is_neg() or tensor.is_conj():  # compiled code reads the memory alone
             return "an argument is negated or conjugated when it is read; give x.resolve_neg() or x.resolve_conj()"

@@ -68,6 +68,7 @@ class Blocks(Expanding):
         self.logits = finite(logits).log_softmax(-1)
         self.temperature = _temperature(self, temperature)
         event_shape = torch.Size((self.num_variables * self.num_classes,))
+        validate_args = validate_args if logits.numel() else False  # torch fails to check a batch of none
         super().__init__(logits.shape[:-2], event_shape, validate_args=validate_args)
 
     @property

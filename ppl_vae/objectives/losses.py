@@ -26,6 +26,7 @@ from pyro.infer import (
     config_enumerate,
 )
 from torch import Tensor
+from torch.utils import _pytree
 
 from ppl_vae.objectives.estimate import Kind, Objective, evaluate_objective, sampling_of
 from ppl_vae.objectives.impossible import Limits, limits_of
@@ -130,16 +131,17 @@ class _FunctionLoss:
                 f"{type(surrogate).__name__}; expected one number, which is minimised"
             )
         surrogate = _as_tensor(surrogate)
-        return BatchLoss(surrogate.detach(), surrogate, _size_of(args), None, None)
+        return BatchLoss(surrogate.detach(), surrogate, _size_of(args, kwargs), None, None)
 
 
 def _as_tensor(loss: Tensor | float) -> Tensor:
     return loss if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float64)
 
 
-def _size_of(args: tuple[Any, ...]) -> float:
-    """Return the number of data in a batch from the arguments, where no plate gives it."""
-    return float(len(args[0]) if args and isinstance(args[0], Tensor) and args[0].dim() else 1)
+def _size_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+    """Return the number of data in a batch, where no plate gives it: the rows of the first tensor that has rows."""
+    tensors = (leaf for leaf in _pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim())
+    return float(next(map(len, tensors), 1))
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,7 @@ class _PyroLoss:
                 loss = surrogate.detach()
             else:
                 loss = self.elbo.loss_and_grads(*program, *args, **kwargs)
-        return BatchLoss(_as_tensor(loss), surrogate, *self._terms(traces, args))
+        return BatchLoss(_as_tensor(loss), surrogate, *self._terms(traces, args, kwargs))
 
     def _is_differentiable(self) -> bool:
         """Whether to call `differentiable_loss`; if the user overrides `loss_and_grads`, that one is called instead."""
@@ -218,14 +220,14 @@ class _PyroLoss:
 
     @torch.no_grad()
     def _terms(
-        self, traces: list[tuple[poutine.Trace, poutine.Trace]], args: tuple[Any, ...]
+        self, traces: list[tuple[poutine.Trace, poutine.Trace]], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[float | Tensor, Tensor | None, Tensor | None, Limits]:
         try:
             particles = [from_traces(*pair) for pair in traces]
         except NotPerDatumError:  # Pyro's objectives accept this program, per-datum ones do not
             particles = []
         if not particles:
-            return _size_of(args), None, None, Limits()
+            return _size_of(args, kwargs), None, None, Limits()
         log_lik = torch.stack([(w.scale * w.log_lik.mean(0)).sum() for w in particles]).mean()
         kl = torch.stack([(w.scale * w.kl.mean(0)).sum() for w in particles]).mean()
         return _weight(particles[0]), log_lik, kl, limits_of(particles[0], lower=kind_of(self.elbo) == "lower")

@@ -49,11 +49,11 @@ class SemiSupervisedVAE(VAE):
     Args:
         data: The data set, with one-hot labels as second column, or the shape of one datum.
         classifier: The network of q(y|x), x to C logits: a factory or an ``nn.Module``; ``MLP()`` by default.
-        class_probs: p(y), (C,); uniform by default.
+        class_probs: p(y) up to a factor, such as the counts of the classes, (C,); uniform by default.
         **pieces: prior, likelihood, posterior and `y_shape`, as in `VAE`.
 
     Raises:
-        ValueError: If there are no labels, p(y) is not a distribution over them, or as in `VAE`.
+        ValueError: If there are no labels, p(y) is not a finite number above 0 for each, or as in `VAE`.
 
     Reference:
         Semi-supervised Learning with Deep Generative Models (Kingma et al., 2014), https://arxiv.org/abs/1406.5298
@@ -85,8 +85,10 @@ class SemiSupervisedVAE(VAE):
         self.classifier: ParameterNetwork = made
         self.classifier.build(self.x_shape, self.y_shape)
         probs = torch.ones(self.y_shape) if class_probs is None else torch.as_tensor(class_probs)
-        if probs.shape != self.y_shape or not bool((probs > 0).all()):
-            raise ValueError(f"SemiSupervisedVAE: class_probs is {class_probs!r}; expected a number above 0 a class")
+        if probs.shape != self.y_shape or not bool(((probs > 0) & probs.isfinite()).all()):
+            raise ValueError(
+                f"SemiSupervisedVAE: class_probs is {class_probs!r}; expected a finite number above 0 for each class"
+            )
         self.register_buffer("class_logits", probs.log().log_softmax(-1).to(torch.get_default_dtype()))
 
     def p_y(self) -> OneHotVector:
@@ -132,7 +134,7 @@ class SemiSupervisedVAE(VAE):
 
     def mistakes(self, x: Float[Tensor, " batch *x_shape"], y: Tensor) -> Bool[Tensor, " known"]:
         """Return for each datum with a known label whether another class is the most probable."""
-        label = self.one_hot(y)
+        label = self.one_hot(y).to(self.class_logits)
         known = label.sum(-1) > 0
         return self.classify(x[known]).argmax(-1) != label[known].argmax(-1)
 
@@ -183,8 +185,9 @@ class SemiSupervisedVAE(VAE):
     def given(self, y: Tensor | int) -> VAE:
         """Return the model at one label, p(z) p(x|z, y) with q(z|x, y), as an unconditional `VAE`."""
         value = torch.as_tensor(y)
-        if value.dim() and int((value != 0).sum()) != 1:
+        if value.dim() and (value != 0).sum() != 1:
             raise ValueError(f"SemiSupervisedVAE.given: y is {y}, whose label is unknown; expected a one-hot row")
+        _check_rows(torch.atleast_2d(value))
         given = super().given(value / _sums(value) if value.dim() else y)
         given.__class__ = VAE
         del given.classifier, given.class_logits
@@ -201,17 +204,18 @@ class SemiSupervisedVAE(VAE):
                 _check_rows(y)
         return super().check_support(data)
 
-    def _condition(self, role: str, y: Tensor | None) -> tuple[Tensor, ...]:
-        return tuple(value / _sums(value) for value in super()._condition(role, y))
+    def _condition(self, role: str, y: Tensor | None, one: bool = False) -> tuple[Tensor, ...]:
+        return tuple(value / _sums(value) for value in super()._condition(role, y, one))
 
     def one_hot(self, y: Tensor) -> Tensor:
         """Return labels (batch,) as one-hot rows, and rows as they are.
 
         Raises:
-            ValueError: If Pyro's validation is on and a row is no multiple of a one-hot row.
+            ValueError: If `y` is neither, or Pyro's validation is on and a row is no multiple of a one-hot row.
         """
         if not y.is_floating_point() and y.dim() == 1:
             return self._one_hot(y)
+        self._check_rows_of(y)
         if is_validation_enabled():
             _check_rows(y)
         return y

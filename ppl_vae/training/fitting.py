@@ -87,7 +87,7 @@ def fit(
             of log-weights.
         regularizer: A penalty beside the objective, such as ``regularizers.KLWeight(4.0)``.
         optimizer: Makes a torch optimiser from the parameters; ``functools.partial(torch.optim.Adam, lr=1e-3)`` by
-            default.
+            default. A parameter that it leaves out keeps its value.
         scheduler: Makes a torch learning-rate scheduler from the optimiser; `fit` steps it once an epoch (a
             `ReduceLROnPlateau` sees minus the validation ELBO).
         epochs: Passes over the training data.

@@ -238,6 +238,7 @@ class TrainingState:
         optimizer = optimizer_of(self.svi)
         groups = zip(optimizer.param_groups, state["optimizer"]["param_groups"], strict=True)
         known = {id(p) for own, group in groups for p in own["params"][: len(group["params"])]}
+        known |= set(map(id, self.svi.left_out))
         self.svi.forget([p for p in self.svi.parameters.values() if id(p) not in known])  # they have appeared since
         self.restore_parameters(state["last"] or state)
         optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))

@@ -202,6 +202,19 @@ def test_an_input_that_requires_a_gradient_has_one(how):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_a_hook_of_an_argument_runs_at_every_step(register):
+    calls = []
+
+    def act(step, net, svi):
+        x = data(step).requires_grad_()
+        getattr(x, register)(lambda tensor: calls.append(step))
+        return (x,), {}
+
+    beside_pyro(act, captured=False)
+    assert calls[: len(calls) // 2] == calls[len(calls) // 2 :]
+
+
 class HoldsALeaf(Net):
     def __init__(self):
         super().__init__()

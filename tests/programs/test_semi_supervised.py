@@ -513,7 +513,10 @@ def test_it_is_a_vae_given_labels_and_labels_that_are_unknown_are_classified() -
     assert type(vae.given(2)) is VAE
     assert "classifier" not in dict(vae.given(2).named_children())
     assert torch.equal(vae.mistakes(X[:3], Y), guessed[:3].argmax(-1) != Y.argmax(-1))
+    assert torch.equal(vae.mistakes(X[:3], Y.argmax(-1)), vae.mistakes(X[:3], Y))
     assert len(vae.mistakes(X, KNOWN)) == 3
+    assert len(vae.mistakes(X[3:], KNOWN[3:])) == 0
+    assert vae.classify(X[:0]).shape == (0, C)
     assert vae.sample(5).shape == (5, 3)
     assert vae.sample(y=Y).shape == (3, 3)
     assert vae.model(size=4).shape == (4, 3)
@@ -538,9 +541,15 @@ def test_it_is_saved_with_its_classifier(tmp_path: Path) -> None:
 def test_what_is_no_set_of_classes_is_refused() -> None:
     with pytest.raises(ValueError, match=r"y_shape is None; expected \(C,\)"):
         make(y_shape=None, posterior=posteriors.DiagonalNormal(NET()))
-    for probs in ([0.5, 0.5], [1.0, 0.0, 0.0]):
+    for probs in ([0.5, 0.5], [1.0, 0.0, 0.0], [math.inf, 1.0, 1.0]):
         with pytest.raises(ValueError, match="class_probs"):
             make(class_probs=probs)
+    counts = make(class_probs=[5, 2, 3]).p_y().probs
+    torch.testing.assert_close(counts, make().p_y().probs)
+    with pytest.raises(ValueError, match=r"is \[0.0, -1.0, 0.0\]; expected a one-hot row"):
+        make().given(torch.tensor([0.0, -1.0, 0.0]))
+    with pytest.raises(ValueError, match=r"y of shape \(3,\)"):
+        make().encode(X[:3], torch.tensor([0.0, 1.0, 0.0]))
 
 
 def test_the_label_likelihood_needs_labels() -> None:
