@@ -668,6 +668,7 @@ def test_rows_that_are_equal_are_left_out_and_said_in_a_line(capsys, monkeypatch
         ({"fingerprint": "b"}, "no best by log p(x): the evaluations were made on different data"),
         ({"fingerprint": None}, "* best by log p(x): runs/space, -20.00 [-21.0, -19.0]"),  # of an older version
         ({"kind": "estimate"}, "no best by the ELBO: the interval of the highest, runs/plane"),
+        ({"likelihood": "Normal"}, "no best by log p(x): different likelihoods (Bernoulli, Normal) compare only if"),
     ],
 )
 def test_the_best_is_marked_where_its_interval_says_so(changed, expected, capsys, monkeypatch):
@@ -680,9 +681,38 @@ def test_the_best_is_marked_where_its_interval_says_so(changed, expected, capsys
         Path("runs", name, "evaluation").mkdir(exist_ok=True)
         text = json.dumps(content | {"figures": {"log_evidence": figure, "elbo": elbo}})
         Path("runs", name, "evaluation/evaluation.json").write_text(text)
+    config = Path("runs/space/config.yaml")
+    text = config.read_text().replace("class: Bernoulli", f"class: {changed.get('likelihood', 'Bernoulli')}")
+    config.write_text(text)
     lines = says(capsys, "show", "plane", "space")
     assert any(line.startswith(expected) for line in lines), lines
     assert any(line.endswith(" *") for line in lines) == expected.startswith("*")
+
+
+def test_the_regularizer_and_the_scheduler_are_shown_where_a_run_has_one(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    assert {"regularizer", "scheduler"}.isdisjoint(table(says(capsys, "show", "plane", "--all")))
+    config = Path("runs/space/config.yaml")
+    made = {"regularizer": "{class: KLWeight, beta: 4.0}", "scheduler": "{class: ExponentialLR, gamma: 0.5}"}
+    text = config.read_text()
+    for role, piece in made.items():
+        text = text.replace(f"{role}: null", f"{role}: {piece}")
+    config.write_text(text)
+    rows = table(says(capsys, "show", "plane", "space"))
+    assert rows["regularizer"] == ["-", "KLWeight(beta 4.0)"]
+    assert rows["scheduler"] == ["-", "ExponentialLR(gamma 0.5)"]
+
+
+def test_errors_of_classification_in_training_and_in_the_evaluation_have_a_row_each(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    result, folder = Path("runs/plane/result.json"), Path("runs/plane/evaluation")
+    result.write_text(json.dumps(json.loads(result.read_text()) | {"classification_error": 0.25}))
+    folder.mkdir()
+    figure = {"value": 0.5, "low": 0.4, "high": 0.6}
+    (folder / "evaluation.json").write_text(json.dumps({"num_data": 3, "figures": {"classification_error": figure}}))
+    rows = table(says(capsys, "show", "plane"))
+    assert rows["classification error, validation"] == ["25.00%"]
+    assert rows["classification error"] == ["0.500 [0.40, 0.60]"]
 
 
 def test_a_run_that_did_not_end_shows_what_it_has(capsys, monkeypatch):

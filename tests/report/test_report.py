@@ -357,7 +357,7 @@ def test_a_regularizer_is_named(runs, tmp_path):
     assert "regularizer: null" in text
     config.write_text(text.replace("regularizer: null", "regularizer: {class: LabelLikelihood, weight: 3.0}"))
     (found,) = report(tmp_path, str(tmp_path / "run"), "--posteriors", "0")["subjects"]
-    assert found["about"]["regularizer"] == "LabelLikelihood()"
+    assert found["about"]["regularizer"] == "LabelLikelihood(weight 3.0)"
 
 
 def test_data_that_have_changed(runs, tmp_path):
