@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ppl_vae import plots
-from ppl_vae._distributions import centre
+from ppl_vae._distributions import expectation
 from ppl_vae._team import Team
 from ppl_vae._tensors import moved
 from ppl_vae.cli import writing
@@ -89,7 +89,7 @@ def _moments(vae: VAE, rows: Rows, device: torch.device, team: Team) -> Iterator
             std = q.stddev
         except (NotImplementedError, AttributeError):
             std = None
-        return {"mean": centre(q), "std": std, **ids}
+        return {"mean": expectation(q), "std": std, **ids}
 
     blocks = rows.blocks()
     while some := list(itertools.islice(blocks, team.size)):

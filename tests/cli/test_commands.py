@@ -19,10 +19,13 @@ from archives import arrays_of
 from PIL import Image
 from short_runs import without_pictures
 
-from ppl_vae import cli, data, load_run
+from ppl_vae import VAE, cli, data, likelihoods, load_run, posteriors, priors
+from ppl_vae._team import Team
 from ppl_vae.cli import opening, words, writing
-from ppl_vae.cli.rows import BATCH
+from ppl_vae.cli.encode import _moments
+from ppl_vae.cli.rows import BATCH, Rows
 from ppl_vae.evaluation.paths import interpolate, path
+from ppl_vae.networks import MLP
 from ppl_vae.training import checkpoints
 
 SHORT = ["--epochs", "2", "--likelihood.network.hidden", "[8]", "--posterior.network.hidden", "[8]"]
@@ -555,6 +558,31 @@ def test_great_circles_from_the_origin_are_straight_and_opposite_ones_refused():
     for steps in (1, 2.0, True):
         with pytest.raises(ValueError, match="num_steps"):
             path(b, b, steps)
+
+
+@pytest.mark.parametrize(
+    ("prior", "posterior", "ways"),
+    [
+        (priors.StandardNormal(3), posteriors.DiagonalNormal, (True, True)),
+        (priors.HypersphericalUniform(3), posteriors.PowerSpherical, (False, True)),
+        (priors.BernoulliVector(3), posteriors.BernoulliVector, (False, False)),
+    ],
+)
+def test_means_are_those_of_q_and_paths_stay_where_latents_are(prior, posterior, ways):
+    vae = VAE((6,), prior=prior, likelihood=likelihoods.Bernoulli(MLP([4])), posterior=posterior(MLP([4])))
+    x = torch.randint(2, (4, 6)).float()
+    rows = Rows("x", (data.Split((x,)),), (np.full(4, "test"),))
+    (found,) = _moments(vae, rows, torch.device("cpu"), Team.present())
+    draws = vae.q_z(x).sample((4000,))
+    error = (draws.mean(0) - found["mean"]) / (draws.std(0) / 4000**0.5)
+    assert error.abs().max() < 5
+    for spherical, there in zip((False, True), ways, strict=True):
+        if there:
+            z = interpolate(vae, x[:1], x[1:2], 5, spherical=spherical).z
+            assert vae.p_z().support.check(z).all()
+        else:
+            with pytest.raises(ValueError, match="interpolate: the prior lives on"):
+                interpolate(vae, x[:1], x[1:2], 5, spherical=spherical)
 
 
 def test_data_of_another_shape_are_refused():
