@@ -18,7 +18,7 @@ from ppl_vae.cli import writing
 from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
 from ppl_vae.cli.options import execute_shared
 from ppl_vae.cli.rows import Rows
-from ppl_vae.plots.latent import MOST_CLASSES
+from ppl_vae.plots.latent import MOST_CLASSES, names_of
 from ppl_vae.vae import VAE
 
 EXAMPLE = """\
@@ -76,7 +76,9 @@ def encode(
     mean, labels = zip(*((block["mean"], block["labels"]) for block in blocks), strict=True)
     told = None if labels[0] is None else torch.cat(labels)
     told = told if told is not None and len(told.unique()) <= MOST_CLASSES else None
-    return [writing.save_picture(path, plots.latent_scatter(torch.cat(mean), told, caveat=run.foot(rows)))]
+    names = None if told is None else names_of(rows.joined)
+    figure = plots.latent_scatter(torch.cat(mean), told, class_names=names, caveat=run.foot(rows))
+    return [writing.save_picture(path, figure)]
 
 
 @torch.no_grad()

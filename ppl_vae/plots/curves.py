@@ -217,7 +217,11 @@ def training_race(race: Race, *, caveat: str | None = None) -> Figure:
     if seeds > 1 and len(race.contenders) <= BANDS:
         over += "; bands: 95% intervals of the means"
     never = [labels[run.key] for run in race.runs if run.failed and not run.points]
-    of = f"Evaluated on {race.settings['split']} data" if "split" in race.settings else None
+    of = (
+        f"Evaluated on {race.settings['evaluation_size']:,} {race.settings['split']} data"
+        if "split" in race.settings
+        else None
+    )
     return write_foot(figure, caveat, of, over, naming("Failed at the start, without a point", never))
 
 
