@@ -203,6 +203,19 @@ def test_labels_that_are_no_classes_are_left_alone(vae, digits, tmp_path):
     assert draw(vae, x, found, tmp_path, labels=odd.labels[:12])
 
 
+def test_bins_that_mean_nothing_are_told():
+    vae = VAE(
+        (3,),
+        prior=priors.StandardNormal(1),
+        likelihood=likelihoods.Bernoulli(networks.MLP([4])),
+        posterior=posteriors.DiagonalNormal(networks.MLP([4])),
+    )
+    few = {"gap_size": 0, "importance_size": 0, "imputation_size": 0}
+    found = evaluate(vae, vae.sample(8, mean=False), bins=256, **few)
+    assert "bits_per_dim" not in found.figures
+    assert any("no bits per dimension: bins is 256 with the discrete" in note for note in found.notes)
+
+
 def test_pictures_of_the_first_data_say_so(vae, digits, found, monkeypatch, tmp_path):
     shown = {}
     monkeypatch.setattr(pictures, "_of_latents", lambda *_: {})
