@@ -11,15 +11,16 @@ from ppl_vae import _files
 from ppl_vae.configuration import _yaml
 
 NOT_FIGURES = ("stopped", "seconds", "caveat", "best_epoch", "why_eager", "epoch", "step")  # entries of result.json
-TOLD = ("latent_dim", "activation", "scale", "num_particles", "lr")  # arguments that a piece's short form names
+# arguments that a piece's short form names
+TOLD = ("latent_dim", "activation", "scale", "num_particles", "beta", "nats", "weight", "lr", "gamma")
 
-ROLES = ("prior", "likelihood", "posterior", "classifier", "objective", "regularizer", "optimizer")
+ROLES = ("prior", "likelihood", "posterior", "classifier", "objective", "regularizer", "optimizer", "scheduler")
 FIGURES = {  # the title of each, and its number format
     "validation_elbo": ("ELBO, validation", ".2f"),
     "validation_bound": ("bound, validation", ".2f"),
     "validation_kl": ("KL, validation", ".2f"),
     "reconstruction_error": ("reconstruction error", ".3f"),
-    "classification_error": ("classification error", ".2%"),
+    "classification_error": ("classification error, validation", ".2%"),
     "elbo": ("ELBO, training", ".2f"),
 }
 
@@ -36,11 +37,11 @@ def describe(path: Path) -> Record:
 
     Returns:
         ``run``, ``damage`` (what could not be read of its metrics, or None), ``data``, ``fingerprint``, ``prior``,
-        ``likelihood``, ``posterior``, ``classifier``, ``objective``, ``regularizer``, ``optimizer``, ``epochs``,
-        ``epochs_planned``, ``best_epoch``, ``state``, ``figures`` (of the last or chosen epoch), ``seconds``, ``seed``,
-        ``compile``, ``device``, ``caveat``, ``config`` (the whole of it) ``evaluation`` (by name, with value, low,
-        high), ``evaluated`` (``data``, ``num_data``, ``fingerprint`` of these, ``checkpoint`` if one was named) and
-        ``exact`` (whether log p(x) is).
+        ``likelihood``, ``posterior``, ``classifier``, ``objective``, ``regularizer``, ``optimizer``, ``scheduler``,
+        ``epochs``, ``epochs_planned``, ``best_epoch``, ``state``, ``figures`` (of the last or chosen epoch),
+        ``seconds``, ``seed``, ``compile``, ``device``, ``caveat``, ``config`` (the whole of it) ``evaluation`` (by
+        name, with value, low, high), ``evaluated`` (``data``, ``num_data``, ``fingerprint`` of these, ``checkpoint`` if
+        one was named) and ``exact`` (whether log p(x) is).
 
     Raises:
         ValueError: If a file cannot be read.

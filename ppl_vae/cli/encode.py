@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from ppl_vae import plots
-from ppl_vae._distributions import centre
+from ppl_vae._distributions import expectation
 from ppl_vae._team import Team
 from ppl_vae._tensors import moved
 from ppl_vae.cli import writing
 from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
 from ppl_vae.cli.options import execute_shared
 from ppl_vae.cli.rows import Rows
-from ppl_vae.plots.latent import MOST_CLASSES
+from ppl_vae.plots.latent import MOST_CLASSES, names_of
 from ppl_vae.vae import VAE
 
 EXAMPLE = """\
@@ -76,7 +76,9 @@ def encode(
     mean, labels = zip(*((block["mean"], block["labels"]) for block in blocks), strict=True)
     told = None if labels[0] is None else torch.cat(labels)
     told = told if told is not None and len(told.unique()) <= MOST_CLASSES else None
-    return [writing.save_picture(path, plots.latent_scatter(torch.cat(mean), told, caveat=run.foot(rows)))]
+    names = None if told is None else names_of(rows.joined)
+    figure = plots.latent_scatter(torch.cat(mean), told, class_names=names, caveat=run.foot(rows))
+    return [writing.save_picture(path, figure)]
 
 
 @torch.no_grad()
@@ -89,7 +91,7 @@ def _moments(vae: VAE, rows: Rows, device: torch.device, team: Team) -> Iterator
             std = q.stddev
         except (NotImplementedError, AttributeError):
             std = None
-        return {"mean": centre(q), "std": std, **ids}
+        return {"mean": expectation(q), "std": std, **ids}
 
     blocks = rows.blocks()
     while some := list(itertools.islice(blocks, team.size)):

@@ -19,6 +19,7 @@ from ppl_vae.cli.rows import Rows
 from ppl_vae.cli.telling import not_drawn, teller
 from ppl_vae.evaluation import pictures
 from ppl_vae.evidence.log_evidence import Method
+from ppl_vae.plots.latent import names_of
 
 EXAMPLE = """\
 ppl-vae evaluate runs/digits                         all test data; runs/digits/evaluation
@@ -107,7 +108,9 @@ def evaluate(
     _files.write(folder / "per_datum.npz", lambda file: np.savez(file, **arrays))
     tell("pictures")
     labels = None if rows.labels is None else rows.labels[:n]
-    drawn = pictures.draw(run.vae, columns[0][:n], found, folder, labels=labels, caveat=run.foot(rows))
+    part = f"The first {n:,} of {len(rows):,} data" if n < len(rows) else None
+    shown: dict[str, Any] = {"labels": labels, "class_names": names_of(rows.joined), "caveat": run.foot(rows, part)}
+    drawn = pictures.draw(run.vae, columns[0][:n], found, folder, **shown)
     tell("")
     written = [f"file: {folder / name}" for name in ("evaluation.json", "per_datum.npz")]
     otherwise = "they need a normal q(z|x), and the latter images and log p(x) by quadrature"

@@ -57,7 +57,7 @@ def interpolate(
         pairs: How many pairs, if neither --from and --to nor --z sets them.
         steps: Points on each path, both ends included.
         spherical: true to take the great circle instead of the straight line; the length of z then changes evenly from
-            one end to the other.
+            one end to the other. Latents on the unit sphere need it; between discrete latents there is no path.
         label: For a conditional model, the label to encode and decode under.
         split: train, validation, test, or all in the order of the source; by default all rows of a file or folder
             given with --data, else test (or another split if test has no rows).
@@ -76,6 +76,7 @@ def interpolate(
         if data_options.given or split is not None or from_ is not None or to is not None:
             raise ValueError("--z was given beside data; expected either latents or --from, --to, --split and --data")
         points = _points(z, vae.latent_shape)
+        latent_paths.check_has_ways(vae, spherical)
         way = latent_paths.path(points[:-1], points[1:], steps, spherical=spherical)
         found, ends, index, rows = latent_paths.Interpolation(way, vae.decode(way)), None, None, None
     else:

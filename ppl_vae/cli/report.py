@@ -95,7 +95,7 @@ def report(
 def _subject(path: Path, options: DataOptions, device: str, split: SplitName | None) -> reports.Subject:
     """Return what a folder holds, and sentences on what it does not."""
     folder = path.parent if path.is_file() else path
-    found = reports.Subject(str(folder))
+    found = reports.Subject(str(path))
     found.comparisons = _comparisons(folder, found.absent)
     if not (folder / "run.json").is_file():
         found.absent.append("This is the folder of a comparison, and of no run: there is no model.")

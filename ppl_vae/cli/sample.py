@@ -54,7 +54,7 @@ def sample(
         run: The run.
         size: How many data to draw.
         mean: true for the means of p(x|z), false for draws from it.
-        label: For a conditional model, the label to draw under; by default all labels in turn, ten of each.
+        label: For a conditional model, the label to draw under; by default labels in turn, ten of each.
         seed: The seed of the draws, an integer from 0.
         out: The file: .png for a picture; .npz for x, z and, of a conditional model, labels; .csv or .parquet for one
             column a number of them, those of a table under their own names (x_1, ... where one has the name of another

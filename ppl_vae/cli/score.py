@@ -16,6 +16,7 @@ from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
 from ppl_vae.cli.options import execute_shared, several
 from ppl_vae.cli.telling import teller
 from ppl_vae.evidence.log_evidence import Method, log_evidence
+from ppl_vae.programs import SemiSupervisedVAE
 
 EXAMPLE = """\
 ppl-vae score runs/digits                             log p(x) of the test data, runs/digits/score.csv
@@ -45,9 +46,10 @@ def score(
 ) -> list[str]:
     """Write log p(x) of each datum in nats, its error, and its rank: 1 is the least probable, the most unusual.
 
-    A conditional model scores log p(x|y). Where log p(x) is not exact it is a stochastic lower bound, whose error is
-    infinite where it is unreliable. Training data score better than new data. A rank compares rows in which as many
-    values are there. An unusual datum need not have a low score: a plain image can be more probable than any digit.
+    A conditional model scores log p(x|y), a semi-supervised one log p(x, y), or log p(x) of a row without label. Where
+    log p(x) is not exact it is a stochastic lower bound, whose error is infinite where it is unreliable. Training data
+    score better than new data. A rank compares rows in which as many values are there. An unusual datum need not have a
+    low score: a plain image can be more probable than any digit.
 
     Args:
         run: The run.
@@ -90,7 +92,9 @@ def score(
     rank[order] = torch.arange(1, len(order) + 1)
     told = {name: _joined([about[name] for _, about in blocks]) for name in blocks[0][1]}
     kind = {"exact": "exact", "lower": "a stochastic lower bound", "upper": "a stochastic upper bound"}[found.kind]
-    what = "log p(x|y)" if y else "log p(x)"
+    what, unlabelled = "log p(x|y)" if y else "log p(x)", 0
+    if y and isinstance(vae := run.vae, SemiSupervisedVAE):
+        what, unlabelled = "log p(x, y)", int((~vae.one_hot(y[0]).any(-1)).sum())
     first = ", ".join(str(told["rows" if told["ids"] is None else "ids"][i].item()) for i in order[:_NAMED])
     lines = [
         f"{len(x)} data of {rows.name}: {what} by {found.method} ({kind}), mean {found.mean:.3f} nats, "
@@ -99,6 +103,10 @@ def score(
     ]
     if run.caveat:
         lines.append(f"caveat: {run.caveat}")
+    if unlabelled:
+        lines.append(
+            f"note: {unlabelled} of {len(x)} rows have no label: theirs is log p(x), so that ranks compare unlike rows"
+        )
     if "train" in told["splits"]:
         lines.append("note: the model was fitted to the training rows, which score better than new data would")
     if x.flatten(1).isnan().any():

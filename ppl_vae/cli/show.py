@@ -11,7 +11,7 @@ from itertools import zip_longest
 from typing import Any
 
 from ppl_vae._interval import Interval
-from ppl_vae._records import FIGURES, TOLD, Record, describe
+from ppl_vae._records import FIGURES, ROLES, TOLD, Record, describe
 from ppl_vae._validation import did_you_mean
 from ppl_vae.cli.errors import bad_input
 from ppl_vae.cli.prose import fit
@@ -28,8 +28,8 @@ validation data, in units of x. Of an evaluation (ppl-vae evaluate): value [low,
 not have. Options (--batch_size) are listed at the end where the runs differ in them.
 
 Rows in which all runs are equal are left out, and one line says what they share. The best run has a star where its
-evaluation allows to say so: on the same data, its 95% interval of log p(x), or of the ELBO where log p(x) is only
-estimated, lies above those of all others.
+evaluation allows to say so: on the same data and of one likelihood, its 95% interval of log p(x), or of the ELBO
+where log p(x) is only estimated, lies above those of all others.
 
 options:
   RUN...  Runs' folders, or their names under runs; a column each, in as many blocks as the terminal's width needs.
@@ -83,12 +83,11 @@ def _rows(records: Sequence[Record]) -> dict[str, list[str]]:
 
     rows = {
         "data": cells(lambda r: _data(r["data"])),
-        **{role: cells(lambda r, role=role: r[role] or MISSING) for role in ("prior", "likelihood", "posterior")},
-        **(
-            {"classifier": cells(lambda r: r["classifier"] or MISSING)} if any(r["classifier"] for r in records) else {}
-        ),
-        "objective": cells(lambda r: r["objective"] or MISSING),
-        "optimizer": cells(lambda r: r["optimizer"] or MISSING),
+        **{
+            role: cells(lambda r, role=role: r[role] or MISSING)
+            for role in ROLES
+            if role not in ("classifier", "regularizer", "scheduler") or any(r[role] for r in records)
+        },
         "epochs": cells(_epochs),
     }
     for name, (title, form) in FIGURES.items():
@@ -160,6 +159,9 @@ def _best(records: Sequence[Record]) -> tuple[str | None, int | None, list[str]]
         return row, None, [f"no best by {title}: the evaluations were made on different data"]
     if any(r["caveat"] for r in some):
         return row, None, [f"no best by {title}: the values are no likelihoods, as the caveat says"]
+    if len(kinds := sorted({r["likelihood"].partition("(")[0] for r in some if r["likelihood"]})) > 1:
+        why = f"different likelihoods ({', '.join(kinds)}) compare only if all are probabilities or all are densities"
+        return row, None, [f"no best by {title}: {why}"]
     first, *rest = sorted(found, key=lambda i: -found[i]["value"])
     near = [records[i]["run"] for i in rest if found[i]["high"] >= found[first]["low"]]
     value = f"{records[first]['run']}, {_interval(found[first])}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_vae._distributions import measure
 from ppl_vae._home import at_home
 from ppl_vae._validation import is_integer
 from ppl_vae.vae import VAE
@@ -54,7 +55,8 @@ def interpolate(
         The latents, (pairs, num_steps, latent), and the means of p(x|z) there, (pairs, num_steps, *x_shape).
 
     Raises:
-        ValueError: If the data do not pair up or do not have the model's shape; else as `path`.
+        ValueError: If the data do not pair up or do not have the model's shape, or the path would leave the set on
+            which the prior lives; else as `path`.
 
     Example:
         >>> from ppl_vae import likelihoods, posteriors, priors
@@ -73,8 +75,23 @@ def interpolate(
                 f"interpolate: {name} has shape {tuple(x.shape)}; expected {(len(x_from), *vae.x_shape)}, as many data "
                 "at both ends, of the model's shape"
             )
+    check_has_ways(vae, spherical)
     z = path(vae.encode(x_from), vae.encode(x_to), num_steps, spherical=spherical)
     return Interpolation(z, vae.decode(z))
+
+
+def check_has_ways(vae: VAE, spherical: bool) -> None:
+    """Refuse paths that leave the set on which the prior lives.
+
+    Raises:
+        ValueError: If the latents are discrete, or on a sphere or simplex and the path is of the other kind.
+    """
+    where = measure(vae.p_z())
+    if where == "a discrete set":
+        raise ValueError(f"interpolate: the prior lives on {where}, and there are no latents between its points")
+    if where == ("the simplex" if spherical else "the unit sphere"):
+        way = "great circles" if spherical else "straight lines"
+        raise ValueError(f"interpolate: the prior lives on {where}, which {way} leave; set spherical {not spherical}")
 
 
 @at_home("z_from", "z_to", program=None)

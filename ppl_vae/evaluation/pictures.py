@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from ppl_vae.evaluation.true_posterior import log_posterior_grid
 from ppl_vae.evidence.densities import VAEDensities
 from ppl_vae.evidence.normals import Normals
 from ppl_vae.evidence.results import Evidence
+from ppl_vae.plots.figure import join
 from ppl_vae.plots.latent import MOST_CLASSES
 from ppl_vae.vae import VAE
 
@@ -37,6 +39,7 @@ def draw(
     folder: str | Path,
     *,
     labels: Tensor | None = None,
+    class_names: Mapping[int, str] | None = None,
     caveat: str | None = None,
 ) -> list[Path]:
     """Draw the pictures of an evaluation into a folder, in place of those of an earlier one, and return their paths.
@@ -52,10 +55,9 @@ def draw(
         evaluation: The result of `evaluate` for these data.
         folder: An existing folder.
         labels: The labels of the data, (n,).
+        class_names: The name of each label.
         caveat: A text under every picture, such as the run, the data set and its split.
     """
-    for name in _ALL:
-        (Path(folder) / f"{name}.png").unlink(missing_ok=True)
     figures: dict[str, Any] = {}
     densities, bound, evidence = VAEDensities(vae), evaluation.bound, evaluation.evidence
     image = x.dim() == 3 or (x.dim() == 4 and x.shape[1] in (1, 3))
@@ -70,13 +72,18 @@ def draw(
     if evaluation.gaps is not None:
         split = evaluation.gaps
         some = None if classes is None else classes[: len(split.gap)]
-        intervals = None if some is None else _by_class(split.gap, some)
         figures["gaps"] = plots.gaps_by_class(
-            split.approximation_gap, split.amortisation_gap, some, intervals=intervals, caveat=caveat
+            split.approximation_gap,
+            split.amortisation_gap,
+            some,
+            intervals=None if some is None else _by_class(split.gap, some),
+            class_names=None if some is None else class_names,
+            caveat=join(caveat, _first(len(split.gap), len(x))),
         )
     by_particles = evaluation.sampled or (evidence if evidence.method == "importance" else None)
     if by_particles is not None:
-        figures["particles"] = _by_particles(evaluation, by_particles, caveat)
+        note = join(caveat, _first(len(by_particles), len(x)))
+        figures |= _by_particles(evaluation, by_particles, note)
     rate, distortion, mean = (cast(Interval, evaluation.figures[n]) for n in ("rate", "distortion", "log_evidence"))
     figures["rate_distortion"] = plots.rate_distortion(
         {"this model": [rate.value, distortion.value]},
@@ -86,7 +93,14 @@ def draw(
     )
     if vae.y_shape is None:
         figures |= _of_latents(densities, x, evaluation, classes, image, caveat)
-    return [plots.save(figure, Path(folder) / f"{name}.png") for name, figure in figures.items()]
+    saved = [plots.save(figure, Path(folder) / f"{name}.png") for name, figure in figures.items()]
+    for name in set(_ALL) - set(figures):
+        (Path(folder) / f"{name}.png").unlink(missing_ok=True)
+    return saved
+
+
+def _first(n: int, total: int) -> str | None:
+    return f"Here the first {n:,} of these {total:,} data" if n < total else None
 
 
 def _of_latents(
@@ -125,16 +139,18 @@ def _by_class(values: Tensor, labels: Tensor) -> dict[int, Interval]:
     }
 
 
-def _by_particles(evaluation: Evaluation, sampled: Evidence, caveat: str | None) -> Any:
-    """Draw the estimates at each K on the sampled data, beside the exact mean of the same data."""
+def _by_particles(evaluation: Evaluation, sampled: Evidence, caveat: str | None) -> dict[str, Any]:
+    """Draw the estimates at each K on the sampled data, beside the exact mean of the same data, if two are finite."""
     n, prefix = len(sampled), "log_evidence_"
     found: dict[str, Any] = {name: value for name, value in sampled.details.items() if name.startswith(prefix)}
     estimates: dict[int, Tensor] = {int(name.removeprefix(prefix)): value for name, value in found.items()}
     columns = [*estimates.values(), evaluation.bound.elbo[:n], evaluation.evidence.log_evidence[:n]]
     finite = torch.stack(columns).isfinite().all(0)
+    if finite.sum() < 2:
+        return {}
     *values, elbo, truth = (interval(column[finite]) for column in columns)
     exact = evaluation.evidence.kind == "exact"
-    return plots.evidence_by_particles(
+    figure = plots.evidence_by_particles(
         list(estimates),
         [v.value for v in values],
         values,
@@ -145,6 +161,7 @@ def _by_particles(evaluation: Evaluation, sampled: Evidence, caveat: str | None)
         elbo_interval=elbo,
         caveat=caveat,
     )
+    return {"particles": figure}
 
 
 def _true_posteriors(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -87,7 +87,7 @@ def evaluate(
             usual estimate, is run beside an exact answer; 0 for none.
         imputation_size: The number of first data to impute, with half of their values missing at random; 0 for none.
         bins: The levels of dequantised data, for bits per dimension. A split that was dequantised by ``ppl_vae.data``
-            knows them; discrete data have none.
+            knows them; discrete data have none, and a note says so where they are given.
         seed: The seed of all draws; the global random state is left alone.
         progress: A function that is called with the name of each part as it begins.
         team: The processes that share the work: the data of log p(x), and the other parts among them. Each gets the
@@ -263,13 +263,17 @@ def _evaluate(
         for values in results["labels"][0]:
             figures |= _over_data(values, seed)
         notes.append(f"figures without label are those of the first {min(num_bounds, len(x))} data")
-    bins = data.bins if bins is None else bins
-    with suppress(ValueError), untouched_random_state():  # where they mean nothing
-        p_x = densities.likelihood(densities.prior_sample(x[:1], 1)[0])  # at any z: only its support counts
+    try:
+        with untouched_random_state():
+            p_x = densities.likelihood(densities.prior_sample(x[:1], 1)[0])  # at any z: only its support counts
         log_p_x = found.log_evidence
         if isinstance(vae, SemiSupervisedVAE) and y is not None:
             log_p_x = log_p_x - label_log_prob(vae, y)  # the label's bits are none of x
-        figures |= _over_data({"bits_per_dim": bits_per_dim(log_p_x, x, p_x, bins=bins)}, seed)
+        bits = bits_per_dim(log_p_x, x, p_x, bins=data.bins if bins is None else bins)
+        figures |= _over_data({"bits_per_dim": bits}, seed)
+    except ValueError as error:  # where they mean nothing
+        if bins is not None:
+            notes.append(f"there are no bits per dimension: {str(error).removeprefix('bits_per_dim: ')}")
     if imputation_size:
         imputed, more = results["imputation"]
         figures |= imputed

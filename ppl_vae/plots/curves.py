@@ -217,7 +217,9 @@ def training_race(race: Race, *, caveat: str | None = None) -> Figure:
     if seeds > 1 and len(race.contenders) <= BANDS:
         over += "; bands: 95% intervals of the means"
     never = [labels[run.key] for run in race.runs if run.failed and not run.points]
-    of = f"Evaluated on {race.settings['split']} data" if "split" in race.settings else None
+    of, known = None, race.settings
+    if {"evaluation_size", "split"} <= known.keys():
+        of = f"Evaluated on {known['evaluation_size']:,} {known['split']} data"
     return write_foot(figure, caveat, of, over, naming("Failed at the start, without a point", never))
 
 

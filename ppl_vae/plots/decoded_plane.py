@@ -13,7 +13,6 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ppl_vae.plots.arguments import ArrayLike, to_array
-from ppl_vae.plots.figure import write_labels
 from ppl_vae.plots.mosaics import image_figure, to_mosaic, to_tiles
 from ppl_vae.plots.style import styled
 
@@ -93,7 +92,8 @@ def latent_grid(
     limits = low - half, high + half
     axes.images[0].set_extent((limits[0] + x, limits[1] - x, limits[0] + y, limits[1] - y))
     axes.set(xlim=limits, ylim=limits)
-    write_labels(axes, x="$z_1$", y="$z_2$", labelpad=2)
+    axes.set_xlabel("$z_1$", labelpad=2)
+    axes.set_ylabel("$z_2$", labelpad=2)
     for axis in (axes.xaxis, axes.yaxis):  # not locator_params, which would move the limits
         axis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
     return figure

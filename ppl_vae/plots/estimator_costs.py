@@ -18,6 +18,8 @@ from ppl_vae.plots.style import TEXT_SIZE, styled
 if TYPE_CHECKING:
     from ppl_vae.comparison import Comparison, Row
 
+MARKS = f"{MARKERS}PX*<hpd"  # of K
+
 
 @styled
 def cost_of_precision(comparison: Comparison, *, caveat: str | None = None) -> Figure:
@@ -128,7 +130,7 @@ class _Chart:
     def __init__(self, comparison: Comparison, rows: Sequence[Row], panels: int) -> None:
         self.rows, self.styles = rows, styles_of_rows(comparison, rows)
         several = sorted({row.num_particles for row in rows})
-        self.marks = {k: MARKERS[i % len(MARKERS)] for i, k in enumerate(several)}
+        self.marks = {k: MARKS[i % len(MARKS)] for i, k in enumerate(several)}
         each = max(0.2, 0.085 * len(several) + 0.07)  # inches
         self.figure = new_figure(WIDTH if panels > 1 else 5.6, each * len(self.styles) + 0.85, w_pad=0.04)
         self.axes: list[Axes] = list(self.figure.subplots(1, panels, squeeze=False, sharey=True)[0])

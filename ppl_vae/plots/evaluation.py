@@ -86,24 +86,27 @@ def evidence_histogram(
     row_height = WIDTH / max(columns, 7) * 0.85 + line_height + 0.12 if rows else 0.0
     figure = new_figure(WIDTH, 2.9 + rows * row_height)
     gridspec = figure.add_gridspec(1 + rows, max(columns, 1), height_ratios=[2.9, *[row_height] * rows])
-    _draw_histograms(figure.add_subplot(gridspec[0, :]), dict(zip(series, kept, strict=True)), marks)
+    marked = _draw_histograms(figure.add_subplot(gridspec[0, :]), dict(zip(series, kept, strict=True)), marks)
     for i, tile in enumerate(tiles):
         axes = figure.add_subplot(gridspec[1 + i // 10, i % 10], xticks=[], yticks=[])
         axes.imshow(tile, **GREY)
         axes.spines[:].set_visible(False)
         lines = [number(marks[i]), *([worst_captions[i]] if worst_captions else [])]
         axes.set_xlabel("\n".join(lines), fontsize=SMALL_SIZE, labelpad=2)
-    below = "The worst data and their log p(x) in nats, which the short lines on the axis mark." if len(tiles) else None
+    which = "which" if marked == len(tiles) else f"of which {marked}"
+    where = f", {which} the short lines on the axis mark" if marked else ", all outside the picture above"
+    below = f"The worst data and their log p(x) in nats{where}." if len(tiles) else None
     return write_foot(figure, caveat, below, missing, note)
 
 
-def _draw_histograms(axes: Axes, series: Mapping[str, np.ndarray], marks: np.ndarray) -> None:
+def _draw_histograms(axes: Axes, series: Mapping[str, np.ndarray], marks: np.ndarray) -> int:
+    """Draw the histograms and those of the marks that lie within them, and return how many these are."""
     everything = np.concatenate(list(series.values()))
     low, high = np.quantile(everything, 0.005), everything.max()
     if len(marks) and marks.min() > low - 0.5 * (high - low):
         low = min(low, marks.min())
     shown = everything[everything >= low]
-    spread = np.subtract(*np.quantile(shown, [0.75, 0.25]))
+    spread = np.subtract(*np.quantile(shown, [0.75, 0.25])) or shown.std()  # where most are equal
     width = 2 * spread / (len(everything) / len(series)) ** (1 / 3)  # Freedman & Diaconis
     count = int(np.clip((high - low) / width, 8, 70)) if width > 0 else 1
     if high == low:
@@ -126,6 +129,7 @@ def _draw_histograms(axes: Axes, series: Mapping[str, np.ndarray], marks: np.nda
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     write_legend(axes, handles, 2, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.5)
     tidy(axes, x="nats per datum", y="data")
+    return len(inside)
 
 
 @styled

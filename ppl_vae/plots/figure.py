@@ -108,9 +108,9 @@ def naming(words: str, names: Iterable[str]) -> str | None:
 
 
 def put_foot(figure: Figure, foot: str) -> None:
-    """Write text at the foot of a figure, where there is room for it."""
+    """Write text at the foot of a figure, where there is room for it; a $ is a letter there."""
     if foot:
-        figure.text(0.5, 0.04 / figure.get_figheight(), foot, ha="center", va="bottom", **NOTE)
+        figure.text(0.5, 0.04 / figure.get_figheight(), foot, ha="center", va="bottom", parse_math=False, **NOTE)
 
 
 def write_foot(figure: Figure, *sentences: str | None) -> Figure:

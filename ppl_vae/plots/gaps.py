@@ -111,7 +111,7 @@ def gaps_by_class(
         mean = float(parts.sum(0).mean())
         dashed: dict[str, Any] = {"color": "#555555", "linestyle": "--", "linewidth": 1.0}
         axes.axvline(mean, zorder=0, **dashed)
-        handles.append(key(f"all data: {number(mean, 2)}", **dashed))
+        handles.append(key(f"all classes: {number(mean, 2)}", **dashed))
     length = high - low or 1.0
     axes.set_xlim(low - (0.03 * length if low < 0 else 0.0), high + 0.24 * length)
     if low < 0:

@@ -22,6 +22,8 @@ from ppl_vae.plots.style import COLOURS, HALO, SMALL_SIZE, TEXT_SIZE, styled
 if TYPE_CHECKING:
     from jaxtyping import Shaped
 
+    from ppl_vae.data import Split
+
 CLASS_COLOURS = (*COLOURS, "#999999", "#332288")  # two more, the last from Paul Tol's muted scheme
 LONGEST = 24  # letters of a name
 FEW = 10  # points of a class, of which a name would hide too many
@@ -75,10 +77,10 @@ def latent_scatter(
     given = np.zeros(len(points), int) if labels is None else to_labels(labels, "latent_scatter: labels", len(points))
     classes, index = np.unique(given, return_inverse=True)
 
-    whole = [name_of_class(int(c), class_names, "latent_scatter") for c in classes]
-    names = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in whole]
+    names = [name_of_class(int(c), class_names, "latent_scatter") for c in classes]
     widest = max(map(len, (*names, LABEL.split(" ", 1)[1]))) * 0.56 * TEXT_SIZE / 72  # inches
     beside = 0.6 if labels is None else 0.95 + widest  # for the labels of the y axis, and the legend
+    beside += 0.3 * (len(classes) > len(CLASS_COLOURS))  # or the colour bar, whose label stands beside the names
     figure, axes, note = _plane(points, beside, tallest=6.0, above=0.55, limits=limits)
     order = np.random.default_rng(0).permutation(len(points))
     cmap, norm = _class_colours(classes)
@@ -225,11 +227,20 @@ def to_labels(labels: ArrayLike, name: str, count: int) -> np.ndarray:
 
 
 def name_of_class(value: int, names: Mapping[int, str] | Sequence[str] | None, function: str) -> str:
-    """Return the name of a class, which is its number where there are no names."""
+    """Return the name of a class, cut where it is long, which is its number where there are no names."""
     known = dict(enumerate(names)) if isinstance(names, Sequence) else names
     if known is not None and value not in known:
         raise ValueError(f"{function}: class_names have no name for class {value}")
-    return str(value if known is None else known[value])
+    name = str(value if known is None else known[value])
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+
+
+def names_of(split: Split) -> dict[int, str] | None:
+    """Return the name of each label, which is its number where it has no other; None where no label has a name."""
+    if split.labels is None or not split.label_names:
+        return None
+    words = (word.replace("$", r"\$") for word in split.label_names)  # no mathematics
+    return {int(c): str(int(c)) for c in split.labels.unique()} | dict(enumerate(words))
 
 
 def _places(classes: np.ndarray) -> list[int]:

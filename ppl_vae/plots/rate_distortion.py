@@ -147,7 +147,9 @@ def _set_limits(axes: Axes, paths: list[np.ndarray], corners: list[np.ndarray]) 
 def _draw_lines_of_equal_elbo(axes: Axes) -> None:
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     width, height = right - left, top - bottom
-    for total in MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(left + bottom, right + top):
+    totals = MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(left + bottom, right + top)
+    digits = max(0, math.ceil(-math.log10(totals[1] - totals[0]) - 1e-6))  # of a step
+    for total in totals:
         if not left + bottom < total < right + top:
             continue
         axes.axline((total - bottom, bottom), slope=-1, color=LINE_COLOUR, linewidth=0.8, zorder=1)
@@ -157,7 +159,7 @@ def _draw_lines_of_equal_elbo(axes: Axes) -> None:
             x = left + 0.06 * width
             y = total - x
         if x < right - 0.04 * width and y > bottom + 0.05 * height:
-            words = number(-total, 0 if total == round(total) else 1)
+            words = number(-total, digits)
             look = CENTRED | {"fontsize": SMALL_SIZE, "color": "#666666", "bbox": PAPER | {"pad": 0.8}, "zorder": 2}
             along = {"rotation": -45, "rotation_mode": "anchor", "transform_rotates_text": True}
             axes.text(x, y, words, **look | along).set_in_layout(False)

@@ -121,14 +121,16 @@ def columns_of(vae: VAE, data: Split, size: int) -> tuple[Tensor, Tensor | None]
 
 
 def conditions_of(vae: VAE, data: Split, y: Tensor | None) -> tuple[Tensor | None, list[str] | None]:
-    """Return conditions to decode under, (c, k), with a name each: every label, or those of the first data."""
+    """Return conditions to decode under, (c, k), with a name each: every label, few numbers, or those of some data."""
     if vae.y_shape is None or y is None:
         return None, None
     (k,) = vae.y_shape
     one_hot = bool((((y == 0) | (y == 1)).all(1) & (y.sum(1) <= 1)).all())
-    if one_hot and k <= 50:
+    if one_hot and 1 < k <= 50:
         known = vae.conditions or data.conditions
         return torch.eye(k).to(y), [str(name) for name in known] if len(known) == k else [str(i) for i in range(k)]
+    if k == 1 and len(values := y.unique(dim=0)) <= 10:
+        return values, [f"{value:g}" for value in values[:, 0].tolist()]
     first = y[:10]
     return first, [f"that of datum {i + 1}" for i in range(len(first))]
 

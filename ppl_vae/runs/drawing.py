@@ -13,7 +13,7 @@ from ppl_vae._scopes import seeded
 from ppl_vae.data import Split
 from ppl_vae.data.streams import Stream
 from ppl_vae.plots.figure import about
-from ppl_vae.plots.latent import MOST_CLASSES, plane
+from ppl_vae.plots.latent import MOST_CLASSES, names_of, plane
 from ppl_vae.training import Run
 from ppl_vae.vae import VAE
 
@@ -54,10 +54,7 @@ def draw(run: Run, path: str | Path) -> list[Path]:
         if vae.latent_shape == (2,):
             means = torch.cat([vae.encode(*batch) for batch in split.batches(min(1000, len(split)), device=run.device)])
             labels = split.labels if split.labels is None or len(split.labels.unique()) <= MOST_CLASSES else None
-            more: dict[str, Any] = {"caveat": of_part}
-            if labels is not None and split.label_names:  # labels without a name keep their number
-                numbers = {int(c): str(int(c)) for c in labels.unique()}
-                more["class_names"] = numbers | dict(enumerate(split.label_names))
+            more: dict[str, Any] = {"caveat": of_part, "class_names": None if labels is None else names_of(split)}
             if run.data.is_image and vae.y_shape is None and means.isfinite().all():  # a grid is of one condition
                 points = _plane(vae, means)
                 images = as_images(vae.decode(points.reshape(-1, 2)))

@@ -19,10 +19,13 @@ from archives import arrays_of
 from PIL import Image
 from short_runs import without_pictures
 
-from ppl_vae import cli, data, load_run
+from ppl_vae import VAE, cli, data, likelihoods, load_run, posteriors, priors
+from ppl_vae._team import Team
 from ppl_vae.cli import opening, words, writing
-from ppl_vae.cli.rows import BATCH
+from ppl_vae.cli.encode import _moments
+from ppl_vae.cli.rows import BATCH, Rows
 from ppl_vae.evaluation.paths import interpolate, path
+from ppl_vae.networks import MLP
 from ppl_vae.training import checkpoints
 
 SHORT = ["--epochs", "2", "--likelihood.network.hidden", "[8]", "--posterior.network.hidden", "[8]"]
@@ -557,6 +560,31 @@ def test_great_circles_from_the_origin_are_straight_and_opposite_ones_refused():
             path(b, b, steps)
 
 
+@pytest.mark.parametrize(
+    ("prior", "posterior", "ways"),
+    [
+        (priors.StandardNormal(3), posteriors.DiagonalNormal, (True, True)),
+        (priors.HypersphericalUniform(3), posteriors.PowerSpherical, (False, True)),
+        (priors.BernoulliVector(3), posteriors.BernoulliVector, (False, False)),
+    ],
+)
+def test_means_are_those_of_q_and_paths_stay_where_latents_are(prior, posterior, ways):
+    vae = VAE((6,), prior=prior, likelihood=likelihoods.Bernoulli(MLP([4])), posterior=posterior(MLP([4])))
+    x = torch.randint(2, (4, 6)).float()
+    rows = Rows("x", (data.Split((x,)),), (np.full(4, "test"),))
+    (found,) = _moments(vae, rows, torch.device("cpu"), Team.present())
+    draws = vae.q_z(x).sample((4000,))
+    error = (draws.mean(0) - found["mean"]) / (draws.std(0) / 4000**0.5)
+    assert error.abs().max() < 5
+    for spherical, there in zip((False, True), ways, strict=True):
+        if there:
+            z = interpolate(vae, x[:1], x[1:2], 5, spherical=spherical).z
+            assert vae.p_z().support.check(z).all()
+        else:
+            with pytest.raises(ValueError, match="interpolate: the prior lives on"):
+                interpolate(vae, x[:1], x[1:2], 5, spherical=spherical)
+
+
 def test_data_of_another_shape_are_refused():
     vae = load_run("runs/plane")
     for ends in ((torch.zeros(2, 8, 8), torch.zeros(2, 8, 8)), (torch.zeros(2, 1, 8, 8), torch.zeros(3, 1, 8, 8))):
@@ -668,6 +696,7 @@ def test_rows_that_are_equal_are_left_out_and_said_in_a_line(capsys, monkeypatch
         ({"fingerprint": "b"}, "no best by log p(x): the evaluations were made on different data"),
         ({"fingerprint": None}, "* best by log p(x): runs/space, -20.00 [-21.0, -19.0]"),  # of an older version
         ({"kind": "estimate"}, "no best by the ELBO: the interval of the highest, runs/plane"),
+        ({"likelihood": "Normal"}, "no best by log p(x): different likelihoods (Bernoulli, Normal) compare only if"),
     ],
 )
 def test_the_best_is_marked_where_its_interval_says_so(changed, expected, capsys, monkeypatch):
@@ -680,9 +709,38 @@ def test_the_best_is_marked_where_its_interval_says_so(changed, expected, capsys
         Path("runs", name, "evaluation").mkdir(exist_ok=True)
         text = json.dumps(content | {"figures": {"log_evidence": figure, "elbo": elbo}})
         Path("runs", name, "evaluation/evaluation.json").write_text(text)
+    config = Path("runs/space/config.yaml")
+    text = config.read_text().replace("class: Bernoulli", f"class: {changed.get('likelihood', 'Bernoulli')}")
+    config.write_text(text)
     lines = says(capsys, "show", "plane", "space")
     assert any(line.startswith(expected) for line in lines), lines
     assert any(line.endswith(" *") for line in lines) == expected.startswith("*")
+
+
+def test_the_regularizer_and_the_scheduler_are_shown_where_a_run_has_one(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    assert {"regularizer", "scheduler"}.isdisjoint(table(says(capsys, "show", "plane", "--all")))
+    config = Path("runs/space/config.yaml")
+    made = {"regularizer": "{class: KLWeight, beta: 4.0}", "scheduler": "{class: ExponentialLR, gamma: 0.5}"}
+    text = config.read_text()
+    for role, piece in made.items():
+        text = text.replace(f"{role}: null", f"{role}: {piece}")
+    config.write_text(text)
+    rows = table(says(capsys, "show", "plane", "space"))
+    assert rows["regularizer"] == ["-", "KLWeight(beta 4.0)"]
+    assert rows["scheduler"] == ["-", "ExponentialLR(gamma 0.5)"]
+
+
+def test_errors_of_classification_in_training_and_in_the_evaluation_have_a_row_each(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    result, folder = Path("runs/plane/result.json"), Path("runs/plane/evaluation")
+    result.write_text(json.dumps(json.loads(result.read_text()) | {"classification_error": 0.25}))
+    folder.mkdir()
+    figure = {"value": 0.5, "low": 0.4, "high": 0.6}
+    (folder / "evaluation.json").write_text(json.dumps({"num_data": 3, "figures": {"classification_error": figure}}))
+    rows = table(says(capsys, "show", "plane"))
+    assert rows["classification error, validation"] == ["25.00%"]
+    assert rows["classification error"] == ["0.500 [0.40, 0.60]"]
 
 
 def test_a_run_that_did_not_end_shows_what_it_has(capsys, monkeypatch):

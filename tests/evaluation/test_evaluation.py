@@ -13,6 +13,7 @@ from short_runs import small_vae
 from torch import nn
 
 from ppl_vae import VAE, data, fit, likelihoods, networks, posteriors, priors
+from ppl_vae.evaluation import pictures
 from ppl_vae.evaluation.bootstrap import Interval
 from ppl_vae.evaluation.figures import UNITS
 from ppl_vae.evaluation.pictures import draw
@@ -200,6 +201,53 @@ def test_labels_that_are_no_classes_are_left_alone(vae, digits, tmp_path):
     assert any("no classes" in note for note in found.notes)
     x = digits.test.head(12).x
     assert draw(vae, x, found, tmp_path, labels=odd.labels[:12])
+
+
+def test_bins_that_mean_nothing_are_told():
+    vae = VAE(
+        (3,),
+        prior=priors.StandardNormal(1),
+        likelihood=likelihoods.Bernoulli(networks.MLP([4])),
+        posterior=posteriors.DiagonalNormal(networks.MLP([4])),
+    )
+    few = {"gap_size": 0, "importance_size": 0, "imputation_size": 0}
+    found = evaluate(vae, vae.sample(8, mean=False), bins=256, **few)
+    assert "bits_per_dim" not in found.figures
+    assert any("no bits per dimension: bins is 256 with the discrete" in note for note in found.notes)
+
+
+def test_pictures_of_the_first_data_say_so(vae, digits, found, monkeypatch, tmp_path):
+    shown = {}
+    monkeypatch.setattr(pictures, "_of_latents", lambda *_: {})
+    monkeypatch.setattr(pictures.plots, "save", lambda figure, path: shown.setdefault(path.stem, figure))
+    few = digits.test.head(60)
+    names = {i: f"digit {i}" for i in range(10)}
+    draw(vae, few.x, found, tmp_path, labels=few.labels, class_names=names, caveat="Run a")
+    for name, of in {
+        "gaps": " Here the first 10 of these 60 data.",
+        "particles": " Here the first 20 of these 60 data.",
+    }.items():
+        assert shown[name].texts[-1].get_text() == f"Run a.{of}"
+    assert all(word.get_text().startswith("digit ") for word in shown["gaps"].axes[0].get_yticklabels())
+    assert "Here" not in shown["evidence"].texts[-1].get_text()
+
+
+def test_a_picture_that_one_datum_cannot_give_is_left_out(tmp_path):
+    vae = LinearGaussian.random(latent_dim=1).vae()
+    x = vae.sample(12, mean=False)
+    found = evaluate(vae, x, gap_size=0, importance_size=1, imputation_size=0, num_particles=(4,))
+    (tmp_path / "particles.png").touch()
+    drawn = draw(vae, x, found, tmp_path)
+    assert {*tmp_path.iterdir()} == {*drawn}
+    assert "particles.png" not in {path.name for path in drawn}
+
+
+def test_earlier_pictures_stay_where_drawing_fails(vae, digits, found, monkeypatch, tmp_path):
+    (tmp_path / "gaps.png").touch()
+    monkeypatch.setattr(pictures.plots, "rate_distortion", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        draw(vae, digits.test.head(60).x, found, tmp_path)
+    assert (tmp_path / "gaps.png").exists()
 
 
 def test_one_datum_without_a_finite_value_does_not_end_the_evaluation(vae, digits, monkeypatch, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,7 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
 from torch import Tensor
 
-from ppl_vae import plots
+from ppl_vae import data, plots
+from ppl_vae.plots.figure import about
+from ppl_vae.plots.latent import names_of
 
 
 @pytest.fixture
@@ -400,6 +403,25 @@ def test_latent_grid_takes_a_flattened_grid(shape: tuple[int, ...]) -> None:
 def test_latent_grid_of_one_or_colour() -> None:
     assert mosaic(plots.latent_grid(torch.rand(1, 1, 4, 4))).shape == (4, 4)
     assert mosaic(plots.latent_grid(torch.rand(2, 2, 3, 4, 4))).shape == (9, 9, 3)
+
+
+def test_latent_grid_has_a_title() -> None:
+    assert plots.latent_grid(torch.rand(4, 1, 8, 8), high=2.0).axes[0].get_title() == "Decoded latent plane"
+
+
+def test_dollars_in_names_of_runs_and_labels_are_letters() -> None:
+    split = data.Split((torch.randn(20, 2),), torch.arange(20) % 2, label_names=("cost$_$", "$$"))
+    figure = plots.latent_scatter(split.x[:], split.labels, class_names=names_of(split), caveat=about("cost$_$", "$$"))
+    figure.draw_without_rendering()  # mathematics would be refused
+    assert names_of(replace(split, label_names=("a",))) == {0: "a", 1: "1"}
+
+
+def test_many_names_leave_room_for_what_they_are() -> None:
+    names = [f"a long name, number {i}" for i in range(13)]
+    figure = plots.latent_scatter(torch.randn(130, 2), torch.arange(130) % 13, class_names=names)
+    figure.draw_without_rendering()
+    label = figure.axes[0].child_axes[0].yaxis.label.get_window_extent()
+    assert label.x1 <= figure.bbox.width
 
 
 def test_latent_grid_must_be_square() -> None:

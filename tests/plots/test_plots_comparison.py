@@ -219,6 +219,11 @@ def test_one_k_has_no_exponent_and_many_estimators_no_quartiles():
 # Cost and values
 
 
+def test_every_k_has_a_mark_of_its_own():
+    keys = plots.cost_of_precision(grid(["IWAE"], particles=(1, 2, 4, 8, 16, 32))).legends[0].legend_handles
+    assert len({handle.get_marker() for handle in keys}) == 6
+
+
 def test_costs_are_marks_at_their_seconds_and_endless_ones_arrows():
     rows = [
         Row("IWAE", 8, seconds=measured(0.002), blocks={"encoder": block(cost=0.3)}),
@@ -296,8 +301,8 @@ def test_the_race_draws_means_bands_target_and_crosses():
     for axes in figure.axes:  # the bands lie below all curves, and are faint
         curves = [line.get_zorder() for line in axes.lines if line.get_linewidth() == 1.6]
         assert all(band.get_zorder() < min(curves) and band.get_alpha() <= 0.05 for band in axes.collections)
-    split = replace(race(runs), settings={"split": "validation"})
-    assert "Evaluated on validation data." in foot(plots.training_race(split))
+    split = replace(race(runs), settings={"split": "validation", "evaluation_size": 1200})
+    assert "Evaluated on 1,200 validation data." in foot(plots.training_race(split))
 
 
 def test_one_seed_and_many_contenders_have_no_bands():

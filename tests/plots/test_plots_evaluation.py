@@ -376,7 +376,7 @@ def test_bars_are_the_means_of_each_class_largest_first() -> None:
     assert axes.get_ylabel() == "class (data label)"
     (mean,) = [line for line in axes.lines if line.get_linestyle() == "--"]
     assert np.asarray(mean.get_xdata()).tolist() == [6.0, 6.0]
-    assert legend(axes.get_figure()) == ["approximation gap", "amortisation gap", "all data: 6.00"]  # type: ignore[arg-type]
+    assert legend(axes.get_figure()) == ["approximation gap", "amortisation gap", "all classes: 6.00"]  # type: ignore[arg-type]
 
 
 def test_bars_in_the_classes_own_order_and_with_names() -> None:
@@ -485,6 +485,19 @@ def test_the_worst_are_shown_with_their_values_and_marked() -> None:
     (marks,) = axes.collections
     np.testing.assert_allclose([xy(path)[0, 0] for path in marks.get_paths()], log_p[order].numpy(), rtol=1e-6)
     assert not axes.texts  # stretched, so that the marks are in the picture, and nothing lies below
+
+
+def test_the_foot_names_the_marks_that_are_drawn() -> None:
+    log_p = torch.cat([-400 - torch.arange(3.0), -100 - 15 * torch.rand(1000)])
+    worst = log_p[torch.tensor([2, 1, 0])]
+    assert "short lines" not in words(plots.evidence_histogram(log_p, torch.rand(3, 8, 8), worst))
+    worst[2] = log_p[3:].min()
+    assert "of which 1 the short lines" in words(plots.evidence_histogram(log_p, torch.rand(3, 8, 8), worst))
+
+
+def test_a_histogram_of_which_most_are_equal_has_bars() -> None:
+    bars = filled(plots.evidence_histogram(torch.cat([torch.full((800,), -10.0), -10 - 40 * torch.rand(200)])).axes[0])
+    assert len(bars[evaluation.EVIDENCE.lower()]) > 8
 
 
 def test_histograms_of_few_equal_or_missing_values() -> None:
@@ -605,6 +618,14 @@ def test_lines_of_equal_elbo_are_where_they_say() -> None:
         assert round(x + y) in totals
         assert axes.get_xlim()[0] < x < axes.get_xlim()[1]
         assert axes.get_ylim()[0] < y < axes.get_ylim()[1]
+
+
+def test_numbers_of_close_lines_have_the_digits_of_their_step() -> None:
+    axes = plots.rate_distortion({"one": [7.80, 124.90], "two": [7.86, 124.88]}).axes[0]
+    assert len(axes.texts) >= 3
+    for text in axes.texts:
+        x, y = text.get_position()
+        assert x + y == pytest.approx(-float(text.get_text().replace("−", "-")), abs=1e-9)
 
 
 def test_a_path_ends_in_its_point_and_starts_outside() -> None:

@@ -613,7 +613,13 @@ def test_the_commands_on_a_run(folder: Path, tmp_path: Path, capsys: pytest.Capt
     marginal = load_run(folder).score(data.load("digits").test.x[:5])
     np.testing.assert_allclose(arrays_of(tmp_path / "marginal.npz")["log_p"], marginal, atol=1e-4)
     run("reconstruct", folder, "--out", tmp_path / "r.npz")
+    capsys.readouterr()
     run("score", folder, "--size", "5", "--out", tmp_path / "p.npz")
+    out = capsys.readouterr().out
+    assert "5 data of digits, test: log p(x, y) by" in out
+    assert "no label" not in out
+    run("score", folder, "--split", "train", "--size", "1455", "--evidence", "quadrature", "--out", tmp_path / "t.npz")
+    assert "note: 1415 of 1455 rows have no label: theirs is log p(x)" in capsys.readouterr().out
     assert cli.main(["evaluate", str(folder), "--split", "train", "--size", "30"]) == 2
     assert "whose label is unknown" in capsys.readouterr().err
 

@@ -338,6 +338,22 @@ def test_curves_that_are_close_are_two_and_a_bound_that_is_the_elbo_is_one(opene
     assert "bound" not in text
 
 
+def test_a_mean_over_seeds_is_of_those_that_did_not_fail(opened, tmp_path):
+    one = Subject("race")
+    values = {"finished": [-150.0, -140.0, -130.0], "failed": [-1500.0, -1500.0]}
+    runs = [
+        {"name": "IWAE", "num_particles": 8, "seed": seed, "stopped": stopped, "reason": "diverged" * (seed == 2)}
+        | {"points": [{"step": 100 * i, "log_evidence": value} for i, value in enumerate(values[stopped])]}
+        for seed, stopped in enumerate(["finished", "finished", "failed"])
+    ]
+    one.comparisons = [{"kind": "race", "name": "race", "content": {"runs": runs}, "pictures": {}}]
+    write(tmp_path / "page.html", [one], command="test")
+    page = opened(tmp_path / "page.html")
+    low, high = page.evaluate("pplvae.charts[0].frame()")["y"]
+    assert -153 < low < -150 < -130 < high < -127
+    assert "Failed: IWAE at K = 8, seed 2: diverged." in page.locator("main").inner_text()
+
+
 def test_many_labels_keep_their_names(opened, tmp_path):
     one = subject("many", pv.likelihoods.Normal(), torch.rand(12, 7))
     one.data = Split(one.data.columns, torch.arange(12), label_names=tuple("abcdefghijkl"))

@@ -323,6 +323,14 @@ def test_a_file_that_is_missing(runs, tmp_path, name, said):
     assert found["evaluation"] is not None
 
 
+def test_two_checkpoints_of_a_run_have_names_of_their_own(runs, tmp_path):
+    shutil.copytree(runs / "line", tmp_path / "run")
+    shutil.copy(tmp_path / "run" / "checkpoint.pt", tmp_path / "run" / "early.pt")
+    both = [str(tmp_path / "run"), str(tmp_path / "run" / "early.pt")]
+    found = report(tmp_path, *both, "--posteriors", "0", "--size", "5")["subjects"]
+    assert [subject["name"] for subject in found] == both
+
+
 def test_a_comparison_that_cannot_be_read(runs, tmp_path):
     shutil.copytree(runs / "plane", tmp_path / "run")
     (tmp_path / "run" / "comparison" / "comparison.json").write_text("{")
@@ -357,7 +365,7 @@ def test_a_regularizer_is_named(runs, tmp_path):
     assert "regularizer: null" in text
     config.write_text(text.replace("regularizer: null", "regularizer: {class: LabelLikelihood, weight: 3.0}"))
     (found,) = report(tmp_path, str(tmp_path / "run"), "--posteriors", "0")["subjects"]
-    assert found["about"]["regularizer"] == "LabelLikelihood()"
+    assert found["about"]["regularizer"] == "LabelLikelihood(weight 3.0)"
 
 
 def test_data_that_have_changed(runs, tmp_path):
@@ -459,6 +467,23 @@ def test_weights_of_few_labels_are_no_conditions():
     values, names = conditions_of(vae, last, y)
     torch.testing.assert_close(values, torch.eye(10))
     assert names == [str(i) for i in range(10)]
+
+
+def test_a_condition_of_one_number_is_offered_with_each_of_its_values():
+    vae = pv.VAE(
+        (6,),
+        prior=pv.priors.StandardNormal(2),
+        likelihood=pv.likelihoods.Bernoulli(MLP([5])),
+        posterior=pv.posteriors.DiagonalNormal(MLP([5])),
+        y_shape=(1,),
+    )
+    y = torch.tensor([[1.0], [0.0], [1.0]])
+    values, names = conditions_of(vae, pv.data.Split((torch.rand(3, 6), y)), y)
+    assert (values.tolist(), names) == ([[0.0], [1.0]], ["0", "1"])
+    y = torch.rand(20, 1)
+    values, names = conditions_of(vae, pv.data.Split((torch.rand(20, 6), y)), y)
+    assert torch.equal(values, y[:10])
+    assert names[0] == "that of datum 1"
 
 
 def test_a_discrete_latent_has_no_plane():

@@ -116,7 +116,7 @@ function gapSection({ gap, pictures, evaluation, name }) {
 
 function raceParts(content) {
   const found = new Map();
-  for (const run of content.runs ?? []) {
+  for (const run of (content.runs ?? []).filter((run) => run.stopped !== "failed")) {
     const name = `${run.name} at K = ${run.num_particles}`;
     if (!found.has(name)) found.set(name, []);
     found.get(name).push(new Map(run.points.map((p) => [p.step, p.log_evidence])));

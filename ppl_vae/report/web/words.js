@@ -25,7 +25,7 @@ function madeOf({ data, ...about }) {
     said.push(`A model of ${data.name} (${(data.x_shape ?? []).join(" × ")}${data.x_shape?.length === 1 ? " columns" : ""}${binarize}${parts.length ? `; ${parts.join(", ")} data` : ""}).`);
     if (!data.validation) said.push("There are no validation data: figures of training are those of data that it was fitted to.");
   }
-  const pieces = ["prior", "likelihood", "posterior", "classifier", "objective", "regularizer"].filter((role) => about[role]).map((role) => `${role} ${about[role]}`);
+  const pieces = ["prior", "likelihood", "posterior", "classifier", "objective", "regularizer", "scheduler"].filter((role) => about[role]).map((role) => `${role} ${about[role]}`);
   if (pieces.length) said.push(`${capital(pieces.join(", "))}.`);
   return said.join(" ");
 }
