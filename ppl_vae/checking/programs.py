@@ -16,7 +16,8 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 from ppl_vae import objectives
-from ppl_vae.capture import modules_of
+from ppl_vae._scopes import kept_values
+from ppl_vae.capture import buffers_of, modules_of
 from ppl_vae.checking import places
 from ppl_vae.checking.asking import ROLES, Findings, Unanswered, Wrong, copied, wrong_by
 from ppl_vae.evidence.log_evidence import log_evidence
@@ -131,15 +132,19 @@ def _trained(
     that starts at zero hides the layers before it.
     """
     quiet = []
+    hidden = 0  # gradients that data of zeros hide: those of the first weights that read them
     for jitter in (0.0, _JITTER):
-        with _moved(modules_of(module, objective), jitter):
+        with moved_parameters(*program, objective, size=jitter):
             svi = SVI(*program, _adam, objective, compile="off")
             svi.backward(*args, mean=True)
             found = _gradients(svi, module)
         for name, gradient in found.items():
             if gradient is not None and not gradient.isfinite().all():
                 _say_parameter(findings, module, name, "has a gradient that is not finite", cut=False)
-        quiet.append({name for name, g in found.items() if g is None or not g.count_nonzero()})
+        zero = {name for name, g in found.items() if g is not None and not g.count_nonzero()}
+        if not args[0].count_nonzero():
+            hidden, zero = len(zero), set()
+        quiet.append({name for name, g in found.items() if g is None} | zero)
     silent = sorted(quiet[0] & quiet[1])
     for _, group in groupby(silent, key=lambda name: name.partition(".")[0]):
         first, *rest = group
@@ -147,6 +152,9 @@ def _trained(
         _say_parameter(findings, module, first, f"is trained by nothing: its gradient is zero{more}", cut=bool(rest))
     if silent or any(f.status == "wrong" and f.name == "gradients" for f in findings.found):
         return None
+    if hidden:
+        reached = f"{len(found) - hidden} of {len(found)}"
+        return f"finite, and reach {reached} parameters; the others may read the data, all zero here"
     return f"finite, and reach all {len(found)} parameters"
 
 
@@ -158,21 +166,23 @@ def _gradients(svi: SVI, module: nn.Module | None) -> dict[str, Tensor | None]:
 
 
 @contextmanager
-def _moved(modules: list[nn.Module], size: float) -> Iterator[None]:
-    """Move all parameters a little within a block, and move them back afterwards."""
-    kept = [(p, p.detach().clone()) for module in modules for p in module.parameters()]
-    try:
-        with torch.no_grad():
-            for p, _ in kept:
-                p.grad = None
-                if size:
-                    p.add_(size * torch.randn_like(p))
-        yield
-    finally:
-        with torch.no_grad():
-            for p, value in kept:
-                p.grad = None
-                p.copy_(value)
+def moved_parameters(*roots: Any, size: float = _JITTER) -> Iterator[None]:
+    """Move all parameters within reach a little in a block, and those of Pyro's store; then all is as it was."""
+    modules = modules_of(*roots)
+    stored = (p for _, p in pyro.get_param_store().named_parameters())
+    parameters = {id(p): p for p in (*(p for m in modules for p in m.parameters()), *stored)}.values()
+    gradients = [p.grad for p in parameters]
+    with kept_values([*parameters, *buffers_of(modules)]):
+        try:
+            with torch.no_grad():
+                for p in parameters:
+                    p.grad = None
+                    if size:
+                        p.add_(size * torch.randn_like(p))
+            yield
+        finally:
+            for p, gradient in zip(parameters, gradients, strict=True):
+                p.grad = gradient
 
 
 def _say_parameter(findings: Findings, module: nn.Module | None, name: str, what: str, *, cut: bool) -> None:
