@@ -307,7 +307,7 @@ def bits(*shape: int) -> Tensor:
 
 def check_with(changed=None, **options):
     pieces = {"prior": Prior, "likelihood": Likelihood, "posterior": Posterior} | (changed or {})
-    return ppl_vae.check(**{"data": bits(64, PIXELS)} | {role: make() for role, make in pieces.items()} | options)
+    return ppl_vae.check(data=bits(64, PIXELS), **{role: make() for role, make in pieces.items()}, **options)
 
 
 @pytest.mark.ci
@@ -438,7 +438,7 @@ def test_a_plate_that_subsamples_is_said_to_be_unchecked():
 
 
 def test_data_of_zeros_alone_hide_the_first_weights():
-    report = check_with(data=torch.zeros(64, PIXELS))
+    report = ppl_vae.check(pair(), torch.zeros(64, PIXELS))
     assert report, str(report)
     assert "all zero here" in str(report)
 
@@ -663,6 +663,42 @@ def test_known_densities_have_mass_one_and_their_draws_follow(known):
     assert mass.is_one
     assert isinstance(found, Deviation), found
     assert found.agrees, found
+
+
+def mixture(far: float, scale: float) -> dist.Distribution:
+    parts = dist.Normal(torch.tensor([0.0, far]), torch.tensor([1.0, scale]))
+    return dist.MixtureSameFamily(dist.Categorical(torch.tensor([0.8, 0.2])), parts).expand([1]).to_event(1)
+
+
+NARROW = [
+    dist.LogNormal(torch.zeros(1, 2), 1e-3).to_event(1),
+    dist.Beta(torch.full((1, 2), 1e6, dtype=torch.float64), 1e6).to_event(1),
+    dist.Gamma(torch.full((1, 2), 0.03, dtype=torch.float64), 1.0).to_event(1),
+    dist.Beta(torch.tensor([[0.03, 1.0]], dtype=torch.float64), 1.0).to_event(1),
+    mixture(50.0, 0.3),
+    mixture(0.3, 1e-3),
+]
+
+
+@pytest.mark.parametrize("known", NARROW, ids=lambda d: type(getattr(d, "base_dist", d)).__name__)
+def test_narrow_densities_those_beside_an_end_and_those_in_two_parts_are_integrated(known):
+    density = Density(known, 4000)
+    assert total_mass(density).is_one
+    assert deviation(density).agrees
+
+
+@pytest.mark.parametrize(
+    ("known", "why"),
+    [
+        (mixture(20.0, 1e-3), "too narrow or too far apart"),
+        (dist.Beta(torch.full((1, 2), 0.03), 0.03).to_event(1), "nearer to an end than numbers reach"),
+    ],
+)
+def test_what_cannot_be_resolved_is_not_called_wrong(known, why):
+    density = Density(known, 4000)
+    for question in (total_mass, deviation):
+        with pytest.raises(Unanswered, match=why):
+            question(density)
 
 
 class Scaled(dist.MultivariateNormal):
