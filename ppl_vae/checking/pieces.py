@@ -143,7 +143,7 @@ def _uses_latent(piece: Piece, z: Tensor | None, y: Tensor | None) -> str:
     if z is None or not z.is_floating_point():
         raise Unanswered("its latents are whole numbers, without a derivative")
     z = z.detach().clone().requires_grad_()
-    with moved_parameters(piece.module):  # a layer that starts at zero hides z
+    with moved_parameters([piece.module]):  # a layer that starts at zero hides z
         p = piece.call(z, y)
         with torch.no_grad():
             x = p.sample()

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_vae._scopes import evaluation_mode, kept_values
 from ppl_vae.capture import buffers_of, modules_of
@@ -23,10 +23,12 @@ def check_pair(findings: Findings, program: Program, args: tuple[Tensor, ...], o
     """Ask about every site of a model and a guide, and about the two together."""
     modules = modules_of(*program)
     with evaluation_mode(*modules), kept_values(buffers_of(modules)):
-        _check_sites(findings, program, args, objective)
+        _check_sites(findings, program, args, objective, modules)
 
 
-def _check_sites(findings: Findings, program: Program, args: tuple[Tensor, ...], objective: Any) -> None:
+def _check_sites(
+    findings: Findings, program: Program, args: tuple[Tensor, ...], objective: Any, modules: list[nn.Module]
+) -> None:
     model, guide = program
     few = tuple(a[:FEW] for a in args)
     traces: list[Any] = []
@@ -78,6 +80,7 @@ def _check_sites(findings: Findings, program: Program, args: tuple[Tensor, ...],
         for name in ("gradients", "bound"):
             findings.skipped("program", name, f"mend {', '.join(sorted(parts))} first")
         return
+    findings.ask("program", "uses z", lambda: _uses_latents(model, modules, _latents(*traces), few))
     _ask_of_functions(findings, program, few, asked_of, *traces)
     programs.ask_about_program(findings, program, objective, posteriors, args)
 
@@ -92,9 +95,8 @@ def _ask_of_functions(
 ) -> None:
     """Ask what shows where model and guide are called with other latents or data: what a piece of a VAE is asked."""
     model, guide = program
-    latents = {name: s["value"] for name, s in sample_sites(guide_trace).items() if name in model_trace.nodes}
+    latents = _latents(model_trace, guide_trace)
     real = [z for z in latents.values() if z.is_floating_point()]
-    findings.ask("program", "uses z", lambda: _uses_latents(model, latents, few))
     for name, site in sample_sites(model_trace).items():
         if (asked := asked_of.get(f"p({name})")) is None or not site["is_observed"]:
             continue
@@ -112,18 +114,22 @@ def _ask_of_functions(
     findings.skipped("program", "float64", "a model and a guide cannot be copied to try it")
 
 
+def _latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> dict[str, Tensor]:
+    return {name: s["value"] for name, s in sample_sites(guide_trace).items() if name in model_trace.nodes}
+
+
 def _sites(function: Any, latents: dict[str, Tensor], args: tuple[Tensor, ...]) -> dict[str, Any]:
     """Return the sites of a function, called with these latents."""
     return sample_sites(poutine.trace(poutine.condition(function, data=latents)).get_trace(*args))
 
 
-def _uses_latents(model: Any, latents: dict[str, Tensor], args: tuple[Tensor, ...]) -> str:
+def _uses_latents(model: Any, modules: list[nn.Module], latents: dict[str, Tensor], args: tuple[Tensor, ...]) -> str:
     """Check that each latent has a say in another site of the model, or another latent in its own."""
     if not latents or not all(z.is_floating_point() for z in latents.values()):
         raise Unanswered("there are latents without a derivative, whole numbers, or none at all")
     leaves = {name: z.detach().clone().requires_grad_() for name, z in latents.items()}
     linked: set[str] = set()
-    with programs.moved_parameters(model):  # a layer that starts at zero hides z
+    with programs.moved_parameters(modules):  # a layer that starts at zero hides z
         for name, site in _sites(model, leaves, args).items():
             log_p = site["fn"].log_prob(site["value"]).sum()
             others = {other: z for other, z in leaves.items() if other != name}

@@ -437,6 +437,23 @@ def test_a_plate_that_subsamples_is_said_to_be_unchecked():
     assert "without subsample_size" in str(report)
 
 
+def test_a_mask_and_a_program_without_particles_are_said_to_be_unchecked():
+    report = ppl_vae.check(prior=lambda: dist.Normal(torch.zeros(2), 1.0).mask(False).to_event(1))
+    assert {f.name for f in report if f.status == "not checked"} >= {"sampling", "normalised"}
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+            assert z.dim() == 2
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    report = ppl_vae.check(
+        (model, normal_pair(first=nn.Linear(4, 8))[1]), torch.randn(64, 4), objective=objectives.ELBO(1)
+    )
+    assert report, str(report)
+    assert {f.name for f in report if f.status == "not checked"} >= {"terms", "bound"}
+
+
 def test_data_of_zeros_alone_hide_the_first_weights():
     report = ppl_vae.check(pair(), torch.zeros(64, PIXELS))
     assert report, str(report)
@@ -651,6 +668,7 @@ KNOWN = [
     dist.MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.95], [0.95, 1.0]])),
     dist.MultivariateNormal(torch.zeros(12), torch.eye(12) + 0.5),
     dist.OneHotCategorical(torch.tensor([[0.1, 0.2, 0.7]])),
+    dist.Categorical(torch.tensor([0.1, 0.2, 0.7])).expand([1, 2]).to_event(1),  # whose draws are integers by type
 ]
 
 
@@ -692,6 +710,7 @@ def test_narrow_densities_those_beside_an_end_and_those_in_two_parts_are_integra
     [
         (mixture(20.0, 1e-3), "too narrow or too far apart"),
         (dist.Beta(torch.full((1, 2), 0.03), 0.03).to_event(1), "nearer to an end than numbers reach"),
+        (dist.Multinomial(9, torch.full((1, 3), 0.3)), "does not list"),
     ],
 )
 def test_what_cannot_be_resolved_is_not_called_wrong(known, why):
