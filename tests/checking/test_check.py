@@ -426,6 +426,9 @@ def test_a_layer_that_starts_at_zero_hides_nothing_and_a_pair_stays_as_it_was():
     before = {name: value.clone() for name, value in first.state_dict().items()}
     report = ppl_vae.check(normal_pair(last=last, first=first), 3 * torch.randn(64, 4))
     assert report, str(report)
+    alone = Likelihood()
+    nn.init.zeros_(alone.net.weight)
+    assert ppl_vae.check(likelihood=alone, z=torch.randn(32, 2))
     assert all(p.grad is None for p in (*last.parameters(), *first.parameters()))
     assert all(torch.equal(value, before[name]) for name, value in first.state_dict().items())
     assert first.training
