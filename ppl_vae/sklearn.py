@@ -191,6 +191,9 @@ class VAEDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
             )
         batch_size = min(check_positive_int(self.batch_size, "batch_size"), len(data.train))
         steps = math.ceil(len(data.train) / batch_size)
+        training = dict(self.training or {})
+        if "regularizer" in training:  # whose schedule counts steps
+            training["regularizer"] = copy.deepcopy(training["regularizer"])
         run = fit(
             vae,
             data,
@@ -201,7 +204,7 @@ class VAEDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
             early_stopping=self.early_stopping,
             seed=seed,
             device=self.device,
-            **(self.training or {}),
+            **training,
         )
         if run.caveat:
             warnings.warn(f"VAEDensity: {run.caveat}", UserWarning, stacklevel=3)
@@ -291,7 +294,8 @@ class VAEDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
         return self.likelihood == "Mixed" or isinstance(self.likelihood, likelihoods.Mixed)
 
     def _checked(self, X: Any, reset: bool = False) -> ndarray:  # noqa: N803
-        finite = "allow-nan" if self._takes_missing else True
+        missing = self._takes_missing if reset else isinstance(self.vae_.likelihood, likelihoods.Mixed)
+        finite = "allow-nan" if missing else True
         return validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite=finite, reset=reset)
 
     def _split(self, X: ndarray, seed: int) -> Dataset:  # noqa: N803

@@ -168,6 +168,20 @@ def test_pieces_by_name_and_as_objects_that_stay_as_they_were():
     assert (draws == np.rint(draws)).all()
 
 
+def test_a_second_fit_starts_from_the_same_regularizer():
+    regularizer = pv.regularizers.KLWeight(1.0, schedule="linear", steps=20)
+    vae = VAEDensity(**SHORT | {"training": {"compile": "off", "regularizer": regularizer}})
+    first, second = (vae.fit(X).history_[0]["loss"] for _ in range(2))
+    assert first == second
+
+
+def test_the_fitted_likelihood_says_whether_values_may_be_missing(fitted):
+    rows = X[:2].copy()
+    rows[0, 0] = np.nan
+    with pytest.raises(ValueError, match="contains NaN"):
+        copy.deepcopy(fitted).set_params(likelihood="Mixed").transform(rows)
+
+
 @pytest.mark.ci
 def test_missing_values_where_the_likelihood_takes_them():
     holes = np.where(np.random.default_rng(0).random(X.shape) < 0.2, np.nan, X)

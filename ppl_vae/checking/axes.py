@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 _REACH = 12.0  # sinh(12) = 81,377 widths to either side
+_FAR = 700.0  # exp of it is still a number
 _MOST_STATES = 2048
 
 Inside = Callable[[Tensor], Tensor]  # values of one coordinate, (n,) -> whether each lies in the support
@@ -43,37 +44,44 @@ class Axis:
         """Whether every number is a value."""
         return self.states is None and self.low == -torch.inf and self.high == torch.inf
 
+    def unbounded(self, values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Return values on the whole line, where `nodes` places its points: logits between two ends, logs above one."""
+        low, high = ((values - end).abs().clamp(min=1e-300).log() for end in (self.low, self.high))
+        if self.states is not None or self.is_line:
+            return values
+        if self.low == -torch.inf:
+            return -high
+        return low if self.high == torch.inf else low - high
+
     def nodes(
         self, count: int, centre: Float[Tensor, "*shape"], width: Float[Tensor, "*shape"]
     ) -> tuple[Float[Tensor, " count *shape"], Float[Tensor, " count *shape"]]:
         """Return the points and weights of the trapezoid rule in a transformed variable.
 
-        Listed values are the points themselves, with weight 1.
+        Points crowd around the centre, and reach the numbers next to an end, where a density may be infinite. Listed
+        values are the points themselves, with weight 1.
+
+        Args:
+            count: How many points.
+            centre: The centre of the values, `unbounded`.
+            width: The width of the values, `unbounded`.
         """
         if self.states is not None:
             states = self.states.reshape(-1, *[1] * centre.dim()).expand(-1, *centre.shape)
             return states, torch.ones_like(states)
-        t = torch.linspace(-1, 1, count, dtype=torch.float64).reshape(-1, *[1] * centre.dim())
-        step = 2.0 / (count - 1)
+        t = torch.linspace(-_REACH, _REACH, count, dtype=torch.float64).reshape(-1, *[1] * centre.dim())
+        u = centre + width * t.sinh()
+        slope = width * t.cosh() * (2 * _REACH / (count - 1))
+        if self.is_line:
+            return u, slope
+        slope = torch.where(u.abs() < _FAR, slope, 0.0)
+        u = u.clamp(-_FAR, _FAR)
         if self.low > -torch.inf and self.high < torch.inf:
-            # tanh-sinh: points crowd at both ends, where the density of a Beta may be infinite
-            s = 0.5 * torch.pi * (3.2 * t).sinh()
-            half = 0.5 * (self.high - self.low)
-            points = torch.where(
-                s < 0, self.low + half * 2 * torch.sigmoid(2 * s), self.high - half * 2 * torch.sigmoid(-2 * s)
-            )
-            slope = half * 0.5 * torch.pi * 3.2 * (3.2 * t).cosh() / s.cosh() ** 2
-        elif self.is_line:
-            points = centre + width * (_REACH * t).sinh()
-            slope = width * _REACH * (_REACH * t).cosh()
-        else:
-            end, sign = (self.low, 1.0) if self.low > -torch.inf else (self.high, -1.0)
-            scale = (sign * (centre - end)).clamp(min=1e-12)
-            s = 4.5 * t
-            grown = scale * (1.2 * s.sinh()).exp()  # doubly exponential towards both ends
-            points = end + sign * grown
-            slope = grown * 1.2 * 4.5 * s.cosh()
-        return points.expand(count, *centre.shape), (slope * step).expand(count, *centre.shape)
+            size = self.high - self.low
+            points = torch.where(u < 0, self.low + size * u.sigmoid(), self.high - size * (-u).sigmoid())
+            return points, slope * size * u.sigmoid() * (-u).sigmoid()
+        end, sign = (self.low, 1.0) if self.low > -torch.inf else (self.high, -1.0)
+        return end + sign * (sign * u).exp(), slope * (sign * u).exp()
 
 
 def find_axis(inside: Inside, values: Float[Tensor, " n"]) -> Axis | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ppl_vae._home import at_home, home_of
 from ppl_vae._piece_checks import takes_y
 from ppl_vae._scopes import evaluation_mode, seeded
-from ppl_vae._tensors import moved
+from ppl_vae._tensors import as_numbers, moved
 from ppl_vae._validation import check_choice, check_seed
 from ppl_vae.checking import places, programs
 from ppl_vae.checking.asking import ROLES, Findings, one_line, wrong_by
@@ -80,7 +80,7 @@ def check(
     faults elsewhere, faults smaller than 5.5 standard errors of 4,000 draws (a scale that is off by less than about
     5%), or wrong weights of modes that lie far apart in more than two dimensions. A question without an answer says
     why. The check takes seconds, or minutes for a piece whose density is slow (an autoregressive flow in its slow
-    direction). It leaves the parameters and the random state unchanged.
+    direction). It leaves parameters, buffers, gradients and the random state unchanged.
 
     Args:
         program: A `VAE`, or a ``(model, guide)`` pair of Pyro functions of the data. Without a program, give the
@@ -94,12 +94,12 @@ def check(
             column.
         z: Latents for a likelihood alone.
         objective: The objective that the program is to be trained with; by default the ELBO.
-        only: Ask about this piece alone: prior, likelihood or posterior.
+        only: Ask about this piece of a VAE, or of the given pieces, alone: prior, likelihood or posterior.
         seed: The seed of all draws.
 
     Raises:
         TypeError: If there is nothing to check.
-        ValueError: If data are missing, or `only` names no piece.
+        ValueError: If data are missing, or `only` names no piece that is given.
 
     Example:
         >>> import pyro.distributions as dist
@@ -117,6 +117,11 @@ def check(
         raise TypeError(
             "check was given no program, or one beside pieces; expected a VAE, a (model, guide) pair, or pieces"
         )
+    if only is not None and not isinstance(program, VAE):
+        if only not in pieces:
+            what = f"no {only}" if pieces else "a model and a guide, which have sites and no pieces"
+            raise ValueError(f"check was given only={only!r} and {what}; leave `only` out")
+        pieces = pieces if len(pieces) == len(ROLES) else {only: pieces[only]}
     check_seed(seed, "check: seed")
     if not (data is None or isinstance(data, Tensor | Dataset)):
         part = split_of(data, form_of(program) if isinstance(program, VAE) else Form())
@@ -124,6 +129,8 @@ def check(
     x, y, of_data = _batch_of(data, y)
     if (like := home_of(tuple(pieces.values()) if program is None else program)) is not None:
         x, y, z = moved((x, y, z), like.device, like.dtype)
+    if (pieces or isinstance(program, VAE)) and isinstance(x, Tensor) and not x.is_floating_point():  # as `fit` does
+        x = as_numbers(x, torch.get_default_dtype() if like is None else like.dtype, "check: data")
     _check_batch(program, x, y)
     title = ", ".join(places.name_of(p) for p in pieces.values())
     findings = Findings()
@@ -214,10 +221,9 @@ def _check_alone(
     if "posterior" in pieces and x is None:
         raise ValueError("check was given a posterior and no data; give check(data=x, posterior=...) what it reads")
     y = None if y is None else _one_hot(y)
-    z = torch.randn(_BATCH if x is None else len(x), _LATENT) if z is None else z
-    if x is not None:
-        size = min(len(x), len(z))
-        x, z, y = x[:size], z[:size], None if y is None else y[:size]
+    size = min((len(t) for t in (x, y, z) if t is not None), default=_BATCH)
+    z = torch.randn(size, _LATENT) if z is None else z
+    x, y, z = None if x is None else x[:size], None if y is None else y[:size], z[:size]
     x_shape, y_shape = (None if t is None else tuple(t.shape[1:]) for t in (x, y))
     for role, piece in pieces.items():
         if hasattr(piece, "bind"):

@@ -113,6 +113,8 @@ class Density:
         """Return whether each coordinate can change while the others stay fixed, as columns of a table can."""
         if self.measure not in ("a discrete set", "a region of space") or self.dim > _MOST_COLUMNS:
             return False
+        if self.measure == "a discrete set" and len(self.draws.double().sum(-1).unique()) == 1:
+            return False  # counts of a total, though the support may name no total
         return all(self._axis(i) is not None for i in range(self.dim))
 
     def along(self, coordinate: int, points: Float[Tensor, "m B"]) -> Float[Tensor, "m B"]:
@@ -143,7 +145,8 @@ class Density:
             events = self.draws[0, 0].expand(len(values), -1).clone()
             events[:, coordinate] = values.to(events.dtype)
             events = events.reshape(len(values), *[1] * len(self.batch), *self.shape)
-            return self.support.check(events.to(self.device)).cpu().reshape(len(values), -1).all(1)
+            whole = events.is_floating_point() or values.frac() == 0  # which the type of draws may round to
+            return whole & self.support.check(events.to(self.device)).cpu().reshape(len(values), -1).all(1)
 
         return check
 

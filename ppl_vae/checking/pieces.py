@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ppl_vae._distributions import check_same_space
 from ppl_vae.checking import places
 from ppl_vae.checking.asking import Findings, Unanswered, Wrong, copied, one_line, wrong_by
+from ppl_vae.checking.programs import moved_parameters
 from ppl_vae.checking.questions import Asked, ask_about_data, ask_about_edges, ask_of_density
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ Given = tuple[Tensor | None, ...]
 
 FEW = 3  # data at which each distribution is asked about by itself
 _PARTICLES = 3
-_ROUNDING, _ROUNDING_64 = 1e-4, 1e-7  # of log-densities, in float32 and in float64
+ROUNDING, _ROUNDING_64 = 1e-4, 1e-7  # of log-densities, in float32 and in float64
 _SYMBOLS = {"prior": "p(z)", "likelihood": "p(x|z)", "posterior": "q(z|x)"}
 
 
@@ -142,11 +143,12 @@ def _uses_latent(piece: Piece, z: Tensor | None, y: Tensor | None) -> str:
     if z is None or not z.is_floating_point():
         raise Unanswered("its latents are whole numbers, without a derivative")
     z = z.detach().clone().requires_grad_()
-    p = piece.call(z, y)
-    with torch.no_grad():
-        x = p.sample()
-    log_p = p.log_prob(x)
-    slope = torch.autograd.grad(log_p.sum(), z, allow_unused=True)[0] if log_p.requires_grad else None
+    with moved_parameters([piece.module]):  # a layer that starts at zero hides z
+        p = piece.call(z, y)
+        with torch.no_grad():
+            x = p.sample()
+        log_p = p.log_prob(x)
+        slope = torch.autograd.grad(log_p.sum(), z, allow_unused=True)[0] if log_p.requires_grad else None
     if slope is not None and slope.abs().max() > 0:
         return "log p(x|z) has a derivative with respect to z"
     depends = log_p.requires_grad and slope is None
@@ -181,7 +183,7 @@ def _at_corners(piece: Piece, x: Tensor, y: Tensor | None) -> str:
 @torch.no_grad()
 def _batches(piece: Piece, few: Given) -> str:
     """Check that particles side by side equal particles one by one, and that the data of a batch do not interact."""
-    tolerance = _ROUNDING
+    tolerance = ROUNDING
     if _in_float64(piece, few) is not None:  # in float32 rounding can exceed a fault
         piece, few, tolerance = piece.doubled(), _double(few), _ROUNDING_64
     inputs, y = few
@@ -191,7 +193,7 @@ def _batches(piece: Piece, few: Given) -> str:
     together = whole.log_prob(value)
     rows = [slice(i, i + 1) for i in range(len(inputs))]
     alone = torch.cat([piece.call(inputs[i], None if y is None else y[i]).log_prob(value[i]) for i in rows])
-    if not _close(together, alone, tolerance):
+    if not close(together, alone, tolerance):
         raise Wrong(
             f"log {piece.symbol} of a datum depends on the others in its batch, also in evaluation mode: "
             f"{together[0]:.6g} among {len(inputs)}, {alone[0]:.6g} alone",
@@ -203,7 +205,7 @@ def _batches(piece: Piece, few: Given) -> str:
     p = piece.call(particles, y)
     expected = torch.stack([piece.call(z, y).log_prob(value) for z in particles])
     given = p.log_prob(value) if tuple(p.batch_shape) == tuple(expected.shape) else None
-    if given is not None and _close(given, expected, tolerance):
+    if given is not None and close(given, expected, tolerance):
         return f"{_PARTICLES} particles side by side are the same as one by one, and a datum alone as in a batch"
     what = f"batch {tuple(p.batch_shape)}" if given is None else f"log p {given[1, 0]:.6g}"
     wanted = f"{tuple(expected.shape)}" if given is None else f"{expected[1, 0]:.6g}"
@@ -257,6 +259,7 @@ def ask_about_space(findings: Findings, prior: Any, posterior: Any, piece: Any) 
     findings.ask("posterior", "space", space, places.of_call(piece))
 
 
-def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    """Whether log-densities are equal up to a share of the largest."""
     scale = b.abs().max().clamp(min=1.0)
     return bool(((a - b).abs() <= tolerance * scale).all())

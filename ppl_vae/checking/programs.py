@@ -16,14 +16,16 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 from ppl_vae import objectives
-from ppl_vae.capture import modules_of
+from ppl_vae._scopes import kept_values
+from ppl_vae.capture import buffers_of, modules_of
 from ppl_vae.checking import places
-from ppl_vae.checking.asking import ROLES, Findings, Unanswered, Wrong, copied, wrong_by
+from ppl_vae.checking.asking import ROLES, Findings, Unanswered, Wrong, copied, one_line, wrong_by
 from ppl_vae.evidence.log_evidence import log_evidence
 from ppl_vae.evidence.results import Evidence
 from ppl_vae.objectives import NotPerDatumError, sample_log_weights
 from ppl_vae.objectives.estimate import sampling_of
 from ppl_vae.objectives.impossible import strange
+from ppl_vae.objectives.log_weights import LogWeights
 from ppl_vae.objectives.losses import Program, as_loss
 from ppl_vae.svi import SVI
 from ppl_vae.vae import VAE
@@ -84,7 +86,7 @@ def ask_about_program(
     if findings.is_wrong("objective"):
         return
     ask("terms", _terms, program, args)
-    ask("gradients", _trained, program, objective, args, vae)
+    ask("gradients", _trained, program, objective, args, vae, [*modules, *modules_of(objective)])
     ask("bound", _bound, program, objective, args, vae)
     if vae is None:
         findings.skipped("program", "capture", "only a VAE can be copied to try it; SVI says why_eager while it trains")
@@ -110,11 +112,7 @@ def _evaluated(findings: Findings, program: Program, objective: Any, args: tuple
 def _terms(findings: Findings, program: Program, args: tuple[Any, ...]) -> str:
     """Check that a model can give these log p(x|z) and sampled KL, and that the KL is near the analytic one."""
     findings.require(*ROLES)
-    try:
-        with torch.no_grad():
-            log_weights = sample_log_weights(*program, *args, num_particles=_REPEATS)
-    except NotPerDatumError as error:
-        raise Unanswered(error) from error
+    log_weights = _weights(program, args, _REPEATS)
     wrong, alarm = strange(log_weights, digits=False)
     if sentence := wrong or alarm:
         raise Wrong(sentence, "score a draw by the density that it was drawn from")
@@ -123,7 +121,12 @@ def _terms(findings: Findings, program: Program, args: tuple[Any, ...]) -> str:
 
 
 def _trained(
-    findings: Findings, program: Program, objective: Any, args: tuple[Any, ...], module: nn.Module | None
+    findings: Findings,
+    program: Program,
+    objective: Any,
+    args: tuple[Any, ...],
+    module: nn.Module | None,
+    modules: list[nn.Module],
 ) -> str | None:
     """Check that every parameter is trained: that its gradient exists, is finite and is not zero.
 
@@ -131,15 +134,19 @@ def _trained(
     that starts at zero hides the layers before it.
     """
     quiet = []
+    hidden = 0  # gradients that data of zeros hide: those of the first weights that read them
     for jitter in (0.0, _JITTER):
-        with _moved(modules_of(module, objective), jitter):
+        with moved_parameters(modules, jitter):
             svi = SVI(*program, _adam, objective, compile="off")
             svi.backward(*args, mean=True)
             found = _gradients(svi, module)
         for name, gradient in found.items():
             if gradient is not None and not gradient.isfinite().all():
                 _say_parameter(findings, module, name, "has a gradient that is not finite", cut=False)
-        quiet.append({name for name, g in found.items() if g is None or not g.count_nonzero()})
+        zero = {name for name, g in found.items() if g is not None and not g.count_nonzero()}
+        if not args[0].count_nonzero():
+            hidden, zero = len(zero), set()
+        quiet.append({name for name, g in found.items() if g is None} | zero)
     silent = sorted(quiet[0] & quiet[1])
     for _, group in groupby(silent, key=lambda name: name.partition(".")[0]):
         first, *rest = group
@@ -147,6 +154,9 @@ def _trained(
         _say_parameter(findings, module, first, f"is trained by nothing: its gradient is zero{more}", cut=bool(rest))
     if silent or any(f.status == "wrong" and f.name == "gradients" for f in findings.found):
         return None
+    if hidden:
+        reached = f"{len(found) - hidden} of {len(found)}"
+        return f"finite, and reach {reached} parameters; the others may read the data, all zero here"
     return f"finite, and reach all {len(found)} parameters"
 
 
@@ -158,21 +168,22 @@ def _gradients(svi: SVI, module: nn.Module | None) -> dict[str, Tensor | None]:
 
 
 @contextmanager
-def _moved(modules: list[nn.Module], size: float) -> Iterator[None]:
-    """Move all parameters a little within a block, and move them back afterwards."""
-    kept = [(p, p.detach().clone()) for module in modules for p in module.parameters()]
-    try:
-        with torch.no_grad():
-            for p, _ in kept:
-                p.grad = None
-                if size:
-                    p.add_(size * torch.randn_like(p))
-        yield
-    finally:
-        with torch.no_grad():
-            for p, value in kept:
-                p.grad = None
-                p.copy_(value)
+def moved_parameters(modules: list[nn.Module], size: float = _JITTER) -> Iterator[None]:
+    """Move all parameters a little within a block, those of Pyro's store too; afterwards all is as it was."""
+    stored = (p for _, p in pyro.get_param_store().named_parameters())
+    parameters = {id(p): p for p in (*(p for m in modules for p in m.parameters()), *stored)}.values()
+    gradients = [p.grad for p in parameters]
+    with kept_values([*parameters, *buffers_of(modules)]):
+        try:
+            with torch.no_grad():
+                for p in parameters:
+                    p.grad = None
+                    if size:
+                        p.add_(size * torch.randn_like(p))
+            yield
+        finally:
+            for p, gradient in zip(parameters, gradients, strict=True):
+                p.grad = gradient
 
 
 def _say_parameter(findings: Findings, module: nn.Module | None, name: str, what: str, *, cut: bool) -> None:
@@ -192,12 +203,8 @@ def _bound(
     """Check that the ELBO lies below log p(x), and the objective too if it claims to be a lower bound."""
     findings.require(*ROLES, "objective", why=": with it neither number means anything")
     few = _few(args)
-    try:
-        evidence = _evidence(program, few, vae)
-    except NotPerDatumError as error:
-        raise Unanswered(error) from error
-    with torch.no_grad():
-        log_w = sample_log_weights(*program, *few, num_particles=_PARTICLES).log_w.double()
+    log_w = _weights(program, few, _PARTICLES).log_w.double()
+    evidence = _evidence(program, few, vae)
     found = [("program", "the ELBO", log_w.mean(), log_w.mean(1).std() / _PARTICLES**0.5)]
     if (values := _values(objective, program, few)) is not None:
         found.append(("objective", places.name_of(objective), values.mean(), values.std() / len(values) ** 0.5))
@@ -216,6 +223,18 @@ def _bound(
             return None
     numbers = ", ".join(f"{name} {value:.2f}" for _, name, value, _ in found)
     return f"{numbers} <= {kind} {best:.2f} ({evidence.method}), nats per datum"
+
+
+@torch.no_grad()
+def _weights(program: Program, args: tuple[Tensor, ...], count: int) -> LogWeights:
+    """Return log-weights of particles side by side, which an objective may need or not."""
+    try:
+        return sample_log_weights(*program, *args, num_particles=count)
+    except NotPerDatumError as error:
+        raise Unanswered(error) from error
+    except Exception as error:
+        message = f"{type(error).__name__}: {one_line(error)[:200]}"
+        raise Unanswered(f"the program fails with {count} particles side by side ({message})") from error
 
 
 def _few(args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro.distributions import MaskedDistribution
 from torch import Tensor
 
 from ppl_vae._distributions import describe, unwrapped
@@ -73,8 +74,20 @@ def ask_of_density(findings: Findings, asked: Asked) -> None:
     asked.ask(findings, "draws", finite)
     if made:
         (density,) = made
+        if _is_masked(asked.distribution):
+            for name in ("sampling", "normalised"):
+                findings.skipped(
+                    asked.part, name, "a mask leaves a part of it out: the rest is no density of the whole"
+                )
+            return
         asked.ask(findings, "sampling", lambda: _sampling(asked, density))
         asked.ask(findings, "normalised", lambda: _normalised(findings, asked, density))
+
+
+def _is_masked(distribution: Any) -> bool:
+    while not isinstance(distribution, MaskedDistribution) and hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    return isinstance(distribution, MaskedDistribution)
 
 
 def _finite_draws(asked: Asked, density: Density) -> str:

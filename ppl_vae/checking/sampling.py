@@ -19,9 +19,8 @@ from torch import Tensor
 from ppl_vae.checking.asking import Unanswered
 from ppl_vae.checking.axes import Axis
 from ppl_vae.checking.density import Density
-from ppl_vae.checking.normalisation import on_segment, spread
+from ppl_vae.checking.normalisation import on_coordinate, on_segment, spread
 
-_NODES = 1201  # on a line that all draws share
 _FEW = 401  # on the line of a single draw
 _LINES = 300  # draws with a line of their own
 _LIMIT = 5.5  # standard errors: a false alarm in 13 million questions
@@ -75,26 +74,26 @@ def deviation(density: Density) -> Deviation:
 
 def _from_shared_line(density: Density, i: int, axis: Axis) -> Tensor:
     draws = density.draws[..., i].double()  # (n, B)
-    points, weights = axis.nodes(_NODES, *spread(draws))
-    mass = _masses(density.along(i, points), weights)
-    return _below(points, mass, draws, listed=axis.states is not None)
+    line = on_coordinate(density, i)
+    mass = (line.log_mass - line.log_mass.amax(0)).exp()
+    return _below(line.points, mass, draws, listed=axis.states is not None)
 
 
 def _from_own_lines(density: Density, i: int, axis: Axis) -> Tensor:
     draws = density.draws[:_LINES].double()
-    shared, width = spread(density.draws[..., i])
+    _, width = spread(axis.unbounded(density.draws[..., i].double()))
     found = []
     for part in draws.split(max(1, 2_000_000 // (_FEW * density.size * density.dim))):
         here = part[..., i]  # (m, B)
         own_width = width.expand_as(here)
         for _ in range(_NARROWER):
-            points, weights = axis.nodes(_FEW, here if axis.is_line else shared.expand_as(here), own_width)
+            points, weights = axis.nodes(_FEW, axis.unbounded(here), own_width)
             events = part.expand(len(points), *part.shape).clone()
             events[..., i] = points
             mass = _masses(density.log_prob(events), weights)
             # if coordinates depend on each other, a line is narrower than all draws together and may fall between nodes
             coarse = _nodes_used(mass) < _RESOLVED
-            if not axis.is_line or not coarse.any():
+            if axis.states is not None or not coarse.any():
                 break
             own_width = torch.where(coarse, 0.2 * own_width, own_width)
         else:

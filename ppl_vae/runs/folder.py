@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import sys
 import time
 import warnings
@@ -56,7 +57,8 @@ class RunFolder(Callback):
         config: The resolved config as YAML, or None for a run that was put together in Python.
         checkpoint_every: Seconds between checkpoints.
         numbered: Whether to take the next free name.
-        again: Whether the folder may hold a run, whose files this run then replaces.
+        again: Whether the folder may hold a run, whose files this run then replaces; its result, its last good state
+            and its evaluation are removed at the start.
 
     Raises:
         FileExistsError: If the folder holds a run and `again` is false, or another process writes to it.
@@ -72,7 +74,7 @@ class RunFolder(Callback):
         numbered: bool = False,
         again: bool = False,
     ) -> None:
-        self.path = Path(path)
+        self.path = self._asked = Path(path)
         self.numbered = numbered
         self.again = again
         self.check(next_free(self.path) if numbered else self.path, again)
@@ -104,6 +106,7 @@ class RunFolder(Callback):
         """Make the folder and write the files that are known before the first step."""
         self._make_folder()
         self._run = run
+        self._writer = None
         if self.config is not None:
             _files.write(self.path / "config.yaml", self.config)
         _files.write(self.path / "run.json", _files.to_json(_facts(run), indent=2) + "\n")
@@ -112,6 +115,10 @@ class RunFolder(Callback):
         for record in run.history:  # of the run that this one resumes
             self._metrics.write(_files.to_json(record) + "\n")
         self._save()
+        if self.again:  # what an earlier run ended with, and what was made of it, is not this one's
+            for name in ("result.json", "last_good.pt"):
+                (self.path / name).unlink(missing_ok=True)
+            shutil.rmtree(self.path / "evaluation", ignore_errors=True)
 
     def on_progress(self, progress: Progress) -> None:
         """Write a checkpoint when it is due."""
@@ -154,7 +161,7 @@ class RunFolder(Callback):
     def _make_folder(self) -> None:
         """Make the folder and lock it, under the next free name if asked."""
         while True:
-            path = next_free(self.path) if self.numbered else self.path
+            path = next_free(self._asked) if self.numbered else self.path
             self.check(path, self.again)
             try:
                 path.mkdir(parents=True, exist_ok=not self.numbered)
@@ -230,6 +237,7 @@ class RunFolder(Callback):
             self._tensorboard(self._writer.close)
         if self._lock is not None:
             self._lock.release()
+            self._lock = None
 
 
 def next_free(base: str | Path) -> Path:

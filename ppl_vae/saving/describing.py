@@ -162,7 +162,7 @@ def _arguments_of(value: Any, where: str) -> tuple[tuple[Any, ...], dict[str, An
     if type(value) is functools.partial:
         return (value.func, *value.args), value.keywords
     if type(value) in (nn.Sequential, nn.ModuleDict):
-        return (OrderedDict(value.named_children()),), {}
+        return (OrderedDict(value._modules),), {}  # where a module may stand twice
     if type(value) is nn.ModuleList:
         return (list(value),), {}
     if isinstance(value, nn.Parameter):

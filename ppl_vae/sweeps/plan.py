@@ -26,6 +26,7 @@ from ppl_vae._validation import check_positive_int, check_seed, did_you_mean, is
 from ppl_vae.comparison.races.race import seeds_of
 from ppl_vae.configuration import _yaml, config, foreign
 from ppl_vae.configuration.config import CONFIG_LIMIT, Config
+from ppl_vae.configuration.pieces import KINDS, NETWORK
 
 MOST_RUNS = 10_000
 SEEDS = 3  # by default
@@ -123,8 +124,8 @@ def _plan(source: str, base: Options, settings: list[Options], seeds: tuple[int,
         setting = {name: options[name] for name in varied if name in options}
         parts = _parts(setting, varied)
         label = " ".join(parts) or "base"
-        argv = [f"--{name}={value}" for name, value in (base | options).items()]
         try:
+            argv = [f"--{name}={value}" for name, value in (_without_replaced(base, options) | options).items()]
             settled = config.parse([*argv, f"--seed={seeds[0]}"])
         except ValueError as error:
             raise ValueError(f"{source}: {f'{label}: ' if parts else ''}{error}") from error
@@ -135,6 +136,18 @@ def _plan(source: str, base: Options, settings: list[Options], seeds: tuple[int,
                 runs[run.digest] = replace(run, name=_name(parts, run, {other.name for other in runs.values()}))
         kept += len(runs) > before
     return Plan(tuple(runs.values()), tuple(varied), len(settings) - kept)
+
+
+def _without_replaced(base: Options, options: Options) -> Options:
+    """Return the base without the arguments of each class that a setting replaces; networks that both have stay."""
+    kept = dict(base)
+    for name in options.keys() & base.keys():
+        own = {option: option.split(".")[name.count(".") + 1] for option in base if option.startswith(f"{name}.")}
+        if own and (kind := KINDS.get(name, NETWORK if "." in name else None)) is not None:
+            new = options[name]
+            networks = () if new == "null" else kind.arguments(kind.find(new, f"--{name}"), name).networks
+            kept = {option: value for option, value in kept.items() if option not in own or own[option] in networks}
+    return kept
 
 
 def _parts(setting: Options, varied: list[str]) -> list[str]:

@@ -384,6 +384,85 @@ def test_a_model_and_a_guide_with_a_fault():
     assert line_of(ArticleNormal) in report.wrong[0].place
 
 
+def normal_pair(kind: str = "right", last=None, first=None):
+    """A normal model and guide of 4 numbers, with a fault."""
+    last = nn.Linear(2, 4) if last is None else last
+    first = nn.Linear(4, 4) if first is None else first
+    size = 8 if kind == "subsample" else None
+
+    def model(x):
+        pyro.module("last", last)
+        with pyro.plate("data", len(x), subsample_size=size, dim=-1) as rows:
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(rows), 2), 1.0).to_event(1))
+            mean = last(z.detach() if kind == "cut" else z)
+            mean = mean - mean.mean(0) if kind == "batch" else mean
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x[rows])
+
+    def guide(x):
+        pyro.module("first", first)
+        with pyro.plate("data", len(x), subsample_size=size, dim=-1) as rows:
+            mean, scale = first(x[rows]).chunk(2, -1)
+            pyro.sample("z", dist.Normal(mean, scale.exp()).to_event(1))
+
+    return model, guide
+
+
+@pytest.mark.parametrize(("kind", "part", "name"), [("cut", "program", "uses z"), ("batch", "p(x)", "batches")])
+def test_a_fault_that_shows_with_other_latents_or_data(kind, part, name):
+    report = ppl_vae.check(normal_pair(kind), torch.randn(64, 4))
+    assert [(f.part, f.name) for f in report.wrong] == [(part, name)], str(report)
+
+
+def test_every_question_about_a_pair_has_an_answer_or_a_reason():
+    report = ppl_vae.check(normal_pair(), torch.randn(64, 4))
+    assert {f.name for f in report if f.status == "ok"} >= {"uses z", "finite", "batches", "gradients", "bound"}
+    assert {f.name for f in report if f.status == "not checked"} == {"float64", "capture"}
+
+
+def test_a_layer_that_starts_at_zero_hides_nothing_and_a_pair_stays_as_it_was():
+    last = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 4))
+    nn.init.zeros_(last[2].weight)
+    first = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Dropout(0.5))
+    before = {name: value.clone() for name, value in first.state_dict().items()}
+    report = ppl_vae.check(normal_pair(last=last, first=first), 3 * torch.randn(64, 4))
+    assert report, str(report)
+    alone = Likelihood()
+    nn.init.zeros_(alone.net.weight)
+    assert ppl_vae.check(likelihood=alone, z=torch.randn(32, 2))
+    assert all(p.grad is None for p in (*last.parameters(), *first.parameters()))
+    assert all(torch.equal(value, before[name]) for name, value in first.state_dict().items())
+    assert first.training
+
+
+def test_a_plate_that_subsamples_is_said_to_be_unchecked():
+    report = ppl_vae.check(normal_pair("subsample"), torch.randn(64, 4))
+    assert report
+    assert "without subsample_size" in str(report)
+
+
+def test_a_mask_and_a_program_without_particles_are_said_to_be_unchecked():
+    report = ppl_vae.check(prior=lambda: dist.Normal(torch.zeros(2), 1.0).mask(False).to_event(1))
+    assert {f.name for f in report if f.status == "not checked"} >= {"sampling", "normalised"}
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+            assert z.dim() == 2
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    report = ppl_vae.check(
+        (model, normal_pair(first=nn.Linear(4, 8))[1]), torch.randn(64, 4), objective=objectives.ELBO(1)
+    )
+    assert report, str(report)
+    assert {f.name for f in report if f.status == "not checked"} >= {"terms", "bound"}
+
+
+def test_data_of_zeros_alone_hide_the_first_weights():
+    report = ppl_vae.check(pair(), torch.zeros(64, PIXELS))
+    assert report, str(report)
+    assert "all zero here" in str(report)
+
+
 class TooHigh:
     """An objective that calls itself a lower bound, and forgets the KL."""
 
@@ -445,6 +524,14 @@ def test_pieces_alone():
     assert ppl_vae.check(likelihood=likelihoods.Bernoulli(networks.MLP([8])), data=bits(32, 10))
     assert ppl_vae.check(posterior=posteriors.DiagonalNormal(networks.MLP([8])), data=bits(32, 10))
     assert ppl_vae.check(likelihood=Likelihood(), z=torch.randn(32, 2))
+    assert {f.part for f in ppl_vae.check(prior=Prior(), likelihood=Likelihood(), only="prior")} == {"prior"}
+
+
+def test_whole_numbers_are_data_where_fit_takes_them():
+    counts, mlp = torch.randint(5, (32, 4)), networks.MLP([8])
+    assert ppl_vae.check(posterior=posteriors.DiagonalNormal(mlp), data=counts)
+    vae = small_vae((4,), likelihood=likelihoods.Poisson)
+    assert ppl_vae.check(vae, counts, only="posterior")
 
 
 def test_what_cannot_be_checked_is_refused():
@@ -454,6 +541,10 @@ def test_what_cannot_be_checked_is_refused():
         ppl_vae.check(posterior=Posterior())
     with pytest.raises(ValueError, match="only"):
         check_with(only="decoder")
+    with pytest.raises(ValueError, match="only='posterior' and no posterior"):
+        ppl_vae.check(prior=Prior(), only="posterior")
+    with pytest.raises(ValueError, match="a model and a guide, which have sites"):
+        ppl_vae.check(pair(), bits(64, PIXELS), only="posterior")
     with pytest.raises(ValueError, match="no data"):
         ppl_vae.check(zoo.Program().vae())
 
@@ -494,6 +585,7 @@ def test_a_conditional_program_with_labels():
 
 def test_pieces_alone_are_given_the_condition_if_they_take_it():
     assert ppl_vae.check(prior=OfLabel(), y=LABELS)
+    assert ppl_vae.check(likelihood=lambda z, y: dist.Normal(z + y[:, :2], 1.0).to_event(1), y=LABELS[:10])
     assert ppl_vae.check(likelihood=Likelihood(), data=bits(64, PIXELS), y=LABELS)
     assert ppl_vae.check(posterior=posteriors.DiagonalNormal(networks.MLP([5])), data=bits(64, 6), y=LABELS)
 
@@ -579,6 +671,7 @@ KNOWN = [
     dist.MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.95], [0.95, 1.0]])),
     dist.MultivariateNormal(torch.zeros(12), torch.eye(12) + 0.5),
     dist.OneHotCategorical(torch.tensor([[0.1, 0.2, 0.7]])),
+    dist.Categorical(torch.tensor([0.1, 0.2, 0.7])).expand([1, 2]).to_event(1),  # whose draws are integers by type
 ]
 
 
@@ -591,6 +684,43 @@ def test_known_densities_have_mass_one_and_their_draws_follow(known):
     assert mass.is_one
     assert isinstance(found, Deviation), found
     assert found.agrees, found
+
+
+def mixture(far: float, scale: float) -> dist.Distribution:
+    parts = dist.Normal(torch.tensor([0.0, far]), torch.tensor([1.0, scale]))
+    return dist.MixtureSameFamily(dist.Categorical(torch.tensor([0.8, 0.2])), parts).expand([1]).to_event(1)
+
+
+NARROW = [
+    dist.LogNormal(torch.zeros(1, 2), 1e-3).to_event(1),
+    dist.Beta(torch.full((1, 2), 1e6, dtype=torch.float64), 1e6).to_event(1),
+    dist.Gamma(torch.full((1, 2), 0.03, dtype=torch.float64), 1.0).to_event(1),
+    dist.Beta(torch.tensor([[0.03, 1.0]], dtype=torch.float64), 1.0).to_event(1),
+    mixture(50.0, 0.3),
+    mixture(0.3, 1e-3),
+]
+
+
+@pytest.mark.parametrize("known", NARROW, ids=lambda d: type(getattr(d, "base_dist", d)).__name__)
+def test_narrow_densities_those_beside_an_end_and_those_in_two_parts_are_integrated(known):
+    density = Density(known, 4000)
+    assert total_mass(density).is_one
+    assert deviation(density).agrees
+
+
+@pytest.mark.parametrize(
+    ("known", "why"),
+    [
+        (mixture(20.0, 1e-3), "too narrow or too far apart"),
+        (dist.Beta(torch.full((1, 2), 0.03), 0.03).to_event(1), "nearer to an end than numbers reach"),
+        (dist.Multinomial(9, torch.full((1, 3), 0.3)), "does not list"),
+    ],
+)
+def test_what_cannot_be_resolved_is_not_called_wrong(known, why):
+    density = Density(known, 4000)
+    for question in (total_mass, deviation):
+        with pytest.raises(Unanswered, match=why):
+            question(density)
 
 
 class Scaled(dist.MultivariateNormal):

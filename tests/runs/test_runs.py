@@ -18,6 +18,7 @@ from ppl_vae import data, fit, likelihoods, load_run, networks, plots, posterior
 from ppl_vae.configuration.config import parse
 from ppl_vae.training import DivergedError, checkpoints
 from ppl_vae.vae import VAE
+from tests.short_runs import small_vae, without_pictures
 
 PICTURES = ["training_curves", "reconstructions", "samples", "latent_grid", "latent_scatter"]
 
@@ -235,6 +236,37 @@ def test_nothing_is_written_before_every_check_has_passed(tmp_path):
     with pytest.raises(ValueError, match="outside the support"):
         fit(make_vae(grey), grey, callbacks=[runs.RunFolder(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_again_keeps_no_end_of_an_earlier_one_and_a_refused_one_touches_nothing(tmp_path):
+    x, kind = torch.rand(20, 4).round(), {"epochs": 1, "batch_size": 20, "seed": 0, "device": "cpu"}
+    folder = runs.RunFolder(tmp_path)
+    with without_pictures():
+        fit(small_vae((4,)), x, callbacks=[folder], **kind)
+    first = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        fit(small_vae((4,), seed=1), x, callbacks=[folder], **kind)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == first
+    (tmp_path / "last_good.pt").write_text("")
+    (tmp_path / "evaluation").mkdir()
+
+    class Stop:
+        def on_start(self, run):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(small_vae((4,), seed=1), x, callbacks=[runs.RunFolder(tmp_path, again=True), Stop()], **kind)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert "checkpoint.pt" in left
+    assert not left & {"result.json", "last_good.pt", "evaluation"}
+
+
+def test_one_numbered_folder_counts_its_runs(tmp_path):
+    folder = runs.RunFolder(tmp_path / "a", numbered=True)
+    for _ in range(3):
+        with without_pictures():
+            fit(small_vae((4,)), torch.zeros(20, 4), callbacks=[folder], epochs=1, batch_size=20, seed=0, device="cpu")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a-2", "a-3"]
 
 
 def test_a_divergence_leaves_the_last_good_state(digits, tmp_path):

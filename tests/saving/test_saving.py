@@ -144,7 +144,8 @@ def test_a_trained_vae_is_pickled(duplicate):
 
 
 def test_ready_made_modules_and_shared_ones(tmp_path):
-    shared = nn.Sequential(nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.GELU("tanh"), nn.Linear(8, 4))
+    act = nn.GELU("tanh")  # twice in one module, too
+    shared = nn.Sequential(nn.Linear(4, 8, bias=False), act, nn.BatchNorm1d(8), act, nn.Linear(8, 4))
     vae = small(
         likelihood=likelihoods.Bernoulli(nn.Sequential(nn.Linear(2, 4), shared)),
         posterior=posteriors.DiagonalNormal(shared),

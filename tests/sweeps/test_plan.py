@@ -54,6 +54,22 @@ def test_a_class_of_a_class_is_taken_apart(read):
     assert found.runs[1].config.values["likelihood"]["class"] == "Bernoulli"
 
 
+def test_a_class_that_a_setting_names_takes_nothing_of_the_base_but_its_networks(read):
+    base = (
+        "{objective: {class: IWAE, num_particles: 50}, optimizer.lr: 0.02, "
+        "likelihood: {class: Normal, scale: 0.3, network: {class: MLP, hidden: [7]}}}"
+    )
+    other = "{objective: RenyiELBO, likelihood: Laplace, optimizer: SGD}"
+    settings = f"[{other}, {{objective: {{class: IWAE, num_particles: 3}}}}, {{}}]"
+    one, two, three = (run.config.values for run in read(f"base: {base}\nseeds: 1\nlist: {settings}").runs)
+    assert one["objective"]["num_particles"] == 2
+    assert [one["optimizer"][name] for name in ("class", "lr")] == ["SGD", 0.02]  # the base gives it to no class
+    assert one["likelihood"]["scale"] == 1.0
+    assert one["likelihood"]["network"]["hidden"] == [7]
+    assert [two["objective"]["num_particles"], three["objective"]["num_particles"]] == [3, 50]
+    assert two["likelihood"]["scale"] == three["likelihood"]["scale"] == 0.3
+
+
 @pytest.mark.ci
 def test_more_draws_of_a_seed_begin_with_the_same(read):
     text = """
