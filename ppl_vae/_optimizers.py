@@ -78,18 +78,23 @@ class TorchOptimizer:
     def why_outside(self, parameters: Sequence[Tensor]) -> str | None:
         """Say why a step cannot be part of a CUDA graph; None where it can."""
         optimizer = self.optimizer
-        if optimizer is None or not type(optimizer).__module__.startswith("torch.optim."):
-            return f"{type(optimizer).__name__} is no optimiser of torch"
         name = type(optimizer).__name__
-        if _runs_python(optimizer):
-            return f"{name} has a hook, whose Python code runs at every step"
+        if optimizer is None or _runs_python(optimizer):
+            return f"{name} is no optimiser of torch, or has a hook, whose Python code runs at every step"
         if not all(group.get("fused") or group.get("capturable") for group in optimizer.param_groups):
             return f"{name} has neither a fused form on this device nor capturable=True"
-        if not all(map(is_on_gpu, self.held()[1])):
+        state = [value for own in optimizer.state.values() for value in own.values() if value is not None]
+        if not all(isinstance(value, Tensor) for value in state) or not all(map(is_on_gpu, self.held()[1])):
             return f"{name} has a state or a setting on the CPU"
         if sorted(map(id, parameters)) != sorted(id(p) for group in optimizer.param_groups for p in group["params"]):
             return f"{name} moves other parameters than the step has"
         return None
+
+    def mappings(self) -> list[tuple[Any, Any]]:
+        """Return the mappings of state and settings, each with a copy, to be put back after a trial."""
+        assert self.optimizer is not None
+        own = [self.optimizer.state, *self.optimizer.state.values(), *self.optimizer.param_groups]
+        return [(mapping, dict(mapping)) for mapping in own]
 
     def held(self) -> tuple[Any, list[Tensor]]:
         """Return the settings that a recorded step freezes, and the tensors that it reads and writes."""
@@ -109,7 +114,11 @@ class TorchOptimizer:
 
 
 class _Rates:
-    """The learning rates of fused groups on a GPU as tensors, which a recorded step reads; torch wants float32."""
+    """The learning rates of fused groups on a GPU as tensors, which a recorded step reads.
+
+    Torch wants them in float32. Groups with parameters in float64 keep their numbers, and so do optimisers in whose
+    steps Python code of the user's may look at them.
+    """
 
     def __init__(self) -> None:
         self._tensors: list[Tensor | None] = []
@@ -117,13 +126,14 @@ class _Rates:
 
     def follow(self, optimizer: Optimizer) -> list[Tensor | None]:
         """Return the tensor of each group, with its present rate; None for a group that keeps its number."""
-        groups = optimizer.param_groups
+        groups, own = optimizer.param_groups, not _runs_python(optimizer)
         for place, group in enumerate(groups):
             if place == len(self._tensors):
                 self._tensors.append(None)
                 self._values.append(0.0)
             rate, held = group["lr"], self._tensors[place]
-            if isinstance(rate, Tensor) or not _is_fused_on_gpu(group):
+            wide = any(p.dtype is torch.float64 for p in group["params"])
+            if not own or wide or isinstance(rate, Tensor) or not _is_fused_on_gpu(group):
                 self._tensors[place] = None
             elif held is None or held.device != group["params"][0].device:
                 self._tensors[place] = torch.tensor(float(rate), dtype=torch.float32, device=group["params"][0].device)
@@ -350,14 +360,16 @@ def _is_fused_on_gpu(group: Mapping[str, Any]) -> bool:
 
 
 def _runs_python(optimizer: Optimizer) -> bool:
-    """Whether a step runs code of the user's: a hook, or another `step` than torch's (or its schedules')."""
+    """Whether a step runs code of the user's: a class, a hook, or another `step` than torch's (or its schedules')."""
     hooks = (
         torch_optimizer._global_optimizer_pre_hooks,
         torch_optimizer._global_optimizer_post_hooks,
         optimizer._optimizer_step_pre_hooks,
         optimizer._optimizer_step_post_hooks,
     )
-    return any(hooks) or not ("step" not in vars(optimizer) or hasattr(optimizer.step, "_wrapped_by_lr_sched"))
+    step, kind = vars(optimizer).get("step"), type(optimizer)
+    scheduled = hasattr(step, "_wrapped_by_lr_sched") and getattr(step, "__wrapped__", None) is kind.step
+    return any(hooks) or not kind.__module__.startswith("torch.optim.") or not (step is None or scheduled)
 
 
 def _tell_left_out(parameters: Sequence[Tensor], count: int) -> None:

@@ -69,6 +69,7 @@ class CapturedStep:
             `checks` counts these comparisons.
         disturbed: Whether the user's code may have run since the last comparison.
         whole: The step with the optimiser's update, a `WholeStep`; None where there is none.
+        why_apart: Why none is made any more, or None.
         touched: The identities of the parameters that the step meets, whether or not the loss depends on them.
 
     Raises:
@@ -95,6 +96,7 @@ class CapturedStep:
         self.uses = self.unchecked = self.checks = 0
         self.disturbed = False
         self.whole: Any = None
+        self.why_apart: str | None = None
         self.touched: frozenset[int] = frozenset()
         with explained():
             self._watch(tensors, numbers, roots, parameters)

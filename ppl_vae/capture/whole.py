@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ from ppl_vae.capture.eager import Step
 from ppl_vae.capture.replay import CudaReplay
 from ppl_vae.capture.state import Snapshot, untouched
 from ppl_vae.capture.step import CapturedStep
-from ppl_vae.capture.tracing import CaptureError
+from ppl_vae.capture.tracing import CaptureError, NotNowError
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,9 @@ class Update(Protocol):
     def held(self) -> tuple[Any, list[Tensor]]:
         """Return the settings that a recording freezes, and the tensors whose addresses it holds."""
 
+    def mappings(self) -> list[tuple[Any, Any]]:
+        """Return the mappings of its state and settings, each with a copy."""
+
     def step(self, parameters: Sequence[Tensor]) -> None:
         """Take a step."""
 
@@ -40,7 +44,8 @@ class WholeStep:
     """A captured step, the clipping of its gradients and the optimiser's update as one CUDA graph.
 
     The recording is made for the optimiser's present settings and state: ask `holds` before a call. A learning rate is
-    a tensor that it reads (`Update.held`), so that a schedule needs no other recording.
+    a tensor that it reads (`Update.held`), so that a schedule needs no other recording. The recording of the step alone
+    stays for comparisons with the program, so that a step takes the memory of two.
 
     Args:
         graph: The captured step, whose `why_not_whole` is None.
@@ -56,18 +61,23 @@ class WholeStep:
         self._graph, self._update, self._clip_norm = graph, update, clip_norm
         self._settings, self._state = update.held()
         self.uses = 0
-        before = [leaf.grad for leaf in graph.leaves]
+        gradients, state = [leaf.grad for leaf in graph.leaves], update.mappings()
         try:
             with untouched(self._written()):
                 self._replay = CudaReplay(self._taken, inputs, [*graph.on_gpu, *self._state])
             if not self.holds(clip_norm):
-                raise CaptureError("it makes state or settings of its own in every step")
+                raise NotNowError("the optimiser makes state or settings of its own in this step")
             difference = self._difference(inputs)
+        except CaptureError:
+            raise
         except RuntimeError as error:
             raise CaptureError(str(error).strip().splitlines()[0]) from error
         finally:
-            for leaf, gradient in zip(graph.leaves, before, strict=True):
+            for leaf, gradient in zip(graph.leaves, gradients, strict=True):
                 leaf.grad = gradient
+            for own, before in state:
+                own.clear()
+                own.update(before)
         if difference is not None:
             raise CaptureError(difference)
 
@@ -134,8 +144,8 @@ class WholeSteps:
     """
 
     def __init__(self) -> None:
-        self._short = 0  # recordings that were used too little
-        self._outside: str | None = None  # why no more are made
+        self._short: weakref.WeakKeyDictionary[CapturedStep, int] = weakref.WeakKeyDictionary()
+        self._said: set[str] = set()
 
     def __reduce__(self) -> tuple[type[WholeSteps], tuple[()]]:
         """Copy as a new object: a recording knows the addresses of one program."""
@@ -145,7 +155,7 @@ class WholeSteps:
         self, graph: CapturedStep, update: Update, clip_norm: float | None, inputs: Sequence[Tensor]
     ) -> Step | None:
         """Take a step with its update, or return None where the two must be taken one after the other."""
-        if self._outside is not None or graph.uses < _USES or graph.why_not_whole is not None:
+        if graph.why_apart is not None or graph.uses < _USES or graph.why_not_whole is not None:
             return None
         whole = graph.whole
         if whole is None or not whole.holds(clip_norm):
@@ -156,16 +166,22 @@ class WholeSteps:
         self, graph: CapturedStep, update: Update, clip_norm: float | None, inputs: Sequence[Tensor]
     ) -> WholeStep | None:
         old, graph.whole = graph.whole, None
-        self._short += old is not None and old.uses < _LEAST
+        if old is not None and old.uses < _LEAST:
+            self._short[graph] = self._short.get(graph, 0) + 1
         why = update.why_outside(graph.leaves)
-        if why is None and self._short >= _MOST_SHORT:
+        if why is None and self._short.get(graph, 0) >= _MOST_SHORT:
             why = "its settings change after a few steps"
         if why is None:
             try:
                 graph.whole = WholeStep(graph, update, clip_norm, inputs)
                 return graph.whole
+            except NotNowError:
+                self._short[graph] = self._short.get(graph, 0) + 1
+                return None
             except CaptureError as error:
                 why = str(error)
-        self._outside = why
-        logger.info("the optimiser's update runs outside of the CUDA graph of the step: %s", why)
+        graph.why_apart = why
+        if why not in self._said:
+            self._said.add(why)
+            logger.info("the optimiser's update runs outside of the CUDA graph of the step: %s", why)
         return None
