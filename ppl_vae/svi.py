@@ -59,10 +59,10 @@ class SVI:
     that changes between two steps becomes an input of the graph where the program allows it.
 
     A step that cannot be captured runs eagerly. One warning of the logger ``ppl_vae.svi`` says why and what to do;
-    `why_eager` and ``repr(svi)`` say it too. The reasons are a branch on a value and ``.item()``, hooks, draws from
-    Python's or NumPy's random numbers, computation with a Python value that the program changes itself, and more than
-    eight graphs. Side effects of the program (printing, counting) happen only in eager steps. One warning names a value
-    that the program only counts.
+    `why_eager` and ``repr(svi)`` say it too. The reasons are a branch on a value and ``.item()``, a call of
+    ``.backward()``, hooks, draws from Python's or NumPy's random numbers, computation with a Python value that the
+    program changes itself, and more than eight graphs. Side effects of the program (printing, counting) happen only in
+    eager steps. One warning names a value that the program only counts.
 
     Training is slow where shapes or whole numbers differ at nearly every step: pad to a few shapes, pass tensors.
 
@@ -204,9 +204,9 @@ class SVI:
         self._parameters.touched.clear()
         with self._parameters:
             result = self.loss((self.model, self.guide), *args, **kwargs)
-        if result.surrogate is None:
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        if result.surrogate is None or (gradients and not result.surrogate.requires_grad):
             if mean:
-                gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
                 torch._foreach_div_(gradients, result.weight)
             self._fill(self._parameters.touched)
             return self._exchanged(result)
@@ -343,7 +343,12 @@ class SVI:
                 self._moved = True
                 self._leave(whole, graph, given)
                 return whole.loss
-        step, difference = (graph.checked if is_due else graph.run)(given.tensors, given.numbers)
+        try:
+            step, difference = (graph.checked if is_due else graph.run)(given.tensors, given.numbers)
+        except CaptureError as error:  # in this step the program does what no graph can hold
+            self._graphs[key].remove(graph)
+            self._refused[key] = str(error)
+            raise
         if difference is not None:
             self._differs(key, graph, difference)
         self._leave(step, graph, given)

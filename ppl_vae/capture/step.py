@@ -259,7 +259,11 @@ class CapturedStep:
             return step, failed
         ours = Outcome(step, Snapshot(self.written))
         before.put_back()
-        theirs = Outcome(self._as_written(tensors, numbers), Snapshot(self.written))
+        try:
+            theirs = Outcome(self._as_written(tensors, numbers), Snapshot(self.written))
+        except CaptureError:
+            before.put_back()
+            raise
         if difference := self._comparison.difference(ours, theirs):
             return theirs.step, difference
         ours.after.put_back()
