@@ -274,7 +274,8 @@ class SVI:
         """Promise that nothing changes the program between two steps, from here to the next call of this method.
 
         In this stretch the guards of a graph are checked once, and new shapes are captured when they are first met.
-        `fit` begins a new stretch whenever it calls a callback or `stop`.
+        `fit` begins a new stretch whenever it calls a callback or `stop`, and with each batch that it does not gather
+        from tensors: a loader or items may run code of the user's.
         """
         self._stretch = set()
 
@@ -361,7 +362,6 @@ class SVI:
             return False
         if self._stretch is not None:
             self._stretch.add(id(graph))
-            graph.disturbed = True
         return True
 
     def _is_due(self, graph: CapturedStep, given: Signature) -> bool:
@@ -370,7 +370,7 @@ class SVI:
             return True
         device = graph.leaves[0].device.type if graph.leaves else "cpu"
         interval = _INTERVAL.get(device, 100) if graph.checks > 1 else _EARLY
-        return graph.unchecked >= interval and (self._stretch is None or graph.disturbed)
+        return graph.unchecked >= interval
 
     def _differs(self, key: Any, graph: CapturedStep, difference: str) -> None:
         """Drop a graph that no longer computes what the program computes."""

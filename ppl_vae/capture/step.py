@@ -67,7 +67,6 @@ class CapturedStep:
         written: See above; each tensor covers a whole storage.
         uses: How often the graph was used; `unchecked` counts the uses since the last comparison with the program, and
             `checks` counts these comparisons.
-        disturbed: Whether the user's code may have run since the last comparison.
         touched: The identities of the parameters that the step meets, whether or not the loss depends on them.
 
     Raises:
@@ -92,7 +91,6 @@ class CapturedStep:
         self._autocast = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
         self.constants = tuple(None if i in lift else n for i, n in enumerate(numbers))
         self.uses = self.unchecked = self.checks = 0
-        self.disturbed = False
         self.touched: frozenset[int] = frozenset()
         with explained():
             self._watch(tensors, numbers, roots, parameters)
@@ -251,7 +249,7 @@ class CapturedStep:
         Where they agree, the step is the graph's, and the state is as the graph left it. Otherwise the step and the
         state are the program's.
         """
-        self.unchecked, self.disturbed = 0, False
+        self.unchecked = 0
         self.checks += 1
         before = Snapshot(self.written)
         step, failed = self._tried(before, tensors, numbers)
