@@ -22,7 +22,17 @@ from torch.utils import _pytree
 
 from ppl_vae._optimizers import OptimizerFactory, TorchOptimizer, as_optimizer
 from ppl_vae._validation import check_choice, check_positive
-from ppl_vae.capture import CapturedStep, CaptureError, Change, NotNowError, Step, environment, signature, unusual
+from ppl_vae.capture import (
+    CapturedStep,
+    CaptureError,
+    Change,
+    NotNowError,
+    OutgrownError,
+    Step,
+    environment,
+    signature,
+    unusual,
+)
 from ppl_vae.capture.signature import Signature, can_watch
 from ppl_vae.capture.whole import WholeSteps
 from ppl_vae.objectives.losses import BatchLoss, as_loss
@@ -56,7 +66,9 @@ class SVI:
     modules, globals, attributes, closures and defaults of every function that ran, torch's switches. `SVI` compares the
     graph with the program before its first use, on the first other data, after 10 uses and then every 100 (on a GPU
     1,000). If they differ, it logs the difference, takes this step eagerly, and captures the program anew. A number
-    that changes between two steps becomes an input of the graph where the program allows it.
+    that changes between two steps becomes an input of the graph where the program allows it. A tensor stands for it
+    there, which overflows and rounds where Python's does not: the graph is compared again where the number leaves twice
+    the range seen so far and, on a CPU, where the loss is first not finite.
 
     A step that cannot be captured runs eagerly. One warning of the logger ``ppl_vae.svi`` says why and what to do;
     `why_eager` and ``repr(svi)`` say it too. The reasons are a branch on a value and ``.item()``, a call of
@@ -332,7 +344,7 @@ class SVI:
             return None
         self._misses = 0
         if graph.overlaps(given.tensors):
-            self.why_eager = "an argument shares memory with what the program writes to"
+            self.why_eager = "an argument or a held tensor shares memory with what the program writes to"
             return None
         graph.uses += 1
         graph.unchecked += 1
@@ -346,7 +358,7 @@ class SVI:
                 return whole.loss
         try:
             step, difference = (graph.checked if is_due else graph.run)(given.tensors, given.numbers)
-        except CaptureError as error:  # in this step the program does what no graph can hold
+        except OutgrownError as error:
             self._graphs[key].remove(graph)
             self._refused[key] = str(error)
             raise

@@ -31,6 +31,10 @@ class CaptureError(RuntimeError):
         return super().__str__().partition("\n")[0]
 
 
+class OutgrownError(CaptureError):
+    """A program that was captured, and does in a later step what no graph can hold."""
+
+
 class NotNowError(CaptureError):
     """A step that cannot be captured now but may be later: the program has a hook, for example."""
 
