@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ppl_vae.capture.entered import Entered
 from ppl_vae.capture.places import LARGE, MISSING, PLAIN, Source, kind_of
-from ppl_vae.capture.reach import Reach, buffers_of
+from ppl_vae.capture.reach import Reach, buffers_of, dict_of
 
 _OF_TENSORS = operator.attrgetter(
     "requires_grad", "shape", "dtype", "device", "_backward_hooks", "_post_accumulate_grad_hooks"
@@ -355,9 +355,13 @@ def same(a: Any, b: Any) -> bool:
         return False
     if type(a) in (tuple, frozenset):
         return len(a) == len(b) and all(map(same, a, b))
-    if not isinstance(a, PLAIN):
+    kind = type(a) if type(a) in PLAIN else next((kind for kind in PLAIN if isinstance(a, kind)), None)
+    if kind is None:
         return False
-    return repr(a) == repr(b) if isinstance(a, (float, complex)) else a == b
+    if kind is type(a) and kind not in (float, complex):
+        return bool(a == b)
+    written: Any = kind.__repr__  # a class of the user's may write and compare its objects otherwise
+    return written(a) == written(b) and (kind is type(a) or _alike(dict_of(a), dict_of(b)))
 
 
 def _stands_for(before: Any, now: Any) -> bool:
@@ -375,6 +379,8 @@ def _alike(a: Any, b: Any) -> bool:
     if same(a, b):
         return True
     if type(a) is not type(b) or not isinstance(a, (dict, list, tuple, np.ndarray)):
+        return False
+    if type(a) not in (dict, list, tuple) and not _alike(dict_of(a), dict_of(b)):
         return False
     if isinstance(a, np.ndarray):
         return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()

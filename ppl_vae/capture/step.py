@@ -120,7 +120,7 @@ class CapturedStep:
                 logger.debug("the captured graph is used as it was traced: %s", error)
                 self._take(graph, graph, inputs)
         del self._expected
-        self._strided = [t for t in self.state if t.layout is torch.strided]
+        self._strided = [t for t in {id(t): t for t in self.state}.values() if t.layout is torch.strided]
         self._addresses, self._sharing = list(map(Tensor.data_ptr, self._strided)), sharing(self._strided)
         self._kept = [t for t in self._strided if storages([t]) <= storages(self.written)]
         self._unmoved = [t for t in self.written if storages([t]).isdisjoint(storages(self._kept))]

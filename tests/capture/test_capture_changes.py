@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import contextvars
+import enum
 import functools
 import gc
 import itertools
@@ -753,6 +755,78 @@ def test_a_program_that_writes_into_its_argument():
 class ReadsNumbersOfItsInput(Net):
     def model(self, x, y=None):
         super().model(x, x + float(np.asarray(x.detach().numpy()).mean()))
+
+
+class Tagged(list):
+    gain = 1.0
+
+
+class Table(dict):
+    pass
+
+
+class Weights(np.ndarray):
+    pass
+
+
+class Mode(int, enum.Enum):
+    ON = 1
+
+
+class Degrees(float):
+    def __repr__(self):
+        return "degrees"
+
+
+class Plain:
+    gain = 1.0
+
+
+kept = Plain()
+
+
+@pytest.mark.parametrize(
+    ("make", "change"),
+    [
+        (lambda: Tagged([1.0]), lambda h: setattr(h.it, "gain", 3.0)),
+        (lambda: Tagged([1.0]), lambda h: setattr(Tagged, "gain", Tagged.gain + 1.0)),
+        (Table, lambda h: setattr(h.it, "gain", 3.0)),
+        (lambda: np.ones(3).view(Weights), lambda h: setattr(h.it, "gain", 3.0)),
+        (lambda: Mode.ON, lambda h: setattr(h.it, "gain", getattr(h.it, "gain", 0.0) + 1.0)),
+        (lambda: Degrees(1.0), lambda h: setattr(h, "it", Degrees(2.0))),
+        (lambda: Tagged([1.0]), lambda h: (setattr(h, "it", Tagged([1.0])), setattr(h.it, "gain", 3.0))),
+        (lambda: weakref.proxy(kept), lambda h: setattr(kept, "gain", kept.gain + 1.0)),
+        (lambda: dict.fromkeys(range(2000), 1.0), lambda h: h.it.update(dict.fromkeys(range(2000), 2.0))),
+        (lambda: set(range(2000)), lambda h: (h.it.clear(), h.it.update(range(2, 2002)))),
+        (lambda: collections.deque([1.0] * 2000), lambda h: (h.it.clear(), h.it.extend([2.0] * 2000))),
+    ],
+)
+def test_a_change_in_what_a_class_of_the_users_or_a_large_container_holds(make, change):
+    holder = types.SimpleNamespace(it=make())
+    guards = Guards(holder)
+    assert guards.hold()
+    change(holder)
+    assert not guards.hold()
+
+
+def test_an_equal_object_of_a_class_of_the_users_is_the_same():
+    holder = types.SimpleNamespace(it=Degrees(1.0), them=Tagged([np.float64(2.0)]))
+    guards = Guards(holder)
+    holder.it, holder.them = Degrees(1.0), Tagged([np.float64(2.0)])
+    assert guards.hold()
+    holder.them[0] = np.float64(3.0)
+    assert not guards.hold()
+
+
+def test_a_hook_in_a_dictionary_that_is_new():
+    def act(step, net, svi):
+        if step == 5:
+            for module in net.modules():
+                module._forward_hooks = collections.OrderedDict()
+        if step == 6:
+            net.d[0].register_forward_hook(lambda module, given, out: 2 * out)
+
+    beside_pyro(act, captured=False)
 
 
 class Normed(Net):

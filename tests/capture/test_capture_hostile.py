@@ -7,6 +7,7 @@ import collections
 import copy
 import functools
 import gc
+import inspect
 import logging
 import operator
 import sys
@@ -54,13 +55,23 @@ class Single(Point):
 point = Point()
 single = Single()
 read_gain = operator.attrgetter("gain")
+call_value = operator.methodcaller("value")
 referred = weakref.ref(point)
+proxy = weakref.proxy(point)
 raw = bytearray(b"\x01\x02")
 numbers = array.array("d", [1.0, 2.0])
 ordered = collections.OrderedDict(a=1.0, b=2.0)
 weak = weakref.WeakKeyDictionary({point: 1.0})
 tagged = torch.ones(())
 held = torch.ones(4)
+
+
+class Method:
+    def value(self):
+        return 1.0
+
+
+method = Method()
 
 
 @functools.lru_cache
@@ -110,6 +121,9 @@ WAYS: dict[str, tuple[Any, Any]] = {
     "pattern": (lambda: by_pattern(point), lambda v: setattr(point, "gain", v)),
     "position": (lambda: by_position(point), lambda v: setattr(point, "gain", v)),
     "attrgetter": (lambda: read_gain(point), lambda v: setattr(point, "gain", v)),
+    "methodcaller": (lambda: call_value(method), lambda v: setattr(Method, "value", lambda self: v)),
+    "getmembers": (lambda: dict(inspect.getmembers(point))["gain"], lambda v: setattr(point, "gain", v)),
+    "proxy": (lambda: proxy.gain, lambda v: setattr(point, "gain", v)),
     "format": (lambda: float("{0.gain}".format(point)), lambda v: setattr(point, "gain", v)),  # noqa: UP030, UP032
     "import": (by_import, lambda v: setattr(cfg, "G", v)),
     "from import": (by_from_import, lambda v: setattr(cfg, "G", v)),
