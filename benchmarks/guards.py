@@ -41,7 +41,7 @@ def measure(hidden: list[int], batch: int, device: str) -> dict[str, float]:
         "guards": time(graph.guards.hold, 2000),
         "check": time(lambda: graph.checked([x], ()), 20),
     }
-    outputs = graph.graph(*graph.inputs([x]))
+    outputs = graph._graph(*graph.inputs([x]))
     graph._graph, svi.apply = (lambda *_: outputs), (lambda: None)  # type: ignore[method-assign]
     graph.unchecked = -(10**9)
     return found | {"python": time(lambda: svi.update(x), 2000)}

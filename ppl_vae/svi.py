@@ -26,7 +26,17 @@ from torch.utils import _pytree
 from ppl_vae._optimizers import OptimizerFactory, TorchOptimizer, as_optimizer
 from ppl_vae._tensors import leaves_of
 from ppl_vae._validation import check_choice, check_positive
-from ppl_vae.capture import CapturedStep, CaptureError, Change, NotNowError, Step, environment, signature, unusual
+from ppl_vae.capture import (
+    CapturedStep,
+    CaptureError,
+    Change,
+    NotNowError,
+    OutgrownError,
+    Step,
+    environment,
+    signature,
+    unusual,
+)
 from ppl_vae.capture.signature import Signature, can_watch
 from ppl_vae.capture.whole import WholeSteps
 from ppl_vae.objectives.losses import BatchLoss, as_loss
@@ -60,13 +70,15 @@ class SVI:
     modules, globals, attributes, closures and defaults of every function that ran, torch's switches. `SVI` compares the
     graph with the program before its first use, on the first other data, after 10 uses and then every 100 (on a GPU
     1,000). If they differ, it logs the difference, takes this step eagerly, and captures the program anew. A number
-    that changes between two steps becomes an input of the graph where the program allows it.
+    that changes between two steps becomes an input of the graph where the program allows it. A tensor stands for it
+    there, which overflows and rounds where Python's does not: the graph is compared again where the number leaves twice
+    the range seen so far and, on a CPU, where the loss is first not finite.
 
     A step that cannot be captured runs eagerly. One warning of the logger ``ppl_vae.svi`` says why and what to do;
-    `why_eager` and ``repr(svi)`` say it too. The reasons are a branch on a value and ``.item()``, hooks, draws from
-    Python's or NumPy's random numbers, computation with a Python value that the program changes itself, and more than
-    eight graphs. Side effects of the program (printing, counting) happen only in eager steps. One warning names a value
-    that the program only counts.
+    `why_eager` and ``repr(svi)`` say it too. The reasons are a branch on a value and ``.item()``, a call of
+    ``.backward()``, hooks, draws from Python's or NumPy's random numbers, computation with a Python value that the
+    program changes itself, and more than eight graphs. Side effects of the program (printing, counting) happen only in
+    eager steps. One warning names a value that the program only counts.
 
     Training is slow where shapes or whole numbers differ at nearly every step: pad to a few shapes, pass tensors.
 
@@ -218,12 +230,13 @@ class SVI:
         noted: AbstractContextManager[dict[Tensor, Tensor | None]] = _leaves_noted() if mean else nullcontext({})
         with self._parameters, noted as before:
             result = self.loss((self.model, self.guide), *args, **kwargs)
-        if result.surrogate is None:
-            if mean:
-                for leaf, gradient in (dict.fromkeys(self.parameters.values()) | before).items():
-                    if leaf.grad is not None:
-                        added = (leaf.grad if gradient is None else leaf.grad - gradient) / result.weight
-                        leaf.grad = added if gradient is None else gradient + added
+        if mean:  # what the loss has set itself belongs to the sum
+            for leaf, gradient in (dict.fromkeys(self.parameters.values()) | before).items():
+                if leaf.grad is not None:
+                    added = (leaf.grad if gradient is None else leaf.grad - gradient) / result.weight
+                    leaf.grad = added if gradient is None else gradient + added
+        has_gradients = any(p.grad is not None for p in self.parameters.values())
+        if result.surrogate is None or (has_gradients and not result.surrogate.requires_grad):
             self._fill(self._met)
             return self._exchanged(result)
         if result.surrogate.requires_grad:
@@ -292,7 +305,8 @@ class SVI:
         """Promise that nothing changes the program between two steps, from here to the next call of this method.
 
         In this stretch the guards of a graph are checked once, and new shapes are captured when they are first met.
-        `fit` begins a new stretch whenever it calls a callback or `stop`.
+        `fit` begins a new stretch whenever it calls a callback or `stop`, and with each batch that it does not gather
+        from tensors: a loader or items may run code of the user's.
         """
         self._stretch = set()
 
@@ -370,26 +384,38 @@ class SVI:
             return None
         self._misses = 0
         if graph.overlaps(given.tensors):
-            self.why_eager = "an argument shares memory with what the program writes to"
+            self.why_eager = "an argument or a held tensor shares memory with what the program writes to"
             return None
         graph.uses += 1
         graph.unchecked += 1
         is_due = self._is_due(graph, given)
-        is_ours = self.exchange is None and getattr(self.apply, "__func__", None) is SVI.apply  # a subclass has its own
-        if alone and not is_due and is_ours and isinstance(self._optimizer, TorchOptimizer):
+        update = self._update_alone()
+        if alone and not is_due and graph.why_not_whole is None and update is not None:
             inputs = graph.inputs(given.tensors, given.numbers)
-            whole = self._wholes.take(graph, self._optimizer, self.clip_norm, inputs)
+            whole = self._wholes.take(graph, update, self.clip_norm, inputs)
             if whole is not None:
                 self._moved = True
                 self._leave(whole, graph, given)
                 return whole.loss
             if graph.moved():  # a recording that failed has left torch another generator
                 return None
-        step, difference = (graph.checked if is_due else graph.run)(given.tensors, given.numbers)
+        try:
+            step, difference = (graph.checked if is_due else graph.run)(given.tensors, given.numbers)
+        except OutgrownError as error:
+            self._graphs[key].remove(graph)
+            self._refused[key] = str(error)
+            raise
         if difference is not None:
             self._differs(key, graph, difference)
         self._leave(step, graph, given)
         return self._exchanged(step.loss)
+
+    def _update_alone(self) -> TorchOptimizer | None:
+        """Return the optimiser, if nothing else stands between the gradients and the next step."""
+        own = getattr(self.apply, "__func__", None) is SVI.apply  # a subclass may have another
+        if self.exchange is None and own and isinstance(self._optimizer, TorchOptimizer):
+            return self._optimizer
+        return None
 
     def _fits(self, graph: CapturedStep, numbers: tuple[float, ...]) -> bool:
         if self._stretch is not None and id(graph) in self._stretch:
@@ -398,7 +424,6 @@ class SVI:
             return False
         if self._stretch is not None:
             self._stretch.add(id(graph))
-            graph.disturbed = True
         return True
 
     def _is_due(self, graph: CapturedStep, given: Signature) -> bool:
@@ -407,7 +432,7 @@ class SVI:
             return True
         device = graph.leaves[0].device.type if graph.leaves else "cpu"
         interval = _INTERVAL.get(device, 100) if graph.checks > 1 else _EARLY
-        return graph.unchecked >= interval and (self._stretch is None or graph.disturbed)
+        return graph.unchecked >= interval
 
     def _differs(self, key: Any, graph: CapturedStep, difference: str) -> None:
         """Drop a graph that no longer computes what the program computes."""

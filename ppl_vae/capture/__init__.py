@@ -22,7 +22,7 @@ from ppl_vae.capture.reach import buffers_of, modules_of
 from ppl_vae.capture.signature import environment, signature, unusual
 from ppl_vae.capture.state import untouched
 from ppl_vae.capture.step import CapturedStep
-from ppl_vae.capture.tracing import CaptureError, NotNowError
+from ppl_vae.capture.tracing import CaptureError, NotNowError, OutgrownError
 
 __all__ = [
     "CaptureError",
@@ -30,6 +30,7 @@ __all__ = [
     "Change",
     "Guards",
     "NotNowError",
+    "OutgrownError",
     "Step",
     "buffers_of",
     "eager_step",

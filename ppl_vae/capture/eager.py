@@ -33,9 +33,11 @@ class Step(NamedTuple):
 def eager_step(run: Callable[..., BatchLoss], leaves: list[Tensor], inputs: Sequence[Any], mean: bool) -> Step:
     """Run a step eagerly, through Pyro, and return its gradients instead of leaving them in ``.grad``."""
     with torch.enable_grad():
-        with backward_noted() as noted:
+        with backward_noted(eager_step.__code__) as noted:
             loss = run(*inputs)
         if loss.surrogate is not None:
+            if noted:
+                raise CaptureError("the loss sets gradients and returns a value to differentiate; let it do one")
             target = loss.surrogate
         elif noted:
             target = torch.stack([t.reshape(()) for t in noted]).sum() if len(noted) > 1 else noted[0]

@@ -15,6 +15,7 @@ from torch import Tensor
 _NAME = re.compile(r"[^\W\d]\w*")
 # these read attributes by names that may stand in no code
 _DYNAMIC = {"getattr", "hasattr", "vars", "__dict__", "attrgetter", "methodcaller", "eval", "exec", "globals", "dir"}
+_DYNAMIC |= {"getmembers", "__getattribute__"}
 # packages that read whole tensors and decide nothing by it
 _MAY_READ = ("pyro.", "ppl_vae.", "torch.fx.", "torch._subclasses.", "torch.utils.")
 _READS = ("tolist", "numpy", "__array__", "data_ptr", "__dlpack__")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ppl_vae.capture.entered import Entered
 from ppl_vae.capture.places import LARGE, MISSING, PLAIN, Source, kind_of
-from ppl_vae.capture.reach import Reach, buffers_of
+from ppl_vae.capture.reach import Reach, buffers_of, dict_of
 
 _OF_TENSORS = operator.attrgetter(
     "requires_grad", "shape", "dtype", "device", "_backward_hooks", "_post_accumulate_grad_hooks"
@@ -91,7 +91,7 @@ class Guards:
         self.forgotten: list[str] = []
         self._numbers: list[tuple[Tensor, float | int | bool]] = []  # numbers that the program read out of tensors
         self._ignored: set[tuple[int, Any]] = set()  # places that the program changes itself
-        self._lifted: list[tuple[int, int]] = []
+        self._lifted: dict[tuple[int, int], Any] = {}  # places, with the values that the graph was made for
         self.lifted_labels: set[str] = set()
         self._keep()
         self._first, self._first_open = self._values, self._open
@@ -198,7 +198,7 @@ class Guards:
             return
         names = source.names or ("",) * len(kept)
         for j, (a, b, name) in enumerate(zip(now, kept, names, strict=False)):
-            if same(a, b) or (i, j) in self._ignored or ((i, j) in self._lifted and _stands_for(b, a)):
+            if same(a, b) or (i, j) in self._ignored or self._takes((i, j), a):
                 continue
             yield Change(source.label + name, b, a, (i, j))
         if len(now) != len(kept) and (i, -1) not in self._ignored:
@@ -307,7 +307,12 @@ class Guards:
 
     def can_lift(self, change: Change) -> bool:
         """Whether a tensor can stand for the changed value: a number, or a tensor replaced by one of its kind."""
-        return self._can_write(change) and _stands_for(change.before, change.now)
+        numbers = type(change.before) is int and type(change.now) is float
+        return self._can_write(change) and (numbers or _stands_for(change.before, change.now))
+
+    def _takes(self, place: tuple[int, int], value: Any) -> bool:
+        """Whether a value at this place is an input that the graph takes."""
+        return place in self._lifted and _stands_for(self._lifted[place], value)
 
     def lift(self, labels: Collection[str]) -> None:
         """Let the numbers of these labels change: they become inputs of the graph."""
@@ -315,7 +320,7 @@ class Guards:
             if source.write is not None:
                 for j, value in enumerate(self._values[i]):
                     if type(value) in (float, int, Tensor) and source.label + source.names[j] in labels:
-                        self._lifted.append((i, j))
+                        self._lifted[i, j] = value
                         self.lifted_labels.add(source.label + source.names[j])
         self._keep()
 
@@ -350,16 +355,23 @@ def same(a: Any, b: Any) -> bool:
         return False
     if type(a) in (tuple, frozenset):
         return len(a) == len(b) and all(map(same, a, b))
-    if not isinstance(a, PLAIN):
+    kind = type(a) if type(a) in PLAIN else next((kind for kind in PLAIN if isinstance(a, kind)), None)
+    if kind is None:
         return False
-    return repr(a) == repr(b) if isinstance(a, (float, complex)) else a == b
+    if kind is type(a) and kind not in (float, complex):
+        return bool(a == b)
+    written: Any = kind.__repr__  # a class of the user's may write and compare its objects otherwise
+    return written(a) == written(b) and (kind is type(a) or _alike(dict_of(a), dict_of(b)))
 
 
 def _stands_for(before: Any, now: Any) -> bool:
-    """Whether one input of a graph can stand for both values."""
+    """Whether the input of a graph that was made for one value can be another one.
+
+    It keeps its type, and compiled code reads the memory alone.
+    """
     if type(now) is Tensor and type(before) is Tensor:
-        return kind_of(before) == kind_of(now) and not now.requires_grad
-    return type(now) in (float, int) and type(before) in (float, int)
+        return kind_of(before) == kind_of(now) and not (now.requires_grad or now.is_neg() or now.is_conj())
+    return type(now) in (float, int) and type(before) in (float, type(now))
 
 
 def _alike(a: Any, b: Any) -> bool:
@@ -367,6 +379,8 @@ def _alike(a: Any, b: Any) -> bool:
     if same(a, b):
         return True
     if type(a) is not type(b) or not isinstance(a, (dict, list, tuple, np.ndarray)):
+        return False
+    if type(a) not in (dict, list, tuple) and not _alike(dict_of(a), dict_of(b)):
         return False
     if isinstance(a, np.ndarray):
         return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import collections
 import contextvars
+import itertools
 import operator
 import types
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,9 +65,9 @@ def kind_of(tensor: Tensor) -> tuple[Any, ...]:
 # how values are read and written; each reader returns something with a length ----------------------------------------
 
 
-def read_length(value: Any) -> tuple[int]:
-    """Read the length of a container."""
-    return (len(value),)
+def read_first(items: Callable[[Any], Iterable[Any]], value: Any) -> tuple[Any, ...]:
+    """Read the length of a large container, and its first items."""
+    return (len(value), *itertools.islice(items(value), LARGE))
 
 
 def read_sample(step: int, value: list) -> tuple[Any, ...]:

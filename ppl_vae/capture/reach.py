@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import contextvars
 import dis
 import functools
@@ -30,6 +31,8 @@ MOST = 20_000  # values that are noted; no further values are seen
 _MOST_OF_ARRAYS = 2**16  # array elements that are looked at in a step, and a few elements of each further array
 _KEPT = 2**16  # elements of the largest array that is put back if a trial run of the program changes it
 _GENERATORS = (np.random.Generator, np.random.RandomState, np.random.BitGenerator, random.Random, torch.Generator)
+_SEQUENCES = (list, collections.deque, tuple, set, frozenset)
+_CONTAINERS = (*_SEQUENCES, dict, np.ndarray)
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 # Python's own classes of objects whose attributes are the user's
 _HOLDERS: tuple[type, ...] = (argparse.Namespace, types.SimpleNamespace, threading.local, type(os.environ))
@@ -55,7 +58,7 @@ class Reach:
         hooks: The dictionaries in which modules keep hooks, each with the name of the module's class, and the module.
         opaque: The objects that could not be looked at, in words.
         kinds: The objects met, with their classes.
-        read_later: Names of attributes that an `operator.attrgetter` reads.
+        read_later: Names of attributes that an `operator.attrgetter` reads, or a `methodcaller`.
     """
 
     entered: Entered | None = None
@@ -113,18 +116,21 @@ class Reach:
 
     def _visit(self, value: Any, label: str) -> None:
         kind = type(value)  # `isinstance` would ask the object for its class, which may run the user's code
-        if issubclass(kind, PLAIN) or value is MISSING or id(value) in self._seen or self.is_full:
+        if kind in PLAIN or value is MISSING or id(value) in self._seen or self.is_full:
+            return
+        own = not is_library(kind.__module__)
+        if issubclass(kind, PLAIN) and not own:
             return
         self._seen[id(value)] = value
         self.kinds.append((value, kind))
         if issubclass(kind, Tensor):
             self.tensors[id(value)] = value
-            if own := _dict_of(value):
-                kept = {k for k in own if k != _OF_PYRO and (self.names is None or k in self.names)}
-                self._visit_entries(own, kept, f"{label}.")
+            if content := dict_of(value):
+                kept = {k for k in content if k != _OF_PYRO and (self.names is None or k in self.names)}
+                self._visit_entries(content, kept, f"{label}.")
         elif issubclass(kind, (dict, types.MappingProxyType)):
             self._visit_dict(value, label)
-        elif issubclass(kind, (list, collections.deque, tuple, set, frozenset)):
+        elif issubclass(kind, _SEQUENCES):
             self._visit_sequence(value, label)
         elif issubclass(kind, np.ndarray):
             keeps = (np.copy, np.copyto) if value.size <= _KEPT and value.flags.writeable else (None, None)
@@ -137,12 +143,18 @@ class Reach:
             self._add(Source(label, places.read_context, value, ("",)), 1)
         elif kind is weakref.ref or kind is weakref.KeyedRef:
             self._todo.append((value(), label))
+        elif kind is weakref.ProxyType or kind is weakref.CallableProxyType:
+            with contextlib.suppress(ReferenceError):
+                self._todo.append((value.__dir__.__self__, label))
         elif kind is functools._lru_cache_wrapper:
             if type(value.__wrapped__) is types.FunctionType:  # it may have run before, and be cached
                 self._users[value.__wrapped__.__code__] = (value.__wrapped__.__globals__, None)
             self._todo.append((value.__wrapped__, label))
         elif kind is operator.attrgetter:
             self.read_later |= {name for path in value.__reduce__()[1] for name in path.split(".")}
+        elif kind is operator.methodcaller:
+            made, args = value.__reduce__()
+            self.read_later.add((*getattr(made, "args", ()), *args)[0])
         elif kind is functools.partial:
             self._todo += [(value.func, label), (value.args, label), (value.keywords, label)]
         elif kind is types.MethodType:
@@ -167,21 +179,24 @@ class Reach:
                 del self._seen[id(value)]
                 self._visit_module(value, vars(value).keys() if self.names is None else self.names, value.__name__)
         elif kind is not types.CodeType:
-            if is_library(kind.__module__) and (content := places.buffer_of(value)) is not None:
-                self._add(Source(f"the content of {label}", places.read_buffer, value, ()), 1 + content.nbytes // 64)
+            if not own and (memory := places.buffer_of(value)) is not None:
+                self._add(Source(f"the content of {label}", places.read_buffer, value, ()), 1 + memory.nbytes // 64)
+            self._visit_object(value, kind)
+        if own and issubclass(kind, _CONTAINERS):  # a class of the user's, whose objects have attributes
             self._visit_object(value, kind)
 
     def _visit_dict(self, value: Any, label: str) -> None:
         plain = issubclass(type(value), dict)
         mapping: Any = dict if plain else types.MappingProxyType
         if mapping.__len__(value) > LARGE:
-            self._add(Source(f"the length of {label}", places.read_length, value, ("",)), 1)
+            read: Any = functools.partial(places.read_first, mapping.values)
+            self._add(Source(f"the content of {label}", read, value, ()), LARGE)
             return
         keys = tuple(mapping.keys(value))
         names = tuple(f"[{key!r}]" if issubclass(type(key), PLAIN) else "[...]" for key in keys)
         if plain:
             # an OrderedDict keeps an order that `dict.keys` does not know
-            read: Any = tuple if type(value) is collections.OrderedDict else dict.keys
+            read = tuple if type(value) is collections.OrderedDict else dict.keys
             added = Source(f"the keys of {label}", read, value, names, None, dict.copy, places.put_back_dict)
             self._add(added, len(keys))
         if keys or not plain:
@@ -198,7 +213,8 @@ class Reach:
                 read = functools.partial(places.read_sample, step)
                 self._add(Source(f"the content of {label}", read, value, ()), LARGE)
             elif not issubclass(kind, (tuple, frozenset)):
-                self._add(Source(f"the length of {label}", places.read_length, value, ("",)), 1)
+                read = functools.partial(places.read_first, iter)
+                self._add(Source(f"the content of {label}", read, value, ()), LARGE)
             items = items[::step]
         elif issubclass(kind, list):
             back = places.put_back_list
@@ -272,13 +288,14 @@ class Reach:
         has_content = kind.__module__.split(".")[0] in ("torch", "pyro", "ppl_vae") or issubclass(kind, _HOLDERS)
         if library and not has_content:
             return  # Python's own
-        content = _dict_of(value)
+        content = dict_of(value)
         label = f"{kind.__name__}."
         if issubclass(kind, nn.Module):
             self.modules.append(value)
             self.hooks += [(kind.__name__, content[k], value) for k in _HOOKS if k in content]
-            names = {k for k in content if not ("_hooks" in k or k == "_pyro_context")}
-            kept = {"training", "_parameters", "_buffers", "_modules", "_pyro_params", "_pyro_samples"} & names
+            self._seen |= {id(content[k]): content[k] for k in _HOOKS if k in content}  # they are looked at by `hooks`
+            names = {k for k in content if k in _HOOKS or not ("_hooks" in k or k == "_pyro_context")}
+            kept = {"training", "_parameters", "_buffers", "_modules", "_pyro_params", "_pyro_samples", *_HOOKS} & names
             wanted = names if self.names is None else (names & self.names) | kept
         elif self.names is None or kind in (argparse.Namespace, types.SimpleNamespace):  # they compare all attributes
             wanted = set(content)
@@ -345,7 +362,8 @@ def _names(code: types.CodeType) -> set[str]:
     return names
 
 
-def _dict_of(value: Any) -> dict[str, Any]:
+def dict_of(value: Any) -> dict[str, Any]:
+    """Return the attributes of an object, without asking its class."""
     try:
         look = threading.local if issubclass(type(value), threading.local) else object
         content = look.__getattribute__(value, "__dict__")

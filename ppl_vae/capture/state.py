@@ -6,7 +6,7 @@ import functools
 import pickle
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,8 +48,8 @@ class Written(TorchDispatchMode):
         for tensor in _written(func, args, kwargs or {}):
             storage = tensor.untyped_storage()
             if storage._cdata not in self._made and storage._cdata not in self.before:
-                whole = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(storage)
-                self.before[storage._cdata] = whole, whole.clone()
+                everything = whole(tensor)
+                self.before[storage._cdata] = everything, everything.clone()
         inputs = list(_tensors((args, kwargs)))
         given = storages(inputs)
         constant = func.__name__.startswith(_OF_SHAPES) or given <= self._constant
@@ -83,12 +83,32 @@ class Written(TorchDispatchMode):
     @torch.no_grad()
     def put_back(self) -> None:
         """Restore the tensors that were written to."""
-        for whole, before in self.before.values():
-            whole.copy_(before)
+        for everything, before in self.before.values():
+            everything.copy_(before)
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors that were written to, each storage as one tensor."""
-        return [whole for whole, _ in self.before.values()]
+        return [everything for everything, _ in self.before.values()]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor on all memory of another one."""
+    return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
+
+
+def sharing(tensors: Sequence[Tensor]) -> list[tuple[int, int, int]]:
+    """Return which tensors lie in the memory of another one, in which, and how far from its beginning."""
+    spans = []
+    for i, t in enumerate(tensors):
+        span = 1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+        spans.append((t.data_ptr(), t.data_ptr() + (t.element_size() * span if t.numel() else 0), i))
+    found, last = [], (0, 0, 0)
+    for start, end, i in sorted(spans):
+        if start < last[1]:
+            found.append((i, last[2], start - last[0]))
+        if end > last[1]:
+            last = start, end, i
+    return sorted(found)
 
 
 def storages(tensors: Iterable[Tensor]) -> set[int]:

@@ -22,8 +22,8 @@ from ppl_vae.capture.guards import Guards
 from ppl_vae.capture.reach import MOST, Reach
 from ppl_vae.capture.replay import CudaReplay, is_on_gpu
 from ppl_vae.capture.simplify import apart, simplify
-from ppl_vae.capture.state import PythonRandom, Snapshot, Written, storages, untouched
-from ppl_vae.capture.tracing import CaptureError, NotNowError, explained, traceable_pyro
+from ppl_vae.capture.state import PythonRandom, Snapshot, Written, sharing, storages, untouched, whole
+from ppl_vae.capture.tracing import CaptureError, NotNowError, OutgrownError, explained, traceable_pyro
 from ppl_vae.objectives.impossible import Limits
 from ppl_vae.objectives.losses import BatchLoss
 
@@ -67,7 +67,6 @@ class CapturedStep:
         written: See above; each tensor covers a whole storage.
         uses: How often the graph was used; `unchecked` counts the uses since the last comparison with the program, and
             `checks` counts these comparisons.
-        disturbed: Whether the user's code may have run since the last comparison.
         whole: The step with the optimiser's update, a `WholeStep`; None where there is none.
         why_apart: Why none is made any more, or None.
         touched: The identities of the parameters that the step meets, whether or not the loss depends on them.
@@ -94,9 +93,9 @@ class CapturedStep:
         self._autocast = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
         self.constants = tuple(None if i in lift else n for i, n in enumerate(numbers))
         self.uses = self.unchecked = self.checks = 0
-        self.disturbed = False
         self.whole: Any = None
         self.why_apart: str | None = None
+        self.written: list[Tensor] = []
         self.touched: frozenset[int] = frozenset()
         with explained():
             self._watch(tensors, numbers, roots, parameters)
@@ -108,10 +107,14 @@ class CapturedStep:
         floats = [leaf.dtype for leaf in self.leaves if leaf.dtype.is_floating_point]
         self._float = max([torch.get_default_dtype(), *floats], key=lambda dtype: torch.finfo(dtype).bits)
         self._count = len(tensors)
+        lifted = self._lifted(numbers)
+        self._dtypes = [torch.int64 if type(value) is int else self._float for value in lifted]
+        self._sizes = [(size, size) for size in _sizes(lifted)]
         inputs = self.inputs(tensors, numbers)
+        on_cpu = all(t.device.type == "cpu" for t in (*inputs, *self.leaves))
+        self._may_overflow = on_cpu and bool(self._sizes)
         graph = self._trace_twice(inputs)
         if full:
-            on_cpu = all(t.device.type == "cpu" for t in (*inputs, *self.leaves))
             self._take(compiled(graph, on_cpu), graph, inputs)
         else:
             try:
@@ -121,6 +124,10 @@ class CapturedStep:
                 logger.debug("the captured graph is used as it was traced: %s", error)
                 self._take(graph, graph, inputs)
         del self._expected
+        self._strided = [t for t in {id(t): t for t in self.state}.values() if t.layout is torch.strided]
+        self._addresses, self._sharing = list(map(Tensor.data_ptr, self._strided)), sharing(self._strided)
+        self._kept = [t for t in self._strided if storages([t]) <= storages(self.written)]
+        self._unmoved = [t for t in self.written if storages([t]).isdisjoint(storages(self._kept))]
         self._checked_on = [_data(value) for value in (*tensors, *numbers, *self.guards.lifted())]
         self._same_so_far = set(range(len(self._checked_on)))
 
@@ -165,14 +172,17 @@ class CapturedStep:
 
     def inputs(self, tensors: Sequence[Tensor], numbers: Sequence[float] = ()) -> list[Tensor]:
         """Return the inputs of the graph: the tensors, and the numbers that are inputs, as tensors."""
-        lifted = (n for n, constant in zip(numbers, self.constants, strict=True) if constant is None)
-        return [*tensors, *map(self._as_tensor, (*lifted, *self.guards.lifted()))]
+        return [*tensors, *map(self._as_tensor, self._lifted(numbers), self._dtypes)]
 
-    def _as_tensor(self, value: float | Tensor) -> Tensor:
-        """Return a number as a tensor, as exact as the parameters and on their device; a tensor unchanged."""
+    def _lifted(self, numbers: Sequence[float]) -> list[float | Tensor]:
+        """Return the present values of what is an input besides the tensor arguments."""
+        lifted = (n for n, constant in zip(numbers, self.constants, strict=True) if constant is None)
+        return [*lifted, *self.guards.lifted()]
+
+    def _as_tensor(self, value: float | Tensor, dtype: torch.dtype) -> Tensor:
+        """Return a number as a tensor on the device of the parameters; a tensor unchanged."""
         if isinstance(value, Tensor):
             return value
-        dtype = torch.int64 if type(value) is int else self._float
         try:
             return torch.full((), value, dtype=dtype, device=self.leaves[0].device if self.leaves else "cpu")
         except (RuntimeError, OverflowError) as error:
@@ -187,12 +197,24 @@ class CapturedStep:
         return all(c is None or repr(c) == repr(n) for c, n in zip(self.constants, numbers, strict=True))
 
     def moved(self) -> bool:
-        """Whether a tensor has moved since a CUDA graph recorded its address."""
+        """Whether a tensor has moved since a CUDA graph recorded its address, or shares memory with other tensors now.
+
+        A tensor that has only been given other memory (``.data = ...``) is read and written there.
+        """
+        if list(map(Tensor.data_ptr, self._strided)) != self._addresses:
+            if sharing(self._strided) != self._sharing:
+                return True
+            self._addresses = list(map(Tensor.data_ptr, self._strided))
+            kept = {t.untyped_storage()._cdata: t for t in self._kept}
+            self.written = [*self._unmoved, *map(whole, kept.values())]
         return self._replay is not None and self._replay.moved()
 
     def overlaps(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether an argument shares memory with what the step writes to."""
-        return bool(self.written) and not storages(self.written).isdisjoint(storages(tensors))
+        """Whether an input shares memory with what the step writes to."""
+        if not self.written:
+            return False
+        held = [value for value in self.guards.lifted() if isinstance(value, Tensor)]
+        return not storages(self.written).isdisjoint(storages([*tensors, *held]))
 
     def unpack(self, flat: Sequence[Tensor]) -> Step:
         """Return the step that the graph's outputs stand for."""
@@ -219,25 +241,44 @@ class CapturedStep:
 
     def run(self, tensors: list[Tensor], numbers: Sequence[float]) -> tuple[Step, str | None]:
         """Take the step by the graph. Where the graph fails, take it eagerly, and say so."""
-        if not self._may_fail:
+        if not self._may_fail and not self._may_overflow:
             return self(*self.inputs(tensors, numbers)), None
-        return self._tried(Snapshot(self.written), tensors, numbers)
+        before = Snapshot(self.written)
+        step, failed = self._tried(before, tensors, numbers)
+        if failed is None and self._may_overflow and not step.loss.loss.isfinite().all():
+            self._may_overflow = False
+            before.put_back()
+            return self.checked(tensors, numbers)
+        return step, failed
 
     def _tried(self, before: Snapshot, tensors: list[Tensor], numbers: Sequence[float]) -> tuple[Step, str | None]:
         try:
             return self(*self.inputs(tensors, numbers)), None
         except RuntimeError as error:  # if the graph is not at fault, the program raises too
             before.put_back()
-            return self._as_written(tensors, numbers), f"the graph fails ({str(error).strip().splitlines()[0]})"
+            return self._as_written(before, tensors, numbers), f"the graph fails ({str(error).strip().splitlines()[0]})"
 
-    def _as_written(self, tensors: list[Tensor], numbers: Sequence[float]) -> Step:
-        with pyro.validation_enabled(False):
-            return placed(eager_step(self._run, self.leaves, [*tensors, *numbers], self._mean), tensors)
+    def _as_written(self, before: Snapshot, tensors: list[Tensor], numbers: Sequence[float]) -> Step:
+        try:
+            with pyro.validation_enabled(False):
+                return placed(eager_step(self._run, self.leaves, [*tensors, *numbers], self._mean), tensors)
+        except CaptureError as error:
+            before.put_back()
+            raise OutgrownError(str(error)) from error
 
     # comparing it with the program -----------------------------------------------------------------------------------
 
     def is_other(self, tensors: Sequence[Tensor], numbers: Sequence[float]) -> bool:
-        """Whether an input differs, for the first time, from its value in all checks: a frozen value would show now."""
+        """Whether an input is other than in all checks.
+
+        It differs for the first time, so that a frozen value would show now. Or it is a number whose size leaves twice
+        the range of those: a tensor in its place may overflow, or have lost its digits.
+        """
+        if self._sizes:
+            sizes = _sizes(self._lifted(numbers))
+            if not all(low <= 2 * n and n <= 2 * high for n, (low, high) in zip(sizes, self._sizes, strict=True)):
+                self.checks = 0  # compare it again soon
+                return True
         return bool(self._same_so_far) and bool(self._other(tensors, numbers))
 
     def _other(self, tensors: Sequence[Tensor], numbers: Sequence[float]) -> set[int]:
@@ -255,7 +296,7 @@ class CapturedStep:
         Where they agree, the step is the graph's, and the state is as the graph left it. Otherwise the step and the
         state are the program's.
         """
-        self.unchecked, self.disturbed = 0, False
+        self.unchecked = 0
         self.checks += 1
         before = Snapshot(self.written)
         step, failed = self._tried(before, tensors, numbers)
@@ -263,11 +304,13 @@ class CapturedStep:
             return step, failed
         ours = Outcome(step, Snapshot(self.written))
         before.put_back()
-        theirs = Outcome(self._as_written(tensors, numbers), Snapshot(self.written))
+        theirs = Outcome(self._as_written(before, tensors, numbers), Snapshot(self.written))
         if difference := self._comparison.difference(ours, theirs):
             return theirs.step, difference
         ours.after.put_back()
         self._same_so_far -= self._other(tensors, numbers)
+        sizes = _sizes(self._lifted(numbers))
+        self._sizes = [(min(a, n), max(b, n)) for n, (a, b) in zip(sizes, self._sizes, strict=True)]
         return ours.step, None
 
     def difference(self, ours: Outcome, theirs: Outcome) -> str | None:
@@ -290,6 +333,8 @@ class CapturedStep:
         _refuse_hooks({id(part) for module in trained for part in module.modules()}, within_reach)
         buffers = [(buffer, buffer._version) for buffer in within_reach.buffers()]
         before, python = Snapshot(), PythonRandom(within_reach.reach.generators)
+        reached = {id(t): t for t in (*self.leaves, *within_reach.reach.tensors.values())}.values()
+        data = [(t, t.detach()) for t in reached if t.layout is torch.strided]
         entered, written = Entered(), Written()
         try:
             with pyro.validation_enabled(False), entered, written:
@@ -302,6 +347,9 @@ class CapturedStep:
             read = list(entered.read)
             before.put_back()
             written.put_back()
+            given = [(t, old) for t, old in data if t.data_ptr() != old.data_ptr()]
+            for t, old in given:
+                t.data = old
             moved = python.put_back()
             met = Reach(entered).visit(*roots).visit_entered()
             within_reach.put_back({source.identity for source in met.sources})
@@ -311,6 +359,8 @@ class CapturedStep:
             )
         if replaced is not None:
             raise CaptureError(f"the program replaces parameter {replaced!r} in Pyro's store while it runs")
+        if given:
+            raise CaptureError("the program gives a tensor other memory (.data = ...); write into it, as by copy_()")
         if written.touches(tensors):
             raise CaptureError("the program writes into one of its arguments; let it write into a clone")
         if unseen:
@@ -439,6 +489,11 @@ class CapturedStep:
 def _data(value: Tensor | float) -> tuple[Any, float]:
     """Identify the data of an argument, without keeping it alive."""
     return (weakref.ref(value), value._version) if isinstance(value, Tensor) else (None, value)
+
+
+def _sizes(values: Sequence[float | Tensor]) -> list[float]:
+    """Return the sizes of the numbers among some values."""
+    return [abs(value) for value in values if not isinstance(value, Tensor)]
 
 
 def _refuse(guards: Guards) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import traceback
+import types
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,11 +18,21 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.fx.experimental import proxy_tensor
 
+from ppl_vae.capture.entered import is_library
+
 _OWN = str(Path(__file__).parent.parent)
 
 
 class CaptureError(RuntimeError):
     """A step that cannot be captured, with the reason in one sentence."""
+
+    def __str__(self) -> str:
+        """Return the reason, without the table of shapes that Pyro adds to an error in a program."""
+        return super().__str__().partition("\n")[0]
+
+
+class OutgrownError(CaptureError):
+    """A program that was captured, and does in a later step what no graph can hold."""
 
 
 class NotNowError(CaptureError):
@@ -81,14 +92,27 @@ def _called_by(module: str) -> bool:
 
 
 @contextmanager
-def backward_noted() -> Iterator[list[Tensor]]:
-    """Note the tensors that this thread would differentiate, instead of differentiating them."""
+def backward_noted(until: types.CodeType) -> Iterator[list[Tensor]]:
+    """Note the tensors that Pyro's objectives would differentiate in this thread, instead of differentiating them.
+
+    A backward pass that the user's code takes, or is around, is refused: what that code does with the gradients is no
+    part of a graph.
+
+    Args:
+        until: The code of the function that enters this context.
+    """
     noted: list[Tensor] = []
     backward, thread = torch.autograd.backward, threading.get_ident()
 
     def note(tensors: Any, *args: Any, **kwargs: Any) -> None:
         if threading.get_ident() != thread:
             return backward(tensors, *args, **kwargs)
+        frame: Any = sys._getframe(1)
+        while frame.f_code is not until:
+            if not is_library(frame.f_globals.get("__name__")):
+                place = f"{frame.f_code.co_filename}:{frame.f_lineno}, in {frame.f_code.co_name}"
+                raise CaptureError(f"it calls backward() itself (at {place}); return the loss to differentiate instead")
+            frame = frame.f_back
         noted.extend([tensors] if isinstance(tensors, Tensor) else tensors)
 
     with mock.patch.object(torch.autograd, "backward", note):

@@ -154,8 +154,11 @@ class WholeSteps:
     def take(
         self, graph: CapturedStep, update: Update, clip_norm: float | None, inputs: Sequence[Tensor]
     ) -> Step | None:
-        """Take a step with its update, or return None where the two must be taken one after the other."""
-        if graph.why_apart is not None or graph.uses < _USES or graph.why_not_whole is not None:
+        """Take a step with its update, or return None where the two must be taken one after the other.
+
+        The graph's `why_not_whole` is None.
+        """
+        if graph.why_apart is not None or graph.uses < _USES:
             return None
         whole = graph.whole
         if whole is None or not whole.holds(clip_norm):

@@ -168,7 +168,10 @@ class Loop:
             self.sharing.look_again()
         began, first, interrupted = time.perf_counter(), state.step, False
         self._sizes = [self.batch_size] * first
+        still = not self.unseen and all(isinstance(column, torch.Tensor) for column in self.train.columns)
         for batch in self._batches():
+            if not still:  # what reads the data may have changed anything
+                self.svi.begin_stretch()
             size = self._size_of(batch)
             with self.rounded():
                 result = self.svi.update(*batch, **self.ranks.arguments(size))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import contextvars
+import enum
 import functools
 import gc
 import itertools
@@ -27,6 +29,7 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_EL
 from torch import nn
 
 from ppl_vae import SVI
+from ppl_vae.capture import Guards
 
 DEVICE = os.environ.get("PPL_VAE_TEST_DEVICE", "cpu")  # cuda: the whole file on a GPU
 T = 1.0  # a global that some programs read
@@ -765,6 +768,201 @@ def test_a_program_that_writes_into_its_argument():
 class ReadsNumbersOfItsInput(Net):
     def model(self, x, y=None):
         super().model(x, x + float(np.asarray(x.detach().numpy()).mean()))
+
+
+class Tagged(list):
+    gain = 1.0
+
+
+class Table(dict):
+    pass
+
+
+class Weights(np.ndarray):
+    pass
+
+
+class Mode(int, enum.Enum):
+    ON = 1
+
+
+class Degrees(float):
+    def __repr__(self):
+        return "degrees"
+
+
+class Plain:
+    gain = 1.0
+
+
+kept = Plain()
+
+
+@pytest.mark.parametrize(
+    ("make", "change"),
+    [
+        (lambda: Tagged([1.0]), lambda h: setattr(h.it, "gain", 3.0)),
+        (lambda: Tagged([1.0]), lambda h: setattr(Tagged, "gain", Tagged.gain + 1.0)),
+        (Table, lambda h: setattr(h.it, "gain", 3.0)),
+        (lambda: np.ones(3).view(Weights), lambda h: setattr(h.it, "gain", 3.0)),
+        (lambda: Mode.ON, lambda h: setattr(h.it, "gain", getattr(h.it, "gain", 0.0) + 1.0)),
+        (lambda: Degrees(1.0), lambda h: setattr(h, "it", Degrees(2.0))),
+        (lambda: Tagged([1.0]), lambda h: (setattr(h, "it", Tagged([1.0])), setattr(h.it, "gain", 3.0))),
+        (lambda: weakref.proxy(kept), lambda h: setattr(kept, "gain", kept.gain + 1.0)),
+        (lambda: dict.fromkeys(range(2000), 1.0), lambda h: h.it.update(dict.fromkeys(range(2000), 2.0))),
+        (lambda: set(range(2000)), lambda h: (h.it.clear(), h.it.update(range(2, 2002)))),
+        (lambda: collections.deque([1.0] * 2000), lambda h: (h.it.clear(), h.it.extend([2.0] * 2000))),
+    ],
+)
+def test_a_change_in_what_a_class_of_the_users_or_a_large_container_holds(make, change):
+    holder = types.SimpleNamespace(it=make())
+    guards = Guards(holder)
+    assert guards.hold()
+    change(holder)
+    assert not guards.hold()
+
+
+def test_an_equal_object_of_a_class_of_the_users_is_the_same():
+    holder = types.SimpleNamespace(it=Degrees(1.0), them=Tagged([np.float64(2.0)]))
+    guards = Guards(holder)
+    holder.it, holder.them = Degrees(1.0), Tagged([np.float64(2.0)])
+    assert guards.hold()
+    holder.them[0] = np.float64(3.0)
+    assert not guards.hold()
+
+
+def test_a_hook_in_a_dictionary_that_is_new():
+    def act(step, net, svi):
+        if step == 5:
+            for module in net.modules():
+                module._forward_hooks = collections.OrderedDict()
+        if step == 6:
+            net.d[0].register_forward_hook(lambda module, given, out: 2 * out)
+
+    beside_pyro(act, captured=False)
+
+
+class Normed(Net):
+    def __init__(self):
+        super().__init__()
+        self.d = nn.Sequential(nn.Linear(2, 8, bias=False), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 6))
+
+
+def test_buffers_of_other_memory_are_written_once():
+    found = []
+    for make in (pyro.infer.SVI, SVI):
+        torch.manual_seed(0)
+        net = Normed()
+
+        def act(step, net, svi):
+            if step == 6:  # before the check after ten uses
+                for buffer in net.buffers():
+                    buffer.data = buffer.data.clone()
+
+        losses(make, net, act, Trace_ELBO(), 16)
+        found.append(list(net.buffers()))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_program_that_gives_a_tensor_other_memory():
+    class Anneals(Net):
+        def likelihood(self, z):
+            self.shift.data = self.shift.data + 0.1
+            return self.d(z) + self.shift.clamp(max=0.5)
+
+    svi = beside_pyro(at(99, lambda net: None), Anneals, captured=False)
+    assert ".data =" in svi.why_eager
+
+
+class Tied(Net):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.full((6,), 0.5)), nn.Parameter(torch.full((6,), 0.5))
+        self.b.data = self.a.data
+
+    def likelihood(self, z):
+        return self.d(z) * self.a + self.b.exp()
+
+
+def untie(net):
+    net.b.data = net.b.data.clone() + 3.0
+
+
+def test_parameters_of_the_same_memory_that_part():
+    beside_pyro(at(6, untie), Tied)
+
+
+def test_a_held_tensor_that_becomes_a_view_of_a_written_buffer():
+    class Both(Net):
+        def likelihood(self, z):
+            before = self.fixed * 1.5
+            self.shift.add_(0.1)
+            return self.d(z) + before * (self.fixed * 1.5)
+
+    def act(step, net, svi):
+        net.fixed = torch.full((6,), float(step)) if step < 8 else net.shift.view(6)
+
+    beside_pyro(act, Both, captured=None)
+
+
+class Powers(Net):
+    def likelihood(self, z):
+        return self.d(z) * (1.0 + 1.0 / 2**self.steps)
+
+
+@pytest.mark.parametrize("steps", [lambda step: 1 + step if step < 8 else 64, lambda step: 59 + step])
+def test_a_whole_number_that_overflows_as_a_tensor(steps):
+    beside_pyro(lambda step, net, svi: setattr(net, "steps", steps(step)), Powers, steps=12, captured=None)
+
+
+def test_a_number_that_loses_its_digits_as_a_tensor():
+    class Phase(Net):
+        def likelihood(self, z):
+            return self.d(z) * (1.0 + self.time % 1.0)
+
+    def act(step, net, svi):
+        net.time = 0.3 * step if step < 8 else 30_000_000.25 + step
+
+    beside_pyro(act, Phase, captured=None)
+
+
+def test_an_input_of_the_graph_keeps_its_type():
+    def act(step, net, svi):
+        net.number = [1.0, 1.0, 1.5, 2, 3, 4, 4.5, 5][min(step, 7)]
+
+    class Number(Net):
+        def likelihood(self, z):
+            return self.d(z) * self.number
+
+    svi = beside_pyro(act, Number)
+    graphs = [graph for graphs in svi._graphs.values() for graph in graphs]
+    (lifted,) = [graph for graph in graphs if graph.guards.lifted_labels]
+    assert lifted.inputs([])[0].dtype == torch.float32
+    act(3, lifted.guards._given[0][0].__self__, svi)
+    assert lifted.guards.hold()
+    assert lifted.inputs([])[0].dtype == torch.float32
+
+
+def test_a_whole_number_that_becomes_a_fraction():
+    def act(step, net, svi):
+        net.number = [1, 1, 2, 3, 3.5, 3.75, 4, 5.25][min(step, 7)]
+
+    class Number(Net):
+        def likelihood(self, z):
+            return self.d(z) * (self.number if isinstance(self.number, float) else self.number**2 // 3)
+
+    beside_pyro(act, Number, captured=None)
+
+
+def test_a_held_tensor_that_is_negated_when_it_is_read_is_no_input_of_the_same_graph():
+    settings = types.SimpleNamespace(shift=torch.ones(6, dtype=torch.complex64).imag)
+    guards = Guards(settings)
+    guards.lift(["SimpleNamespace.shift"])
+    settings.shift = torch.zeros(6, dtype=torch.complex64).imag
+    assert guards.hold()
+    settings.shift = torch.zeros(6, dtype=torch.complex64).conj().imag
+    assert not guards.hold()
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="NumPy cannot read a GPU's memory")

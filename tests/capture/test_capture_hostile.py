@@ -7,6 +7,7 @@ import collections
 import copy
 import functools
 import gc
+import inspect
 import logging
 import operator
 import sys
@@ -54,13 +55,23 @@ class Single(Point):
 point = Point()
 single = Single()
 read_gain = operator.attrgetter("gain")
+call_value = operator.methodcaller("value")
 referred = weakref.ref(point)
+proxy = weakref.proxy(point)
 raw = bytearray(b"\x01\x02")
 numbers = array.array("d", [1.0, 2.0])
 ordered = collections.OrderedDict(a=1.0, b=2.0)
 weak = weakref.WeakKeyDictionary({point: 1.0})
 tagged = torch.ones(())
 held = torch.ones(4)
+
+
+class Method:
+    def value(self):
+        return 1.0
+
+
+method = Method()
 
 
 @functools.lru_cache
@@ -110,6 +121,9 @@ WAYS: dict[str, tuple[Any, Any]] = {
     "pattern": (lambda: by_pattern(point), lambda v: setattr(point, "gain", v)),
     "position": (lambda: by_position(point), lambda v: setattr(point, "gain", v)),
     "attrgetter": (lambda: read_gain(point), lambda v: setattr(point, "gain", v)),
+    "methodcaller": (lambda: call_value(method), lambda v: setattr(Method, "value", lambda self: v)),
+    "getmembers": (lambda: dict(inspect.getmembers(point))["gain"], lambda v: setattr(point, "gain", v)),
+    "proxy": (lambda: proxy.gain, lambda v: setattr(point, "gain", v)),
     "format": (lambda: float("{0.gain}".format(point)), lambda v: setattr(point, "gain", v)),  # noqa: UP030, UP032
     "import": (by_import, lambda v: setattr(cfg, "G", v)),
     "from import": (by_from_import, lambda v: setattr(cfg, "G", v)),
@@ -256,6 +270,98 @@ def test_an_elbo_with_a_loss_and_grads_of_its_own():
             return loss.item()
 
     beside_pyro(at(99, lambda net: None), loss=Doubling, captured=None)
+
+
+class Clamped(Trace_ELBO):
+    def loss_and_grads(self, model, guide, *args, **kwargs):
+        loss = super().loss_and_grads(model, guide, *args, **kwargs)
+        for parameter in pyro.get_param_store()._params.values():
+            if parameter.grad is not None:
+                parameter.grad.clamp_(-0.1, 0.1)
+        return loss
+
+
+class Tenth(Trace_ELBO):
+    def loss_and_grads(self, model, guide, *args, **kwargs):
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        loss.backward(gradient=torch.tensor(0.1))
+        return loss.detach()
+
+
+@pytest.mark.parametrize("loss", [Clamped, Tenth])
+def test_gradients_that_an_elbo_of_the_users_changes(loss):
+    svi = beside_pyro(at(99, lambda net: None), loss=loss, captured=False)
+    assert "calls backward() itself" in svi.why_eager
+    assert "in loss_and_grads" in svi.why_eager
+
+
+def test_a_model_that_calls_backward():
+    class Probes(Net):
+        def likelihood(self, z):
+            probe = z.detach().requires_grad_()
+            self.d(probe).square().sum().backward()
+            return self.d(z) + 0.1 * probe.grad.sign().sum()
+
+    assert "in likelihood" in beside_pyro(at(99, lambda net: None), Probes, captured=False).why_eager
+
+
+def test_a_discriminator_that_the_loss_trains():
+    found = []
+    for level in ("off", "graph"):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        net, judge, elbo = Net(), nn.Linear(2, 1), Trace_ELBO()
+        optimizer = torch.optim.SGD(judge.parameters(), lr=1e-2)
+
+        def loss(model, guide, x, judge=judge, elbo=elbo, optimizer=optimizer):
+            optimizer.zero_grad()
+            judge(torch.randn(len(x), 2)).square().mean().backward()
+            optimizer.step()
+            return elbo.differentiable_loss(model, guide, x)
+
+        svi = SVI(net.model, net.guide, pyro.optim.Adam({"lr": 1e-2}), loss, compile=level)
+        found.append(([svi.step(data(step)) for step in range(6)], judge.weight))
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("take", ["step", "update"])
+def test_a_loss_that_sets_gradients_and_returns_its_value_trains_without_a_warning(take, caplog):
+    elbo = Trace_ELBO()
+
+    def sets(model, guide, x):
+        loss = elbo.differentiable_loss(model, guide, x)
+        loss.backward()
+        return loss.detach()
+
+    found = []
+    for loss in (sets, elbo.differentiable_loss):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        net = Net()
+        svi = SVI(net.model, net.guide, functools.partial(torch.optim.SGD, lr=1e-3), loss)
+        for step in range(4):
+            getattr(svi, take)(data(step))
+        found.append(net.d[0].weight)
+    torch.testing.assert_close(*found)
+    assert "nothing trains" not in caplog.text
+
+
+def test_a_program_that_calls_backward_when_a_graph_is_checked(tmp_path):
+    class Later(Net):
+        def likelihood(self, z):
+            self.shift += 1.0
+            if (tmp_path / "now").exists():  # what no guard sees
+                self.d[0].weight.square().sum().backward()
+            return self.d(z) + 0.1 * self.shift
+
+    def act(step, net, svi):
+        if step == 2:  # before the check on the first other data
+            (tmp_path / "now").touch()
+        elif step == 0:
+            (tmp_path / "now").unlink(missing_ok=True)
+
+    beside_pyro(act, Later, captured=False)
 
 
 def test_a_program_that_seeds():

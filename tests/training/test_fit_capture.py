@@ -13,7 +13,7 @@ import torch
 from short_runs import small_vae
 from torch import nn
 
-from ppl_vae import VAE, data, fit, likelihoods, networks, objectives, posteriors, priors
+from ppl_vae import SVI, VAE, data, fit, likelihoods, networks, objectives, posteriors, priors
 from ppl_vae.capture import Guards
 from ppl_vae.evidence import log_evidence
 from ppl_vae.regularizers import KLWeight
@@ -113,6 +113,63 @@ def test_without_callbacks_what_a_graph_depends_on_is_looked_at_once(monkeypatch
     looked.clear()
     fit(make_vae(), X, epochs=20, batch_size=10, seed=0, stop=lambda: False)  # the user's own code, at every step
     assert len(looked) >= 118
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("kind", ["loader", "rows"])
+def test_what_the_code_that_reads_the_data_changes_is_followed(kind):
+    class Rows:
+        shape = X.shape
+
+        def __init__(self, program):
+            self.program, self.read = program, 0
+
+        def __len__(self):
+            return len(X)
+
+        def __getitem__(self, index):
+            self.read += 1
+            self.program.gain = 1.0 if self.read < 25 else 3.0
+            return X[index]
+
+    class Loader:
+        def __init__(self, rows):
+            self.rows = rows
+
+        def __len__(self):
+            return 10
+
+        def __iter__(self):
+            return (self.rows[index] for index in torch.arange(60).split(6))
+
+    found = []
+    for level in ("off", "graph"):
+        pyro.clear_param_store()
+        program = Scaled()
+        rows = Rows(program)
+        nothing = data.Split((X[:0],))
+        train = Loader(rows) if kind == "loader" else data.Dataset("rows", data.Split((rows,)), nothing, nothing)
+        run = fit((program.model, program.guide), train, epochs=4, batch_size=6, seed=0, compile=level)
+        found.append([record["loss"] for record in run.history])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_a_change_that_no_guard_sees_is_found_within_a_stretch(caplog, tmp_path):
+    class Filed(Scaled):
+        def guide(self, x):
+            super().guide(x * (1.0 + (tmp_path / "now").exists()))
+
+    program = Filed()
+    svi = SVI(program.model, program.guide, functools.partial(torch.optim.Adam, lr=1e-3), objectives.ELBO())
+    svi.begin_stretch()
+    for step in range(30):
+        if step == 20:
+            (tmp_path / "now").touch()
+        svi.update(X[:10])
+    assert "what no guard sees" not in caplog.text
+    for _ in range(100):
+        svi.update(X[:10])
+    assert "what no guard sees" in caplog.text
 
 
 @pytest.mark.ci
