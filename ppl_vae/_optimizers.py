@@ -72,7 +72,10 @@ class TorchOptimizer:
         """Take a step."""
         optimizer = self.follow(parameters)
         self._layout.keep(parameters, [optimizer])
-        with self._rates.lent(optimizer):
+        if parameters and is_on_gpu(parameters[0]):
+            with self._rates.lent(optimizer):
+                _step(optimizer)
+        else:
             _step(optimizer)
 
     def why_outside(self, parameters: Sequence[Tensor]) -> str | None:
@@ -132,8 +135,8 @@ class _Rates:
                 self._tensors.append(None)
                 self._values.append(0.0)
             rate, held = group["lr"], self._tensors[place]
-            wide = any(p.dtype is torch.float64 for p in group["params"])
-            if not own or wide or isinstance(rate, Tensor) or not _is_fused_on_gpu(group):
+            lent = own and not isinstance(rate, Tensor) and _is_fused_on_gpu(group)
+            if not lent or any(p.dtype is torch.float64 for p in group["params"]):
                 self._tensors[place] = None
             elif held is None or held.device != group["params"][0].device:
                 self._tensors[place] = torch.tensor(float(rate), dtype=torch.float32, device=group["params"][0].device)

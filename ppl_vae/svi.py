@@ -389,8 +389,7 @@ class SVI:
         graph.uses += 1
         graph.unchecked += 1
         is_due = self._is_due(graph, given)
-        update = self._update_alone()
-        if alone and not is_due and graph.why_not_whole is None and update is not None:
+        if alone and not is_due and graph.why_not_whole is None and (update := self._update_alone()) is not None:
             inputs = graph.inputs(given.tensors, given.numbers)
             whole = self._wholes.take(graph, update, self.clip_norm, inputs)
             if whole is not None:
