@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import pyro.distributions as dist
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ppl_vae._validation import check_positive_int
+from ppl_vae.distributions.normal import Normal
 from ppl_vae.networks.parameters import ParameterNetwork
 
 
@@ -57,4 +57,4 @@ class _Levels:
     def normal(self: Any, level: int, *inputs: Tensor | None) -> Any:
         """Return the normal of a level at the inputs of its network, event (dim,)."""
         mean, raw = self.network_of(level)(*inputs)
-        return dist.Normal(mean, softplus(raw) + self.floor).to_event(1)
+        return Normal(mean, softplus(raw) + self.floor).to_event(1)

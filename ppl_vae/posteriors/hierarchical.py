@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ppl_vae._recorded import Recorded
 from ppl_vae._validation import check_choice, check_positive, check_positive_int
 from ppl_vae.distributions.chain import Chain
+from ppl_vae.distributions.normal import Normal
 from ppl_vae.networks import Binding, NetworkFactory, ParameterNetwork
 from ppl_vae.networks.levels import _Levels, check_dims, two_dims
 
@@ -141,7 +142,7 @@ class Ladder(_Levels, Recorded):
         precisions = own.scale**-2, p.scale**-2
         variance = 1 / sum(precisions)
         mean = variance * (own.loc * precisions[0] + p.loc * precisions[1])
-        return dist.Normal(mean, variance.sqrt()).to_event(1)
+        return Normal(mean, variance.sqrt()).to_event(1)
 
 
 def _joinable(*rows: Tensor) -> list[Tensor]:

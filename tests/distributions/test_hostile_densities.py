@@ -254,6 +254,12 @@ def check_own_draws(entry: zoo.Posterior, dim: int, size: float, kind: str, seed
     assert bool(((a.mean(0) - b.mean(0)).abs() <= 5 * spread + 2e-3 * dim).all()), (a.mean(0), b.mean(0), spread)
 
 
+def test_a_ladder_scores_the_draws_of_its_levels_from_their_noise() -> None:
+    """At a mean of 820 and scales of 1e-5, where z in float32 has lost its noise (half a nat in one dimension)."""
+    entry = next(p for p in zoo.POSTERIORS if p.name == "Ladder")
+    check_own_draws(entry, dim=2, size=10.0, kind="wide", seed=390)
+
+
 @pytest.mark.parametrize(("dim", "size"), [(2, 1e6), (50, 1.0), (100, 3.0), (200, 30.0)])
 def test_full_normal_scores_what_it_drew(dim: int, size: float) -> None:
     """At condition numbers from 1e4 to beyond 1e38: log q + log|L| is that of standard normal noise, a chi squared."""
