@@ -13,12 +13,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 from PIL import Image
+from short_runs import small_vae, without_pictures
 
 from ppl_vae import data, fit, likelihoods, load_run, networks, plots, posteriors, priors, runs
 from ppl_vae.configuration.config import parse
 from ppl_vae.training import DivergedError, checkpoints
 from ppl_vae.vae import VAE
-from tests.short_runs import small_vae, without_pictures
 
 PICTURES = ["training_curves", "reconstructions", "samples", "latent_grid", "latent_scatter"]
 
