@@ -231,6 +231,7 @@ def applied_otherwise(svi: SVI, step: int) -> None:
         svi.apply = noisy  # type: ignore[method-assign]
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(
     "change",
     [

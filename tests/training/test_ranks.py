@@ -16,7 +16,7 @@ import zoo
 from ppl_vae import checkpoints
 
 OBJECTIVES = [e for e in zoo.OBJECTIVES + zoo.PYRO_OBJECTIVES if not e.name.startswith("NVIL")]  # which is refused
-FIRST = list({zoo.family(e): e for e in reversed(OBJECTIVES)}.values())[::3]  # of every third family
+FIRST = list({zoo.family(e): e for e in reversed(OBJECTIVES)}.values())[::6]  # of every sixth family
 COUPLED = ["batch_norm", "OptimalSigmaNormal", "TableEncoder"]
 OWN_NOISE = ["PowerSpherical", "VonMisesFisher"]
 PROGRAMS = [p for p in zoo.programs() if not any(name in p.name for name in COUPLED + OWN_NOISE)]
