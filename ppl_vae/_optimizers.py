@@ -22,6 +22,7 @@ from ppl_vae.capture.replay import is_on_gpu
 logger = logging.getLogger(__name__)
 
 _NONE = object()
+_WITH_FUSED = ("cpu", "cuda", "mps", "xpu")  # devices with fused kernels
 
 OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
 
@@ -328,6 +329,7 @@ def _fused(factory: OptimizerFactory, parameters: list[Tensor]) -> Optimizer:
     given = factory.keywords if isinstance(factory, functools.partial) else {}
     chosen = {"fused", "foreach", "differentiable"} & given.keys()
     plain = all(p.is_floating_point() and (p.grad is None or not p.grad.is_sparse) for p in parameters)
+    plain = plain and all(p.device.type in _WITH_FUSED for p in parameters)  # torch before 2.7 looks in the first step
     has_fused = isinstance(optimizer_class, type) and "fused" in inspect.signature(optimizer_class).parameters
     if plain and has_fused and not chosen:
         try:

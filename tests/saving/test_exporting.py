@@ -14,6 +14,7 @@ from torch import nn
 
 from ppl_vae import VAE, likelihoods, networks, posteriors, priors
 
+OLD = torch.__version__.startswith("2.6.")  # whose exporter is another
 PARTS = ("encoder", "decoder", "log_likelihood")
 
 ALONE = """
@@ -53,6 +54,7 @@ def onnx_is_there() -> bool:
 
 @pytest.mark.ci
 @pytest.mark.thinned(2)
+@pytest.mark.skipif(OLD, reason="torch 2.6 reads a conditional graph only in a process that has made one")
 @pytest.mark.parametrize("y_shape", [(3,), None], ids=["conditional", "plain"])
 @pytest.mark.filterwarnings("ignore")  # torch's exporter of ONNX
 def test_graphs_run_alone(y_shape, tmp_path):
@@ -117,6 +119,7 @@ def test_bad_names_are_refused(name, part, match, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(OLD, reason="torch before 2.7 refuses it by another sentence")
 def test_an_encoder_that_draws_is_refused(tmp_path):
     class Drawing(nn.Module):
         def forward(self, x):
