@@ -53,7 +53,7 @@ def test_captured_and_pyros_losses(name):
 def test_compiled_and_pyros_losses(name):
     expected, _ = losses(name, pyro.infer.SVI)
     found, svi = losses(name, SVI, compile="full")
-    assert found == pytest.approx(expected, rel=1e-5)
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-3)  # a loss near 0 has the rounding of its terms
     assert svi.why_eager is None
 
 
