@@ -601,4 +601,4 @@ def test_mnist(real_data):
     ppl_vae.fit(vae, digits, epochs=3, compile="off")
     densities, x = VAEDensities(vae), digits.test.x[:200]
     evidence = quadrature(densities, x)
-    holds(evidence, brute_force(densities, x, 6.0, 0.02))
+    holds(evidence, brute_force(densities, x, 8.0, 0.02))  # beyond 6 lie 9% of one digit's mass
