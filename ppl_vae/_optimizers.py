@@ -125,26 +125,26 @@ class _Rates:
     """
 
     def __init__(self) -> None:
-        self._tensors: list[Tensor | None] = []
-        self._values: list[float] = []
+        self._held: dict[int, tuple[Tensor, float]] = {}  # by the group's place, each with its value
 
     def follow(self, optimizer: Optimizer) -> list[Tensor | None]:
         """Return the tensor of each group, with its present rate; None for a group that keeps its number."""
-        groups, own = optimizer.param_groups, not _runs_python(optimizer)
-        for place, group in enumerate(groups):
-            if place == len(self._tensors):
-                self._tensors.append(None)
-                self._values.append(0.0)
-            rate, held = group["lr"], self._tensors[place]
+        own, found = not _runs_python(optimizer), list[Tensor | None]()
+        for place, group in enumerate(optimizer.param_groups):
+            rate, parameters = group["lr"], group["params"]
             lent = own and not isinstance(rate, Tensor) and _is_fused_on_gpu(group)
-            if not lent or any(p.dtype is torch.float64 for p in group["params"]):
-                self._tensors[place] = None
-            elif held is None or held.device != group["params"][0].device:
-                self._tensors[place] = torch.tensor(float(rate), dtype=torch.float32, device=group["params"][0].device)
-            elif rate != self._values[place]:
-                held.fill_(rate)
-            self._values[place] = rate
-        return self._tensors[: len(groups)]
+            if not lent or any(p.dtype is torch.float64 for p in parameters):
+                self._held.pop(place, None)
+                found.append(None)
+                continue
+            tensor, value = self._held.get(place, (None, None))
+            if tensor is None or tensor.device != parameters[0].device:
+                tensor = torch.tensor(float(rate), dtype=torch.float32, device=parameters[0].device)
+            elif rate != value:
+                tensor.fill_(rate)
+            self._held[place] = tensor, rate
+            found.append(tensor)
+        return found
 
     @contextmanager
     def lent(self, optimizer: Optimizer) -> Iterator[None]:

@@ -38,7 +38,7 @@ from ppl_vae.capture import (
     unusual,
 )
 from ppl_vae.capture.signature import Signature, can_watch
-from ppl_vae.capture.whole import WholeSteps
+from ppl_vae.capture.whole import take_whole
 from ppl_vae.objectives.losses import BatchLoss, as_loss
 
 __all__ = ["ALONE", "SVI", "Compile", "OptimizerFactory"]
@@ -164,7 +164,6 @@ class SVI:
         self._refused: dict[Any, str] = {}  # for each key that is not captured any more, the reason
         self._wait = 0  # eager steps before the next attempt to capture
         self._graphs: dict[Any, list[CapturedStep]] = {}
-        self._wholes = WholeSteps()
         self._made = 0
         self._misses = 0
         self._sights: dict[Any, tuple[float, ...]] = {}
@@ -391,7 +390,7 @@ class SVI:
         is_due = self._is_due(graph, given)
         if alone and not is_due and graph.why_not_whole is None and (update := self._update_alone()) is not None:
             inputs = graph.inputs(given.tensors, given.numbers)
-            whole = self._wholes.take(graph, update, self.clip_norm, inputs)
+            whole = take_whole(graph, update, self.clip_norm, inputs)
             if whole is not None:
                 self._moved = True
                 self._leave(whole, graph, given)

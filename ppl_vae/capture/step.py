@@ -68,7 +68,7 @@ class CapturedStep:
         uses: How often the graph was used; `unchecked` counts the uses since the last comparison with the program, and
             `checks` counts these comparisons.
         whole: The step with the optimiser's update, a `WholeStep`; None where there is none.
-        why_apart: Why none is made any more, or None.
+        why_apart: Why none is made any more, or None; `short` counts those that were used too little.
         touched: The identities of the parameters that the step meets, whether or not the loss depends on them.
 
     Raises:
@@ -95,6 +95,7 @@ class CapturedStep:
         self.uses = self.unchecked = self.checks = 0
         self.whole: Any = None
         self.why_apart: str | None = None
+        self.short = 0
         self.written: list[Tensor] = []
         self.touched: frozenset[int] = frozenset()
         with explained():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import weakref
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -137,54 +136,31 @@ class WholeStep:
         return [t.detach().clone() for t in (*self._graph.leaves, *self._state)]
 
 
-class WholeSteps:
-    """The whole steps of one SVI: made where a graph is used again and again, dropped where the optimiser changes.
+def take_whole(graph: CapturedStep, update: Update, clip_norm: float | None, inputs: Sequence[Tensor]) -> Step | None:
+    """Take a step with its update, or return None where the two must be taken one after the other.
 
-    Each is kept in its graph (`CapturedStep.whole`), and goes with it.
+    The recording is made where a graph is used again and again, and stays in it (`CapturedStep.whole`) until the
+    optimiser changes. The arguments are those of `WholeStep`.
     """
-
-    def __init__(self) -> None:
-        self._short: weakref.WeakKeyDictionary[CapturedStep, int] = weakref.WeakKeyDictionary()
-        self._said: set[str] = set()
-
-    def __reduce__(self) -> tuple[type[WholeSteps], tuple[()]]:
-        """Copy as a new object: a recording knows the addresses of one program."""
-        return WholeSteps, ()
-
-    def take(
-        self, graph: CapturedStep, update: Update, clip_norm: float | None, inputs: Sequence[Tensor]
-    ) -> Step | None:
-        """Take a step with its update, or return None where the two must be taken one after the other.
-
-        The graph's `why_not_whole` is None.
-        """
-        if graph.why_apart is not None or graph.uses < _USES:
-            return None
-        whole = graph.whole
-        if whole is None or not whole.holds(clip_norm):
-            whole = self._recorded(graph, update, clip_norm, inputs)
-        return None if whole is None else whole(*inputs)
-
-    def _recorded(
-        self, graph: CapturedStep, update: Update, clip_norm: float | None, inputs: Sequence[Tensor]
-    ) -> WholeStep | None:
-        old, graph.whole = graph.whole, None
-        if old is not None and old.uses < _LEAST:
-            self._short[graph] = self._short.get(graph, 0) + 1
-        why = update.why_outside(graph.leaves)
-        if why is None and self._short.get(graph, 0) >= _MOST_SHORT:
-            why = "its settings change after a few steps"
-        if why is None:
-            try:
-                graph.whole = WholeStep(graph, update, clip_norm, inputs)
-                return graph.whole
-            except NotNowError:
-                self._short[graph] = self._short.get(graph, 0) + 1
-                return None
-            except CaptureError as error:
-                why = str(error)
-        graph.why_apart = why
-        if why not in self._said:
-            self._said.add(why)
-            logger.info("the optimiser's update runs outside of the CUDA graph of the step: %s", why)
+    if graph.why_apart is not None or graph.uses < _USES:
         return None
+    if graph.whole is None or not graph.whole.holds(clip_norm):
+        _record(graph, update, clip_norm, inputs)
+    return None if graph.whole is None else graph.whole(*inputs)
+
+
+def _record(graph: CapturedStep, update: Update, clip_norm: float | None, inputs: Sequence[Tensor]) -> None:
+    old, graph.whole = graph.whole, None
+    graph.short += old is not None and old.uses < _LEAST
+    graph.why_apart = update.why_outside(graph.leaves)
+    if graph.why_apart is None and graph.short >= _MOST_SHORT:
+        graph.why_apart = "its settings change after a few steps"
+    if graph.why_apart is None:
+        try:
+            graph.whole = WholeStep(graph, update, clip_norm, inputs)
+        except NotNowError:
+            graph.short += 1
+        except CaptureError as error:
+            graph.why_apart = str(error)
+    if graph.why_apart is not None:
+        logger.info("the optimiser's update runs outside of the CUDA graph of the step: %s", graph.why_apart)
