@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import sys
 import time
 import warnings
@@ -57,8 +56,8 @@ class RunFolder(Callback):
         config: The resolved config as YAML, or None for a run that was put together in Python.
         checkpoint_every: Seconds between checkpoints.
         numbered: Whether to take the next free name.
-        again: Whether the folder may hold a run, whose files this run then replaces; its result, its last good state
-            and its evaluation are removed at the start.
+        again: Whether the folder may hold a run, whose files this run then replaces. At the start its result and its
+            last good state are removed, and its evaluation is renamed to ``evaluation-before``.
 
     Raises:
         FileExistsError: If the folder holds a run and `again` is false, or another process writes to it.
@@ -118,7 +117,8 @@ class RunFolder(Callback):
         if self.again:  # what an earlier run ended with, and what was made of it, is not this one's
             for name in ("result.json", "last_good.pt"):
                 (self.path / name).unlink(missing_ok=True)
-            shutil.rmtree(self.path / "evaluation", ignore_errors=True)
+            if (evaluation := self.path / "evaluation").exists():
+                evaluation.rename(next_free(self.path / "evaluation-before"))
 
     def on_progress(self, progress: Progress) -> None:
         """Write a checkpoint when it is due."""

@@ -249,6 +249,7 @@ def test_a_run_again_keeps_no_end_of_an_earlier_one_and_a_refused_one_touches_no
     assert (tmp_path / "checkpoint.pt").read_bytes() == first
     (tmp_path / "last_good.pt").write_text("")
     (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "mine.txt").write_text("a file of the user's")
 
     class Stop:
         def on_start(self, run):
@@ -259,6 +260,7 @@ def test_a_run_again_keeps_no_end_of_an_earlier_one_and_a_refused_one_touches_no
     left = {path.name for path in tmp_path.iterdir()}
     assert "checkpoint.pt" in left
     assert not left & {"result.json", "last_good.pt", "evaluation"}
+    assert (tmp_path / "evaluation-before" / "mine.txt").exists()
 
 
 def test_one_numbered_folder_counts_its_runs(tmp_path):
