@@ -84,14 +84,18 @@ class Worker:
             raise FailedError(answer["failed"])
         return answer
 
-    def ask(self) -> dict[str, Any]:
-        """Let it go on, and wait for its answer."""
+    def go(self) -> None:
+        """Let it go on."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write("go\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # what it said last is still to be heard
+
+    def ask(self) -> dict[str, Any]:
+        """Let it go on, and wait for its answer."""
+        self.go()
         return self.hear()
 
     def end(self) -> None:
@@ -126,9 +130,19 @@ def race(setting: Setting, names: Sequence[str], options: Options) -> dict[str, 
                 workers[name] = Worker(name, setting, options)
             except FailedError as why:
                 leave_out(name, why)
+        imported = {}
+        for name, worker in list(workers.items()):
+            try:
+                imported[name] = worker.hear()
+            except FailedError as why:
+                leave_out(name, why)
+        together = setting.device == "cuda"  # a core or two for each is enough there, and compiling takes a minute
+        for worker in workers.values() if together else ():
+            worker.go()
         for name, worker in list(workers.items()):  # ... and set up one by one, since then they compute
             try:
-                found[name] = {**worker.hear(), **worker.ask(), "milliseconds": [], "steps": []}
+                set_up = worker.hear() if together else worker.ask()
+                found[name] = {**imported[name], **set_up, "milliseconds": [], "steps": []}
                 say(f"  {name}: ready, {1e3 * found[name]['steady_step']:.2f} ms per step")
             except FailedError as why:
                 leave_out(name, why)

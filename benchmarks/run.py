@@ -20,7 +20,7 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from contenders import (
     BY_HAND,
     CONTENDERS,
     CUDA_GRAPHS,
+    EXAMPLE,
+    FLOOR,
     FULL,
     GRAPH,
     NUMPYRO,
@@ -43,6 +45,7 @@ from race import FailedError, Options, Worker, race, say
 from report import report, to_first_step
 
 OF_A_GPU = {CUDA_GRAPHS, WHOLE_STEP, WHOLE_STEP_COMPILED}
+AWAY_FROM_A_GPU = {OFF, EXAMPLE, PYTHAE, FLOOR}  # slow, or no bound there
 EVERYBODY = [name for name in CONTENDERS if name not in OF_A_GPU]
 COMPARED = [REFERENCE, FULL, GRAPH, PYRO, NUMPYRO]
 STARTED = [REFERENCE, BY_HAND, FULL, GRAPH, OFF, PYRO, NUMPYRO, PYTHAE]
@@ -84,8 +87,8 @@ def parts(data: str) -> dict[str, Part]:
                 change(**gpu, hidden=SMALL),
                 change(**gpu, num_particles=50),
             ],
-            list(CONTENDERS),
-            15,
+            [name for name in CONTENDERS if name not in AWAY_FROM_A_GPU],
+            9,
         ),
     }
 
@@ -97,7 +100,9 @@ def main() -> None:
     parser.add_argument("part", choices=["all", *names, "report"])
     parser.add_argument("--json", type=Path, metavar="FOLDER", help="write (for report: read) a file for each part")
     parser.add_argument("--data", choices=["random", "MNIST"], default="random", help="random bits by default")
-    parser.add_argument("--rounds", type=int, help="default: 15 for step, small and gpu, 10 for costs, 3 for start")
+    parser.add_argument(
+        "--rounds", type=int, help="default: 15 for step and small, 10 for costs, 9 for gpu, 3 else"
+    )
     parser.add_argument("--seconds", type=float, default=0.4, help="of a contender's round, about (default: 0.4)")
     parser.add_argument("--cores", type=int, help="pin every contender to so many cores (default: all)")
     parser.add_argument("--verbose", action="store_true", help="show what the contenders' libraries print")
@@ -116,17 +121,17 @@ def main() -> None:
             parser.error(str(error))
     raced: dict[Setting, dict[str, Any]] = {}
     for name in names if arguments.part == "all" else [arguments.part]:
-        result = measure(name, arguments, raced)
-        if result is None:
-            continue
-        print(report(result), flush=True)
-        if arguments.json:
-            arguments.json.mkdir(parents=True, exist_ok=True)
-            (arguments.json / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        result: dict[str, Any] | None = None
+        for result in measure(name, arguments, raced):
+            if arguments.json:
+                arguments.json.mkdir(parents=True, exist_ok=True)
+                (arguments.json / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        if result is not None:
+            print(report(result), flush=True)
 
 
-def measure(name: str, arguments: argparse.Namespace, raced: dict[Any, dict[str, Any]]) -> dict[str, Any] | None:
-    """Run one part; None where there is nothing to run it on.
+def measure(name: str, arguments: argparse.Namespace, raced: dict[Any, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Run one part, and yield what is known of it after each cell; nothing where there is nothing to run it on.
 
     Args:
         name: The part.
@@ -136,21 +141,27 @@ def measure(name: str, arguments: argparse.Namespace, raced: dict[Any, dict[str,
     say(f"{name}:")
     if name == "gpu" and not has_gpu():
         say("  skipped: torch.cuda.is_available() is False")
-        return None
+        return
     options = Options(arguments.rounds or 3, arguments.seconds, arguments.cores, arguments.verbose)
     result: dict[str, Any] = {"part": name, "date": datetime.date.today().isoformat(), "machine": machine(options)}
     if name == "start":
         result["rounds"], result["left_out"] = start(Setting(data=arguments.data), STARTED, options)
-        ready = [run["cold"] for runs in result["rounds"].values() for run in runs]
-    else:
-        part = parts(arguments.data)[name]
-        options = dataclasses.replace(options, rounds=arguments.rounds or part.rounds)
-        result["cells"] = [raced_cell(setting, part.names, options, raced) for setting in part.settings]
+        yield described(result, options, [run["cold"] for runs in result["rounds"].values() for run in runs])
+        return
+    part = parts(arguments.data)[name]
+    options = dataclasses.replace(options, rounds=arguments.rounds or part.rounds)
+    result["cells"] = []
+    for setting in part.settings:
+        result["cells"].append(raced_cell(setting, part.names, options, raced))
         ready = [found for cell in result["cells"] for found in cell["contenders"].values()]
-    result["options"] = dataclasses.asdict(options)
-    result["versions"] = {library: v for found in ready for library, v in found["versions"].items()}
-    result["gpu"] = next((found["gpu"] for found in ready if "gpu" in found), None)
-    return result
+        yield described(result, options, ready)
+
+
+def described(result: dict[str, Any], options: Options, ready: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Add what is known of all that ran: the options, the versions, the GPU."""
+    versions = {library: v for found in ready for library, v in found["versions"].items()}
+    gpu = next((found["gpu"] for found in ready if "gpu" in found), None)
+    return {**result, "options": dataclasses.asdict(options), "versions": versions, "gpu": gpu}
 
 
 def raced_cell(setting: Setting, names: Sequence[str], options: Options, raced: dict[Any, Any]) -> dict[str, Any]:
