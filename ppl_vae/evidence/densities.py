@@ -54,12 +54,14 @@ class Densities(Protocol):
 
 @runtime_checkable
 class Model(Protocol):
-    """A module that holds prior, likelihood and posterior together, as a `VAE` does."""
+    """A module that holds prior, likelihood and posterior together, as a `VAE` does.
+
+    It names no submodule: `isinstance` looks past ``nn.Module.__getattr__`` since Python 3.12.
+    """
 
     x_shape: tuple[int, ...]
     y_shape: tuple[int, ...] | None
     latent_shape: tuple[int, ...]
-    likelihood: Any
 
     def p_z(self) -> Any:
         """Return p(z)."""

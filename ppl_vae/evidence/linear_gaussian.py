@@ -92,7 +92,8 @@ def closed_form_evidence(vae: Model, x: Float[Tensor, " n *x_shape"]) -> Evidenc
     """
     prior = VAEDensities(vae).prior()
     base = unwrapped(prior)
-    likelihood: Any = vae.likelihood.piece if isinstance(vae.likelihood, GivenPiece) else vae.likelihood
+    likelihood: Any = getattr(vae, "likelihood", None)
+    likelihood = likelihood.piece if isinstance(likelihood, GivenPiece) else likelihood
     if type(base) is not dist.Normal or type(likelihood) is not likelihoods.Normal or likelihood.learn == "datum":
         return None
     network = likelihood.mean.network
