@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 
 from ppl_vae.capture.eager import Step
+from ppl_vae.capture.replay import is_on_gpu
 from ppl_vae.capture.state import Snapshot
 from ppl_vae.objectives.losses import BatchLoss
 
 # relative differences that rounding explains: a sum in float32 where Pyro adds in float64; a compiler or a GPU, which
-# add up a gradient over thousands of rows in another order (the terms cancel: 1e-5 was seen for K = 50); 16 bits
-_TRACED, _COMPILED, _HALF = 1e-5, 1e-4, 2e-2
+# add up a gradient over thousands of rows in another order (the terms cancel: 1e-5 was seen for K = 50); factors of 8 or
+# 11 bits (bf16, TF32), of which another last bit of float32 makes other ones (over 1e-4 was seen in TF32)
+_TRACED, _COMPILED, _FEW_BITS = 1e-5, 1e-4, 2e-2
 # a gradient that is zero in exact arithmetic (of a bias before batch normalisation) was seen at 0.8 roundings of the
 # largest gradient of the step; it is held against those of its own module, which are no larger
 _ROUNDINGS = 8
+_TF32 = 2.0**-10  # the difference between 1 and the next number of TF32
 
 
 class Outcome(NamedTuple):
@@ -44,9 +47,10 @@ class Comparison:
         self, expected: Step, leaves: Sequence[Tensor], names: Sequence[str], *, full: bool, autocast: bool
     ) -> None:
         self._names, self._leaves = names, leaves
-        self._tolerance = _COMPILED if full or any(t.is_cuda for t in leaves) else _TRACED
-        if autocast and full:
-            self._tolerance = _HALF
+        self._tolerance = _COMPILED if full or any(map(is_on_gpu, leaves)) else _TRACED
+        self._rounding = _TF32 if any(map(_may_be_tf32, leaves)) else 0.0
+        if (autocast and full) or self._rounding:
+            self._tolerance = _FEW_BITS
         self._scales = [0.0 if g is None else 0.1 * float(g.norm()) for g in expected.gradients]
 
     def difference(self, graph: Outcome, program: Outcome) -> str | None:
@@ -95,7 +99,7 @@ class Comparison:
         if self._tolerance == _TRACED or not b.is_floating_point():
             return False
         largest = max((_norm(g) for g in beside if g is not None), default=0.0)
-        noise = _ROUNDINGS * torch.finfo(b.dtype).eps * largest
+        noise = _ROUNDINGS * max(torch.finfo(b.dtype).eps, self._rounding) * largest
         return math.isfinite(noise) and max(_norm(a), _norm(b)) <= noise
 
     def _close_losses(self, ours: BatchLoss, theirs: BatchLoss) -> bool:
@@ -104,6 +108,12 @@ class Comparison:
         if theirs.log_likelihood is not None and theirs.kl is not None:
             scale = max(scale, float(theirs.log_likelihood.abs() + theirs.kl.abs()))
         return _close(ours.loss, theirs.loss, self._tolerance, scale if scale < float("inf") else 0.0)
+
+
+def _may_be_tf32(leaf: Tensor) -> bool:
+    """Whether products with this parameter may round their factors to TF32; convolutions do by torch's default."""
+    rounds = leaf.dim() > 2 or torch.get_float32_matmul_precision() != "highest"
+    return is_on_gpu(leaf) and leaf.dtype is torch.float32 and rounds
 
 
 def _close(a: Tensor, b: Tensor, tolerance: float = _TRACED, scale: float = 0.0) -> bool:

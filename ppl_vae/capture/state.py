@@ -124,10 +124,12 @@ def _by_values(func: Any, args: Any) -> bool:
     if func.__name__.startswith("index.") and not any(t.dtype in (torch.bool, torch.uint8) for t in _tensors(args[1:])):
         return False
     frame: Any = sys._getframe(2)
-    while str(frame.f_globals.get("__name__")).split(".")[0] == "torch":
+    while frame is not None and str(frame.f_globals.get("__name__")).split(".")[0] == "torch":
         if frame.f_code.co_name == "_engine_run_backward":
             return False
         frame = frame.f_back
+    if frame is None:  # a thread of the backward pass: that of a GPU is another than the program's
+        return False
     return not str(frame.f_globals.get("__name__")).startswith(_OF_ANY_SHAPE)
 
 

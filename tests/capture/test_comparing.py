@@ -45,6 +45,23 @@ def test_what_is_more_than_rounding_must_agree(factor):
     assert "'bias'" in difference(outcome(LARGE, factor * NOISE), outcome(LARGE, NOISE))
 
 
+@pytest.mark.parametrize(("precision", "shape"), [("high", (3,)), ("highest", (3, 1, 1)), ("medium", (3,))])
+def test_tf32_rounds_more(monkeypatch, precision, shape):
+    """Products do on a GPU if the user lets them, convolutions by torch's default; float64 and biases never do."""
+    monkeypatch.setattr("ppl_vae.capture.comparing.is_on_gpu", lambda tensor: True)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
+    theirs = outcome(LARGE, 2e-3 * LARGE)
+    close, far = outcome(1.01 * LARGE, -2e-3 * LARGE), outcome(1.03 * LARGE, 2e-3 * LARGE)
+    for dtype, agree in ((torch.float32, True), (torch.float64, False)):
+        leaves = [torch.zeros(shape, dtype=dtype), torch.zeros(3, dtype=dtype)]
+        comparison = Comparison(theirs.step, leaves, ("net.weight", "net.bias"), full=True, autocast=False)
+        assert "weight'" in comparison.difference(far, theirs)
+        assert (comparison.difference(close, theirs) is None) is agree
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "highest")
+    comparison = Comparison(theirs.step, [torch.zeros(3)] * 2, ("weight", "bias"), full=True, autocast=False)
+    assert "weight'" in comparison.difference(close, theirs)
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_nothing_is_noise_beside_a_gradient_that_is_not_finite(value):
     broken = LARGE.clone()
