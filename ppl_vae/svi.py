@@ -38,7 +38,7 @@ from ppl_vae.capture import (
     unusual,
 )
 from ppl_vae.capture.signature import Signature, can_watch
-from ppl_vae.capture.whole import take_whole
+from ppl_vae.capture.whole import Feed, take_fed, take_whole
 from ppl_vae.objectives.losses import BatchLoss, as_loss
 
 __all__ = ["ALONE", "SVI", "Compile", "OptimizerFactory"]
@@ -57,6 +57,7 @@ _MOST_SIGHTS = 256  # sets of shapes and values that are remembered after they w
 _INTERVAL = {"cpu": 100, "cuda": 1000}
 _AGAIN = 100  # eager steps after a temporary obstacle (a hook, for example), before the next attempt to capture
 _AS_WRITTEN = "training eagerly, since the step cannot be captured: "
+_LEAST = 4  # steps that are worth a stretch without Python
 _EARLY = 10  # uses of a graph before the first of these comparisons
 
 
@@ -159,6 +160,7 @@ class SVI:
         self._followed: set[int] = set()  # the parameters that have had a gradient
         self._stepped = False
         self._moved = False  # whether the graph of the present step has moved the parameters
+        self._last: tuple[CapturedStep, Any, Signature] | None = None  # the last update, where its graph has done so
         self._met: Set[int] = frozenset()  # the parameters that the present step has met
         self._left: list[tuple[Tensor, int]] = []  # the gradients that an `update` left in `.grad`, and their versions
         self._refused: dict[Any, str] = {}  # for each key that is not captured any more, the reason
@@ -181,7 +183,15 @@ class SVI:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the attributes that a copy gets: no graphs, since these hold this program's tensors."""
-        return vars(self) | {"_graphs": {}, "_sights": {}, "_refused": {}, "_followed": set(), "_left": [], "_made": 0}
+        return vars(self) | {
+            "_graphs": {},
+            "_last": None,
+            "_sights": {},
+            "_refused": {},
+            "_followed": set(),
+            "_left": [],
+            "_made": 0,
+        }
 
     @property
     def optimizer(self) -> Optimizer | None:
@@ -205,6 +215,36 @@ class SVI:
     def update(self, *args: Any, **kwargs: Any) -> BatchLoss:
         """Take one step on the mean per datum, and return its loss and terms without waiting for them."""
         return self._take(True, args, kwargs)
+
+    def follow(self, feed: Feed, most: int) -> int:
+        """Take up to `most` steps on the next batches of a feed without Python in between; return how many were taken.
+
+        They go on where the last `update` took a batch of the same shapes, as one CUDA graph. There are none where that
+        is impossible, or where a comparison with the program is due.
+        """
+        if self._last is None:
+            return 0
+        graph, key, given = self._last
+        update = self._update_alone()
+        if update is None or unusual(given.tensors) is not None or key != self._key(True, given):
+            return 0
+        if not feed.fits(given.tensors):
+            return 0
+        if graph not in self._graphs.get(key, ()) or not self._fits(graph, given.numbers):
+            return 0
+        count = min(most, self._interval(graph) - graph.unchecked - 1)
+        if count < _LEAST or self._is_due(graph, given):
+            return 0
+        with ALONE:
+            inputs = graph.inputs(given.tensors, given.numbers)[len(given.tensors) :]
+            step = take_fed(graph, update, self.clip_norm, inputs, feed, count)
+        if step is None:
+            return 0
+        graph.uses += count
+        graph.unchecked += count
+        self._leave(step, graph, given)
+        self._left = [(p.grad, p.grad._version) for p in self.parameters.values() if p.grad is not None]
+        return count
 
     @torch.no_grad()
     def evaluate(self, *args: Any, **kwargs: Any) -> BatchLoss:
@@ -315,7 +355,7 @@ class SVI:
         """Take a step by its graph where there is one, else eagerly."""
         with ALONE:
             _forget_casts()
-            result, self._moved = None, False
+            result, self._moved, self._last = None, False, None
             given = [] if mean else self._given_gradients()
             try:
                 if self.compile != "off":
@@ -373,7 +413,7 @@ class SVI:
         self.why_eager = unusual(given.tensors)
         if self.why_eager is not None:
             return None
-        key = (mean, self.compile, id(self.model), id(self.guide), id(self.loss), environment(), given.key)
+        key = self._key(mean, given)
         if key in self._refused:
             self.why_eager = self._refused[key]
             return None
@@ -393,6 +433,7 @@ class SVI:
             whole = take_whole(graph, update, self.clip_norm, inputs)
             if whole is not None:
                 self._moved = True
+                self._last = (graph, key, given) if mean else None
                 self._leave(whole, graph, given)
                 return whole.loss
             if graph.moved():  # a recording that failed has left torch another generator
@@ -407,6 +448,9 @@ class SVI:
             self._differs(key, graph, difference)
         self._leave(step, graph, given)
         return self._exchanged(step.loss)
+
+    def _key(self, mean: bool, given: Signature) -> Any:
+        return mean, self.compile, id(self.model), id(self.guide), id(self.loss), environment(), given.key
 
     def _update_alone(self) -> TorchOptimizer | None:
         """Return the optimiser, if nothing else stands between the gradients and the next step."""
@@ -428,9 +472,12 @@ class SVI:
         """Whether to compare the graph with the program at this use."""
         if graph.is_other(given.tensors, given.numbers):
             return True
+        return graph.unchecked >= self._interval(graph)
+
+    def _interval(self, graph: CapturedStep) -> int:
+        """Return how many uses of the graph there are from one comparison to the next."""
         device = graph.leaves[0].device.type if graph.leaves else "cpu"
-        interval = _INTERVAL.get(device, 100) if graph.checks > 1 else _EARLY
-        return graph.unchecked >= interval
+        return _INTERVAL.get(device, 100) if graph.checks > 1 else _EARLY
 
     def _differs(self, key: Any, graph: CapturedStep, difference: str) -> None:
         """Drop a graph that no longer computes what the program computes."""

@@ -36,7 +36,8 @@ class TracedReplay:
     @torch.no_grad()
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         TracedReplay.calls += 1
-        torch._foreach_copy_(self._inputs, list(tensors))
+        if tensors:
+            torch._foreach_copy_(self._inputs, list(tensors))
         outputs = self._graph(*self._inputs)
         if self._outputs is None:
             self._outputs = tuple(t.clone() for t in outputs)
@@ -49,7 +50,7 @@ def stand_in(monkeypatch: Any) -> type[TracedReplay]:
     """Let every tensor count as one on a GPU, and a trace as a CUDA graph."""
     for module in ("capture.step", "capture.whole", "comparison.fixed.joint"):
         monkeypatch.setattr(f"ppl_vae.{module}.CudaReplay", TracedReplay)
-    for module in ("capture.step", "_optimizers", "comparison.fixed.joint"):
+    for module in ("capture.step", "_optimizers", "comparison.fixed.joint", "training.loop"):
         monkeypatch.setattr(f"ppl_vae.{module}.is_on_gpu", lambda tensor: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(TracedReplay, "made", 0)

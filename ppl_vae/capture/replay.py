@@ -30,7 +30,8 @@ class CudaReplay:
     Args:
         function: Launches the same kernels on every call, and waits for none.
         tensors: Inputs to record it with. The function first runs three times on them, as CUDA graphs demand. The
-            caller should put back what it writes into (buffers, the random state).
+            caller should put back what it writes into (buffers, the random state). A call without inputs computes with
+            those of the call before.
         state: What the function reads or writes besides its inputs: parameters, buffers, constants.
 
     Raises:
@@ -46,7 +47,7 @@ class CudaReplay:
         self, function: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor], state: Sequence[Tensor] = ()
     ) -> None:
         self._inputs = [t.detach().clone() for t in tensors]
-        self._device = tensors[0].device if tensors else torch.device("cuda", torch.cuda.current_device())
+        self._device = next(t.device for t in (*tensors, *state))
         self._state = list(state)
         self._addresses = list(map(Tensor.data_ptr, self._state))
         self._owned: tuple[Any, ...] = (

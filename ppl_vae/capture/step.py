@@ -69,6 +69,7 @@ class CapturedStep:
             `checks` counts these comparisons.
         whole: The step with the optimiser's update, a `WholeStep`; None where there is none.
         why_apart: Why none is made any more, or None; `short` counts those that were used too little.
+        fed: The same with batches drawn in it, or None; `why_unfed` says why none is made any more.
         touched: The identities of the parameters that the step meets, whether or not the loss depends on them.
 
     Raises:
@@ -95,6 +96,8 @@ class CapturedStep:
         self.uses = self.unchecked = self.checks = 0
         self.whole: Any = None
         self.why_apart: str | None = None
+        self.fed: Any = None
+        self.why_unfed: str | None = None
         self.short = 0
         self.written: list[Tensor] = []
         self.touched: frozenset[int] = frozenset()

@@ -15,6 +15,7 @@ from ppl_vae.capture.replay import CudaReplay
 from ppl_vae.capture.state import Snapshot, untouched
 from ppl_vae.capture.step import CapturedStep
 from ppl_vae.capture.tracing import CaptureError, NotNowError
+from ppl_vae.objectives.losses import BatchLoss
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,30 @@ class Update(Protocol):
         """Take a step."""
 
 
+class Feed(Protocol):
+    """The batches of an epoch and the figures of its steps in memory of the GPU, which steps draw and note themselves.
+
+    Attributes:
+        state: The tensors that `draw` and `note` read and write.
+        written: Those of them that they write.
+    """
+
+    state: list[Tensor]
+    written: list[Tensor]
+
+    def fits(self, batch: Sequence[Tensor]) -> bool:
+        """Whether `draw` gives tensors of these shapes."""
+
+    def place(self) -> None:
+        """Put the place of the next step into the memory that `draw` and `note` read."""
+
+    def draw(self) -> Sequence[Tensor]:
+        """Return the batch of the present step."""
+
+    def note(self, loss: BatchLoss) -> None:
+        """Store the figures of the present step, and go on to the next."""
+
+
 class WholeStep:
     """A captured step, the clipping of its gradients and the optimiser's update as one CUDA graph.
 
@@ -50,20 +75,30 @@ class WholeStep:
         graph: The captured step, whose `why_not_whole` is None.
         update: The optimiser, which has taken a step before.
         clip_norm: See `ppl_vae.SVI`.
-        inputs: Inputs to record it with; what they change is put back.
+        inputs: Inputs to record it with; what they change is put back. Beside a feed, those after its batch.
+        feed: Draws the batch and notes the figures in the same graph, which then needs nothing of Python's; None where
+            the caller does both.
 
     Raises:
         CaptureError: If the update cannot be recorded, or the recording does not compute what it computes eagerly.
     """
 
-    def __init__(self, graph: CapturedStep, update: Update, clip_norm: float | None, inputs: Sequence[Tensor]) -> None:
-        self._graph, self._update, self._clip_norm = graph, update, clip_norm
+    def __init__(
+        self,
+        graph: CapturedStep,
+        update: Update,
+        clip_norm: float | None,
+        inputs: Sequence[Tensor],
+        feed: Feed | None = None,
+    ) -> None:
+        self._graph, self._update, self._clip_norm, self.feed = graph, update, clip_norm, feed
         self._settings, self._state = update.held()
         self.uses = 0
         gradients, state = [leaf.grad for leaf in graph.leaves], update.mappings()
         try:
             with untouched(self._written()):
-                self._replay = CudaReplay(self._taken, inputs, [*graph.on_gpu, *self._state])
+                fed = [] if feed is None else feed.state
+                self._replay = CudaReplay(self._taken, inputs, [*graph.on_gpu, *self._state, *fed])
             if not self.holds(clip_norm):
                 raise NotNowError("the optimiser makes state or settings of its own in this step")
             difference = self._difference(inputs)
@@ -93,8 +128,22 @@ class WholeStep:
         terms: dict[str, Any] = {name: t.clone() for name, t in step.loss._asdict().items() if isinstance(t, Tensor)}
         return step._replace(loss=step.loss._replace(**terms))
 
+    def repeated(self, count: int, *inputs: Tensor) -> Step:
+        """Take steps on the feed's next batches. Gradients and loss are the last step's, as after a call."""
+        for i in range(count - 1):
+            self._replay(*(inputs if i == 0 else ()))
+        self.uses += count - 1
+        return self(*(inputs if count == 1 else ()))
+
     def _taken(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return self._graph.flat(self._moved(self._graph.launched(*inputs)))
+        step = self._moved(self._launched(*inputs))
+        if self.feed is not None:
+            self.feed.note(step.loss)
+        return self._graph.flat(step)
+
+    def _launched(self, *inputs: Tensor) -> Step:
+        batch = () if self.feed is None else self.feed.draw()
+        return self._graph.launched(*batch, *inputs)
 
     def _moved(self, step: Step) -> Step:
         """Move the parameters along the gradients of a step, which are clipped in place."""
@@ -106,7 +155,7 @@ class WholeStep:
         return step
 
     def _written(self) -> list[Tensor]:
-        return [*self._graph.written, *self._graph.leaves, *self._state]
+        return [*self._graph.written, *self._graph.leaves, *self._state, *(self.feed.written if self.feed else ())]
 
     def _difference(self, inputs: Sequence[Tensor]) -> str | None:
         """Say where the recording differs from a step and an update that are taken one after the other.
@@ -119,7 +168,7 @@ class WholeStep:
             gradients = [g.clone() for g in ours.step.gradients if g is not None]
             ours = ours._replace(step=ours.step._replace(gradients=list(gradients)))
             before.put_back()
-            theirs = Outcome(self._moved(self._graph.launched(*inputs)), Snapshot(self._graph.written))
+            theirs = Outcome(self._moved(self._launched(*inputs)), Snapshot(self._graph.written))
             if difference := self._graph.difference(ours, theirs):
                 return difference
             before.put_back()
@@ -164,3 +213,25 @@ def _record(graph: CapturedStep, update: Update, clip_norm: float | None, inputs
             graph.why_apart = str(error)
     if graph.why_apart is not None:
         logger.info("the optimiser's update runs outside of the CUDA graph of the step: %s", graph.why_apart)
+
+
+def take_fed(
+    graph: CapturedStep, update: Update, clip_norm: float | None, inputs: Sequence[Tensor], feed: Feed, count: int
+) -> Step | None:
+    """Take steps on the next batches of a feed, or return None where they must be taken one by one.
+
+    The recording is made once the step is a whole one, and stays in it (`CapturedStep.fed`). `inputs` are those after
+    the batch; the other arguments are those of `WholeStep`.
+    """
+    if graph.whole is None or graph.why_unfed is not None or not graph.whole.holds(clip_norm):
+        return None
+    feed.place()
+    if graph.fed is None or graph.fed.feed is not feed or not graph.fed.holds(clip_norm):
+        graph.fed = None
+        try:
+            graph.fed = WholeStep(graph, update, clip_norm, inputs, feed)
+        except CaptureError as error:
+            graph.why_unfed = str(error)
+            logger.info("batches are drawn outside of the CUDA graph of the step: %s", error)
+            return None
+    return graph.fed.repeated(count, *inputs)

@@ -253,12 +253,19 @@ class Split:
     ) -> Iterator[tuple[Tensor, ...]]:
         send = Sender(device)
         for place, gathered in enumerate(zip(*(stream(column, pieces) for column in self.columns), strict=True)):
-            batch = send(gathered)
-            if self.dynamic:
-                with noise[place] if noise else nullcontext():
-                    drawn = torch.bernoulli(batch[0]) if self.bins is None else dequantize(batch[0])
-                batch = (drawn, *batch[1:])
-            yield batch
+            with noise[place] if noise else nullcontext():
+                yield self._drawn(send(gathered))
+
+    def gathered(self, rows: Int[Tensor, " batch"]) -> tuple[Shaped[Tensor, " batch *shape"], ...]:
+        """Return the batch of these rows, as `batches` gives it, of columns that are tensors on the rows' device."""
+        return self._drawn(tuple(column.index_select(0, rows) for column in self.columns))  # type: ignore[attr-defined]
+
+    def _drawn(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Draw column 0 of a dynamic split."""
+        if not self.dynamic:
+            return batch
+        drawn = torch.bernoulli(batch[0]) if self.bins is None else dequantize(batch[0])
+        return drawn, *batch[1:]
 
 
 def _moved(column: Rows, device: torch.device, dtype: torch.dtype | None) -> Rows:

@@ -16,12 +16,14 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_vae._scopes import evaluation_mode, seeded, untouched_random_state
+from ppl_vae.capture.replay import is_on_gpu
 from ppl_vae.data import Dataset, Split
 from ppl_vae.data.streams import ItemSplit, Stream
 from ppl_vae.objectives.impossible import Limits
 from ppl_vae.objectives.losses import BatchLoss
 from ppl_vae.programs import SemiSupervisedVAE
 from ppl_vae.svi import SVI
+from ppl_vae.training.feeding import EpochFeed
 from ppl_vae.training.parts import CoupledError
 from ppl_vae.training.ranks import RankLostError, Ranks
 from ppl_vae.training.rehearsal import CHECK, rehearse
@@ -57,6 +59,7 @@ class Loop:
     _sizes: list[int] = field(init=False, default_factory=list)  # of the batches of this epoch
     _wrong: str | None = field(init=False, default=None)  # the impossible figure of the last validation
     sharing: Sharing | None = field(init=False, default=None)  # among several processes, made by `prepare`
+    feed: EpochFeed | None = field(init=False, default=None)  # of data that lie on a GPU, made by `prepare`
     _good: dict[str, Any] = field(init=False, default_factory=dict)  # the last good state
 
     def __post_init__(self) -> None:
@@ -106,6 +109,9 @@ class Loop:
             self.sharing.begin(
                 (self.epochs, self.batch_size, self.validate_every, self.early_stopping, self.svi.clip_norm)
             )
+        on_gpu = all(isinstance(column, torch.Tensor) and is_on_gpu(column) for column in self.train.columns)
+        if on_gpu and not self.unseen and self.ranks.team.size == 1:
+            self.feed = EpochFeed(self.train, self.batch_size, self.state.terms)
         self.result.state = lambda: {**self.state.capture(), "data": self.result.data.fingerprint}
 
     def run(self) -> None:
@@ -169,14 +175,21 @@ class Loop:
         began, first, interrupted = time.perf_counter(), state.step, False
         self._sizes = [self.batch_size] * first
         still = not self.unseen and all(isinstance(column, torch.Tensor) for column in self.train.columns)
-        for batch in self._batches():
-            if not still:  # what reads the data may have changed anything
-                self.svi.begin_stretch()
-            size = self._size_of(batch)
-            with self.rounded():
-                result = self.svi.update(*batch, **self.ranks.arguments(size))
-            state.note(result)
-            self._sizes.append(size)
+        if self.feed is not None:
+            self.feed.begin(state.order(len(self.train)))
+        batches = self._batches()
+        while True:
+            if not self._follow():
+                batch = next(batches, None)
+                if batch is None:
+                    break
+                if not still:  # what reads the data may have changed anything
+                    self.svi.begin_stretch()
+                size = self._size_of(batch)
+                with self.rounded():
+                    result = self.svi.update(*batch, **self.ranks.arguments(size))
+                state.note(result)
+                self._sizes.append(size)
             interrupted = self._asked_to_stop()
             if state.step % CHECK_EVERY == 0 or state.step == self.steps or interrupted:
                 self._look_back(time.perf_counter() - began, state.step - first)
@@ -200,9 +213,26 @@ class Loop:
         state.seconds = record["seconds"]
         self.tell("on_epoch", self.result, record)
 
+    def _follow(self) -> int:
+        """Take the steps up to the next look back, as far as the GPU can without Python; return how many were taken."""
+        state, feed = self.state, self.feed
+        if feed is None:
+            return 0
+        most = min(CHECK_EVERY - state.step % CHECK_EVERY, feed.whole - state.step)
+        feed.at = state.step
+        with self.rounded():
+            taken = self.svi.follow(feed, most)
+        state.step += taken
+        self._sizes += [self.batch_size] * taken
+        return taken
+
     def _batches(self) -> Iterator[tuple[torch.Tensor, ...]]:
         """Yield the remaining batches of the epoch; look at those that nobody has seen."""
         state, vae = self.state, self.result.program
+        if self.feed is not None:
+            while state.step < self.steps:
+                yield self.feed.batch(state.step)
+            return
         order = None if self.streamed else state.order(len(self.train))[state.step * self.batch_size :]
         self.ranks.begin_step(state.seed, state.epoch, state.step)
         for batch in self.train.batches(self.batch_size, order=order, device=self.result.device, team=self.ranks.team):
