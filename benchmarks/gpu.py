@@ -75,7 +75,7 @@ def parts(folder: Path, data: Path, device: str, quick: bool) -> dict[str, Part]
     ]
     run, paper_run = folder / "article", folder / "paper"
     tests = ["tests/capture/test_cuda_graphs.py", "tests/test_devices.py", "tests/training/test_precision.py"]
-    zoo = ["tests/test_zoo.py", "tests/data", "tests/capture"]
+    zoo = ["tests/test_zoo.py", "tests/data", "tests/capture", "tests/training"]
     pytest = [sys.executable, "-m", "pytest", "-q", "-x" if quick else "--maxfail=50", "-p", "no:cacheprovider"]
     return {
         "tests": Part(
@@ -86,8 +86,8 @@ def parts(folder: Path, data: Path, device: str, quick: bool) -> dict[str, Part]
         "zoo": Part([*pytest, "-m", "gpu", *zoo], 3, "all pass"),
         "steps": Part(
             [sys.executable, "benchmarks/run.py", "small" if quick else "gpu", "--json", str(folder), "--rounds"]
-            + (["1", "--seconds", "0.05"] if quick else ["7", "--seconds", "0.25"]),
-            6,
+            + (["1", "--seconds", "0.05"] if quick else ["7", "--seconds", "0.25", "--minutes", "3"]),
+            4,
             "fit at most 1.05 of the whole step by hand, 1.0 of NumPyro, 1/30 of Pyro's SVI",
         ),
         "article-tf32": Part(

@@ -16,10 +16,12 @@ import argparse
 import dataclasses
 import datetime
 import json
+import math
 import os
 import platform
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,8 +84,8 @@ def parts(data: str) -> dict[str, Part]:
             [
                 change(**gpu),
                 change(**gpu, matmul_precision="high"),
-                change(**paper),
                 change(**paper, matmul_precision="high"),
+                change(**paper),
                 change(**gpu, hidden=SMALL),
                 change(**gpu, num_particles=50),
             ],
@@ -102,6 +104,7 @@ def main() -> None:
     parser.add_argument("--data", choices=["random", "MNIST"], default="random", help="random bits by default")
     parser.add_argument("--rounds", type=int, help="default: 15 for step and small, 10 for costs, 9 for gpu, 3 else")
     parser.add_argument("--seconds", type=float, default=0.4, help="of a contender's round, about (default: 0.4)")
+    parser.add_argument("--minutes", type=float, help="begin no other setting after so many")
     parser.add_argument("--cores", type=int, help="pin every contender to so many cores (default: all)")
     parser.add_argument("--verbose", action="store_true", help="show what the contenders' libraries print")
     arguments = parser.parse_args()
@@ -149,7 +152,11 @@ def measure(name: str, arguments: argparse.Namespace, raced: dict[Any, dict[str,
     part = parts(arguments.data)[name]
     options = dataclasses.replace(options, rounds=arguments.rounds or part.rounds)
     result["cells"] = []
+    end = math.inf if arguments.minutes is None else time.monotonic() + 60 * arguments.minutes
     for setting in part.settings:
+        if time.monotonic() > end:
+            say(f"  {setting}: left out, the minutes are over")
+            continue
         result["cells"].append(raced_cell(setting, part.names, options, raced))
         ready = [found for cell in result["cells"] for found in cell["contenders"].values()]
         yield described(result, options, ready)

@@ -109,11 +109,12 @@ class TorchOptimizer:
             {k: v for k, v in group.items() if k != "params" and not (k == "lr" and rate is not None)}
             for group, rate in zip(groups, rates, strict=True)
         ]
-        state = (self.optimizer.state.get(p, {}) for group in groups for p in group["params"])
-        tensors = [v for own in state for v in own.values() if isinstance(v, Tensor)]
+        state = self.optimizer.state  # whose keys are tensors: to look one up is slow
+        tensors = [v for own in state.values() for v in own.values() if isinstance(v, Tensor)]
         values = (v for group in settings for v in group.values())
         tensors += [t for v in values for t in (v if isinstance(v, tuple) else (v,)) if isinstance(t, Tensor)]
-        frozen = [settings, [list(map(id, g["params"])) for g in groups], _runs_python(self.optimizer)]
+        places = [list(map(id, parameters)) for parameters in (state, *(g["params"] for g in groups))]
+        frozen = [settings, places, _runs_python(self.optimizer)]
         return frozen, tensors + [rate for rate in rates if rate is not None]
 
 

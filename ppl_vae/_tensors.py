@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 
 def exact_up_to(dtype: torch.dtype) -> int:
@@ -38,6 +39,18 @@ def as_numbers(tensor: Tensor, dtype: torch.dtype, what: str) -> Tensor:
             power = limit.bit_length() - 1
             raise ValueError(f"{what} holds whole numbers above 2^{power}, which {dtype} rounds: scale or shift them")
     return tensor.to(dtype)
+
+
+@torch.no_grad()
+def copied(value: Any) -> Any:
+    """Return a copy of nested containers; their tensors are copied together, on a GPU by one kernel or a few."""
+    leaves, form = _pytree.tree_flatten(value)
+    dense = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.layout is torch.strided]
+    copies = [torch.empty_like(leaf, requires_grad=False) for leaf in dense]
+    if dense:
+        torch._foreach_copy_(copies, dense)
+    new = {id(leaf): own for leaf, own in zip(dense, copies, strict=True)}
+    return _pytree.tree_unflatten([new[id(v)] if id(v) in new else copy.deepcopy(v) for v in leaves], form)
 
 
 def moved(value: Any, device: torch.device | str | None, dtype: torch.dtype | None = None) -> Any:

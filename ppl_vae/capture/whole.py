@@ -125,7 +125,10 @@ class WholeStep:
         """Take the step and move the parameters. The gradients lie in memory that the next call overwrites."""
         self.uses += 1
         step = self._graph.form(self._replay(*inputs))
-        terms: dict[str, Any] = {name: t.clone() for name, t in step.loss._asdict().items() if isinstance(t, Tensor)}
+        terms: dict[str, Any] = {name: t for name, t in step.loss._asdict().items() if isinstance(t, Tensor)}
+        own = list(map(torch.empty_like, terms.values()))
+        torch._foreach_copy_(own, list(terms.values()))  # one kernel
+        terms = dict(zip(terms, own, strict=True))
         return step._replace(loss=step.loss._replace(**terms))
 
     def repeated(self, count: int, *inputs: Tensor) -> Step:

@@ -254,7 +254,8 @@ class Split:
         send = Sender(device)
         for place, gathered in enumerate(zip(*(stream(column, pieces) for column in self.columns), strict=True)):
             with noise[place] if noise else nullcontext():
-                yield self._drawn(send(gathered))
+                batch = self._drawn(send(gathered))
+            yield batch
 
     def gathered(self, rows: Int[Tensor, " batch"]) -> tuple[Shaped[Tensor, " batch *shape"], ...]:
         """Return the batch of these rows, as `batches` gives it, of columns that are tensors on the rows' device."""

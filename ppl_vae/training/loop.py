@@ -251,17 +251,18 @@ class Loop:
     def _look_back(self, seconds: float, steps_done: int) -> None:
         """Find what went wrong since the last look, keep the state if nothing did, and report the progress."""
         state, good = self.state, self._good
+        # copied before anything waits for a GPU, which is behind; at its start the next epoch captures its own
+        present = None if state.step == self.steps else state.capture()
         if not state.is_finite():
             train = None if self.streamed else self.train
             with self.rounded():
                 raise diagnose(state, good, train, self.batch_size, self.result.device, self.ranks)
-        if found := state.impossible(self.limits, self._sizes):
+        if found := state.impossible(self.limits, self._sizes, good["step"]):
             state.restore(good)
             raise DivergedError(state.epoch + 1, *found, good, CHECK)
         if self.sharing is not None:
             self.sharing.keep_together()
-        if state.step != self.steps:  # at its start the next epoch captures its own
-            self._good = state.capture()
+        self._good = present or good
         self._report(seconds, steps_done)
 
     def _end_stream(self, seconds: float) -> None:

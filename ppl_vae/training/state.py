@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ppl_vae._tensors import copied
 from ppl_vae.data import Split
 from ppl_vae.objectives.impossible import Limits, impossible
 from ppl_vae.objectives.losses import BatchLoss
@@ -144,16 +145,17 @@ class TrainingState:
         """Whether every loss of this epoch so far, its terms and the parameters are finite. Waits for the device."""
         return bool(self._columns()[: self.step].isfinite().all()) and self.parameters_are_finite()
 
-    def impossible(self, limits: Limits, sizes: Sequence[int]) -> tuple[int, str] | None:
+    def impossible(self, limits: Limits, sizes: Sequence[int], first: int) -> tuple[int, str] | None:
         """Return the first step (from 1) of this epoch with a figure that no model gives, and the figure, or None.
 
         Args:
             limits: The terms of the program whose sign is known.
             sizes: The number of data of each step of the epoch so far.
+            first: The step (from 0) to begin at.
         """
-        rows = self.terms[: self.step].cpu().double()
+        rows = self.terms[first : self.step].cpu().double()
         means = rows[:, :3] / rows[:, 3:]
-        for step, row in enumerate(means.tolist()):
+        for step, row in enumerate(means.tolist(), first):
             term = Means(*row).impossible(limits, sizes[step])
             if term is not None:
                 return step + 1, term
@@ -192,7 +194,7 @@ class TrainingState:
         """Return a copy of the state, suitable for `ppl_vae.checkpoints.save`."""
         return {
             **self.capture_parameters(),
-            "optimizer": copy.deepcopy(optimizer_of(self.svi).state_dict()),
+            "optimizer": copied(optimizer_of(self.svi).state_dict()),
             "scheduler": None if self.scheduler is None else copy.deepcopy(self.scheduler.state_dict()),
             **(self._random_state or _random_state()),
             "epoch": self.epoch,
@@ -214,10 +216,8 @@ class TrainingState:
     def capture_parameters(self) -> dict[str, Any]:
         """Return a copy of the parameters and buffers alone."""
         owned = {id(p) for module in self.modules for p in module.parameters()}
-        return {
-            "modules": [{k: v.detach().clone() for k, v in m.state_dict().items()} for m in self.modules],
-            "parameters": {k: v.detach().clone() for k, v in self.svi.parameters.items() if id(v) not in owned},
-        }
+        others = {k: v for k, v in self.svi.parameters.items() if id(v) not in owned}
+        return copied({"modules": [dict(m.state_dict()) for m in self.modules], "parameters": others})
 
     def take_best(self) -> None:
         """Give the program the parameters of the best epoch, and keep its own in the state to go on from."""
