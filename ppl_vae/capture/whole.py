@@ -69,7 +69,7 @@ class WholeStep:
 
     The recording is made for the optimiser's present settings and state: ask `holds` before a call. A learning rate is
     a tensor that it reads (`Update.held`), so that a schedule needs no other recording. The recording of the step alone
-    stays for comparisons with the program, so that a step takes the memory of two.
+    stays for comparisons with the program, so that a step takes the memory of two; with a feed, of three.
 
     Args:
         graph: The captured step, whose `why_not_whole` is None.

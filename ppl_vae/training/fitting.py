@@ -111,7 +111,8 @@ def fit(
             ``"high"`` in TF32 on a GPU that has it, ``"medium"`` also in bfloat16 on a CPU that has it. None leaves
             torch's setting, by which validation rounds too: ``"highest"`` unless you have changed it.
         callbacks: The observers of the run.
-        stop: Called after every step; True ends the run there, as an interrupted run.
+        stop: Called after every step, or on a GPU after the steps that it takes without Python, at most a hundred.
+            True ends the run there, as an interrupted run.
         resume: The state of an earlier run (`checkpoints.load`). The run continues where it stood, bit by bit on the
             CPU, with its own seed and the numbers of its own optimiser and scheduler, and on the same data. A run that
             early stopping has ended is over, unless `early_stopping` is larger now: then it trains on from its last

@@ -155,6 +155,10 @@ class TrainingState:
         """
         rows = self.terms[first : self.step].cpu().double()
         means = rows[:, :3] / rows[:, 3:]
+        if len(means) and not means.isnan().any():
+            (loss, _, kl), log_likelihood = means.amin(0).tolist(), float(means[:, 1].max())
+            if Means(loss, log_likelihood, kl).impossible(limits, max(sizes)) is None:  # none is worse
+                return None
         for step, row in enumerate(means.tolist(), first):
             term = Means(*row).impossible(limits, sizes[step])
             if term is not None:

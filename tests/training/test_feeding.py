@@ -88,8 +88,9 @@ def assert_same_run(ours: Any, theirs: Any) -> None:
         {"objective": Trace_ELBO()},  # tells no terms
         {"callbacks": [Halved()]},
         {"stop": lambda: False},
+        {"precision": "bf16"},
     ],
-    ids=["plain", "IWAE", "clipped", "ragged", "schedule", "weight", "Pyro", "callback", "stop"],
+    ids=["plain", "IWAE", "clipped", "ragged", "schedule", "weight", "Pyro", "callback", "stop", "bf16"],
 )
 def test_a_run_is_bit_for_bit_that_of_steps_one_by_one(
     replays: type[TracedReplay], monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
@@ -176,6 +177,27 @@ def test_what_changes_is_followed(replays: type[TracedReplay], monkeypatch: pyte
     assert calls == [50, 50]  # the hook is called at every step of two epochs
     for a, b in zip(runs[0].program.parameters(), runs[1].program.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_number_that_a_callback_changes_is_followed(
+    replays: type[TracedReplay], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It becomes an input of the step after its first change."""
+
+    class Weighted(Callback):
+        def __init__(self) -> None:
+            self.regularizer = regularizers.KLWeight(2.0)
+
+        def on_epoch(self, run: Any, record: dict[str, float]) -> None:
+            self.regularizer.weight.stop = 2.0 + 0.25 * record["epoch"]
+
+    found = []
+    for by_itself in (True, False):
+        weighted = Weighted()
+        options = {"epochs": 8, "callbacks": [weighted], "regularizer": weighted.regularizer}
+        found.append(trained(monkeypatch, by_itself, **options))
+    assert sum(found[0][1][-10:]) > 50
+    assert_same_run(found[0][0], found[1][0])
 
 
 def test_a_recording_that_fails_leaves_steps_one_by_one(
