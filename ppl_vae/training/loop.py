@@ -109,8 +109,8 @@ class Loop:
             self.sharing.begin(
                 (self.epochs, self.batch_size, self.validate_every, self.early_stopping, self.svi.clip_norm)
             )
-        on_gpu = all(isinstance(column, torch.Tensor) and is_on_gpu(column) for column in self.train.columns)
-        if on_gpu and not self.unseen and self.ranks.team.size == 1:
+        columns = () if self.unseen or self.ranks.team.size > 1 else self.train.columns
+        if columns and all(isinstance(column, torch.Tensor) and is_on_gpu(column) for column in columns):
             self.feed = EpochFeed(self.train, self.batch_size, self.state.terms)
         self.result.state = lambda: {**self.state.capture(), "data": self.result.data.fingerprint}
 
