@@ -77,7 +77,8 @@ class Kind:
         parameters = list(inspect.signature(target).parameters)
         if self._is_value(target):
             return arguments_of(target, path, frozenset(parameters))
-        return arguments_of(target, path, frozenset([*parameters[:1], "last_epoch"] if self.is_partial else []))
+        own = [*parameters[:1], "last_epoch", "verbose"]  # the last of torch 2.6 alone
+        return arguments_of(target, path, frozenset(own if self.is_partial else []))
 
     def make(self, target: Target, arguments: dict[str, Any]) -> Any:
         """Make the object: an instance of a class, or what the kind makes of a function.
@@ -221,6 +222,7 @@ class Arguments:
 
     def _parse(self, values: Mapping[str, Any]) -> tuple[Mapping[str, Any], Any]:
         """Return the values, texts of mappings read, and what jsonargparse makes of them."""
+        values = {n: v for n, v in values.items() if (n, v) != ("verbose", "deprecated")}  # of schedules in torch 2.6
         for name in values:
             if name not in self.names:
                 raise OptionError(self.unknown(name), self._option(name)[2:], takes=self.order)

@@ -359,6 +359,17 @@ def test_every_torch_scheduler_can_be_chosen(argv):
     assert Config.from_yaml(config.to_yaml(), trust=True).to_yaml() == config.to_yaml()
 
 
+def test_a_schedule_of_a_run_of_torch_2_6_is_read():
+    """Its schedules took a word more, and said so in config.yaml."""
+    text = parse(["--scheduler", "StepLR", "--scheduler.step_size", "2"]).to_yaml()
+    assert "verbose" not in text
+    old = text.replace("  step_size: 2\n", "  step_size: 2\n  verbose: deprecated\n")
+    assert old != text
+    assert Config.from_yaml(old, trust=True).to_yaml() == text
+    with pytest.raises(ValueError, match=r"scheduler\.verbose is unknown"):
+        parse(["--scheduler", "StepLR", "--scheduler.step_size", "2", "--scheduler.verbose", "true"])
+
+
 def test_short_names_are_those_of_the_library_and_of_pyro():
     assert {"ELBO", "MeanFieldELBO", "ArticleELBO"} <= KINDS["objective"].known.keys()
     assert {"Trace_ELBO", "TraceMeanField_ELBO", "RenyiELBO"} <= KINDS["objective"].known.keys()
