@@ -100,9 +100,7 @@ def main() -> None:
     parser.add_argument("part", choices=["all", *names, "report"])
     parser.add_argument("--json", type=Path, metavar="FOLDER", help="write (for report: read) a file for each part")
     parser.add_argument("--data", choices=["random", "MNIST"], default="random", help="random bits by default")
-    parser.add_argument(
-        "--rounds", type=int, help="default: 15 for step and small, 10 for costs, 9 for gpu, 3 else"
-    )
+    parser.add_argument("--rounds", type=int, help="default: 15 for step and small, 10 for costs, 9 for gpu, 3 else")
     parser.add_argument("--seconds", type=float, default=0.4, help="of a contender's round, about (default: 0.4)")
     parser.add_argument("--cores", type=int, help="pin every contender to so many cores (default: all)")
     parser.add_argument("--verbose", action="store_true", help="show what the contenders' libraries print")
