@@ -331,7 +331,8 @@ def _fused(factory: OptimizerFactory, parameters: list[Tensor]) -> Optimizer:
     plain = all(p.is_floating_point() and (p.grad is None or not p.grad.is_sparse) for p in parameters)
     has_fused = isinstance(optimizer_class, type) and "fused" in inspect.signature(optimizer_class).parameters
     # torch looks in the first step: before 2.7 in any case, and for Adagrad, which has a kernel for the CPU alone
-    devices = ("cpu",) if has_fused and issubclass(optimizer_class, Adagrad) else _WITH_FUSED
+    on_cpu_alone = isinstance(optimizer_class, type) and issubclass(optimizer_class, Adagrad)
+    devices = ("cpu",) if on_cpu_alone else _WITH_FUSED
     plain = plain and all(p.device.type in devices for p in parameters)
     if plain and has_fused and not chosen:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import pyro
@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
+from ppl_vae._draws import UnstoppedDraws
 from ppl_vae._machine import check_fits
 from ppl_vae._scopes import evaluation_mode, kept_values, untouched_random_state
 from ppl_vae.capture import buffers_of, modules_of
@@ -59,7 +60,10 @@ def rehearse(run: Run, svi: SVI, modules: Sequence[nn.Module], batch_size: int) 
             if alarm := alarm_of(vae.q_z(batch[0], *y), vae.p_z(*y)):
                 warnings.warn(alarm, stacklevel=4)
         with pyro.validation_enabled():
+            svi.draws = draws = UnstoppedDraws()
             first = svi.backward(*batch)
+            if not draws.met:  # the mode sees every call of torch
+                svi.draws = nullcontext()
             if term := Means.of([first]).impossible(first.limits, len(batch[0])):
                 raise ValueError(f"the first batch has a figure that no model gives: {term}; {CHECK}")
             if all(parameter.grad is None for parameter in svi.parameters.values()):
