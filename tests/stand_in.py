@@ -154,7 +154,8 @@ class Asserting(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if str(func).startswith(self._DRAWS):
             given = [t for t in args if isinstance(t, Tensor)][-1]
-            if not bool((given >= 0).all()):
+            most = 1 if "bernoulli" in str(func) else torch.inf
+            if not bool(((given >= 0) & (given <= most)).all()):
                 raise DeviceAssertError(str(func))
         return func(*args, **(kwargs or {}))
 

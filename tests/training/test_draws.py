@@ -13,11 +13,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 from short_runs import small_vae
-from stand_in import Asserting, DeviceAssertError
+from stand_in import Asserting, DeviceAssertError, stand_in
 from torch import Tensor, nn
 
 from ppl_vae import fit, objectives, posteriors
 from ppl_vae._draws import UnstoppedDraws
+from ppl_vae.data import Dataset, Split
 from ppl_vae.training import DivergedError
 
 P = torch.rand(40, 5, generator=torch.Generator().manual_seed(0))
@@ -132,6 +133,22 @@ def test_a_mixture_posterior_that_diverges_ends_as_a_divergence(compile: str, de
     error = diverge(vae, (X > 0).float(), compile, device)
     assert (error.epoch, error.step) == (1, 1)
     assert all(torch.equal(value.cpu(), before[name]) for name, value in vae.state_dict().items())
+
+
+@pytest.mark.parametrize("value", [math.nan, 1.5, -0.1])
+def test_bits_of_what_is_no_probability_are_refused_on_an_accelerator(value: float) -> None:
+    p = torch.rand(64, 3, generator=torch.Generator().manual_seed(2))
+    torch.manual_seed(0)
+    expected = torch.bernoulli(p)
+    with stand_in() as device, Asserting():
+        torch.manual_seed(0)
+        (drawn,) = next(Split((p,), dynamic=True).batches(64, device=device))
+        assert torch.equal(drawn.cpu(), expected)
+        p[60, 1] = value
+        rows = Split((p,), dynamic=True)
+        nothing = Split((p[:0],))
+        with pytest.raises(ValueError, match="Bernoulli"):
+            fit(small_vae((3,)), Dataset("p", rows, nothing, nothing), batch_size=8, epochs=1, device=device)
 
 
 def test_only_a_program_that_draws_so_runs_in_the_mode(monkeypatch: pytest.MonkeyPatch) -> None:
