@@ -392,7 +392,9 @@ class VAE(nn.Module, Shown):
             try:
                 q_z = self.q_z(rows, y)
                 finite = bool(q_z.log_prob(q_z.sample()).isfinite().all())
-            except (RuntimeError, ValueError):  # a network or a density that looks for NaN itself
+            except (RuntimeError, ValueError) as error:  # a network or a density that looks for NaN itself
+                if "same device" in str(error):
+                    raise
                 finite = False
         if not finite:
             raise ValueError(
