@@ -254,9 +254,10 @@ def fit(
 
 def device_of(program: Program, data: Dataset) -> torch.device:
     """Return where a pair of functions computes: at the parameters of its modules, or without any at the data."""
-    x = data.train.columns[0]
     like = home_of(program)
-    return x.device if like is None and isinstance(x, Tensor) else torch.device("cpu" if like is None else like.device)
+    if like is None and isinstance(data.train.columns[0], Tensor):
+        like = data.train.columns[0]
+    return torch.device("cpu") if like is None else like.device
 
 
 def _check_shares(ranks: Ranks, data: Dataset, batch_size: int) -> None:
