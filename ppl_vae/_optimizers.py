@@ -14,7 +14,7 @@ import pyro
 import torch
 from pyro.optim import PyroLRScheduler, PyroOptim
 from torch import Tensor
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, Adagrad, Optimizer
 from torch.optim import optimizer as torch_optimizer
 
 from ppl_vae.capture.replay import is_on_gpu
@@ -330,8 +330,11 @@ def _fused(factory: OptimizerFactory, parameters: list[Tensor]) -> Optimizer:
     given = factory.keywords if isinstance(factory, functools.partial) else {}
     chosen = {"fused", "foreach", "differentiable"} & given.keys()
     plain = all(p.is_floating_point() and (p.grad is None or not p.grad.is_sparse) for p in parameters)
-    plain = plain and all(p.device.type in _WITH_FUSED for p in parameters)  # torch before 2.7 looks in the first step
     has_fused = isinstance(optimizer_class, type) and "fused" in inspect.signature(optimizer_class).parameters
+    # torch looks in the first step: before 2.7 in any case, and for Adagrad, which has a kernel for the CPU alone
+    on_cpu_alone = isinstance(optimizer_class, type) and issubclass(optimizer_class, Adagrad)
+    devices = ("cpu",) if on_cpu_alone else _WITH_FUSED
+    plain = plain and all(p.device.type in devices for p in parameters)
     if plain and has_fused and not chosen:
         try:
             return factory(parameters, fused=True)  # type: ignore[call-arg]

@@ -117,6 +117,7 @@ class SVI:
         why_eager: Why the last step ran eagerly, or None.
         exchange: Called in every step, before the optimiser, with the parameters, whose gradients are in ``.grad``, and
             the loss; returns the loss. `fit` lets the processes of a run exchange both there. None by default.
+        draws: The context in which the program runs. `fit` puts the mode there in which NaN stops no draw.
 
     Raises:
         TypeError: If `optim` or `loss` is of no kind named above.
@@ -155,6 +156,7 @@ class SVI:
         self.compile = compile
         self.why_eager: str | None = "compile is 'off'" if compile == "off" else None
         self.exchange: Callable[[dict[str, Tensor], BatchLoss], BatchLoss] | None = None
+        self.draws: AbstractContextManager[Any] = nullcontext()
         self._optimizer = as_optimizer(optim)
         self._parameters = _ParameterCollector()
         self._followed: set[int] = set()  # the parameters that have had a gradient
@@ -249,7 +251,7 @@ class SVI:
     @torch.no_grad()
     def evaluate(self, *args: Any, **kwargs: Any) -> BatchLoss:
         """Evaluate the objective without a gradient. Modules keep their mode, so put batch norm into ``.eval()``."""
-        with ALONE:
+        with ALONE, self.draws:
             return self.loss((self.model, self.guide), *args, **kwargs)
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
@@ -267,7 +269,7 @@ class SVI:
         self._met = self._parameters.touched
         self._parameters.touched.clear()
         noted: AbstractContextManager[dict[Tensor, Tensor | None]] = _leaves_noted() if mean else nullcontext({})
-        with self._parameters, noted as before:
+        with self._parameters, self.draws, noted as before:
             result = self.loss((self.model, self.guide), *args, **kwargs)
         if mean:  # what the loss has set itself belongs to the sum
             for leaf, gradient in (dict.fromkeys(self.parameters.values()) | before).items():
@@ -564,12 +566,12 @@ class SVI:
             )
 
     def _capture(self, mean: bool, given: Signature, lift: set[int], labels: set[str]) -> CapturedStep | None:
-        loss, program, rebuild = self.loss, (self.model, self.guide), given.rebuild
+        loss, program, rebuild, draws = self.loss, (self.model, self.guide), given.rebuild, self.draws
 
         def run(*inputs: Any) -> BatchLoss:
             args, kwargs = rebuild(*inputs)
             given_to_it = _pytree.tree_leaves((args, kwargs))
-            with self._parameters:
+            with self._parameters, draws:
                 result = loss(program, *args, **kwargs)
             left = _pytree.tree_leaves((args, kwargs))
             if len(left) != len(given_to_it) or any(a is not b for a, b in zip(left, given_to_it, strict=True)):

@@ -23,6 +23,7 @@ from pyro.params import param_with_module_name
 from torch import Tensor, nn
 
 from ppl_vae._distributions import centre, check_same_space, describe, expectation, innermost
+from ppl_vae._draws import UnstoppedDraws
 from ppl_vae._home import at_home
 from ppl_vae._piece_checks import (
     GivenPiece,
@@ -387,11 +388,13 @@ class VAE(nn.Module, Shown):
         rows = x[x.flatten(1).isnan().any(1)][:1]
         if not len(rows):
             return
-        with pyro.validation_enabled(False):  # validation would blame a NaN parameter, not the data
+        with pyro.validation_enabled(False), UnstoppedDraws():  # validation would blame a NaN parameter, not the data
             try:
                 q_z = self.q_z(rows, y)
                 finite = bool(q_z.log_prob(q_z.sample()).isfinite().all())
-            except (RuntimeError, ValueError):  # torch refuses to sample a normal with a NaN scale
+            except (RuntimeError, ValueError) as error:  # a network or a density that looks for NaN itself
+                if "same device" in str(error):
+                    raise
                 finite = False
         if not finite:
             raise ValueError(

@@ -142,6 +142,24 @@ class _Calls(TorchFunctionMode):
         return result
 
 
+class DeviceAssertError(BaseException):
+    """A kernel has stopped, and with it all that the process has on its GPU: no code may catch this and go on."""
+
+
+class Asserting(TorchDispatchMode):
+    """The draws of a GPU, whose kernels stop for good at a probability or a rate that is NaN."""
+
+    _DRAWS = ("aten.multinomial.", "aten.bernoulli.", "aten.bernoulli_.Tensor", "aten.poisson.")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if str(func).startswith(self._DRAWS):
+            given = [t for t in args if isinstance(t, Tensor)][-1]
+            most = 1 if "bernoulli" in str(func) else torch.inf
+            if not bool(((given >= 0) & (given <= most)).all()):
+                raise DeviceAssertError(str(func))
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
 def stand_in(name: str = "hpu:0") -> Iterator[torch.device]:
     """Pretend that a device of this name exists; ``"mps"`` has no float64."""

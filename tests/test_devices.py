@@ -6,17 +6,18 @@ A stand-in (`stand_in`) pretends the device. It computes with the CPU's kernels,
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 import zoo
 from stand_in import places, pretends, stand_in
-from torch import Tensor
+from torch import Tensor, nn
 
 import ppl_vae as pv
 import ppl_vae.comparison.fixed.steps
@@ -25,6 +26,7 @@ from ppl_vae.capture import CaptureError
 from ppl_vae.evaluation.paths import path
 from ppl_vae.evidence import VAEDensities, densities_of
 from ppl_vae.programs import NotMIWAE, SelfMasking
+from ppl_vae.training import fitting
 
 N, D = 6, 4
 
@@ -279,6 +281,116 @@ def test_training_elsewhere_is_the_same_and_goes_on() -> None:
         assert data.fingerprint == run.data.fingerprint
         values = [p.cpu() for p in there.parameters()]
     assert all(map(torch.equal, values, here.parameters()))
+
+
+# Where `auto` trains
+
+
+@pytest.fixture
+def accelerator(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    """A machine with a device that ``auto`` chooses."""
+    with stand_in() as device:
+        resolve = fitting.resolve_device
+        monkeypatch.setattr(fitting, "resolve_device", lambda word: device if word == "auto" else resolve(word))
+        yield device
+
+
+def functions(
+    loc: Callable[[Tensor], Tensor] = lambda x: torch.zeros(1), module: nn.Module | None = None
+) -> tuple[Callable[[Tensor], None], Callable[[Tensor], None]]:
+    """A pair of functions with a constant and a parameter, which are made on the CPU unless `loc` says otherwise."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(loc(x), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).expand([len(x), D]).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        mean = pyro.param("mean", lambda: loc(x).clone())
+        if module is not None:
+            pyro.module("module", module)
+            mean = mean + module(x)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(mean, 1.0).to_event(1))
+
+    return model, guide
+
+
+SHORT: dict[str, Any] = {"epochs": 1, "batch_size": 3, "seed": 0, "compile": "off"}
+
+
+def test_auto_trains_a_vae_on_the_accelerator(accelerator: torch.device) -> None:
+    vae = make()
+    assert pv.fit(vae, binary(), **SHORT).device == str(accelerator)
+    assert all(map(pretends, vae.parameters()))
+
+
+@pytest.mark.parametrize("module", [None, nn.Linear(D, 1)], ids=["parameters of pyro.param", "a module"])
+def test_auto_trains_functions_where_their_parameters_are(accelerator: torch.device, module: nn.Module | None) -> None:
+    """Nobody can move their constants, nor the initial values of parameters."""
+    run = pv.fit(functions(module=module), binary(), **SHORT)
+    assert run.device == "cpu"
+    assert places(run.state()) == {False}
+
+
+def test_auto_trains_functions_on_the_accelerator_where_their_module_is(accelerator: torch.device) -> None:
+    module = nn.Linear(D, 1).to(accelerator)
+    run = pv.fit(functions(lambda x: x.new_zeros(1), module), binary(), **SHORT)
+    assert run.device == str(accelerator)
+    assert all(map(pretends, module.parameters()))
+
+
+def test_auto_trains_functions_without_parameters_of_modules_where_the_data_are(accelerator: torch.device) -> None:
+    assert pv.fit(functions(lambda x: x.new_zeros(1)), binary().to(accelerator), **SHORT).device == str(accelerator)
+    assert pretends(pyro.param("mean"))
+
+
+def test_functions_move_where_one_says_so(accelerator: torch.device) -> None:
+    module = nn.Linear(D, 1)
+    run = pv.fit(functions(lambda x: x.new_zeros(1), module), binary(), device=accelerator, **SHORT)
+    assert run.device == str(accelerator)
+    assert all(map(pretends, (pyro.param("mean"), *module.parameters())))
+
+
+def test_constants_on_another_device_are_refused_in_words(accelerator: torch.device) -> None:
+    with pytest.raises(ValueError, match=r"than hpu:0, .*x\.new_zeros, .* else train with device='cpu'"):
+        pv.fit(functions(), binary(), device=accelerator, **SHORT)
+    pyro.clear_param_store()
+    pyro.param("mean", torch.zeros(1, device=accelerator))
+    with pytest.raises(ValueError, match=r"than cpu, .* pyro\.clear_param_store\(\) forgets those"):
+        pv.fit(functions(), binary(), device="cpu", **SHORT)
+
+
+@pytest.mark.parametrize("data", ["a tensor", "with missing values", "a generator"])
+def test_auto_trains_a_vae_whose_constants_cannot_move_on_the_cpu(
+    accelerator: torch.device, data: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A prior that is a function has nothing that says where the VAE is."""
+
+    def prior() -> Any:
+        return dist.Laplace(torch.zeros(1), torch.ones(1)).to_event(1)
+
+    def build() -> pv.VAE:
+        torch.manual_seed(0)
+        filled = networks.TableEncoder(["real"] * D, networks.MLP([4]))
+        likelihood = likelihoods.Mixed("real") if data == "with missing values" else likelihoods.Bernoulli()
+        return pv.VAE((D,), prior=prior, likelihood=likelihood, posterior=posteriors.DiagonalNormal(filled))
+
+    def given() -> Any:
+        if data == "a generator":
+            return (batch for batch in binary().split(3))
+        return binary().index_fill(1, torch.tensor([1]), torch.nan) if data == "with missing values" else binary()
+
+    vae, other = build(), build()
+    run = pv.fit(vae, given(), **SHORT)
+    assert run.device == "cpu"
+    assert places(run.state()) == {False}
+    assert "training on the CPU: the program holds tensors on another device than hpu:0" in caplog.text
+    here = pv.fit(other, given(), device="cpu", **SHORT)
+    assert run.final["elbo"] == here.final["elbo"]
+    assert all(map(torch.equal, vae.parameters(), other.parameters()))
+    with pytest.raises(ValueError, match="register_buffer"):
+        pv.fit(vae, given(), device=accelerator, **SHORT)
 
 
 def test_blocks_of_rows_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from short_runs import small_vae
+from stand_in import stand_in
 from torch import nn
 from torch.distributions import constraints
 
@@ -200,6 +201,17 @@ def test_one_fused_optimiser_updates_all_parameters():
     assert svi.optimizer.defaults["fused"] is True
     assert len(svi.optimizer.param_groups) == 1
     assert len(svi.optimizer.param_groups[0]["params"]) == len(svi.parameters) == 8
+
+
+@pytest.mark.parametrize(
+    ("factory", "fused"), [(torch.optim.Adam, True), (torch.optim.SGD, True), (torch.optim.Adagrad, False)]
+)
+def test_adagrad_is_fused_on_the_cpu_alone(factory, fused):
+    """Torch takes ``fused=True`` for Adagrad on a GPU, and refuses it in the first step."""
+    with stand_in("cuda:0") as device:
+        parameters = [nn.Parameter(torch.ones(3, device=device))]
+        assert parameters[0].device.type == "cuda"
+        assert bool(TorchOptimizer(factory).follow(parameters).param_groups[0]["fused"]) is fused
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.Rprop, torch.optim.ASGD, torch.optim.NAdam])

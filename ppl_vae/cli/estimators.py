@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ppl_vae import _files, objectives, plots
 from ppl_vae._scopes import untouched_random_state
+from ppl_vae._tensors import moved
 from ppl_vae.comparison.contenders import split_at_commas
 from ppl_vae.objectives.losses import as_loss
 from ppl_vae.plots.figure import join
@@ -89,9 +90,11 @@ def defaults_for(vae: VAE, columns: tuple[Tensor, ...], *, racing: bool = False)
 
     Args:
         vae: The program.
-        columns: A batch of two or more data.
+        columns: A batch of two or more data, wherever they are.
         racing: Whether they are for a race, where each takes long to train.
     """
+    like = next(vae.parameters(), torch.empty(0))
+    columns = moved(columns, like.device, like.dtype)
     with untouched_random_state():
         trace = prune_subsample_sites(poutine.trace(vae.guide).get_trace(*columns))
         latents: list[Any] = [site["fn"] for name, site in trace.iter_stochastic_nodes() if not site["is_observed"]]

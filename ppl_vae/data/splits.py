@@ -265,8 +265,19 @@ class Split:
         """Draw column 0 of a dynamic split."""
         if not self.dynamic:
             return batch
-        drawn = torch.bernoulli(batch[0]) if self.bins is None else dequantize(batch[0])
+        drawn = _bits(batch[0]) if self.bins is None else dequantize(batch[0])
         return drawn, *batch[1:]
+
+
+def _bits(p: Tensor) -> Tensor:
+    """Draw bits of these probabilities; NaN where one is none.
+
+    On the CPU torch refuses it. On a GPU its kernel stops, and no tensor there can be read any more.
+    """
+    if p.device.type == "cpu":
+        return torch.bernoulli(p)
+    valid = (p >= 0) & (p <= 1)
+    return torch.bernoulli(p.where(valid, 0)).masked_fill(~valid, math.nan)
 
 
 def _moved(column: Rows, device: torch.device, dtype: torch.dtype | None) -> Rows:

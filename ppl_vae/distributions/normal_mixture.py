@@ -115,7 +115,7 @@ class NormalMixture(Expanding):
     def sample(self, sample_shape: Any = ()) -> Float[Tensor, "*sample_and_batch d"]:
         """Return draws."""
         shape = self._extended_shape(sample_shape)[:-1]
-        probs = self.logits.exp()
+        probs = self.logits.exp().nan_to_num(1.0)  # a GPU stops for good at NaN; the density is NaN then
         noise = torch.randn(shape + self.event_shape, dtype=self.loc.dtype, device=self.loc.device)
         if self.loc.dim() == 2 and self.scale.dim() == 2 and probs.dim() == 1:
             index = torch.multinomial(probs, shape.numel(), replacement=True).reshape(shape)

@@ -46,7 +46,8 @@ class StudentMixture:
         noise = torch.randn(size, n, d, dtype=torch.float64, device=self.loc.device)
         chi2 = 2 * torch._standard_gamma(noise.new_full((size, n), 0.5 * self.dof))
         noise = noise * (self.dof / chi2).sqrt().unsqueeze(-1)
-        component = torch.multinomial(self.log_weight.exp().T, size, replacement=True).T  # (K, n)
+        weight = self.log_weight.exp().nan_to_num(1.0)  # a GPU stops for good at NaN
+        component = torch.multinomial(weight.T, size, replacement=True).T  # (K, n)
         z = torch.empty_like(noise)
         for c, (loc, tril) in enumerate(zip(self.loc, self.scale_tril, strict=True)):
             draw = loc + (tril @ noise.permute(1, 2, 0)).permute(2, 0, 1)

@@ -13,6 +13,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from ppl_vae import checkpoints
+from ppl_vae._draws import UnstoppedDraws
 from ppl_vae._machine import PACKAGES, Budget, versions
 from ppl_vae._scopes import evaluation_mode, seeded, untouched_random_state
 from ppl_vae.data import Dataset, Split
@@ -159,7 +160,8 @@ def _probe(vae: Any) -> list[tuple[str, Tensor]]:
     """Return draws of the three densities and their logarithms, from one seed."""
     like = next(vae.parameters(), torch.empty(0))
     y = None if vae.y_shape is None else torch.eye(*vae.y_shape).to(like)[torch.arange(3) % vae.y_shape[0]]
-    with torch.no_grad(), evaluation_mode(vae), seeded(0), pyro.validation_enabled(False):
+    unstopped = UnstoppedDraws()  # by NaN among the parameters
+    with torch.no_grad(), evaluation_mode(vae), seeded(0), pyro.validation_enabled(False), unstopped:
         with poutine.trace(param_only=True) as trace:
             p_z = vae.p_z(y)
             z = p_z.sample(() if p_z.batch_shape else (3,))

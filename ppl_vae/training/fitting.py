@@ -33,6 +33,7 @@ from ppl_vae.objectives.losses import Program
 from ppl_vae.svi import ALONE, SVI, Compile, OptimizerFactory
 from ppl_vae.training.loop import Loop
 from ppl_vae.training.ranks import Ranks
+from ppl_vae.training.rehearsal import StrangersError
 from ppl_vae.training.run import Callback, Run
 from ppl_vae.vae import VAE
 
@@ -98,7 +99,11 @@ def fit(
         early_stopping: End after so many validations without a better validation ELBO, and take the best parameters;
             None never does.
         seed: Seed of the noise and of the order of the data; None draws one from torch's global generator.
-        device: ``"auto"`` (cuda, else mps, else cpu) or a torch device.
+        device: A torch device, or ``"auto"``. A `VAE` then trains on cuda, else mps, else the CPU, as available; on the
+            CPU, with a warning, if a piece holds tensors that do not move with its modules. A pair of functions trains
+            where the parameters of its modules are, or where the data are if it has none: nothing moves the constants
+            of functions and the initial values of ``pyro.param``. Give ``"cuda"`` for functions that make them where
+            the data are (``x.new_zeros``).
         compile: How a step runs, see `SVI`: ``"off"`` (eagerly, through Pyro), ``"graph"`` (captured, bit for bit the
             same on the CPU), ``"full"`` (compiled by Inductor: fastest, after 15 seconds to a minute of compiling for
             each shape of batch, and equal up to rounding). ``"auto"`` compiles long runs, see
@@ -127,7 +132,8 @@ def fit(
     Raises:
         TypeError: If the data are of no kind that `data.as_split` takes, or the objective or optimiser of no known
             kind.
-        ValueError: If an argument is out of range, or the program does not fit the data or the objective.
+        ValueError: If an argument is out of range, the program does not fit the data or the objective, or it holds
+            tensors on another device that `fit` does not move.
         DivergedError: If a value or a gradient is not finite, or no model can give a figure: a sampled KL below 0, or
             log p(x|z) or a lower bound above 0 for discrete data, by more than chance allows.
 
@@ -140,6 +146,7 @@ def fit(
         >>> run.history[-1]["validation_elbo"] > run.history[0]["validation_elbo"]
         True
     """
+    given = dict(locals())
     epochs = check_positive_int(epochs, "epochs")
     batch_size = check_positive_int(batch_size, "batch_size")
     validate_every = check_positive_int(validate_every, "validate_every")
@@ -170,6 +177,14 @@ def fit(
     elif batch_size > len(data.train):
         warnings.warn(f"batch_size is lowered from {batch_size} to the {len(data.train)} training data", stacklevel=2)
         batch_size = len(data.train)
+    auto = given["device"] == "auto"
+    if auto and not isinstance(program, VAE):
+        offered, device = device, device_of((model, guide), data)
+        if offered.type != device.type:
+            where = str(device), str(offered)
+            logger.info(
+                "a pair of functions trains where its parameters are, on %s; device=%r moves its modules", *where
+            )
     ranks = Ranks(Team.present())
     if ranks.team.size > 1:
         _check_shares(ranks, data, batch_size)
@@ -196,8 +211,8 @@ def fit(
         seed = own
     seed = ranks.agree(int(torch.randint(2**31, ()) if seed is None else seed))
     ranks.device = str(device)
-    data = _placed(data, device, None if like is None else like.dtype)
-    run = Run(program, data, seed, str(device), level, processes=ranks.team.size)
+    placed = _placed(data, device, None if like is None else like.dtype)
+    run = Run(program, placed, seed, str(device), level, processes=ranks.team.size)
     rounding = functools.partial(rounded, device.type, precision, matmul_precision)
     in_steps = nullcontext if precision == "full" and matmul_precision is None else rounding
     loop = Loop(
@@ -216,10 +231,18 @@ def fit(
     )
     with ALONE, untouched_random_state():
         torch.manual_seed(seed)
-        loop.rehearse()
+        try:
+            loop.rehearse()
+        except StrangersError as error:
+            if not auto or device.type == "cpu" or ranks.team.size > 1:
+                raise
+            logger.warning("training on the CPU: %s", error)
+            same = {"data": data, "validation": None, "batch_size": batch_size, "seed": seed}
+            return fit(**given | same | {"device": "cpu"})
         if isinstance(program, VAE):
-            program.column_names, program.categories = data.train.column_names, data.train.categories
-            program.conditions = data.train.conditions
+            program.column_names, program.categories = placed.train.column_names, placed.train.categories
+            program.conditions = placed.train.conditions
+        del given, data  # the data stay where they were placed, and nowhere else
         loop.prepare(resume)
         with pyro.validation_enabled(False):
             try:
@@ -228,6 +251,14 @@ def fit(
                 loop.tell("on_error", run, error)
                 raise
     return run
+
+
+def device_of(program: Program, data: Dataset) -> torch.device:
+    """Return where a pair of functions computes: at the parameters of its modules, or without any at the data."""
+    like = home_of(program)
+    if like is None and isinstance(data.train.columns[0], Tensor):
+        like = data.train.columns[0]
+    return torch.device("cpu") if like is None else like.device
 
 
 def _check_shares(ranks: Ranks, data: Dataset, batch_size: int) -> None:

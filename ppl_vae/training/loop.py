@@ -309,7 +309,7 @@ class Loop:
         results: list[BatchLoss] = []
         sums = torch.zeros(3, dtype=torch.float64)  # of errors of reconstruction and of classification, and their data
         size, ranks = min(1000, len(split)), self.ranks
-        with seeded(ranks.seed_of(run.seed)), evaluation_mode(*self.modules), torch.no_grad():
+        with seeded(ranks.seed_of(run.seed)), evaluation_mode(*self.modules), torch.no_grad(), self.svi.draws:
             for number, batch in enumerate(split.batches(size, device=run.device, team=ranks.team)):
                 total = min(size, len(split) - number * size)
                 results.append(ranks.gathered(self.svi.evaluate(*batch, **ranks.arguments(total))))

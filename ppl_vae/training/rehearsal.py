@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import pyro
@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
+from ppl_vae._draws import UnstoppedDraws
 from ppl_vae._machine import check_fits
 from ppl_vae._scopes import evaluation_mode, kept_values, untouched_random_state
 from ppl_vae.capture import buffers_of, modules_of
@@ -28,10 +29,15 @@ CHECK = "ppl_vae.check looks at each density"
 _SMALLER = "batch_size or num_particles"
 
 
+class StrangersError(ValueError):
+    """A program that holds tensors on another device than that of its modules and data."""
+
+
 def rehearse(run: Run, svi: SVI, modules: Sequence[nn.Module], batch_size: int) -> Limits:
     """Run everything once under full validation, without moving state, and return the limits of the figures.
 
     Raises:
+        StrangersError: If the program holds tensors that do not move with its modules.
         ValueError: If the data do not fit the program, or a figure is one that no model gives.
     """
     data, train = run.data, run.data.train
@@ -39,6 +45,7 @@ def rehearse(run: Run, svi: SVI, modules: Sequence[nn.Module], batch_size: int) 
     parts = {id(b) for b in buffers_of(modules_of(svi.model, svi.guide))}
     learned = [b for b in buffers_of(modules) if id(b) not in parts and not is_lazy(b)]  # by the objective, in a step
     with (
+        strangers_named(run.device),
         untouched_random_state(),
         kept_values(learned),
         evaluation_mode(*modules),
@@ -59,7 +66,10 @@ def rehearse(run: Run, svi: SVI, modules: Sequence[nn.Module], batch_size: int) 
             if alarm := alarm_of(vae.q_z(batch[0], *y), vae.p_z(*y)):
                 warnings.warn(alarm, stacklevel=4)
         with pyro.validation_enabled():
+            svi.draws = draws = UnstoppedDraws()
             first = svi.backward(*batch)
+            if not draws.met:  # the mode sees every call of torch
+                svi.draws = nullcontext()
             if term := Means.of([first]).impossible(first.limits, len(batch[0])):
                 raise ValueError(f"the first batch has a figure that no model gives: {term}; {CHECK}")
             if all(parameter.grad is None for parameter in svi.parameters.values()):
@@ -68,6 +78,22 @@ def rehearse(run: Run, svi: SVI, modules: Sequence[nn.Module], batch_size: int) 
                     "pyro.module (or make the program's pieces nn.Modules of a VAE) and unfreeze what should train"
                 )
     return first.limits
+
+
+@contextmanager
+def strangers_named(device: str) -> Iterator[None]:
+    """Say what to do where a program computes with tensors that `fit` has not moved to its device."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "same device" not in str(error):
+            raise
+        other = "pyro.clear_param_store() forgets those" if device == "cpu" else "else train with device='cpu'"
+        raise StrangersError(
+            f"the program holds tensors on another device than {device}, where fit has put its data and its modules: "
+            "make constants and the initial values of pyro.param where the data are (x.new_zeros, device=x.device), "
+            f"and keep the constants of a module as its buffers (register_buffer); {other}"
+        ) from error
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def _check(state: dict[str, Any], run: TrainingState) -> None:
 def _check_optimizer(state: object, optimizer: torch.optim.Optimizer | None) -> None:
     """Hold the state of an optimiser against what one step of a copy, at gradients of zero, makes."""
     assert optimizer is not None
-    trial = copy.deepcopy(optimizer)
+    trial = _copied(optimizer)
     for group in trial.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
@@ -105,6 +105,19 @@ def _check_optimizer(state: object, optimizer: torch.optim.Optimizer | None) -> 
         if index not in own["state"]:
             raise ValueError(f"its optimiser has a state for the parameter {index!r}, which this run's lacks")
         require(found, own["state"][index], f"its optimiser's state of the parameter {index}")
+
+
+def _copied(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Copy an optimiser with all its attributes: torch copies its state and groups alone, and a step may need the rest.
+
+    On a GPU every optimiser looks at an attribute of torch's own, and takes another way where it is missing.
+    """
+    memo: dict[int, Any] = {}
+    trial = copy.deepcopy(optimizer, memo)
+    for name, value in vars(optimizer).items():
+        if name not in vars(trial):
+            vars(trial)[name] = copy.deepcopy(value, memo)
+    return trial
 
 
 def _epoch_of(record: object) -> object:

@@ -58,8 +58,12 @@ USERS_NETWORK = """
 
 
     class StudentT(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("df", 5.0 * torch.ones(2))
+
         def forward(self):
-            return dist.StudentT(5.0 * torch.ones(2)).to_event(1)
+            return dist.StudentT(self.df, torch.zeros_like(self.df), 1.0).to_event(1)
 """
 
 

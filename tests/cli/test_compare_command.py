@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from short_runs import without_pictures
+from stand_in import stand_in
 
 from ppl_vae import cli, comparison, data, load_run
 from ppl_vae.cli.estimators import DISCRETE, REPARAMETERISED, defaults_for, read_objectives, write
@@ -187,6 +188,9 @@ def test_the_defaults_follow_from_the_latents():
     assert chosen(*many) == [name for name in DISCRETE if name != "EnumeratedELBO"]
     assert chosen(*bits, racing=True)[-1] == "GumbelSoftmaxELBO"
     assert chosen(racing=True) == ["ELBO", "STL", "IWAE", "DReG"]
+    with stand_in() as device:
+        vae = Config.from_yaml("epochs: 1").build_vae((64,)).to(device)
+        assert defaults_for(vae, (torch.zeros(2, 64),)) == list(REPARAMETERISED)  # of data on the CPU
 
 
 @pytest.mark.parametrize(

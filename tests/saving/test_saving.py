@@ -14,6 +14,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 import zoo
+from short_runs import small_vae
+from stand_in import Asserting
 from torch import nn
 
 import ppl_vae
@@ -121,6 +123,17 @@ def test_a_trained_vae_comes_back_with_shape_mean_dtype_and_what_is_frozen(tmp_p
     torch.testing.assert_close(again.data_mean, digits.train.x.mean(0))
     assert checkpoints.load(tmp_path / "vae.pt")["versions"]["ppl-vae"] in (None, ppl_vae.__version__)
     fit(again.float(), digits, epochs=1, compile="off")  # it trains on
+
+
+def test_a_vae_whose_weights_are_nan_is_saved(tmp_path):
+    """Its draws are held against those of a copy, and torch draws from no NaN: on a GPU its kernel stops for good."""
+    vae = small_vae((3,))
+    for parameter in vae.parameters():
+        parameter.data.fill_(torch.nan)
+    with Asserting():
+        vae.save(tmp_path / "vae.pt")
+    again = ppl_vae.load(tmp_path / "vae.pt")
+    assert all(torch.equal(a.isnan(), b.isnan()) for a, b in zip(vae.parameters(), again.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("duplicate", ["pickle", "torch.save"])

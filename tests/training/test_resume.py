@@ -132,6 +132,38 @@ def test_every_optimisers_own_state_is_taken(optimizer, digits):
         assert torch.equal(one, other)
 
 
+class Halved(torch.optim.SGD):
+    """An optimiser whose steps need what it has besides its state and its groups."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, lr=0.1)
+        self.share, self.taken = 0.5, [0]
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.taken[0] += 1
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = p.grad * self.share
+        super().step()
+
+
+def test_an_optimiser_with_attributes_of_its_own_is_taken(digits):
+    options = {"seed": 0, "batch_size": 500, "compile": "off"}
+    made = []
+
+    def optimizer(parameters):
+        made.append(Halved(parameters))
+        return made[-1]
+
+    whole, half = make(digits), make(digits)
+    fit(whole, digits, epochs=2, optimizer=optimizer, **options)
+    resumed = fit(half, digits, epochs=1, optimizer=optimizer, **options).state()
+    fit(half, digits, epochs=2, resume=resumed, optimizer=optimizer, **options)
+    for one, other in zip(whole.state_dict().values(), half.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+    assert made[2].taken == made[1].taken  # the copy's step is not counted
+
+
 def test_a_state_of_the_first_format_says_nothing_of_its_data_and_is_taken(state, digits):
     old = {name: value for name, value in state.items() if name not in ("data", "last", "batch_size")}
     assert fit(make(digits), digits, epochs=3, resume=old, **OPTIONS).history[-1]["epoch"] == 3

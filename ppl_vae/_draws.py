@@ -1,0 +1,74 @@
+"""Draws that a missing number does not stop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+class UnstoppedDraws(TorchFunctionMode):
+    """A mode in which a draw whose probability, rate or scale is NaN is NaN; a draw of a class is then any class.
+
+    Torch raises an error there on the CPU. **On a GPU its kernel stops, and with it all that the process has there**:
+    no tensor can be read any more. Where nothing validates, the draw must go on, and the density of what was drawn is
+    NaN in its place, which the caller finds. Other draws are those of torch, bit by bit.
+
+    Attributes:
+        met: Whether the program has drawn in such a way.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.met = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function, or its rule where it draws."""
+        rule = _RULES.get(func)
+        if rule is None:
+            return func(*args, **(kwargs or {}))
+        self.met = True
+        return rule(func, *args, **(kwargs or {}))
+
+
+def _filled(tensor: Tensor, value: float) -> Tensor:
+    """Return a tensor with a value in the place of NaN, in memory as the tensor is: torch draws in this order."""
+    return tensor.nan_to_num(value, math.inf, -math.inf)
+
+
+def _classes(func: Callable[..., Tensor], input: Tensor, *rest: Any, **more: Any) -> Tensor:
+    return func(_filled(input, 1.0), *rest, **more)
+
+
+def _values(func: Callable[..., Tensor], input: Tensor, *rest: Any, **more: Any) -> Tensor:
+    if "p" in more or any(isinstance(value, float) for value in rest):  # of a tensor's size alone
+        return func(input, *rest, **more)
+    return func(_filled(input, 0.0), *rest, **more).masked_fill(input.isnan(), math.nan)
+
+
+def _in_place(func: Callable[..., Tensor], input: Tensor, p: Any = 0.5, **more: Any) -> Tensor:
+    if not isinstance(p, Tensor):
+        return func(input, p, **more)
+    drawn = func(input, _filled(p, 0.0), **more)
+    return drawn.masked_fill_(p.isnan(), math.nan) if drawn.is_floating_point() else drawn
+
+
+def _normal(func: Callable[..., Tensor], mean: Any, std: Any = 1.0, *rest: Any, **more: Any) -> Tensor:
+    if not isinstance(std, Tensor):
+        return func(mean, std, *rest, **more)
+    return func(mean, _filled(std, 0.0), *rest, **more).masked_fill(std.isnan(), math.nan)
+
+
+_RULES: dict[Any, Callable[..., Tensor]] = {
+    torch.multinomial: _classes,
+    torch.Tensor.multinomial: _classes,
+    torch.bernoulli: _values,
+    torch.Tensor.bernoulli: _values,
+    torch.poisson: _values,
+    torch.Tensor.bernoulli_: _in_place,
+    torch.normal: _normal,
+}
