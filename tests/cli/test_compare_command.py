@@ -140,7 +140,8 @@ def test_a_run_with_objectives_of_the_users_own(workplace, capsys):
 
 @pytest.mark.ci
 def test_the_figures_are_those_of_python(workplace, capsys):
-    says(capsys, "plane", "--objectives", "DReG", "--particles", "4", "--seed", "7", "--reference", "none", *QUICK)
+    options = ["--objectives", "DReG", "--particles", "4", "--seed", "7", "--reference", "none", "--device", "cpu"]
+    says(capsys, "plane", *options, *QUICK)
     batch = data.load("digits", binarize="threshold").test.head(3).columns[0]
     vae = load_run("plane")
     found = comparison.compare(
