@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections import defaultdict
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
@@ -59,9 +60,22 @@ def state_home(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def real_data() -> Path:
-    """The folder of real data sets; the test is skipped where there is none."""
+def real_data(tmp_path_factory) -> Iterator[Path]:
+    """Links to the real data sets; the test is skipped where there are none.
+
+    The folder of MNIST's files is the tests' own and read-only: in one that can be written, loading unpacks them.
+    """
     root = real_data_root()
     if root is None:
         pytest.skip("real data not found: set PPL_VAE_TEST_DATA to a folder with MNIST/raw in it")
-    return root
+    links = tmp_path_factory.mktemp("data")
+    raw = links / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for path in root.iterdir():
+        if path.name != "MNIST":
+            (links / path.name).symlink_to(path.resolve())
+    for path in (root / "MNIST" / "raw").iterdir():
+        (raw / path.name).symlink_to(path.resolve())
+    raw.chmod(0o555)
+    yield links
+    raw.chmod(0o755)

@@ -86,7 +86,7 @@ def test_evidence_is_elbo_plus_kl_to_the_true_posterior():
         posterior=posteriors.DiagonalNormal(networks.MLP([32], activation="tanh"), scale="softplus"),
     )
     fit(vae, x.float(), epochs=60, batch_size=8, seed=0)
-    vae.double()
+    vae.cpu().double()
     with torch.no_grad():
         q = vae.posterior(x)
 
@@ -145,6 +145,7 @@ def test_linear_vae_reaches_the_likelihood_of_probabilistic_pca():
     adam = functools.partial(torch.optim.Adam, lr=0.03)
     decay = functools.partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=lambda epoch: min(1.0, 2 - epoch / 50))
     fit(vae, x, objective=MeanFieldELBO(), epochs=100, optimizer=adam, scheduler=decay, seed=0)
+    vae.cpu()
     decoder, encoder = vae.likelihood.mean.network[0], vae.posterior.mean_and_scale.network[0]
     assert isinstance(decoder, nn.Linear)
     with torch.no_grad():

@@ -41,11 +41,16 @@ OBJECTIVES = {
 
 
 class Dropout(nn.Module):
-    """A network with every kind of state: batch norm and dropout."""
+    """A network with every kind of state: batch norm and dropout.
+
+    Batch norm takes off the mean, so that the gradient of a bias before it would be rounding alone, which Adam scales
+    up to whole steps.
+    """
 
     def __init__(self, n_in, n_out):
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(n_in, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, n_out))
+        first = nn.Linear(n_in, 8, bias=False)
+        self.layers = nn.Sequential(first, nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, n_out))
 
     def forward(self, x):
         return self.layers(x)

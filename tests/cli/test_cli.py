@@ -190,7 +190,7 @@ def test_a_run_leaves_a_folder_and_prints_what_came_out(capsys, tmp_path):
     digits = config.build_dataset()
     vae = config.build_vae(digits)
     ppl_vae.fit(vae, digits, **config.build_fit_arguments())
-    torch.testing.assert_close(ppl_vae.load_run(folder).state_dict(), vae.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(ppl_vae.load_run(folder).state_dict(), vae.cpu().state_dict(), rtol=0, atol=0)
 
     # and the same run here
     with without_pictures():

@@ -22,6 +22,13 @@ from ppl_vae.cli import main, train
 TRAIN = ["train", "--epochs", "2", "--seed", "0", "--compile", "off"]
 
 
+@pytest.fixture(autouse=True)
+def without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All processes compute on the CPU: each would take a GPU of its own, of which a machine may have fewer."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 def launch(*words: str, where: Path, processes: int = 2, restarts: int = 0) -> subprocess.Popen[str]:
     """Start a command as torchrun does."""
     how = ["--nproc_per_node", str(processes), "--max_restarts", str(restarts), "-m", "ppl_vae"]

@@ -103,7 +103,8 @@ def test_the_same_seed_gives_the_same_and_moves_no_random_state(vae, digits, fou
         vae, digits.test, train=digits.train, size=60, gap_size=10, importance_size=20, imputation_size=10, seed=1
     )
     assert torch.equal(before, torch.get_rng_state())
-    assert {k: value(v) for k, v in again.figures.items()} == {k: value(v) for k, v in found.figures.items()}
+    theirs = {k: value(v) for k, v in found.figures.items()}  # sums on a GPU are not always repeated to the last digit
+    assert {k: value(v) for k, v in again.figures.items()} == pytest.approx(theirs, rel=1e-9, abs=1e-12)
 
 
 def test_a_model_of_grey_values_says_that_its_figures_are_no_likelihoods():

@@ -558,7 +558,7 @@ def test_a_trained_model_against_a_grid():
         posterior=posteriors.DiagonalNormal(networks.MLP([100, 100])),
     )
     fit(vae, digits, epochs=100)
-    densities, x = VAEDensities(vae), digits.test.x[:64]
+    densities, x = VAEDensities(vae.cpu()), digits.test.x[:64]
     values = []
     with torch.no_grad():
         for size in (600, 1200):

@@ -263,8 +263,9 @@ def test_dispersions_of_genes_and_labels_are_found_within_their_errors(seeds: in
         vae = make(dataset, likelihood, 1)
         fit(vae, dataset, epochs=60, batch_size=100, seed=seed, optimizer=lambda p: torch.optim.Adam(p, lr=3e-2),
             scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 60))  # fmt: skip
-        errors.append(likelihood.raw_dispersion.detach().numpy() - log_r)
-        apart.append(likelihood.raw_dispersion.detach().numpy() - most_likely(dataset.train))
+        dispersion = vae.cpu().likelihood.raw_dispersion.detach().numpy()
+        errors.append(dispersion - log_r)
+        apart.append(dispersion - most_likely(dataset.train))
         found = likelihood.proportions(torch.zeros(2, 1), torch.tensor([[0.0, 1, 0], [0.0, 0, 1]])).numpy()
         assert np.abs(found - share).sum(1).max() / 2 < 0.02
     assert np.abs(np.array(apart)).max() < 0.1  # of the last steps' noise
@@ -311,7 +312,7 @@ def test_dispersions_and_proportions_of_a_known_model_are_found() -> None:
             optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-2),
             scheduler=lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 120),
         )
-        errors.append(vae.likelihood.raw_dispersion.detach().numpy() - log_r)
+        errors.append(vae.cpu().likelihood.raw_dispersion.detach().numpy() - log_r)
         found = vae.likelihood.proportions(vae.encode(*dataset.train.columns), dataset.train.columns[1]).numpy()
         distances.append(np.abs(found - share).sum(1).mean() / 2)
         wrong.append(np.abs(x / x.sum(1, keepdims=True) - share).sum(1).mean() / 2)
@@ -428,7 +429,7 @@ def test_saved_and_loaded_it_is_the_same(library: Any, dispersion: Any, tmp_path
     vae = make(dataset, likelihoods.NegativeBinomial(MLP([5]), dispersion, library=library), 3, counts=7)
     run = fit(vae, dataset, epochs=2, batch_size=32, seed=0, compile="graph")
     assert run.why_eager is None
-    again = load(vae.save(tmp_path / "vae.pt"))
+    again = load(vae.cpu().save(tmp_path / "vae.pt"))
     x, y = dataset.test.columns
     z = torch.randn(len(x), 3)
     torch.testing.assert_close(again.p_x(z, y).log_prob(x), vae.p_x(z, y).log_prob(x), rtol=0, atol=0)
@@ -551,4 +552,4 @@ def test_a_sparse_matrix_stays_sparse(monkeypatch: pytest.MonkeyPatch) -> None:
         run = fit(vae, dataset, epochs=2, seed=0)
         figures = evaluation.evaluate(vae, dataset.test, size=4, **BOUND_ALONE).figures
         found.append((run.history[-1]["elbo"], figures["elbo"].value))
-    assert found[0] == found[1]
+    assert found[0] == pytest.approx(found[1], rel=1e-6)  # a GPU need not repeat the last digits of a sum

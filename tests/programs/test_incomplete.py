@@ -485,7 +485,7 @@ def test_the_mechanism_is_recovered_and_imputation_is_less_biased():
         for name, model in (("MIWAE", blind), ("not-MIWAE", program)):
             filled = impute(model, x, sampler="importance", num_steps=200, num_chains=2).mean
             biases[name].append(torch.stack([(filled - complete)[gone[:, j], j].mean() for j in range(2)]).detach())
-    found = torch.stack(found).double()
+    found = torch.stack(found).double().cpu()
     truth = torch.cat([W, C / W])
     error = found.std(0) / len(found) ** 0.5
     # 0.05: what K = 20 and 600 steps leave of the way
@@ -549,7 +549,7 @@ def test_mechanisms_of_the_whole_row():
         assert math.isfinite(run.history[-1]["bound"])
         if missing == "low":
             assert (program.mechanism.network.weight < 0).all()
-        again = copy.deepcopy(program)
+        again = copy.deepcopy(program.cpu())
         again.load_state_dict(program.state_dict())
         torch.manual_seed(1)
         values = sample_log_weights(program.model, program.guide, data, num_particles=2).log_w

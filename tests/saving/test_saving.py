@@ -114,7 +114,7 @@ def test_a_trained_vae_comes_back_with_shape_mean_dtype_and_what_is_frozen(tmp_p
         posterior=posteriors.DiagonalNormal(networks.MLP([8], batch_norm=True)),
     )
     fit(vae, digits, epochs=1, compile="off")
-    vae.double()
+    vae.cpu().double()  # it comes back on the CPU, and computes the same bits on the same device
     next(vae.parameters()).requires_grad_(False)
     again = ppl_vae.load(vae.save(tmp_path / "vae.pt"))
     x, y = (column[:20].double() for column in digits.test.columns)

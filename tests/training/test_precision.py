@@ -53,7 +53,8 @@ def test_captured_steps_round_as_written_ones(options):
     full = pv.fit(vae(), DIGITS, epochs=4, seed=0, compile="graph")
     assert runs["graph"].why_eager is None
     elbos = {level: [record["validation_elbo"] for record in run.history] for level, run in runs.items()}
-    assert elbos["graph"] == pytest.approx(elbos["off"], rel=1e-6)
+    on_cpu = pv.training.resolve_device("auto").type == "cpu"  # where both compute the same bits
+    assert elbos["graph"] == pytest.approx(elbos["off"], rel=1e-6 if on_cpu else 1e-3)
     exact = [record["validation_elbo"] for record in full.history]
     assert elbos["graph"] == pytest.approx(exact, rel=0.01)  # bfloat16 has 8 bits, in each of 48 steps
     if "precision" in options:
@@ -98,9 +99,10 @@ def test_a_step_of_each_posterior_is_near_that_of_full_precision(entry):
 @pytest.mark.parametrize("level", ["off", "graph"])
 def test_one_autocast_around_many_steps_sees_the_weights_of_each(level):
     """Autocast keeps its copies of the weights until it ends, through the optimiser's steps."""
-    full = pv.fit(vae(MLP([256, 256])), DIGITS, epochs=6, seed=0, compile="off")
+    options = {"epochs": 6, "seed": 0, "device": "cpu"}
+    full = pv.fit(vae(MLP([256, 256])), DIGITS, compile="off", **options)
     with torch.autocast("cpu", torch.bfloat16):
-        run = pv.fit(vae(MLP([256, 256])), DIGITS, epochs=6, seed=0, compile=level)
+        run = pv.fit(vae(MLP([256, 256])), DIGITS, compile=level, **options)
     assert run.why_eager == (None if level == "graph" else "compile is 'off'")
     assert run.final["validation_elbo"] == pytest.approx(full.final["validation_elbo"], rel=0.02)
 
@@ -109,10 +111,10 @@ def test_one_autocast_around_many_steps_sees_the_weights_of_each(level):
 def test_figures_take_no_part_in_autocast():
     program = vae()
     pv.fit(program, DIGITS, epochs=1, seed=0)
-    exact = program.score(X)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(program.score(X), exact)
-        assert torch.is_autocast_enabled("cpu")
+    exact, device = program.score(X), next(program.parameters()).device.type
+    with torch.autocast(device, torch.bfloat16):
+        torch.testing.assert_close(program.score(X), exact, rtol=1e-6, atol=0)  # bfloat16 has 8 bits
+        assert torch.is_autocast_enabled(device)
 
 
 def test_refusals():
