@@ -86,7 +86,7 @@ def parts(folder: Path, data: Path, device: str, quick: bool) -> dict[str, Part]
         "zoo": Part([*pytest, "-m", "gpu", *zoo], 3, "all pass"),
         "steps": Part(
             [sys.executable, "benchmarks/run.py", "small" if quick else "gpu", "--json", str(folder), "--rounds"]
-            + (["1", "--seconds", "0.05"] if quick else ["7", "--seconds", "0.25", "--minutes", "3"]),
+            + (["1", "--seconds", "0.05"] if quick else ["7", "--seconds", "0.25", "--minutes", "2.5"]),
             4,
             "fit at most 1.05 of the whole step by hand, 1.0 of NumPyro, 1/30 of Pyro's SVI",
         ),
