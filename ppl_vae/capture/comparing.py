@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,9 @@ _TRACED, _COMPILED, _FEW_BITS = 1e-5, 1e-4, 2e-2
 # a gradient that is zero in exact arithmetic (of a bias before batch normalisation) was seen at 0.8 roundings of the
 # largest gradient of the step; it is held against those of its own module, which are no larger
 _ROUNDINGS = 8
+# what roundings of the parameters change, at most: 0.9 was seen on a CPU, where Inductor rounds nearly as torch does.
+# One datum may rule a gradient, and one way to round change it little by chance
+_MOST_ROUNDINGS, _WAYS = 32, 4
 _TF32 = 2.0**-10  # the difference between 1 and the next number of TF32
 
 
@@ -53,8 +57,15 @@ class Comparison:
             self._tolerance = _FEW_BITS
         self._scales = [0.0 if g is None else 0.1 * float(g.norm()) for g in expected.gradients]
 
-    def difference(self, graph: Outcome, program: Outcome) -> str | None:
-        """Say where two steps, or what they have left behind, differ; return None where they agree."""
+    def difference(self, graph: Outcome, program: Outcome, rounded: Callable[[int], Step]) -> str | None:
+        """Say where two steps, or what they have left behind, differ; return None where they agree.
+
+        Args:
+            graph: The graph's.
+            program: The program's.
+            rounded: Takes the program's step with parameters that are `off_by_a_rounding`, in one of several ways. What
+                this changes in a gradient (much, where a scale is near zero) is no difference between the two.
+        """
         ours, theirs = graph.step, program.step
         for a, b in zip(graph.after.copies, program.after.copies, strict=True):
             if not _close(a, b, self._tolerance):
@@ -65,13 +76,39 @@ class Comparison:
             return "the program differentiates by other tensors than the graph"
         mine = [*ours.gradients, *(gradient for _, gradient in ours.others)]
         other = [*theirs.gradients, *(gradient for _, gradient in theirs.others)]
+        again: list[list[Tensor | None]] = []
         for i, (x, y) in enumerate(zip(mine, other, strict=True)):
             scale = self._scales[i] if i < len(self._scales) else 0.0
-            if not self._close_gradients(x, y, scale, [other[j] for j in self._beside(i)]):
+            if self._close_gradients(x, y, scale, [other[j] for j in self._beside(i)]):
+                continue
+            if not again and x is not None and y is not None:
+                steps = map(rounded, range(_WAYS))
+                again = [[*step.gradients, *(gradient for _, gradient in step.others)] for step in steps]
+            if not _is_rounding(x, y, [gradients[i] for gradients in again if i < len(gradients)]):
                 return f"the graph's gradient of {self._name(i)} is another than the program's"
         if not torch.equal(graph.after.random, program.after.random):
             return "the graph leaves another random state than the program"
         return None
+
+    @contextmanager
+    def off_by_a_rounding(self, way: int) -> Iterator[None]:
+        """Multiply every number of the parameters by 1 + eps or 1 - eps meanwhile; eps is their rounding.
+
+        Args:
+            way: Which signs these are, a seed.
+        """
+        kept, generator = [leaf.detach().clone() for leaf in self._leaves], torch.Generator().manual_seed(way)
+        try:
+            with torch.no_grad():
+                for leaf in self._leaves:
+                    if leaf.is_floating_point() or leaf.is_complex():
+                        signs = 2 * torch.randint(2, leaf.shape, generator=generator, dtype=torch.float64) - 1
+                        leaf.mul_((1 + max(torch.finfo(leaf.dtype).eps, self._rounding) * signs).to(leaf))
+            yield
+        finally:
+            with torch.no_grad():
+                for leaf, value in zip(self._leaves, kept, strict=True):
+                    leaf.copy_(value)
 
     def _name(self, i: int) -> str:
         if i < len(self._names):
@@ -108,6 +145,15 @@ class Comparison:
         if theirs.log_likelihood is not None and theirs.kl is not None:
             scale = max(scale, float(theirs.log_likelihood.abs() + theirs.kl.abs()))
         return _close(ours.loss, theirs.loss, self._tolerance, scale if scale < float("inf") else 0.0)
+
+
+def _is_rounding(a: Tensor | None, b: Tensor | None, rounded: Sequence[Tensor | None]) -> bool:
+    """Whether two gradients differ by what some roundings of the parameters change in the second."""
+    if a is None or b is None or a.shape != b.shape:
+        return False
+    difference = _norm(a - b)
+    changes = [_norm(r - b) for r in rounded if r is not None and r.shape == b.shape]
+    return math.isfinite(difference) and difference <= _MOST_ROUNDINGS * max(changes, default=0.0)
 
 
 def _may_be_tf32(leaf: Tensor) -> bool:

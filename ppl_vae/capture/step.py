@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import operator
 import weakref
@@ -127,7 +128,7 @@ class CapturedStep:
             except Exception as error:  # an operation that gives no shapes (a user's own kernel), or a wrong rule
                 logger.debug("the captured graph is used as it was traced: %s", error)
                 self._take(graph, graph, inputs)
-        del self._expected
+        del self._expected, self._example
         self._strided = [t for t in {id(t): t for t in self.state}.values() if t.layout is torch.strided]
         self._addresses, self._sharing = list(map(Tensor.data_ptr, self._strided)), sharing(self._strided)
         self._kept = [t for t in self._strided if storages([t]) <= storages(self.written)]
@@ -262,6 +263,14 @@ class CapturedStep:
             before.put_back()
             return self._as_written(before, tensors, numbers), f"the graph fails ({str(error).strip().splitlines()[0]})"
 
+    def _taken_aside(self, tensors: list[Tensor], numbers: Sequence[float]) -> Step:
+        """Take the step as it is written, and put back what it changes."""
+        before = Snapshot(self.written)
+        try:
+            return self._as_written(before, tensors, numbers)
+        finally:
+            before.put_back()
+
     def _as_written(self, before: Snapshot, tensors: list[Tensor], numbers: Sequence[float]) -> Step:
         try:
             with pyro.validation_enabled(False):
@@ -309,7 +318,13 @@ class CapturedStep:
         ours = Outcome(step, Snapshot(self.written))
         before.put_back()
         theirs = Outcome(self._as_written(before, tensors, numbers), Snapshot(self.written))
-        if difference := self._comparison.difference(ours, theirs):
+
+        def program() -> Step:
+            before.put_back()
+            return self._as_written(before, tensors, numbers)
+
+        if difference := self.difference(ours, theirs, program):
+            theirs.after.put_back()
             return theirs.step, difference
         ours.after.put_back()
         self._same_so_far -= self._other(tensors, numbers)
@@ -317,9 +332,14 @@ class CapturedStep:
         self._sizes = [(min(a, n), max(b, n)) for n, (a, b) in zip(sizes, self._sizes, strict=True)]
         return ours.step, None
 
-    def difference(self, ours: Outcome, theirs: Outcome) -> str | None:
-        """Say where two steps differ by more than roundings."""
-        return self._comparison.difference(ours, theirs)
+    def difference(self, ours: Outcome, theirs: Outcome, program: Callable[[], Step]) -> str | None:
+        """Say where two steps differ by more than roundings; `program` takes the second again."""
+
+        def rounded(way: int) -> Step:
+            with self._comparison.off_by_a_rounding(way):
+                return program()
+
+        return self._comparison.difference(ours, theirs, rounded)
 
     # making it -----------------------------------------------------------------------------------------------------
 
@@ -345,6 +365,7 @@ class CapturedStep:
                 step = eager_step(self._run, self.leaves, [*tensors, *numbers], self._mean)
             self.written = written.tensors()
             self._expected = Outcome(placed(step, tensors), Snapshot(self.written))
+            self._example = functools.partial(self._taken_aside, tensors, numbers)
             unseen = any(b._version != version and not written.touches([b]) for b, version in buffers)
             replaced = before.replaced()
         finally:
@@ -435,7 +456,7 @@ class CapturedStep:
                     self._borrowed = self._find_borrowed(self(*inputs), inputs)
                 with untouched(self.written):
                     ours = Outcome(self(*inputs), Snapshot(self.written))
-                difference = self._comparison.difference(ours, self._expected)
+                difference = self.difference(ours, self._expected, self._example)
             if difference is None:
                 return
             logger.debug("held against the program: %s", difference)

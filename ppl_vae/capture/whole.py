@@ -172,7 +172,8 @@ class WholeStep:
             ours = ours._replace(step=ours.step._replace(gradients=list(gradients)))
             before.put_back()
             theirs = Outcome(self._moved(self._launched(*inputs)), Snapshot(self._graph.written))
-            if difference := self._graph.difference(ours, theirs):
+            before.put_back()
+            if difference := self._graph.difference(ours, theirs, lambda: self._launched(*inputs)):
                 return difference
             before.put_back()
             for leaf, gradient in zip(self._graph.leaves, gradients, strict=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -25,7 +27,7 @@ def outcome(*gradients: torch.Tensor | None) -> Outcome:
 def difference(ours: Outcome, theirs: Outcome, full: bool = True) -> str | None:
     leaves = [torch.zeros(3) for _ in theirs.step.gradients]
     comparison = Comparison(theirs.step, leaves, ("weight", "bias"), full=full, autocast=False)
-    return comparison.difference(ours, theirs)
+    return comparison.difference(ours, theirs, lambda way: theirs.step)
 
 
 LARGE = torch.full((3,), 1000.0)
@@ -45,6 +47,53 @@ def test_what_is_more_than_rounding_must_agree(factor):
     assert "'bias'" in difference(outcome(LARGE, factor * NOISE), outcome(LARGE, NOISE))
 
 
+def test_what_roundings_of_the_parameters_change_is_no_difference():
+    """As where a scale near zero makes a gradient of great terms that cancel."""
+    theirs, ours = outcome(LARGE, LARGE), outcome(LARGE, 1.01 * LARGE)
+    comparison = Comparison(theirs.step, [torch.zeros(3)] * 2, ("weight", "bias"), full=True, autocast=False)
+    for change, agree in ((1.001, True), (1.0001, False), (1.0, False), (float("nan"), False)):
+        told = comparison.difference(ours, theirs, lambda way, change=change: outcome(LARGE, change * LARGE).step)
+        assert (told is None) is agree
+    missing = comparison.difference(ours, theirs, lambda way: outcome(LARGE, None).step)
+    assert "'bias'" in missing
+    assert "'bias'" in comparison.difference(outcome(LARGE, None), theirs, lambda way: outcome(LARGE, 2 * LARGE).step)
+
+
+def test_parameters_are_off_by_a_rounding_and_back():
+    leaves = [torch.randn(2, 3), torch.randn(3, 2, dtype=torch.float64).T, torch.randn(())]
+    before = [leaf.clone() for leaf in leaves]
+    comparison = Comparison(outcome(*leaves).step, leaves, (), full=True, autocast=False)
+    with comparison.off_by_a_rounding(0):
+        for leaf, value in zip(leaves, before, strict=True):
+            error = ((leaf - value) / value).abs() / torch.finfo(leaf.dtype).eps
+            assert error.max() <= 2
+            assert error.mean() > 0.5
+    assert all(map(torch.equal, leaves, before))
+
+
+@pytest.mark.parametrize("compile", ["graph", "full"])
+def test_a_program_is_no_further_from_its_graph_than_roundings(monkeypatch, compile):
+    """Every gradient is held against roundings alone, and changes by more than 32 of them in no check."""
+    monkeypatch.setattr(Comparison, "_close_gradients", lambda *_: False)
+    net, x = nn.Linear(4, 4), torch.randn(8, 4)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, torch.ones(4)).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("net", net)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(net(x), 0.5).to_event(1))
+
+    svi = SVI(model, guide, functools.partial(torch.optim.Adam, lr=1e-2), Trace_ELBO(), compile=compile)
+    for _ in range(30):
+        svi.step(x)
+    assert svi.why_eager is None
+    assert svi._graphs
+
+
 @pytest.mark.parametrize(("precision", "shape"), [("high", (3,)), ("highest", (3, 1, 1)), ("medium", (3,))])
 def test_tf32_rounds_more(monkeypatch, precision, shape):
     """Products do on a GPU if the user lets them, convolutions by torch's default; float64 and biases never do."""
@@ -55,11 +104,11 @@ def test_tf32_rounds_more(monkeypatch, precision, shape):
     for dtype, agree in ((torch.float32, True), (torch.float64, False)):
         leaves = [torch.zeros(shape, dtype=dtype), torch.zeros(3, dtype=dtype)]
         comparison = Comparison(theirs.step, leaves, ("net.weight", "net.bias"), full=True, autocast=False)
-        assert "weight'" in comparison.difference(far, theirs)
-        assert (comparison.difference(close, theirs) is None) is agree
+        assert "weight'" in comparison.difference(far, theirs, lambda way: theirs.step)
+        assert (comparison.difference(close, theirs, lambda way: theirs.step) is None) is agree
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "highest")
     comparison = Comparison(theirs.step, [torch.zeros(3)] * 2, ("weight", "bias"), full=True, autocast=False)
-    assert "weight'" in comparison.difference(close, theirs)
+    assert "weight'" in comparison.difference(close, theirs, lambda way: theirs.step)
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
@@ -75,7 +124,7 @@ def test_a_small_gradient_of_another_module_is_no_noise():
     for names, found in ((("net.weight", "net.bias"), None), (("decoder.weight", "guide.bias"), "'guide.bias'")):
         theirs = outcome(LARGE, NOISE)
         comparison = Comparison(theirs.step, [torch.zeros(3)] * 2, names, full=True, autocast=False)
-        told = comparison.difference(outcome(LARGE, -NOISE), theirs)
+        told = comparison.difference(outcome(LARGE, -NOISE), theirs, lambda way, step=theirs.step: step)
         assert told is None if found is None else found in told
 
 
