@@ -8,6 +8,7 @@ It needs no network. The parts run in this order, each by one command of its own
 
     tests       the tests marked `gpu`, of CUDA graphs and of devices, one program a family
     steps       python benchmarks/run.py gpu
+    kernels     python benchmarks/kernels.py: where the time of a step goes
     article     ppl-vae train --config article, 200 epochs, with TF32 and without
     evaluate    ppl-vae evaluate on the 10,000 test digits of that run
     compare     ppl-vae compare on that run: eight estimators, K = 1, 8, 64, a thousand replicates
@@ -90,6 +91,7 @@ def parts(folder: Path, data: Path, device: str, quick: bool) -> dict[str, Part]
             4,
             "fit at most 1.05 of the whole step by hand, 1.0 of NumPyro, 1/30 of Pyro's SVI",
         ),
+        "kernels": Part([sys.executable, "benchmarks/kernels.py", "--device", device], 3, "what bounds a step"),
         "article-tf32": Part(
             [*article, "--matmul_precision", "high", "--out", str(folder / "article-tf32")], 2, "20 s of training"
         ),
@@ -152,7 +154,10 @@ def take(name: str, part: Part, folder: Path, end: float) -> None:
     began = time.perf_counter()
     with (folder / f"{name}.log").open("w") as log:
         process = subprocess.Popen(part.command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment())
-        code = waited(process, min(left - GRACE / 2, 60 * part.minutes))
+        try:
+            code, ended = waited(process, min(left - GRACE / 2, 60 * part.minutes)), None
+        except KeyboardInterrupt as interrupt:  # what is known so far is kept
+            code, ended = waited(process, 0), interrupt
     seconds = time.perf_counter() - began
     stopped = code == 128 + signal.SIGINT and part.resumable
     earlier = done.get(name, {})
@@ -169,6 +174,8 @@ def take(name: str, part: Part, folder: Path, end: float) -> None:
     }
     (folder / f"{name}.part.json").write_text(json.dumps(found, indent=1) + "\n")
     print(f"{name}: {found['state']} after {seconds:.0f} s", flush=True)
+    if ended is not None:
+        raise ended
 
 
 def waited(process: subprocess.Popen[bytes], seconds: float) -> int:

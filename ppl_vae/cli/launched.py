@@ -68,9 +68,9 @@ def launched() -> Iterator[Team]:
     import torch
     import torch.distributed as dist
 
-    with_gpu = torch.cuda.is_available()
-    if with_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    with_gpu, place = torch.cuda.is_available(), int(os.environ["LOCAL_RANK"])
+    if with_gpu and place < torch.cuda.device_count():  # more processes than GPUs may train on the CPU
+        torch.cuda.set_device(place)
     store, rank, size = next(dist.rendezvous("env://"))
     # of a command that is started again the store still has the addresses of processes that are gone
     store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
