@@ -170,7 +170,7 @@ def take(name: str, part: Part, folder: Path, end: float) -> None:
         "code": code,
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
-        "output": (folder / f"{name}.log").read_text()[-TAIL:],
+        "output": (folder / f"{name}.log").read_text()[-TAIL:].replace(str(ROOT), "."),
     }
     (folder / f"{name}.part.json").write_text(json.dumps(found, indent=1) + "\n")
     print(f"{name}: {found['state']} after {seconds:.0f} s", flush=True)
