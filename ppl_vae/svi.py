@@ -237,8 +237,11 @@ class SVI:
         count = min(most, self._interval(graph) - graph.unchecked - 1)
         if count < _LEAST or self._is_due(graph, given):
             return 0
-        with ALONE:
+        try:
             inputs = graph.inputs(given.tensors, given.numbers)[len(given.tensors) :]
+        except CaptureError:  # the next `update` says it
+            return 0
+        with ALONE:
             step = take_fed(graph, update, self.clip_norm, inputs, feed, count)
         if step is None:
             return 0

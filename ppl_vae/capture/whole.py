@@ -234,6 +234,8 @@ def take_fed(
         graph.fed = None
         try:
             graph.fed = WholeStep(graph, update, clip_norm, inputs, feed)
+        except NotNowError:
+            return None
         except CaptureError as error:
             graph.why_unfed = str(error)
             logger.info("batches are drawn outside of the CUDA graph of the step: %s", error)

@@ -21,7 +21,6 @@ class EpochFeed:
 
     Attributes:
         whole: The number of batches in an epoch, without one that is smaller.
-        at: The next step of the epoch, from 0, which the caller keeps.
     """
 
     def __init__(self, split: Split, batch_size: int, terms: Tensor) -> None:
@@ -29,7 +28,7 @@ class EpochFeed:
         self._order = torch.zeros(len(split), dtype=torch.int64, device=terms.device)
         self.whole = len(split) // batch_size
         self._by_batch = self._order[: self.whole * batch_size].view(self.whole, batch_size)
-        self.at = 0
+        self._at, self._placed = 0, False  # the step to go on at, and whether the memory has it
         self._step = torch.zeros(1, dtype=torch.int64, device=terms.device)
         self._numbers: dict[float | None, Tensor] = {}
         columns = [column for column in split.columns if isinstance(column, Tensor)]
@@ -48,9 +47,18 @@ class EpochFeed:
         """Whether `draw` gives tensors of these shapes."""
         return [t.shape for t in batch] == [(self._size, *column.shape[1:]) for column in self._split.columns]
 
+    def go_on_at(self, step: int) -> None:
+        """Say at which step (from 0) the next stretch begins."""
+        self._at, self._placed = step, False
+
     def place(self) -> None:
-        """Let `draw` and `note` go on at the step `at`."""
-        self._step.fill_(self.at)
+        """Let `draw` and `note` go on there."""
+        self._step.fill_(self._at)
+        self._placed = True
+
+    def reached(self) -> int:
+        """Return the step that the stretch has come to; waits for the GPU."""
+        return int(self._step) if self._placed else self._at
 
     def draw(self) -> tuple[Tensor, ...]:
         """Return the batch of the present step, one of the first `whole`."""

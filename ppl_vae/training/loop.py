@@ -219,9 +219,13 @@ class Loop:
         if feed is None:
             return 0
         most = min(CHECK_EVERY - state.step % CHECK_EVERY, feed.whole - state.step)
-        feed.at = state.step
-        with self.rounded():
-            taken = self.svi.follow(feed, most)
+        feed.go_on_at(state.step)
+        try:
+            with self.rounded():
+                taken = self.svi.follow(feed, most)
+        except BaseException:  # as Ctrl-C: the state that is kept must say how many steps were taken
+            state.step = feed.reached()
+            raise
         state.step += taken
         self._sizes += [self.batch_size] * taken
         return taken

@@ -139,6 +139,34 @@ def test_a_run_that_is_resumed_in_an_epoch_goes_on_bit_for_bit(
     assert whole.history[-1]["elbo"] == second.history[-1]["elbo"]
 
 
+def test_an_interrupt_between_two_steps_leaves_a_state_that_knows_how_many_were_taken(
+    replays: type[TracedReplay], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, states = X.repeat(10, 1), []
+
+    class Kept(Callback):
+        def on_error(self, run: Any, error: BaseException) -> None:
+            states.append(run.state())
+
+    whole, _ = trained(monkeypatch, True, data, epochs=3)
+    call, count = TracedReplay.__call__, iter(range(10**6))
+
+    def interrupted(self: TracedReplay, *tensors: Tensor) -> tuple[Tensor, ...]:
+        if next(count) == 444:
+            raise KeyboardInterrupt
+        return call(self, *tensors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TracedReplay, "__call__", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            trained(monkeypatch, True, data, epochs=3, callbacks=[Kept()])
+    (state,) = states
+    assert state["step"] % 100  # in the midst of a stretch
+    second, _ = trained(monkeypatch, True, data, epochs=3, resume=state)
+    for a, b in zip(whole.program.parameters(), second.program.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_a_divergence_names_the_step_of_one_by_one(
     replays: type[TracedReplay], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,13 +268,15 @@ def test_figures_are_noted_as_by_the_state(known: bool) -> None:
     feed = EpochFeed(Split((X,)), 33, terms)
     a, b = (torch.tensor(2.5), torch.tensor(0.5)) if known else (None, None)
     loss = BatchLoss(torch.tensor(-2.0), None, 33.0, a, b)
-    feed.at = 1
+    feed.go_on_at(1)
     feed.place()
     feed.note(loss)
     middle = float("nan")
     expected = [[middle] * 4, [-2.0, 2.5, 0.5, 33.0] if known else [-2.0, middle, middle, 33.0], [middle] * 4]
     torch.testing.assert_close(terms, torch.tensor(expected), equal_nan=True)
-    assert feed._step.tolist() == [2]
+    assert feed.reached() == 2
+    feed.go_on_at(0)
+    assert feed.reached() == 0  # nothing was taken
 
 
 def test_batches_are_those_of_the_split() -> None:
@@ -257,7 +287,7 @@ def test_batches_are_those_of_the_split() -> None:
         assert all(map(torch.equal, batch, feed.batch(step)))
         assert feed.fits(batch) is (step < 3)
         if step < 3:
-            feed.at = step
+            feed.go_on_at(step)
             feed.place()
             assert all(map(torch.equal, batch, feed.draw()))
 
