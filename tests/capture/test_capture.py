@@ -481,6 +481,7 @@ def test_nan_and_infinity_are_no_numbers_to_be_close_to():
     assert not capture.comparing._close(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.001]))
 
 
+@pytest.mark.ci
 def test_a_compiler_that_fails_leaves_the_program_as_it_is_written(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # where nothing is compiled yet
     vae, reference = make_vae(), make_vae()
@@ -492,7 +493,7 @@ def test_a_compiler_that_fails_leaves_the_program_as_it_is_written(monkeypatch, 
     assert re.search(r"C\+\+ compiler|inductor", svi.why_eager)
 
 
-@pytest.mark.parametrize("level", ["off", "graph", "full"])
+@pytest.mark.parametrize("level", ["off", "graph", pytest.param("full", marks=pytest.mark.ci)])
 @pytest.mark.parametrize(
     "optim",
     [

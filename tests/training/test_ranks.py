@@ -142,6 +142,7 @@ def test_two_processes_follow_one(two: Results, call: tuple[Any, ...]) -> None:
     identical(two, call)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_shared_is_refused_in_one_sentence(two: Results, name: str) -> None:
     errors = [found["refused", name].get("error", "") for found in two]
@@ -163,30 +164,36 @@ def test_noise_that_cannot_be_split_leaves_the_gradient_right(two: Results) -> N
     assert not torch.equal(a[0], b[0])
 
 
+@pytest.mark.ci
 def test_processes_that_part_are_stopped(two: Results) -> None:
     for found in two:
         assert "parameters have parted" in found["parted",]["error"]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("what", DIFFERING)
 def test_calls_that_differ_between_processes_are_refused_on_all(two: Results, what: str) -> None:
     for found in two:
         assert DIFFERING[what] in found["differing", what]["error"]
 
 
+@pytest.mark.ci
 def test_a_callback_that_changes_the_objective_on_one_process_is_found(two: Results) -> None:
     for found in two:
         assert "compute different losses of the same data" in found["changing_callback",]["error"]
 
 
+@pytest.mark.ci
 def test_a_variance_over_a_large_batch_is_refused(two: Results) -> None:
     assert "couples the data of a batch (OptimalSigmaNormal)" in two[0]["large",]["error"]
 
 
+@pytest.mark.ci
 def test_rounded_products_are_no_coupling(two: Results) -> None:
     same(two[0]["bf16",], rank_cases.run_case(("bf16",)), 1e-2)
 
 
+@pytest.mark.ci
 def test_data_that_are_coupled_late_are_told_of(two: Results) -> None:
     """In the next comparison, which the end of a run is too."""
     for found in two:
@@ -196,10 +203,12 @@ def test_data_that_are_coupled_late_are_told_of(two: Results) -> None:
         assert any(text.endswith("from epoch 3 on the run may differ from that of one process") for text in ended)
 
 
+@pytest.mark.ci
 def test_callbacks_run_on_the_first_process_alone(two: Results) -> None:
     assert [found["callbacks",]["calls"] for found in two] == [3, 0]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("call", [("stopped", 6), ("stopped", 6, 1)], ids=["all ask", "one asks"])
 def test_a_request_of_any_process_ends_all_after_one_more_step_at_most(two: Results, call: tuple[Any, ...]) -> None:
     for found in two:
@@ -208,6 +217,7 @@ def test_a_request_of_any_process_ends_all_after_one_more_step_at_most(two: Resu
         assert found[call]["state"]["step"] in (2, 3)
 
 
+@pytest.mark.ci
 def test_two_go_on_bit_for_bit(two: Results) -> None:
     gone_on, whole = two[0]["gone_on", 6], two[0]["stopped", NEVER]
     assert gone_on["history"] == whole["history"]
@@ -215,12 +225,14 @@ def test_two_go_on_bit_for_bit(two: Results) -> None:
     same(whole, rank_cases.run_case(("stopped", NEVER)))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("call", FOUR, ids=" ".join)
 def test_four_processes_follow_one(four: Results, call: tuple[Any, ...]) -> None:
     same(four[0][call], rank_cases.run_case(call))
     identical(four, call)
 
 
+@pytest.mark.ci
 def test_two_and_one_resume_four(two: Results, four: Results, tmp_path: Path) -> None:
     checkpoints.save(four[0]["stopped", 6]["state"], tmp_path / "checkpoint.pt")
     same(two[0]["resumed",], two[0]["stopped", NEVER])
