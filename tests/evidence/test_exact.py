@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 
@@ -12,7 +13,7 @@ from linear_gaussian import LinearGaussian
 from torch import nn
 
 from ppl_vae import VAE, likelihoods, networks, posteriors, priors
-from ppl_vae.evidence.densities import VAEDensities
+from ppl_vae.evidence.densities import Model, VAEDensities
 from ppl_vae.evidence.enumeration import enumerate_evidence
 from ppl_vae.evidence.linear_gaussian import closed_form_evidence, linear_gaussian_evidence
 from ppl_vae.evidence.log_evidence import log_evidence
@@ -52,6 +53,15 @@ def bits(latent_dim=3, dtype=torch.float64, pixels=4):
 
 def everything(pixels, dtype=torch.float64):
     return torch.tensor(list(itertools.product((0.0, 1.0), repeat=pixels)), dtype=dtype)
+
+
+def test_a_vae_is_known_by_attributes_that_need_no_getattr():
+    """Python 3.12 and later look past ``nn.Module.__getattr__``, and so past submodules."""
+    vae = bits()
+    for name in {*Model.__annotations__, *(name for name in vars(Model) if not name.startswith("_"))}:
+        inspect.getattr_static(vae, name)
+    assert isinstance(vae, Model)
+    assert not isinstance((vae.model, vae.guide), Model)
 
 
 def test_bits_against_an_explicit_sum():
