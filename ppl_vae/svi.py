@@ -57,6 +57,7 @@ _MOST_SIGHTS = 256  # sets of shapes and values that are remembered after they w
 _INTERVAL = {"cpu": 100, "cuda": 1000}
 _AGAIN = 100  # eager steps after a temporary obstacle (a hook, for example), before the next attempt to capture
 _AS_WRITTEN = "training eagerly, since the step cannot be captured: "
+REPAY = 100  # uses of a further graph before it is compiled: that of the last batch of an epoch seldom repays it
 _LEAST = 4  # steps that are worth a stretch without Python
 _EARLY = 10  # uses of a graph before the first of these comparisons
 
@@ -109,7 +110,8 @@ class SVI:
         clip_norm: Scale gradients down to this global L2 norm where they exceed it (the gradient of the mean per datum
             under `update`, of the sum under `step`).
         compile: ``"graph"`` captures steps. ``"full"`` also compiles the graph by Inductor, which needs a C++ compiler,
-            takes 15 seconds to a minute, and changes roundings. ``"off"`` does neither.
+            takes 15 seconds to a minute, and changes roundings; a further shape of data, or a program that has changed,
+            is compiled after 100 steps. ``"off"`` does neither.
 
     Attributes:
         optimizer: The torch optimiser, from the first step on. None while a `pyro.optim` object takes the steps itself
@@ -423,7 +425,12 @@ class SVI:
             self.why_eager = self._refused[key]
             return None
         graphs = self._graphs.get(key, ())
-        graph = next((g for g in graphs if self._fits(g, given.numbers)), None) or self._make(key, graphs, mean, given)
+        graph = next((g for g in graphs if self._fits(g, given.numbers)), None)
+        if graph is None:
+            full = self.compile == "full" and not any(self._graphs.values())
+            graph = self._make(key, graphs, mean, given, full)
+        elif self.compile == "full" and not graph.full and graph.uses >= REPAY and self._made < _MOST_GRAPHS:
+            graph = self._compiled(key, graph, mean, given)
         if graph is None:
             return None
         self._misses = 0
@@ -506,7 +513,23 @@ class SVI:
 
     # making a graph --------------------------------------------------------------------------------------------------
 
-    def _make(self, key: Any, graphs: Sequence[CapturedStep], mean: bool, given: Signature) -> CapturedStep | None:
+    def _compiled(self, key: Any, graph: CapturedStep, mean: bool, given: Signature) -> CapturedStep:
+        """Replace a graph by a compiled one, or keep it where that is impossible."""
+        graph.full = True  # whatever comes of it: it is tried once
+        try:
+            new = self._make(key, [graph], mean, given, full=True)
+        except CaptureError as error:
+            self._refused.pop(key, None)
+            self._warn_once(f"steps of a further shape of data are not compiled: {error}")
+            return graph
+        if new is None:
+            return graph
+        self._graphs[key].remove(graph)
+        return new
+
+    def _make(
+        self, key: Any, graphs: Sequence[CapturedStep], mean: bool, given: Signature, full: bool
+    ) -> CapturedStep | None:
         """Capture the step, or return None where it must run eagerly, as most shapes and values do when first met."""
         changes = list(graphs[-1].guards.changes()) if graphs else []
         lift = self._numbers_to_lift(key, graphs, given.numbers)
@@ -526,11 +549,11 @@ class SVI:
             self._miss(changes, known)
             return None
         if self._made >= _MOST_GRAPHS:
-            self._miss(changes, known, full=True)
+            self._miss(changes, known, no_more=True)
             return None
         self._made += 1
         try:
-            graph = self._capture(mean, given, lift, labels if rest else labels | floats)
+            graph = self._capture(mean, given, lift, labels if rest else labels | floats, full)
         except NotNowError:
             self._made -= 1  # another attempt costs little
             raise
@@ -553,11 +576,11 @@ class SVI:
         changed = {i for constants in known for i, c in enumerate(constants) if c != numbers[i]}
         return {i for i in changed if (key, i) not in self._fixed}
 
-    def _miss(self, changes: list[Change], known: bool, full: bool = False) -> None:
+    def _miss(self, changes: list[Change], known: bool, no_more: bool = False) -> None:
         """Count a step that no graph fits, and warn where there are many in a row or no more graphs are made."""
         self._misses += 1
         what = str(changes[0]) if changes else "numbers change" if known else "shapes are new"
-        if full:
+        if no_more:
             self.why_eager = f"{_MOST_GRAPHS} graphs are made, and none fits: {what}"
         elif self._misses >= _MOST_MISSES:
             self.why_eager = f"no graph fits from step to step: {what}"
@@ -568,7 +591,9 @@ class SVI:
                 "miss",
             )
 
-    def _capture(self, mean: bool, given: Signature, lift: set[int], labels: set[str]) -> CapturedStep | None:
+    def _capture(
+        self, mean: bool, given: Signature, lift: set[int], labels: set[str], full: bool
+    ) -> CapturedStep | None:
         loss, program, rebuild, draws = self.loss, (self.model, self.guide), given.rebuild, self.draws
 
         def run(*inputs: Any) -> BatchLoss:
@@ -591,7 +616,7 @@ class SVI:
                 roots=(*program, loss),
                 parameters=known,
                 mean=mean,
-                full=self.compile == "full",
+                full=full,
                 numbers=given.numbers,
                 lift=lift,
                 lift_values=labels,

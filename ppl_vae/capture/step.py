@@ -62,6 +62,7 @@ class CapturedStep:
 
     Attributes:
         leaves: The parameters.
+        full: Whether the graph is compiled.
         guards: The Python values that the graph depends on.
         constants: The numbers among the arguments that the graph is made for; None for numbers that are inputs.
         state: See above.
@@ -91,7 +92,7 @@ class CapturedStep:
         lift: Collection[int] = (),
         lift_values: Collection[str] = (),
     ) -> None:
-        self._run, self.leaves, self._mean = run, list(leaves), mean
+        self._run, self.leaves, self._mean, self.full = run, list(leaves), mean, full
         self._autocast = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
         self.constants = tuple(None if i in lift else n for i, n in enumerate(numbers))
         self.uses = self.unchecked = self.checks = 0

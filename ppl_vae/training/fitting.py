@@ -30,7 +30,7 @@ from ppl_vae.data.held import form_of, split_of
 from ppl_vae.data.streams import Stream, gathered
 from ppl_vae.objectives import ELBO, Regularized, Regularizer
 from ppl_vae.objectives.losses import Program
-from ppl_vae.svi import ALONE, SVI, Compile, OptimizerFactory
+from ppl_vae.svi import ALONE, REPAY, SVI, Compile, OptimizerFactory
 from ppl_vae.training.loop import Loop
 from ppl_vae.training.ranks import Ranks
 from ppl_vae.training.rehearsal import StrangersError
@@ -105,9 +105,9 @@ def fit(
             of functions and the initial values of ``pyro.param``. Give ``"cuda"`` for functions that make them where
             the data are (``x.new_zeros``).
         compile: How a step runs, see `SVI`: ``"off"`` (eagerly, through Pyro), ``"graph"`` (captured, bit for bit the
-            same on the CPU), ``"full"`` (compiled by Inductor: fastest, after 15 seconds to a minute of compiling for
-            each shape of batch, and equal up to rounding). ``"auto"`` compiles long runs, see
-            `training.resolve_compile`.
+            same on the CPU), ``"full"`` (compiled by Inductor: fastest, after 15 seconds to a minute of compiling, and
+            equal up to rounding; a further shape of batch is compiled after 100 uses). ``"auto"`` compiles long runs,
+            see `training.resolve_compile`.
         precision: ``"full"``, the dtype of the parameters, or ``"bf16"``: training steps take their products in
             bfloat16 (``torch.autocast``), whose numbers have 8 bits. Parameters, the networks' outputs, densities and
             validation stay float32. **The bound and the gradients of a step are then rounded by about 1 part in 300**;
@@ -305,11 +305,11 @@ def resolve_compile(
     """Return the level of compilation; ``"auto"`` depends on the run's settings, never on a clock.
 
     ``"auto"`` gives ``"full"`` where a compiler is at hand and the run is long enough to pay for compiling: the saving
-    of the run must exceed 20 seconds for each shape of batch, of which there are two unless the batch size divides
-    the number of data. The saving is the number of steps times the saving of one step: half a millisecond of
-    calls, and 4 nanoseconds for every number in a batch of reconstructions (measured in benchmarks/ on two cores).
-    Otherwise ``"auto"`` gives ``"graph"``, which needs no compiler and changes no bit. Large programs (flows,
-    hierarchies) take up to a minute to compile, and a second run of the same program 2 seconds.
+    of the run must exceed 20 seconds for each shape of batch that is compiled: one, or in a run of 100 epochs and more
+    two, unless the batch size divides the number of data. The saving is the number of steps times the saving of one
+    step: half a millisecond of calls, and 4 nanoseconds for every number in a batch of reconstructions (measured in
+    benchmarks/ on two cores). Otherwise ``"auto"`` gives ``"graph"``, which needs no compiler and changes no bit. Large
+    programs (flows, hierarchies) take up to a minute to compile, and a second run of the same program 2 seconds.
 
     Raises:
         ValueError: If there is no such level, or a number is not positive.
@@ -330,7 +330,8 @@ def resolve_compile(
         return "graph"
     saved = epochs * steps * (5e-4 + 4e-9 * numbers)
     alike = not isinstance(data.train, Stream) and len(data.train) % min(batch_size, len(data.train)) == 0
-    return "full" if saved > (20 if alike else 40) and _has_compiler(resolve_device(device)) else "graph"
+    shapes = 1 if alike or epochs < REPAY else 2
+    return "full" if saved > 20 * shapes and _has_compiler(resolve_device(device)) else "graph"
 
 
 def _placed(data: Dataset, device: torch.device, dtype: torch.dtype | None) -> Dataset:

@@ -482,6 +482,35 @@ def test_nan_and_infinity_are_no_numbers_to_be_close_to():
 
 
 @pytest.mark.ci
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_further_shape_is_compiled_once_it_repays_it(monkeypatch, caplog, fails):
+    """The last batch of an epoch has one that is used once an epoch."""
+    monkeypatch.setattr("ppl_vae.svi.REPAY", 5)
+    made, trajectories = [], {}
+
+    def without_compiler(*inputs):
+        raise RuntimeError("no compiler any more")
+
+    def compiling(graph, on_cpu):
+        made.append(graph)
+        return without_compiler if fails and len(made) > 1 else compiled.compiled(graph, on_cpu)
+
+    monkeypatch.setattr("ppl_vae.capture.step.compiled", compiling)
+    batches = [(binary(),), (binary(3),)] * 10
+    for level in ("full", "off"):
+        vae = make_vae()
+        svi = SVI(vae.model, vae.guide, ADAM, ELBO(), compile=level)
+        trajectories[level] = trajectory(svi, batches[:8])
+        assert len(made) == 1
+        trajectories[level] += trajectory(svi, batches[8:])
+        assert len(made) == (2 if level == "full" else 1)
+        assert (svi.why_eager is None) == (level == "full")
+        made = made[:1]
+    np.testing.assert_allclose(trajectories["full"], trajectories["off"], rtol=1e-5)
+    assert ("no compiler any more" in caplog.text) == fails
+
+
+@pytest.mark.ci
 def test_a_compiler_that_fails_leaves_the_program_as_it_is_written(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # where nothing is compiled yet
     vae, reference = make_vae(), make_vae()
