@@ -639,7 +639,7 @@ def test_capturing_moves_no_state():
     svi = SVI(vae.model, vae.guide, ADAM, ELBO())
     svi.step(binary())
     before, random_state = state_of(vae), torch.get_rng_state()
-    svi._capture(False, capture.signature((binary(),), {}), set(), set())
+    svi._capture(False, capture.signature((binary(),), {}), set(), set(), False)
     assert all(torch.equal(a, b) for a, b in zip(before, state_of(vae), strict=True))
     assert torch.equal(torch.get_rng_state(), random_state)
 
