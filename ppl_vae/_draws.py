@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class UnstoppedDraws(TorchFunctionMode):
-    """A mode in which a draw whose probability, rate or scale is NaN is NaN; a draw of a class is then any class.
+    """A mode in which a draw whose probability, rate or scale is none (NaN) is NaN; of a class it is any class then.
 
     Torch raises an error there on the CPU. **On a GPU its kernel stops, and with it all that the process has there**:
     no tensor can be read any more. Where nothing validates, the draw must go on, and the density of what was drawn is
@@ -35,40 +35,48 @@ class UnstoppedDraws(TorchFunctionMode):
         return rule(func, *args, **(kwargs or {}))
 
 
-def _filled(tensor: Tensor, value: float) -> Tensor:
-    """Return a tensor with a value in the place of NaN, in memory as the tensor is: torch draws in this order."""
-    return tensor.nan_to_num(value, math.inf, -math.inf)
+def _filled(tensor: Tensor, valid: Tensor, value: float) -> Tensor:
+    """Return a tensor with a value where it is not valid, in memory as the tensor is: torch draws in this order."""
+    return torch.where(valid, tensor, torch.full((), value, dtype=tensor.dtype, device=tensor.device))
 
 
 def _classes(func: Callable[..., Tensor], input: Tensor, *rest: Any, **more: Any) -> Tensor:
-    return func(_filled(input, 1.0), *rest, **more)
+    weights = _filled(input, (input >= 0) & (input < math.inf), 1.0)
+    return func(weights + (weights.sum(-1, keepdim=True) <= 0), *rest, **more)
 
 
-def _values(func: Callable[..., Tensor], input: Tensor, *rest: Any, **more: Any) -> Tensor:
+def _bits(func: Callable[..., Tensor], input: Tensor, *rest: Any, **more: Any) -> Tensor:
     if "p" in more or any(isinstance(value, float) for value in rest):  # of a tensor's size alone
         return func(input, *rest, **more)
-    return func(_filled(input, 0.0), *rest, **more).masked_fill(input.isnan(), math.nan)
+    valid = (input >= 0) & (input <= 1)
+    return func(_filled(input, valid, 0.0), *rest, **more).masked_fill(~valid, math.nan)
+
+
+def _counts(func: Callable[..., Tensor], input: Tensor, *rest: Any, **more: Any) -> Tensor:
+    valid = (input >= 0) & (input < math.inf)
+    return func(_filled(input, valid, 0.0), *rest, **more).masked_fill(~valid, math.nan)
 
 
 def _in_place(func: Callable[..., Tensor], input: Tensor, p: Any = 0.5, **more: Any) -> Tensor:
     if not isinstance(p, Tensor):
         return func(input, p, **more)
-    drawn = func(input, _filled(p, 0.0), **more)
-    return drawn.masked_fill_(p.isnan(), math.nan) if drawn.is_floating_point() else drawn
+    valid = (p >= 0) & (p <= 1)
+    drawn = func(input, _filled(p, valid, 0.0), **more)
+    return drawn.masked_fill_(~valid, math.nan) if drawn.is_floating_point() else drawn
 
 
 def _normal(func: Callable[..., Tensor], mean: Any, std: Any = 1.0, *rest: Any, **more: Any) -> Tensor:
     if not isinstance(std, Tensor):
         return func(mean, std, *rest, **more)
-    return func(mean, _filled(std, 0.0), *rest, **more).masked_fill(std.isnan(), math.nan)
+    return func(mean, _filled(std, ~std.isnan(), 0.0), *rest, **more).masked_fill(std.isnan(), math.nan)
 
 
 _RULES: dict[Any, Callable[..., Tensor]] = {
     torch.multinomial: _classes,
     torch.Tensor.multinomial: _classes,
-    torch.bernoulli: _values,
-    torch.Tensor.bernoulli: _values,
-    torch.poisson: _values,
+    torch.bernoulli: _bits,
+    torch.Tensor.bernoulli: _bits,
+    torch.poisson: _counts,
     torch.Tensor.bernoulli_: _in_place,
     torch.normal: _normal,
 }

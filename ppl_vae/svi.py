@@ -236,6 +236,8 @@ class SVI:
             return 0
         if graph not in self._graphs.get(key, ()) or not self._fits(graph, given.numbers):
             return 0
+        if graph.overlaps(given.tensors):
+            return 0
         count = min(most, self._interval(graph) - graph.unchecked - 1)
         if count < _LEAST or self._is_due(graph, given):
             return 0

@@ -19,6 +19,7 @@ from ppl_vae.objectives.losses import BatchLoss
 # add up a gradient over thousands of rows in another order (the terms cancel: 1e-5 was seen for K = 50); factors of few
 # bits (bf16, TF32), of which another last bit of float32 makes other ones (over 1e-4 was seen in TF32)
 _TRACED, _COMPILED, _FEW_BITS = 1e-5, 1e-4, 2e-2
+_SUMS_OF_TF32 = 2e-3  # of losses and of what a step leaves behind, in which nothing cancels
 # a gradient that is zero in exact arithmetic (of a bias before batch normalisation) was seen at 0.8 roundings of the
 # largest gradient of the step; it is held against those of its own module, which are no larger
 _ROUNDINGS = 8
@@ -53,8 +54,11 @@ class Comparison:
         self._names, self._leaves = names, leaves
         self._tolerance = _COMPILED if full or any(map(is_on_gpu, leaves)) else _TRACED
         self._rounding = _TF32 if any(map(_may_be_tf32, leaves)) else 0.0
-        if (autocast and full) or self._rounding:
-            self._tolerance = _FEW_BITS
+        self._of_values = self._tolerance
+        if autocast and full:
+            self._tolerance = self._of_values = _FEW_BITS
+        elif self._rounding:
+            self._tolerance, self._of_values = _FEW_BITS, _SUMS_OF_TF32
         self._scales = [0.0 if g is None else 0.1 * float(g.norm()) for g in expected.gradients]
 
     def difference(self, graph: Outcome, program: Outcome, rounded: Callable[[int], Step]) -> str | None:
@@ -68,7 +72,7 @@ class Comparison:
         """
         ours, theirs = graph.step, program.step
         for a, b in zip(graph.after.copies, program.after.copies, strict=True):
-            if not _close(a, b, self._tolerance):
+            if not _close(a, b, self._of_values):
                 return "the graph leaves a buffer or a tensor that the program writes to other than the program does"
         if not self._close_losses(ours.loss, theirs.loss):
             return f"the graph's loss is {float(ours.loss.loss)}, the program's {float(theirs.loss.loss)}"
@@ -84,7 +88,8 @@ class Comparison:
             if not again and x is not None and y is not None:
                 steps = map(rounded, range(_WAYS))
                 again = [[*step.gradients, *(gradient for _, gradient in step.others)] for step in steps]
-            if not _is_rounding(x, y, [gradients[i] for gradients in again if i < len(gradients)]):
+            most = 1 if self._rounding else _MOST_ROUNDINGS  # the roundings of TF32 are large already
+            if not _is_rounding(x, y, [gradients[i] for gradients in again if i < len(gradients)], most):
                 return f"the graph's gradient of {self._name(i)} is another than the program's"
         if not torch.equal(graph.after.random, program.after.random):
             return "the graph leaves another random state than the program"
@@ -144,22 +149,31 @@ class Comparison:
         scale = float(theirs.weight)
         if theirs.log_likelihood is not None and theirs.kl is not None:
             scale = max(scale, float(theirs.log_likelihood.abs() + theirs.kl.abs()))
-        return _close(ours.loss, theirs.loss, self._tolerance, scale if scale < float("inf") else 0.0)
+        return _close(ours.loss, theirs.loss, self._of_values, scale if scale < float("inf") else 0.0)
 
 
-def _is_rounding(a: Tensor | None, b: Tensor | None, rounded: Sequence[Tensor | None]) -> bool:
-    """Whether two gradients differ by what some roundings of the parameters change in the second."""
+def _is_rounding(a: Tensor | None, b: Tensor | None, rounded: Sequence[Tensor | None], count: float) -> bool:
+    """Whether two gradients differ by what so many roundings of the parameters change in the second."""
     if a is None or b is None or a.shape != b.shape:
         return False
     difference = _norm(a - b)
     changes = [_norm(r - b) for r in rounded if r is not None and r.shape == b.shape]
-    return math.isfinite(difference) and difference <= _MOST_ROUNDINGS * max(changes, default=0.0)
+    most = max(filter(math.isfinite, changes), default=0.0)
+    return math.isfinite(difference) and difference <= count * most
 
 
 def _may_be_tf32(leaf: Tensor) -> bool:
     """Whether products with this parameter may round their factors to TF32; convolutions do by torch's default."""
-    rounds = leaf.dim() > 2 or torch.get_float32_matmul_precision() != "highest"
-    return is_on_gpu(leaf) and leaf.dtype is torch.float32 and rounds
+    if not is_on_gpu(leaf) or leaf.dtype is not torch.float32:
+        return False
+    return torch.get_float32_matmul_precision() != "highest" or (leaf.dim() > 2 and _convolutions_may())
+
+
+def _convolutions_may() -> bool:
+    try:
+        return torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # the user has set it by torch's newer words, beside which it refuses to say
+        return True
 
 
 def _close(a: Tensor, b: Tensor, tolerance: float = _TRACED, scale: float = 0.0) -> bool:
@@ -184,5 +198,6 @@ def _close(a: Tensor, b: Tensor, tolerance: float = _TRACED, scale: float = 0.0)
 
 
 def _norm(tensor: Tensor) -> float:
+    tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     wide = None if tensor.device.type == "mps" else torch.float64
     return float(torch.linalg.vector_norm(tensor, dtype=wide))

@@ -477,8 +477,8 @@ class CapturedStep:
     def _replayed(self, graph: Graph, inputs: list[Tensor]) -> Graph | None:
         """Return the graph as one CUDA graph, or None where that is impossible."""
         on_cpu = [t for t in self.state if not is_on_gpu(t)]
-        if any(t.numel() > 1 for t in on_cpu):
-            return None
+        if any(t.numel() > 1 for t in on_cpu) or storages(on_cpu) & storages(self.written):
+            return None  # no CUDA graph repeats what the CPU does
         try:
             with untouched(self.written), self._as_recorded():
                 replay = CudaReplay(graph, inputs, self.on_gpu)

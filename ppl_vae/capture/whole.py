@@ -203,7 +203,7 @@ def take_whole(graph: CapturedStep, update: Update, clip_norm: float | None, inp
 
 
 def _record(graph: CapturedStep, update: Update, clip_norm: float | None, inputs: Sequence[Tensor]) -> None:
-    old, graph.whole = graph.whole, None
+    old, graph.whole, graph.fed = graph.whole, None, None
     graph.short += old is not None and old.uses < _LEAST
     graph.why_apart = update.why_outside(graph.leaves)
     if graph.why_apart is None and graph.short >= _MOST_SHORT:
@@ -240,4 +240,6 @@ def take_fed(
             graph.why_unfed = str(error)
             logger.info("batches are drawn outside of the CUDA graph of the step: %s", error)
             return None
-    return graph.fed.repeated(count, *inputs)
+    step = graph.fed.repeated(count, *inputs)
+    graph.whole.uses += count  # what its recording is worth
+    return step

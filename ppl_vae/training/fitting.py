@@ -231,13 +231,18 @@ def fit(
     )
     with ALONE, untouched_random_state():
         torch.manual_seed(seed)
+        store = pyro.get_param_store()
+        known = set(store.keys())
         try:
             loop.rehearse()
         except StrangersError as error:
             if not auto or device.type == "cpu" or ranks.team.size > 1:
                 raise
             logger.warning("training on the CPU: %s", error)
+            for name in store.keys() - known:  # made on the GPU
+                del store[name]
             same = {"data": data, "validation": None, "batch_size": batch_size, "seed": seed}
+            del placed, run, loop, svi
             return fit(**given | same | {"device": "cpu"})
         if isinstance(program, VAE):
             program.column_names, program.categories = placed.train.column_names, placed.train.categories

@@ -109,7 +109,8 @@ class Loop:
             self.sharing.begin(
                 (self.epochs, self.batch_size, self.validate_every, self.early_stopping, self.svi.clip_norm)
             )
-        columns = () if self.unseen or self.ranks.team.size > 1 else self.train.columns
+        alone = type(self.train) is Split and self.ranks.team.size == 1  # a subclass may have batches of its own
+        columns = self.train.columns if alone else ()
         if columns and all(isinstance(column, torch.Tensor) and is_on_gpu(column) for column in columns):
             self.feed = EpochFeed(self.train, self.batch_size, self.state.terms)
         self.result.state = lambda: {**self.state.capture(), "data": self.result.data.fingerprint}
@@ -223,10 +224,10 @@ class Loop:
         try:
             with self.rounded():
                 taken = self.svi.follow(feed, most)
+            state.step += taken
         except BaseException:  # as Ctrl-C: the state that is kept must say how many steps were taken
             state.step = feed.reached()
             raise
-        state.step += taken
         self._sizes += [self.batch_size] * taken
         return taken
 
@@ -266,6 +267,7 @@ class Loop:
             raise DivergedError(state.epoch + 1, *found, good, CHECK)
         if self.sharing is not None:
             self.sharing.keep_together()
+            present = None if present is None else state.capture()  # a random state that drifted is another now
         self._good = present or good
         self._report(seconds, steps_done)
 

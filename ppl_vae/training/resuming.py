@@ -116,7 +116,10 @@ def _copied(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     trial = copy.deepcopy(optimizer, memo)
     for name, value in vars(optimizer).items():
         if name not in vars(trial):
-            vars(trial)[name] = copy.deepcopy(value, memo)
+            try:
+                vars(trial)[name] = copy.deepcopy(value, memo)
+            except Exception:  # as a lock: what cannot be copied is shared
+                vars(trial)[name] = value
     return trial
 
 
