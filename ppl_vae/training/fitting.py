@@ -174,9 +174,9 @@ def fit(
                 f"epochs is {epochs}, and the data are a generator, which can be read once: give epochs=1, or a "
                 "DataLoader, a list of batches or any object whose __iter__ starts afresh"
             )
-    elif batch_size > len(data.train):
-        warnings.warn(f"batch_size is lowered from {batch_size} to the {len(data.train)} training data", stacklevel=2)
-        batch_size = len(data.train)
+    asked = batch_size
+    if not isinstance(data.train, Stream):
+        batch_size = min(batch_size, len(data.train))
     auto = given["device"] == "auto"
     if auto and not isinstance(program, VAE):
         offered, device = device, device_of((model, guide), data)
@@ -241,9 +241,11 @@ def fit(
             logger.warning("training on the CPU: %s", error)
             for name in store.keys() - known:  # made on the GPU
                 del store[name]
-            same = {"data": data, "validation": None, "batch_size": batch_size, "seed": seed}
+            same = {"data": data, "validation": None, "batch_size": asked, "seed": seed}
             del placed, run, loop, svi
             return fit(**given | same | {"device": "cpu"})
+        if batch_size < asked:  # said where nothing is refused
+            warnings.warn(f"batch_size is lowered from {asked} to the {batch_size} training data", stacklevel=2)
         if isinstance(program, VAE):
             program.column_names, program.categories = placed.train.column_names, placed.train.categories
             program.conditions = placed.train.conditions
