@@ -13,6 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ppl_vae import SVI
+from ppl_vae.capture import comparing
 from ppl_vae.capture.comparing import Comparison, Outcome
 from ppl_vae.capture.eager import Step
 from ppl_vae.capture.state import Snapshot
@@ -57,6 +58,18 @@ def test_what_roundings_of_the_parameters_change_is_no_difference():
     missing = comparison.difference(ours, theirs, lambda way: outcome(LARGE, None).step)
     assert "'bias'" in missing
     assert "'bias'" in comparison.difference(outcome(LARGE, None), theirs, lambda way: outcome(LARGE, 2 * LARGE).step)
+
+
+def test_a_change_that_is_not_finite_is_no_measure():
+    change = torch.tensor([1.0, 1.0, float("inf")])
+    assert not comparing._is_rounding(7 * torch.ones(3), torch.ones(3), [change], 32)
+    assert comparing._is_rounding(7 * torch.ones(3), torch.ones(3), [change, 2 * torch.ones(3)], 32)
+
+
+def test_complex_gradients_are_measured():
+    a, b, c = torch.tensor([[1 + 1j], [1 + 1.01j], [1 + 1.001j]]).unbind()
+    assert comparing._is_rounding(a, b, [c], 32)
+    assert not comparing._is_rounding(a, b, [c], 0.1)
 
 
 def test_parameters_are_off_by_a_rounding_and_back():

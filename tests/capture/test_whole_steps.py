@@ -379,6 +379,29 @@ def test_a_copy_makes_recordings_of_its_own(replays: type[TracedReplay]) -> None
     assert all(torch.equal(a, b) for a, b in zip(before, svi.parameters.values(), strict=True))
 
 
+def test_a_number_on_the_cpu_that_the_program_writes_is_in_no_cuda_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA graph repeats nothing that the CPU does: the step is launched kernel by kernel."""
+    replays, held = stand_in(monkeypatch), []
+    monkeypatch.setattr("ppl_vae.capture.step.is_on_gpu", lambda tensor: all(tensor is not h for h in held))
+    found = {}
+    for level in ("graph", "off"):
+        vae, temperature = program(), torch.tensor(1.0)
+        held[:] = [temperature]
+
+        def guide(x: Tensor, vae: VAE = vae, temperature: Tensor = temperature) -> Any:
+            temperature.mul_(0.995)
+            return vae.guide(x * temperature)
+
+        svi = SVI(vae.model, guide, ADAM, objectives.ELBO(), compile=level)
+        torch.manual_seed(1)
+        for _ in range(20):
+            svi.update(X[:8])
+        found[level] = float(temperature)
+        assert level == "off" or svi.why_eager is None
+    assert found["graph"] == pytest.approx(0.995**20) == found["off"]
+    assert replays.made == 0
+
+
 def test_fit_follows_its_schedule_and_names_a_divergence(replays: type[TracedReplay]) -> None:
     options = {
         "epochs": 3,

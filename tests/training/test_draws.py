@@ -113,6 +113,27 @@ def device(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.mark.parametrize("value", [math.inf, -1e-9, 1.0000002])
+@pytest.mark.parametrize("draw", ["torch.bernoulli", "Tensor.bernoulli", "Tensor.bernoulli_", "torch.poisson"])
+def test_a_draw_of_what_is_no_probability_is_nan(draw: str, value: float) -> None:
+    p = P.clone()
+    p[3] = value
+    with UnstoppedDraws():
+        drawn = DRAWS[draw](p)
+    valid = draw == "torch.poisson" and 0 < value < math.inf
+    assert drawn[3].isnan().all() != valid
+    assert drawn[[0, 1, 2, 4]].isfinite().all()
+
+
+@pytest.mark.parametrize("value", [math.inf, -1.0, 0.0])
+def test_weights_that_are_none_give_some_class(value: float) -> None:
+    weights = P.clone()
+    weights[3] = value
+    with UnstoppedDraws():
+        drawn = torch.multinomial(weights, 2, replacement=True)
+    assert ((drawn >= 0) & (drawn < 5)).all()
+
+
 @pytest.mark.parametrize("compile", ["off", "graph"])
 @pytest.mark.parametrize("site", SITES)
 def test_functions_that_diverge_end_as_a_divergence(site: str, compile: str, device: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ppl_vae import VAE, fit, likelihoods, networks, objectives, posteriors, priors, regularizers
-from ppl_vae.data import Split, from_tensors
+from ppl_vae.data import Dataset, Split, from_tensors
 from ppl_vae.objectives.losses import BatchLoss
 from ppl_vae.training import DivergedError
 from ppl_vae.training.feeding import EpochFeed
@@ -226,6 +226,35 @@ def test_a_number_that_a_callback_changes_is_followed(
         found.append(trained(monkeypatch, by_itself, **options))
     assert sum(found[0][1][-10:]) > 50
     assert_same_run(found[0][0], found[1][0])
+
+
+class Flipped(Split):
+    """A split with batches of its own."""
+
+    def batches(self, *args: Any, **options: Any) -> Any:
+        for x, *rest in super().batches(*args, **options):
+            yield (1 - x, *rest)
+
+
+def test_a_split_of_the_users_own_gives_its_own_batches(
+    replays: type[TracedReplay], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = Split((X[:0],))
+    data = Dataset("flipped", Flipped((X,)), nothing, nothing)
+    ours, taken = trained(monkeypatch, True, data)
+    theirs, _ = trained(monkeypatch, False, Dataset("plain", Split((1 - X,)), nothing, nothing))
+    assert not taken
+    assert_same_run(ours, theirs)
+
+
+def test_a_setting_that_changes_each_epoch_keeps_its_recordings(
+    replays: type[TracedReplay], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cycle = functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.01, total_steps=9)  # changes Adam's betas
+    data, options = X.repeat(5, 1), {"epochs": 8, "scheduler": cycle}
+    (ours, taken), (theirs, _) = (trained(monkeypatch, by_itself, data, **options) for by_itself in (True, False))
+    assert sum(taken) > 0.8 * 8 * 125
+    assert_same_run(ours, theirs)
 
 
 def test_a_recording_that_fails_leaves_steps_one_by_one(
