@@ -40,6 +40,16 @@ def _filled(tensor: Tensor, valid: Tensor, value: float) -> Tensor:
     return torch.where(valid, tensor, torch.full((), value, dtype=tensor.dtype, device=tensor.device))
 
 
+def classes(weights: Tensor, count: int) -> Tensor:
+    """Draw `count` classes by weights in the last dimension, each with replacement; any where the weights are none."""
+    return _classes(torch.multinomial, weights, count, replacement=True)
+
+
+def bits(p: Tensor) -> Tensor:
+    """Draw bits of probabilities; NaN where one is none."""
+    return _bits(torch.bernoulli, p)
+
+
 def _classes(func: Callable[..., Tensor], input: Tensor, *rest: Any, **more: Any) -> Tensor:
     weights = _filled(input, (input >= 0) & (input < math.inf), 1.0)
     return func(weights + (weights.sum(-1, keepdim=True) <= 0), *rest, **more)

@@ -187,15 +187,8 @@ class SVI:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the attributes that a copy gets: no graphs, since these hold this program's tensors."""
-        return vars(self) | {
-            "_graphs": {},
-            "_last": None,
-            "_sights": {},
-            "_refused": {},
-            "_followed": set(),
-            "_left": [],
-            "_made": 0,
-        }
+        empty: dict[str, Any] = {"_graphs": {}, "_sights": {}, "_refused": {}, "_followed": set(), "_left": []}
+        return vars(self) | empty | {"_last": None, "_made": 0}
 
     @property
     def optimizer(self) -> Optimizer | None:
@@ -232,11 +225,8 @@ class SVI:
         update = self._update_alone()
         if update is None or unusual(given.tensors) is not None or key != self._key(True, given):
             return 0
-        if not feed.fits(given.tensors):
-            return 0
-        if graph not in self._graphs.get(key, ()) or not self._fits(graph, given.numbers):
-            return 0
-        if graph.overlaps(given.tensors):
+        known = graph in self._graphs.get(key, ()) and feed.fits(given.tensors)
+        if not known or not self._fits(graph, given.numbers) or graph.overlaps(given.tensors):
             return 0
         count = min(most, self._interval(graph) - graph.unchecked - 1)
         if count < _LEAST or self._is_due(graph, given):

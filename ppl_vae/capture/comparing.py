@@ -19,7 +19,7 @@ from ppl_vae.objectives.losses import BatchLoss
 # add up a gradient over thousands of rows in another order (the terms cancel: 1e-5 was seen for K = 50); factors of few
 # bits (bf16, TF32), of which another last bit of float32 makes other ones (over 1e-4 was seen in TF32)
 _TRACED, _COMPILED, _FEW_BITS = 1e-5, 1e-4, 2e-2
-_SUMS_OF_TF32 = 2e-3  # of losses and of what a step leaves behind, in which nothing cancels
+_SUMS_OF_TF32 = 2e-3  # two roundings: of losses and of what a step leaves behind, in which nothing cancels
 # a gradient that is zero in exact arithmetic (of a bias before batch normalisation) was seen at 0.8 roundings of the
 # largest gradient of the step; it is held against those of its own module, which are no larger
 _ROUNDINGS = 8

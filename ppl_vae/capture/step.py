@@ -62,7 +62,7 @@ class CapturedStep:
 
     Attributes:
         leaves: The parameters.
-        full: Whether the graph is compiled.
+        full: Whether the graph is compiled, or was to be and cannot.
         guards: The Python values that the graph depends on.
         constants: The numbers among the arguments that the graph is made for; None for numbers that are inputs.
         state: See above.

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vae._draws import bits
 from ppl_vae._noise import RowNoise
 from ppl_vae._team import ALONE, Team
 from ppl_vae._tensors import moved
@@ -265,19 +266,13 @@ class Split:
         """Draw column 0 of a dynamic split."""
         if not self.dynamic:
             return batch
-        drawn = _bits(batch[0]) if self.bins is None else dequantize(batch[0])
+        drawn = dequantize(batch[0]) if self.bins is not None else _bits(batch[0])
         return drawn, *batch[1:]
 
 
 def _bits(p: Tensor) -> Tensor:
-    """Draw bits of these probabilities; NaN where one is none.
-
-    On the CPU torch refuses it. On a GPU its kernel stops, and no tensor there can be read any more.
-    """
-    if p.device.type == "cpu":
-        return torch.bernoulli(p)
-    valid = (p >= 0) & (p <= 1)
-    return torch.bernoulli(p.where(valid, 0)).masked_fill(~valid, math.nan)
+    """Draw bits of these probabilities. Torch refuses what is none on the CPU; elsewhere it is NaN (`_draws`)."""
+    return torch.bernoulli(p) if p.device.type == "cpu" else bits(p)
 
 
 def _moved(column: Rows, device: torch.device, dtype: torch.dtype | None) -> Rows:

@@ -8,6 +8,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Size, Tensor
 
+from ppl_vae._draws import classes
 from ppl_vae.distributions._expanding import Expanding
 
 if TYPE_CHECKING:
@@ -115,15 +116,15 @@ class NormalMixture(Expanding):
     def sample(self, sample_shape: Any = ()) -> Float[Tensor, "*sample_and_batch d"]:
         """Return draws."""
         shape = self._extended_shape(sample_shape)[:-1]
-        probs = self.logits.exp().nan_to_num(1.0)  # a GPU stops for good at NaN; the density is NaN then
+        probs = self.logits.exp()
         noise = torch.randn(shape + self.event_shape, dtype=self.loc.dtype, device=self.loc.device)
         if self.loc.dim() == 2 and self.scale.dim() == 2 and probs.dim() == 1:
-            index = torch.multinomial(probs, shape.numel(), replacement=True).reshape(shape)
+            index = classes(probs, shape.numel()).reshape(shape)
             return self.loc[index] + self.scale[index] * noise
         batch_shape, count, dim = self.batch_shape, self.loc.shape[-2], self.loc.shape[-1]
         n = Size(sample_shape).numel()
         probs = probs.expand(*batch_shape, count).reshape(-1, count)
-        index = torch.multinomial(probs, n, replacement=True).t().reshape(shape)[..., None, None]
+        index = classes(probs, n).t().reshape(shape)[..., None, None]
         index = index.expand(*shape, 1, dim)
         loc = self.loc.expand(*shape, count, dim).gather(-2, index).squeeze(-2)
         scale = self.scale.expand(*shape, count, dim).gather(-2, index).squeeze(-2)

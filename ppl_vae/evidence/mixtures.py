@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ppl_vae._draws import classes
+
 _DOF = 5.0  # heavy enough to tolerate a covariance of half the size, light enough to waste few draws
 
 
@@ -46,8 +48,7 @@ class StudentMixture:
         noise = torch.randn(size, n, d, dtype=torch.float64, device=self.loc.device)
         chi2 = 2 * torch._standard_gamma(noise.new_full((size, n), 0.5 * self.dof))
         noise = noise * (self.dof / chi2).sqrt().unsqueeze(-1)
-        weight = self.log_weight.exp().nan_to_num(1.0)  # a GPU stops for good at NaN
-        component = torch.multinomial(weight.T, size, replacement=True).T  # (K, n)
+        component = classes(self.log_weight.exp().T, size).T  # (K, n)
         z = torch.empty_like(noise)
         for c, (loc, tril) in enumerate(zip(self.loc, self.scale_tril, strict=True)):
             draw = loc + (tril @ noise.permute(1, 2, 0)).permute(2, 0, 1)

@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
+from ppl_vae._draws import classes
 from ppl_vae._scopes import seeded
 from ppl_vae._validation import check_positive_int
 from ppl_vae.evidence.blocks import MAX_BYTES, capacity, particle_blocks, row_blocks
@@ -85,9 +86,7 @@ class DefensiveMixture:
         z = self.posterior.sample(sample_shape)
         from_prior = self.densities.prior_sample(self.x, size).to(z.dtype)
         from_fit = self.fitted.sample(sample_shape).to(z.dtype)
-        part = torch.multinomial(self.log_share.exp().nan_to_num(1.0).T, size, replacement=True).T.unsqueeze(
-            -1
-        )  # (K, n, 1)
+        part = classes(self.log_share.exp().T, size).T.unsqueeze(-1)  # (K, n, 1)
         return torch.where(part == 0, z, torch.where(part == 1, from_prior, from_fit))
 
     def log_prob(self, z: Tensor) -> Tensor:
