@@ -65,7 +65,7 @@ def traced(hidden: list[int], x: Tensor, through_dynamo: bool = False) -> tuple[
         for _ in range(3):
             svi.update(x)
     assert svi.why_eager is None, svi.why_eager
-    (captured,) = (graph for some in svi._graphs.values() for graph in some)
+    (captured,) = svi._graphs
     svi.begin_stretch()
     return svi, graphs[-1], captured.leaves
 

@@ -63,7 +63,7 @@ def look(setting: Setting) -> None:
         for _ in range(40):
             svi.update(draw())
         say(f"SVI.update, {level}; eager because: {svi.why_eager}", times(lambda svi=svi: svi.update(draw())))
-        whole = next((g.whole for graphs in svi._graphs.values() for g in graphs if g.whole is not None), None)
+        whole = next((g.whole for g in svi._graphs if g.whole is not None), None)
         if whole is not None:
             x = draw()
             say("  its CUDA graph alone", times(lambda whole=whole, x=x: whole._replay(x)), kernels=True)

@@ -7,29 +7,25 @@ optimiser (fused, where possible) updates them in one pass.
 
 from __future__ import annotations
 
-import itertools
+import functools
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence, Set
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, get_args
-from unittest import mock
 
 import pyro
 import torch
 from pyro.optim import PyroOptim
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils import _pytree
 
 from ppl_vae._optimizers import OptimizerFactory, TorchOptimizer, as_optimizer
-from ppl_vae._tensors import leaves_of
 from ppl_vae._validation import check_choice, check_positive
 from ppl_vae.capture import (
     CapturedStep,
     CaptureError,
-    Change,
     NotNowError,
     OutgrownError,
     Step,
@@ -37,7 +33,9 @@ from ppl_vae.capture import (
     signature,
     unusual,
 )
-from ppl_vae.capture.signature import Signature, can_watch
+from ppl_vae.capture.graphs import Graphs, interval, is_due
+from ppl_vae.capture.parameters import ParameterCollector, leaves_noted
+from ppl_vae.capture.signature import Signature
 from ppl_vae.capture.whole import Feed, take_fed, take_whole
 from ppl_vae.objectives.losses import BatchLoss, as_loss
 
@@ -49,17 +47,9 @@ logger = logging.getLogger(__name__)
 
 ALONE = threading.RLock()  # Pyro's handlers and its store are global to the process: one program runs at a time
 
-_MOST_GRAPHS = 8  # per SVI
-_MOST_MISSES = 8  # steps in a row that no graph fits, before a warning says why
-_MOST_SIGHTS = 256  # sets of shapes and values that are remembered after they were met once
-# uses of a graph between two comparisons with the program. A comparison costs about three captured steps on a CPU and
-# twelve on a GPU: some 2% of the time (benchmarks/guards.py)
-_INTERVAL = {"cpu": 100, "cuda": 1000}
 _AGAIN = 100  # eager steps after a temporary obstacle (a hook, for example), before the next attempt to capture
 _AS_WRITTEN = "training eagerly, since the step cannot be captured: "
-REPAY = 100  # uses of a further graph before it is compiled: that of the last batch of an epoch seldom repays it
 _LEAST = 4  # steps that are worth a stretch without Python
-_EARLY = 10  # uses of a graph before the first of these comparisons
 
 
 class SVI:
@@ -160,26 +150,20 @@ class SVI:
         self.exchange: Callable[[dict[str, Tensor], BatchLoss], BatchLoss] | None = None
         self.draws: AbstractContextManager[Any] = nullcontext()
         self._optimizer = as_optimizer(optim)
-        self._parameters = _ParameterCollector()
+        self._parameters = ParameterCollector()
         self._followed: set[int] = set()  # the parameters that have had a gradient
         self._stepped = False
         self._moved = False  # whether the graph of the present step has moved the parameters
         self._last: tuple[CapturedStep, Any, Signature] | None = None  # the last update, where its graph has done so
         self._met: Set[int] = frozenset()  # the parameters that the present step has met
         self._left: list[tuple[Tensor, int]] = []  # the gradients that an `update` left in `.grad`, and their versions
-        self._refused: dict[Any, str] = {}  # for each key that is not captured any more, the reason
         self._wait = 0  # eager steps before the next attempt to capture
-        self._graphs: dict[Any, list[CapturedStep]] = {}
-        self._made = 0
-        self._misses = 0
-        self._sights: dict[Any, tuple[float, ...]] = {}
-        self._fixed: set[Any] = set()  # numbers that the program does not accept as tensors
-        self._stretch: set[int] | None = None  # the graphs whose guards were checked since `begin_stretch`
-        self._warned: set[str] = set()
+        self._warn = _Warnings()
+        self._graphs = Graphs(self._warn)
 
     def __repr__(self) -> str:
         """Say whether steps are captured, or why not."""
-        count = sum(map(len, self._graphs.values()))
+        count = len(self._graphs)
         graphs = f"captured in {count} graph{'s' * (count > 1)}" if count else ""
         if self.why_eager is not None:
             return f"SVI({graphs + '; ' if graphs else ''}the last step ran as written: {self.why_eager})"
@@ -187,8 +171,7 @@ class SVI:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the attributes that a copy gets: no graphs, since these hold this program's tensors."""
-        empty: dict[str, Any] = {"_graphs": {}, "_sights": {}, "_refused": {}, "_followed": set(), "_left": []}
-        return vars(self) | empty | {"_last": None, "_made": 0}
+        return vars(self) | {"_graphs": Graphs(self._warn), "_followed": set(), "_left": [], "_last": None}
 
     @property
     def optimizer(self) -> Optimizer | None:
@@ -225,11 +208,11 @@ class SVI:
         update = self._update_alone()
         if update is None or unusual(given.tensors) is not None or key != self._key(True, given):
             return 0
-        known = graph in self._graphs.get(key, ()) and feed.fits(given.tensors)
-        if not known or not self._fits(graph, given.numbers) or graph.overlaps(given.tensors):
+        known = graph in self._graphs.of(key) and feed.fits(given.tensors)
+        if not known or not self._graphs.fits(graph, given.numbers) or graph.overlaps(given.tensors):
             return 0
-        count = min(most, self._interval(graph) - graph.unchecked - 1)
-        if count < _LEAST or self._is_due(graph, given):
+        count = min(most, interval(graph) - graph.unchecked - 1)
+        if count < _LEAST or is_due(graph, given):
             return 0
         try:
             inputs = graph.inputs(given.tensors, given.numbers)[len(given.tensors) :]
@@ -265,7 +248,7 @@ class SVI:
         self._left = []
         self._met = self._parameters.touched
         self._parameters.touched.clear()
-        noted: AbstractContextManager[dict[Tensor, Tensor | None]] = _leaves_noted() if mean else nullcontext({})
+        noted: AbstractContextManager[dict[Tensor, Tensor | None]] = leaves_noted() if mean else nullcontext({})
         with self._parameters, self.draws, noted as before:
             result = self.loss((self.model, self.guide), *args, **kwargs)
         if mean:  # what the loss has set itself belongs to the sum
@@ -281,7 +264,7 @@ class SVI:
             (result.surrogate / result.weight if mean else result.surrogate).backward()
             self._fill(self._met)
         else:
-            self._warn_once(
+            self._warn(
                 "the loss depends on no parameter that requires a gradient, so that nothing trains; register networks "
                 "with pyro.module (or make the program's pieces nn.Modules of a VAE) and unfreeze what should train"
             )
@@ -346,7 +329,7 @@ class SVI:
         `fit` begins a new stretch whenever it calls a callback or `stop`, and with each batch that it does not gather
         from tensors: a loader or items may run code of the user's.
         """
-        self._stretch = set()
+        self._graphs.begin_stretch()
 
     # a step --------------------------------------------------------------------------------------------------------
 
@@ -363,7 +346,7 @@ class SVI:
                     except CaptureError as error:
                         self._wait = _AGAIN if isinstance(error, NotNowError) else 0
                         self.why_eager = str(error)
-                        self._warn_once(_AS_WRITTEN + self.why_eager, self.why_eager)
+                        self._warn(_AS_WRITTEN + self.why_eager, self.why_eager)
                 if result is None:
                     result = self.backward(*args, mean=mean, **kwargs)
                 unmet = self._add(given)
@@ -413,26 +396,18 @@ class SVI:
         if self.why_eager is not None:
             return None
         key = self._key(mean, given)
-        if key in self._refused:
-            self.why_eager = self._refused[key]
-            return None
-        graphs = self._graphs.get(key, ())
-        graph = next((g for g in graphs if self._fits(g, given.numbers)), None)
+        capture, full = functools.partial(self._capture, mean, given), self.compile == "full"
+        graph = self._graphs.find(key, given, capture, has_stepped=self._stepped, full=full)
         if graph is None:
-            full = self.compile == "full" and not any(self._graphs.values())
-            graph = self._make(key, graphs, mean, given, full)
-        elif self.compile == "full" and not graph.full and graph.uses >= REPAY and self._made < _MOST_GRAPHS:
-            graph = self._compiled(key, graph, mean, given)
-        if graph is None:
+            self.why_eager = self._graphs.why
             return None
-        self._misses = 0
         if graph.overlaps(given.tensors):
             self.why_eager = "an argument or a held tensor shares memory with what the program writes to"
             return None
         graph.uses += 1
         graph.unchecked += 1
-        is_due = self._is_due(graph, given)
-        if alone and not is_due and graph.why_not_whole is None and (update := self._update_alone()) is not None:
+        due = is_due(graph, given)
+        if alone and not due and graph.why_not_whole is None and (update := self._update_alone()) is not None:
             inputs = graph.inputs(given.tensors, given.numbers)
             whole = take_whole(graph, update, self.clip_norm, inputs)
             if whole is not None:
@@ -443,13 +418,15 @@ class SVI:
             if graph.moved():  # a recording that failed has left torch another generator
                 return None
         try:
-            step, difference = (graph.checked if is_due else graph.run)(given.tensors, given.numbers)
+            step, difference = (graph.checked if due else graph.run)(given.tensors, given.numbers)
         except OutgrownError as error:
-            self._graphs[key].remove(graph)
-            self._refused[key] = str(error)
+            self._graphs.refuse(key, graph, str(error))
             raise
         if difference is not None:
-            self._differs(key, graph, difference)
+            self.why_eager = f"after {graph.uses} steps {difference}: the program depends on what no guard sees"
+            anew = self._graphs.drop(key, graph)
+            again = "it is captured anew" if anew else "it runs as it is written from here"
+            logger.warning("%s; this step was taken as the program is written, and %s", self.why_eager, again)
         self._leave(step, graph, given)
         return self._exchanged(step.loss)
 
@@ -463,33 +440,6 @@ class SVI:
             return self._optimizer
         return None
 
-    def _fits(self, graph: CapturedStep, numbers: tuple[float, ...]) -> bool:
-        if self._stretch is not None and id(graph) in self._stretch:
-            return graph.takes(numbers)
-        if not graph.fits(numbers):
-            return False
-        if self._stretch is not None:
-            self._stretch.add(id(graph))
-        return True
-
-    def _is_due(self, graph: CapturedStep, given: Signature) -> bool:
-        """Whether to compare the graph with the program at this use."""
-        if graph.is_other(given.tensors, given.numbers):
-            return True
-        return graph.unchecked >= self._interval(graph)
-
-    def _interval(self, graph: CapturedStep) -> int:
-        """Return how many uses of the graph there are from one comparison to the next."""
-        device = graph.leaves[0].device.type if graph.leaves else "cpu"
-        return _INTERVAL.get(device, 100) if graph.checks > 1 else _EARLY
-
-    def _differs(self, key: Any, graph: CapturedStep, difference: str) -> None:
-        """Drop a graph that no longer computes what the program computes."""
-        self._graphs[key].remove(graph)
-        self.why_eager = f"after {graph.uses} steps {difference}: the program depends on what no guard sees"
-        again = "it is captured anew" if self._made < _MOST_GRAPHS else "it runs as it is written from here"
-        logger.warning("%s; this step was taken as the program is written, and %s", self.why_eager, again)
-
     def _leave(self, step: Step, graph: CapturedStep, given: Signature) -> None:
         """Put the gradients into ``.grad`` of the parameters and of the other tensors that require one."""
         if len(graph.leaves) != len(self.parameters):
@@ -502,86 +452,6 @@ class SVI:
         for other, gradient in step.others:
             tensor = given.tensors[other] if isinstance(other, int) else other
             tensor.grad = gradient.clone() if tensor.grad is None else tensor.grad + gradient
-
-    # making a graph --------------------------------------------------------------------------------------------------
-
-    def _compiled(self, key: Any, graph: CapturedStep, mean: bool, given: Signature) -> CapturedStep:
-        """Replace a graph by a compiled one, or keep it where that is impossible."""
-        graph.full = True  # whatever comes of it: it is tried once
-        try:
-            new = self._make(key, [graph], mean, given, full=True)
-        except CaptureError as error:
-            self._refused.pop(key, None)
-            self._warn_once(f"steps of a further shape of data are not compiled: {error}")
-            return graph
-        if new is None:
-            return graph
-        self._graphs[key].remove(graph)
-        return new
-
-    def _make(
-        self, key: Any, graphs: Sequence[CapturedStep], mean: bool, given: Signature, full: bool
-    ) -> CapturedStep | None:
-        """Capture the step, or return None where it must run eagerly, as most shapes and values do when first met."""
-        changes = list(graphs[-1].guards.changes()) if graphs else []
-        lift = self._numbers_to_lift(key, graphs, given.numbers)
-        labels = set(graphs[-1].guards.lifted_labels) - self._fixed if graphs else set()
-        floats = {c.label for c in changes if graphs[-1].guards.can_lift(c)} - self._fixed
-        rest = [c for c in changes if c.label not in floats]
-        values = tuple(None if i in lift else n for i, n in enumerate(given.numbers))
-        sight = key, values, frozenset(change.token for change in (rest or changes))
-        known = key in self._sights or bool(graphs)
-        at_once = (not known and self._stretch is not None) or (known and bool((lift or floats) and not rest))
-        met = sight in self._sights
-        if len(self._sights) < _MOST_SIGHTS or key in self._sights:
-            self._sights[sight] = self._sights[key] = given.numbers
-        if not self._stepped or not can_watch():
-            return None
-        if not (at_once or met):
-            self._miss(changes, known)
-            return None
-        if self._made >= _MOST_GRAPHS:
-            self._miss(changes, known, no_more=True)
-            return None
-        self._made += 1
-        try:
-            graph = self._capture(mean, given, lift, labels if rest else labels | floats, full)
-        except NotNowError:
-            self._made -= 1  # another attempt costs little
-            raise
-        except (CaptureError, OverflowError, ValueError) as error:
-            if not (lift or labels or floats):
-                if isinstance(error, CaptureError):
-                    self._refused[key] = str(error)
-                raise
-            self._fixed |= {(key, i) for i in lift} | labels | floats
-            logger.debug("the program takes no tensor in the place of a number", exc_info=True)
-            self._miss(changes, known)
-            return None
-        if graph is not None:
-            self._graphs.setdefault(key, []).append(graph)
-        return graph
-
-    def _numbers_to_lift(self, key: Any, graphs: Sequence[CapturedStep], numbers: tuple[float, ...]) -> set[int]:
-        """Return the places of the number arguments that have changed: they become inputs of the graph."""
-        known = [graph.constants for graph in graphs] + [self._sights.get(key, numbers)]
-        changed = {i for constants in known for i, c in enumerate(constants) if c != numbers[i]}
-        return {i for i in changed if (key, i) not in self._fixed}
-
-    def _miss(self, changes: list[Change], known: bool, no_more: bool = False) -> None:
-        """Count a step that no graph fits, and warn where there are many in a row or no more graphs are made."""
-        self._misses += 1
-        what = str(changes[0]) if changes else "numbers change" if known else "shapes are new"
-        if no_more:
-            self.why_eager = f"{_MOST_GRAPHS} graphs are made, and none fits: {what}"
-        elif self._misses >= _MOST_MISSES:
-            self.why_eager = f"no graph fits from step to step: {what}"
-        if self.why_eager is not None:
-            self._warn_once(
-                f"steps run as they are written: {self.why_eager}; make what changes a tensor, and pad data to a few "
-                "shapes",
-                "miss",
-            )
 
     def _capture(
         self, mean: bool, given: Signature, lift: set[int], labels: set[str], full: bool
@@ -619,63 +489,24 @@ class SVI:
         finally:
             self._parameters.leaves = known
         if graph.guards.forgotten:
-            self._warn_once(
+            self._warn(
                 f"the program changes {graph.guards.forgotten[0]} while it runs, which captured steps do not; "
                 "compile='off' runs it as written",
                 "forgotten",
             )
         return graph
 
-    def _warn_once(self, message: str, kind: str | None = None) -> None:
-        if (kind or message) not in self._warned:
-            self._warned.add(kind or message)
-            logger.warning("%s", message)
 
-
-_REPLACED = "__baseline_avg_downstream_cost_"  # TraceGraph_ELBO keeps averages in the store, which are no parameters
-
-
-class _ParameterCollector(Messenger):
-    """A handler that collects the unconstrained leaf of every parameter that a program touches."""
+class _Warnings:
+    """Logs one warning of each kind."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.leaves: dict[str, Tensor] = {}
-        self.touched: set[int] = set()  # the identities of the leaves that the current run has met
-        self.settled = False  # True from the first step on: a leaf must then stay the same tensor
+        self._given: set[str] = set()
 
-    def _pyro_post_param(self, msg: Any) -> None:
-        name, leaf = msg["name"], msg["value"].unconstrained()
-        known = self.leaves.get(name)
-        self.touched.add(id(leaf))
-        if known is leaf or name.startswith(_REPLACED):
-            return
-        if known is None or not self.settled:  # an autoguide replaces its leaves while it sets itself up
-            # a PyroModule inside a module registers its parameters a second time, under names of its own
-            if not any(other is leaf for other in self.leaves.values()):
-                self.leaves[name] = leaf
-                leaf.grad = None  # another SVI may have left a gradient there
-        else:
-            raise RuntimeError(
-                f"parameter {name!r} is another tensor than in the steps before: the parameter store was cleared or "
-                "overwritten while training; make a new SVI"
-            )
-
-
-@contextmanager
-def _leaves_noted() -> Iterator[dict[Tensor, Tensor | None]]:
-    """Note the leaves of what this thread calls ``backward`` on, each with a copy of the gradient that it had."""
-    before: dict[Tensor, Tensor | None] = {}
-    backward, thread = torch.autograd.backward, threading.get_ident()
-
-    def note(tensors: Any, *args: Any, **kwargs: Any) -> None:
-        if threading.get_ident() == thread:
-            for leaf in itertools.chain(*map(leaves_of, [tensors] if isinstance(tensors, Tensor) else tensors)):
-                before.setdefault(leaf, None if leaf.grad is None else leaf.grad.clone())
-        backward(tensors, *args, **kwargs)
-
-    with mock.patch.object(torch.autograd, "backward", note):
-        yield before
+    def __call__(self, message: str, kind: str | None = None) -> None:
+        if (kind or message) not in self._given:
+            self._given.add(kind or message)
+            logger.warning("%s", message)
 
 
 def _forget_casts() -> None:

@@ -25,12 +25,13 @@ from ppl_vae._scopes import MatmulPrecision, Precision, rounded, untouched_rando
 from ppl_vae._team import Team
 from ppl_vae._validation import check_choice, check_positive, check_positive_int, check_seed
 from ppl_vae.capture import modules_of
+from ppl_vae.capture.graphs import REPAY
 from ppl_vae.data import Dataset
 from ppl_vae.data.held import form_of, split_of
 from ppl_vae.data.streams import Stream, gathered
 from ppl_vae.objectives import ELBO, Regularized, Regularizer
 from ppl_vae.objectives.losses import Program
-from ppl_vae.svi import ALONE, REPAY, SVI, Compile, OptimizerFactory
+from ppl_vae.svi import ALONE, SVI, Compile, OptimizerFactory
 from ppl_vae.training.loop import Loop
 from ppl_vae.training.ranks import Ranks
 from ppl_vae.training.rehearsal import StrangersError

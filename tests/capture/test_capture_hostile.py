@@ -447,7 +447,7 @@ def test_a_number_that_numpy_reads_becomes_no_input(caplog):
         net.temperature = 1.0 if step < 4 else 2.0 if step < 12 else 0.5
 
     svi = beside_pyro(act, Reads, steps=25)
-    assert svi._fixed
+    assert svi._graphs._fixed
     assert not [r for r in caplog.records if r.levelno == logging.WARNING]
 
 
@@ -506,7 +506,7 @@ def test_whole_numbers_of_an_object_become_inputs(caplog):
             return self.d(z) * (1 + self.epoch / 10)
 
     svi = beside_pyro(lambda step, net, svi: setattr(net, "epoch", step), Epochs, steps=30)
-    assert svi._made <= 3
+    assert svi._graphs.made <= 3
     assert not [r for r in caplog.records if r.levelno == logging.WARNING]
 
 
@@ -615,7 +615,7 @@ def test_a_large_buffer_costs_nothing():
     svi.step(data(0))
     svi.step(data(1))
     assert time.process_time() - began < 2
-    assert not next(iter(svi._graphs.values()))[0].written
+    assert not next(iter(svi._graphs)).written
 
 
 def test_a_distribution_that_is_made_once():

@@ -17,7 +17,7 @@ from replays import TracedReplay, stand_in
 from torch import Tensor
 
 from ppl_vae import SVI, VAE, fit, likelihoods, networks, objectives, posteriors, priors
-from ppl_vae import svi as svi_module
+from ppl_vae.capture import graphs as graphs_module
 from ppl_vae.capture import whole
 from ppl_vae.training import DivergedError
 
@@ -64,7 +64,7 @@ def trained(
 
 
 def wholes(svi: SVI) -> list[whole.WholeStep]:
-    return [graph.whole for graphs in svi._graphs.values() for graph in graphs if graph.whole is not None]
+    return [graph.whole for graph in svi._graphs if graph.whole is not None]
 
 
 def compared(**options: Any) -> SVI:
@@ -350,7 +350,7 @@ def test_the_update_stays_outside_where_processes_exchange_gradients(replays: ty
 def test_what_no_guard_sees_is_found_after_uses_of_the_whole_step(
     replays: type[TracedReplay], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(svi_module._INTERVAL, "cpu", 20)
+    monkeypatch.setitem(graphs_module._INTERVAL, "cpu", 20)
     vae = program()
     hidden = itertools.chain([1.0] * 15, itertools.repeat(0.0))  # an iterator's insides: out of sight
 
