@@ -1,4 +1,4 @@
-"""The checks that `VAE` makes of its pieces and its data at construction."""
+"""The checks that `VAE` makes of its pieces at construction."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import pyro.distributions as dist
+import torch
+from pyro import poutine
 from torch import Tensor, nn
 
-from ppl_vae._distributions import innermost
+from ppl_vae._scopes import evaluation_mode, untouched_random_state
+from ppl_vae._tensors import leaves_of
+from ppl_vae.distributions.foreign import as_pyro
 from ppl_vae.networks import Binding, Shape
 
 if TYPE_CHECKING:
@@ -56,32 +60,18 @@ def takes_y(piece: object) -> bool:
         return False
 
 
+def check_callable(role: str, piece: object) -> None:
+    if isinstance(piece, type) or not callable(piece):
+        raise TypeError(
+            f"{role} is {piece!r}; expected an object or a function that returns a distribution, such as "
+            "priors.StandardNormal(latent_dim=2)"
+        )
+
+
 def bind_piece(piece: object, binding: Binding) -> None:
     bind = getattr(piece, "bind", None)
     if bind is not None:
         bind(binding)
-
-
-def outside_support(likelihood: object, support: object, x: Tensor) -> str:
-    name = getattr(likelihood, "__name__", type(likelihood).__name__)
-    if hasattr(support, "explain"):  # names the column of a table
-        return f"the data hold {support.explain(x)}, outside the support of {name}"
-    if x.isnan().any():
-        return (
-            f"the data hold missing values (NaN), outside the support of {name}; likelihoods.Mixed takes them, with a "
-            "posterior whose network is a networks.TableEncoder"
-        )
-    where = f"outside the support of {name} ({innermost(support)})"
-    message = f"the data hold values from {x.min():.4g} to {x.max():.4g}, {where}"
-    if hasattr(likelihood, "allow_grey"):
-        message += (
-            "; binarise them (binarize='threshold', 'dynamic' or 'fixed'), or accept grey values in [0, 1], "
-            "which are no likelihood, with allow_grey=True"
-        )
-    if getattr(support, "is_discrete", False) and not hasattr(likelihood, "allow_grey"):
-        fix = "give it as many levels as the data have (bins), or whole numbers where it is one of counts"
-        return f"{message}; {fix}, or choose a likelihood for such data"
-    return message + "; or choose a likelihood for such data, for instance Normal"
 
 
 def check_distribution(role: str, result: Any, batch_shape: Shape, event_shape: Shape | None) -> None:
@@ -103,6 +93,42 @@ def check_distribution(role: str, result: Any, batch_shape: Shape, event_shape: 
             f"{role} returned {type(result).__qualname__}, which does not expand to more data ({error}); give its "
             "class a method expand(batch_shape, _instance=None)"
         ) from error
+
+
+def event_shape_of(p_z: Any) -> Shape:
+    shape = tuple(p_z.event_shape)
+    if len(shape) != 1 or shape[0] < 1:
+        raise ValueError(
+            f"prior returned a distribution of event_shape {shape}; expected (latent,), a vector of at "
+            "least one dimension, for instance Normal(loc, scale).to_event(1)"
+        )
+    return shape
+
+
+def tried(vae: nn.Module, role: str, *arguments: Tensor, event_shape: Shape | None = None) -> Any:
+    """Call the piece of a role once, in evaluation mode and without changing the random state, and check its result."""
+    before = list(vae.parameters())
+    with untouched_random_state(), evaluation_mode(vae), torch.enable_grad():
+        with poutine.trace(param_only=True) as tracer:
+            try:
+                result = as_pyro(getattr(vae, role)(*arguments))
+            except Exception as error:
+                shapes = ", ".join(str(tuple(a.shape)) for a in arguments) or "no argument"
+                raise ValueError(f"{role} failed when called with {shapes}: {error}") from error
+        check_distribution(role, result, tuple(len(a) for a in arguments[:1]), event_shape)
+        known = {id(p) for p in vae.parameters()}
+        if known != {id(p) for p in before}:
+            raise ValueError(
+                f"{role} has taken over parameters of another module from Pyro's store (PyroModules without a name "
+                "share theirs): give it a name of its own, as in super().__init__('my_prior')"
+            )
+        known |= {id(cast(Any, site["value"]).unconstrained()) for site in tracer.trace.nodes.values()}
+        if any(id(leaf) not in known for leaf in leaves_of(result.log_prob(result.sample()))):
+            raise ValueError(
+                f"{role} depends on a parameter that the VAE cannot see, so that nothing would train it: make it "
+                "an nn.Module that owns its networks and parameters, or declare it with pyro.param"
+            )
+    return result
 
 
 class GivenPiece(nn.Module):

@@ -17,34 +17,31 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.distributions.util import is_validation_enabled
 from pyro.params import param_with_module_name
 from torch import Tensor, nn
 
-from ppl_vae._distributions import centre, check_same_space, describe, expectation, innermost
-from ppl_vae._draws import UnstoppedDraws
+from ppl_vae._distributions import centre, check_same_space, expectation
 from ppl_vae._home import at_home
 from ppl_vae._piece_checks import (
     GivenPiece,
     bind_piece,
-    check_distribution,
+    check_callable,
+    event_shape_of,
     mean_of,
-    outside_support,
     takes_y,
+    tried,
     x_shape_of,
     y_shape_of,
 )
 from ppl_vae._recorded import state_of
-from ppl_vae._scopes import evaluation_mode, untouched_random_state
+from ppl_vae._scopes import evaluation_mode
 from ppl_vae._shown import Shown
-from ppl_vae._tensors import leaves_of, moved
+from ppl_vae._support_checks import check_support
 from ppl_vae._validation import is_integer
 from ppl_vae.data.conditions import LIBRARY_SIZE
-from ppl_vae.data.survey import values_of
 from ppl_vae.distributions.foreign import as_pyro
 from ppl_vae.networks import Binding, Shape
-from ppl_vae.networks.binding import rows_at_once
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Float64
@@ -54,7 +51,6 @@ if TYPE_CHECKING:
 # returns a distribution of Pyro, torch or zuko: see priors.Prior, likelihoods.Likelihood, posteriors.Posterior
 Piece = Callable[..., Any]
 
-_GREY = "grey values under a Bernoulli: the value is not a likelihood"
 _counter = itertools.count()
 _names: weakref.WeakKeyDictionary[VAE, str] = weakref.WeakKeyDictionary()
 
@@ -347,60 +343,7 @@ class VAE(nn.Module, Shown):
         Raises:
             ValueError: If data lie outside the support.
         """
-        like = next(self.parameters(), torch.empty(0))
-        with torch.no_grad(), evaluation_mode(self), untouched_random_state():
-            caveat, values = None, [False, False, False]  # whether the data hold 0, 1, other values
-            allows_grey = getattr(self.likelihood, "allow_grey", False)
-            z = torch.zeros(1, *self.latent_shape, device=like.device, dtype=like.dtype)
-            y = None if self.y_shape is None else torch.zeros(1, *self.y_shape, device=z.device, dtype=z.dtype)
-            p_x = self.p_x(z, y)
-            support = getattr(p_x, "support", None)
-            if support is None:
-                return None
-            for split in (data.train, data.validation):
-                if (known := values_of(split, support)) is not None:  # not in memory
-                    inside = known.surely_in(support, z.new_zeros(1, *split.x.shape[1:]))
-                    if inside or (allows_grey and known.grey and known.low >= 0 and known.high <= 1):
-                        caveat = caveat if inside else _GREY
-                        values = [True, True, values[2] or known.grey]
-                        continue
-                elif innermost(support) is torch.distributions.constraints.real and not isinstance(split.x, Tensor):
-                    continue  # of a source of the user's own only its batches are read
-                for x, *_ in split.batches(rows_at_once(split)) if len(split) else ():
-                    x = moved(x, like.device, like.dtype)
-                    zero, one = x == 0, x == 1
-                    values = [
-                        a or bool(b)
-                        for a, b in zip(values, (zero.any(), one.any(), (~(zero | one)).any()), strict=True)
-                    ]
-                    if support.check(x).all():
-                        self._check_missing(x, y)
-                        continue
-                    if not (allows_grey and ((x >= 0) & (x <= 1)).all()):
-                        raise ValueError(outside_support(self.likelihood, support, x))
-                    caveat = _GREY
-        if values == [True, True, False] and not getattr(support, "is_discrete", False):
-            caveat = f"0/1 data under a {describe(p_x)}: the value is a density, which no probability is; use Bernoulli"
-        return caveat
-
-    def _check_missing(self, x: Tensor, y: Tensor | None) -> None:
-        """Refuse data with missing values (NaN) that the likelihood accepts and the encoder does not."""
-        rows = x[x.flatten(1).isnan().any(1)][:1]
-        if not len(rows):
-            return
-        with pyro.validation_enabled(False), UnstoppedDraws():  # validation would blame a NaN parameter, not the data
-            try:
-                q_z = self.q_z(rows, y)
-                finite = bool(q_z.log_prob(q_z.sample()).isfinite().all())
-            except (RuntimeError, ValueError) as error:  # a network or a density that looks for NaN itself
-                if "same device" in str(error):
-                    raise
-                finite = False
-        if not finite:
-            raise ValueError(
-                "the data have missing values (NaN), which the posterior's network does not take; put its network into "
-                "networks.TableEncoder, which fills them"
-            )
+        return check_support(self, data)
 
     def _register(self) -> None:
         """Register the parameters as `pyro.module` does, and refuse a parameter that Pyro would not train.
@@ -479,11 +422,7 @@ class VAE(nn.Module, Shown):
         ``latent_dim`` if it has one.
         """
         for role, piece in self._pieces().items():
-            if isinstance(piece, type) or not callable(piece):
-                raise TypeError(
-                    f"{role} is {piece!r}; expected an object or a function that returns a distribution, "
-                    "such as priors.StandardNormal(latent_dim=2)"
-                )
+            check_callable(role, piece)
         if self.y_shape is not None and not any(self._takes_y.values()):
             raise ValueError(
                 "VAE is given a condition (y_shape, or a second column of data) that none of its pieces takes; "
@@ -496,7 +435,7 @@ class VAE(nn.Module, Shown):
         if hasattr(self.prior, "bind") and hasattr(self.prior, "latent_dim"):
             latent_shape: Shape = (self.prior.latent_dim,)
         else:
-            latent_shape = self._event_shape(self._try("prior", self.prior, *given["prior"]))
+            latent_shape = event_shape_of(tried(self, "prior", *given["prior"]))
         self._visible_dim: int | None = getattr(self.prior, "visible_dim", None)
         visible = latent_shape if self._visible_dim is None else (self._visible_dim,)
         binding = Binding(self.x_shape, latent_shape, self.y_shape, train=None if data is None else data.train)
@@ -504,42 +443,8 @@ class VAE(nn.Module, Shown):
         bind_piece(self.posterior, replace(binding, prior=self.prior))
         bind_piece(self.prior, replace(binding, posterior=self.posterior))
         z = torch.zeros(2, *visible, device=like.device, dtype=like.dtype)
-        q_z = self._try("posterior", self.posterior, x, *given["posterior"], event_shape=latent_shape)
-        p_z = self._try("prior", self.prior, *given["prior"], event_shape=latent_shape)
-        self._try("likelihood", self.likelihood, z, *given["likelihood"], event_shape=self.x_shape)
+        q_z = tried(self, "posterior", x, *given["posterior"], event_shape=latent_shape)
+        p_z = tried(self, "prior", *given["prior"], event_shape=latent_shape)
+        tried(self, "likelihood", z, *given["likelihood"], event_shape=self.x_shape)
         check_same_space(p_z, q_z)
         return latent_shape
-
-    def _event_shape(self, p_z: Any) -> Shape:
-        shape = tuple(p_z.event_shape)
-        if len(shape) != 1 or shape[0] < 1:
-            raise ValueError(
-                f"prior returned a distribution of event_shape {shape}; expected (latent,), a vector of at "
-                "least one dimension, for instance Normal(loc, scale).to_event(1)"
-            )
-        return shape
-
-    def _try(self, role: str, piece: Piece, *arguments: Tensor, event_shape: Shape | None = None) -> Any:
-        """Call a piece once, in evaluation mode and without changing the random state, and check its result."""
-        before = list(self.parameters())
-        with untouched_random_state(), evaluation_mode(self), torch.enable_grad():
-            with poutine.trace(param_only=True) as tracer:
-                try:
-                    result = as_pyro(piece(*arguments))
-                except Exception as error:
-                    shapes = ", ".join(str(tuple(a.shape)) for a in arguments) or "no argument"
-                    raise ValueError(f"{role} failed when called with {shapes}: {error}") from error
-            check_distribution(role, result, tuple(len(a) for a in arguments[:1]), event_shape)
-            known = {id(p) for p in self.parameters()}
-            if known != {id(p) for p in before}:
-                raise ValueError(
-                    f"{role} has taken over parameters of another module from Pyro's store (PyroModules without a name "
-                    "share theirs): give it a name of its own, as in super().__init__('my_prior')"
-                )
-            known |= {id(cast(Any, site["value"]).unconstrained()) for site in tracer.trace.nodes.values()}
-            if any(id(leaf) not in known for leaf in leaves_of(result.log_prob(result.sample()))):
-                raise ValueError(
-                    f"{role} depends on a parameter that the VAE cannot see, so that nothing would train it: make it "
-                    "an nn.Module that owns its networks and parameters, or declare it with pyro.param"
-                )
-        return result
