@@ -25,6 +25,7 @@ pytestmark = pytest.mark.ci
 
 X = (torch.rand(100, 6, generator=torch.Generator().manual_seed(0)) > 0.5).float()
 ADAM = functools.partial(torch.optim.Adam, lr=1e-2)
+HALVING = functools.partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5)
 
 
 @pytest.fixture
@@ -40,6 +41,14 @@ def program() -> VAE:
         likelihood=likelihoods.Bernoulli(networks.MLP([5])),
         posterior=posteriors.DiagonalNormal(networks.MLP([5])),
     )
+
+
+@pytest.fixture(scope="module")
+def plain() -> Any:
+    """The run with the options by default, its steps taken one by one."""
+    with pytest.MonkeyPatch.context() as patch:
+        stand_in(patch)
+        return trained(patch, False)[0]
 
 
 class Halved(Callback):
@@ -79,18 +88,15 @@ def assert_same_run(ours: Any, theirs: Any) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {},
-        {"objective": objectives.IWAE(3)},
-        {"clip_norm": 0.1},
-        {"batch_size": 7},  # the last batch of an epoch is smaller
-        {"scheduler": functools.partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5)},
-        {"regularizer": regularizers.KLWeight(schedule="linear", steps=60)},  # counts the steps itself
-        {"objective": Trace_ELBO()},  # tells no terms
-        {"callbacks": [Halved()]},
-        {"stop": lambda: False},
-        {"precision": "bf16"},
+        pytest.param({"batch_size": 7}, id="ragged"),  # the last batch of an epoch is smaller
+        pytest.param({"regularizer": regularizers.KLWeight(schedule="linear", steps=60)}, id="weight"),  # counts steps
+        pytest.param({"callbacks": [Halved()]}, id="callback"),
+        pytest.param({"objective": Trace_ELBO(), "clip_norm": 0.1}, id="Pyro"),  # tells no terms
+        pytest.param({"objective": objectives.IWAE(3)}, id="IWAE", marks=pytest.mark.slow),
+        pytest.param({"scheduler": HALVING}, id="schedule", marks=pytest.mark.slow),
+        pytest.param({"stop": lambda: False}, id="stop", marks=pytest.mark.slow),
+        pytest.param({"precision": "bf16"}, id="bf16", marks=pytest.mark.slow),
     ],
-    ids=["plain", "IWAE", "clipped", "ragged", "schedule", "weight", "Pyro", "callback", "stop", "bf16"],
 )
 def test_a_run_is_bit_for_bit_that_of_steps_one_by_one(
     replays: type[TracedReplay], monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
@@ -222,7 +228,7 @@ def test_a_number_that_a_callback_changes_is_followed(
     found = []
     for by_itself in (True, False):
         weighted = Weighted()
-        options = {"epochs": 8, "callbacks": [weighted], "regularizer": weighted.regularizer}
+        options = {"epochs": 5, "callbacks": [weighted], "regularizer": weighted.regularizer}
         found.append(trained(monkeypatch, by_itself, **options))
     assert sum(found[0][1][-10:]) > 50
     assert_same_run(found[0][0], found[1][0])
@@ -258,10 +264,8 @@ def test_a_setting_that_changes_each_epoch_keeps_its_recordings(
 
 
 def test_a_recording_that_fails_leaves_steps_one_by_one(
-    replays: type[TracedReplay], monkeypatch: pytest.MonkeyPatch
+    replays: type[TracedReplay], monkeypatch: pytest.MonkeyPatch, plain: Any
 ) -> None:
-    theirs, _ = trained(monkeypatch, False)
-
     def fails(self: EpochFeed) -> tuple[Tensor, ...]:
         raise RuntimeError("no such kernel")
 
@@ -269,14 +273,13 @@ def test_a_recording_that_fails_leaves_steps_one_by_one(
         patch.setattr(EpochFeed, "draw", fails)
         ours, taken = trained(monkeypatch, True)
     assert not taken
-    assert_same_run(ours, theirs)
+    assert_same_run(ours, plain)
 
 
 def test_a_recording_that_draws_other_rows_is_refused(
-    replays: type[TracedReplay], monkeypatch: pytest.MonkeyPatch
+    replays: type[TracedReplay], monkeypatch: pytest.MonkeyPatch, plain: Any
 ) -> None:
     """As one in which a place was frozen."""
-    theirs, _ = trained(monkeypatch, False)
     draw, calls = EpochFeed.draw, []
 
     def frozen(self: EpochFeed) -> tuple[Tensor, ...]:
@@ -288,7 +291,7 @@ def test_a_recording_that_draws_other_rows_is_refused(
         ours, taken = trained(monkeypatch, True)
     assert calls
     assert not taken
-    assert_same_run(ours, theirs)
+    assert_same_run(ours, plain)
 
 
 @pytest.mark.parametrize("known", [True, False])
