@@ -10,8 +10,9 @@ therefore used only while everything that it depends on is unchanged:
 - `signature`: the arguments and torch's switches. They form the key of a graph.
 - `entered`, `places`, `reach`, `guards`: the Python values that a step can read, found from the functions that ran.
   They are checked before a step, by identity, at the cost of a few calls into C.
-- `eager`, `comparing`, `step`: the graph, compared with the eager step before its first use, on the first other data,
-  and at intervals after that. The comparison finds changes that no guard sees.
+- `making`: the step runs once under watch, and is traced. `eager`, `comparing`, `step`: the graph, compared with the
+  eager step before its first use, on the first other data, and at intervals after that. The comparison finds changes
+  that no guard sees.
 - `graphs`: the graphs of one program, which of them a step uses, and when another is made.
 - `tracing` makes Pyro traceable. `state` notes what a step writes, and puts it back after a trial. `simplify` makes the
   graph shorter. `replay` runs the graph on a GPU; `whole` takes the optimiser's update in the same launch.

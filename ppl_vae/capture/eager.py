@@ -30,6 +30,43 @@ class Step(NamedTuple):
     others: list[Other] = []  # noqa: RUF012  (never changed)
 
 
+class Form(NamedTuple):
+    """What the outputs of a graph stand for: the gradients, and the terms of the loss that are tensors.
+
+    Attributes:
+        has_gradient: Whether each parameter gets a gradient.
+        others: The other tensors that get one, as in `Step`.
+        loss: The loss, with None in the place of the terms.
+        terms: The names of the terms.
+    """
+
+    has_gradient: list[bool]
+    others: list[Tensor | int]
+    loss: BatchLoss
+    terms: list[str]
+
+    @classmethod
+    def of(cls, step: Step) -> Form:
+        """Return the form of a step."""
+        terms = [name for name, term in step.loss._asdict().items() if isinstance(term, Tensor)]
+        without: dict[str, Any] = dict.fromkeys(terms)
+        gradients, others = [g is not None for g in step.gradients], [other for other, _ in step.others]
+        return cls(gradients, others, step.loss._replace(**without), terms)
+
+    def flat(self, step: Step) -> tuple[Tensor, ...]:
+        """Return the gradients and terms of a step of this form, one after the other."""
+        gradients = (gradient for gradient in step.gradients if gradient is not None)
+        return *gradients, *(g for _, g in step.others), *(getattr(step.loss, name) for name in self.terms)
+
+    def step(self, flat: Sequence[Tensor]) -> Step:
+        """Return the step of these gradients and terms."""
+        outputs = iter(flat)
+        gradients = [next(outputs) if has else None for has in self.has_gradient]
+        others = [(other, next(outputs)) for other in self.others]
+        terms: dict[str, Any] = {name: next(outputs) for name in self.terms}
+        return Step(self.loss._replace(**terms), gradients, others)
+
+
 def eager_step(run: Callable[..., BatchLoss], leaves: list[Tensor], inputs: Sequence[Any], mean: bool) -> Step:
     """Run a step eagerly, through Pyro, and return its gradients instead of leaving them in ``.grad``."""
     with torch.enable_grad():

@@ -4,36 +4,27 @@ from __future__ import annotations
 
 import functools
 import logging
-import operator
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pyro
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_vae.capture.comparing import Comparison, Outcome
 from ppl_vae.capture.compiled import compiled
-from ppl_vae.capture.eager import Step, eager_step, own, placed
-from ppl_vae.capture.entered import Entered
-from ppl_vae.capture.guards import Guards
-from ppl_vae.capture.reach import MOST, Reach
+from ppl_vae.capture.eager import Form, Step, eager_step, placed
+from ppl_vae.capture.making import held_by, trace, watched
 from ppl_vae.capture.replay import CudaReplay, is_on_gpu
 from ppl_vae.capture.simplify import apart, simplify
-from ppl_vae.capture.state import PythonRandom, Snapshot, Written, sharing, storages, untouched, whole
-from ppl_vae.capture.tracing import CaptureError, NotNowError, OutgrownError, explained, traceable_pyro
+from ppl_vae.capture.state import Snapshot, sharing, storages, untouched, whole
+from ppl_vae.capture.tracing import CaptureError, OutgrownError, explained
 from ppl_vae.objectives.impossible import Limits
 from ppl_vae.objectives.losses import BatchLoss
 
 logger = logging.getLogger(__name__)
-
-# the program's own counters are advanced by these numbers, to see whether the program computes with them
-_AHEAD = (1, 2, 3, 4, 7, 50, 997, 100_003, 10_000_019)
-
-_READS_NUMBERS = "it reads numbers out of a tensor (.numpy(), .tolist()); compute with tensors"
 
 Graph = Callable[..., tuple[Tensor, ...]]
 
@@ -101,10 +92,11 @@ class CapturedStep:
         self.fed: Any = None
         self.why_unfed: str | None = None
         self.short = 0
-        self.written: list[Tensor] = []
         self.touched: frozenset[int] = frozenset()
         with explained():
-            self._watch(tensors, numbers, roots, parameters)
+            step = functools.partial(eager_step, run, self.leaves, [*tensors, *numbers], mean)
+            self.guards, self.written, self._expected = watched(step, self.leaves, tensors, roots, parameters)
+        self._example = functools.partial(self._taken_aside, tensors, numbers)
         self._comparison = Comparison(
             self._expected.step, self.leaves, tuple(parameters or ()), full=full, autocast=bool(self._autocast)
         )
@@ -119,7 +111,9 @@ class CapturedStep:
         inputs = self.inputs(tensors, numbers)
         on_cpu = all(t.device.type == "cpu" for t in (*inputs, *self.leaves))
         self._may_overflow = on_cpu and bool(self._sizes)
-        graph = self._trace_twice(inputs)
+        # the watched run had Python numbers where some of the inputs are tensors; else watching again costs time alone
+        watch = len(inputs) > self._count
+        graph = trace(self._joint, inputs, self.guards, self.written, watch=watch)
         if full:
             self._take(compiled(graph, on_cpu), graph, inputs)
         else:
@@ -167,14 +161,14 @@ class CapturedStep:
         """Why the optimiser's update cannot be part of the same CUDA graph; None where it can (`WholeStep`)."""
         if self._replay is None:
             return "the step is no CUDA graph"
-        if self.is_partial or self._others:
+        if self.is_partial or self.form.others:
             return "a parameter gets no gradient, or another tensor gets one"
         return "an operation of the step may raise an error" if self._may_fail else None
 
     @property
     def is_partial(self) -> bool:
         """Whether some parameter gets no gradient."""
-        return not all(self._has_gradient)
+        return not all(self.form.has_gradient)
 
     def inputs(self, tensors: Sequence[Tensor], numbers: Sequence[float] = ()) -> list[Tensor]:
         """Return the inputs of the graph: the tensors, and the numbers that are inputs, as tensors."""
@@ -224,26 +218,10 @@ class CapturedStep:
 
     def unpack(self, flat: Sequence[Tensor]) -> Step:
         """Return the step that the graph's outputs stand for."""
-        step = self.form(flat)
+        step = self.form.step(flat)
         for i in self._borrowed:
             step.gradients[i] = torch.empty_like(self.leaves[i]).copy_(step.gradients[i])  # type: ignore[arg-type]
         return step
-
-    def form(self, flat: Sequence[Tensor]) -> Step:
-        """Return the step of these gradients and terms, in the order of `flat`."""
-        outputs = iter(flat)
-        gradients = [next(outputs) if has else None for has in self._has_gradient]
-        others = [(other, next(outputs)) for other in self._others]
-        terms: dict[str, Any] = {name: next(outputs) for name in self._computed}
-        return Step(self._loss._replace(**terms), gradients, others)
-
-    def flat(self, step: Step) -> tuple[Tensor, ...]:
-        """Return the gradients and terms of a step, as the graph gives them."""
-        return (
-            *(g for g in step.gradients if g is not None),
-            *(g for _, g in step.others),
-            *(getattr(step.loss, name) for name in self._computed),
-        )
 
     def run(self, tensors: list[Tensor], numbers: Sequence[float]) -> tuple[Step, str | None]:
         """Take the step by the graph. Where the graph fails, take it eagerly, and say so."""
@@ -344,109 +322,21 @@ class CapturedStep:
 
     # making it -----------------------------------------------------------------------------------------------------
 
-    def _watch(
-        self,
-        tensors: list[Tensor],
-        numbers: Sequence[float],
-        roots: Sequence[object],
-        parameters: Mapping[str, Tensor] | None,
-    ) -> None:
-        """Run the step eagerly, find what it depends on and writes to, and put everything back."""
-        within_reach = Guards(*roots, parameters=parameters)
-        known = {id(leaf) for leaf in self.leaves}  # before a trial run: what a hook does cannot be undone
-        trained = [m for m in within_reach.reach.modules if any(id(p) in known for p in m.parameters())]
-        _refuse_hooks({id(part) for module in trained for part in module.modules()}, within_reach)
-        buffers = [(buffer, buffer._version) for buffer in within_reach.buffers()]
-        before, python = Snapshot(), PythonRandom(within_reach.reach.generators)
-        reached = {id(t): t for t in (*self.leaves, *within_reach.reach.tensors.values())}.values()
-        data = [(t, t.detach()) for t in reached if t.layout is torch.strided]
-        entered, written = Entered(), Written()
-        try:
-            with pyro.validation_enabled(False), entered, written:
-                step = eager_step(self._run, self.leaves, [*tensors, *numbers], self._mean)
-            self.written = written.tensors()
-            self._expected = Outcome(placed(step, tensors), Snapshot(self.written))
-            self._example = functools.partial(self._taken_aside, tensors, numbers)
-            unseen = any(b._version != version and not written.touches([b]) for b, version in buffers)
-            replaced = before.replaced()
-        finally:
-            read = list(entered.read)
-            before.put_back()
-            written.put_back()
-            given = [(t, old) for t, old in data if t.data_ptr() != old.data_ptr()]
-            for t, old in given:
-                t.data = old
-            moved = python.put_back()
-            met = Reach(entered).visit(*roots).visit_entered()
-            within_reach.put_back({source.identity for source in met.sources})
-        if moved is not None:
-            raise CaptureError(
-                f"the program draws from {moved}, which a graph cannot; draw with torch, or give the draws as arguments"
-            )
-        if replaced is not None:
-            raise CaptureError(f"the program replaces parameter {replaced!r} in Pyro's store while it runs")
-        if given:
-            raise CaptureError("the program gives a tensor other memory (.data = ...); write into it, as by copy_()")
-        if written.touches(tensors):
-            raise CaptureError("the program writes into one of its arguments; let it write into a clone")
-        if unseen:
-            raise CaptureError("the program writes into a buffer by an operation that does not say so")
-        if storages(read) & storages(tensors) or not all(map(written.is_old, read)):
-            raise CaptureError(_READS_NUMBERS)
-        self.guards = Guards(*roots, entered=entered, parameters=parameters)
-        _refuse(self.guards)
-        read += [t for t in written.numbers if written.is_old(t)]
-        self.guards.guard_numbers(read)
-
-    def _trace_twice(self, inputs: list[Tensor]) -> fx.GraphModule:
-        """Trace the graph. If the program changes Python values, trace again, to see whether it computes with them."""
-        try:
-            graph = self._trace(inputs)
-            changes = list(self.guards.changes())
-            if changes:
-                self.guards.forget(changes)
-                for ahead in (0, *_AHEAD):  # a schedule may begin later
-                    self.guards.advance(changes, ahead)
-                    again = self._trace(inputs)
-                    if not _same_graph(graph, again) or self.guards.changed() is not None:
-                        raise CaptureError(
-                            f"the program changes a Python value while it runs, and computes with it: {changes[0]}"
-                        )
-                    if not self.guards.can_advance(changes):
-                        break
-        finally:
-            self.guards.put_back()
-        return graph
-
-    def _trace(self, inputs: list[Tensor]) -> fx.GraphModule:
-        clones = own(inputs)
-        numbers = clones[len(clones) - len(self.guards.lifted()) :]
-        # the watched run had Python numbers where some of these tensors are; else watching again costs time alone
-        entered = Entered(watch=len(clones) > self._count)
-        with explained(), untouched(self.written), traceable_pyro(), self.guards.replaced(numbers), entered:
-            graph = make_fx(self._joint)(*clones)
-        if storages(entered.read) & storages(clones):
-            raise CaptureError(_READS_NUMBERS)
-        return graph
-
     def _joint(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Compute the step as a function of tensors, to be traced."""
         lifted = iter(tensors[self._count :])
         numbers = [next(lifted) if constant is None else constant for constant in self.constants]
         step = placed(eager_step(self._run, self.leaves, [*tensors[: self._count], *numbers], self._mean), tensors)
-        self._has_gradient = [gradient is not None for gradient in step.gradients]
-        self._others = [other for other, _ in step.others]
         assert step.loss.surrogate is not None
         loss = step.loss._replace(surrogate=step.loss.surrogate.detach(), limits=Limits())
-        terms: dict[str, Any] = {name: term for name, term in loss._asdict().items() if isinstance(term, Tensor)}
-        self._computed: dict[str, Any] = dict.fromkeys(terms)
-        self._loss = loss._replace(**self._computed)
-        return *(g for g in step.gradients if g is not None), *(g for _, g in step.others), *terms.values()
+        step = step._replace(loss=loss)
+        self.form = Form.of(step)
+        return self.form.flat(step)
 
     def _take(self, graph: Graph, module: fx.GraphModule, inputs: list[Tensor]) -> None:
         """Use this graph, if it computes what the program computes."""
         self._kernels = graph
-        held = {id(t): t for t in _held(module) if isinstance(t, Tensor)}
+        held = {id(t): t for t in held_by(module) if isinstance(t, Tensor)}
         self.state = [*self.leaves, *self.guards.buffers(), *held.values()]
         self._may_fail = any(map(_checks, module.graph.nodes))
         for run in self._ways(graph, inputs):
@@ -488,7 +378,7 @@ class CapturedStep:
         self.guards.guard_numbers([t for t in on_cpu if t.numel()])  # the recording has their present values
         self._replay = replay
         # the optimiser uses the gradients before the next call, but the caller may keep the other outputs for longer
-        first = sum(self._has_gradient)
+        first = sum(self.form.has_gradient)
 
         def run(*tensors: Tensor) -> tuple[Tensor, ...]:
             outputs = replay(*tensors)
@@ -522,39 +412,9 @@ def _sizes(values: Sequence[float | Tensor]) -> list[float]:
     return [abs(value) for value in values if not isinstance(value, Tensor)]
 
 
-def _refuse(guards: Guards) -> None:
-    if guards.reach.is_full:
-        raise NotNowError(f"what it reads holds more than {MOST:,} Python values, too many to look at in every step")
-    if guards.reach.opaque:
-        raise NotNowError(guards.reach.opaque[0])
-    _refuse_hooks({id(module) for module in guards.reach.modules}, guards)
-    if any(t._backward_hooks or t._post_accumulate_grad_hooks for t in guards.reach.tensors.values() if t.is_leaf):
-        raise NotNowError("a parameter has a hook, whose Python code runs at every step; remove the hook to capture")
-
-
-def _refuse_hooks(modules: Set[int], guards: Guards) -> None:
-    """Refuse hooks of these modules, and hooks for all modules."""
-    for name, hooks, owner in guards.reach.hooks:
-        if hooks and (owner is None or id(owner) in modules):
-            raise NotNowError(f"a {name} has a hook, whose Python code runs at every step; remove the hook to capture")
-
-
 def _checks(node: fx.Node) -> bool:
     """Whether an operation may raise on the values of its arguments."""
     schema = getattr(node.target, "_schema", None)
     if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()):
         return True
     return schema is not None and (not schema.returns or "linalg" in schema.name or "cholesky" in schema.name)
-
-
-def _held(graph: fx.GraphModule) -> list[Any]:
-    """Return what a graph reads from attributes of its module."""
-    return [operator.attrgetter(str(node.target))(graph) for node in graph.graph.nodes if node.op == "get_attr"]
-
-
-def _same_graph(a: fx.GraphModule, b: fx.GraphModule) -> bool:
-    """Whether two traces hold the same operations on the same tensors and numbers."""
-    return a.code == b.code and all(
-        x is y or (isinstance(x, Tensor) and isinstance(y, Tensor) and torch.equal(x, y))
-        for x, y in zip(_held(a), _held(b), strict=True)
-    )

@@ -124,7 +124,7 @@ class WholeStep:
     def __call__(self, *inputs: Tensor) -> Step:
         """Take the step and move the parameters. The gradients lie in memory that the next call overwrites."""
         self.uses += 1
-        step = self._graph.form(self._replay(*inputs))
+        step = self._graph.form.step(self._replay(*inputs))
         terms: dict[str, Any] = {name: t for name, t in step.loss._asdict().items() if isinstance(t, Tensor)}
         own = list(map(torch.empty_like, terms.values()))
         torch._foreach_copy_(own, list(terms.values()))  # one kernel
@@ -142,7 +142,7 @@ class WholeStep:
         step = self._moved(self._launched(*inputs))
         if self.feed is not None:
             self.feed.note(step.loss)
-        return self._graph.flat(step)
+        return self._graph.form.flat(step)
 
     def _launched(self, *inputs: Tensor) -> Step:
         batch = () if self.feed is None else self.feed.draw()
