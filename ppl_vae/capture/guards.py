@@ -160,8 +160,12 @@ class Guards:
         self._values = [_read(source) for source in self._sources]
         moving = {place[0] for place in (*self._ignored, *self._lifted)}
         self._slow = [i for i in range(len(self._sources)) if i in moving]
-        self._reads = [(s.read, s.home) for i, s in enumerate(self._sources) if i not in moving]
-        values = [values for i, values in enumerate(self._values) if i not in moving]
+        still = [pair for i, pair in enumerate(zip(self._sources, self._values, strict=True)) if i not in moving]
+        is_empty = [not values and type(s.home) in (dict, set, list) and not s.home for s, values in still]
+        self._empty = [s.home for (s, _), empty in zip(still, is_empty, strict=True) if empty]  # half of all places
+        held = [pair for pair, empty in zip(still, is_empty, strict=True) if not empty]
+        self._reads = [(s.read, s.home) for s, _ in held]
+        values = [values for _, values in held]
         self._flat = list(chain.from_iterable(values))
         self._lengths = list(map(len, values))
         self._open = [(i, s.home, frozenset(s.home)) for i, s in enumerate(self._sources) if s.grows]
@@ -178,6 +182,7 @@ class Guards:
             return (
                 list(map(len, now)) == self._lengths
                 and all(map(operator.is_, chain.from_iterable(now), self._flat))
+                and not any(self._empty)
                 and not any(self._hooks)
                 and list(map(type, self._objects)) == self._kinds
                 and [len(home) for _, home, _ in self._open] == self._sizes
