@@ -12,9 +12,9 @@ from torch.nn.functional import one_hot
 
 from ppl_vae._validation import check_positive_int, check_seed, is_real
 from ppl_vae.data.dataset import Dataset
-from ppl_vae.data.rows import LazyRows
 from ppl_vae.data.sparse import row_totals
 from ppl_vae.data.splits import Split
+from ppl_vae.data.streams import chosen
 
 LIBRARY_SIZE = "log library size"  # in `Split.conditions`, for the entry that holds it
 
@@ -169,10 +169,7 @@ def with_few_labels(dataset: Dataset, labels: int, *, seed: int = 0, share: floa
     copies = max(1, round(share / (1 - share) * (total - labels) / labels))
     column = torch.zeros_like(every).index_copy_(0, kept, every[kept] / copies)
     rows = torch.cat([torch.arange(total, device=kept.device), kept.repeat(copies - 1)])
-    x = train.x[rows] if isinstance(train.x, Tensor) else LazyRows(train.x, rows.cpu())
-    numbers = rows if train.rows is None else train.rows.to(rows.device)[rows]
-    ids = None if train.ids is None else train.ids[rows.cpu().numpy()]
-    return replace(found, train=replace(train, columns=(x, column[rows]), labels=own[rows], rows=numbers, ids=ids))
+    return replace(found, train=chosen(replace(train, columns=(train.x, column)), rows))
 
 
 def recoded(split: Split, conditions: Sequence[str]) -> Split:

@@ -216,7 +216,12 @@ def _split_of(held: Any, form: Form, labels: Any = None) -> tuple[Split, Any]:
             raise ValueError("the data are a Subset that names no rows: name at least one")
         whole = _split_of(held.dataset, form)[0]
         if not isinstance(whole, ItemSplit | Stream):
-            return chosen(whole, torch.as_tensor(held.indices)), None
+            rows = torch.as_tensor(held.indices)
+            if not 0 <= int(rows.min()) <= int(rows.max()) < len(whole):
+                raise ValueError(
+                    f"a Subset names rows up to {int(rows.max())} of {len(whole)}: name rows that are there"
+                )
+            return chosen(whole, rows), None
     filed = isinstance(held, np.memmap) and held.filename and held.mode != "c" and held.flags.c_contiguous
     if filed and 4 * held.size * _SHARE > memory():
         return Split((mapped(held, form.read_rows),)), None

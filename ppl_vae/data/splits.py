@@ -190,11 +190,14 @@ class Split:
         columns = [next(stream(column, [index])) for column in self.columns]
         if self.dynamic:
             columns[0] = self._rule()(columns[0], index)
-        labels = None if self.labels is None else self.labels[: len(index)]
-        rows = None if self.rows is None else self.rows[: len(index)]
-        ids = None if self.ids is None else self.ids[: len(index)]
-        names = {n: getattr(self, n) for n in ("label_names", "column_names", "conditions", "categories")}
-        return Split(tuple(columns), labels, bins=self.bins, rows=rows, ids=ids, **names)
+        names = {n: getattr(self, n) for n in ("bins", "label_names", "column_names", "conditions", "categories")}
+        return Split(tuple(columns), **self.beside(index), **names)
+
+    def beside(self, rows: Int[Tensor, " m"]) -> dict[str, Any]:
+        """Return the labels, the numbers and the ids of some rows, by the names of these fields."""
+        labels = None if self.labels is None else self.labels[rows.to(self.labels.device)]
+        numbers = None if self.rows is None else self.rows[rows.to(self.rows.device)]
+        return {"labels": labels, "rows": numbers, "ids": None if self.ids is None else self.ids[rows.cpu().numpy()]}
 
     def still(self) -> Split:
         """Return this split with the same values each time it is read; a dynamic split keeps the draw of `head`.

@@ -172,12 +172,9 @@ def gathered(split: Split, most: int | None = None) -> Split:
 
 
 def chosen(split: Split, rows: Tensor) -> Split:
-    """Return the rows with these numbers of a split in memory."""
-    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(split):
-        raise ValueError(f"a Subset names rows up to {int(rows.max())} of {len(split)}: name rows that are there")
-    columns = tuple(c[rows] if isinstance(c, Tensor) else LazyRows(c, rows) for c in split.columns)
-    labels = None if split.labels is None else split.labels[rows]
-    ids = None if split.ids is None else split.ids[rows.numpy()]
-    return replace(
-        split, columns=columns, labels=labels, rows=rows if split.rows is None else split.rows[rows], ids=ids
-    )
+    """Return the rows with these numbers of a split that has numbers; what is not in memory stays where it is."""
+    columns = tuple(c[rows.to(c.device)] if isinstance(c, Tensor) else LazyRows(c, rows.cpu()) for c in split.columns)
+    beside = split.beside(rows)
+    if split.rows is None:
+        beside["rows"] = rows
+    return replace(split, columns=columns, **beside)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ppl_vae._columns import VALUES, split_kind
 from ppl_vae._validation import did_you_mean, is_real
 from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.frames import as_array, coded_labels, frame_columns, ids_of, is_frame, is_number, refuse_odd
-from ppl_vae.data.partition import Source, check_options, divide
+from ppl_vae.data.partition import Division
 from ppl_vae.data.splits import Split
+from ppl_vae.data.streams import chosen
 
 _REAL = int | float | np.integer | np.floating
 _MOST_CATEGORIES = 100  # in a column of words; more are names or free text
@@ -111,7 +111,7 @@ def from_table(
         >>> people.columns, people.categories[2], people.train.x.shape
         (('real', 'count', 'categorical:2'), ('Bergen', 'Oslo'), torch.Size([3, 3]))
     """
-    check_options("none", 0.5, validation, test, seed)
+    division = Division(validation, test, seed)
     named, declared, index = _named_columns(table, name)
     titles = {}
     for what, value in (("labels", labels), ("ids", ids)):
@@ -143,16 +143,9 @@ def from_table(
         order = declared.get(titles.get("labels", ""))
         labels, words = coded_labels(aside.get("labels", labels), len(x), f"the labels of {name}", order)
     row_names = _names(aside.get("ids", index if ids is None else ids), len(x), f"the ids of {name}")
-    # `divide` refuses NaN in its data, so it gets a column of zeros as data and the table as second column
-    source = Source(name, torch.zeros(len(x), 1), labels, (x,))
-    divided = divide(source, "none", 0.5, validation, test, int(seed))
-
-    def part(split: Split) -> Split:
-        own = None if row_names is None else row_names[cast(Tensor, split.rows).numpy()]
-        names = {"label_names": words, "column_names": tuple(named), "categories": codes}
-        return Split(split.columns[1:], split.labels, rows=split.rows, ids=own, **names)
-
-    train, held_out, tested = map(part, (divided.train, divided.validation, divided.test))
+    names = {"label_names": words, "column_names": tuple(named), "categories": codes}
+    whole = Split((x,), labels, ids=row_names, **names)
+    train, held_out, tested = (chosen(whole, rows) for rows in division.rows(len(x), name).values())
     return Table(
         *(name, train, held_out, tested),
         columns=kinds,

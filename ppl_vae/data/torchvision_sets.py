@@ -94,7 +94,7 @@ def read_set(name: str, root: Path) -> Source:
         (x, labels), (x_test, labels_test) = (_read(name, kind, place, root, part) for part in kind.parts)
     if kind.cls == "Omniglot":
         labels_test = labels_test + labels.max() + 1  # its test set has other characters
-    return Source(name, x, labels, x_test=x_test, labels_test=labels_test)
+    return Source(name, x, labels, own={"test": (x_test, labels_test)})
 
 
 def _read(name: str, kind: Kind, place: Path, root: Path, part: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
