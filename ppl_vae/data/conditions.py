@@ -50,7 +50,6 @@ def with_labels(dataset: Dataset) -> Dataset:
         if len(split.columns) > 1:
             raise ValueError(f"{dataset.name} has {len(split.columns)} columns already: conditions would be one more")
     coded = same_labels(*parts.values())
-    parts = dict(zip(parts, coded, strict=True))
     labels = [split.labels for split in coded if split.labels is not None]
     known = torch.cat([label.cpu() for label in labels]).unique()
     words = next((split.label_names for split in coded if split.label_names), None)
@@ -63,7 +62,7 @@ def with_labels(dataset: Dataset) -> Dataset:
         column = one_hot(rows, len(known)).to(torch.float32)
         return replace(split, columns=(*split.columns, column), labels=rows, label_names=names, conditions=names)
 
-    train, validation, test = map(with_column, parts.values())
+    train, validation, test = map(with_column, coded)
     return replace(dataset, train=train, validation=validation, test=test)
 
 

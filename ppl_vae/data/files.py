@@ -20,7 +20,7 @@ from ppl_vae._machine import check_fits
 from ppl_vae.data.arrays import data_tensor, label_tensor, to_float
 from ppl_vae.data.partition import Source
 from ppl_vae.data.reading import ahead
-from ppl_vae.data.sparse import SparseRows
+from ppl_vae.data.sparse import SparseRows, dense_up_to
 
 DATA, LABELS = ("x", "images", "data"), ("y", "labels", "targets")
 DATA_TEST, LABELS_TEST = "x_test", "y_test"
@@ -119,9 +119,7 @@ def read_arrays(path: Path, max_bytes: float) -> Source:
             check_fits(claimed / 4, f"the arrays of {path.name}", "their size, or save one as .npy, which is mapped")
             if {"indptr", "indices", "shape", "format"} <= {*archive.files}:  # of scipy.sparse.save_npz
                 matrix = _readable(path, lambda: sparse.load_npz(path))
-                rows = SparseRows(matrix)
-                small = 4 * float(np.prod(matrix.shape)) <= max_bytes
-                return Source(path.stem, rows[torch.arange(len(rows))] if small else rows, file=path.name)
+                return Source(path.stem, dense_up_to(max_bytes, SparseRows(matrix)), file=path.name)
             return _from_archive(path, archive)
     loaded = _readable(path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
     if 2 <= loaded.ndim <= 4 and loaded.size and loaded.size * 4 > max_bytes:

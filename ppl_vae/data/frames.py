@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.data.arrays import label_tensor
+from ppl_vae.data.arrays import label_tensor, one_a_row
 
 _ID_NAMES = ("", "id", "ids", "index", "row", "row_id", "uuid", "key", "name")
 
@@ -96,15 +96,7 @@ def coded_labels(
     array = as_array(values)
     if array.dtype.kind in "fiub":
         return label_tensor(array, rows, what), ()
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
-    if array.ndim != 1:
-        raise ValueError(f"{what} has shape {array.shape}, where one word a row was expected: (n,)")
-    if len(array) != rows:
-        raise ValueError(f"{what} has {len(array)} rows and the data {rows}: they must be as many")
-    if missing := sum(v is None or v != v for v in array.tolist()):
-        raise ValueError(f"{what} is missing in {missing} rows: drop these rows, or name no labels")
-    words = array.astype(str)
+    words = one_a_row(array, rows, what).astype(str)
     names = np.unique(words) if categories is None else np.array([str(c) for c in categories])
     place = {name: code for code, name in enumerate(names.tolist())}
     return torch.tensor([place[word] for word in words.tolist()]), tuple(names.tolist())

@@ -26,7 +26,8 @@ from ppl_vae._team import Team
 from ppl_vae._validation import check_choice, check_positive, check_positive_int, check_seed
 from ppl_vae.capture import modules_of
 from ppl_vae.data import Dataset
-from ppl_vae.data.held import form_of, split_of
+from ppl_vae.data.forms import form_of
+from ppl_vae.data.held import split_of
 from ppl_vae.data.streams import Stream, gathered
 from ppl_vae.objectives import ELBO, Regularized, Regularizer
 from ppl_vae.objectives.losses import Program
