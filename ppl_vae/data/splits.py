@@ -15,7 +15,7 @@ from torch import Tensor
 from ppl_vae._draws import bits
 from ppl_vae._noise import RowNoise
 from ppl_vae._team import ALONE, Team
-from ppl_vae._tensors import moved
+from ppl_vae._tensors import in_words, moved
 from ppl_vae._validation import is_integer
 from ppl_vae.data.binarization import Binarization, Dequantization, Rule, dequantize, noise_key
 from ppl_vae.data.rows import LazyRows, Rows, stream
@@ -75,10 +75,9 @@ class Split:
             raise ValueError("a split has no column: give at least the data, as columns=(x,)")
         if len(set(lengths)) > 1:
             raise ValueError(f"the columns of a split have {lengths} rows: they must be as many")
-        if self.labels is not None and len(self.labels) != lengths[0]:
-            raise ValueError(f"a split has {lengths[0]} rows and {len(self.labels)} labels: they must be as many")
-        if self.ids is not None and len(self.ids) != lengths[0]:
-            raise ValueError(f"a split has {lengths[0]} rows and {len(self.ids)} ids: they must be as many")
+        for what, beside in (("labels", self.labels), ("ids", self.ids)):
+            if beside is not None and len(beside) != lengths[0]:
+                raise ValueError(f"a split has {lengths[0]} rows and {len(beside)} {what}: they must be as many")
 
     def __len__(self) -> int:
         return len(self.columns[0])
@@ -239,12 +238,7 @@ class Split:
 
     def _checked(self, order: Tensor) -> Tensor:
         if not isinstance(order, Tensor) or order.ndim != 1 or order.dtype != torch.int64:
-            given = (
-                f"a {order.dtype} tensor of shape {tuple(order.shape)}"
-                if isinstance(order, Tensor)
-                else f"a {type(order).__name__}"
-            )
-            raise ValueError(f"order is {given}, where an int64 tensor of row numbers, (m,), was expected")
+            raise ValueError(f"order is {in_words(order)}, where an int64 tensor of row numbers, (m,), was expected")
         if len(order) and not (int(order.min()) >= 0 and int(order.max()) < len(self)):
             raise ValueError(
                 f"order has row numbers from {int(order.min())} to {int(order.max())}, where 0 to "
