@@ -172,7 +172,7 @@ def with_few_labels(dataset: Dataset, labels: int, *, seed: int = 0, share: floa
 
 
 def recoded(split: Split, conditions: Sequence[str]) -> Split:
-    """Return a part of a data set whose conditions, and labels where these are its conditions, are coded as elsewhere.
+    """Return a part of a data set with its conditions coded as elsewhere, and its labels where they are its conditions.
 
     Args:
         split: The part.

@@ -18,8 +18,8 @@ from ppl_vae.data.rows import LazyRows, Rows
 from ppl_vae.data.splits import Split
 from ppl_vae.data.survey import finite
 
-_NOISE = {"train": 0, "test": 1, "validation": 3}  # of fixed draws, by the part of the source that they are made of
-_OF_ITS_OWN = {  # what a source may bring beside its rows: in words, and the sizes that leave it as it is
+_NOISE = {"train": 0, "test": 1, "validation": 3}  # each part that a source brings has fixed draws of its own
+_OF_ITS_OWN = {  # parts that a source may bring beside its rows: in words, and the sizes that leave them as they are
     "test": ("a test set", (None,)),
     "validation": ("validation data", (0, 0.1)),
 }
