@@ -101,15 +101,16 @@ def read_folder(
         )
     shape = _common_shape(folder, names, wanted, grey)
     parts = _splits(folder, names)
-    classes = _classes([name for part in parts.values() for name in part])
+    inside = [name for part in parts.values() for name in part]
+    subfolders = sorted({name.split("/", 1)[0] for name in inside}) if all("/" in name for name in inside) else []
+    classes = {name: code for code, name in enumerate(subfolders)}
     read: dict[str, tuple[Rows, Tensor | None]] = {}
     for split, part in parts.items():
         files = ImageFiles(folder / split if split else folder, part, shape, wanted, workers)
         x = _held(files) if 4 * float(np.prod(files.shape)) <= max_bytes else files
-        labels = None if classes is None else torch.tensor([classes[name.split("/", 1)[0]] for name in part])
+        labels = torch.tensor([classes[name.split("/", 1)[0]] for name in part]) if classes else None
         read[SPLITS.get(split, "train")] = (x, labels)
-    names_of_labels = () if classes is None else tuple(classes)
-    return Source(folder.resolve().name, *read.pop("train"), own=read, label_names=names_of_labels)
+    return Source(folder.resolve().name, *read.pop("train"), own=read, label_names=tuple(subfolders))
 
 
 def _held(files: ImageFiles) -> Tensor:
@@ -166,13 +167,6 @@ def _image_names(folder: Path) -> list[str]:
             f"{', '.join(SUFFIXES)}, or move them away"
         )
     return sorted(names)
-
-
-def _classes(names: Sequence[str]) -> dict[str, int] | None:
-    """Return the labels of the subfolders by their names; None where an image lies in no subfolder."""
-    if any("/" not in name for name in names):
-        return None
-    return {name: code for code, name in enumerate(sorted({name.split("/", 1)[0] for name in names}))}
 
 
 def _common_shape(folder: Path, names: Sequence[str], resize: Resize | None, grey: bool | None) -> Shape:

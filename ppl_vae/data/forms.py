@@ -80,8 +80,9 @@ class Form:
         tensor = value.detach() if given else torch.from_numpy(np.array(numeric(value, what)))
         if not tensor.dim() or tensor.is_complex() or tensor.layout != torch.strided:
             raise ValueError(
-                f"{what} is {_told(tensor)}, where dense real numbers with one row a datum were expected (a list is "
-                "read as batches: make an array of rows)"
+                f"{what} is of dtype {tensor.dtype}, shape {tuple(tensor.shape)} and layout {tensor.layout}, where "
+                "dense real numbers with one row a datum were expected (a list is read as batches: make an array of "
+                "rows)"
             )
         if self.raw and given:
             return tensor
@@ -112,7 +113,3 @@ def _by_name(batch: Mapping[Any, Any]) -> tuple[Any, ...]:
             f"of {', '.join(_Y)}: rename or remove others"
         )
     return (*x, *y)
-
-
-def _told(tensor: Tensor) -> str:
-    return f"of dtype {tensor.dtype}, shape {tuple(tensor.shape)} and layout {tensor.layout}"

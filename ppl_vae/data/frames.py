@@ -121,7 +121,8 @@ def read_frame(path: Path) -> Any:
             frame = pandas.read_parquet(path)
         else:
             separator = "\t" if suffix == ".tsv" else _separator(path)
-            exact = {} if _version(pandas) >= (3, 1) else {"float_precision": "round_trip"}  # since then the default
+            version = tuple(map(int, pandas.__version__.split(".")[:2]))
+            exact = {} if version >= (3, 1) else {"float_precision": "round_trip"}  # since then the default
             frame = pandas.read_csv(path, sep=separator, **exact)
     except ImportError as error:
         raise ValueError(f"{path} is read by pyarrow, which is not installed: pip install 'ppl-vae[tables]'") from error
@@ -145,10 +146,6 @@ def _check_header(frame: Any, path: Path) -> None:
     odd = not words or not all(name.isdecimal() for name in numbers)  # years may be names among others
     if numbers and names not in running and (odd or any((frame[name] == name).any() for name in words)):
         raise ValueError(f"{path} has no names of columns (its first line is {', '.join(names[:4])}): add a header")
-
-
-def _version(package: Any) -> tuple[int, ...]:
-    return tuple(map(int, package.__version__.split(".")[:2]))
 
 
 def is_number(text: str) -> bool:
