@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from ppl_vae._validation import did_you_mean
 
-KINDS = ("real", "positive", "count", "binary", "categorical")
-VALUES = {
+VALUES = {  # that a column of each kind holds, in words
     "real": "numbers",
     "positive": "numbers above zero",
     "count": "whole numbers from 0",
@@ -23,10 +22,10 @@ def split_kind(kind: object, owner: str) -> tuple[str, int]:
         return name, int(number)
     if name == "categorical":
         raise ValueError(f"{owner} is {kind!r}; expected the number of categories, two or more, as in 'categorical:3'")
-    if name not in KINDS or number or not isinstance(kind, str):
+    if name not in VALUES or number or not isinstance(kind, str):
         raise ValueError(
             f"{owner} is {kind!r}; expected one of real, positive, count, binary or categorical:C"
-            f"{did_you_mean(name, KINDS)}"
+            f"{did_you_mean(name, VALUES)}"
         )
     return name, 0
 

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import chain
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyro
-import torch
 from pyro.optim import PyroLRScheduler, PyroOptim
 from torch import Tensor
-from torch.optim import SGD, Adagrad, Optimizer
-from torch.optim import optimizer as torch_optimizer
+from torch.optim import Optimizer
 
+from ppl_vae._fused import Layout, OptimizerFactory, Rates, make_fused, runs_python, take_step
 from ppl_vae.capture.replay import is_on_gpu
 
 logger = logging.getLogger(__name__)
 
 _NONE = object()
-_WITH_FUSED = ("cpu", "cuda", "mps", "xpu")  # devices with fused kernels
-
-OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
 
 
 class TorchOptimizer:
@@ -32,8 +25,8 @@ class TorchOptimizer:
 
     def __init__(self, factory: OptimizerFactory) -> None:
         self._factory = factory
-        self._layout = _Layout()
-        self._rates = _Rates()
+        self._layout = Layout()
+        self._rates = Rates()
         self._offered: set[Tensor] = set()  # what the optimiser moves or leaves out as it pleases
         self.optimizer: Optimizer | None = None
 
@@ -44,7 +37,7 @@ class TorchOptimizer:
         """
         made = self.optimizer is None
         if self.optimizer is None:
-            self.optimizer = _fused(self._factory, list(parameters))
+            self.optimizer = make_fused(self._factory, list(parameters))
         elif self._offered.issuperset(parameters):
             return self.optimizer
         known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
@@ -75,15 +68,15 @@ class TorchOptimizer:
         self._layout.keep(parameters, [optimizer])
         if parameters and is_on_gpu(parameters[0]):
             with self._rates.lent(optimizer):
-                _step(optimizer)
+                take_step(optimizer)
         else:
-            _step(optimizer)
+            take_step(optimizer)
 
     def why_outside(self, parameters: Sequence[Tensor]) -> str | None:
         """Say why a step cannot be part of a CUDA graph; None where it can."""
         optimizer = self.optimizer
         name = type(optimizer).__name__
-        if optimizer is None or _runs_python(optimizer):
+        if optimizer is None or runs_python(optimizer):
             return f"{name} is no optimiser of torch, or has a hook, whose Python code runs at every step"
         if not all(group.get("fused") or group.get("capturable") for group in optimizer.param_groups):
             return f"{name} has neither a fused form on this device nor capturable=True"
@@ -114,58 +107,8 @@ class TorchOptimizer:
         values = (v for group in settings for v in group.values())
         tensors += [t for v in values for t in (v if isinstance(v, tuple) else (v,)) if isinstance(t, Tensor)]
         places = [list(map(id, parameters)) for parameters in (state, *(g["params"] for g in groups))]
-        frozen = [settings, places, _runs_python(self.optimizer)]
+        frozen = [settings, places, runs_python(self.optimizer)]
         return frozen, tensors + [rate for rate in rates if rate is not None]
-
-
-class _Rates:
-    """The learning rates of fused groups on a GPU as tensors, which a recorded step reads.
-
-    Torch wants them in float32. Groups with parameters in float64 keep their numbers, and so do optimisers in whose
-    steps Python code of the user's may look at them.
-    """
-
-    def __init__(self) -> None:
-        self._held: dict[int, tuple[Tensor, float]] = {}  # by the group's place, each with its value
-
-    def follow(self, optimizer: Optimizer) -> list[Tensor | None]:
-        """Return the tensor of each group, with its present rate; None for a group that keeps its number."""
-        own, found = not _runs_python(optimizer), list[Tensor | None]()
-        for place, group in enumerate(optimizer.param_groups):
-            rate, parameters = group["lr"], group["params"]
-            lent = own and not isinstance(rate, Tensor) and _is_fused_on_gpu(group)
-            if not lent or any(p.dtype is torch.float64 for p in parameters):
-                self._held.pop(place, None)
-                found.append(None)
-                continue
-            tensor, value = self._held.get(place, (None, None))
-            if tensor is None or tensor.device != parameters[0].device:
-                tensor = torch.tensor(float(rate), dtype=torch.float32, device=parameters[0].device)
-            elif rate != value:
-                tensor.fill_(rate)
-            self._held[place] = tensor, rate
-            found.append(tensor)
-        return found
-
-    @contextmanager
-    def lent(self, optimizer: Optimizer) -> Iterator[None]:
-        """Give the groups their tensors for one step."""
-        rates = self.follow(optimizer)
-        lent = [(g, g["lr"], rate) for g, rate in zip(optimizer.param_groups, rates, strict=True) if rate is not None]
-        # torch asks for this word while it records; a fused step is the same with it and without
-        fused = [g for g in optimizer.param_groups if g.get("capturable") is False and _is_fused_on_gpu(g)]
-        asked = fused if fused and torch.cuda.is_current_stream_capturing() else []
-        for group, _, rate in lent:
-            group["lr"] = rate
-        for group in asked:
-            group["capturable"] = True
-        try:
-            yield
-        finally:
-            for group, value, _ in lent:
-                group["lr"] = value
-            for group in asked:
-                group["capturable"] = False
 
 
 class PyroOptimizer:
@@ -183,7 +126,7 @@ class PyroOptimizer:
     def __init__(self, optim: PyroOptim) -> None:
         self.optim: Any = optim
         self.optimizer: Optimizer | None = None
-        self._layout = _Layout()
+        self._layout = Layout()
         self._joined: list[Any] = []
         self._settings: dict[str, Any] = {}
         self._changed: dict[str, Any] = {}  # the settings that were changed in the joint optimiser, between two steps
@@ -206,7 +149,7 @@ class PyroOptimizer:
             self.optimizer = None
             return None
         if self.optimizer is None:
-            self.optimizer = _fused(self._factory(), list(parameters))
+            self.optimizer = make_fused(self._factory(), list(parameters))
         joint = self.optimizer.param_groups[0]
         joint.update(settings)
         self._settings = settings
@@ -225,7 +168,7 @@ class PyroOptimizer:
         optimizer = self.follow(known) if moved else None
         if optimizer is not None:
             self._layout.keep(known, [optimizer])
-            _step(optimizer)
+            take_step(optimizer)
             self._take_over(moved)  # an optimiser may change its settings during a step
         else:
             own = self.optim.optim_objs.values()  # optimisers, or their schedules
@@ -250,7 +193,7 @@ class PyroOptimizer:
     def _make(self, parameter: Tensor) -> None:
         """Make Pyro's optimiser for a parameter, as Pyro does at the first step of the parameter."""
         optim = self.optim
-        own = optim.optim_objs[parameter] = _fused(self._factory(), [parameter])
+        own = optim.optim_objs[parameter] = make_fused(self._factory(), [parameter])
         own.param_groups[0].update(self._changed)
         optim.grad_clip[parameter] = None
         state = optim._state_waiting_to_be_consumed.pop(pyro.get_param_store().param_name(parameter), None)
@@ -274,36 +217,6 @@ class PyroOptimizer:
         return changed
 
 
-class _Layout:
-    """Keeps gradients and states in memory as their parameters are: strides change by ``p.data = ...``, for example.
-
-    A fused optimiser pairs the numbers of a parameter with those of its gradient and its state by their places in
-    memory, and says nothing where these differ.
-    """
-
-    def __init__(self) -> None:
-        self._strides: list[tuple[int, ...]] = []  # of the parameters, at the last look
-        self._states: list[Any] = []
-
-    def keep(self, parameters: Sequence[Tensor], optimizers: Sequence[Optimizer]) -> None:
-        for p in parameters:
-            if p.grad is not None and p.grad.layout is torch.strided and p.grad.stride() != p.stride():
-                p.grad = _as_laid_out(p, p.grad)
-        strides, states = list(map(Tensor.stride, parameters)), [optimizer.state for optimizer in optimizers]
-        if strides == self._strides and list(map(id, states)) == list(map(id, self._states)):
-            return
-        for p, state in chain.from_iterable(state.items() for state in states):
-            for name, value in state.items() if isinstance(p, Tensor) else ():  # a loaded state may belong to none
-                if isinstance(value, Tensor) and value.shape == p.shape and value.stride() != p.stride():
-                    state[name] = _as_laid_out(p, value)
-        self._strides, self._states = strides, states
-
-
-def _as_laid_out(parameter: Tensor, value: Tensor) -> Tensor:
-    """Return the values of a parameter's shape, in memory as the parameter is."""
-    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
-
-
 def as_optimizer(optim: object) -> TorchOptimizer | PyroOptimizer:
     """Return the optimiser of an SVI from the argument `optim`.
 
@@ -322,63 +235,6 @@ def as_optimizer(optim: object) -> TorchOptimizer | PyroOptimizer:
 
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key != "params"}
-
-
-def _fused(factory: OptimizerFactory, parameters: list[Tensor]) -> Optimizer:
-    """Make the optimiser, in its fused form where the class has one and the device supports it."""
-    optimizer_class = factory.func if isinstance(factory, functools.partial) else factory
-    given = factory.keywords if isinstance(factory, functools.partial) else {}
-    chosen = {"fused", "foreach", "differentiable"} & given.keys()
-    plain = all(p.is_floating_point() and (p.grad is None or not p.grad.is_sparse) for p in parameters)
-    has_fused = isinstance(optimizer_class, type) and "fused" in inspect.signature(optimizer_class).parameters
-    # torch looks in the first step: before 2.7 in any case, and for Adagrad, which has a kernel for the CPU alone
-    on_cpu_alone = isinstance(optimizer_class, type) and issubclass(optimizer_class, Adagrad)
-    devices = ("cpu",) if on_cpu_alone else _WITH_FUSED
-    plain = plain and all(p.device.type in devices for p in parameters)
-    if plain and has_fused and not chosen:
-        try:
-            return factory(parameters, fused=True)  # type: ignore[call-arg]
-        except (RuntimeError, NotImplementedError):
-            pass  # this device has no fused kernel
-    return factory(parameters)
-
-
-def _step(optimizer: Optimizer) -> None:
-    """Take a step; not a fused one in a group where only some parameters have a momentum yet, which SGD's form refuses.
-
-    The fused forms of Adam, AdamW and Adagrad count the steps of each parameter.
-    """
-    groups = optimizer.param_groups if isinstance(optimizer, SGD) else []
-    mixed = [g for g in groups if g.get("fused") and g["momentum"] and len(set(_have_momentum(optimizer, g))) > 1]
-    for group in mixed:
-        group["fused"] = False
-    try:
-        optimizer.step()
-    finally:
-        for group in mixed:
-            group["fused"] = True
-
-
-def _have_momentum(optimizer: Optimizer, group: Mapping[str, Any]) -> Iterable[bool]:
-    moved = (p for p in group["params"] if p.grad is not None)
-    return (optimizer.state.get(p, {}).get("momentum_buffer") is not None for p in moved)
-
-
-def _is_fused_on_gpu(group: Mapping[str, Any]) -> bool:
-    return bool(group.get("fused") and group["params"] and all(map(is_on_gpu, group["params"])))
-
-
-def _runs_python(optimizer: Optimizer) -> bool:
-    """Whether a step runs code of the user's: a class, a hook, or another `step` than torch's (or its schedules')."""
-    hooks = (
-        torch_optimizer._global_optimizer_pre_hooks,
-        torch_optimizer._global_optimizer_post_hooks,
-        optimizer._optimizer_step_pre_hooks,
-        optimizer._optimizer_step_post_hooks,
-    )
-    step, kind = vars(optimizer).get("step"), type(optimizer)
-    scheduled = hasattr(step, "_wrapped_by_lr_sched") and getattr(step, "__wrapped__", None) is kind.step
-    return any(hooks) or not kind.__module__.startswith("torch.optim.") or not (step is None or scheduled)
 
 
 def _tell_left_out(parameters: Sequence[Tensor], count: int) -> None:

@@ -95,6 +95,13 @@ def moved(value: Any, device: torch.device | str | None, dtype: torch.dtype | No
     return value
 
 
+def in_words(value: Any) -> str:
+    """Return what a value is, for an error: its type, and the shape and dtype of a tensor."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
 def leaves_of(tensor: Tensor) -> list[Tensor]:
     """Return the leaves that a tensor's gradient flows to."""
     seen, todo, leaves = set(), [tensor.grad_fn], []

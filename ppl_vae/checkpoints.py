@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae import _files
+from ppl_vae._tensors import in_words
 
 FORMAT = "ppl_vae checkpoint 2"
 _BEFORE = "ppl_vae checkpoint 1"  # without a digest
@@ -104,7 +105,7 @@ def require(value: object, like: object, where: str) -> None:
     """
     if isinstance(like, Tensor) and isinstance(value, Tensor):
         if (value.shape, value.dtype, value.layout) != (like.shape, like.dtype, like.layout):
-            raise ValueError(f"{where} is {_in_words(value)}; expected {_in_words(like)}")
+            raise ValueError(f"{where} is {in_words(value)}; expected {in_words(like)}")
     elif isinstance(like, Mapping) and isinstance(value, Mapping):
         for name in [*(key for key in like if key not in value), *(key for key in value if key not in like)]:
             verb = "lacks" if name in like else "has"
@@ -119,7 +120,7 @@ def require(value: object, like: object, where: str) -> None:
     elif _is_number(like) and _is_number(value):
         pass
     elif not (type(value) is type(like) or (like is None and isinstance(value, bool | Real | str))):
-        raise ValueError(f"{where} is {_in_words(value)}; expected {_in_words(like)}")
+        raise ValueError(f"{where} is {in_words(value)}; expected {in_words(like)}")
 
 
 def load_module(module: nn.Module, state: object, source: str = "the checkpoint") -> None:
@@ -140,9 +141,3 @@ def _is_number(value: object) -> bool:
     if isinstance(value, Tensor):
         return value.dim() == 0
     return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63)
-
-
-def _in_words(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
-    return "None" if value is None else f"a {type(value).__name__}"

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -40,19 +41,8 @@ if TYPE_CHECKING:
 
 _STEPS, _EPOCHS = 3000, 20  # of a training whose length is not given: at least
 _START = 0.3  # of a scale, in columns of unit variance: from 1 the posterior of a ring or two moons stays at the prior
-# arguments of `fit` that `training` may hold
-_FURTHER = (
-    "regularizer",
-    "scheduler",
-    "clip_norm",
-    "validate_every",
-    "compile",
-    "precision",
-    "matmul_precision",
-    "callbacks",
-    "stop",
-    "resume",
-)
+_OWN = ("program", "data", "validation", "objective", "optimizer", "epochs", "batch_size", "early_stopping", "seed")
+_FURTHER = [name for name in signature(fit).parameters if name not in (*_OWN, "device")]  # what `training` may hold
 _ROWS = 8192  # coded or decoded at a time
 
 
@@ -211,8 +201,6 @@ class VAEDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
         store = pyro.get_param_store()  # holds the parameters of every VAE that was trained, for good
         for name in [name for name in store.keys() if name.startswith(f"{vae.name}$")]:  # noqa: SIM118
             del store[name]
-        for parameter in vae.parameters():
-            vars(parameter).pop("unconstrained", None)  # the store's weak reference, which pickle does not take
         # float64, so that a row's figures do not depend on the rows beside it by rounding; mps has none
         self.vae_ = vae.eval().to("cpu" if run.device == "mps" else run.device, torch.float64)
         self.history_ = run.history

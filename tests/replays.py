@@ -50,7 +50,7 @@ def stand_in(monkeypatch: Any) -> type[TracedReplay]:
     """Let every tensor count as one on a GPU, and a trace as a CUDA graph."""
     for module in ("capture.step", "capture.whole", "comparison.fixed.joint"):
         monkeypatch.setattr(f"ppl_vae.{module}.CudaReplay", TracedReplay)
-    for module in ("capture.step", "_optimizers", "comparison.fixed.joint", "training.loop"):
+    for module in ("capture.step", "_optimizers", "_fused", "comparison.fixed.joint", "training.loop"):
         monkeypatch.setattr(f"ppl_vae.{module}.is_on_gpu", lambda tensor: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(TracedReplay, "made", 0)

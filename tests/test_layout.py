@@ -18,6 +18,7 @@ FILES = {
 
 MOVED = {
     "ppl_vae.training.checkpoints": ("ppl_vae.checkpoints", ["save", "load", "load_module", "FORMAT"]),
+    "ppl_vae.training.fitting": ("ppl_vae.training.choosing", ["resolve_compile", "resolve_device"]),
     "ppl_vae.cli.records": ("ppl_vae._records", ["Record", "describe", "history"]),
     "ppl_vae.commands.opening": ("ppl_vae.cli.opening", ["DataOptions", "OpenRun"]),
     "ppl_vae.comparison.race_results": ("ppl_vae.comparison.races.outcome", ["Race"]),

@@ -20,7 +20,8 @@ from ppl_vae.checking.pieces import Piece, ask_about_piece, ask_about_space
 from ppl_vae.checking.report import Report
 from ppl_vae.checking.sites import check_pair
 from ppl_vae.data import Dataset
-from ppl_vae.data.held import Form, form_of, split_of
+from ppl_vae.data.forms import Form, form_of
+from ppl_vae.data.held import split_of
 from ppl_vae.distributions.foreign import as_pyro
 from ppl_vae.networks import Binding
 from ppl_vae.objectives.losses import Program

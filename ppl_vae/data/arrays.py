@@ -91,15 +91,7 @@ def blocks(rows: Rows) -> Iterator[tuple[int, Tensor]]:
 
 def label_tensor(value: Any, rows: int, what: str) -> Int[Tensor, " rows"]:
     """Return labels as int64."""
-    array = numeric(value.detach().cpu() if isinstance(value, Tensor) else value, what)
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
-    if array.ndim != 1:
-        raise ValueError(f"{what} has shape {array.shape}, where one integer a row was expected: (n,)")
-    if len(array) != rows:
-        raise ValueError(f"{what} has {len(array)} rows and the data {rows}: they must be as many")
-    if array.dtype.kind == "f" and (missing := int(np.isnan(array).sum())):
-        raise ValueError(f"{what} is missing in {missing} rows: drop these rows, or name no labels")
+    array = one_a_row(numeric(value.detach().cpu() if isinstance(value, Tensor) else value, what), rows, what)
     if array.dtype.kind == "f" and not (np.isfinite(array).all() and (array == np.rint(array)).all()):
         raise ValueError(
             f"{what} holds fractions, where integers were expected: pass real-valued targets as a second "
@@ -110,3 +102,21 @@ def label_tensor(value: Any, rows: int, what: str) -> Int[Tensor, " rows"]:
             f"{what} holds numbers such as {array[np.abs(array).argmax()]:g}, beyond 64 bits: number them anew"
         )
     return torch.from_numpy(array.astype(np.int64))
+
+
+def one_a_row(array: np.ndarray, rows: int, what: str) -> np.ndarray:
+    """Return one label a row, (rows,), none of which may be missing (None or NaN)."""
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise ValueError(f"{what} has shape {array.shape}, where one word a row, or one integer, was expected: (n,)")
+    if len(array) != rows:
+        raise ValueError(f"{what} has {len(array)} rows and the data {rows}: they must be as many")
+    if array.dtype.kind in "fO" and (missing := sum(map(is_missing, array.tolist()))):
+        raise ValueError(f"{what} is missing in {missing} rows: drop these rows, or name no labels")
+    return array
+
+
+def is_missing(entry: Any) -> bool:
+    """Whether an entry of a table is None or NaN."""
+    return entry is None or entry != entry

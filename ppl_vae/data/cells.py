@@ -11,7 +11,7 @@ import torch
 from ppl_vae.data.conditions import with_labels, with_library_size
 from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.held import as_split
-from ppl_vae.data.partition import check_options, rows_of_parts
+from ppl_vae.data.partition import Division
 from ppl_vae.data.sparse import SparseRows
 from ppl_vae.data.streams import chosen
 
@@ -55,7 +55,7 @@ def from_cells(
         >>> from_cells(counts, labels=["a", "b", "a", "b"], conditional=True, library=True, validation=0, test=0).train
         Split(4 rows of (3,) and (3,), labels)
     """
-    check_options(None, 0.5, validation, test, seed)
+    division = Division(validation, test, seed)
     if layer is not None:
         if layer not in (layers := getattr(cells, "layers", {})):
             raise ValueError(f"layer is {layer!r}; expected one of {', '.join(layers) or 'an object with layers'}")
@@ -67,8 +67,7 @@ def from_cells(
             f"the cells hold {float(odd[0]):.4g}, where raw counts were expected: normalised values are no counts; of "
             "an AnnData that keeps the counts in a layer give its name, layer='counts'"
         )
-    parts = rows_of_parts(len(whole), validation, test, seed, "the cells")
-    train, held_out, tested = (chosen(whole, rows) for rows in parts.values())
+    train, held_out, tested = (chosen(whole, rows) for rows in division.rows(len(whole), "the cells").values())
     dataset = Dataset("cells", train, held_out, tested)
     dataset = with_labels(dataset) if conditional else dataset
     return with_library_size(dataset) if library else dataset

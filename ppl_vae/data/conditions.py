@@ -12,9 +12,9 @@ from torch.nn.functional import one_hot
 
 from ppl_vae._validation import check_positive_int, check_seed, is_real
 from ppl_vae.data.dataset import Dataset
-from ppl_vae.data.rows import LazyRows
 from ppl_vae.data.sparse import row_totals
 from ppl_vae.data.splits import Split
+from ppl_vae.data.streams import chosen
 
 LIBRARY_SIZE = "log library size"  # in `Split.conditions`, for the entry that holds it
 
@@ -50,7 +50,6 @@ def with_labels(dataset: Dataset) -> Dataset:
         if len(split.columns) > 1:
             raise ValueError(f"{dataset.name} has {len(split.columns)} columns already: conditions would be one more")
     coded = same_labels(*parts.values())
-    parts = dict(zip(parts, coded, strict=True))
     labels = [split.labels for split in coded if split.labels is not None]
     known = torch.cat([label.cpu() for label in labels]).unique()
     words = next((split.label_names for split in coded if split.label_names), None)
@@ -63,7 +62,7 @@ def with_labels(dataset: Dataset) -> Dataset:
         column = one_hot(rows, len(known)).to(torch.float32)
         return replace(split, columns=(*split.columns, column), labels=rows, label_names=names, conditions=names)
 
-    train, validation, test = map(with_column, parts.values())
+    train, validation, test = map(with_column, coded)
     return replace(dataset, train=train, validation=validation, test=test)
 
 
@@ -169,14 +168,11 @@ def with_few_labels(dataset: Dataset, labels: int, *, seed: int = 0, share: floa
     copies = max(1, round(share / (1 - share) * (total - labels) / labels))
     column = torch.zeros_like(every).index_copy_(0, kept, every[kept] / copies)
     rows = torch.cat([torch.arange(total, device=kept.device), kept.repeat(copies - 1)])
-    x = train.x[rows] if isinstance(train.x, Tensor) else LazyRows(train.x, rows.cpu())
-    numbers = rows if train.rows is None else train.rows.to(rows.device)[rows]
-    ids = None if train.ids is None else train.ids[rows.cpu().numpy()]
-    return replace(found, train=replace(train, columns=(x, column[rows]), labels=own[rows], rows=numbers, ids=ids))
+    return replace(found, train=chosen(replace(train, columns=(train.x, column)), rows))
 
 
 def recoded(split: Split, conditions: Sequence[str]) -> Split:
-    """Return a part of a data set whose conditions, and labels where these are its conditions, are coded as elsewhere.
+    """Return a part of a data set with its conditions coded as elsewhere, and its labels where they are its conditions.
 
     Args:
         split: The part.

@@ -20,7 +20,7 @@ from ppl_vae._machine import check_fits
 from ppl_vae.data.arrays import data_tensor, label_tensor, to_float
 from ppl_vae.data.partition import Source
 from ppl_vae.data.reading import ahead
-from ppl_vae.data.sparse import SparseRows
+from ppl_vae.data.sparse import SparseRows, dense_up_to
 
 DATA, LABELS = ("x", "images", "data"), ("y", "labels", "targets")
 DATA_TEST, LABELS_TEST = "x_test", "y_test"
@@ -119,9 +119,7 @@ def read_arrays(path: Path, max_bytes: float) -> Source:
             check_fits(claimed / 4, f"the arrays of {path.name}", "their size, or save one as .npy, which is mapped")
             if {"indptr", "indices", "shape", "format"} <= {*archive.files}:  # of scipy.sparse.save_npz
                 matrix = _readable(path, lambda: sparse.load_npz(path))
-                rows = SparseRows(matrix)
-                small = 4 * float(np.prod(matrix.shape)) <= max_bytes
-                return Source(path.stem, rows[torch.arange(len(rows))] if small else rows, file=path.name)
+                return Source(path.stem, dense_up_to(max_bytes, SparseRows(matrix)), file=path.name)
             return _from_archive(path, archive)
     loaded = _readable(path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
     if 2 <= loaded.ndim <= 4 and loaded.size and loaded.size * 4 > max_bytes:
@@ -135,14 +133,11 @@ def _numbers(what: str, array: np.ndarray) -> Tensor:
 
 
 def _from_archive(path: Path, archive: np.lib.npyio.NpzFile) -> Source:
-    def title(name: str) -> str:
-        return f"array {name!r} of {path.name}"
-
     def read_data(name: str) -> Tensor:
-        return data_tensor(_readable(path, lambda: archive[name]), title(name))
+        return data_tensor(_readable(path, lambda: archive[name]), f"array {name!r} of {path.name}")
 
     def read_labels(name: str, x: Tensor) -> Tensor:
-        return label_tensor(_readable(path, lambda: archive[name]), len(x), title(name))
+        return label_tensor(_readable(path, lambda: archive[name]), len(x), f"array {name!r} of {path.name}")
 
     data_name = _one_of(path, DATA, archive.files)
     if data_name is None:
@@ -154,26 +149,32 @@ def _from_archive(path: Path, archive: np.lib.npyio.NpzFile) -> Source:
             )
         data_name = others[0]
     label_name = _one_of(path, LABELS, archive.files)
-    x, x_test = read_data(data_name), read_data(DATA_TEST) if DATA_TEST in archive.files else None
-    if x_test is not None and x_test.shape[1:] != x.shape[1:]:
-        raise ValueError(
-            f"{path.name} has rows of shape {tuple(x_test.shape[1:])} in {DATA_TEST} and "
-            f"{tuple(x.shape[1:])} in {data_name}: they must be alike"
-        )
-    if x_test is not None and (x.dtype == torch.uint8) != (x_test.dtype == torch.uint8):
-        pixels, other = (data_name, DATA_TEST) if x.dtype == torch.uint8 else (DATA_TEST, data_name)
-        if (top := float((x if other == data_name else x_test).max())) > 1:
-            raise ValueError(
-                f"{path.name} has uint8 in {pixels}, which is divided by 255, and values up to {top:g} of another "
-                f"dtype in {other}: save both alike"
-            )
+    x, own = read_data(data_name), {}
     labels = None if label_name is None else read_labels(label_name, x)
-    labels_test = None
-    if LABELS_TEST in archive.files:
-        if x_test is None:
-            raise ValueError(f"{path.name} holds {LABELS_TEST} without {DATA_TEST}: give both or neither")
-        labels_test = read_labels(LABELS_TEST, x_test)
-    return Source(path.stem, x, labels, x_test=x_test, labels_test=labels_test, file=path.name)
+    if DATA_TEST in archive.files:
+        x_test = read_data(DATA_TEST)
+        _check_alike(path, {data_name: x, DATA_TEST: x_test})
+        own["test"] = (x_test, read_labels(LABELS_TEST, x_test) if LABELS_TEST in archive.files else None)
+    elif LABELS_TEST in archive.files:
+        raise ValueError(f"{path.name} holds {LABELS_TEST} without {DATA_TEST}: give both or neither")
+    return Source(path.stem, x, labels, own=own, file=path.name)
+
+
+def _check_alike(path: Path, arrays: dict[str, Tensor]) -> None:
+    """Refuse two arrays whose rows differ in shape, or of which only one holds 8-bit pixels."""
+    (name, x), (other, x_test) = arrays.items()
+    if x_test.shape[1:] != x.shape[1:]:
+        raise ValueError(
+            f"{path.name} has rows of shape {tuple(x_test.shape[1:])} in {other} and {tuple(x.shape[1:])} in {name}: "
+            "they must be alike"
+        )
+    pixels = [name for name, values in arrays.items() if values.dtype == torch.uint8]
+    for name, values in arrays.items():
+        if len(pixels) == 1 and name not in pixels and (top := float(values.max())) > 1:
+            raise ValueError(
+                f"{path.name} has uint8 in {pixels[0]}, which is divided by 255, and values up to {top:g} of another "
+                f"dtype in {name}: save both alike"
+            )
 
 
 def _one_of(path: Path, wanted: Sequence[str], names: Sequence[str]) -> str | None:

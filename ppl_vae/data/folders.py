@@ -26,7 +26,6 @@ _ORIENTATION = 0x0112  # in a photograph's EXIF data; above 4 its sides are exch
 SPLITS = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
 Shape = tuple[int, int, int]  # channels, height, width
 Resize = tuple[int, int, bool]  # width, height, whether the centre is cut out
-Wanted = int | str | None  # resize as it is given
 WORTH_WORKERS = 2**22  # pixel values; fewer are decoded before a process has started
 
 
@@ -83,7 +82,7 @@ def _decode_all(shape: Shape, resize: Resize | None, paths: Sequence[Path]) -> T
 
 
 def read_folder(
-    folder: Path, max_bytes: float, resize: Wanted = None, grey: bool | None = None, workers: int | None = None
+    folder: Path, max_bytes: float, resize: int | str | None, grey: bool | None, workers: int | None
 ) -> Source:
     """Read the images under a folder; decode them batch by batch if they exceed `max_bytes` as float32.
 
@@ -102,26 +101,16 @@ def read_folder(
         )
     shape = _common_shape(folder, names, wanted, grey)
     parts = _splits(folder, names)
-    classes = _classes([name for part in parts.values() for name in part])
-    read = {}
+    inside = [name for part in parts.values() for name in part]
+    subfolders = sorted({name.split("/", 1)[0] for name in inside}) if all("/" in name for name in inside) else []
+    classes = {name: code for code, name in enumerate(subfolders)}
+    read: dict[str, tuple[Rows, Tensor | None]] = {}
     for split, part in parts.items():
         files = ImageFiles(folder / split if split else folder, part, shape, wanted, workers)
-        x: Rows = files
-        if 4 * float(np.prod(files.shape)) <= max_bytes:
-            x = _held(files)
-        labels = None if classes is None else torch.tensor([classes[name.split("/", 1)[0]] for name in part])
+        x = _held(files) if 4 * float(np.prod(files.shape)) <= max_bytes else files
+        labels = torch.tensor([classes[name.split("/", 1)[0]] for name in part]) if classes else None
         read[SPLITS.get(split, "train")] = (x, labels)
-    train, test, held_out = (read.get(split, (None, None)) for split in ("train", "test", "validation"))
-    assert train[0] is not None
-    return Source(
-        folder.resolve().name,
-        *train,
-        x_test=test[0],
-        labels_test=test[1],
-        x_held=held_out[0],
-        labels_held=held_out[1],
-        label_names=() if classes is None else tuple(classes),
-    )
+    return Source(folder.resolve().name, *read.pop("train"), own=read, label_names=tuple(subfolders))
 
 
 def _held(files: ImageFiles) -> Tensor:
@@ -151,10 +140,10 @@ def _splits(folder: Path, names: Sequence[str]) -> dict[str, list[str]]:
 
 def _resize(value: int | str | None) -> Resize | None:
     """Return width, height, and whether the centre is cut out, of 64 or "64x48"."""
+    if value is None:
+        return None
     sides = str(value).lower().split("x")
-    if value is None or isinstance(value, bool) or len(sides) > 2 or not all(s.isdecimal() and int(s) for s in sides):
-        if value is None:
-            return None
+    if isinstance(value, bool) or len(sides) > 2 or not all(s.isdecimal() and int(s) for s in sides):
         raise ValueError(f"resize={value!r} was given, where 64 (squares from the centre) or '64x48' was expected")
     return int(sides[0]), int(sides[-1]), len(sides) == 1
 
@@ -178,13 +167,6 @@ def _image_names(folder: Path) -> list[str]:
             f"{', '.join(SUFFIXES)}, or move them away"
         )
     return sorted(names)
-
-
-def _classes(names: Sequence[str]) -> dict[str, int] | None:
-    """Return the labels of the subfolders by their names; None where an image lies in no subfolder."""
-    if any("/" not in name for name in names):
-        return None
-    return {name: code for code, name in enumerate(sorted({name.split("/", 1)[0] for name in names}))}
 
 
 def _common_shape(folder: Path, names: Sequence[str], resize: Resize | None, grey: bool | None) -> Shape:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.data.arrays import label_tensor
+from ppl_vae.data.arrays import label_tensor, one_a_row
 
 _ID_NAMES = ("", "id", "ids", "index", "row", "row_id", "uuid", "key", "name")
 
@@ -96,15 +96,7 @@ def coded_labels(
     array = as_array(values)
     if array.dtype.kind in "fiub":
         return label_tensor(array, rows, what), ()
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
-    if array.ndim != 1:
-        raise ValueError(f"{what} has shape {array.shape}, where one word a row was expected: (n,)")
-    if len(array) != rows:
-        raise ValueError(f"{what} has {len(array)} rows and the data {rows}: they must be as many")
-    if missing := sum(v is None or v != v for v in array.tolist()):
-        raise ValueError(f"{what} is missing in {missing} rows: drop these rows, or name no labels")
-    words = array.astype(str)
+    words = one_a_row(array, rows, what).astype(str)
     names = np.unique(words) if categories is None else np.array([str(c) for c in categories])
     place = {name: code for code, name in enumerate(names.tolist())}
     return torch.tensor([place[word] for word in words.tolist()]), tuple(names.tolist())
@@ -129,7 +121,8 @@ def read_frame(path: Path) -> Any:
             frame = pandas.read_parquet(path)
         else:
             separator = "\t" if suffix == ".tsv" else _separator(path)
-            exact = {} if _version(pandas) >= (3, 1) else {"float_precision": "round_trip"}  # since then the default
+            version = tuple(map(int, pandas.__version__.split(".")[:2]))
+            exact = {} if version >= (3, 1) else {"float_precision": "round_trip"}  # since then the default
             frame = pandas.read_csv(path, sep=separator, **exact)
     except ImportError as error:
         raise ValueError(f"{path} is read by pyarrow, which is not installed: pip install 'ppl-vae[tables]'") from error
@@ -153,10 +146,6 @@ def _check_header(frame: Any, path: Path) -> None:
     odd = not words or not all(name.isdecimal() for name in numbers)  # years may be names among others
     if numbers and names not in running and (odd or any((frame[name] == name).any() for name in words)):
         raise ValueError(f"{path} has no names of columns (its first line is {', '.join(names[:4])}): add a header")
-
-
-def _version(package: Any) -> tuple[int, ...]:
-    return tuple(map(int, package.__version__.split(".")[:2]))
 
 
 def is_number(text: str) -> bool:

@@ -7,7 +7,7 @@ import math
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,8 +28,8 @@ Read = Callable[[Any], tuple[Columns, Tensor | None]]  # a batch as it comes, to
 class ItemSplit(Split):
     """The rows of an object with a length and items, each asked for when it is used; see `as_split`."""
 
-    items: Any = None
-    read: Read | None = None
+    items: Any = field(kw_only=True)
+    read: Read = field(kw_only=True)
     workers: int | None = None  # None: in this process, and what items draw goes on from the state of its generators
     device: torch.device | None = None
     dtype: torch.dtype | None = None  # of floating numbers; None leaves it
@@ -49,13 +49,11 @@ class ItemSplit(Split):
 
     def labelled(self, batch_size: int = 1000) -> Iterator[tuple[Columns, Tensor | None]]:
         """Yield every row in order, with its labels."""
-        assert self.read is not None
         yield from map(self.read, self._batches(torch.arange(len(self)).split(batch_size)))
 
     def _gather(
         self, pieces: Sequence[Tensor], device: torch.device | str | None, noise: Sequence[RowNoise] = ()
     ) -> Iterator[Columns]:
-        assert self.read is not None
         send = Sender(self.device if device is None else device, self.dtype)
         for batch in self._batches(pieces):
             yield send(self.read(batch)[0])

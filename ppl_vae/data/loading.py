@@ -20,9 +20,9 @@ from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.files import read_arrays
 from ppl_vae.data.folders import read_folder
 from ppl_vae.data.frames import find_ids, frame_columns, read_frame
-from ppl_vae.data.partition import Source, check_options, divide
+from ppl_vae.data.partition import Division, Source, divide
 from ppl_vae.data.survey import finite
-from ppl_vae.data.tables import by_place, from_table
+from ppl_vae.data.tables import Table, by_place, from_table
 from ppl_vae.data.torchvision_sets import EMNIST_SPLITS, KINDS, read_set
 
 
@@ -133,24 +133,23 @@ def load(
         >>> x.shape, x.unique().tolist()
         (torch.Size([64, 1, 8, 8]), [0.0, 1.0])
     """
-    check_options(binarize, threshold, validation, test, seed, dequantize)
+    division = Division(validation, test, seed, binarize, threshold, dequantize)
     if not is_real(max_in_memory_gib) or not max_in_memory_gib >= 0:
         raise ValueError(f"max_in_memory_gib={max_in_memory_gib!r} was given, where a number from 0 was expected")
-    few = labels if is_integer(labels) else None
+    few = None
     if is_table(name):
         labels = None if labels is None else str(labels)  # a column may be called 2019
-        table = _load_table(name, columns, labels, ids, binarize, dequantize, conditional, validation, test, seed)
-        return with_library_size(table) if library else table
-    workers = None if workers is None else check_count(workers, "load: workers")
-    pictures = {n: v for n, v in {"resize": resize, "grey": grey, "workers": workers}.items() if v is not None}
-    for option, value in {"columns": columns, "labels": labels, "ids": ids}.items():
-        if value is not None and value is not few:
-            raise ValueError(
-                f"{option}={value!r} was given, and {name} is no table ({', '.join(TABLES)}): leave it out"
-            )
-    source = _source(name, root, float(max_in_memory_gib) * 2**30, pictures)
-    mode = binarize or ("none" if dequantize else source.binarize)
-    dataset = divide(source, mode, float(threshold), validation, test, int(seed), dequantize)
+        dataset: Dataset = _load_table(Path(name).expanduser(), columns, labels, ids, division)
+    else:
+        few = labels if is_integer(labels) else None
+        workers = None if workers is None else check_count(workers, "load: workers")
+        for option, value in {"columns": columns, "labels": labels, "ids": ids}.items():
+            if value is not None and value is not few:
+                raise ValueError(
+                    f"{option}={value!r} was given, and {name} is no table ({', '.join(TABLES)}): leave it out"
+                )
+        pictures = {"resize": resize, "grey": grey, "workers": workers}
+        dataset = divide(_source(name, root, float(max_in_memory_gib) * 2**30, pictures), division)
     if few is not None:
         if library:
             raise ValueError(f"library was given beside labels={few}, whose conditions are labels: leave one out")
@@ -201,7 +200,7 @@ def from_tensors(
         >>> gaussian.train
         Split(500 rows of (5,) and (1,))
     """
-    check_options(binarize, threshold, validation, test, seed, dequantize)
+    division = Division(validation, test, seed, binarize, threshold, dequantize)
     if not columns:
         raise ValueError("from_tensors was given no data: pass an array or a tensor with one row a datum")
     x = data_tensor(columns[0], name)
@@ -209,24 +208,13 @@ def from_tensors(
         _column(column, len(x), f"column {place} of {name}").to(x.device) for place, column in enumerate(columns[1:], 1)
     )
     labels = None if labels is None else label_tensor(labels, len(x), f"the labels of {name}").to(x.device)
-    source = Source(name, x, labels, others)
-    return divide(source, binarize or "none", float(threshold), validation, test, int(seed), dequantize)
+    return divide(Source(name, x, labels, others), division)
 
 
 def _load_table(
-    name: str | Path,
-    columns: dict[str, Any] | None,
-    labels: str | None,
-    ids: str | None,
-    binarize: Binarize | None,
-    dequantize: bool,
-    conditional: bool,
-    validation: Any,
-    test: Any,
-    seed: int,
-) -> Dataset:
-    path = Path(name).expanduser()
-    if binarize not in (None, "none") or dequantize:
+    path: Path, columns: dict[str, Any] | None, labels: str | None, ids: str | None, division: Division
+) -> Table:
+    if division.binarize not in (None, "none") or division.dequantize:
         raise ValueError(f"{path} is a table, whose columns have kinds of their own: leave binarize and dequantize out")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}, where a table was expected: check the path")
@@ -236,10 +224,8 @@ def _load_table(
         places = by_place(list(found))
         kept = {labels, *(places.get(str(key)) for key in columns or ())}
         ids = find_ids({key: values for key, values in found.items() if key not in kept})
-    table = from_table(
-        frame, columns, labels=labels, ids=ids, name=path.name, validation=validation, test=test, seed=seed
-    )
-    return with_labels(table) if conditional else table
+    parts = {option: getattr(division, option) for option in ("validation", "test", "seed")}
+    return from_table(frame, columns, labels=labels, ids=ids, name=path.name, **parts)
 
 
 def _source(name: str | Path, root: str | Path | None, max_bytes: float, pictures: dict[str, Any]) -> Source:
@@ -251,8 +237,9 @@ def _source(name: str | Path, root: str | Path | None, max_bytes: float, picture
     built_in = {_key(known): known for known in ("digits", *KINDS)}
     known = built_in.get(_key(name)) if isinstance(name, str) else None
     path = Path(name).expanduser()
-    if pictures and (known is not None or path.is_file()):
-        raise ValueError(f"{next(iter(pictures))} was given, and {name} is no folder of images: leave it out")
+    asked = next((option for option, value in pictures.items() if value is not None), None)
+    if asked is not None and (known is not None or path.is_file()):
+        raise ValueError(f"{asked} was given, and {name} is no folder of images: leave it out")
     if known == "digits":
         return _digits()
     if known is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast, get_args
 
@@ -17,7 +18,11 @@ from ppl_vae.data.rows import LazyRows, Rows
 from ppl_vae.data.splits import Split
 from ppl_vae.data.survey import finite
 
-TRAIN_PART, TEST_PART, HELD_PART = 0, 1, 3  # parts of a source, for the noise of fixed draws
+_NOISE = {"train": 0, "test": 1, "validation": 3}  # each part that a source brings has fixed draws of its own
+_OF_ITS_OWN = {  # parts that a source may bring beside its rows: in words, and the sizes that leave them as they are
+    "test": ("a test set", (None,)),
+    "validation": ("validation data", (0, 0.1)),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,10 +33,7 @@ class Source:
     x: Rows
     labels: Tensor | None = None
     columns: tuple[Tensor, ...] = ()  # other columns that programs take
-    x_test: Rows | None = None  # None: the test set is split off x
-    labels_test: Tensor | None = None
-    x_held: Rows | None = None  # validation data of its own; None: they are split off x
-    labels_held: Tensor | None = None
+    own: Mapping[str, tuple[Rows, Tensor | None]] = field(default_factory=dict)  # x and labels of a part of its own
     binarize: Binarize = "none"  # the default, if the user does not choose
     file: str | None = None  # the file that it was read from
     label_names: tuple[str, ...] = ()  # the words behind the labels
@@ -42,83 +44,84 @@ class Source:
         return self.file or self.name
 
 
-def check_options(
-    binarize: Any, threshold: Any, validation: Any, test: Any, seed: Any, dequantize: Any = False
-) -> None:
-    """Refuse options that are wrong for every source, before one is read or downloaded."""
-    modes = get_args(Binarize)
-    if binarize is not None and binarize not in modes:
-        hint = did_you_mean(binarize, modes)
-        raise ValueError(f"binarize={binarize!r} is unknown{hint}: give one of {', '.join(modes)}")
-    if not isinstance(dequantize, bool):
-        raise ValueError(f"dequantize={dequantize!r} was given, where True or False was expected")
-    if dequantize and binarize not in (None, "none"):
-        raise ValueError(
-            f"dequantize=True and binarize={binarize!r} were given, and pixels cannot be both: choose one of them"
-        )
-    if not is_real(threshold) or not 0 <= threshold <= 1:
-        raise ValueError(f"threshold={threshold!r} was given, where a number from 0 to 1 was expected")
-    if not is_integer(seed) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed={seed!r} was given, where an integer from 0 to 2**63 - 1 was expected")
-    for option, value in (("validation", validation), ("test", 0 if test is None else test)):
-        if not (is_integer(value) and value >= 0) and not (is_real(value) and 0 <= value < 1):
+@dataclass(frozen=True)
+class Division:
+    """How a source is cut into three parts and drawn from, as `load` explains.
+
+    Raises:
+        ValueError: For an option that is wrong for every source, before one is read or downloaded.
+    """
+
+    validation: Any
+    test: Any
+    seed: Any
+    binarize: Any = None
+    threshold: Any = 0.5
+    dequantize: Any = False
+
+    def __post_init__(self) -> None:
+        modes, binarize = get_args(Binarize), self.binarize
+        if binarize is not None and binarize not in modes:
+            hint = did_you_mean(binarize, modes)
+            raise ValueError(f"binarize={binarize!r} is unknown{hint}: give one of {', '.join(modes)}")
+        if not isinstance(self.dequantize, bool):
+            raise ValueError(f"dequantize={self.dequantize!r} was given, where True or False was expected")
+        if self.dequantize and binarize not in (None, "none"):
             raise ValueError(
-                f"{option}={value!r} was given, where a number of rows (an integer from 0) or a fraction "
-                "of them (a float in [0, 1)) was expected"
+                f"dequantize=True and binarize={binarize!r} were given, and pixels cannot be both: choose one of them"
             )
+        if not is_real(self.threshold) or not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold={self.threshold!r} was given, where a number from 0 to 1 was expected")
+        if not is_integer(self.seed) or not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed!r} was given, where an integer from 0 to 2**63 - 1 was expected")
+        for option, value in (("validation", self.validation), ("test", 0 if self.test is None else self.test)):
+            if not (is_integer(value) and value >= 0) and not (is_real(value) and 0 <= value < 1):
+                raise ValueError(
+                    f"{option}={value!r} was given, where a number of rows (an integer from 0) or a fraction "
+                    "of them (a float in [0, 1)) was expected"
+                )
+
+    def rows(self, size: int, what: str) -> dict[str, Tensor]:
+        """Return which of so many rows of a source are in each part; see `rows_of_parts`."""
+        return rows_of_parts(size, self.validation, self.test, int(self.seed), what)
 
 
-def divide(
-    source: Source,
-    binarize: Binarize,
-    threshold: float,
-    validation: Any,
-    test: Any,
-    seed: int,
-    dequantize: bool = False,
-) -> Dataset:
+def divide(source: Source, division: Division) -> Dataset:
     """Check the values, cut the source into its three parts, and binarise or dequantise each."""
-    x, x_test = source.x, source.x_test
-    _check_values(x, source.title, binarize, dequantize)
-    if x_test is not None:
-        _check_values(x_test, f"the test set of {source.title}", binarize, dequantize)
-        if test is not None:
-            raise ValueError(f"test={test!r} was given, but {source.title} has a test set of its own: leave test out")
-    x_held = source.x_held
-    if x_held is not None:
-        _check_values(x_held, f"the validation set of {source.title}", binarize, dequantize)
-        if validation not in (0, 0.1):
-            raise ValueError(
-                f"validation={validation!r} was given, but {source.title} has validation data of its own: leave it out"
-            )
-        validation = 0
-    parts = rows_of_parts(len(x), validation, 0 if x_test is not None else test, seed, source.title)
-    for_training, for_validation, for_test = parts.values()
-    dynamic, bins = dequantize or binarize == "dynamic", BINS if dequantize else None
+    seed, dequantize = int(division.seed), division.dequantize
+    binarize = division.binarize or ("none" if dequantize else source.binarize)
+    _check_values(source.x, source.title, binarize, dequantize)
+    for name, (x, _) in source.own.items():
+        _check_values(x, f"the {name} set of {source.title}", binarize, dequantize)
+        words, unset = _OF_ITS_OWN[name]
+        if (given := getattr(division, name)) not in unset:
+            raise ValueError(f"{name}={given!r} was given, but {source.title} has {words} of its own: leave {name} out")
+    rows_of = replace(division, **dict.fromkeys(source.own, 0)).rows(len(source.x), source.title)
 
-    def rule(source_part: int, fresh: bool = False) -> Rule | None:
-        if fresh if dynamic else binarize == "none":
-            return None
-        key = noise_key(seed, source_part)
+    def rule(key: int) -> Rule | None:
         if dequantize:
             return Dequantization(key)
-        return Binarization("threshold" if binarize == "threshold" else "fixed", threshold, key)
+        if binarize == "none":
+            return None
+        return Binarization("threshold" if binarize == "threshold" else "fixed", float(division.threshold), key)
 
-    def part(rows: Tensor, fresh: bool = False) -> Split:
-        data = _chosen(x, rows, rule(TRAIN_PART, fresh))
-        others = [column[rows.to(column.device)] for column in source.columns]
-        labels = None if source.labels is None else source.labels[rows.to(source.labels.device)]
+    def part(name: str) -> Split:
+        whole = name in source.own
+        x, labels = source.own[name] if whole else (source.x, source.labels)
+        rows = torch.arange(len(x)) if whole else rows_of[name]
+        fresh = name == "train" and (dequantize or binarize == "dynamic")
+        data = _chosen(x, rows, None if fresh else rule(noise_key(seed, _NOISE[name if whole else "train"])))
+        others = () if whole else (column[rows.to(column.device)] for column in source.columns)
         return Split(
-            (data, *others), labels, dynamic=fresh and dynamic, bins=bins, rows=rows, label_names=source.label_names
+            (data, *others),
+            None if labels is None else labels[rows.to(labels.device)],
+            dynamic=fresh,
+            bins=BINS if dequantize else None,
+            rows=None if whole else rows,
+            label_names=source.label_names,
         )
 
-    def own(x: Rows, labels: Tensor | None, source_part: int) -> Split:
-        data = _chosen(x, torch.arange(len(x)), rule(source_part))
-        return Split((data,), labels, bins=bins, label_names=source.label_names)
-
-    tested = part(for_test) if x_test is None else own(x_test, source.labels_test, TEST_PART)
-    held_out = part(for_validation) if x_held is None else own(x_held, source.labels_held, HELD_PART)
-    return Dataset(source.name, part(for_training, fresh=True), held_out, tested, binarize)
+    return Dataset(source.name, part("train"), part("validation"), part("test"), binarize)
 
 
 def rows_of_parts(size: int, validation: Any, test: Any, seed: int, what: str = "") -> dict[str, Tensor]:
@@ -177,7 +180,7 @@ def drawn_as_split(whole: Split, trained: Tensor, seed: int) -> Split:
     of_training: Any = cast(LazyRows, whole.still().x).binarization
     place = torch.full((len(whole),), -1)
     place[trained] = torch.arange(len(trained))
-    rule = _OfParts(of_training, replace(of_training, key=noise_key(seed, TRAIN_PART)), place)
+    rule = _OfParts(of_training, replace(of_training, key=noise_key(seed, _NOISE["train"])), place)
     drawn = LazyRows(whole.x, torch.arange(len(whole)), rule)
     return replace(whole, columns=(drawn, *whole.columns[1:]), dynamic=False)
 

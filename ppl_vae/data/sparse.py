@@ -44,6 +44,11 @@ class SparseRows:
         return digest.hexdigest()
 
 
+def dense_up_to(most: float, rows: SparseRows) -> Rows:
+    """Return the rows as a tensor if that takes at most so many bytes as float32, else as they are."""
+    return rows[torch.arange(len(rows))] if 4 * rows.shape[0] * rows.shape[1] <= most else rows
+
+
 def row_totals(rows: Rows) -> Tensor:
     """Return the sum of each row, (n,), float64, on the CPU; no sparse row becomes dense."""
     source: Rows = rows

@@ -15,7 +15,7 @@ from torch import Tensor
 from ppl_vae._draws import bits
 from ppl_vae._noise import RowNoise
 from ppl_vae._team import ALONE, Team
-from ppl_vae._tensors import moved
+from ppl_vae._tensors import in_words, moved
 from ppl_vae._validation import is_integer
 from ppl_vae.data.binarization import Binarization, Dequantization, Rule, dequantize, noise_key
 from ppl_vae.data.rows import LazyRows, Rows, stream
@@ -75,10 +75,9 @@ class Split:
             raise ValueError("a split has no column: give at least the data, as columns=(x,)")
         if len(set(lengths)) > 1:
             raise ValueError(f"the columns of a split have {lengths} rows: they must be as many")
-        if self.labels is not None and len(self.labels) != lengths[0]:
-            raise ValueError(f"a split has {lengths[0]} rows and {len(self.labels)} labels: they must be as many")
-        if self.ids is not None and len(self.ids) != lengths[0]:
-            raise ValueError(f"a split has {lengths[0]} rows and {len(self.ids)} ids: they must be as many")
+        for what, beside in (("labels", self.labels), ("ids", self.ids)):
+            if beside is not None and len(beside) != lengths[0]:
+                raise ValueError(f"a split has {lengths[0]} rows and {len(beside)} {what}: they must be as many")
 
     def __len__(self) -> int:
         return len(self.columns[0])
@@ -190,11 +189,14 @@ class Split:
         columns = [next(stream(column, [index])) for column in self.columns]
         if self.dynamic:
             columns[0] = self._rule()(columns[0], index)
-        labels = None if self.labels is None else self.labels[: len(index)]
-        rows = None if self.rows is None else self.rows[: len(index)]
-        ids = None if self.ids is None else self.ids[: len(index)]
-        names = {n: getattr(self, n) for n in ("label_names", "column_names", "conditions", "categories")}
-        return Split(tuple(columns), labels, bins=self.bins, rows=rows, ids=ids, **names)
+        names = {n: getattr(self, n) for n in ("bins", "label_names", "column_names", "conditions", "categories")}
+        return Split(tuple(columns), **self.beside(index), **names)
+
+    def beside(self, rows: Int[Tensor, " m"]) -> dict[str, Any]:
+        """Return the labels, the numbers and the ids of some rows, by the names of these fields."""
+        labels = None if self.labels is None else self.labels[rows.to(self.labels.device)]
+        numbers = None if self.rows is None else self.rows[rows.to(self.rows.device)]
+        return {"labels": labels, "rows": numbers, "ids": None if self.ids is None else self.ids[rows.cpu().numpy()]}
 
     def still(self) -> Split:
         """Return this split with the same values each time it is read; a dynamic split keeps the draw of `head`.
@@ -236,12 +238,7 @@ class Split:
 
     def _checked(self, order: Tensor) -> Tensor:
         if not isinstance(order, Tensor) or order.ndim != 1 or order.dtype != torch.int64:
-            given = (
-                f"a {order.dtype} tensor of shape {tuple(order.shape)}"
-                if isinstance(order, Tensor)
-                else f"a {type(order).__name__}"
-            )
-            raise ValueError(f"order is {given}, where an int64 tensor of row numbers, (m,), was expected")
+            raise ValueError(f"order is {in_words(order)}, where an int64 tensor of row numbers, (m,), was expected")
         if len(order) and not (int(order.min()) >= 0 and int(order.max()) < len(self)):
             raise ValueError(
                 f"order has row numbers from {int(order.min())} to {int(order.max())}, where 0 to "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,8 +34,8 @@ class Stream(Split):
         device: The device of the batches.
     """
 
-    source: Iterable[Any] = ()
-    read: Read | None = None
+    source: Iterable[Any] = field(kw_only=True)
+    read: Read = field(kw_only=True)
     once: bool = False
     device: torch.device | None = None
     dtype: torch.dtype | None = None  # of floating numbers; None leaves it
@@ -95,7 +95,6 @@ class Stream(Split):
 
     def labelled(self) -> Iterator[tuple[Columns, Tensor | None]]:
         """Yield every batch of a pass, with its labels."""
-        assert self.read is not None
         shapes = [column.shape[1:] for column in self.columns]
         for number, batch in enumerate(self.source, 1):
             columns, labels = self.read(batch)
@@ -109,7 +108,7 @@ class Stream(Split):
 
     def first(self, batch_size: int, device: torch.device | str | None = None) -> Columns:
         """Return the first batch, which has been read."""
-        return moved(self.columns, self.device if device is None else device, self.dtype)
+        return moved(self.columns, device)
 
     def num_batches(self, batch_size: int = 0) -> int | None:
         """Return the number of batches of a pass, if the loader tells it."""
@@ -172,12 +171,9 @@ def gathered(split: Split, most: int | None = None) -> Split:
 
 
 def chosen(split: Split, rows: Tensor) -> Split:
-    """Return the rows with these numbers of a split in memory."""
-    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(split):
-        raise ValueError(f"a Subset names rows up to {int(rows.max())} of {len(split)}: name rows that are there")
-    columns = tuple(c[rows] if isinstance(c, Tensor) else LazyRows(c, rows) for c in split.columns)
-    labels = None if split.labels is None else split.labels[rows]
-    ids = None if split.ids is None else split.ids[rows.numpy()]
-    return replace(
-        split, columns=columns, labels=labels, rows=rows if split.rows is None else split.rows[rows], ids=ids
-    )
+    """Return the rows with these numbers of a split that has numbers; what is not in memory stays where it is."""
+    columns = tuple(c[rows.to(c.device)] if isinstance(c, Tensor) else LazyRows(c, rows.cpu()) for c in split.columns)
+    beside = split.beside(rows)
+    if split.rows is None:
+        beside["rows"] = rows
+    return replace(split, columns=columns, **beside)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from ppl_vae._columns import VALUES, split_kind
-from ppl_vae._validation import did_you_mean, is_real
+from ppl_vae._columns import split_kind
+from ppl_vae._validation import did_you_mean
+from ppl_vae.data.arrays import is_missing
+from ppl_vae.data.columns import as_column
 from ppl_vae.data.dataset import Dataset
-from ppl_vae.data.frames import as_array, coded_labels, frame_columns, ids_of, is_frame, is_number, refuse_odd
-from ppl_vae.data.partition import Source, check_options, divide
+from ppl_vae.data.frames import as_array, coded_labels, frame_columns, ids_of, is_frame
+from ppl_vae.data.partition import Division
 from ppl_vae.data.splits import Split
-
-_REAL = int | float | np.integer | np.floating
-_MOST_CATEGORIES = 100  # in a column of words; more are names or free text
+from ppl_vae.data.streams import chosen
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -111,16 +110,15 @@ def from_table(
         >>> people.columns, people.categories[2], people.train.x.shape
         (('real', 'count', 'categorical:2'), ('Bergen', 'Oslo'), torch.Size([3, 3]))
     """
-    check_options("none", 0.5, validation, test, seed)
+    division = Division(validation, test, seed)
     named, declared, index = _named_columns(table, name)
-    titles = {}
-    for what, value in (("labels", labels), ("ids", ids)):
-        if isinstance(value, str):
-            if value not in named:
-                hint = did_you_mean(value, named)
-                raise ValueError(f"{what} is {value!r}, and {name} has the columns {', '.join(named)}{hint}")
-            titles[what] = value
-    aside = {what: named[column] for what, column in titles.items()}
+    aside = {"labels": labels, "ids": index if ids is None else ids}
+    titles = {what: value for what, value in aside.items() if isinstance(value, str)}
+    for what, value in titles.items():
+        if value not in named:
+            hint = did_you_mean(value, named)
+            raise ValueError(f"{what} is {value!r}, and {name} has the columns {', '.join(named)}{hint}")
+        aside[what] = named[value]
     places = by_place(list(named))
     named = {column: content for column, content in named.items() if column not in titles.values()}
     given = declared | _given_kinds(columns, list(named), places, name)
@@ -130,29 +128,16 @@ def from_table(
     named = {column: content for column, content in named.items() if given.get(column) != "skip"}
     if not named:
         raise ValueError(f"{name} has no column left to model: skip fewer of them")
-    found = []
-    for column, content in named.items():
-        what = f"column {column!r} of {name}"
-        numbers, kind, categories = _column(content, given.get(column), what)
-        _check(numbers, kind, what)
-        found.append((numbers, kind, categories))
+    found = [as_column(content, given.get(key), f"column {key!r} of {name}") for key, content in named.items()]
     values, kinds, codes = zip(*found, strict=True)
     x = torch.from_numpy(np.stack(values, 1).astype(np.float32))
     words: tuple[str, ...] = ()
     if labels is not None:
         order = declared.get(titles.get("labels", ""))
-        labels, words = coded_labels(aside.get("labels", labels), len(x), f"the labels of {name}", order)
-    row_names = _names(aside.get("ids", index if ids is None else ids), len(x), f"the ids of {name}")
-    # `divide` refuses NaN in its data, so it gets a column of zeros as data and the table as second column
-    source = Source(name, torch.zeros(len(x), 1), labels, (x,))
-    divided = divide(source, "none", 0.5, validation, test, int(seed))
-
-    def part(split: Split) -> Split:
-        own = None if row_names is None else row_names[cast(Tensor, split.rows).numpy()]
-        names = {"label_names": words, "column_names": tuple(named), "categories": codes}
-        return Split(split.columns[1:], split.labels, rows=split.rows, ids=own, **names)
-
-    train, held_out, tested = map(part, (divided.train, divided.validation, divided.test))
+        labels, words = coded_labels(aside["labels"], len(x), f"the labels of {name}", order)
+    row_names = _names(aside["ids"], len(x), f"the ids of {name}")
+    whole = Split((x,), labels, ids=row_names, label_names=words, column_names=tuple(named), categories=codes)
+    train, held_out, tested = (chosen(whole, rows) for rows in division.rows(len(x), name).values())
     return Table(
         *(name, train, held_out, tested),
         columns=kinds,
@@ -170,7 +155,7 @@ def _names(ids: Any, rows: int, what: str) -> np.ndarray | None:
     names = as_array(ids)
     if len(names) != rows:
         raise ValueError(f"{what} have {len(names)} rows and the data {rows}: they must be as many")
-    if missing := sum(v is None or v != v for v in names.tolist()):
+    if missing := sum(map(is_missing, names.tolist())):
         raise ValueError(f"{what} are missing in {missing} rows: name no ids, or fill them")
     return names.astype(str)
 
@@ -233,89 +218,3 @@ def _given_kinds(columns: Any, names: list[str], places: dict[str, str], name: s
         elif kind not in ("categorical", "skip"):
             split_kind(kind, f"the kind of column {column!r}")
     return given
-
-
-def _column(content: np.ndarray, kind: Any, what: str) -> tuple[np.ndarray, str, tuple[Any, ...]]:
-    """Return a column as float64, its kind, and the values behind its codes."""
-    if isinstance(kind, Sequence) and not isinstance(kind, str):
-        return coded(content, kind, what)
-    numeric = content.dtype.kind in "fiub" or all(v is None or isinstance(v, _REAL) for v in content)
-    if numeric:
-        numbers = np.array([np.nan if v is None else v for v in content], dtype=np.float64)
-        if kind != "categorical":
-            return numbers, kind or _guess(numbers), ()
-        missing, content = np.isnan(numbers), numbers
-    else:
-        if kind is None:
-            refuse_odd(content, what)
-        if kind not in (None, "categorical") and not str(kind).startswith("categorical:"):
-            raise ValueError(f"{what} holds words, where {kind!r} expects {VALUES[split_kind(kind, what)[0]]}")
-        missing = np.array([v is None or v != v or v == "" for v in content], dtype=bool)
-    present = np.array([v if numeric else str(v) for v in content[~missing]])
-    if not numeric and kind is None and len(present):
-        _refuse_other_numbers(present.tolist(), what)
-    distinct, codes = np.unique(present, return_inverse=True)
-    if len(distinct) < 2 or (not numeric and kind is None and len(distinct) > _MOST_CATEGORIES):
-        raise ValueError(
-            f"{what} has {len(distinct)} categories, where 2 to {_MOST_CATEGORIES} were expected: leave it out, by "
-            "columns={...: 'skip'}, name it as ids if it names the rows, or say columns={...: 'categorical'} if there "
-            "are more"
-        )
-    found = np.full(len(content), np.nan)
-    found[~missing] = codes
-    own = f"categorical:{len(distinct)}" if kind in (None, "categorical") else str(kind)
-    return found, own, tuple(distinct.tolist())
-
-
-def _refuse_other_numbers(words: list[str], what: str) -> None:
-    """Refuse words that are numbers in another notation, each of which would become a category."""
-    plain = [word.replace(",", ".", 1).rstrip("% ") for word in words]
-    if any("," in word or "%" in word for word in words) and all(map(is_number, plain)):
-        raise ValueError(
-            f"{what} holds numbers such as {words[0]!r}: write them with a point and without a sign, or say "
-            "columns={...: 'categorical'}"
-        )
-
-
-def coded(content: np.ndarray, values: Sequence[Any], what: str) -> tuple[np.ndarray, str, tuple[Any, ...]]:
-    """Return the places of a column's entries in a list of values, as `_column` does."""
-    numeric = all(is_real(value) for value in values)
-    code = {float(value) if numeric else str(value): place for place, value in enumerate(values)}
-    found = np.full(len(content), np.nan)
-    for row, entry in enumerate(content.tolist()):
-        if entry is None or entry != entry or entry == "":
-            continue
-        key = entry if numeric else str(entry)
-        if key not in code:
-            raise ValueError(
-                f"{what} holds {entry!r}, which is none of its values {', '.join(map(str, values))}: mend it"
-            )
-        found[row] = code[key]
-    return found, f"categorical:{len(values)}", tuple(v.item() if isinstance(v, np.generic) else v for v in values)
-
-
-def _guess(numbers: np.ndarray) -> str:
-    """Guess the kind of a column of numbers."""
-    seen = numbers[~np.isnan(numbers)]
-    if len(seen) and np.isin(seen, (0, 1)).all():
-        return "binary"
-    whole = len(seen) > 0 and np.isfinite(seen).all() and bool((seen == np.rint(seen)).all())
-    return "count" if whole and seen.min() >= 0 else "real"
-
-
-def _check(numbers: np.ndarray, kind: str, what: str) -> None:
-    """Refuse values outside the kind, and infinite values."""
-    name, categories = split_kind(kind, what)
-    seen = numbers[~np.isnan(numbers)]
-    with np.errstate(over="ignore"):
-        bad = ~np.isfinite(seen.astype(np.float32))
-    if name == "positive":
-        bad |= seen.astype(np.float32) <= 0
-    elif name != "real":
-        top = {"count": np.inf, "binary": 1}.get(name, categories - 1)
-        bad |= (seen < 0) | (seen > top) | (seen != np.rint(seen))
-    if bad.any():
-        raise ValueError(
-            f"{what} is {kind!r} and holds {seen[bad][0]:g}, where {VALUES[name]} were expected, or NaN: give it "
-            "another kind, or mend it"
-        )

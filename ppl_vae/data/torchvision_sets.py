@@ -94,7 +94,7 @@ def read_set(name: str, root: Path) -> Source:
         (x, labels), (x_test, labels_test) = (_read(name, kind, place, root, part) for part in kind.parts)
     if kind.cls == "Omniglot":
         labels_test = labels_test + labels.max() + 1  # its test set has other characters
-    return Source(name, x, labels, x_test=x_test, labels_test=labels_test)
+    return Source(name, x, labels, own={"test": (x_test, labels_test)})
 
 
 def _read(name: str, kind: Kind, place: Path, root: Path, part: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -141,21 +141,17 @@ def _files_of(name: str, kind: Kind, root: Path) -> Iterator[Path]:
     packed = [file for file in missing if (folder / f"{file}.gz").is_file()]
     if packed != missing:
         _download(name, kind, root)
-    elif missing and not _may_write(folder):
-        with tempfile.TemporaryDirectory(prefix="ppl_vae-") as scratch:
-            place = Path(scratch) / kind.folder
-            place.mkdir(parents=True)
-            for file in kind.files:
-                if file in packed:
-                    _unpack(folder / f"{file}.gz", place)
-                else:
-                    shutil.copyfile(folder / file, place / file)
-            yield Path(scratch)
-            return
-    else:
+        packed = []
+    with contextlib.ExitStack() as stack:
+        place = root
+        if packed and not _may_write(folder):
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ppl_vae-")))
+            (place / kind.folder).mkdir(parents=True)
+            for file in set(kind.files) - set(packed):
+                shutil.copyfile(folder / file, place / kind.folder / file)
         for file in packed:
-            _unpack(folder / f"{file}.gz", folder)
-    yield root
+            _unpack(folder / f"{file}.gz", place / kind.folder)
+        yield place
 
 
 def _may_write(folder: Path) -> bool:

@@ -17,7 +17,8 @@ from ppl_vae._team import ALONE, Team
 from ppl_vae._validation import check_count, check_positive_int, check_seed
 from ppl_vae.data import Dataset, Split
 from ppl_vae.data.conditions import same_labels
-from ppl_vae.data.held import form_of, split_of
+from ppl_vae.data.forms import form_of
+from ppl_vae.data.held import split_of
 from ppl_vae.data.streams import gathered
 from ppl_vae.distributions.chain import Chain
 from ppl_vae.evaluation.bits import bits_per_dim

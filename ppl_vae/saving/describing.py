@@ -51,7 +51,7 @@ class Describer:
             return value
         if isinstance(value, np.generic | np.ndarray):
             return _of_numpy(value, where)
-        if type(value).__name__ in _SEQUENCES and type(value) is _SEQUENCES[type(value).__name__]:
+        if type(value) in _SEQUENCES.values():
             return {type(value).__name__: [self(part, where) for part in value]}  # type: ignore[attr-defined]
         if type(value) in _MAPPINGS.values():
             pairs = [[self(k, where), self(v, f"{where}[{k!r}]")] for k, v in value.items()]  # type: ignore[attr-defined]

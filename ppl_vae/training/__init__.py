@@ -4,7 +4,8 @@
 sees every epoch (the callback `ppl_vae.runs.RunFolder` writes a run's folder).
 """
 
-from ppl_vae.training.fitting import fit, resolve_compile, resolve_device
+from ppl_vae.training.choosing import resolve_compile, resolve_device
+from ppl_vae.training.fitting import fit
 from ppl_vae.training.parts import CoupledError
 from ppl_vae.training.ranks import RankLostError
 from ppl_vae.training.run import Callback, Progress, Run

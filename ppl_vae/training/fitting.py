@@ -1,19 +1,15 @@
-"""The function `fit`, which trains a program, and its choices of device and compilation."""
+"""The function `fit`, which trains a program."""
 
 from __future__ import annotations
 
 import functools
-import importlib.util
 import logging
-import math
-import os
-import shutil
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import pyro
 import torch
@@ -25,13 +21,14 @@ from ppl_vae._scopes import MatmulPrecision, Precision, rounded, untouched_rando
 from ppl_vae._team import Team
 from ppl_vae._validation import check_choice, check_positive, check_positive_int, check_seed
 from ppl_vae.capture import modules_of
-from ppl_vae.capture.graphs import REPAY
 from ppl_vae.data import Dataset
-from ppl_vae.data.held import form_of, split_of
+from ppl_vae.data.forms import form_of
+from ppl_vae.data.held import split_of
 from ppl_vae.data.streams import Stream, gathered
 from ppl_vae.objectives import ELBO, Regularized, Regularizer
 from ppl_vae.objectives.losses import Program
 from ppl_vae.svi import ALONE, SVI, Compile, OptimizerFactory
+from ppl_vae.training.choosing import device_of, resolve_compile, resolve_device
 from ppl_vae.training.loop import Loop
 from ppl_vae.training.ranks import Ranks
 from ppl_vae.training.rehearsal import StrangersError
@@ -168,24 +165,19 @@ def fit(
         objective = Regularized(objective, regularizer)
     modules = modules_of(model, guide, objective)
     data = _dataset(data, validation, program, modules)
-    if isinstance(data.train, Stream):
-        batch_size = len(data.train.columns[0])
-        if data.train.once and epochs > 1:
-            raise ValueError(
-                f"epochs is {epochs}, and the data are a generator, which can be read once: give epochs=1, or a "
-                "DataLoader, a list of batches or any object whose __iter__ starts afresh"
-            )
-    asked = batch_size
-    if not isinstance(data.train, Stream):
-        batch_size = min(batch_size, len(data.train))
+    if isinstance(data.train, Stream) and data.train.once and epochs > 1:
+        raise ValueError(
+            f"epochs is {epochs}, and the data are a generator, which can be read once: give epochs=1, or a "
+            "DataLoader, a list of batches or any object whose __iter__ starts afresh"
+        )
+    asked = len(data.train.columns[0]) if isinstance(data.train, Stream) else batch_size
+    batch_size = asked if isinstance(data.train, Stream) else min(asked, len(data.train))
     auto = given["device"] == "auto"
     if auto and not isinstance(program, VAE):
         offered, device = device, device_of((model, guide), data)
         if offered.type != device.type:
-            where = str(device), str(offered)
-            logger.info(
-                "a pair of functions trains where its parameters are, on %s; device=%r moves its modules", *where
-            )
+            where = "a pair of functions trains where its parameters are, on %s; device='%s' moves its modules"
+            logger.info(where, device, offered)
     ranks = Ranks(Team.present())
     if ranks.team.size > 1:
         _check_shares(ranks, data, batch_size)
@@ -261,14 +253,6 @@ def fit(
     return run
 
 
-def device_of(program: Program, data: Dataset) -> torch.device:
-    """Return where a pair of functions computes: at the parameters of its modules, or without any at the data."""
-    like = home_of(program)
-    if like is None and isinstance(data.train.columns[0], Tensor):
-        like = data.train.columns[0]
-    return torch.device("cpu") if like is None else like.device
-
-
 def _check_shares(ranks: Ranks, data: Dataset, batch_size: int) -> None:
     """Refuse data that the processes of a run cannot share."""
     if isinstance(data.train, Stream):
@@ -301,47 +285,6 @@ def _dataset(data: Any, validation: Any, program: VAE | Program, modules: Sequen
     return Dataset("data", train, nothing if validation is None else gathered(split_of(validation, form)), nothing)
 
 
-def resolve_compile(
-    compile: str,
-    data: Dataset | None = None,
-    *,
-    objective: object = None,
-    epochs: int = 1,
-    batch_size: int = 128,
-    device: str | torch.device = "cpu",
-) -> Compile:
-    """Return the level of compilation; ``"auto"`` depends on the run's settings, never on a clock.
-
-    ``"auto"`` gives ``"full"`` where a compiler is at hand and the run is long enough to pay for compiling: the saving
-    of the run must exceed 20 seconds for each shape of batch that is compiled: one, or in a run of 100 epochs and more
-    two, unless the batch size divides the number of data. The saving is the number of steps times the saving of one
-    step: half a millisecond of calls, and 4 nanoseconds for every number in a batch of reconstructions (measured in
-    benchmarks/ on two cores). Otherwise ``"auto"`` gives ``"graph"``, which needs no compiler and changes no bit. Large
-    programs (flows, hierarchies) take up to a minute to compile, and a second run of the same program 2 seconds.
-
-    Raises:
-        ValueError: If there is no such level, or a number is not positive.
-
-    Example:
-        >>> resolve_compile("auto")
-        'graph'
-    """
-    check_choice(compile, ("auto", *get_args(Compile)), "compile")
-    if compile != "auto":
-        return cast(Compile, compile)
-    if data is None:
-        return "graph"
-    batch_size, epochs = check_positive_int(batch_size, "batch_size"), check_positive_int(epochs, "epochs")
-    numbers = batch_size * math.prod(data.x_shape) * getattr(objective, "num_particles", 1)
-    steps = data.train.num_batches(batch_size)
-    if steps is None:
-        return "graph"
-    saved = epochs * steps * (5e-4 + 4e-9 * numbers)
-    alike = not isinstance(data.train, Stream) and len(data.train) % min(batch_size, len(data.train)) == 0
-    shapes = 1 if alike or epochs < REPAY else 2
-    return "full" if saved > 20 * shapes and _has_compiler(resolve_device(device)) else "graph"
-
-
 def _placed(data: Dataset, device: torch.device, dtype: torch.dtype | None) -> Dataset:
     """Move a data set to a device; leave it on the CPU where it takes more than half of a GPU's free memory.
 
@@ -360,33 +303,3 @@ def _placed(data: Dataset, device: torch.device, dtype: torch.dtype | None) -> D
             )
             return data.to("cpu", dtype)
     return data.to(device, dtype)
-
-
-def _has_compiler(device: torch.device) -> bool:
-    """Whether Inductor finds its compiler: a C++ compiler, or Triton on a GPU."""
-    if device.type != "cpu":
-        return importlib.util.find_spec("triton") is not None
-    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """Return the device; ``"auto"`` is cuda, else mps, else cpu, as available.
-
-    Raises:
-        ValueError: If the device cannot be used.
-
-    Example:
-        >>> resolve_device("cpu")
-        device(type='cpu')
-    """
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-        torch.empty(0, device=resolved)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {device!r} cannot be used ({reason}); expected auto, cpu, cuda or mps") from error
-    return resolved

@@ -23,6 +23,7 @@ from ppl_vae.objectives.impossible import Limits
 from ppl_vae.objectives.losses import BatchLoss
 from ppl_vae.programs import SemiSupervisedVAE
 from ppl_vae.svi import SVI
+from ppl_vae.training.diagnosing import diagnose
 from ppl_vae.training.feeding import EpochFeed
 from ppl_vae.training.parts import CoupledError
 from ppl_vae.training.ranks import RankLostError, Ranks
@@ -30,11 +31,10 @@ from ppl_vae.training.rehearsal import CHECK, rehearse
 from ppl_vae.training.resuming import checked
 from ppl_vae.training.run import Callback, Progress, Run
 from ppl_vae.training.sharing import MOST_REHEARSED, Sharing
-from ppl_vae.training.state import DivergedError, Means, TrainingState, diagnose, optimizer_of
+from ppl_vae.training.state import DivergedError, Means, TrainingState, optimizer_of
 from ppl_vae.vae import VAE
 
 CHECK_EVERY = 100  # steps between two checks of the losses: the last good state is never further back
-MONITOR = "validation_elbo"
 
 
 @dataclass
@@ -70,10 +70,10 @@ class Loop:
 
     def rehearse(self) -> None:
         """Run everything once under full validation, without moving state, to refuse now what cannot work."""
-        share = max(2, math.ceil(self.batch_size / self.ranks.team.size))
+        share = math.ceil(self.batch_size / self.ranks.team.size)
         size = max(share, min(self.batch_size, MOST_REHEARSED))
         with self.rounded():
-            rehearsed = functools.partial(rehearse, self.result, self.svi, self.modules, min(size, self.batch_size))
+            rehearsed = functools.partial(rehearse, self.result, self.svi, self.modules, size)
             self.limits = self.ranks.together(rehearsed)
 
     def prepare(self, resume: dict[str, Any] | None) -> None:
@@ -202,7 +202,7 @@ class Loop:
         if state.step != self.steps:
             return
         rows = sum(self._sizes[first:])
-        state.end_epoch()
+        state.epoch, state.step = state.epoch + 1, 0
         record = self._make_record(rows / (time.perf_counter() - began))
         if self._wrong is not None:
             state.restore(self._good)
@@ -256,12 +256,12 @@ class Loop:
     def _look_back(self, seconds: float, steps_done: int) -> None:
         """Find what went wrong since the last look, keep the state if nothing did, and report the progress."""
         state, good = self.state, self._good
-        # copied before anything waits for a GPU, which is behind; at its start the next epoch captures its own
+        # The copy is made before anything waits for a GPU. At the end of an epoch the next one captures its own.
         present = None if state.step == self.steps else state.capture()
         if not state.is_finite():
             train = None if self.streamed else self.train
             with self.rounded():
-                raise diagnose(state, good, train, self.batch_size, self.result.device, self.ranks)
+                raise diagnose(state, good, train, self.result.device, self.ranks)
         if found := state.impossible(self.limits, self._sizes, good["step"]):
             state.restore(good)
             raise DivergedError(state.epoch + 1, *found, good, CHECK)
@@ -337,12 +337,11 @@ class Loop:
         return record
 
     def _schedule(self, record: dict[str, float]) -> None:
-        scheduler = self.state.scheduler
-        if isinstance(scheduler, ReduceLROnPlateau):
-            if self._monitored(record) is not None:
-                scheduler.step(-self._monitored(record))  # type: ignore[operator]
-        elif scheduler is not None:
+        scheduler, score = self.state.scheduler, self._monitored(record)
+        if scheduler is not None and not isinstance(scheduler, ReduceLROnPlateau):
             scheduler.step()
+        elif scheduler is not None and score is not None:
+            scheduler.step(-score)
 
     def _note_best(self, record: dict[str, float]) -> None:
         """Keep the parameters of an epoch that is the best so far, for early stopping."""
@@ -364,7 +363,7 @@ class Loop:
 
     @staticmethod
     def _monitored(record: dict[str, float]) -> float | None:
-        return record.get(MONITOR, record.get("validation_bound"))
+        return record.get("validation_elbo", record.get("validation_bound"))
 
     def _report(self, seconds: float, steps_done: int) -> None:
         rate = steps_done / seconds

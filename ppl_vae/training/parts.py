@@ -15,7 +15,7 @@ from ppl_vae.capture.reach import buffers_of
 from ppl_vae.objectives.losses import BatchLoss
 from ppl_vae.svi import SVI
 
-_FEW = (11, 15)  # rows: what couples data shows the more in the figures, the fewer there are
+_FEW = (11, 15)  # rows: a coupling of data shows most in the figures of few
 _GRADIENT = "the gradient of "
 _SUSPECTS = (
     "a regularizer, a likelihood or a loss over the whole batch, a latent outside the plate of the data, or a value in "

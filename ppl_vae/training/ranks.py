@@ -93,7 +93,7 @@ class Ranks:
     _names: tuple[str, ...] | None = None  # of the parameters, in every exchange
 
     def arguments(self, total: int) -> dict[str, range]:
-        """Return what says to a `PartLoss` which rows of a batch of `total` it is given."""
+        """Return the arguments that tell a `PartLoss` its rows of a batch of `total`."""
         if self.team.size == 1:
             return {}
         self.counted = bool(self.team.rows(total))

@@ -26,7 +26,6 @@ from ppl_vae.training.state import Means
 from ppl_vae.vae import VAE
 
 CHECK = "ppl_vae.check looks at each density"
-_SMALLER = "batch_size or num_particles"
 
 
 class StrangersError(ValueError):
@@ -54,7 +53,7 @@ def rehearse(run: Run, svi: SVI, modules: Sequence[nn.Module], batch_size: int) 
         batch = train.first(batch_size, run.device)
         particles = getattr(getattr(svi.loss, "objective", svi.loss), "num_particles", 1)
         what = f"batches of {len(batch[0])} with {particles} particles"
-        check_fits(batch[0].numel() * particles, what, _SMALLER, run.device)
+        check_fits(batch[0].numel() * particles, what, "batch_size or num_particles", run.device)
         if isinstance(vae := run.program, VAE):
             if data.x_shape != vae.x_shape:
                 raise ValueError(

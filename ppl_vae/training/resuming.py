@@ -46,10 +46,9 @@ def _check(state: dict[str, Any], run: TrainingState) -> None:
     for name in own:
         if name not in state:
             raise ValueError(f"it lacks {name!r}")
-    numbers = {name: state[name] for name in ("epoch", "step", "steps")}
-    for name, value in numbers.items():
-        if type(value) is not int or value < 0:
-            raise ValueError(f"{name} is {value!r}; expected an integer from 0")
+    for name in ("epoch", "step", "steps"):
+        if type(state[name]) is not int or state[name] < 0:
+            raise ValueError(f"{name} is {state[name]!r}; expected an integer from 0")
     if state["step"] and state["steps"] != len(run.terms):
         raise ValueError(
             f"it stands in the midst of an epoch of {state['steps']} steps, and an epoch has {len(run.terms)} "

@@ -1,10 +1,11 @@
-"""The state of a training run: its capture and restoration, and the search for a step that is not finite."""
+"""The state of a training run: its figures, its capture and its restoration."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -13,11 +14,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ppl_vae._tensors import copied
-from ppl_vae.data import Split
 from ppl_vae.objectives.impossible import Limits, impossible
 from ppl_vae.objectives.losses import BatchLoss
 from ppl_vae.svi import SVI
-from ppl_vae.training.ranks import Ranks
 
 _SLOWER = "lower the learning rate, or clip the gradient (clip_norm)"
 
@@ -66,7 +65,7 @@ class Means(NamedTuple):
         terms = [(r.log_likelihood, r.kl) for r in results if r.log_likelihood is not None and r.kl is not None]
         if len(terms) < len(results):
             return cls(loss)
-        return cls(loss, sum(float(a) for a, _ in terms) / weight, sum(float(b) for _, b in terms) / weight)
+        return cls(loss, *(sum(map(float, term)) / weight for term in zip(*terms, strict=True)))
 
     @property
     def elbo(self) -> float:
@@ -86,6 +85,7 @@ class Means(NamedTuple):
         return impossible(limits, size, log_likelihood=self.log_likelihood, kl=self.kl, bound=-self.loss)
 
 
+@dataclass(eq=False, repr=False)
 class TrainingState:
     """Everything that a run changes: parameters, buffers, optimiser, scheduler, random state, place in the epoch.
 
@@ -99,29 +99,20 @@ class TrainingState:
         best: Parameters and buffers of the best validated epoch, if early stopping is on.
     """
 
-    def __init__(
-        self,
-        svi: SVI,
-        modules: list[nn.Module],
-        scheduler: LRScheduler | None,
-        seed: int,
-        terms: Tensor,
-        batch_size: int,
-    ) -> None:
-        self.svi = svi
-        self.modules = modules
-        self.scheduler = scheduler
-        self.seed = seed
-        self.terms = terms
-        self.batch_size = batch_size
-        self.epoch = 0
-        self.step = 0
-        self.seconds = 0.0
-        self.history: list[dict[str, float]] = []
-        self.best: dict[str, Any] | None = None
-        self._has_terms = True
-        self._last: dict[str, Any] | None = None  # where the program has its best parameters: those to go on from
-        self._random_state: dict[str, Any] | None = None
+    svi: SVI
+    modules: list[nn.Module]
+    scheduler: LRScheduler | None
+    seed: int
+    terms: Tensor
+    batch_size: int
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+    _has_terms: bool = True
+    _last: dict[str, Any] | None = None  # where the program has its best parameters: those to go on from
+    _random_state: dict[str, Any] | None = None
 
     def order(self, size: int) -> Tensor:
         """Return the order of the data in the current epoch, a function of seed and epoch alone."""
@@ -176,11 +167,6 @@ class TrainingState:
         rows = self.terms[max(0, done - last) if last else 0 : done].cpu().double().sum(0)  # mps has no float64
         loss, log_likelihood, kl = (rows[:3] / rows[3]).tolist()
         return Means(loss, log_likelihood, kl) if self._has_terms else Means(loss)
-
-    def end_epoch(self) -> None:
-        """Count the epoch."""
-        self.epoch += 1
-        self.step = 0
 
     def bad_term(self, step: int) -> str:
         """Say what is not finite at a step (from 0) of this epoch."""
@@ -281,42 +267,3 @@ def _random_state() -> dict[str, Any]:
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     mps = [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else []
     return {"rng": torch.get_rng_state(), "cuda_rng": cuda, "mps_rng": mps}
-
-
-def diagnose(
-    state: TrainingState, good: dict[str, Any], train: Split | None, batch_size: int, device: str, ranks: Ranks
-) -> DivergedError:
-    """Find the first step that went bad, by repeating the steps since the last good state one by one.
-
-    A loader's batches, for which `train` is None, cannot be read again: the error is that which the run itself saw.
-
-    Return the error to raise, with the program back in the good state.
-    """
-    epoch = good["epoch"] + 1
-    bad_steps = (~state._columns()[: state.step].isfinite()).any(1).nonzero().flatten().tolist()
-    bad = bad_steps[0] if bad_steps else state.step - 1
-    error = DivergedError(epoch, bad + 1, state.bad_term(bad), good)
-    state.restore(good)
-    if train is None:
-        return error
-    order = state.order(len(train))[good["step"] * batch_size :]
-    ranks.begin_step(state.seed, state.epoch, state.step)
-    for batch in train.batches(batch_size, order=order, device=device, team=ranks.team):
-        size = min(batch_size, len(train) - state.step * batch_size)
-        state.note(state.svi.backward(*batch, mean=True, **ranks.arguments(size)))
-        term = None
-        if not state._columns()[state.step - 1].isfinite().all():
-            term = state.bad_term(state.step - 1)
-        for name, parameter in state.svi.parameters.items():
-            if term is None and parameter.grad is not None and not parameter.grad.isfinite().all():
-                term = f"the gradient of {name.split('$$$')[-1]} is not finite while the loss is"
-        if term is None:
-            state.svi.apply()
-            term = None if state.parameters_are_finite() else "the optimiser's step made parameters that are not finite"
-        if term is not None:
-            error = DivergedError(epoch, state.step, term, good)
-        if term is not None or state.step > bad:
-            break  # no bad term up to `bad` (a device whose sums vary): the error that the run itself saw stands
-        ranks.begin_step(state.seed, state.epoch, state.step)
-    state.restore(good)
-    return error

@@ -17,7 +17,8 @@ from ppl_vae import VAE, data, likelihoods, networks, posteriors, priors
 from ppl_vae._tensors import as_numbers
 from ppl_vae.data import Dataset, Split, as_split
 from ppl_vae.data.conditions import recoded, with_few_labels, with_labels, with_library_size
-from ppl_vae.data.held import Form, form_of, split_of
+from ppl_vae.data.forms import Form, form_of
+from ppl_vae.data.held import split_of
 
 X = np.random.default_rng(0).normal(size=(60, 3))
 LABELS = np.arange(60) % 4

@@ -383,7 +383,7 @@ def test_auto_compiles_what_is_long_enough_and_says_so(digits, monkeypatch):
     assert choose("auto", epochs=long) == "full"
     assert choose("auto", epochs=short, objective=objectives.ELBO(num_particles=500)) == "full"
     assert choose("off", epochs=long) == "off"
-    monkeypatch.setattr(training.fitting.shutil, "which", lambda name: None)
+    monkeypatch.setattr(training.choosing.shutil, "which", lambda name: None)
     assert choose("auto", epochs=long) == "graph"
     assert fit(make_vae(digits), digits, epochs=1, compile="auto").compile == "graph"
     run = fit(make_vae(digits), digits, epochs=1, compile="off")

@@ -28,7 +28,8 @@ from ppl_vae.comparison.fixed.results import KnownEvidence, Row
 from ppl_vae.comparison.fixed.rows import Progress, Rows
 from ppl_vae.comparison.words import one_line
 from ppl_vae.data import Split
-from ppl_vae.data.held import form_of, split_of
+from ppl_vae.data.forms import form_of
+from ppl_vae.data.held import split_of
 from ppl_vae.evidence.log_evidence import log_evidence as find_log_evidence
 from ppl_vae.evidence.results import Evidence
 from ppl_vae.objectives.losses import Program
