@@ -20,7 +20,7 @@ from ppl_vae._distributions import describe, innermost
 from ppl_vae._validation import check_positive, check_positive_int, is_real
 from ppl_vae.objectives.baselines import name_of
 from ppl_vae.objectives.estimate import Estimate, owner
-from ppl_vae.objectives.log_weights import LogWeights, particle_dim, to_particles
+from ppl_vae.objectives.log_weights import LogWeights
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -192,20 +192,17 @@ class _Site:
                     f"{owner(objective)} moves a latent along gradients, which needs real, unconstrained values, and "
                     f"{what} at site {self.name!r} is {describe(fn)}; use IWAE or DReG"
                 )
-        self.again, self.shape = start.again, start.log_lik.shape
+        self.again, self.per_particle = start.again, start.per_particle
         z = start.z[self.name]
         self.z = z if z.requires_grad else z.detach().requires_grad_()
 
     def total(self, values: Tensor) -> Float[Tensor, "K batch"]:
         """Return the sum of values in the form of z over all but particles and data."""
-        if self.q.event_dim:
-            values = values.flatten(-self.q.event_dim).sum(-1)
-        return to_particles(values, self.shape[0], particle_dim(values.shape, self.shape[0]), self.shape[1])
+        return self.per_particle(values.flatten(-self.q.event_dim).sum(-1) if self.q.event_dim else values)
 
     def log_q(self, z: Tensor) -> Float[Tensor, "K batch"]:
         """Return log q(z|x)."""
-        log_q = self.q.log_prob(z)
-        return to_particles(log_q, self.shape[0], particle_dim(log_q.shape, self.shape[0]), self.shape[1])
+        return self.per_particle(self.q.log_prob(z))
 
     def log_p(self, z: Tensor) -> Float[Tensor, "K batch"]:
         """Return log p(x, z)."""

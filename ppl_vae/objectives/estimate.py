@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae._validation import check_positive_int
-from ppl_vae.objectives.log_weights import LogWeights
+from ppl_vae.objectives.log_weights import LogWeights, owner
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -56,11 +56,6 @@ class Objective(Protocol):
     def __call__(self, log_weights: LogWeights) -> Estimate | Float[Tensor, " batch"]:
         """Return the estimate for each datum."""
         ...
-
-
-def owner(objective: object) -> str:
-    """Return the name of an objective for messages."""
-    return f"objective {type(objective).__name__}"
 
 
 @dataclass(frozen=True)

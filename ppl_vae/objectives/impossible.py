@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae._distributions import describe, is_discrete
-from ppl_vae.objectives.log_weights import LogWeights, particle_dim, to_particles
+from ppl_vae.objectives.log_weights import LogWeights
 
 CHANCE = 40.0  # t, nats of a batch: e^-40 = 4e-18
 _ROUNDING = 0.1  # nats of a datum: a sum over ten thousand pixels in float32 has some hundredths of rounding error
@@ -145,10 +145,9 @@ def _lost_digits(log_weights: LogWeights) -> str | None:
     """Return the alarm on rounded z, for uses that score a given z: importance sampling, DReG, aggregate posterior."""
     for name, q in log_weights.posterior.items():
         try:
-            again = q.log_prob(log_weights.z[name].clone())
+            again = log_weights.per_particle(q.log_prob(log_weights.z[name].clone()))
         except NotImplementedError:  # this q scores only its last draw
             continue
-        again = to_particles(again, log_weights.num_particles, particle_dim(again.shape, log_weights.num_particles))
         off = float((again - log_weights.log_q[name]).double().abs().mean())
         if off > _DIGITS:
             return (
