@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import pyro
 import torch
@@ -58,6 +58,7 @@ class DoubleCV(ManyParticles):
     """
 
     num_particles: int = 2
+    reference: ClassVar[EnumeratedELBO] = EnumeratedELBO()  # whose gradient this one has in expectation
     coefficient: Coefficient = field(default_factory=Coefficient, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -69,11 +70,6 @@ class DoubleCV(ManyParticles):
         """The handler that draws in place of the guide."""
         return Drawing(type(self).__name__, leaf=True)
 
-    @property
-    def reference(self) -> EnumeratedELBO:
-        """The objective whose gradient this one has in expectation."""
-        return EnumeratedELBO()
-
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
         site = Site.of(log_weights, self)
@@ -82,9 +78,9 @@ class DoubleCV(ManyParticles):
         if not torch.is_grad_enabled():
             return site.estimate(f.mean(0), mean, torch.zeros_like(site.score))
         slope = site.slope()
-        first = site.spread((f - leave_one_out(f)) / len(f)) * site.score
+        first = ((f - leave_one_out(f)) / len(f)).unsqueeze(-1) * site.score
         linear = (leave_one_out(slope) * site.score).sum(2)
-        second = site.spread((linear - leave_one_out(linear)) / len(f)) * site.score
+        second = ((linear - leave_one_out(linear)) / len(f)).unsqueeze(-1) * site.score
         spread = covariance(site.states, site.states.mean.detach(), slope.reshape(site.states.logits.shape))
         second = site.kept(second - spread / len(f))
         alpha = self.coefficient(first.sum(0), second.sum(0)).to(f)
@@ -123,6 +119,8 @@ class REBAR:
         REBAR(num_particles=2, temperature=0.1)
     """
 
+    reference: ClassVar[EnumeratedELBO] = EnumeratedELBO()  # whose gradient this one has in expectation
+
     def __init__(self, num_particles: int = 1, temperature: float = 0.5, adapt: bool = True) -> None:
         self.num_particles = check_positive_int(num_particles, f"{owner(self)}: num_particles")
         self.temperature = check_positive(temperature, f"{owner(self)}: temperature")
@@ -137,11 +135,6 @@ class REBAR:
     def latents(self) -> Drawing:
         """The handler that draws in place of the guide."""
         return Drawing(type(self).__name__)
-
-    @property
-    def reference(self) -> EnumeratedELBO:
-        """The objective whose gradient this one has in expectation."""
-        return EnumeratedELBO()
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
@@ -161,7 +154,7 @@ class REBAR:
         conditional = self.control(site, noisy_given(states, site.z.detach())[0])
         free = self.control(site, states.logits + log_weights.drawing.noise[site.name].reshape(logits.shape))
         (path,) = torch.autograd.grad((free - conditional).sum(), logits, create_graph=self.adapt)
-        gradient = site.kept(site.spread(f - conditional) * site.score + path.flatten(2)) / len(f)
+        gradient = site.kept((f - conditional).unsqueeze(-1) * site.score + path.flatten(2)) / len(f)
         estimate = site.estimate(f.mean(0), mean, gradient)
         if self.adapt:
             fit = self.control.fit(gradient.sum(0)) / f.shape[1]
