@@ -122,8 +122,8 @@ class ParameterNetwork(Recorded):
         """
         if self.network is None or self.in_shape is None or self.event_shape is None:
             raise RuntimeError(f"{self.owner} has no sizes yet: put it into a VAE")
-        last = [module for module in self.network.modules() if next(module.parameters(recurse=False), None) is not None]
-        bias = getattr(last[-1], "bias", None) if last else None
+        last = _last_layer(self.network)
+        bias = getattr(last, "bias", None)
         channels, places = self.event_shape[0], math.prod(self.event_shape[1:])
         per_value = bias is not None and bias.numel() == self.count * channels * places
         if bias is None or not (per_value or bias.numel() == self.count * channels):
@@ -131,7 +131,7 @@ class ParameterNetwork(Recorded):
                 f"{self.owner}: the last layer of its network has no bias for each output to start from the data; end "
                 "the network in a linear layer or a convolution with bias, or leave the start as it is"
             )
-        self._check_bias_is_added(bias, type(last[-1]).__name__)
+        self._check_bias_is_added(bias, type(last).__name__)
         parts = bias.view(self.count, channels, -1)
         for part, value in zip(parts, values, strict=True):
             if value is not None:
@@ -171,12 +171,11 @@ class ParameterNetwork(Recorded):
             first: The number of the first of these outputs, of a flat event.
             share: The factor of the last layer's weights and biases for these outputs.
         """
-        network = cast(nn.Module, self.network)
-        last = [module for module in network.modules() if next(module.parameters(recurse=False), None) is not None]
-        if self._factory is None or not last or not isinstance(last[-1], nn.Linear):
+        last = _last_layer(cast(nn.Module, self.network))
+        if self._factory is None or not isinstance(last, nn.Linear):
             return
         before = self._probe()
-        rows = [parameter[first:] for parameter in last[-1].parameters(recurse=False)]
+        rows = [parameter[first:] for parameter in last.parameters(recurse=False)]
         for row in rows:
             row.mul_(share)
         expected = torch.cat([before[:, :first], share * before[:, first:]], -1)
@@ -263,6 +262,12 @@ class _NetworkPiece(Recorded):
     @property
     def _network(self) -> ParameterNetwork:
         return next(child for child in self.children() if isinstance(child, ParameterNetwork))
+
+
+def _last_layer(network: nn.Module) -> nn.Module | None:
+    """Return the module that was made last of those with parameters of their own."""
+    owners = [module for module in network.modules() if next(module.parameters(recurse=False), None) is not None]
+    return owners[-1] if owners else None
 
 
 def _check_fit(network: nn.Module, in_shape: Shape, out_shape: Shape, owner: str) -> None:
