@@ -110,9 +110,9 @@ class Beta(_Pixels):
         mean, limits = binding.data_mean(self.owner).clamp(1e-3, 1 - 1e-3), (2 * self.floor, self.ceiling / 2)
         alpha, beta = (self._unlimited((part * self.precision).clamp(*limits)) for part in (mean, 1 - mean))
         if self.parameters_are == "mean_precision":
-            outputs = alpha.log() - beta.log(), _inverse(alpha + beta) - self._shift(2)
+            outputs = alpha.log() - beta.log(), inverse_softplus(alpha + beta) - self._shift(2)
         else:
-            outputs = _inverse(alpha) - self._shift(1), _inverse(beta) - self._shift(1)
+            outputs = inverse_softplus(alpha) - self._shift(1), inverse_softplus(beta) - self._shift(1)
         self.raw.start_at(*outputs)
 
 
@@ -148,8 +148,3 @@ class _OpenBeta(Scored, dist.Beta):
         x = super().rsample(sample_shape)
         limits = torch.finfo(x.dtype)
         return x.clamp(limits.tiny, 1 - limits.eps / 2)  # draws of small concentrations round to 0 and 1
-
-
-def _inverse(value: Tensor) -> Tensor:
-    """`inverse_softplus` of a tensor."""
-    return value + torch.log(-torch.expm1(-value))
