@@ -84,21 +84,18 @@ class Again(Protocol):
         ...
 
 
+@dataclass(eq=False)
 class Path:
     """The path of the gradient from the model back to the guide's z, which one objective may weigh.
 
-    Args:
+    Attributes:
         seen: For each latent site, the z that the model sees: the numbers of the guide's z in a separate tensor. This
             separates the gradient that comes from the model from the one that comes from the guide.
-
-    Attributes:
-        seen: The argument `seen`.
         spent: Whether an objective has weighed the path.
     """
 
-    def __init__(self, seen: Mapping[str, Tensor]) -> None:
-        self.seen = seen
-        self.spent = False
+    seen: Mapping[str, Tensor]
+    spent: bool = False
 
     def weigh(self, weights: Mapping[str, Tensor]) -> None:
         """Multiply the gradient at each site by weights that broadcast to z.
