@@ -49,11 +49,10 @@ class _Pairs(ManyParticles):
             )
         return site
 
-
-def _coupled(site: Site) -> Tensor:
-    r"""Return :math:`(b - \tilde b)\, \sigma(|\ell|)` for each pair: zero where the two draws agree."""
-    first, second = site.z.detach().chunk(2)
-    return (first - second) * site.logits.detach().abs().sigmoid().chunk(2)[0]
+    def _weights(self, site: Site) -> Tensor:
+        r"""Return :math:`(b - \tilde b)\, \sigma(|\ell|)` for each pair: zero where the two draws agree."""
+        first, second = site.z.detach().chunk(2)
+        return (first - second) * site.logits.detach().abs().sigmoid().chunk(2)[0]
 
 
 @dataclass(frozen=True)
@@ -94,9 +93,6 @@ class DisARM(_Pairs):
         first, second = f.chunk(2)
         pairs = 0.5 * (first - second).unsqueeze(-1) * self._weights(site)
         return site.estimate(f.mean(0), torch.full_like(f, 1 / len(f)), torch.cat([pairs, pairs]) / len(f))
-
-    def _weights(self, site: Site) -> Tensor:
-        return _coupled(site)
 
 
 @dataclass(frozen=True)
@@ -174,7 +170,7 @@ class LocalDisARM(_Pairs):
         first, second = log_weights.log_w.detach().chunk(2)
         bounds = [half.logsumexp(0) - math.log(len(half)) for half in (first, second)]
         signals = bounds[0] - replacing_each(first, second), replacing_each(second, first) - bounds[1]
-        pairs = 0.25 * (signals[0] + signals[1]).unsqueeze(-1) * _coupled(site)
+        pairs = 0.25 * (signals[0] + signals[1]).unsqueeze(-1) * self._weights(site)
         weights = torch.cat([first.softmax(0), second.softmax(0)]) / 2
         inside = (weights - 1 / len(weights)).unsqueeze(-1) * site.score
         return site.estimate((bounds[0] + bounds[1]) / 2, weights, torch.cat([pairs, pairs]) / 2 - inside)

@@ -112,17 +112,13 @@ class LearnedBaseline(nn.Module):
         """Return b(x), differentiable with respect to the parameters of the network only."""
         x = observed_rows(log_weights)
         if self.network is None:
-            self._make(x, signal)
-        assert self.network is not None
+            self.network = two_layers(x.shape[1], 100)
+            self.to(signal)
+            with torch.no_grad():
+                self.offset.copy_(signal.mean())
+                self.scale.copy_(signal.std().clamp_min(1.0) if signal.numel() > 1 else self.scale)
         pyro.module(name_of(self), self.network)
         return self.offset + self.scale * self.network(x.to(self.offset)).squeeze(-1)
-
-    def _make(self, x: Tensor, signal: Tensor) -> None:
-        self.network = two_layers(x.shape[1], 100)
-        self.to(signal)
-        with torch.no_grad():
-            self.offset.copy_(signal.mean())
-            self.scale.copy_(signal.std().clamp_min(1.0) if signal.numel() > 1 else self.scale)
 
 
 def leave_one_out(signal: Float[Tensor, "K batch"]) -> Float[Tensor, "K batch"]:

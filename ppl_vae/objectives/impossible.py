@@ -126,16 +126,15 @@ def strange(log_weights: LogWeights, *, digits: bool = True) -> tuple[str | None
 
 
 @torch.no_grad()
-def alarm_of(q: Any, p: Any, num_draws: int = 32) -> str | None:
+def alarm_of(q: Any, p: Any) -> str | None:
     """Return the alarm of `strange` for one posterior and its prior, without decoding data and ignoring rounded z.
 
     Args:
         q: q(z|x), batch shape (n,).
         p: p(z), batch shape () or (n,).
-        num_draws: The number of draws K.
     """
     p = p.expand(q.batch_shape)  # as a plate does
-    z = q.sample((num_draws,))
+    z = q.sample((32,))
     log_q, log_p = q.log_prob(z), p.log_prob(z)
     weights = LogWeights(torch.zeros_like(log_q), {"z": log_p}, {"z": log_q}, {"z": z}, {"z": p}, {"z": q}, {})
     return strange(weights, digits=False)[1]
