@@ -27,7 +27,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppl_vae._distributions import describe, is_discrete, unwrapped
-from ppl_vae._validation import check_positive_int
+from ppl_vae._validation import check_choice, check_positive_int
 from ppl_vae.distributions.partly_known import PartlyKnown
 from ppl_vae.objectives.log_weights import LogWeights, Path
 from ppl_vae.objectives.traces import PARTICLES, from_traces, sample_sites, sum_per_datum
@@ -63,7 +63,8 @@ def sample_log_weights(
 
     Raises:
         NotPerDatumError: If the log-weights do not factorise over the data.
-        ValueError: If `num_particles` is not a positive integer, or if the latents cannot be enumerated as asked.
+        ValueError: If `num_particles` is not a positive integer, if `latents` is another word, or if the latents cannot
+            be enumerated as asked.
 
     Example:
         >>> from ppl_vae import VAE, likelihoods, posteriors, priors
@@ -80,8 +81,9 @@ def sample_log_weights(
         num_particles, drawn = len(next(iter(states.values()))), _Given(states)
     elif latents in ("detached", "scored"):
         drawn = _Detached(paths=latents == "scored")
-    elif latents != "pathwise":
-        assert not isinstance(latents, str)
+    elif isinstance(latents, str):
+        check_choice(latents, ("pathwise", "detached", "scored", "enumerated"), "latents")
+    else:
         drawn = latents
     program = (model, guide)
     if num_particles > 1:
