@@ -11,14 +11,13 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import pyro
 import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from ppl_vae._distributions import describe, innermost
 from ppl_vae._validation import check_positive, check_positive_int, is_real
-from ppl_vae.objectives.baselines import name_of
+from ppl_vae.objectives.baselines import enter
 from ppl_vae.objectives.estimate import Estimate, owner
 from ppl_vae.objectives.log_weights import LogWeights
 
@@ -114,7 +113,7 @@ class DAIS:
         """Return the log-weights of paths that start at sampled latents, nats."""
         start.require_pathwise(self)
         site = _Site(start, self)
-        self.path.ready(site.z)
+        enter(self.path, site.z)
         step, keep, betas = self.path()
         z, v = site.z, momentum(site.z)
         log_w = -site.log_q(z)
@@ -163,12 +162,6 @@ class _Schedule(nn.Module):
                 self.register_parameter(name, nn.Parameter(value))
             else:
                 self.register_buffer(name, value)
-
-    def ready(self, like: Tensor) -> None:
-        """Move to where z is, and name the parameters for Pyro."""
-        if (self.log_step.device, self.log_step.dtype) != (like.device, like.dtype):
-            self.to(like)
-        pyro.module(name_of(self), self)
 
     def forward(self) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
         """Return the step size, the share of the momentum that is kept, and the betas from the first to 1."""

@@ -29,6 +29,13 @@ def name_of(module: nn.Module) -> str:
     return _names[module]
 
 
+def enter(module: nn.Module, like: Tensor) -> None:
+    """Let a module of an objective take part in the program: move it to where a tensor is, and name it for Pyro."""
+    if any((t.device, t.dtype) != (like.device, like.dtype) for t in (*module.parameters(), *module.buffers())):
+        module.to(like)
+    pyro.module(name_of(module), module)
+
+
 def two_layers(inputs: int, hidden: int) -> nn.Sequential:
     """Return a network with two hidden layers with ReLU and one output."""
     layers = [nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()]

@@ -10,12 +10,11 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-import pyro
 import torch
 from torch import Tensor, nn
 
 from ppl_vae._validation import check_positive, check_positive_int
-from ppl_vae.objectives.baselines import Coefficient, leave_one_out, name_of, observed_rows, two_layers
+from ppl_vae.objectives.baselines import Coefficient, enter, leave_one_out, observed_rows, two_layers
 from ppl_vae.objectives.enumeration import EnumeratedELBO
 from ppl_vae.objectives.estimate import Estimate, ManyParticles, owner
 from ppl_vae.objectives.log_weights import LogWeights
@@ -209,14 +208,12 @@ class _Control(nn.Module):
         self.network: nn.Sequential | None = None
 
     def ready(self, site: Site) -> None:
-        """Make the network, and name the parameters for Pyro."""
+        """Make the network, and let it and the other parameters take part in the program."""
         if self.hidden and self.network is None:
             self.network = two_layers(self._inputs(site, site.z).shape[-1], self.hidden)
             for parameter in self.network[-1].parameters():
                 nn.init.zeros_(parameter)  # r starts at 0: RELAX starts as REBAR
-        if any((p.device, p.dtype) != (site.z.device, site.z.dtype) for p in self.parameters()):
-            self.to(site.z)
-        pyro.module(name_of(self), self)
+        enter(self, site.z)
 
     def forward(self, site: Site, noisy: Tensor) -> Float[Tensor, "K batch"]:
         """Return the control variate at noisy logits."""
