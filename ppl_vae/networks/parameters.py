@@ -89,15 +89,12 @@ class ParameterNetwork(Recorded):
             )
         joined = in_shape if y_shape is None else self._joined_shape(in_shape, y_shape)
         out_shape = (self.count * event_shape[0], *event_shape[1:])
-        if self._factory is not None:
-            network = self._factory(joined, out_shape)
-            if not isinstance(network, nn.Module):
-                raise TypeError(
-                    f"{self.owner}: the network factory {self._factory!r} returned {type(network).__name__}; "
-                    "expected an nn.Module"
-                )
-        else:
-            network = cast(nn.Module, self.network)
+        network = self.network if self._factory is None else self._factory(joined, out_shape)
+        if not isinstance(network, nn.Module):
+            raise TypeError(
+                f"{self.owner}: the network factory {self._factory!r} returned {type(network).__name__}; "
+                "expected an nn.Module"
+            )
         _check_fit(network, joined, out_shape, self.owner)
         self.network = network
         self.in_shape, self.event_shape, self.y_shape = sizes
