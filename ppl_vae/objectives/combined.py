@@ -142,10 +142,7 @@ class PIWAE(_Grouped):
         IWAE(num_particles=64)
     """
 
-    @property
-    def reference(self) -> IWAE:
-        """The bound that the model follows."""
-        return IWAE(self.num_particles)
+    _follows = IWAE  # as the model does
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""

@@ -58,10 +58,7 @@ class VIMCOStar(VIMCO):
         VIMCO(num_particles=8)
     """
 
-    @property
-    def reference(self) -> VIMCO:
-        """An objective whose gradient has the same expectation; that of `OVIS` differs by its bias."""
-        return VIMCO(self.num_particles)
+    _follows = VIMCO  # and `OVIS` with bias
 
     def _score(self, log_weights: LogWeights) -> Float[Tensor, "K batch"]:
         log_w = log_weights.log_w.detach()
