@@ -206,11 +206,8 @@ class ParameterNetwork(Recorded):
         batch_shape = inputs.shape[: inputs.dim() - in_dim]
         if y is not None or self.y_shape is not None:
             inputs = self._join(inputs, y, batch_shape)
-        if len(batch_shape) == 1:
-            outputs = self.network(inputs)
-        else:
-            outputs = self.network(inputs.reshape(-1, *inputs.shape[len(batch_shape) :]))
-            outputs = outputs.reshape(*batch_shape, *outputs.shape[1:])
+        outputs = self.network(inputs.reshape(-1, *inputs.shape[len(batch_shape) :]))
+        outputs = outputs.reshape(*batch_shape, *outputs.shape[1:])
         if outputs.dtype in (torch.bfloat16, torch.float16):  # under autocast; densities keep 24 bits
             outputs = outputs.to(inputs.dtype)
         if self.count == 1:
