@@ -107,19 +107,17 @@ class Mixed(Recorded):
 
     def bind(self, binding: Binding) -> None:
         """Size the network, and take the units of the columns from the training data."""
-        shape = binding.x_shape
+        shape = out_shape = binding.x_shape
         if isinstance(self.columns, str):
-            kind = self._kinds[0]
-            self.parameters_of_columns.build(binding.latent_shape, shape, binding.y_shape)
-            self._groups = {kind: list(range(math.prod(shape)))}
+            self._groups = {self._kinds[0]: list(range(math.prod(shape)))}
+        elif shape != (len(self._kinds),):
+            raise ValueError(
+                f"likelihood Mixed has {len(self._kinds)} columns and data of shape {shape}; expected the kind of "
+                "each column, or one kind (a string) for all entries"
+            )
         else:
-            if shape != (len(self._kinds),):
-                raise ValueError(
-                    f"likelihood Mixed has {len(self._kinds)} columns and data of shape {shape}; expected the kind of "
-                    "each column, or one kind (a string) for all entries"
-                )
-            size = sum(self._outputs(kind) * len(places) for kind, places in self._groups.items())
-            self.parameters_of_columns.build(binding.latent_shape, (size,), binding.y_shape)
+            out_shape = (sum(map(self._outputs, self._kinds)),)
+        self.parameters_of_columns.build(binding.latent_shape, out_shape, binding.y_shape)
         self._event_shape = shape
         self._start(binding)
 
