@@ -67,7 +67,7 @@ class ManyParticles:
 
     @property
     def reference(self) -> Any:
-        """The objective of as many particles whose gradient this one claims to have in expectation; None for none."""
+        """The objective of as many particles whose gradient this one claims to have in expectation, or None."""
         return None if self._follows is None else self._follows(self.num_particles)
 
     def __post_init__(self) -> None:
