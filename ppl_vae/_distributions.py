@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pyro.distributions import constraints
 from torch import Tensor
@@ -57,25 +57,22 @@ def centre(distribution: Any) -> Tensor:
     The point is the mean. On a sphere or a discrete set, where the mean lies outside the support, it is the mode.
     Without a closed form it is the mean of 256 draws, which are the same in every call.
     """
-    if measure(distribution) in ("a region of space", "the simplex"):  # where means of points lie in the support
-        return expectation(distribution)
-    try:
-        return distribution.mode
-    except NotImplementedError:
-        return _mean_of_draws(distribution)
+    means_lie_inside = measure(distribution) in ("a region of space", "the simplex")
+    return _closed_form(distribution, "mean" if means_lie_inside else "mode")
 
 
 def expectation(distribution: Any) -> Tensor:
     """Return the mean, without a closed form that of 256 draws, which are the same in every call."""
+    return _closed_form(distribution, "mean")
+
+
+def _closed_form(distribution: Any, name: Literal["mean", "mode"]) -> Tensor:
+    """Return the mean or the mode, without a closed form the mean of draws."""
     try:
-        return distribution.mean
+        return getattr(distribution, name)
     except NotImplementedError:
-        return _mean_of_draws(distribution)
-
-
-def _mean_of_draws(distribution: Any) -> Tensor:
-    with seeded(0):
-        return distribution.sample((_DRAWS,)).mean(0)
+        with seeded(0):
+            return distribution.sample((_DRAWS,)).mean(0)
 
 
 def check_same_space(p_z: Any, q_z: Any) -> None:

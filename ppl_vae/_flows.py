@@ -40,20 +40,8 @@ BOX = 5.0
 _START = 0.1
 
 
-class Layer(nn.Module):
-    """A bijection of vectors, possibly dependent on a context."""
-
-    def forward(self, x: Vectors, context: Tensor | None = None) -> tuple[Vectors, LogDet]:
-        """Map x, and return the log-determinant."""
-        raise NotImplementedError
-
-    def inverse(self, y: Vectors, context: Tensor | None = None) -> tuple[Vectors, LogDet]:
-        """Undo `forward`, and return the log-determinant of the inverse."""
-        raise NotImplementedError
-
-
 class Chain(nn.ModuleList):
-    """A sequence of layers."""
+    """A sequence of layers, each a bijection of vectors that may depend on a context, with the methods of the chain."""
 
     def forward(self, x: Vectors, context: Tensor | None = None) -> tuple[Vectors, LogDet]:
         """Map x through all layers, and return the log-determinant."""
@@ -64,7 +52,7 @@ class Chain(nn.ModuleList):
         return _through((layer.inverse for layer in reversed(self)), y, context)  # type: ignore[union-attr]
 
 
-class AffineAutoregressive(Layer):
+class AffineAutoregressive(nn.Module):
     r"""The layer :math:`y_i = s_i(x_{<i}) x_i + m_i(x_{<i})` with one masked network; its inverse takes d passes.
 
     Args:
@@ -104,7 +92,7 @@ class AffineAutoregressive(Layer):
         return (1 - log_scale.exp()) * shift, log_scale
 
 
-class SplineAutoregressive(Layer):
+class SplineAutoregressive(nn.Module):
     r"""The layer :math:`y_i = \rho(x_i; \theta_i(x_{<i}))` with one masked network; its inverse takes d passes.
 
     Here :math:`\rho` is a spline in a box.
@@ -138,7 +126,7 @@ class SplineAutoregressive(Layer):
         return spline_parameters(*(p.transpose(-1, -2) for p in masked_parameters(self.network, x, context)))
 
 
-class Coupling(Layer):
+class Coupling(nn.Module):
     r"""A coupling layer: after a permutation, the first d // 2 dimensions stay and determine the map of the others.
 
     Every second layer reverses the order of its input, so that the other dimensions change, too. The layers between
@@ -198,7 +186,7 @@ class Coupling(Layer):
         )
 
 
-class Planar(Layer):
+class Planar(nn.Module):
     r"""The layer :math:`y = x + \hat u \tanh(w^\top x + b)` with u, w and b linear in a context; it has no inverse.
 
     Args:

@@ -51,17 +51,15 @@ class RowNoise(TorchDispatchMode):
             flat: Whether particles, data and the variables of a datum may lie flat in the first dimension.
         """
         particles, here, total = self.particles, len(self.rows), self.total or 1
-        place = self._place(shape)
-        if flat and shape[0] % (particles * here) == 0:
+        dim = self._place(shape)
+        if (flat and shape[0] % (particles * here) == 0) or (dim is not None and shape[dim] != here):
             inner = shape[0] // (particles * here)
             drawn = draw([particles * total * inner, *shape[1:]]).reshape(particles, total, inner, *shape[1:])
-        elif place is None:
+            dim = 1
+        elif dim is None:
             return draw(list(shape))
-        elif shape[place] == here:
-            drawn = draw([*shape[:place], total, *shape[place + 1 :]])
         else:
-            drawn = draw([particles * total, *shape[1:]]).reshape(particles, total, *shape[1:])
-        dim = place if place is not None and drawn.dim() == len(shape) else 1
+            drawn = draw([*shape[:dim], total, *shape[dim + 1 :]])
         if self.total is not None:
             return drawn.narrow(dim, self.rows.start, here).reshape(*shape)
         return drawn.expand(*(here if i == dim else n for i, n in enumerate(drawn.shape))).reshape(*shape)
@@ -84,8 +82,7 @@ Rule = Callable[[RowNoise, Any, tuple[Any, ...], dict[str, Any]], Tensor]
 
 def _in_place(mode: RowNoise, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Fill a tensor: ``x.normal_(...)`` and the like."""
-    x, *rest = args
-    return x.copy_(mode.whole(x.shape, lambda shape: func(x.new_empty(shape), *rest, **kwargs)))
+    return args[0].copy_(_out_of_place(mode, func, args, kwargs))
 
 
 def _out_of_place(mode: RowNoise, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -144,21 +141,10 @@ def _choices(mode: RowNoise, func: Any, args: tuple[Any, ...], kwargs: dict[str,
 
 
 _RULES: dict[Any, Rule] = {
-    **{
-        op: _in_place
-        for op in (
-            aten.normal_.default,
-            aten.uniform_.default,
-            aten.exponential_.default,
-            aten.bernoulli_.float,
-            aten.cauchy_.default,
-            aten.log_normal_.default,
-            aten.geometric_.default,
-            aten.random_.default,
-            aten.random_.to,
-            getattr(aten.random_, "from"),
-        )
-    },
+    **dict.fromkeys((aten.normal_.default, aten.uniform_.default, aten.exponential_.default), _in_place),
+    **dict.fromkeys((aten.bernoulli_.float, aten.cauchy_.default, aten.log_normal_.default), _in_place),
+    **dict.fromkeys((aten.geometric_.default, aten.random_.default, aten.random_.to), _in_place),
+    getattr(aten.random_, "from"): _in_place,
     **dict.fromkeys((aten.rand.default, aten.rand.generator), _shaped(0)),
     **dict.fromkeys((aten.randn.default, aten.randn.generator), _shaped(0)),
     **dict.fromkeys((aten.randint.default, aten.randint.generator), _shaped(1)),

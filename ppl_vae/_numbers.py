@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import hardtanh
 
+Number = TypeVar("Number", float, Tensor)
 
-def inverse_softplus(value: float) -> float:
+
+def inverse_softplus(value: Number) -> Number:
     """Return r with log(1 + e^r) = `value`; `value` must be above zero."""
+    if isinstance(value, Tensor):
+        return value + torch.log(-torch.expm1(-value))
     return value + math.log(-math.expm1(-value))
 
 

@@ -1,4 +1,4 @@
-"""The base class of the distributions of this package: how they are scored, and expand to another batch shape."""
+"""The base classes of the distributions of this package: how they are scored, and expand to another batch shape."""
 
 from __future__ import annotations
 
@@ -10,11 +10,24 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 
-class Expanding(TorchDistribution):
+class Scored:
+    """A distribution whose density is `_log_prob`, of a value that is checked if the distribution validates."""
+
+    def log_prob(self: Any, value: Tensor) -> Tensor:
+        """Return log p(value), of the batch's shape, in nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        return self._log_prob(value)
+
+    def _log_prob(self, value: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Expanding(Scored, TorchDistribution):
     """A distribution that expands to another batch shape: the copy keeps the attributes and expands the parameters.
 
     The parameters are those that `arg_constraints` names, and the distributions that it is made of. The copy does not
-    keep the last draw or its noise. A subclass defines `_log_prob`, of a value that is checked.
+    keep the last draw or its noise.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
@@ -34,12 +47,3 @@ class Expanding(TorchDistribution):
         TorchDistribution.__init__(new, batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return log p(value), of the batch's shape, in nats."""
-        if self._validate_args:
-            self._validate_sample(value)
-        return self._log_prob(value)
-
-    def _log_prob(self, value: Tensor) -> Tensor:
-        raise NotImplementedError

@@ -3,7 +3,6 @@ r"""Distributions on the unit sphere around an axis: power spherical and von Mis
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -120,15 +119,8 @@ class VonMisesFisher(Axial):
 
     def __init__(self, loc: Tensor, concentration: Tensor, validate_args: bool | None = None) -> None:
         super().__init__(loc, concentration, validate_args=validate_args)
-        # once here, not again for each of the particles that `expand` may add
+        # once here, not again for each of the particles that `expand` may add, over which they broadcast
         self._log_normaliser, self._moments = self._integrate()
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> VonMisesFisher:
-        """Return the distribution with another batch shape."""
-        new = super().expand(batch_shape, _instance)
-        new._log_normaliser = self._log_normaliser.expand(new.batch_shape)
-        new._moments = tuple(moment.expand(new.batch_shape) for moment in self._moments)
-        return new
 
     def _log_prob(self, value: Tensor) -> Tensor:
         near, _ = self._chord(value)

@@ -13,7 +13,7 @@ from torch.distributions.utils import broadcast_all
 from torch.nn.functional import logsigmoid
 
 from ppl_vae._validation import is_real
-from ppl_vae.distributions._expanding import Expanding
+from ppl_vae.distributions._expanding import Expanding, Scored
 from ppl_vae.distributions._last_draw import LastDraw, recall
 
 _NODES = 121  # of the trapezoid rule for moments, over 9 standard deviations to either side
@@ -28,16 +28,13 @@ def check_box(low: object, high: object, name: str) -> tuple[float, float]:
     return float(low), float(high)  # type: ignore[arg-type]
 
 
-class BoxUniform(dist.Uniform):
+class BoxUniform(Scored, dist.Uniform):
     """A uniform distribution on the closed interval [low, high].
 
     PyTorch's class gives density 0 at `high`, although its own draws reach `high` by rounding in float32.
     """
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return log p(value), which is minus infinity outside the interval."""
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         inside = (value >= self.low) & (value <= self.high)
         log_density = -(self.high - self.low).log()
         return torch.where(inside, log_density, torch.full_like(log_density, -math.inf))

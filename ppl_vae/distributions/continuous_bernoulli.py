@@ -111,10 +111,8 @@ class ContinuousBernoulli(Expanding):
 
         where :math:`\kappa_n` are the cumulants of a Bernoulli variable of mean u.
         """
-        positive, size = self.logits > 0, self.logits.abs()
-        small = size < _NARROW
-        logits = torch.where(small, self.logits, torch.zeros_like(self.logits))
-        size = torch.where(small, torch.ones_like(size), size)
+        small, logits, size = self._parts(_NARROW)
+        positive = self.logits > 0
         noise = torch.where(positive, 1 - value, value)
         distance = -torch.log1p(noise * torch.expm1(-size)) / size
         large = torch.where(positive, 1 - distance, distance)
@@ -138,9 +136,9 @@ class ContinuousBernoulli(Expanding):
         large = 1 + size * decay / torch.expm1(-size) - size.log() + torch.log(-torch.expm1(-size))
         return torch.where(small, -square * series, large)
 
-    def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return where the series holds, the logit there (else 0) and its size elsewhere (else 2, never 0)."""
-        small = self.logits.abs() < _SMALL
+    def _parts(self, limit: float = _SMALL) -> tuple[Tensor, Tensor, Tensor]:
+        """Return where a series holds, the logit there (else 0) and its size elsewhere (else 2, never 0)."""
+        small = self.logits.abs() < limit
         logits = torch.where(small, self.logits, torch.zeros_like(self.logits))
         return small, logits, torch.where(small, torch.full_like(self.logits, 2.0), self.logits.abs())
 

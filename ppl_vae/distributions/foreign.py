@@ -10,7 +10,7 @@ import pyro.distributions
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Distribution, Independent, constraints
 
 
 def as_pyro(distribution: Any) -> Any:
@@ -35,14 +35,12 @@ def as_pyro(distribution: Any) -> Any:
         >>> as_pyro(normal).to_event(1).expand((3,)).event_shape
         torch.Size([2])
     """
-    if isinstance(distribution, TorchDistributionMixin) or not isinstance(
-        distribution, torch.distributions.Distribution
-    ):
+    if isinstance(distribution, TorchDistributionMixin) or not isinstance(distribution, Distribution):
         return distribution
     own = copy.copy(distribution)
     family: Any = type(distribution)
     own.__class__ = _class_of(family)
-    if isinstance(own, torch.distributions.Independent):  # whose methods call Pyro's of its base
+    if isinstance(own, Independent):  # whose methods call Pyro's of its base
         own.base_dist = as_pyro(own.base_dist)
     return own
 

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from ppl_vae._numbers import wide
+from ppl_vae.distributions._expanding import Scored
 from ppl_vae.distributions._last_draw import LastDraw, recall
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 
-class FullNormal(dist.MultivariateNormal):
+class FullNormal(Scored, dist.MultivariateNormal):
     r"""A normal with covariance :math:`L L^\top`, whose density is right also where L is ill-conditioned.
 
     .. math::
@@ -50,10 +51,7 @@ class FullNormal(dist.MultivariateNormal):
         self._last = LastDraw(z, noise, parameters=(self.loc, self._unbroadcasted_scale_tril))
         return z
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return log p(value)."""
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         factor = self._unbroadcasted_scale_tril
         last = recall(self._last, value)
         if last is not None:

@@ -78,7 +78,8 @@ class MixedColumns(Expanding):
     def _log_prob(self, value: Tensor) -> Tensor:
         """Return the log density of the observed entries, of batch shape."""
         total: Any = 0.0
-        for part, x, fill in zip(self.parts, self._split(value), self._fills(value), strict=True):
+        fills = torch.as_tensor(self.fill).to(value).expand(sum(self._sizes)).split(self._sizes, -1)
+        for part, x, fill in zip(self.parts, self._split(value), fills, strict=True):
             missing = x.isnan()
             log_p = part.log_prob(torch.where(missing, fill, x))
             total = total + torch.where(missing, torch.zeros_like(log_p), log_p).sum(-1)
@@ -157,11 +158,6 @@ class MixedColumns(Expanding):
         """Return the entries of each part, (..., k)."""
         flat = value.flatten(value.dim() - len(self.event_shape)) if len(self.event_shape) != 1 else value
         return (flat if self.order is None else flat.index_select(-1, self.order)).split(self._sizes, -1)
-
-    def _fills(self, like: Tensor) -> tuple[Any, ...]:
-        if isinstance(self.fill, Tensor):
-            return self.fill.to(like.dtype).split(self._sizes, -1)
-        return (like.new_tensor(self.fill),) * len(self.parts)
 
     def _join(self, values: list[Tensor]) -> Tensor:
         # codes alone are integers

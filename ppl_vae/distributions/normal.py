@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.distributions.kl import register_kl
 
+from ppl_vae.distributions._expanding import Scored
 from ppl_vae.distributions._last_draw import LastDraw, recall
 
 
-class Normal(dist.Normal):
+class Normal(Scored, dist.Normal):
     r"""A normal distribution that scores its last draw from the noise of that draw.
 
     .. math::
@@ -46,10 +47,7 @@ class Normal(dist.Normal):
         self._last = LastDraw(z, noise, parameters=(self.loc, self.scale))
         return z
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return log p(value)."""
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         loc, scale = self.loc, self.scale
         last = recall(self._last, value)
         if last is None:

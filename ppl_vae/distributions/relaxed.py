@@ -22,16 +22,13 @@ _EDGE = 1 / (1 + math.exp(LARGEST_LOGIT))
 
 def gumbel_noise(like: Tensor) -> Tensor:
     """Return standard Gumbel noise of the shape, type and device of `like`."""
-    return -torch.log(_positive(torch.empty_like(like).exponential_()))
+    noise = torch.empty_like(like).exponential_()
+    return -torch.log(noise.clamp(min=torch.finfo(noise.dtype).tiny))
 
 
 def logistic_noise(like: Tensor) -> Tensor:
     """Return standard logistic noise of the shape, type and device of `like`: the difference of two Gumbels."""
     return gumbel_noise(like) - gumbel_noise(like)
-
-
-def _positive(values: Tensor) -> Tensor:
-    return values.clamp(min=torch.finfo(values.dtype).tiny)
 
 
 def _temperature(distribution: Any, temperature: Tensor | None) -> Tensor | None:

@@ -10,8 +10,10 @@ import torch
 from scipy.special import digamma
 from torch import Tensor
 
+from ppl_vae.distributions._expanding import Scored
 
-class StudentT(dist.StudentT):
+
+class StudentT(Scored, dist.StudentT):
     r"""Student's t with a fixed number of degrees of freedom, exact in float32.
 
     .. math::
@@ -40,10 +42,7 @@ class StudentT(dist.StudentT):
         """Return the distribution with another batch shape."""
         return StudentT(self.degrees, self.loc.expand(batch_shape), self.scale.expand(batch_shape))
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return log p(value)."""
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         distance, scale = (value - self.loc).abs(), self.scale * math.sqrt(self.degrees)
         far = distance > scale  # each branch gets values in its own range: a nan would spoil the other's gradient
         near = torch.where(far, 0.0, distance / torch.where(far, 1.0, scale))

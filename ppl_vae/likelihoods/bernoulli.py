@@ -19,7 +19,7 @@ _MARGIN = 1e-3  # distance of an initial mean from 0 and 1, whose logits are inf
 class _Logits(_Pixels):
     """Pixels in [0, 1] from one logit each."""
 
-    def __init__(self, network: NetworkFactory | nn.Module | None, start_from_data: bool) -> None:
+    def __init__(self, network: NetworkFactory | nn.Module | None = None, start_from_data: bool = False) -> None:
         super().__init__(start_from_data)
         self.logits = ParameterNetwork(network, self.owner)
 
@@ -96,9 +96,6 @@ class ContinuousBernoulli(_Logits):
         >>> likelihood(torch.zeros(5, 2)).log_prob(torch.rand(5, 64)).shape
         torch.Size([5])
     """
-
-    def __init__(self, network: NetworkFactory | nn.Module | None = None, start_from_data: bool = False) -> None:
-        super().__init__(network, start_from_data)
 
     def _pixels(self, logits: Tensor) -> Any:
         return continuous_bernoulli.ContinuousBernoulli(logits)

@@ -12,6 +12,7 @@ from torch.nn.functional import softplus
 
 from ppl_vae._numbers import inverse_softplus
 from ppl_vae._validation import check_choice, check_positive
+from ppl_vae.distributions._expanding import Scored
 from ppl_vae.likelihoods.protocol import _Pixels
 from ppl_vae.networks import Binding, NetworkFactory, ParameterNetwork
 
@@ -109,9 +110,9 @@ class Beta(_Pixels):
         mean, limits = binding.data_mean(self.owner).clamp(1e-3, 1 - 1e-3), (2 * self.floor, self.ceiling / 2)
         alpha, beta = (self._unlimited((part * self.precision).clamp(*limits)) for part in (mean, 1 - mean))
         if self.parameters_are == "mean_precision":
-            outputs = alpha.log() - beta.log(), _inverse(alpha + beta) - self._shift(2)
+            outputs = alpha.log() - beta.log(), inverse_softplus(alpha + beta) - self._shift(2)
         else:
-            outputs = _inverse(alpha) - self._shift(1), _inverse(beta) - self._shift(1)
+            outputs = inverse_softplus(alpha) - self._shift(1), inverse_softplus(beta) - self._shift(1)
         self.raw.start_at(*outputs)
 
 
@@ -127,7 +128,7 @@ class _OpenUnitInterval(constraints.Constraint):
         return "the open interval (0, 1), which holds neither 0 nor 1: dequantise 8-bit pixels with dequantize=True"
 
 
-class _OpenBeta(dist.Beta):
+class _OpenBeta(Scored, dist.Beta):
     """The beta distribution on the open interval; its `log_prob` is computed in float64, whatever its type.
 
     The terms are of the size of the concentrations and cancel: at 10^5 float32 leaves an error of a tenth of a nat.
@@ -138,9 +139,7 @@ class _OpenBeta(dist.Beta):
     def expand(self, batch_shape: Any, _instance: Any = None) -> _OpenBeta:
         return _OpenBeta(self.concentration1.expand(batch_shape), self.concentration0.expand(batch_shape))
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         a, b, x = self.concentration1.double(), self.concentration0.double(), value.double()
         normaliser = a.lgamma() + b.lgamma() - (a + b).lgamma()
         return ((a - 1) * x.log() + (b - 1) * torch.log1p(-x) - normaliser).to(value.dtype)
@@ -149,8 +148,3 @@ class _OpenBeta(dist.Beta):
         x = super().rsample(sample_shape)
         limits = torch.finfo(x.dtype)
         return x.clamp(limits.tiny, 1 - limits.eps / 2)  # draws of small concentrations round to 0 and 1
-
-
-def _inverse(value: Tensor) -> Tensor:
-    """`inverse_softplus` of a tensor."""
-    return value + torch.log(-torch.expm1(-value))

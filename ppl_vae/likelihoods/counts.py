@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ppl_vae._home import at_home
+from ppl_vae._numbers import inverse_softplus
 from ppl_vae._scopes import evaluation_mode
 from ppl_vae._validation import check_choice, check_positive
 from ppl_vae.data.rows import stream
@@ -126,7 +127,7 @@ class _Counts(_Pixels):
 
     def _link(self, mean: Tensor) -> Tensor:
         mean = mean.clamp(min=_RAREST)
-        return mean.log() if self.link == "exp" or self.library else mean + torch.log(-torch.expm1(-mean))
+        return mean.log() if self.link == "exp" or self.library else inverse_softplus(mean)
 
 
 def _log_shares(raw: Tensor, dim: int) -> Tensor:

@@ -19,7 +19,7 @@ from ppl_vae._validation import check_choice, check_positive
 from ppl_vae.distributions.counts import NegativeBinomial
 from ppl_vae.distributions.mixed import MixedColumns
 from ppl_vae.distributions.normal import Normal
-from ppl_vae.networks import MLP, Binding, NetworkFactory, ParameterNetwork, Shape
+from ppl_vae.networks import Binding, NetworkFactory, ParameterNetwork, Shape
 
 Scale = Literal["column", "network"]
 
@@ -102,24 +102,22 @@ class Mixed(Recorded):
         self.floor = check_positive(floor, "likelihood Mixed: floor")
         self._groups = {kind: [j for j, other in enumerate(self._kinds) if other == kind] for kind in self._kinds}
         count = self._outputs(self._kinds[0]) if isinstance(columns, str) else 1
-        self.parameters_of_columns = ParameterNetwork(MLP() if network is None else network, "likelihood Mixed", count)
+        self.parameters_of_columns = ParameterNetwork(network, "likelihood Mixed", count)
         self._event_shape: Shape | None = None
 
     def bind(self, binding: Binding) -> None:
         """Size the network, and take the units of the columns from the training data."""
-        shape = binding.x_shape
+        shape = out_shape = binding.x_shape
         if isinstance(self.columns, str):
-            kind = self._kinds[0]
-            self.parameters_of_columns.build(binding.latent_shape, shape, binding.y_shape)
-            self._groups = {kind: list(range(math.prod(shape)))}
+            self._groups = {self._kinds[0]: list(range(math.prod(shape)))}
+        elif shape != (len(self._kinds),):
+            raise ValueError(
+                f"likelihood Mixed has {len(self._kinds)} columns and data of shape {shape}; expected the kind of "
+                "each column, or one kind (a string) for all entries"
+            )
         else:
-            if shape != (len(self._kinds),):
-                raise ValueError(
-                    f"likelihood Mixed has {len(self._kinds)} columns and data of shape {shape}; expected the kind of "
-                    "each column, or one kind (a string) for all entries"
-                )
-            size = sum(self._outputs(kind) * len(places) for kind, places in self._groups.items())
-            self.parameters_of_columns.build(binding.latent_shape, (size,), binding.y_shape)
+            out_shape = (sum(map(self._outputs, self._kinds)),)
+        self.parameters_of_columns.build(binding.latent_shape, out_shape, binding.y_shape)
         self._event_shape = shape
         self._start(binding)
 
@@ -131,20 +129,16 @@ class Mixed(Recorded):
         batch = z.dim() - 1
         flat = torch.stack(outputs, -1).flatten(batch) if isinstance(self.columns, str) else outputs[0]
         flat = self.location + self.unit * flat
-        raw = softplus(self.raw_scale) + self.floor if self.raw_scale is not None else None
+        spread = self.spread if self.raw_scale is None else self.spread * (softplus(self.raw_scale) + self.floor)
+        spreads = iter(spread.split([len(places) for (name, _), places in self._groups.items() if name in _SCALED]))
+        widths = [self._outputs(kind) * len(places) for kind, places in self._groups.items()]
         parts: list[Any] = []
-        start = scaled = 0
-        for kind, places in self._groups.items():
-            size = self._outputs(kind)
-            own = flat[..., start : start + size * len(places)].unflatten(-1, (len(places), size))  # (..., k, size)
-            start += size * len(places)
-            spread = None
-            if kind[0] in _SCALED:
-                unit = self.spread[scaled : scaled + len(places)]
-                free = raw[scaled : scaled + len(places)] if raw is not None else softplus(own[..., 1]) + self.floor
-                spread = unit * free
-                scaled += len(places)
-            parts.append(_part(kind[0], own, spread))
+        for (kind, places), own in zip(self._groups.items(), flat.split(widths, -1), strict=True):
+            own = own.unflatten(-1, (len(places), -1))  # (..., k, size)
+            scale = next(spreads) if kind[0] in _SCALED else None
+            if scale is not None and self.raw_scale is None:
+                scale = scale * (softplus(own[..., 1]) + self.floor)
+            parts.append(_part(kind[0], own, scale))
         return MixedColumns(parts, self._event_shape, self.order, self.fill)
 
     def _outputs(self, kind: tuple[str, int]) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae._validation import check_positive
+from ppl_vae.distributions._expanding import Scored
 from ppl_vae.likelihoods.location_scale import LocationScale
 from ppl_vae.likelihoods.protocol import _Pixels
 from ppl_vae.networks import NetworkFactory, ParameterNetwork
@@ -146,7 +147,7 @@ class OptimalSigmaNormal(_Pixels):
         return variance.clamp(min=self.floor**2).sqrt()
 
 
-class _FittedNormal(dist.Normal):
+class _FittedNormal(Scored, dist.Normal):
     """A normal distribution whose `log_prob` fits its scale to all errors of the value that it scores."""
 
     def __init__(self, loc: Tensor, scale: Tensor, fit: Callable[[Tensor], Tensor]) -> None:
@@ -156,9 +157,7 @@ class _FittedNormal(dist.Normal):
     def expand(self, batch_shape: Any, _instance: Any = None) -> _FittedNormal:
         return _FittedNormal(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.fit)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         scale = self.fit(value - self.loc)
         fitted = dist.Normal(self.loc, scale.expand_as(self.loc), validate_args=False)
         return cast(Tensor, fitted.log_prob(value))

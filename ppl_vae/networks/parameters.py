@@ -89,15 +89,12 @@ class ParameterNetwork(Recorded):
             )
         joined = in_shape if y_shape is None else self._joined_shape(in_shape, y_shape)
         out_shape = (self.count * event_shape[0], *event_shape[1:])
-        if self._factory is not None:
-            network = self._factory(joined, out_shape)
-            if not isinstance(network, nn.Module):
-                raise TypeError(
-                    f"{self.owner}: the network factory {self._factory!r} returned {type(network).__name__}; "
-                    "expected an nn.Module"
-                )
-        else:
-            network = cast(nn.Module, self.network)
+        network = self.network if self._factory is None else self._factory(joined, out_shape)
+        if not isinstance(network, nn.Module):
+            raise TypeError(
+                f"{self.owner}: the network factory {self._factory!r} returned {type(network).__name__}; "
+                "expected an nn.Module"
+            )
         _check_fit(network, joined, out_shape, self.owner)
         self.network = network
         self.in_shape, self.event_shape, self.y_shape = sizes
@@ -122,8 +119,8 @@ class ParameterNetwork(Recorded):
         """
         if self.network is None or self.in_shape is None or self.event_shape is None:
             raise RuntimeError(f"{self.owner} has no sizes yet: put it into a VAE")
-        last = [module for module in self.network.modules() if next(module.parameters(recurse=False), None) is not None]
-        bias = getattr(last[-1], "bias", None) if last else None
+        last = _last_layer(self.network)
+        bias = getattr(last, "bias", None)
         channels, places = self.event_shape[0], math.prod(self.event_shape[1:])
         per_value = bias is not None and bias.numel() == self.count * channels * places
         if bias is None or not (per_value or bias.numel() == self.count * channels):
@@ -131,7 +128,7 @@ class ParameterNetwork(Recorded):
                 f"{self.owner}: the last layer of its network has no bias for each output to start from the data; end "
                 "the network in a linear layer or a convolution with bias, or leave the start as it is"
             )
-        self._check_bias_is_added(bias, type(last[-1]).__name__)
+        self._check_bias_is_added(bias, type(last).__name__)
         parts = bias.view(self.count, channels, -1)
         for part, value in zip(parts, values, strict=True):
             if value is not None:
@@ -171,12 +168,11 @@ class ParameterNetwork(Recorded):
             first: The number of the first of these outputs, of a flat event.
             share: The factor of the last layer's weights and biases for these outputs.
         """
-        network = cast(nn.Module, self.network)
-        last = [module for module in network.modules() if next(module.parameters(recurse=False), None) is not None]
-        if self._factory is None or not last or not isinstance(last[-1], nn.Linear):
+        last = _last_layer(cast(nn.Module, self.network))
+        if self._factory is None or not isinstance(last, nn.Linear):
             return
         before = self._probe()
-        rows = [parameter[first:] for parameter in last[-1].parameters(recurse=False)]
+        rows = [parameter[first:] for parameter in last.parameters(recurse=False)]
         for row in rows:
             row.mul_(share)
         expected = torch.cat([before[:, :first], share * before[:, first:]], -1)
@@ -210,11 +206,8 @@ class ParameterNetwork(Recorded):
         batch_shape = inputs.shape[: inputs.dim() - in_dim]
         if y is not None or self.y_shape is not None:
             inputs = self._join(inputs, y, batch_shape)
-        if len(batch_shape) == 1:
-            outputs = self.network(inputs)
-        else:
-            outputs = self.network(inputs.reshape(-1, *inputs.shape[len(batch_shape) :]))
-            outputs = outputs.reshape(*batch_shape, *outputs.shape[1:])
+        outputs = self.network(inputs.reshape(-1, *inputs.shape[len(batch_shape) :]))
+        outputs = outputs.reshape(*batch_shape, *outputs.shape[1:])
         if outputs.dtype in (torch.bfloat16, torch.float16):  # under autocast; densities keep 24 bits
             outputs = outputs.to(inputs.dtype)
         if self.count == 1:
@@ -263,6 +256,12 @@ class _NetworkPiece(Recorded):
     @property
     def _network(self) -> ParameterNetwork:
         return next(child for child in self.children() if isinstance(child, ParameterNetwork))
+
+
+def _last_layer(network: nn.Module) -> nn.Module | None:
+    """Return the module that was made last of those with parameters of their own."""
+    owners = [module for module in network.modules() if next(module.parameters(recurse=False), None) is not None]
+    return owners[-1] if owners else None
 
 
 def _check_fit(network: nn.Module, in_shape: Shape, out_shape: Shape, owner: str) -> None:

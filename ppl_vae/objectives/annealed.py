@@ -11,16 +11,15 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import pyro
 import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from ppl_vae._distributions import describe, innermost
 from ppl_vae._validation import check_positive, check_positive_int, is_real
-from ppl_vae.objectives.baselines import name_of
+from ppl_vae.objectives.baselines import enter
 from ppl_vae.objectives.estimate import Estimate, owner
-from ppl_vae.objectives.log_weights import LogWeights, particle_dim, to_particles
+from ppl_vae.objectives.log_weights import LogWeights
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -114,7 +113,7 @@ class DAIS:
         """Return the log-weights of paths that start at sampled latents, nats."""
         start.require_pathwise(self)
         site = _Site(start, self)
-        self.path.ready(site.z)
+        enter(self.path, site.z)
         step, keep, betas = self.path()
         z, v = site.z, momentum(site.z)
         log_w = -site.log_q(z)
@@ -164,12 +163,6 @@ class _Schedule(nn.Module):
             else:
                 self.register_buffer(name, value)
 
-    def ready(self, like: Tensor) -> None:
-        """Move to where z is, and name the parameters for Pyro."""
-        if (self.log_step.device, self.log_step.dtype) != (like.device, like.dtype):
-            self.to(like)
-        pyro.module(name_of(self), self)
-
     def forward(self) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
         """Return the step size, the share of the momentum that is kept, and the betas from the first to 1."""
         keep = torch.zeros_like(self.logit) if self.fresh else self.logit.sigmoid()
@@ -192,20 +185,17 @@ class _Site:
                     f"{owner(objective)} moves a latent along gradients, which needs real, unconstrained values, and "
                     f"{what} at site {self.name!r} is {describe(fn)}; use IWAE or DReG"
                 )
-        self.again, self.shape = start.again, start.log_lik.shape
+        self.again, self.per_particle = start.again, start.per_particle
         z = start.z[self.name]
         self.z = z if z.requires_grad else z.detach().requires_grad_()
 
     def total(self, values: Tensor) -> Float[Tensor, "K batch"]:
         """Return the sum of values in the form of z over all but particles and data."""
-        if self.q.event_dim:
-            values = values.flatten(-self.q.event_dim).sum(-1)
-        return to_particles(values, self.shape[0], particle_dim(values.shape, self.shape[0]), self.shape[1])
+        return self.per_particle(values.flatten(-self.q.event_dim).sum(-1) if self.q.event_dim else values)
 
     def log_q(self, z: Tensor) -> Float[Tensor, "K batch"]:
         """Return log q(z|x)."""
-        log_q = self.q.log_prob(z)
-        return to_particles(log_q, self.shape[0], particle_dim(log_q.shape, self.shape[0]), self.shape[1])
+        return self.per_particle(self.q.log_prob(z))
 
     def log_p(self, z: Tensor) -> Float[Tensor, "K batch"]:
         """Return log p(x, z)."""

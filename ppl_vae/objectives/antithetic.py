@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -48,16 +49,10 @@ class _Pairs(ManyParticles):
             )
         return site
 
-
-def _halves(values: Tensor) -> tuple[Tensor, Tensor]:
-    first, second = values.chunk(2)
-    return first, second
-
-
-def _coupled(site: Site) -> Tensor:
-    r"""Return :math:`(b - \tilde b)\, \sigma(|\ell|)` for each pair: zero where the two draws agree."""
-    first, second = _halves(site.z.detach())
-    return (first - second) * _halves(site.logits.detach().abs().sigmoid())[0]
+    def _weights(self, site: Site) -> Tensor:
+        r"""Return :math:`(b - \tilde b)\, \sigma(|\ell|)` for each pair: zero where the two draws agree."""
+        first, second = site.z.detach().chunk(2)
+        return (first - second) * site.logits.detach().abs().sigmoid().chunk(2)[0]
 
 
 @dataclass(frozen=True)
@@ -89,21 +84,15 @@ class DisARM(_Pairs):
         DisARM(num_particles=4)
     """
 
-    @property
-    def reference(self) -> EnumeratedELBO:
-        """The objective whose gradient this one has in expectation."""
-        return EnumeratedELBO()
+    reference: ClassVar[EnumeratedELBO] = EnumeratedELBO()  # whose gradient this one has in expectation
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
         site = self._site(log_weights)
         f = log_weights.log_w.detach()
-        first, second = _halves(f)
-        pairs = 0.5 * site.spread(first - second) * self._weights(site)
+        first, second = f.chunk(2)
+        pairs = 0.5 * (first - second).unsqueeze(-1) * self._weights(site)
         return site.estimate(f.mean(0), torch.full_like(f, 1 / len(f)), torch.cat([pairs, pairs]) / len(f))
-
-    def _weights(self, site: Site) -> Tensor:
-        return _coupled(site)
 
 
 @dataclass(frozen=True)
@@ -135,7 +124,7 @@ class ARM(DisARM):
 
     def _weights(self, site: Site) -> Tensor:
         noise = site.log_weights.drawing.noise[site.name].reshape(site.z.shape)
-        return 2 * _halves(noise)[0].sigmoid() - 1
+        return 2 * noise.chunk(2)[0].sigmoid() - 1
 
 
 @dataclass(frozen=True)
@@ -178,10 +167,10 @@ class LocalDisARM(_Pairs):
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
         site = self._site(log_weights)
-        first, second = _halves(log_weights.log_w.detach())
+        first, second = log_weights.log_w.detach().chunk(2)
         bounds = [half.logsumexp(0) - math.log(len(half)) for half in (first, second)]
         signals = bounds[0] - replacing_each(first, second), replacing_each(second, first) - bounds[1]
-        pairs = 0.25 * site.spread(signals[0] + signals[1]) * _coupled(site)
+        pairs = 0.25 * (signals[0] + signals[1]).unsqueeze(-1) * self._weights(site)
         weights = torch.cat([first.softmax(0), second.softmax(0)]) / 2
-        inside = site.spread(weights - 1 / len(weights)) * site.score
+        inside = (weights - 1 / len(weights)).unsqueeze(-1) * site.score
         return site.estimate((bounds[0] + bounds[1]) / 2, weights, torch.cat([pairs, pairs]) / 2 - inside)

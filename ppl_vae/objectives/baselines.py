@@ -29,6 +29,13 @@ def name_of(module: nn.Module) -> str:
     return _names[module]
 
 
+def enter(module: nn.Module, like: Tensor) -> None:
+    """Let a module of an objective take part in the program: move it to where a tensor is, and name it for Pyro."""
+    if any((t.device, t.dtype) != (like.device, like.dtype) for t in (*module.parameters(), *module.buffers())):
+        module.to(like)
+    pyro.module(name_of(module), module)
+
+
 def two_layers(inputs: int, hidden: int) -> nn.Sequential:
     """Return a network with two hidden layers with ReLU and one output."""
     layers = [nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()]
@@ -80,9 +87,9 @@ class Coefficient(nn.Module):
     exclude the present one, so the estimator stays unbiased.
     """
 
-    def __init__(self, decay: float = 0.99) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.product, self.square = MovingAverage(decay), MovingAverage(decay)
+        self.product, self.square = MovingAverage(), MovingAverage()
 
     def forward(self, g0: Tensor, g1: Tensor) -> Float[Tensor, ""]:
         """Return the coefficient, then learn from both gradients."""
@@ -94,20 +101,16 @@ class Coefficient(nn.Module):
 class LearnedBaseline(nn.Module):
     r"""A network b(x) that predicts the signal of a datum, fitted by least squares during training.
 
-    The first batch gives the sizes of the network, which has two hidden layers with ReLU. Its parameters join those of
-    the program under their own name, and the same optimiser updates them. The output is scaled by the standard
-    deviation of the first batch of signals and starts near their mean.
-
-    Args:
-        hidden: The width of the hidden layers.
+    The first batch gives the sizes of the network, which has two hidden layers of 100 units with ReLU. Its parameters
+    join those of the program under their own name, and the same optimiser updates them. The output is scaled by the
+    standard deviation of the first batch of signals and starts near their mean.
     """
 
     offset: Tensor
     scale: Tensor
 
-    def __init__(self, hidden: int = 100) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.hidden = hidden
         self.network: nn.Module | None = None
         self.register_buffer("offset", torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))
@@ -116,17 +119,13 @@ class LearnedBaseline(nn.Module):
         """Return b(x), differentiable with respect to the parameters of the network only."""
         x = observed_rows(log_weights)
         if self.network is None:
-            self._make(x, signal)
-        assert self.network is not None
+            self.network = two_layers(x.shape[1], 100)
+            self.to(signal)
+            with torch.no_grad():
+                self.offset.copy_(signal.mean())
+                self.scale.copy_(signal.std().clamp_min(1.0) if signal.numel() > 1 else self.scale)
         pyro.module(name_of(self), self.network)
         return self.offset + self.scale * self.network(x.to(self.offset)).squeeze(-1)
-
-    def _make(self, x: Tensor, signal: Tensor) -> None:
-        self.network = two_layers(x.shape[1], self.hidden)
-        self.to(signal)
-        with torch.no_grad():
-            self.offset.copy_(signal.mean())
-            self.scale.copy_(signal.std().clamp_min(1.0) if signal.numel() > 1 else self.scale)
 
 
 def leave_one_out(signal: Float[Tensor, "K batch"]) -> Float[Tensor, "K batch"]:

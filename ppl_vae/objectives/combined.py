@@ -73,10 +73,6 @@ class _Grouped(ManyParticles):
                 "num_particles a multiple of groups"
             )
 
-    def _split(self, log_w: Tensor) -> Tensor:
-        """Reshape (K, batch) to (M, K / M, batch)."""
-        return log_w.unflatten(0, (self.groups, -1))
-
 
 @dataclass(frozen=True)
 class MIWAE(_Grouped):
@@ -108,7 +104,7 @@ class MIWAE(_Grouped):
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
         log_weights.require_pathwise(self)
-        groups = self._split(log_weights.log_w)
+        groups = log_weights.log_w.unflatten(0, (self.groups, -1))  # (M, K / M, batch)
         bound = groups.logsumexp(1).mean(0) - math.log(groups.shape[1])
         return Estimate(bound.detach(), bound, "lower")
 
@@ -142,10 +138,7 @@ class PIWAE(_Grouped):
         IWAE(num_particles=64)
     """
 
-    @property
-    def reference(self) -> IWAE:
-        """The bound that the model follows."""
-        return IWAE(self.num_particles)
+    _follows = IWAE  # as the model does
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
@@ -154,7 +147,7 @@ class PIWAE(_Grouped):
         if self.groups == 1:
             return Estimate(bound.detach(), bound, "lower")
         model = log_weights.normalized.clamp_min(_SMALLEST)
-        inner = self._split(log_weights.log_w.detach()).softmax(1) / self.groups
+        inner = log_weights.log_w.detach().unflatten(0, (self.groups, -1)).softmax(1) / self.groups
         path = inner.flatten(0, 1) / model
         return Estimate(bound.detach(), log_weights.surrogate(model, path=path), "lower")
 

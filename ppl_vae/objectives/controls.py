@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-import pyro
 import torch
 from torch import Tensor, nn
 
 from ppl_vae._validation import check_positive, check_positive_int
-from ppl_vae.objectives.baselines import Coefficient, leave_one_out, name_of, observed_rows, two_layers
+from ppl_vae.objectives.baselines import Coefficient, enter, leave_one_out, observed_rows, two_layers
 from ppl_vae.objectives.enumeration import EnumeratedELBO
 from ppl_vae.objectives.estimate import Estimate, ManyParticles, owner
 from ppl_vae.objectives.log_weights import LogWeights
@@ -58,6 +57,7 @@ class DoubleCV(ManyParticles):
     """
 
     num_particles: int = 2
+    reference: ClassVar[EnumeratedELBO] = EnumeratedELBO()  # whose gradient this one has in expectation
     coefficient: Coefficient = field(default_factory=Coefficient, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -69,11 +69,6 @@ class DoubleCV(ManyParticles):
         """The handler that draws in place of the guide."""
         return Drawing(type(self).__name__, leaf=True)
 
-    @property
-    def reference(self) -> EnumeratedELBO:
-        """The objective whose gradient this one has in expectation."""
-        return EnumeratedELBO()
-
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
         site = Site.of(log_weights, self)
@@ -82,9 +77,9 @@ class DoubleCV(ManyParticles):
         if not torch.is_grad_enabled():
             return site.estimate(f.mean(0), mean, torch.zeros_like(site.score))
         slope = site.slope()
-        first = site.spread((f - leave_one_out(f)) / len(f)) * site.score
+        first = ((f - leave_one_out(f)) / len(f)).unsqueeze(-1) * site.score
         linear = (leave_one_out(slope) * site.score).sum(2)
-        second = site.spread((linear - leave_one_out(linear)) / len(f)) * site.score
+        second = ((linear - leave_one_out(linear)) / len(f)).unsqueeze(-1) * site.score
         spread = covariance(site.states, site.states.mean.detach(), slope.reshape(site.states.logits.shape))
         second = site.kept(second - spread / len(f))
         alpha = self.coefficient(first.sum(0), second.sum(0)).to(f)
@@ -123,6 +118,8 @@ class REBAR:
         REBAR(num_particles=2, temperature=0.1)
     """
 
+    reference: ClassVar[EnumeratedELBO] = EnumeratedELBO()  # whose gradient this one has in expectation
+
     def __init__(self, num_particles: int = 1, temperature: float = 0.5, adapt: bool = True) -> None:
         self.num_particles = check_positive_int(num_particles, f"{owner(self)}: num_particles")
         self.temperature = check_positive(temperature, f"{owner(self)}: temperature")
@@ -137,11 +134,6 @@ class REBAR:
     def latents(self) -> Drawing:
         """The handler that draws in place of the guide."""
         return Drawing(type(self).__name__)
-
-    @property
-    def reference(self) -> EnumeratedELBO:
-        """The objective whose gradient this one has in expectation."""
-        return EnumeratedELBO()
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
@@ -161,7 +153,7 @@ class REBAR:
         conditional = self.control(site, noisy_given(states, site.z.detach())[0])
         free = self.control(site, states.logits + log_weights.drawing.noise[site.name].reshape(logits.shape))
         (path,) = torch.autograd.grad((free - conditional).sum(), logits, create_graph=self.adapt)
-        gradient = site.kept(site.spread(f - conditional) * site.score + path.flatten(2)) / len(f)
+        gradient = site.kept((f - conditional).unsqueeze(-1) * site.score + path.flatten(2)) / len(f)
         estimate = site.estimate(f.mean(0), mean, gradient)
         if self.adapt:
             fit = self.control.fit(gradient.sum(0)) / f.shape[1]
@@ -216,14 +208,12 @@ class _Control(nn.Module):
         self.network: nn.Sequential | None = None
 
     def ready(self, site: Site) -> None:
-        """Make the network, and name the parameters for Pyro."""
+        """Make the network, and let it and the other parameters take part in the program."""
         if self.hidden and self.network is None:
             self.network = two_layers(self._inputs(site, site.z).shape[-1], self.hidden)
             for parameter in self.network[-1].parameters():
                 nn.init.zeros_(parameter)  # r starts at 0: RELAX starts as REBAR
-        if any((p.device, p.dtype) != (site.z.device, site.z.dtype) for p in self.parameters()):
-            self.to(site.z)
-        pyro.module(name_of(self), self)
+        enter(self, site.z)
 
     def forward(self, site: Site, noisy: Tensor) -> Float[Tensor, "K batch"]:
         """Return the control variate at noisy logits."""

@@ -10,13 +10,13 @@ have in expectation. An objective need not inherit from any class.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ppl_vae._validation import check_positive_int
-from ppl_vae.objectives.log_weights import LogWeights
+from ppl_vae.objectives.log_weights import LogWeights, owner
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -58,16 +58,17 @@ class Objective(Protocol):
         ...
 
 
-def owner(objective: object) -> str:
-    """Return the name of an objective for messages."""
-    return f"objective {type(objective).__name__}"
-
-
 @dataclass(frozen=True)
 class ManyParticles:
-    """The base of the objectives of this package: a checked number of particles."""
+    """The base of the objectives of this package: a checked number of particles, and a reference."""
 
     num_particles: int = 8
+    _follows: ClassVar[type[ManyParticles] | None] = None  # the class of the reference
+
+    @property
+    def reference(self) -> Any:
+        """The objective of as many particles whose gradient this one claims to have in expectation, or None."""
+        return None if self._follows is None else self._follows(self.num_particles)
 
     def __post_init__(self) -> None:
         check_positive_int(self.num_particles, f"{owner(self)}: num_particles")

@@ -14,7 +14,7 @@ from ppl_vae._distributions import describe, unwrapped
 from ppl_vae.distributions.chain import Chain
 from ppl_vae.objectives.estimate import Estimate, owner
 from ppl_vae.objectives.importance import DReG
-from ppl_vae.objectives.log_weights import LogWeights, particle_dim, to_particles
+from ppl_vae.objectives.log_weights import LogWeights
 
 _ALIKE = 1e-2  # nats: what rounding changes in most densities of a batch
 
@@ -95,7 +95,7 @@ class GDReG(DReG):
         term = term.sum(tuple(range(-prior.event_dim, 0))) if prior.event_dim else term
         if (mask := getattr(prior, "_mask", True)) is not True:
             term = torch.where(torch.as_tensor(mask, device=term.device), term, 0.0)
-        return to_particles(term, fixed.num_particles, particle_dim(term.shape, fixed.num_particles)).sum(0)
+        return fixed.per_particle(term).sum(0)
 
     def _levels(self, name: str, prior: Any, z: Tensor, slopes: Tensor) -> list[tuple[Tensor, Any, Tensor]]:
         """Return the parts of z with the normal of each, given the others, and its slopes."""

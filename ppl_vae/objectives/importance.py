@@ -101,10 +101,7 @@ class DReG(ManyParticles):
         IWAE(num_particles=8)
     """
 
-    @property
-    def reference(self) -> IWAE:
-        """The objective whose gradient this one has in expectation."""
-        return IWAE(self.num_particles)
+    _follows = IWAE
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
@@ -142,10 +139,7 @@ class IWAESTL(ManyParticles):
         IWAE(num_particles=8)
     """
 
-    @property
-    def reference(self) -> IWAE:
-        """The objective whose gradient this one estimates with bias."""
-        return IWAE(self.num_particles)
+    _follows = IWAE  # with bias
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae._distributions import describe, is_discrete
-from ppl_vae.objectives.log_weights import LogWeights, particle_dim, to_particles
+from ppl_vae.objectives.log_weights import LogWeights
 
 CHANCE = 40.0  # t, nats of a batch: e^-40 = 4e-18
 _ROUNDING = 0.1  # nats of a datum: a sum over ten thousand pixels in float32 has some hundredths of rounding error
@@ -126,16 +126,15 @@ def strange(log_weights: LogWeights, *, digits: bool = True) -> tuple[str | None
 
 
 @torch.no_grad()
-def alarm_of(q: Any, p: Any, num_draws: int = 32) -> str | None:
+def alarm_of(q: Any, p: Any) -> str | None:
     """Return the alarm of `strange` for one posterior and its prior, without decoding data and ignoring rounded z.
 
     Args:
         q: q(z|x), batch shape (n,).
         p: p(z), batch shape () or (n,).
-        num_draws: The number of draws K.
     """
     p = p.expand(q.batch_shape)  # as a plate does
-    z = q.sample((num_draws,))
+    z = q.sample((32,))
     log_q, log_p = q.log_prob(z), p.log_prob(z)
     weights = LogWeights(torch.zeros_like(log_q), {"z": log_p}, {"z": log_q}, {"z": z}, {"z": p}, {"z": q}, {})
     return strange(weights, digits=False)[1]
@@ -145,10 +144,9 @@ def _lost_digits(log_weights: LogWeights) -> str | None:
     """Return the alarm on rounded z, for uses that score a given z: importance sampling, DReG, aggregate posterior."""
     for name, q in log_weights.posterior.items():
         try:
-            again = q.log_prob(log_weights.z[name].clone())
+            again = log_weights.per_particle(q.log_prob(log_weights.z[name].clone()))
         except NotImplementedError:  # this q scores only its last draw
             continue
-        again = to_particles(again, log_weights.num_particles, particle_dim(again.shape, log_weights.num_particles))
         off = float((again - log_weights.log_q[name]).double().abs().mean())
         if off > _DIGITS:
             return (

@@ -84,21 +84,18 @@ class Again(Protocol):
         ...
 
 
+@dataclass(eq=False)
 class Path:
     """The path of the gradient from the model back to the guide's z, which one objective may weigh.
 
-    Args:
+    Attributes:
         seen: For each latent site, the z that the model sees: the numbers of the guide's z in a separate tensor. This
             separates the gradient that comes from the model from the one that comes from the guide.
-
-    Attributes:
-        seen: The argument `seen`.
         spent: Whether an objective has weighed the path.
     """
 
-    def __init__(self, seen: Mapping[str, Tensor]) -> None:
-        self.seen = seen
-        self.spent = False
+    seen: Mapping[str, Tensor]
+    spent: bool = False
 
     def weigh(self, weights: Mapping[str, Tensor]) -> None:
         """Multiply the gradient at each site by weights that broadcast to z.
@@ -297,6 +294,11 @@ class LogWeights:
         log_q = log_q.reshape(*log_q.shape, *(1,) * (values.dim() - 2))
         return (log_q.exp() * torch.where(log_q > -torch.inf, values, 0.0)).sum(0)
 
+    def per_particle(self, values: Float[Tensor, "*plates batch"]) -> Float[Tensor, "K batch"]:
+        """Return the sum of values, of the batch shape of a site, over all but particles and data."""
+        k, size = self.log_lik.shape
+        return to_particles(values, k, -values.dim() if k > 1 and values.dim() > 1 else None, size)
+
     def _state_log_q(self, name: str) -> Tensor:
         """Return log q(state|x) of a site whose particles are all its states, (K, batch), without the site's mask."""
         q = self.posterior.get(name)
@@ -304,8 +306,7 @@ class LogWeights:
             return self.log_q[name]
         while isinstance(q, dist.MaskedDistribution):
             q = q.base_dist
-        log_q = q.log_prob(self.z[name])
-        return to_particles(log_q, self.num_particles, particle_dim(log_q.shape, self.num_particles))
+        return self.per_particle(q.log_prob(self.z[name]))
 
     def _fixed_log_q(self) -> Tensor:
         """Return log q(z_k|x) at fixed z_k, (K, batch), whose gradient is the score alone."""
@@ -315,8 +316,7 @@ class LogWeights:
                     raise NotImplementedError("these log-weights were not sampled from a program")
                 return self.again.score()
             ((name, q),) = self.posterior.items()
-            log_q = q.log_prob(self.z[name].detach())
-            return to_particles(log_q, self.num_particles, particle_dim(log_q.shape, self.num_particles))
+            return self.per_particle(q.log_prob(self.z[name].detach()))
         except NotImplementedError as error:
             raise ValueError(
                 f"the objective drops the score of q, and so scores a given z, which the posterior cannot ({error}); "
@@ -360,7 +360,7 @@ class LogWeights:
                     f"there is no closed form of the KL at site {name!r} between {describe(q)} and "
                     f"{describe(self.prior[name])}; use the sampled one, objective ELBO"
                 ) from error
-            kl = kl + to_particles(site_kl, self.num_particles, particle_dim(site_kl.shape, self.num_particles))
+            kl = kl + self.per_particle(site_kl)
         return kl
 
     def require_detached(self, objective: object) -> None:
@@ -372,7 +372,7 @@ class LogWeights:
         for name in self.require_draws(objective):
             if self.z[name].requires_grad:
                 raise ValueError(
-                    f"objective {_name(objective)} takes the score of q, and z at site {name!r} carries a gradient; "
+                    f"{owner(objective)} takes the score of q, and z at site {name!r} carries a gradient; "
                     "sample the log-weights with latents='detached'"
                 )
 
@@ -387,7 +387,7 @@ class LogWeights:
         """
         if self.enumerated:
             raise ValueError(
-                f"objective {_name(objective)} averages over draws of q, and was given log-weights of all states; use "
+                f"{owner(objective)} averages over draws of q, and was given log-weights of all states; use "
                 "EnumeratedELBO, or sample them without latents='enumerated'"
             )
         return list(self.z) if torch.is_grad_enabled() else []
@@ -404,30 +404,26 @@ class LogWeights:
                 continue
             if not q.has_rsample:
                 raise ValueError(
-                    f"objective {_name(objective)} needs reparameterised latents, and q at site {name!r} "
+                    f"{owner(objective)} needs reparameterised latents, and q at site {name!r} "
                     f"({describe(q)}) is not; use REINFORCE or VIMCO, whose gradients have the score term, or for few "
                     "states EnumeratedELBO"
                 )
             if self.detached and self.log_q[name].requires_grad:
                 raise ValueError(
-                    f"objective {_name(objective)} follows the path through z, and z at site {name!r} was drawn "
+                    f"{owner(objective)} follows the path through z, and z at site {name!r} was drawn "
                     "without a gradient; sample the log-weights with latents='pathwise'"
                 )
 
 
-def _name(objective: object) -> str:
-    return objective if isinstance(objective, str) else type(objective).__name__
+def owner(objective: object) -> str:
+    """Return the name of an objective for messages, from the objective or its name."""
+    return f"objective {objective if isinstance(objective, str) else type(objective).__name__}"
 
 
-def to_particles(log_p: Tensor, num_particles: int, particle_dim: int | None, size: int | None = None) -> Tensor:
+def to_particles(log_p: Tensor, num_particles: int, particle_dim: int | None, size: int) -> Tensor:
     """Sum over all dimensions except those of the particles and the data (-1), and return (K, batch)."""
     keep = {-1, particle_dim}
     dims = [d for d in range(-log_p.dim(), 0) if d not in keep]
     if dims:
         log_p = log_p.sum(dims)
-    return log_p.expand(num_particles, log_p.shape[-1] if size is None else size)
-
-
-def particle_dim(batch_shape: torch.Size, num_particles: int) -> int | None:
-    """Return the dimension of the particles in a batch shape; None if it has none."""
-    return -len(batch_shape) if num_particles > 1 and len(batch_shape) > 1 else None
+    return log_p.expand(num_particles, size)

@@ -28,7 +28,7 @@ from ppl_vae._distributions import describe
 from ppl_vae._numbers import bounded
 from ppl_vae.distributions.binary_vector import BinaryVector
 from ppl_vae.distributions.one_hot import OneHotVector
-from ppl_vae.objectives.estimate import Estimate, Kind
+from ppl_vae.objectives.estimate import Estimate
 from ppl_vae.objectives.log_weights import LogWeights
 from ppl_vae.objectives.states import States, noise_of, states_of
 
@@ -156,32 +156,25 @@ class Site:
         (slope,) = torch.autograd.grad(self.log_weights.log_p.sum(), z, retain_graph=True)
         return slope.reshape(self.z.shape) - self.logits.detach()
 
-    def spread(self, values: Float[Tensor, "K batch"]) -> Tensor:
-        """Return one number for each particle and datum in a shape that broadcasts to z."""
-        return values.unsqueeze(-1)
-
     def kept(self, gradient: Tensor) -> Tensor:
         """Return a gradient without that of data that do not count."""
-        return gradient if self.mask is None else torch.where(self.spread(self.mask), gradient, 0.0)
+        return gradient if self.mask is None else torch.where(self.mask.unsqueeze(-1), gradient, 0.0)
 
     def log_p(self, z: Tensor) -> Float[Tensor, "K batch"]:
         """Return log p(x, z) at other z, which need not be states."""
         assert self.log_weights.again is not None
         return self.log_weights.again.log_p({self.name: z.reshape(self.log_weights.z[self.name].shape)})
 
-    def estimate(
-        self, value: Float[Tensor, " batch"], model: Float[Tensor, "K batch"], gradient: Tensor, kind: Kind = "lower"
-    ) -> Estimate:
-        """Return the estimate with a gradient at the logits.
+    def estimate(self, value: Float[Tensor, " batch"], model: Float[Tensor, "K batch"], gradient: Tensor) -> Estimate:
+        """Return the estimate of a lower bound with a gradient at the logits.
 
         Args:
             value: The value, per datum.
             model: The weights a of log p(x, z_k).
             gradient: g for each particle, (K, batch, n); their sum over particles counts.
-            kind: The kind of the value.
         """
         if not torch.is_grad_enabled():
-            return Estimate(value.detach(), torch.zeros_like(value), kind)
+            return Estimate(value.detach(), torch.zeros_like(value), "lower")
         surrogate = (model.detach() * self.log_weights.log_p).sum(0)
         at_logits = (self.kept(gradient.detach()) * self.logits).sum((0, 2))
-        return Estimate(value.detach(), surrogate + at_logits, kind)
+        return Estimate(value.detach(), surrogate + at_logits, "lower")

@@ -152,9 +152,10 @@ class _PerDatumLoss:
         options = sampling_of(self.objective)
         log_weights = sample_log_weights(*program, *args, **options, **kwargs)  # type: ignore[misc]
         estimate = evaluate_objective(self.objective, log_weights)
-        kl = log_weights.expectation(log_weights.kl).detach() if estimate.kl is None else estimate.kl
-        log_lik = estimate.log_likelihood
-        log_lik = log_weights.expectation(log_weights.log_lik).detach() if log_lik is None else log_lik
+        log_lik, kl = (
+            log_weights.expectation(sampled).detach() if known is None else known
+            for sampled, known in ((log_weights.log_lik, estimate.log_likelihood), (log_weights.kl, estimate.kl))
+        )
         scale = log_weights.scale
         drawn = isinstance(options["latents"], str)
         lower = estimate.kind == "lower" and not isinstance(self.objective, Regularized)
@@ -179,43 +180,40 @@ def kind_of(elbo: PyroELBO) -> Kind:
 class _PyroLoss:
     """A Pyro ELBO object that runs its own code; the terms of the ELBO come from the traces that it makes."""
 
-    elbo: Any  # the caller's object, not a copy: it may change between steps
-
-    @property
-    def objective(self) -> Any:
-        """The object, by the name that it has in the other losses."""
-        return self.elbo
+    objective: Any  # the caller's object, not a copy: it may change between steps
 
     def __call__(self, program: Program, *args: Any, **kwargs: Any) -> BatchLoss:
-        if isinstance(self.elbo, TraceEnum_ELBO) and hasattr(getattr(program[1], "__self__", None), "q_z"):
+        if isinstance(self.objective, TraceEnum_ELBO) and hasattr(getattr(program[1], "__self__", None), "q_z"):
             program = (program[0], config_enumerate(program[1]))  # a VAE's guide marks no site for enumeration
         surrogate = None
         with self._recorded() as traces:
             if not torch.is_grad_enabled():
-                loss = self.elbo.loss(*program, *args, **kwargs)
+                loss = self.objective.loss(*program, *args, **kwargs)
             elif self._is_differentiable():
-                surrogate = _as_tensor(self.elbo.differentiable_loss(*program, *args, **kwargs))
+                surrogate = _as_tensor(self.objective.differentiable_loss(*program, *args, **kwargs))
                 loss = surrogate.detach()
             else:
-                loss = self.elbo.loss_and_grads(*program, *args, **kwargs)
+                loss = self.objective.loss_and_grads(*program, *args, **kwargs)
         return BatchLoss(_as_tensor(loss), surrogate, *self._terms(traces, args, kwargs))
 
     def _is_differentiable(self) -> bool:
         """Whether to call `differentiable_loss`; if the user overrides `loss_and_grads`, that one is called instead."""
-        own = getattr(type(self.elbo), "loss_and_grads", None)
-        return hasattr(self.elbo, "differentiable_loss") and str(getattr(own, "__module__", "")).startswith("pyro.")
+        own = getattr(type(self.objective), "loss_and_grads", None)
+        return hasattr(self.objective, "differentiable_loss") and str(getattr(own, "__module__", "")).startswith(
+            "pyro."
+        )
 
     @contextmanager
     def _recorded(self) -> Iterator[list[tuple[poutine.Trace, poutine.Trace]]]:
         """Record the traces that the object makes in this context."""
-        get_traces, traces = self.elbo._get_traces, []
+        get_traces, traces = self.objective._get_traces, []
 
         def record(*args: Any) -> Iterator[tuple[poutine.Trace, poutine.Trace]]:
             for pair in get_traces(*args):
                 traces.append(pair)
                 yield pair
 
-        with mock.patch.object(self.elbo, "_get_traces", record):
+        with mock.patch.object(self.objective, "_get_traces", record):
             yield traces
 
     @torch.no_grad()
@@ -230,7 +228,7 @@ class _PyroLoss:
             return _size_of(args, kwargs), None, None, Limits()
         log_lik = torch.stack([(w.scale * w.log_lik.mean(0)).sum() for w in particles]).mean()
         kl = torch.stack([(w.scale * w.kl.mean(0)).sum() for w in particles]).mean()
-        return _weight(particles[0]), log_lik, kl, limits_of(particles[0], lower=kind_of(self.elbo) == "lower")
+        return _weight(particles[0]), log_lik, kl, limits_of(particles[0], lower=kind_of(self.objective) == "lower")
 
 
 def _weight(log_weights: LogWeights) -> float | Tensor:

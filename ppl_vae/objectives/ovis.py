@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ppl_vae._validation import check_positive_int, is_real
 from ppl_vae.objectives.estimate import Estimate, owner
-from ppl_vae.objectives.importance import log_mean_w
 from ppl_vae.objectives.log_weights import LogWeights
 from ppl_vae.objectives.score_function import VIMCO
 
@@ -59,20 +58,10 @@ class VIMCOStar(VIMCO):
         VIMCO(num_particles=8)
     """
 
-    @property
-    def reference(self) -> VIMCO:
-        """An objective whose gradient has the same expectation; that of `OVIS` differs by its bias."""
-        return VIMCO(self.num_particles)
+    _follows = VIMCO  # and `OVIS` with bias
 
-    def __call__(self, log_weights: LogWeights) -> Estimate:
-        """Return the estimate for each datum."""
-        log_weights.require_detached(self)
+    def _score(self, log_weights: LogWeights) -> Float[Tensor, "K batch"]:
         log_w = log_weights.log_w.detach()
-        surrogate = log_weights.surrogate(log_weights.normalized, score=self._score(log_w))
-        return Estimate(log_mean_w(log_weights).detach(), surrogate, "lower")
-
-    def _score(self, log_w: Float[Tensor, "K batch"]) -> Float[Tensor, "K batch"]:
-        """Return the weights of the score."""
         w = log_w.softmax(0)
         series = w * w * (1 / 2 + w * (1 / 3 + w * (1 / 4 + w * (1 / 5 + w * (1 / 6 + w / 7)))))
         return torch.where(w < _SMALL, series, -log_others(log_w) - w)
@@ -119,8 +108,9 @@ class OVIS(VIMCOStar):
         if not is_real(self.gamma) or not 0 <= self.gamma <= 1:
             raise ValueError(f"{owner(self)}: gamma is {self.gamma!r}; expected a number from 0 (unbiased) to 1")
 
-    def _score(self, log_w: Float[Tensor, "K batch"]) -> Float[Tensor, "K batch"]:
-        return super()._score(log_w) + self.gamma * (log_w.softmax(0) + math.log1p(-1 / len(log_w)))
+    def _score(self, log_weights: LogWeights) -> Float[Tensor, "K batch"]:
+        wake = log_weights.log_w.detach().softmax(0) + math.log1p(-1 / log_weights.num_particles)
+        return super()._score(log_weights) + self.gamma * wake
 
 
 @dataclass(frozen=True)

@@ -89,11 +89,7 @@ class STL(ManyParticles):
     """
 
     num_particles: int = 1
-
-    @property
-    def reference(self) -> ELBO:
-        """The objective whose gradient this one has in expectation."""
-        return ELBO(self.num_particles)
+    _follows = ELBO
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate of the ELBO of each datum."""
@@ -134,11 +130,7 @@ class MeanFieldELBO(ManyParticles):
     """
 
     num_particles: int = 1
-
-    @property
-    def reference(self) -> ELBO:
-        """An objective whose value and gradient have the same expectation."""
-        return ELBO(self.num_particles)
+    _follows = ELBO
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate of the ELBO of each datum."""
@@ -187,16 +179,12 @@ class ArticleELBO(ManyParticles):
     num_particles: int = 1
     eps: float = 1e-8
     normalize: bool = False
+    _follows = ELBO  # with eps=0 and a normalised likelihood
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not is_real(self.eps) or not 0 <= self.eps < 1:
             raise ValueError(f"{owner(self)}: eps is {self.eps!r}; expected a number in [0, 1), the article's 1e-8")
-
-    @property
-    def reference(self) -> ELBO:
-        """The objective whose expected gradient this one has with ``eps=0`` and a normalised likelihood."""
-        return ELBO(self.num_particles)
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the article's value for each datum."""

@@ -56,7 +56,7 @@ class Regularized:
         regularizer: The penalty; see `ppl_vae.regularizers`.
 
     Raises:
-        TypeError: If the objective is one of Pyro's, which cannot take a penalty.
+        TypeError: If the objective is one of Pyro's, which cannot take a penalty, or if a class is given for an object.
         ValueError: If the objective is an upper bound.
 
     Example:
@@ -71,8 +71,12 @@ class Regularized:
                 f"a regularizer was given beside {type(objective).__name__}, one of Pyro's, which take none; "
                 "use objectives.ELBO or another of this package's"
             )
-        if isinstance(regularizer, type) or not callable(regularizer):
-            raise TypeError(f"regularizer is {regularizer!r}; expected an object such as regularizers.KLWeight(4.0)")
+        for role, given, example in (
+            ("objective", objective, "objectives.IWAE(8)"),
+            ("regularizer", regularizer, "regularizers.KLWeight(4.0)"),
+        ):
+            if isinstance(given, type) or not callable(given):
+                raise TypeError(f"{role} is {given!r}; expected an object such as {example}")
         self.objective = objective
         self.regularizer = regularizer
 

@@ -23,7 +23,7 @@ variables of 8 classes 0.85, 0.55, 0.55 and 0.77.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.poutine.messenger import Messenger
@@ -43,11 +43,7 @@ class _RelaxedELBO(ManyParticles):
     """The ELBO of bits and one-hot vectors whose draws carry a gradient that the subclass gives to them."""
 
     num_particles: int = 1
-
-    @property
-    def reference(self) -> EnumeratedELBO:
-        """The objective whose gradient this one estimates with bias."""
-        return EnumeratedELBO()
+    reference: ClassVar[EnumeratedELBO] = EnumeratedELBO()  # whose gradient this one estimates with bias
 
     @property
     def latents(self) -> Messenger:

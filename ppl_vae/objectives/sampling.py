@@ -11,6 +11,7 @@ The attribute ``latents`` of an objective states how the latents are drawn:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppl_vae._distributions import describe, is_discrete, unwrapped
-from ppl_vae._validation import check_positive_int
+from ppl_vae._validation import check_choice, check_positive_int
 from ppl_vae.distributions.partly_known import PartlyKnown
 from ppl_vae.objectives.log_weights import LogWeights, Path
 from ppl_vae.objectives.traces import PARTICLES, from_traces, sample_sites, sum_per_datum
@@ -62,7 +63,8 @@ def sample_log_weights(
 
     Raises:
         NotPerDatumError: If the log-weights do not factorise over the data.
-        ValueError: If `num_particles` is not a positive integer, or if the latents cannot be enumerated as asked.
+        ValueError: If `num_particles` is not a positive integer, if `latents` is another word, or if the latents cannot
+            be enumerated as asked.
 
     Example:
         >>> from ppl_vae import VAE, likelihoods, posteriors, priors
@@ -79,8 +81,9 @@ def sample_log_weights(
         num_particles, drawn = len(next(iter(states.values()))), _Given(states)
     elif latents in ("detached", "scored"):
         drawn = _Detached(paths=latents == "scored")
-    elif latents != "pathwise":
-        assert not isinstance(latents, str)
+    elif isinstance(latents, str):
+        check_choice(latents, ("pathwise", "detached", "scored", "enumerated"), "latents")
+    else:
         drawn = latents
     program = (model, guide)
     if num_particles > 1:
@@ -116,25 +119,15 @@ class _Again:
 
     def score(self) -> Tensor:
         fixed = {name: z.detach() for name, z in self.weights.z.items()}
-        replayed = poutine.replay(self.in_plate[1], trace=_with_values(self.guide_trace, fixed))
-        with _batch_norm_learns_nothing():
-            trace = poutine.trace(replayed).get_trace(*self.args, **self.kwargs)
-        sites = {name: site for name, site in sample_sites(trace).items() if name in fixed}
-        return sum_per_datum(sites, self.weights.log_lik.shape[1])
+        sites = sample_sites(self._run(self.in_plate[1], fixed))
+        return self._sum({name: site for name, site in sites.items() if name in fixed})
 
     def log_p(self, z: Mapping[str, Tensor]) -> Tensor:
-        replayed = poutine.replay(self.in_plate[0], trace=_with_values(self.guide_trace, z))
-        with _batch_norm_learns_nothing(), pyro.validation_enabled(False):  # a relaxed z is outside of the support
-            sites = sample_sites(poutine.trace(replayed).get_trace(*self.args, **self.kwargs))
-            return sum_per_datum(sites, self.weights.log_lik.shape[1])
+        with pyro.validation_enabled(False):  # a relaxed z is outside of the support
+            return self._sum(sample_sites(self._run(self.in_plate[0], z)))
 
     def at(self, z: Mapping[str, Tensor]) -> LogWeights:
-        given = _with_values(self.guide_trace, z)
-        with _batch_norm_learns_nothing():
-            guide_trace, model_trace = (
-                poutine.trace(poutine.replay(part, trace=given)).get_trace(*self.args, **self.kwargs)
-                for part in self.in_plate[::-1]
-            )
+        guide_trace, model_trace = (self._run(part, z) for part in self.in_plate[::-1])
         return from_traces(model_trace, guide_trace)
 
     def dream(self) -> Tensor:
@@ -156,7 +149,16 @@ class _Again:
         with _Given(latent), _batch_norm_learns_nothing():
             trace = poutine.trace(guide).get_trace(*args, **self.kwargs)
         sites = {name: _of_a_dream(site) for name, site in sample_sites(trace).items() if name in latent}
-        return sum_per_datum(sites, self.weights.log_lik.shape[1])[0]
+        return self._sum(sites)[0]
+
+    def _run(self, part: Function, z: Mapping[str, Tensor]) -> poutine.Trace:
+        """Return the trace of the model or the guide at given latents."""
+        replayed = poutine.replay(part, trace=_with_values(self.guide_trace, z))
+        with _batch_norm_learns_nothing():
+            return poutine.trace(replayed).get_trace(*self.args, **self.kwargs)
+
+    def _sum(self, sites: Mapping[str, Any]) -> Tensor:
+        return sum_per_datum(sites, self.weights.log_lik.shape[1])
 
 
 def _of_a_dream(site: dict[str, Any]) -> dict[str, Any]:
@@ -239,19 +241,16 @@ def _all_states(guide: Function, args: Any, kwargs: Any, max_plate_nesting: int)
                 f"{tuple(fn.batch_shape)}); make its variables one event, or use REINFORCE"
             )
         supports[name] = fn.enumerate_support(expand=False).squeeze(1)  # (states, *event)
-    sizes = [len(support) for support in supports.values()]
-    count = torch.tensor(sizes).prod().item() if sizes else 0
+    count = math.prod(map(len, supports.values())) if supports else 0
     if not 1 < count <= MOST_STATES:
         raise ValueError(f"latents are to be enumerated, and have {count} states; expected 2 to {MOST_STATES:,}")
-    states, repeat = {}, int(count)
-    for (name, support), size in zip(supports.items(), sizes, strict=True):
-        repeat //= size
-        joint = support.repeat_interleave(repeat, 0).repeat(int(count) // (repeat * size), *(1,) * (support.dim() - 1))
-        event = joint.shape[1:]
+    states, repeat = {}, count
+    for name, support in supports.items():
+        event, plates = support.shape[1:], (1,) * (max_plate_nesting - 1)
+        repeat //= len(support)  # the joint states in a row that share a state of this site
+        joint = support.repeat_interleave(repeat, 0).expand(count // (repeat * len(support)), -1, *event)
         batch = sites[name]["fn"].batch_shape
-        states[name] = joint.reshape(-1, *(1,) * max_plate_nesting, *event).expand(
-            -1, *(1,) * (max_plate_nesting - 1), *batch, *event
-        )
+        states[name] = joint.reshape(count, *plates, 1, *event).expand(count, *plates, *batch, *event)
     return states
 
 

@@ -68,6 +68,8 @@ class REINFORCE:
         REINFORCE(num_particles=4, baseline='leave_one_out')
     """
 
+    reference: ClassVar[EnumeratedELBO] = EnumeratedELBO()  # whose gradient this one has in expectation
+
     def __init__(self, num_particles: int = 1, baseline: Baseline = "none", paths: bool = False) -> None:
         self.num_particles = check_positive_int(num_particles, f"{owner(self)}: num_particles")
         check_choice(baseline, get_args(Baseline), f"{owner(self)}: baseline")
@@ -89,11 +91,6 @@ class REINFORCE:
     def latents(self) -> str:
         """How the latents are drawn."""
         return "scored" if self.paths else "detached"
-
-    @property
-    def reference(self) -> EnumeratedELBO:
-        """The objective whose gradient this one has in expectation."""
-        return EnumeratedELBO()
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
@@ -201,15 +198,14 @@ class VIMCO(ManyParticles):
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
         log_weights.require_detached(self)
-        bound = log_mean_w(log_weights).detach()
-        weights = log_weights.normalized
-        signal = bound - without_each(log_weights.log_w.detach())
-        return Estimate(bound, log_weights.surrogate(weights, score=signal - weights), "lower")
+        surrogate = log_weights.surrogate(log_weights.normalized, score=self._score(log_weights))
+        return Estimate(log_mean_w(log_weights).detach(), surrogate, "lower")
 
-
-def without_each(log_w: Float[Tensor, "K batch"]) -> Float[Tensor, "K batch"]:
-    """Return the K bounds in which the geometric mean of the other weights replaces w_k."""
-    return replacing_each(log_w, leave_one_out(log_w))
+    def _score(self, log_weights: LogWeights) -> Float[Tensor, "K batch"]:
+        """Return the weights of the score."""
+        log_w = log_weights.log_w.detach()
+        without_each = replacing_each(log_w, leave_one_out(log_w))  # the geometric mean of the others replaces w_k
+        return log_mean_w(log_weights).detach() - without_each - log_weights.normalized
 
 
 def replacing_each(log_w: Float[Tensor, "K batch"], others: Float[Tensor, "K batch"]) -> Float[Tensor, "K batch"]:

@@ -76,8 +76,6 @@ class TVO(ManyParticles):
     @property
     def betas(self) -> list[float]:
         """The ends of the partitions, from 0 to 1."""
-        if self.partitions == 1:
-            return [0.0, 1.0]
         steps = self.partitions - 1
         return [0.0, *(math.exp(math.log(self.first) * (1 - s / steps)) for s in range(steps)), 1.0]
 

@@ -98,17 +98,14 @@ class RWSDReG(ManyParticles):
         RWS(num_particles=8, guide='wake')
     """
 
+    _follows = RWS
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_particles == 1:
             raise ValueError(
                 f"{owner(self)}: num_particles is 1, for which q's gradient is zero; expected at least 2, or use STL"
             )
-
-    @property
-    def reference(self) -> RWS:
-        """The objective whose gradient this one has in expectation."""
-        return RWS(self.num_particles)
 
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""

@@ -28,7 +28,9 @@ class _Logits(_Amortised):
 class _Blocks(_Logits):
     """Categorical variables, or their relaxations, of `num_classes` classes each."""
 
-    num_classes: int | None
+    def __init__(self, network: NetworkFactory | nn.Module | None = None, num_classes: int | None = None) -> None:
+        super().__init__(network)
+        self.num_classes = num_classes
 
     def _width(self, latent_dim: int) -> int:
         check_blocks(latent_dim, self.num_classes, self.owner)
@@ -88,10 +90,6 @@ class OneHotCategorical(_Blocks):
         >>> OneHotCategorical(nn.Linear(64, 6), num_classes=3)(torch.zeros(5, 64)).event_shape
         torch.Size([6])
     """
-
-    def __init__(self, network: NetworkFactory | nn.Module | None = None, num_classes: int | None = None) -> None:
-        super().__init__(network)
-        self.num_classes = num_classes
 
     def _distribution(self, logits: Tensor) -> Any:
         return OneHotVector(self._blocks(logits))
@@ -178,10 +176,9 @@ class GumbelSoftmax(_Blocks):
         num_classes: int | None = None,
         straight_through: bool = False,
     ) -> None:
-        super().__init__(network)
+        super().__init__(network, num_classes)
         temperature = check_positive(temperature, f"{self.owner}: temperature")
         self.register_buffer("temperature", torch.tensor(temperature))
-        self.num_classes = num_classes
         self.straight_through = straight_through
 
     def _distribution(self, logits: Tensor) -> Any:

@@ -3,10 +3,9 @@ r"""Normalising flows as posteriors, with a context from the encoder."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
@@ -15,7 +14,6 @@ from ppl_vae._flows import (
     AffineAutoregressive,
     Chain,
     Coupling,
-    Layer,
     Planar,
     check_bins,
     check_coupling,
@@ -38,6 +36,7 @@ class _FlowPosterior(_Amortised):
     """
 
     _invertible = True
+    _layer: Callable[[int, int], nn.Module]  # the layer of a number, from the dimension of z and the number
 
     def __init__(self, network: NetworkFactory | nn.Module | None, context_dim: int, num_transforms: int) -> None:
         super().__init__()
@@ -54,17 +53,8 @@ class _FlowPosterior(_Amortised):
         like = next(self.encoder.parameters(), None)
         self.layers.extend(made if like is None else [layer.to(like) for layer in made])
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
-        """Return q(z|x), batch shape (batch,), event shape (latent,)."""
-        if not len(self.layers):
-            raise RuntimeError(f"{self.owner} has no sizes yet: put it into a VAE")
-        return super().forward(x, y)
-
     def _width(self, latent_dim: int) -> int:
         return 2 * latent_dim + self.context_dim
-
-    def _layer(self, dim: int, i: int) -> Layer:
-        raise NotImplementedError
 
     def _distribution(self, parameters: Tensor) -> Any:
         mean, std, context = self._encode(parameters)
@@ -73,6 +63,8 @@ class _FlowPosterior(_Amortised):
 
     def _encode(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean and standard deviation, (*batch, d), and the context, (*batch, context_dim)."""
+        if not len(self.layers):
+            raise RuntimeError(f"{self.owner} has no sizes yet: put it into a VAE")
         dim = (parameters.shape[-1] - self.context_dim) // 2
         mean, raw, context = parameters.split([dim, dim, self.context_dim], -1)
         return mean, softplus(raw) + _FLOOR, context
@@ -84,7 +76,7 @@ class _StandardFlowPosterior(_FlowPosterior):
     hidden: list[int]
     num_bins: int | None = None  # of splines; None for affine layers
 
-    def _layer(self, dim: int, i: int) -> Layer:
+    def _layer(self, dim: int, i: int) -> nn.Module:
         check_coupling(dim, self.owner)
         return Coupling(dim, self.hidden, bool(i % 2), num_bins=self.num_bins, context_dim=self.context_dim)
 
@@ -151,7 +143,7 @@ class InverseAutoregressiveFlow(_FlowPosterior):
         super().__init__(network, context_dim, num_transforms)
         self.hidden = check_layers(num_transforms, hidden, self.owner)
 
-    def _layer(self, dim: int, i: int) -> Layer:
+    def _layer(self, dim: int, i: int) -> nn.Module:
         check_masked(dim, self.hidden, self.owner)
         return AffineAutoregressive(dim, self.hidden, bool(i % 2), gated=True, context_dim=self.context_dim)
 
@@ -200,7 +192,7 @@ class PlanarFlow(_FlowPosterior):
         super().__init__(network, context_dim, num_transforms)
         check_positive_int(num_transforms, f"{self.owner}: num_transforms")
 
-    def _layer(self, dim: int, i: int) -> Layer:
+    def _layer(self, dim: int, i: int) -> nn.Module:
         return Planar(dim, self.context_dim)
 
 

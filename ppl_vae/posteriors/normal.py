@@ -21,7 +21,22 @@ from ppl_vae.posteriors.protocol import _Amortised
 _START = 0.1
 
 
-class FullCovarianceNormal(_Amortised):
+class _FlatOutputs(_Amortised):
+    """A posterior whose network gives all parameters as one vector, of `_width` values."""
+
+    def _latent_dim(self, outputs: Tensor, formula: str) -> int:
+        """Return the dimension d of z, from the number of outputs, which is `formula`."""
+        width = outputs.shape[-1]
+        d = next((d for d in range(1, width + 1) if self._width(d) >= width), 0)
+        if self._width(d) != width:
+            raise ValueError(
+                f"{self.owner}: its network has {width} outputs; expected {formula} for a latent of d dimensions, such "
+                f"as {self._width(2)} for d = 2"
+            )
+        return d
+
+
+class FullCovarianceNormal(_FlatOutputs):
     r"""A normal posterior with full covariance, given by its Cholesky factor.
 
     .. math::
@@ -68,14 +83,8 @@ class FullCovarianceNormal(_Amortised):
         return latent_dim * (latent_dim + 3) // 2
 
     def _distribution(self, outputs: Tensor) -> Any:
-        count = outputs.shape[-1]
-        d = (math.isqrt(9 + 8 * count) - 3) // 2
-        if d * (d + 3) != 2 * count:
-            raise ValueError(
-                f"{self.owner}: its network has {count} outputs; expected d (d + 3) / 2 for a latent "
-                "of d dimensions, such as 5 for d = 2"
-            )
-        mean, raw, below = outputs.split([d, d, count - 2 * d], dim=-1)
+        d = self._latent_dim(outputs, "d (d + 3) / 2")
+        mean, raw, below = outputs.split([d, d, d * (d - 1) // 2], dim=-1)
         zero = outputs.new_zeros(*outputs.shape[:-1], 1)
         entries = torch.cat([softplus(raw) + self.floor, below / math.sqrt(d), zero], -1)
         place = torch.full((d, d), entries.shape[-1] - 1, device=outputs.device)  # of the zero, for above the diagonal
@@ -87,7 +96,7 @@ class FullCovarianceNormal(_Amortised):
         return FullNormal(mean, scale_tril=factor)
 
 
-class LowRankNormal(_Amortised):
+class LowRankNormal(_FlatOutputs):
     r"""A normal posterior with covariance of low rank plus a diagonal.
 
     .. math::
@@ -133,18 +142,13 @@ class LowRankNormal(_Amortised):
         return latent_dim * (self.rank + 2)
 
     def _distribution(self, outputs: Tensor) -> Any:
-        d, rest = divmod(outputs.shape[-1], self.rank + 2)
-        if rest:
-            raise ValueError(
-                f"{self.owner}: its network has {outputs.shape[-1]} outputs; expected d (rank + 2), a "
-                f"multiple of {self.rank + 2}"
-            )
+        d = self._latent_dim(outputs, f"d ({self.rank} + 2)")
         mean, raw, factor = outputs.split([d, d, d * self.rank], dim=-1)
         factor = factor.unflatten(-1, (d, self.rank)) / math.sqrt(self.rank)
         return LowRankNormalDistribution(mean, factor, softplus(raw) + self.floor)
 
 
-class MixtureOfNormals(_Amortised):
+class MixtureOfNormals(_FlatOutputs):
     r"""A reparameterised mixture of diagonal normals.
 
     .. math::
@@ -193,13 +197,8 @@ class MixtureOfNormals(_Amortised):
         return self.num_components * (2 * latent_dim + 1)
 
     def _distribution(self, outputs: Tensor) -> Any:
-        count, width = self.num_components, outputs.shape[-1]
-        d = (width // count - 1) // 2
-        if d < 1 or count * (2 * d + 1) != width:
-            raise ValueError(
-                f"{self.owner}: its network has {width} outputs; expected {count} (2 d + 1) for a "
-                f"latent of d dimensions, such as {5 * count} for d = 2"
-            )
+        count = self.num_components
+        d = self._latent_dim(outputs, f"{count} (2 d + 1)")
         logits, mean, raw = outputs.split([count, count * d, count * d], dim=-1)
         mean, raw = mean.unflatten(-1, (count, d)), raw.unflatten(-1, (count, d))
         return NormalMixture(logits, mean, softplus(raw) + self.floor)

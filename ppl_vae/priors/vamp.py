@@ -99,21 +99,12 @@ class VampPrior(_Prior):
         self.raw_inputs: nn.Parameter | None = None
         self.raw_labels: nn.Parameter | None = None
         self._hold(learn_weights, logits=torch.zeros(num_components))
-        self._posterior: Callable[..., Any] | None = None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Keep the posterior as a plain attribute: as a submodule its parameters would count twice.
-
-        Copying and pickling the VAE copies its posterior once and points the copy's prior to that copy.
-        """
-        if name == "_posterior":
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
+        # in a tuple: as a submodule its parameters would count twice. A copy of the VAE copies its posterior once.
+        self._posterior: tuple[Callable[..., Any], ...] = ()
 
     def bind(self, binding: Binding) -> None:
         """Make the pseudo-inputs for these data and keep a reference to the posterior."""
-        if self._posterior is not None:
+        if self._posterior:
             raise ValueError(f"{self.owner} already belongs to a VAE: make a new one for each VAE")
         posterior = binding.posterior
         if posterior is None:
@@ -127,12 +118,8 @@ class VampPrior(_Prior):
         if binding.y_shape is not None and takes_y(posterior):
             self.raw_labels = nn.Parameter(torch.randn(self.num_components, *binding.y_shape).to(like))
         self.logits.data = self.logits.data.to(like)
-        self._posterior = posterior
-        try:
-            self._check(binding.latent_shape)
-        except Exception:
-            self._posterior = None
-            raise
+        self._check(posterior, binding.latent_shape)
+        self._posterior = (posterior,)
 
     def pseudo_inputs(self) -> Float[Tensor, " num_components *x_shape"]:
         """Return the pseudo-inputs u.
@@ -148,29 +135,28 @@ class VampPrior(_Prior):
 
     def forward(self) -> dist.Distribution:
         """Return p(z), batch shape (), event shape (latent_dim,)."""
-        components = self._components()
+        if not self._posterior:
+            raise RuntimeError(f"{self.owner} has no pseudo-inputs yet: put it into a VAE")
+        components = self._components(*self._posterior)
         base = unwrapped(components)
         if type(base) in (dist.Normal, Normal) and base.batch_shape == components.batch_shape + components.event_shape:
             return NormalMixture(self.logits, base.loc, base.scale)
         return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
 
-    def _components(self) -> Any:
-        inputs, posterior = self.pseudo_inputs(), self._posterior
-        if posterior is None:
-            raise RuntimeError(f"{self.owner} refers to no posterior: put it into a VAE")
+    def _components(self, posterior: Callable[..., Any]) -> Any:
         labels = () if self.raw_labels is None else (self.raw_labels.softmax(-1),)
         with evaluation_mode(posterior) if isinstance(posterior, nn.Module) else nullcontext():
-            return as_pyro(posterior(inputs, *labels))
+            return as_pyro(posterior(self.pseudo_inputs(), *labels))
 
     def _unbounded(self, inputs: Tensor) -> Tensor:
         if self.low is None or self.high is None:
             return inputs
         return ((inputs - self.low) / (self.high - self.low)).clamp(_MARGIN, 1 - _MARGIN).logit()
 
-    def _check(self, latent_shape: Shape) -> None:
+    def _check(self, posterior: Callable[..., Any], latent_shape: Shape) -> None:
         """Refuse a posterior of wrong shapes, or one whose density cannot be evaluated at a z that it did not draw."""
         with torch.no_grad(), untouched_random_state():
-            components = self._components()
+            components = self._components(posterior)
             name = describe(components)
             shapes = (tuple(getattr(components, "batch_shape", ())), tuple(getattr(components, "event_shape", ())))
             if shapes != ((self.num_components,), latent_shape):

@@ -14,7 +14,7 @@ from ppl_vae._distributions import describe, unwrapped
 from ppl_vae.distributions.binary_vector import BinaryVector
 from ppl_vae.distributions.normal import Normal
 from ppl_vae.objectives.baselines import leave_one_out
-from ppl_vae.objectives.log_weights import LogWeights, particle_dim, to_particles
+from ppl_vae.objectives.log_weights import LogWeights
 
 
 class Term(NamedTuple):
@@ -63,8 +63,7 @@ def kl_per_level(log_weights: LogWeights, owner: str) -> Term:
                 "priors.Ladder, or a latent site for each level"
             )
         levels = q.per_level(q.kl_given(prior[name], log_weights.z[name])).unbind(-1)
-        k, dim = log_weights.num_particles, particle_dim(levels[0].shape, log_weights.num_particles)
-        return expected(torch.stack([to_particles(level, k, dim) for level in levels], -1), log_weights)
+        return expected(torch.stack([log_weights.per_particle(level) for level in levels], -1), log_weights)
     if sites.keys() != prior.keys():
         raise ValueError(f"{owner}: the latent sites are {list(sites)} in the guide and {list(prior)} in the model")
     log_prior(log_weights)  # refuses several sites whose path is weighed
@@ -113,8 +112,7 @@ def log_prior(log_weights: LogWeights) -> Tensor:
             "takes one latent site; the program has several: use IWAE or STL with it"
         )
     ((name, p),) = log_weights.prior.items()
-    log_p = p.log_prob(log_weights.z[name])
-    return to_particles(log_p, log_weights.num_particles, particle_dim(log_p.shape, log_weights.num_particles))
+    return log_weights.per_particle(p.log_prob(log_weights.z[name]))
 
 
 def kl_per_dimension(log_weights: LogWeights, owner: str) -> Term:

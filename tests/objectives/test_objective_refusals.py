@@ -95,6 +95,13 @@ def test_the_path_without_a_gradient_is_refused():
     IWAE(3)(sample_log_weights(vae.model, vae.guide, x, num_particles=3, latents="detached"))
 
 
+def test_another_word_for_how_latents_are_drawn_is_refused():
+    model = LinearGaussian.random()
+    vae, x = model.vae(), model.sample(4)
+    with pytest.raises(ValueError, match=r"latents is 'pathwize'; expected one of .*did you mean pathwise"):
+        sample_log_weights(vae.model, vae.guide, x, latents="pathwize")
+
+
 def test_states_are_no_draws_and_draws_no_states():
     vae, x = bits()
     states = sample_log_weights(vae.model, vae.guide, x, latents="enumerated")

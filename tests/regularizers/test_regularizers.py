@@ -406,7 +406,9 @@ def test_what_is_reported_as_the_elbo_has_no_penalty():
         (lambda: InfoVAE(alpha=0.0, weight=0.5), "add up to less than 1"),
         (lambda: InfoVAE(alpha=2.0), "alpha is 2.0; expected at most 1"),
         (lambda: Regularized(Trace_ELBO(), KLWeight()), "one of Pyro's, which take none"),
-        (lambda: Regularized(ELBO(), KLWeight), "expected an object such as"),
+        (lambda: Regularized(ELBO(), KLWeight), "regularizer is <class .*expected an object such as"),
+        (lambda: Regularized(IWAE, KLWeight(4.0)), "objective is <class .*expected an object such as"),
+        (lambda: Regularized("IWAE", KLWeight(4.0)), "objective is 'IWAE'; expected an object such as"),
     ],
 )
 def test_bad_arguments(make, message):
