@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor
 from ppl_vae.capture import CapturedStep, CaptureError, Step, buffers_of, eager_step, modules_of
 from ppl_vae.comparison.contenders import Contender
 from ppl_vae.comparison.fixed.blocks import Parameters
-from ppl_vae.objectives.log_weights import LogWeights
-from ppl_vae.objectives.losses import BatchLoss, Program, as_loss, kind_of
+from ppl_vae.objectives.estimate import evaluate_objective, sampling_of
+from ppl_vae.objectives.losses import Program, as_loss, kind_of
+from ppl_vae.objectives.sampling import sample_log_weights
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -69,11 +70,7 @@ class Stepper:
             objective = copy.deepcopy(objective)
         loss = as_loss(objective)
         self._leaves = list(parameters.leaves.values())
-
-        def run(*tensors: Tensor) -> BatchLoss:
-            return loss(program, *tensors)
-
-        self._run = run
+        self._run = functools.partial(loss, program)
         self.captured: CapturedStep | None = None
         self.kind = _kind(objective, program, tensors)
         if all(gradient is None for gradient in self._eager(*tensors).gradients):
@@ -82,7 +79,7 @@ class Stepper:
         self._state = [(buffer, buffer.clone()) for buffer in buffers_of(modules_of(loss))]
         try:
             self.captured = CapturedStep(
-                run,
+                self._run,
                 self._leaves,
                 list(tensors),
                 roots=(*program, loss),
@@ -168,25 +165,8 @@ def time_steps(
     return {stepper: torch.tensor(s[_WARM_UP:], dtype=torch.float64) for stepper, s in taken.items()} | failed
 
 
-@dataclass(eq=False)
-class _Listening:
-    """An unchanged objective that notes the kind of its estimates."""
-
-    _objective: Any
-    heard: str = "neither"
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._objective, name)
-
-    def __call__(self, log_weights: LogWeights) -> Any:
-        result = self._objective(log_weights)
-        self.heard = getattr(result, "kind", "neither")
-        return result
-
-
 def _kind(objective: Any, program: Program, tensors: Sequence[Tensor]) -> str:
     if isinstance(objective, PyroELBO):
         return kind_of(objective)
-    listening = _Listening(objective)
-    as_loss(listening)(program, *tensors)
-    return listening.heard
+    log_weights = sample_log_weights(*program, *tensors, **sampling_of(objective))
+    return evaluate_objective(objective, log_weights).kind
