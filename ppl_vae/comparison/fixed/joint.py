@@ -138,10 +138,8 @@ class _Builder:
             else:
                 key, args, kwargs = self._key(node, mapped)
                 if _draws(node):
-                    key, draws = (
-                        (draws, key),
-                        draws + 1,
-                    )  # with the place in the stream of noise, which all graphs share
+                    key = draws, key  # with the place in the stream of noise, which all graphs share
+                    draws += 1
                     if draws <= self._num_draws and key not in self._known:
                         return False  # the nodes that are there by now are dead, unless another graph has them too
                 if key not in self._known:
