@@ -22,7 +22,7 @@ from ppl_vae.objectives.log_weights import LogWeights
 from ppl_vae.objectives.losses import as_loss
 
 _UNSAID = ("num_particles", "vectorize_particles", "max_plate_nesting")  # left out of names; K is shown beside a name
-_OF_FUNCTIONS = {"max_plate_nesting": 1, "latents": "pathwise", "reference": None}  # attributes, and what holds without
+_OF_FUNCTIONS = {"max_plate_nesting": 1, "latents": "pathwise", "reference": None}  # attributes, with their defaults
 
 
 @dataclass(frozen=True)
@@ -182,17 +182,14 @@ def _entries(objectives: object) -> Iterator[_Entry]:
 def _entry(entry: Any) -> _Entry:
     if isinstance(entry, str):
         return _from_text(entry)
-    if inspect.isclass(entry):
-        entry = functools.partial(entry)
-    if isinstance(entry, functools.partial) and inspect.isclass(entry.func):
-        return _from_class(entry, entry.func.__name__)
-    if inspect.isroutine(entry) or isinstance(entry, functools.partial):
-        if isinstance(entry, functools.partial) and _particles_given(entry) is not None:
-            return _Entry(_name_of(entry), lambda k: entry(), once=True)
-        if _takes_particles(entry):
-            return _Entry(_name_of(entry), lambda k: entry(num_particles=k), once=False)
+    has_arguments = isinstance(entry, functools.partial)
+    if has_arguments or inspect.isclass(entry) or inspect.isroutine(entry):
+        factory = entry if has_arguments else functools.partial(entry)
+        target = factory.func
+        if inspect.isclass(target) or _particles_given(factory) is not None or _takes_particles(target):
+            return _from_factory(factory, _name_of(target))
         return _Entry(_name_of(entry), functools.partial(FunctionOfLogWeights, entry), once=False)
-    if isinstance(entry, PyroELBO) or callable(entry):
+    if callable(entry):
         return _Entry(_name_of_instance(entry), lambda k: entry, once=True)
     raise TypeError(
         f"objectives has {entry!r}; expected a name such as 'IWAE', a class, an object, a function of log-weights, or "
@@ -225,7 +222,7 @@ def _from_text(text: str) -> _Entry:
     short = match[1].rpartition(".")[2]
     if not inspect.isclass(target):
         return _Entry(short, functools.partial(FunctionOfLogWeights, target), once=False)
-    return _from_class(functools.partial(target, **{key: arguments[key] for key in given}), short)
+    return _from_factory(functools.partial(target, **{key: arguments[key] for key in given}), short)
 
 
 def split_at_commas(text: str) -> list[str]:
@@ -253,12 +250,13 @@ def split_at_commas(text: str) -> list[str]:
     return [part for part in parts if part]
 
 
-def _from_class(factory: functools.partial[Any], name: str) -> _Entry:
-    """Return the entry of a class with some arguments."""
+def _from_factory(factory: functools.partial[Any], name: str) -> _Entry:
+    """Return the entry of a class, or of another function of K, with some arguments."""
     target: Any = factory.func
     own = _particles_given(factory)
     once = own is not None or not _takes_particles(target)
-    vectorizes = issubclass(target, PyroELBO) and "vectorize_particles" not in factory.keywords
+    of_pyro = inspect.isclass(target) and issubclass(target, PyroELBO)
+    vectorizes = of_pyro and "vectorize_particles" not in factory.keywords
 
     def make(k: int) -> Any:
         options: dict[str, Any] = {} if once else {"num_particles": k}
