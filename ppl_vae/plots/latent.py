@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 CLASS_COLOURS = (*COLOURS, "#999999", "#332288")  # two more, the last from Paul Tol's muted scheme
 LONGEST = 24  # letters of a name
-FEW = 10  # points of a class, of which a name would hide too many
+FEW = 10  # points of a class; a name would hide too many of fewer
 CLASS_MARKS = "osD^vPX*<>"
 LABEL = "class (data label)"
 MOST_CLASSES = 50

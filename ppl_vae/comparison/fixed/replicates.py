@@ -75,7 +75,10 @@ class Replicates:
         self.told = next(bound for bound in self.layout.bounds if bound >= LEAST_REPLICATES)
 
     def take(self, start: int, stop: int) -> None:
-        """Take a group of replicates. One that fails stays in the joint step, since others may share its gradients."""
+        """Take a group of replicates.
+
+        An estimator that fails stays in the joint step, since others may share its gradients.
+        """
         for r in range(start, stop):
             steps = self.together(self.seeds[r], *self.tensors)
             errors = {stepper: step for stepper, step in steps.items() if isinstance(step, Exception)}

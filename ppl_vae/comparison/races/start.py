@@ -74,7 +74,7 @@ def take_apart(objectives: Any) -> tuple[Any, list[tuple[str, Entrant]]]:
 
 
 def at_each_k(own: Iterable[tuple[str, Entrant]], particles: int | Iterable[int]) -> dict[tuple[str, int], Entrant]:
-    """Return the entrants by name and K: another of the same name and another K may bring no program, or its own."""
+    """Return the entrants by name and K. A contender of the same name and another K need not be an entrant."""
     found: dict[tuple[str, int], Entrant] = {}
     for name, entrant in own:
         with suppress(ValueError):  # it is defined at no K, which the field of all contenders says
