@@ -80,10 +80,8 @@ class Replicates:
         An estimator that fails stays in the joint step, since others may share its gradients.
         """
         for r in range(start, stop):
-            steps = self.together(self.seeds[r], *self.tensors)
-            errors = {stepper: step for stepper, step in steps.items() if isinstance(step, Exception)}
-            self.failed |= {stepper: (start, said(error)) for stepper, error in errors.items()}
-            seen = {stepper: step for stepper, step in steps.items() if not isinstance(step, Exception)}
+            seen, raised = self.together(self.seeds[r], *self.tensors)
+            self.failed |= {stepper: (start, said(error)) for stepper, error in raised.items()}
             self.records = self.records or new_records(self.layout, {s: step.gradients for s, step in seen.items()})
             for stepper, step in seen.items():
                 if stepper in self.records:  # one that failed at first has none; one that failed later adds for others

@@ -76,9 +76,8 @@ class Rows:
         if not steppers:
             return {}
         self.progress(f"K = {k}: time and memory")
-        times = time_steps(steppers, self.tensors)
-        rows = {stepper: _failed(stepper, said(some)) for stepper, some in times.items() if isinstance(some, Exception)}
-        seconds = {stepper: some for stepper, some in times.items() if isinstance(some, Tensor)}
+        seconds, raised = time_steps(steppers, self.tensors)
+        rows = {stepper: _failed(stepper, said(error)) for stepper, error in raised.items()}
         steppers, known = list(seconds), list(seconds)
         anchors = {stepper: self._anchor(stepper.contender, known) for stepper in steppers}
         weighted = any(map(_is_weighted, anchors.values()))

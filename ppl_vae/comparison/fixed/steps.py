@@ -134,8 +134,8 @@ class Stepper:
 
 def time_steps(
     steppers: Sequence[Stepper], tensors: Sequence[Tensor]
-) -> dict[Stepper, Float64[Tensor, " rounds"] | Exception]:
-    """Return the seconds of single steps of each estimator, or the exception that one raised.
+) -> tuple[dict[Stepper, Float64[Tensor, " rounds"]], dict[Stepper, Exception]]:
+    """Return the seconds of single steps of each estimator, and the exceptions of those that raised one.
 
     The estimators warm up, then take turns, so that other load on the machine affects all alike. There are 40 rounds;
     fewer, but at least five, if they take more than eight seconds.
@@ -146,23 +146,24 @@ def time_steps(
     """
     waits = any(t.is_cuda for t in tensors)
     taken: dict[Stepper, list[float]] = {stepper: [] for stepper in steppers}
-    failed: dict[Stepper, Exception] = {}
+    raised: dict[Stepper, Exception] = {}
     began = time.perf_counter()
     for turn in range(_WARM_UP + _MOST_ROUNDS):
         for stepper, seconds in taken.items():
-            if stepper in failed:
+            if stepper in raised:
                 continue
             start = time.perf_counter()
             try:
                 stepper(*tensors)
             except Exception as error:  # a user's objective may raise anything
-                failed[stepper] = error
+                raised[stepper] = error
             if waits:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
         if turn >= _WARM_UP + 5 and time.perf_counter() - began > _MOST_SECONDS:
             break
-    return {stepper: torch.tensor(s[_WARM_UP:], dtype=torch.float64) for stepper, s in taken.items()} | failed
+    fine = {stepper: seconds[_WARM_UP:] for stepper, seconds in taken.items() if stepper not in raised}
+    return {stepper: torch.tensor(seconds, dtype=torch.float64) for stepper, seconds in fine.items()}, raised
 
 
 def _kind(objective: Any, program: Program, tensors: Sequence[Tensor]) -> str:
