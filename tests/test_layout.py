@@ -23,6 +23,7 @@ MOVED = {
     "ppl_vae.commands.opening": ("ppl_vae.cli.opening", ["DataOptions", "OpenRun"]),
     "ppl_vae.comparison.race_results": ("ppl_vae.comparison.races.outcome", ["Race"]),
     "ppl_vae.comparison.race_runs": ("ppl_vae.comparison.races.runs", ["Point", "RaceRun"]),
+    "ppl_vae.comparison.contenders": ("ppl_vae.comparison.entries", ["FunctionOfLogWeights", "split_at_commas"]),
     "ppl_vae.comparison.slopes": ("ppl_vae.comparison.fixed.slopes", ["Slope", "slopes_of"]),
     "ppl_vae.plots.images": ("ppl_vae.plots.decoded_plane", ["grid_points", "latent_grid"]),
     "ppl_vae.evaluation.densities": ("ppl_vae.evidence.densities", ["VAEDensities", "densities_of"]),

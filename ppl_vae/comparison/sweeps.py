@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from ppl_vae._records import FIGURES
 from ppl_vae.comparison.races.results import Standing, standings_of
 from ppl_vae.comparison.races.summary import of_standings
 from ppl_vae.comparison.statistics.seeds import LEVEL, over_seeds
-from ppl_vae.comparison.words import WIDTH, aligned, for_json, listed, one_line, plain, shown, to_csv
+from ppl_vae.comparison.words import aligned, cut, for_json, listed, one_line, plain, shown, to_csv
 
 _MOST = 5  # settings that a sentence names
 
@@ -77,10 +78,8 @@ class Sweep:
     seconds: float = 0.0
 
     def __repr__(self) -> str:
-        counts = {
-            state: sum(run.state == state for run in self.runs) for state in ("finished", "interrupted", "failed")
-        }
-        counted = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+        counts = Counter(run.state for run in self.runs)
+        counted = ", ".join(f"{counts[s]} {s}" for s in ("finished", "interrupted", "failed") if counts[s])
         return f"{type(self).__name__}({len(self.settings)} settings; {counted})"
 
     def __str__(self) -> str:
@@ -141,17 +140,17 @@ class Sweep:
 
     def table(self) -> str:
         """Return a line for each setting, best first, and what failed, in at most 120 characters."""
-        names = [name for name in FIGURES if any(name in run.figures for run in self.finished)]
+        shown_by_others = {"elbo"} - {self.measure}
         if all(_is_elbo(run.figures) for run in self.finished):
-            names = [name for name in names if name != "validation_bound"]
-        if self.measure != "elbo" and "elbo" in names:
-            names.remove("elbo")
+            shown_by_others.add("validation_bound")
+        known = {name for run in self.finished for name in run.figures} - shown_by_others
+        names = [name for name in FIGURES if name in known]
         rows = [["setting", "seeds", *(FIGURES[n][0] for n in names), "seconds"]]
         if compared := self.incomparable is None and self.measure in names:
             rows[0].insert(rows[0].index(FIGURES[self.measure][0]) + 1, "behind the best")
+        finished, started = (Counter(run.label for run in runs) for runs in (self.finished, self.runs))
         for found in sorted(self.standings(), key=lambda s: math.inf if s.value is None else -s.value.value):
-            counts = [sum(run.label == found.name for run in runs) for runs in (self.finished, self.runs)]
-            cells = [found.name, "{}/{}".format(*counts)]
+            cells = [found.name, f"{finished[found.name]}/{started[found.name]}"]
             for name in names:
                 some = list(self.figure(name)[found.name, 1].values())
                 cells.append(shown(over_seeds(some)) if some else "-")
@@ -161,12 +160,12 @@ class Sweep:
             cells.append(f"{sum(seconds) / len(seconds):,.3g}" if seconds else "-")
             rows.append(cells)
         lines = aligned(rows)
-        lines += [_cut(f"failed: {run.name}: {one_line(run.reason)}") for run in self.failed]
-        left = [run.name for run in self.runs if run.state == "interrupted"]
-        lines += [f"not finished: {len(left)} of {len(self.runs)} runs; start the sweep again to go on"] * bool(left)
-        over = (
-            "means and 95% intervals over seeds" if len(self.seeds) > 1 else "one seed, which says nothing of another"
-        )
+        lines += [cut(f"failed: {run.name}: {one_line(run.reason)}") for run in self.failed]
+        if left := sum(run.state == "interrupted" for run in self.runs):
+            lines.append(f"not finished: {left} of {len(self.runs)} runs; start the sweep again to go on")
+        over = "one seed, which says nothing of another"
+        if len(self.seeds) > 1:
+            over = "means and 95% intervals over seeds"
         lines += ["", f"nats per datum; {over}; differences are within seeds, 95% for all of them at once"]
         return "\n".join(lines)
 
@@ -186,14 +185,10 @@ class Sweep:
             if without := [run.label for run in self.finished if not known[run.label, 1]]:
                 said.append(f"No ELBO is known of {listed(without, _MOST)}, by which to compare.")
             said += self._reach()
-        for label in dict.fromkeys(run.label for run in self.failed):
-            runs = [run for run in self.failed if run.label == label]
-            of = sum(run.label == label for run in self.runs)
-            said.append(
-                f"{label} failed in {len(runs)} of {of} runs, so its figures are of the other seeds."
-                if len(runs) < of
-                else f"{label} failed in all of its runs."
-            )
+        failed, started = (Counter(run.label for run in runs) for runs in (self.failed, self.runs))
+        for label, count in failed.items():
+            some = f"{label} failed in {count} of {started[label]} runs, so its figures are of the other seeds."
+            said.append(some if count < started[label] else f"{label} failed in all of its runs.")
         if self.repeated:
             said.append(f"{self.repeated} settings were the same as an earlier one, and are left out.")
         return said
@@ -211,13 +206,12 @@ class Sweep:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all results for JSON; infinite and undefined numbers are None."""
+        standings = self.standings()
         further = {
             "runs": [asdict(run) for run in self.runs],
             "seeds": self.seeds,
             "measure": self.measure,
-            "standings": [
-                plain({k: v for k, v in s._asdict().items() if k != "num_particles"}) for s in self.standings()
-            ],
+            "standings": [plain({k: v for k, v in s._asdict().items() if k != "num_particles"}) for s in standings],
             "incomparable": self.incomparable,
             "sentences": self.sentences(),
         }
@@ -245,7 +239,3 @@ def _is_elbo(figures: Mapping[str, float | None]) -> bool:
     """Whether the objective's own bound is the ELBO."""
     bound, elbo = figures.get("validation_bound"), figures.get("validation_elbo")
     return bound is None or elbo is None or math.isclose(bound, elbo, rel_tol=1e-6)
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= WIDTH else text[: WIDTH - 3] + "..."

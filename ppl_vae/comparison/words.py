@@ -34,6 +34,11 @@ def one_line(error: object) -> str:
     return " ".join(str(error).split())
 
 
+def cut(text: str, most: int = WIDTH) -> str:
+    """Return a text of at most so many letters; a longer one ends in dots."""
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
 def reason_of(error: BaseException) -> str:
     """Return an error's message in one line, with the kind of error unless it is a `ValueError` with a message."""
     words = one_line(error)

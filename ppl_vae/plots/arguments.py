@@ -77,6 +77,11 @@ def number(value: float, digits: int = 1) -> str:
     return f"{value:.{digits}f}".replace("-", "−")
 
 
+def shortened(name: str, most: int) -> str:
+    """Return a name of at most so many letters; a longer one ends in dots."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
 def check_captions(captions: Sequence[str] | None, name: str, count: int) -> None:
     """Raise if there are captions, and not one for each of the data."""
     if captions is not None and (isinstance(captions, str) or len(captions) != count):

@@ -154,8 +154,8 @@ def settled(curves: Sequence[np.ndarray], factor: float, short: int = 0) -> np.n
 
     Args:
         curves: The values of each curve.
-        factor: How many times the span of all must be that of the rest, for the first tenth to go.
-        short: How many of fewer than five values count as the first tenth.
+        factor: The first tenth goes where the span of all values is more than so many times that of the rest.
+        short: How many values go from the start of a curve of fewer than five.
     """
     rest = [c[math.ceil(0.1 * len(c)) if len(c) >= 5 else short :] for c in curves]
     every, later = (values[np.isfinite(values)] for values in (np.concatenate(curves), np.concatenate(rest)))

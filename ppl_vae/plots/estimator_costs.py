@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ppl_vae.comparison.statistics.measured import Measured, t_quantile
 from ppl_vae.comparison.words import listed
 from ppl_vae.plots.estimators import MARKERS, blocks_of, has_gradient, log_limits, log_ticks, styles_of_rows, write_keys
-from ppl_vae.plots.figure import WIDTH, key, new_figure, tidy, write_foot
+from ppl_vae.plots.figure import WIDTH, key, new_figure, tidy, write_foot, write_rows
 from ppl_vae.plots.style import TEXT_SIZE, styled
 
 if TYPE_CHECKING:
@@ -145,8 +145,7 @@ class _Chart:
 
     def draw(self, axes: Axes, title: str, unit: str, measured: Sequence[Measured | None]) -> None:
         """Draw a mark with its interval for every row that has a finite value."""
-        for i in range(1, len(self.styles), 2):
-            axes.axhspan(i - 0.5, i + 0.5, color="#F5F5F5", linewidth=0, zorder=0)
+        write_rows(axes, [style.label for style in self.styles.values()], TEXT_SIZE - 0.5)
         for row, found in zip(self.rows, measured, strict=True):
             if found is None or not math.isfinite(found.value):
                 continue
@@ -155,11 +154,7 @@ class _Chart:
             axes.plot([found.low, right], [y, y], color=colour, linewidth=1.1, zorder=3)
             mark: dict[str, Any] = {"marker": self.marks[row.num_particles], "markersize": 3.8, "linestyle": ""}
             axes.plot([found.value], [y], color=colour, zorder=4, clip_on=False, **mark)
-        axes.set_yticks(range(len(self.styles)), [style.label for style in self.styles.values()])
-        axes.set_ylim(len(self.styles) - 0.45, -0.55)
-        axes.grid(axis="x")
         tidy(axes, title=title, x=unit)
-        axes.tick_params(axis="y", length=0, labelsize=TEXT_SIZE - 0.5)
 
     def draw_log(self, axes: Axes, title: str, unit: str, measured: Sequence[Measured | None]) -> list[str]:
         """Draw positive values on a logarithmic axis; return the names of those that are infinite."""

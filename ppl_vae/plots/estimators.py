@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
+from ppl_vae.plots.arguments import shortened
 from ppl_vae.plots.figure import key, naming, write_legend
 from ppl_vae.plots.style import COLOURS, TEXT_SIZE
 
@@ -23,7 +24,7 @@ LONGEST = 30  # the most letters of a name in a picture
 
 
 class Style(NamedTuple):
-    """The look of one estimator in every picture of a comparison: a colour, and a mark and a line for those without."""
+    """The look of an estimator in all pictures of a comparison: a colour, and a mark and dashes that need no colour."""
 
     colour: str
     marker: str
@@ -35,7 +36,7 @@ class Style(NamedTuple):
         return {"color": self.colour, "linestyle": self.dashes}
 
     def mark(self, *, filled: bool = True, lined: bool = False, size: float = 4.5) -> dict[str, Any]:
-        """Return the arguments of a mark, hollow for a value that may be zero or noise, or of one on its line."""
+        """Return the arguments of a mark: hollow for a value that may be zero or noise, on its line if `lined`."""
         look = {"color": self.colour, "marker": self.marker, "markersize": size, "markeredgewidth": 1.0}
         face = self.colour if filled else "#FFFFFF"
         return {**look, "markerfacecolor": face, "linestyle": self.dashes if lined else ""}
@@ -51,8 +52,8 @@ def styles_of(names: Iterable[str]) -> dict[str, Style]:
     """
     found = {}
     for i, name in enumerate(dict.fromkeys(names)):
-        label = name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
-        found[name] = Style(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], DASHES[i % len(DASHES)], label)
+        look = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], DASHES[i % len(DASHES)]
+        found[name] = Style(*look, shortened(name, LONGEST))
     return found
 
 

@@ -161,6 +161,16 @@ def write_labels(axes: Axes, *, title: str = "", x: str = "", y: str = "", pad: 
     axes.set_ylabel(y, labelpad=labelpad)
 
 
+def write_rows(axes: Axes, names: Sequence[str], size: float) -> None:
+    """Write names down the y axis, the first on top, every other one on a grey stripe, with a grid of x."""
+    for i in range(1, len(names), 2):
+        axes.axhspan(i - 0.5, i + 0.5, color="#F5F5F5", linewidth=0, zorder=0)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.45, -0.55)
+    axes.grid(axis="x")
+    axes.tick_params(axis="y", length=0, labelsize=size)
+
+
 def tidy(axes: Axes, *, grid: bool = False, **labels: Any) -> None:
     """Write the labels, as `write_labels`, and remove the spines that carry no information."""
     write_labels(axes, **labels)

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter
 
+from ppl_vae.comparison.fixed.summary import LEVEL
 from ppl_vae.plots.arguments import number
 from ppl_vae.plots.estimators import Style, blocks_of, has_gradient, log_limits, name_blocks, styles_of_rows, write_keys
 from ppl_vae.plots.figure import WIDTH, key, naming, nested, new_figure, tidy, write_foot, write_legend
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 Limits = tuple[tuple[float, float], tuple[float, float]]
 
-LEVEL = 0.01  # the level of all tests of bias in a comparison together, as in its summary
 ROUNDING = 1e-8  # the variance from float32 rounding, relative to the squared norm
 STRIP = 0.2  # the share of a panel's width, left of the logarithmic axis, for marks without a visible bias
 MOST_DECADES = 12.0

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
 from matplotlib.patches import Circle
 
-from ppl_vae.plots.arguments import ArrayLike, finite, to_array, to_ends, to_points, to_vector
+from ppl_vae.plots.arguments import ArrayLike, finite, shortened, to_array, to_ends, to_points, to_vector
 from ppl_vae.plots.figure import CENTRED, PAPER, WIDTH, colour_bar, key, new_figure, tidy, write_foot, write_legend
 from ppl_vae.plots.style import COLOURS, HALO, SMALL_SIZE, TEXT_SIZE, styled
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 CLASS_COLOURS = (*COLOURS, "#999999", "#332288")  # two more, the last from Paul Tol's muted scheme
 LONGEST = 24  # letters of a name
-FEW = 10  # points of a class, of which a name would hide too many
+FEW = 10  # points of a class; a name would hide too many of fewer
 CLASS_MARKS = "osD^vPX*<>"
 LABEL = "class (data label)"
 MOST_CLASSES = 50
@@ -231,8 +231,7 @@ def name_of_class(value: int, names: Mapping[int, str] | Sequence[str] | None, f
     known = dict(enumerate(names)) if isinstance(names, Sequence) else names
     if known is not None and value not in known:
         raise ValueError(f"{function}: class_names have no name for class {value}")
-    name = str(value if known is None else known[value])
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+    return shortened(str(value if known is None else known[value]), LONGEST)
 
 
 def names_of(split: Split) -> dict[int, str] | None:

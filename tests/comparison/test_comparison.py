@@ -498,7 +498,7 @@ class TestSteps:
         together = JointStep(steppers, (x,))
         assert together.alone == steppers[3:]  # which is not captured
         assert isinstance(together._graph, TracedReplay) == replayed
-        steps = together(5, x)
+        steps, _ = together(5, x)
         found = [steps[stepper] for stepper in steppers]
         for i, contender in enumerate(chosen):
             torch.manual_seed(5)

@@ -493,6 +493,46 @@ def test_a_start_is_put_back_whole():
         assert "of the objective" not in pyro.get_param_store()
 
 
+class Counting(nn.Module):
+    """A guide's network whose state has something beside tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loc, self.calls = nn.Parameter(torch.zeros(2)), [0]
+
+    def get_extra_state(self) -> list[int]:
+        return self.calls
+
+    def set_extra_state(self, state: list[int]) -> None:
+        self.calls = state
+
+    def forward(self) -> dist.Distribution:
+        self.calls[0] += 1
+        return dist.Normal(self.loc, 1.0).to_event(1)
+
+
+def test_a_start_puts_back_what_a_module_saves_beside_its_tensors():
+    counting = Counting()
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("counting", counting)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", counting())
+
+    with pyro.get_param_store().scope():
+        start = Start(lambda seed: (model, guide), 0, (torch.zeros(3, 2),), torch.device("cpu"))
+        for _ in range(2):
+            counting()
+            assert counting.calls == [2]
+            start.restore()
+            assert counting.calls == [1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [

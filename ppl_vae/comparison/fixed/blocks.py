@@ -54,15 +54,13 @@ def find_parameters(
     """
     model, guide = program
     with torch.enable_grad():
-        with poutine.trace(param_only=True) as of_guide:
-            guide_trace = poutine.trace(guide).get_trace(*args)
+        guide_trace = poutine.trace(guide).get_trace(*args)
         fixed = guide_trace.copy()
         for name, site in guide_trace.nodes.items():
             if site["type"] == "sample" and isinstance(site["value"], Tensor):
                 fixed.nodes[name] = {**site, "value": site["value"].detach()}
-        with poutine.trace(param_only=True) as of_model:
-            model_trace = poutine.trace(poutine.replay(model, trace=fixed)).get_trace(*args)
-        leaves = _leaves({**of_guide.trace.nodes, **of_model.trace.nodes})
+        model_trace = poutine.trace(poutine.replay(model, trace=fixed)).get_trace(*args)
+        leaves = _leaves({**guide_trace.nodes, **model_trace.nodes})
         if not leaves:
             raise ValueError(
                 "the program has no parameter to differentiate by; register networks with pyro.module or use pyro.param"
@@ -71,7 +69,7 @@ def find_parameters(
         if name_block is not None:
             names = {name: name_block(_readable(name, vae)) for name in leaves}
         elif len(names) < len(leaves):
-            names = {**_by_side(leaves, guide_trace, model_trace, set(of_guide.trace.nodes)), **names}
+            names = {**_by_side(leaves, guide_trace, model_trace), **names}
     order = dict.fromkeys([*(b for b, _ in _PIECES), "guide", "model", *names.values()])
     blocks = {b: tuple(i for i, name in enumerate(leaves) if names[name] == b) for b in order if b is not None}
     blocks = {block: places for block, places in blocks.items() if places}
@@ -98,7 +96,7 @@ def _by_piece(vae: VAE, leaves: Mapping[str, Tensor]) -> dict[str, str | None]:
 
 
 def _by_side(
-    leaves: Mapping[str, Tensor], guide_trace: poutine.Trace, model_trace: poutine.Trace, seen_by_guide: set[str]
+    leaves: Mapping[str, Tensor], guide_trace: poutine.Trace, model_trace: poutine.Trace
 ) -> dict[str, str | None]:
     draws, densities = [], []
     for site in _samples(guide_trace):
@@ -106,7 +104,7 @@ def _by_side(
         densities.append(site["fn"].log_prob(site["value"].detach()))
     of_guide = _reached([*draws, *densities], leaves)
     of_model = _reached([site["fn"].log_prob(site["value"]) for site in _samples(model_trace)], leaves)
-    sides: dict[str, str | None] = {name: "guide" if name in seen_by_guide else "model" for name in leaves}
+    sides: dict[str, str | None] = {name: "guide" if name in guide_trace.nodes else "model" for name in leaves}
     sides |= dict.fromkeys(of_guide, "guide") | dict.fromkeys(of_model, "model")
     return sides | dict.fromkeys(of_guide & of_model, "shared")
 

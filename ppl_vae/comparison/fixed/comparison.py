@@ -59,21 +59,14 @@ class Comparison(Results):
     def to_dict(self) -> dict[str, Any]:
         """Return all results for JSON; infinite and undefined numbers are None."""
         blocks = [{name: plain(_block(block)) for name, block in row.blocks.items()} for row in self.rows]
-        content = {
+        further = {
             "rows": [plain(vars(row)) | {"blocks": own} for row, own in zip(self.rows, blocks, strict=True)],
             "undefined": [u._asdict() for u in self.undefined],
             "evidence": None if self.evidence is None else vars(self.evidence),
-            "replicates": self.replicates,
-            "seed": self.seed,
-            "data_shape": self.data_shape,
-            "split_size": self.split_size,
-            "machine": dict(self.machine),
-            "seconds": self.seconds,
             "slopes": [vars(slope) for slope in self.slopes()],
             "sentences": self.sentences(),
-            "notes": self.notes,
         }
-        return for_json(content)
+        return for_json(vars(self) | further)
 
     def to_csv(self) -> str:
         """Return one line for each estimator, K and block, with a header; a field without a figure is empty.

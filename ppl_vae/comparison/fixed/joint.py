@@ -73,19 +73,20 @@ class JointStep:
             logger.debug("the estimators step one by one: %s", error)
             return None
 
-    def __call__(self, seed: int, *tensors: Tensor) -> dict[Stepper, Seen | Exception]:
-        """Take all steps from this seed; an exception stands in place of the step that raised it."""
-        found: dict[Stepper, Seen | Exception] = {}
+    def __call__(self, seed: int, *tensors: Tensor) -> tuple[dict[Stepper, Seen], dict[Stepper, Exception]]:
+        """Take all steps from this seed; return the steps, and the exceptions of those that raised one."""
+        seen: dict[Stepper, Seen] = {}
+        raised: dict[Stepper, Exception] = {}
         if self._graph is not None:
             torch.manual_seed(seed)
-            found |= self._split(self._graph, tensors)
+            seen = self._split(self._graph, tensors)
         for stepper in self.alone:
             torch.manual_seed(seed)
             try:
-                found[stepper] = stepper(*tensors)
+                seen[stepper] = stepper(*tensors)
             except Exception as error:  # a user's objective may raise anything
-                found[stepper] = error
-        return found
+                raised[stepper] = error
+        return seen, raised
 
     def leave_only(self, alone: Sequence[Stepper]) -> None:
         """Take only the steps of some that step alone from now on."""
@@ -138,10 +139,8 @@ class _Builder:
             else:
                 key, args, kwargs = self._key(node, mapped)
                 if _draws(node):
-                    key, draws = (
-                        (draws, key),
-                        draws + 1,
-                    )  # with the place in the stream of noise, which all graphs share
+                    key = draws, key  # with the place in the stream of noise, which all graphs share
+                    draws += 1
                     if draws <= self._num_draws and key not in self._known:
                         return False  # the nodes that are there by now are dead, unless another graph has them too
                 if key not in self._known:

@@ -16,7 +16,7 @@ from ppl_vae._jobs import Lost, run_all
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae.capture import buffers_of, modules_of, untouched
 from ppl_vae.comparison.contenders import Contender
-from ppl_vae.comparison.fixed.blocks import NameBlock, find_parameters
+from ppl_vae.comparison.fixed.blocks import NameBlock, Parameters, find_parameters
 from ppl_vae.comparison.fixed.joint import JointStep
 from ppl_vae.comparison.fixed.records import Layout, Record, new_records
 from ppl_vae.comparison.fixed.steps import Stepper
@@ -32,6 +32,17 @@ Range = tuple[int, int]  # the first replicate, and the one after the last
 def said(error: Exception) -> str:
     """Return an error as the reason of a failed row."""
     return f"{type(error).__name__}: {one_line(error)}"
+
+
+def stepper_of(
+    contender: Contender, program: Program, parameters: Parameters, tensors: tuple[Tensor, ...], seed: int
+) -> Stepper | str:
+    """Return a contender's step, or the error that prevents it."""
+    try:
+        torch.manual_seed(seed)
+        return Stepper(contender, program, parameters, tensors)
+    except Exception as error:  # a user's objective may raise anything; the other contenders go on
+        return said(error)
 
 
 @dataclass
@@ -64,12 +75,13 @@ class Replicates:
         self.told = next(bound for bound in self.layout.bounds if bound >= LEAST_REPLICATES)
 
     def take(self, start: int, stop: int) -> None:
-        """Take a group of replicates. One that fails stays in the joint step, since others may share its gradients."""
+        """Take a group of replicates.
+
+        An estimator that fails stays in the joint step, since others may share its gradients.
+        """
         for r in range(start, stop):
-            steps = self.together(self.seeds[r], *self.tensors)
-            errors = {stepper: step for stepper, step in steps.items() if isinstance(step, Exception)}
-            self.failed |= {stepper: (start, said(error)) for stepper, error in errors.items()}
-            seen = {stepper: step for stepper, step in steps.items() if not isinstance(step, Exception)}
+            seen, raised = self.together(self.seeds[r], *self.tensors)
+            self.failed |= {stepper: (start, said(error)) for stepper, error in raised.items()}
             self.records = self.records or new_records(self.layout, {s: step.gradients for s, step in seen.items()})
             for stepper, step in seen.items():
                 if stepper in self.records:  # one that failed at first has none; one that failed later adds for others
@@ -122,13 +134,12 @@ class Elsewhere:
         """
         active = [s for s in own.members if s in own.records and s not in own.failed and not own.records[s].constant]
         stateful = [s for s in own.together.alone if s.is_stateful]
-        away = [i for i, stepper in enumerate(own.members) if stepper in own.together.alone and stepper not in stateful]
         if len(active) > len(stateful):
+            away = [i for i, s in enumerate(own.members) if s in own.together.alone and s not in stateful]
+            contenders = [stepper.contender for stepper in own.members]
+            part = functools.partial(self._part, contenders, own.layout.bounds, own.tensors, own.seed, away)
             size = -(-len(groups) // self.count)
             parts = [groups[i : i + size] for i in range(0, len(groups), size)]
-            contenders, bounds = [stepper.contender for stepper in own.members], own.layout.bounds
-            part = functools.partial(_Part, self, contenders, own.seed, len(bounds) - 1, bounds[-1], own.tensors, away)
-            tasks = [part(some) for some in parts]
 
             def done(index: int, found: Any) -> None:
                 if isinstance(found, Lost):
@@ -140,52 +151,40 @@ class Elsewhere:
                     if record is not None and stepper in own.records and stepper not in stateful:
                         own.records[stepper].enter(record, parts[index][0][0], parts[index][-1][1])
 
-            run_all(tasks, done, jobs=self.jobs)
+            run_all([functools.partial(part, some) for some in parts], done, jobs=self.jobs)
         own.together.leave_only(stateful)
         for start, stop in groups if stateful else ():
             own.take(start, stop)
 
-
-@dataclass(frozen=True)
-class _Part:
-    """Some groups of replicates in another process."""
-
-    where: Elsewhere
-    contenders: Sequence[Contender]
-    seed: int
-    num_groups: int
-    replicates: int
-    tensors: tuple[Tensor, ...]
-    alone: Sequence[int]
-    groups: Sequence[Range]
-
-    def __call__(self) -> list[tuple[Any, tuple[int, str] | None]]:
-        """Return, for each estimator, the contents of its record for these replicates, and how it failed."""
-        program = self.where.program
+    def _part(
+        self,
+        contenders: Sequence[Contender],
+        bounds: Sequence[int],
+        tensors: tuple[Tensor, ...],
+        seed: int,
+        alone: Sequence[int],
+        groups: Sequence[Range],
+    ) -> list[tuple[Any, tuple[int, str] | None]]:
+        """Take some groups in another process; return each estimator's record of them, and how it failed."""
+        program = self.program
         vae = program if isinstance(program, VAE) else None
         pair: Program = (program.model, program.guide) if isinstance(program, VAE) else program
         modules, store = modules_of(*pair), pyro.get_param_store()
-        mode = evaluation_mode(*modules) if self.where.evaluation else nullcontext()
+        mode = evaluation_mode(*modules) if self.evaluation else nullcontext()
         with store.scope(), untouched_random_state(), mode, untouched(buffers_of(modules)):
-            store.set_state(self.where.store)
-            for module, state in zip(modules, self.where.states, strict=True):
+            store.set_state(self.store)
+            for module, state in zip(modules, self.states, strict=True):
                 module.load_state_dict(state)
-            parameters = find_parameters(pair, self.tensors, vae=vae, name_block=self.where.blocks)
-            made: list[Stepper | str] = []
-            for contender in self.contenders:
-                torch.manual_seed(self.seed)
-                try:
-                    made.append(Stepper(contender, pair, parameters, self.tensors))
-                except Exception as error:  # it has raised nothing in the other process
-                    made.append(said(error))
+            parameters = find_parameters(pair, tensors, vae=vae, name_block=self.blocks)
+            made = [stepper_of(contender, pair, parameters, tensors, seed) for contender in contenders]
             members = [stepper for stepper in made if isinstance(stepper, Stepper)]
             leaves = list(parameters.leaves.values())
-            layout = Layout.of(leaves, parameters.blocks, self.replicates, self.seed, num_groups=self.num_groups)
-            own = Replicates(members, layout, self.tensors, self.seed)
-            own.together.alone = [s for i in self.alone if (s := made[i]) in own.together.alone]
-            for start, stop in self.groups:
+            layout = Layout.of(leaves, parameters.blocks, bounds[-1], seed, num_groups=len(bounds) - 1)
+            own = Replicates(members, layout, tensors, seed)
+            own.together.alone = [s for i in alone if (s := made[i]) in own.together.alone]
+            for start, stop in groups:
                 own.take(start, stop)
-            start, stop = self.groups[0][0], self.groups[-1][1]
+            start, stop = groups[0][0], groups[-1][1]
             return [
                 (None, (start, one))
                 if isinstance(one, str)

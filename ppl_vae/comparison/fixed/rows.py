@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from pyro.infer import Trace_ELBO, TraceGraph_ELBO
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from ppl_vae.comparison.fixed.blocks import Parameters
 from ppl_vae.comparison.fixed.figures import Figures, Resamples, Weights, value_of, weights_of
 from ppl_vae.comparison.fixed.minibatch import minibatch_variance
 from ppl_vae.comparison.fixed.records import NUM_GROUPS, Layout, Record
-from ppl_vae.comparison.fixed.replicates import LEAST_REPLICATES, Elsewhere, Replicates, said
+from ppl_vae.comparison.fixed.replicates import LEAST_REPLICATES, Elsewhere, Replicates, said, stepper_of
 from ppl_vae.comparison.fixed.results import KnownEvidence, Row
 from ppl_vae.comparison.fixed.steps import Stepper, time_steps
 from ppl_vae.comparison.statistics.measured import measured
@@ -66,7 +65,7 @@ class Rows:
         k, made = chosen[0].num_particles, []
         for contender in chosen:
             self.progress(f"{contender.name}, K = {k}: the graph")
-            made.append(self._stepper(contender))
+            made.append(self._stepper_of(contender))
         rows = self._rows([stepper for stepper in made if isinstance(stepper, Stepper)], k)
         return [
             Row(contender.name, k, failed=one) if isinstance(one, str) else rows[one]
@@ -77,9 +76,8 @@ class Rows:
         if not steppers:
             return {}
         self.progress(f"K = {k}: time and memory")
-        times = time_steps(steppers, self.tensors)
-        rows = {stepper: _failed(stepper, said(some)) for stepper, some in times.items() if isinstance(some, Exception)}
-        seconds = {stepper: some for stepper, some in times.items() if isinstance(some, Tensor)}
+        seconds, raised = time_steps(steppers, self.tensors)
+        rows = {stepper: _failed(stepper, said(error)) for stepper, error in raised.items()}
         steppers, known = list(seconds), list(seconds)
         anchors = {stepper: self._anchor(stepper.contender, known) for stepper in steppers}
         weighted = any(map(_is_weighted, anchors.values()))
@@ -107,13 +105,8 @@ class Rows:
         """The size of one gradient."""
         return sum(leaf.numel() * leaf.element_size() for leaf in self.parameters.leaves.values())
 
-    def _stepper(self, contender: Contender) -> Stepper | str:
-        """Return the contender's step, or the error that prevents it."""
-        try:
-            torch.manual_seed(self.seed)
-            return Stepper(contender, self.program, self.parameters, self.tensors)
-        except Exception as error:  # a user's objective may raise anything; the other contenders go on
-            return said(error)
+    def _stepper_of(self, contender: Contender) -> Stepper | str:
+        return stepper_of(contender, self.program, self.parameters, self.tensors, self.seed)
 
     def _anchor(self, contender: Contender, known: list[Stepper]) -> Stepper | None:
         """Return the step of an estimator's reference: a known one, else a new one, which is known from then on."""
@@ -122,7 +115,7 @@ class Rows:
         if reference is None:
             return None
         wanted = contenders([reference], contender.num_particles)[0]
-        found = next((s for s in known if _same(s.contender, wanted)), None) or self._stepper(wanted)
+        found = next((s for s in known if _same(s.contender, wanted)), None) or self._stepper_of(wanted)
         if isinstance(found, str):
             self.notes.append(f"the bias of {contender.name} is not told: {wanted.name}: {found}")
             return None

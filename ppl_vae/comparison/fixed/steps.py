@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor
 from ppl_vae.capture import CapturedStep, CaptureError, Step, buffers_of, eager_step, modules_of
 from ppl_vae.comparison.contenders import Contender
 from ppl_vae.comparison.fixed.blocks import Parameters
-from ppl_vae.objectives.log_weights import LogWeights
-from ppl_vae.objectives.losses import BatchLoss, Program, as_loss, kind_of
+from ppl_vae.objectives.estimate import evaluate_objective, sampling_of
+from ppl_vae.objectives.losses import Program, as_loss, kind_of
+from ppl_vae.objectives.sampling import sample_log_weights
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -69,11 +70,7 @@ class Stepper:
             objective = copy.deepcopy(objective)
         loss = as_loss(objective)
         self._leaves = list(parameters.leaves.values())
-
-        def run(*tensors: Tensor) -> BatchLoss:
-            return loss(program, *tensors)
-
-        self._run = run
+        self._run = functools.partial(loss, program)
         self.captured: CapturedStep | None = None
         self.kind = _kind(objective, program, tensors)
         if all(gradient is None for gradient in self._eager(*tensors).gradients):
@@ -82,7 +79,7 @@ class Stepper:
         self._state = [(buffer, buffer.clone()) for buffer in buffers_of(modules_of(loss))]
         try:
             self.captured = CapturedStep(
-                run,
+                self._run,
                 self._leaves,
                 list(tensors),
                 roots=(*program, loss),
@@ -137,8 +134,8 @@ class Stepper:
 
 def time_steps(
     steppers: Sequence[Stepper], tensors: Sequence[Tensor]
-) -> dict[Stepper, Float64[Tensor, " rounds"] | Exception]:
-    """Return the seconds of single steps of each estimator, or the exception that one raised.
+) -> tuple[dict[Stepper, Float64[Tensor, " rounds"]], dict[Stepper, Exception]]:
+    """Return the seconds of single steps of each estimator, and the exceptions of those that raised one.
 
     The estimators warm up, then take turns, so that other load on the machine affects all alike. There are 40 rounds;
     fewer, but at least five, if they take more than eight seconds.
@@ -149,44 +146,28 @@ def time_steps(
     """
     waits = any(t.is_cuda for t in tensors)
     taken: dict[Stepper, list[float]] = {stepper: [] for stepper in steppers}
-    failed: dict[Stepper, Exception] = {}
+    raised: dict[Stepper, Exception] = {}
     began = time.perf_counter()
     for turn in range(_WARM_UP + _MOST_ROUNDS):
         for stepper, seconds in taken.items():
-            if stepper in failed:
+            if stepper in raised:
                 continue
             start = time.perf_counter()
             try:
                 stepper(*tensors)
             except Exception as error:  # a user's objective may raise anything
-                failed[stepper] = error
+                raised[stepper] = error
             if waits:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
         if turn >= _WARM_UP + 5 and time.perf_counter() - began > _MOST_SECONDS:
             break
-    return {stepper: torch.tensor(s[_WARM_UP:], dtype=torch.float64) for stepper, s in taken.items()} | failed
-
-
-@dataclass(eq=False)
-class _Listening:
-    """An unchanged objective that notes the kind of its estimates."""
-
-    _objective: Any
-    heard: str = "neither"
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._objective, name)
-
-    def __call__(self, log_weights: LogWeights) -> Any:
-        result = self._objective(log_weights)
-        self.heard = getattr(result, "kind", "neither")
-        return result
+    fine = {stepper: seconds[_WARM_UP:] for stepper, seconds in taken.items() if stepper not in raised}
+    return {stepper: torch.tensor(seconds, dtype=torch.float64) for stepper, seconds in fine.items()}, raised
 
 
 def _kind(objective: Any, program: Program, tensors: Sequence[Tensor]) -> str:
     if isinstance(objective, PyroELBO):
         return kind_of(objective)
-    listening = _Listening(objective)
-    as_loss(listening)(program, *tensors)
-    return listening.heard
+    log_weights = sample_log_weights(*program, *tensors, **sampling_of(objective))
+    return evaluate_objective(objective, log_weights).kind

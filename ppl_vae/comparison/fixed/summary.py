@@ -12,7 +12,7 @@ from ppl_vae.comparison.fixed.slopes import slopes_of
 from ppl_vae.comparison.statistics.measured import Measured, measured, negated, t_quantile
 from ppl_vae.comparison.words import at_k, listed
 
-_LEVEL = 0.01  # of all tests of bias together, and of all tests for values above log p(x) together
+LEVEL = 0.01  # of all tests of bias together, and of all tests for values above log p(x) together
 _NOTICED = 0.1  # a ratio nearer to one than this gets no sentence
 _MOST = 3  # the names that a list shows, before it counts the others
 
@@ -83,7 +83,7 @@ def _not_below(comparison: Results, rows: Sequence[Row]) -> Iterator[str]:
     if known is None or not math.isfinite(known.error):
         return
     for row in tested:
-        level = _LEVEL / len(tested)
+        level = LEVEL / len(tested)
         markov = -math.log(level) / (comparison.replicates * comparison.data_shape[0])
         t = float(stats.t.isf(level, comparison.replicates - 1))
         if known.exact:
@@ -108,7 +108,7 @@ def _biases(rows: Sequence[Row]) -> Iterator[str]:
     unclear = {(r.name, r.num_particles) for r, _, b, _, _ in tested if b.bias_unclear}
     for row, name, block, bias, p in tested:
         corrected = min(1.0, len(tested) * (1.0 if p is None else p))
-        if corrected < _LEVEL:
+        if corrected < LEVEL:
             largest[row.name, name] = (row, block, bias, corrected)
         elif not block.is_reference and (row.name, row.num_particles) not in unclear:
             clean.append((row.name, str(row.reference), row.num_particles))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
@@ -38,54 +38,6 @@ class Track:
     steps: int
     progress: Callable[[str], None]
     on_run: OnRun | None
-
-    def run(self, contender: Contender, entrant: Entrant, start: Start, seed: int) -> RaceRun:
-        """Train one contender from its start."""
-        label = f"seed {seed}, {at_k(contender)}"
-
-        def tell(point: Point) -> None:
-            self.progress(f"{label}: epoch {point.epoch} of {watch.epochs}, log p(x) = {point.log_evidence:.2f}")
-
-        start.restore()
-        seen = start.program if entrant.evaluated_as is None else entrant.evaluated_as(start.program)
-        watch = self.watch(self.evaluator, seen, self.evaluator.choose(seen), tell=tell)
-        stopped: Stopped = "finished"
-        reason = why_eager = None
-        try:
-            with seeded(seed):  # an objective may draw while it is copied or made
-                objective = copy.deepcopy(contender.objective)
-                run = self.fit(
-                    start.program,
-                    objective=objective,
-                    optimizer=_of_its_own(self.optimizer),
-                    seed=seed,
-                    callbacks=[watch],
-                    stop=watch.stop,
-                )
-            stopped, why_eager = ("out of time" if run.stopped == "interrupted" else "finished"), run.why_eager
-        except Exception as error:
-            stopped, reason = "failed", reason_of(error)
-            if isinstance(error, DivergedError):
-                watch.steps = (error.epoch - 1) * self.steps + error.step
-                reason = f"diverged at step {watch.steps}: {error.term}"
-            self.progress(f"{label}: failed: {reason}")
-        found = RaceRun(
-            contender.name,
-            contender.num_particles,
-            seed,
-            watch.curve(),
-            watch.how,
-            watch.kind,
-            stopped,
-            reason,
-            watch.steps,
-            why_eager,
-            watch.setup,
-            tuple(watch.epoch_seconds),
-        )
-        if self.on_run is not None:
-            self.on_run(found, start.program)
-        return found
 
 
 def _of_its_own(optimizer: Any) -> Any:
@@ -129,19 +81,49 @@ class Heat:
         return f"seed {self.seed}, {at_k(self.contender)}"
 
     def run(self, track: Track, starts: Starts) -> RaceRun:
-        """Run in this process, where all contenders of a seed share a start."""
-        return track.run(self.contender, self.entrant, starts.of(self.make, self.seed), self.seed)
+        """Train the contender from the start that all contenders of its seed share."""
+
+        def tell(point: Point) -> None:
+            track.progress(f"{self.label}: epoch {point.epoch} of {watch.epochs}, log p(x) = {point.log_evidence:.2f}")
+
+        start = starts.of(self.make, self.seed)
+        start.restore()
+        seen = start.program if self.entrant.evaluated_as is None else self.entrant.evaluated_as(start.program)
+        watch = track.watch(track.evaluator, seen, track.evaluator.choose(seen), tell=tell)
+        stopped: Stopped = "finished"
+        reason = why_eager = None
+        try:
+            with seeded(self.seed):  # an objective may draw while it is copied or made
+                run = track.fit(
+                    start.program,
+                    objective=copy.deepcopy(self.contender.objective),
+                    optimizer=_of_its_own(track.optimizer),
+                    seed=self.seed,
+                    callbacks=[watch],
+                    stop=watch.stop,
+                )
+            stopped, why_eager = ("out of time" if run.stopped == "interrupted" else "finished"), run.why_eager
+        except Exception as error:
+            stopped, reason = "failed", reason_of(error)
+            if isinstance(error, DivergedError):
+                watch.steps = (error.epoch - 1) * track.steps + error.step
+                reason = f"diverged at step {watch.steps}: {error.term}"
+            track.progress(f"{self.label}: failed: {reason}")
+        curve = *self.contender.key, self.seed, watch.curve(), watch.how, watch.kind
+        found = RaceRun(*curve, stopped, reason, watch.steps, why_eager, watch.setup, tuple(watch.epoch_seconds))
+        if track.on_run is not None:
+            track.on_run(found, start.program)
+        return found
 
     def lost(self, found: Lost) -> RaceRun:
         """Return the run of a process that died."""
-        own = self.contender.name, self.contender.num_particles, self.seed
-        return RaceRun(*own, (), "", "lower", "failed", found.reason)
+        return RaceRun(*self.contender.key, self.seed, (), "", "lower", "failed", found.reason)
 
 
 def run_alone(i: int, heats: Sequence[Heat], track: Track, starts: Starts) -> RaceRun:
     """Run one of several in a process that knows of no other run."""
     with seeded(heats[i].seed), pyro.get_param_store().scope():
-        return heats[i].run(track, replace(starts, seed=None, held={}))
+        return heats[i].run(track, Starts(starts.data, starts.device))
 
 
 def end_of(run: RaceRun) -> str:

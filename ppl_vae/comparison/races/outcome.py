@@ -11,7 +11,7 @@ from ppl_vae.comparison.contenders import Undefined
 from ppl_vae.comparison.races.results import Arrival, RaceResults, Standing, arrived
 from ppl_vae.comparison.races.runs import Point, RaceRun
 from ppl_vae.comparison.races.summary import sentences_of
-from ppl_vae.comparison.words import WIDTH, aligned, at_k, for_json, plain, seconds_in_words, shown, to_csv
+from ppl_vae.comparison.words import aligned, at_k, cut, for_json, plain, seconds_in_words, shown, to_csv
 
 _NAME = 32  # longest name that a line shows whole
 
@@ -38,7 +38,7 @@ class Race(RaceResults):
             lines += _arrivals(self)
         failures = [f"failed: {at_k(run)}, seed {run.seed}: {run.reason}" for run in self.runs if run.failed]
         missing = [f"left out: {at_k(entry)}: {entry.reason}" for entry in self.undefined]
-        lines += [_cut(line, WIDTH) for line in (*failures, *missing)]
+        lines += [cut(line) for line in (*failures, *missing)]
         over = "95% intervals over seeds" if len(self.seeds) > 1 else "one seed, which says nothing about another"
         lines += ["", f"{over}; differences are within seeds (same start, same order of the data)"]
         if len(self.seeds) > 1 and len(self.contenders) > 2:
@@ -93,7 +93,7 @@ def _standings(race: RaceResults, title: str, standings: Sequence[Standing], *, 
         runs, started = race.runs_of(*key), race.runs_of(*key, failed=True)
         value = shown(found.value) if runs else "failed"
         behind = "best" if found.best else shown(found.behind)
-        cells = [_cut(found.name, _NAME), str(key[1]), value, behind, f"{len(found.seeds)}/{len(started)}"]
+        cells = [cut(found.name, _NAME), str(key[1]), value, behind, f"{len(found.seeds)}/{len(started)}"]
         lines.append([*cells, *([_rate(runs)] if rates else [])])
     return ["", *aligned(lines)]
 
@@ -103,7 +103,7 @@ def _arrivals(race: RaceResults) -> list[str]:
     for found in sorted(race.time_to(), key=lambda a: math.inf if a.seconds is None else a.seconds.value):
         slower = "never came there" if found.seconds is None else "fastest" if found.fastest else shown(found.slower)
         figures = shown(found.seconds), shown(found.steps), slower, f"{arrived(found)}/{len(found.per_seed)}"
-        lines.append([_cut(found.name, _NAME), str(found.num_particles), *figures])
+        lines.append([cut(found.name, _NAME), str(found.num_particles), *figures])
     return ["", *aligned(lines)]
 
 
@@ -111,7 +111,3 @@ def _rate(runs: Sequence[RaceRun]) -> str:
     """Return the training milliseconds per step, the mean over seeds."""
     found = [1000 * run.points[-1].seconds / run.points[-1].step for run in runs if run.points[-1].step]
     return f"{sum(found) / len(found):.3g}" if found else "-"
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 3] + "..."

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ppl_vae._home import home_of
 from ppl_vae._scopes import evaluation_mode, seeded
-from ppl_vae._tensors import moved
+from ppl_vae._tensors import copied, moved
 from ppl_vae.capture import modules_of
 from ppl_vae.comparison.contenders import contenders
 from ppl_vae.objectives.losses import Program
@@ -74,7 +74,7 @@ def take_apart(objectives: Any) -> tuple[Any, list[tuple[str, Entrant]]]:
 
 
 def at_each_k(own: Iterable[tuple[str, Entrant]], particles: int | Iterable[int]) -> dict[tuple[str, int], Entrant]:
-    """Return the entrants by name and K: another of the same name and another K may bring no program, or its own."""
+    """Return the entrants by name and K. A contender of the same name and another K need not be an entrant."""
     found: dict[tuple[str, int], Entrant] = {}
     for name, entrant in own:
         with suppress(ValueError):  # it is defined at no K, which the field of all contenders says
@@ -114,14 +114,14 @@ class Start:
             with torch.no_grad(), evaluation_mode(*self.modules):
                 trace = poutine.trace(guide).get_trace(*batch)
                 poutine.replay(model, trace)(*batch)
-        self._states = [{k: v.detach().clone() for k, v in m.state_dict().items()} for m in self.modules]
-        self._store = {name: leaf.detach().clone() for name, leaf in pyro.get_param_store()._params.items()}
+        self._states = [copied(module.state_dict()) for module in self.modules]
+        self._store = copied(dict(pyro.get_param_store()._params))
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put every tensor back, and remove from Pyro's store the entries that a run has added."""
         for module, state in zip(self.modules, self._states, strict=True):
-            module.load_state_dict(state)
+            module.load_state_dict(copied(state))  # a module may go on with what its own state holds
             module.zero_grad(set_to_none=True)
         store = pyro.get_param_store()
         for name, leaf in list(store._params.items()):
