@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import shutil
 import sys
 import traceback
 from collections.abc import Sequence
@@ -77,7 +76,7 @@ def _main(words: list[str]) -> int:
         print(f"ppl-vae {__version__}")
         return 0
     if not words or words[0] in ("-h", "--help"):
-        print(fit(_help(), shutil.get_terminal_size().columns), end="", file=sys.stdout if words else sys.stderr)
+        print(fit(_help()), end="", file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
     try:
         with bad_input():
@@ -85,9 +84,7 @@ def _main(words: list[str]) -> int:
                 near = did_you_mean(words[0], COMMANDS)
                 raise ValueError(f"{words[0]!r} is no command; expected {', '.join(COMMANDS)}, --help, --version{near}")
             argv = [word for word in words[1:] if word != "--trust"]
-            argv, count = (
-                (argv, None) if words[0] == "sweep" else take_threads(argv)
-            )  # its runs have threads of their own
+            argv, count = take_threads(argv) if words[0] != "sweep" else (argv, None)  # its runs have their own
         with foreign.answering(_answer(trusted="--trust" in words)), threads(count):
             if words[0] != "show" and not _is_later():  # which imports less than this would
                 with bad_input():

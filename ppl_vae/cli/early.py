@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 
 from ppl_vae._files import is_table
@@ -49,7 +48,7 @@ def _answer(command: str, argv: list[str], known: Outlines) -> str | None:
     if words.wants_help(argv) and command in known.commands:
         return options.explain(known.commands[command], known.texts[command])
     if words.wants_help(argv) and command in known.texts:
-        return fit(known.texts[command], shutil.get_terminal_size().columns)
+        return fit(known.texts[command])
     if words.wants_help(argv) and command == "compare":
         return compare.explain()
     if command in ("train", "check", "compare") and help.wanted(argv):

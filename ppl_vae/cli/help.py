@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import shutil
 from argparse import SUPPRESS, Action
 from collections.abc import Sequence
 from typing import Any
@@ -60,7 +59,7 @@ def _piece(path: str, name: str, choices: Choices) -> str:
         summaries = {known: summary(target) for known, target in kind.known.items()}
         lines = [f"  {known:30} {summary}" for known, summary in summaries.items()]
         text = "\n".join([f"--{path} is one of", "", *lines, "", "or an import path such as mymodule.MyClass."])
-        return fit(text, shutil.get_terminal_size().columns)
+        return fit(text)
     target = kind.find(name, f"--{path}")
     parser = make_parser(f"ppl-vae train --{path} {name} [--{path}.ARGUMENT VALUE ...]", _description(target))
     group = parser.add_argument_group("arguments")

@@ -49,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
     """Run the command, and return the exit code."""
     with bad_input():
         if wants_help(argv):
-            print(fit(HELP, shutil.get_terminal_size().columns), end="")
+            print(fit(HELP), end="")
             return 0
         given = split(argv, flags=("all", "json"))
         for name in given.options.keys() - {"all", "json"}:

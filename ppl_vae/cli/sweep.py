@@ -33,7 +33,6 @@ options:
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,7 @@ _OPTIONS = ("out", "jobs", "threads", "dry_run")
 def run(argv: Sequence[str]) -> int:
     """Run the command, and return the exit code."""
     if wants_help(argv):
-        print(fit(__doc__.partition("\n\n")[2], shutil.get_terminal_size().columns), end="")
+        print(fit(__doc__.partition("\n\n")[2]), end="")
         return 0
     with bad_input():
         given = split(argv, flags=("dry_run",))
