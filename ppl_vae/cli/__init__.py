@@ -22,7 +22,7 @@ from ppl_vae.cli.streams import Stream, guarded
 from ppl_vae.cli.words import wants_help
 from ppl_vae.configuration import foreign
 
-COMMANDS = {  # each a module of ppl_vae.cli with run(argv) -> exit code, imported when it runs
+COMMANDS = {  # each a module of ppl_vae.cli, imported when it runs
     "train": "train a VAE, and write figures, pictures and a checkpoint to runs/<name>",
     "evaluate": "log p(x), the ELBO, the gap between them, and the latent code: a table, JSON and pictures",
     "compare": "estimators side by side: bias, variance, signal-to-noise, cost, or a training race; with pictures",
@@ -38,7 +38,8 @@ COMMANDS = {  # each a module of ppl_vae.cli with run(argv) -> exit code, import
     "interpolate": "the way between data through the latent space: a picture, or .npz",
 }
 
-
+# a module of these has a function of its own name, for `options.execute`; one of the others run(argv) -> exit code
+ON_RUNS = ("sample", "reconstruct", "encode", "score", "interpolate", "evaluate", "report")
 SHARED = ("train", "evaluate", "score", "encode")  # by the processes that torchrun starts; others are the first one's
 
 
@@ -92,7 +93,7 @@ def _main(words: list[str]) -> int:
                 if text is not None:
                     print(text, end="")
                     return 0
-            return int(importlib.import_module(f"ppl_vae.cli.{words[0]}").run(argv))
+            return _run(words[0], argv)
     except BadInput as error:
         if os.environ.get("PPL_VAE_DEBUG"):
             traceback.print_exception(error.__cause__)
@@ -101,6 +102,15 @@ def _main(words: list[str]) -> int:
     except KeyboardInterrupt:
         print("ppl-vae: aborted", file=sys.stderr)
         return 130
+
+
+def _run(command: str, argv: list[str]) -> int:
+    module = importlib.import_module(f"ppl_vae.cli.{command}")
+    if command not in ON_RUNS:
+        return int(module.run(argv))
+    from ppl_vae.cli import options  # here: help of all commands, and show, do without jsonargparse
+
+    return options.execute(getattr(module, command), argv, shared=command in SHARED)
 
 
 def _closing(code: int, trained: bool, out: Stream, err: Stream) -> int:

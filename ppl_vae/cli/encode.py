@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from ppl_vae._team import Team
 from ppl_vae._tensors import moved
 from ppl_vae.cli import writing
 from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
-from ppl_vae.cli.options import execute_shared
 from ppl_vae.cli.rows import Rows
 from ppl_vae.plots.latent import MOST_CLASSES, names_of
 from ppl_vae.vae import VAE
@@ -27,11 +26,6 @@ ppl-vae encode runs/digits --split all --out all.csv       every row, in the ord
 ppl-vae encode runs/digits --out plane.png                 of a latent of two dimensions, a picture by label
 ppl-vae encode runs/digits --data mine.npy --out mine.npz  all rows of a file of yours
 """
-
-
-def run(argv: Sequence[str]) -> int:
-    """Run the command, and return the exit code."""
-    return execute_shared(encode, argv)
 
 
 def encode(

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from ppl_vae import plots
-from ppl_vae._validation import check_positive_int
 from ppl_vae.cli import writing
 from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
-from ppl_vae.cli.options import execute
 from ppl_vae.cli.rows import Rows
 from ppl_vae.evaluation import paths as latent_paths
 
@@ -20,11 +16,6 @@ ppl-vae interpolate runs/digits                            eight pairs of test d
 ppl-vae interpolate runs/digits --from 3 --to 17           from test datum 3 to test datum 17
 ppl-vae interpolate runs/digits --z '[[-2, 0], [2, 0]]' --steps 20 --out path.npz
 """
-
-
-def run(argv: Sequence[str]) -> int:
-    """Run the command, and return the exit code."""
-    return execute(interpolate, argv)
 
 
 def interpolate(
@@ -67,7 +58,6 @@ def interpolate(
             unasked.
         overwrite: true to replace a file that is there.
     """
-    check_positive_int(pairs, "--pairs")
     if steps < 2:
         raise ValueError(f"--steps is {steps}; expected an integer from 2, since both ends count")
     path = writing.place(run, out, overwrite, (".png", ".npz"), "interpolate")

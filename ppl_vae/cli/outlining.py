@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ppl_vae import _files
-from ppl_vae.cli import check, comparing, pieces, racing
+from ppl_vae.cli import ON_RUNS, check, comparing, pieces, racing
 from ppl_vae.cli.options import SKIP
 from ppl_vae.configuration import outlines
 from ppl_vae.configuration.kinds import Arguments, Kind, Target, arguments_of
 from ppl_vae.configuration.pieces import CHOICES
 from ppl_vae.configuration.resolving import FIT_OBJECTS
 
-ON_RUNS = ("sample", "reconstruct", "encode", "score", "interpolate", "evaluate", "report")  # by `options.execute`
 _HEAVY = r"(?: \| |, )?\b(?:torch\.Tensor|torch\.device|pathlib\.Path)\b"  # types that a command line cannot give
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from ppl_vae import plots
 from ppl_vae._machine import check_fits
-from ppl_vae._validation import check_positive_int
 from ppl_vae.cli import writing
 from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
-from ppl_vae.cli.options import execute
 from ppl_vae.cli.rows import Rows
 from ppl_vae.evaluation import impute
 from ppl_vae.vae import VAE
@@ -24,11 +22,6 @@ ppl-vae reconstruct runs/digits --data mine.npy            all rows of a file of
 ppl-vae reconstruct runs/digits --size 100000 --out r.npz  all test data: x, reconstruction, z, labels, rows, splits
 ppl-vae reconstruct runs/table --split all --size 100000 --draws 99   a table's missing entries filled, with intervals
 """
-
-
-def run(argv: Sequence[str]) -> int:
-    """Run the command, and return the exit code."""
-    return execute(reconstruct, argv)
 
 
 def reconstruct(
@@ -66,7 +59,6 @@ def reconstruct(
             file is never replaced unasked.
         overwrite: true to replace a file that is there.
     """
-    check_positive_int(size, "--size")
     suffixes = (".png", ".npz", ".csv", ".parquet") if draws is None else (".csv", ".npz", ".parquet")
     if level is not None and draws is None:
         raise ValueError(f"--level is {level}, of the intervals of --draws, which is not given")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +12,8 @@ import numpy as np
 from ppl_vae import _files
 from ppl_vae import _records as records
 from ppl_vae import report as reports
-from ppl_vae._validation import check_count, check_positive_int, check_seed
 from ppl_vae.cli import writing
 from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
-from ppl_vae.cli.options import execute
 from ppl_vae.cli.telling import teller
 
 EXAMPLE = """\
@@ -31,11 +28,6 @@ _SHOWN = {  # pictures of each kind of file, in the order of the page
     "comparison": ("values", "bias_variance", "signal_to_noise", "cost"),
     "race": ("race",),
 }
-
-
-def run(argv: Sequence[str]) -> int:
-    """Run the command, and return the exit code."""
-    return execute(report, argv)
 
 
 def report(
@@ -70,9 +62,6 @@ def report(
             free. A file is never replaced unasked.
         overwrite: true to replace a file that is there.
     """
-    check_positive_int(size, "--size")
-    check_count(posteriors, "--posteriors")
-    check_seed(seed, "--seed")
     first = runs[0].parent if runs[0].is_file() else runs[0]
     place = writing.place_in(first, out, overwrite, (".html",), "report")
     given = sys.argv[1:] if sys.argv[1:2] == ["report"] else ["report", *map(str, runs)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,8 @@ from torch import Tensor
 from ppl_vae import plots
 from ppl_vae._machine import check_fits
 from ppl_vae._scopes import seeded
-from ppl_vae._validation import check_positive_int, check_seed
 from ppl_vae.cli import writing
 from ppl_vae.cli.opening import OpenRun
-from ppl_vae.cli.options import execute
 from ppl_vae.cli.rows import BATCH
 from ppl_vae.runs import labels_in_turn
 from ppl_vae.vae import VAE
@@ -27,11 +25,6 @@ ppl-vae sample runs/digits --mean false --seed 1           other latents, and no
 ppl-vae sample runs/conditional --label 7                  of a conditional model, data of one label
 ppl-vae sample runs/digits --size 10000 --out draws.npz    x and z, for numpy.load; or .csv, .parquet
 """
-
-
-def run(argv: Sequence[str]) -> int:
-    """Run the command, and return the exit code."""
-    return execute(sample, argv)
 
 
 def sample(
@@ -62,8 +55,6 @@ def sample(
             where the data are no images), or the first of sample-2, ... that is free. A file is never replaced unasked.
         overwrite: true to replace a file that is there.
     """
-    check_positive_int(size, "--size")
-    check_seed(seed, "--seed")
     path = writing.place(run, out, overwrite, (".png", ".npz", ".csv", ".parquet"), "sample")
     picture = path.suffix.lower() == ".png"
     check_fits(

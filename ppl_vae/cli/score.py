@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +9,9 @@ import torch
 
 from ppl_vae import plots
 from ppl_vae._team import Team
-from ppl_vae._validation import check_positive_int, check_seed
 from ppl_vae.cli import writing
 from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
-from ppl_vae.cli.options import execute_shared, several
+from ppl_vae.cli.options import several
 from ppl_vae.cli.telling import teller
 from ppl_vae.evidence.log_evidence import Method, log_evidence
 from ppl_vae.programs import SemiSupervisedVAE
@@ -25,11 +23,6 @@ ppl-vae score runs/digits --data mine.npy --out s.npz data of yours, for numpy.l
 """
 _SHOWN = 100  # images in a picture
 _NAMED = 5  # rows in the printed line
-
-
-def run(argv: Sequence[str]) -> int:
-    """Run the command, and return the exit code."""
-    return execute_shared(score, argv)
 
 
 def score(
@@ -68,12 +61,10 @@ def score(
             free. A file is never replaced unasked.
         overwrite: true to replace a file that is there.
     """
-    check_seed(seed, "--seed")
-    count = None if size is None else check_positive_int(size, "--size")
     chosen = several(particles)
     path = writing.place(run, out, overwrite, (".csv", ".npz", ".parquet", ".png"), "score")
     rows = data_options.open(run, split)
-    blocks = list(rows.blocks(count))
+    blocks = list(rows.blocks(size))
     x, *y = (torch.cat(column) for column in zip(*(batch for batch, _ in blocks), strict=True))
     tell = teller()
     tell(f"log p(x) of {len(x)} data")
