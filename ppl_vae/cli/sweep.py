@@ -37,7 +37,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ppl_vae._validation import check_positive_int, did_you_mean
+from ppl_vae._validation import check_positive_int
 from ppl_vae.cli.errors import bad_input
 from ppl_vae.cli.folders import folder_for
 from ppl_vae.cli.prose import fit
@@ -55,11 +55,7 @@ def run(argv: Sequence[str]) -> int:
         return 0
     with bad_input():
         given = split(argv, flags=("dry_run",))
-        for name in given.options.keys() - set(_OPTIONS):
-            near = did_you_mean(name, [*_OPTIONS, "help"])
-            raise ValueError(
-                f"--{name} is unknown; sweep takes {', '.join(f'--{n}' for n in _OPTIONS)} and --help{near}"
-            )
+        given.check_options("sweep", _OPTIONS)
         source = given.only("sweep")
         if source is None:
             raise ValueError("sweep was given no plan; expected a file: ppl-vae sweep SWEEP.yaml")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+from ppl_vae._validation import did_you_mean
 from ppl_vae.configuration import meaning
 
 
@@ -29,6 +30,16 @@ class Words(NamedTuple):
         if len(self.runs) > 1:
             raise ValueError(f"{command} was given {', '.join(self.runs)}; expected {expected} at most")
         return self.runs[0] if self.runs else None
+
+    def check_options(self, command: str, known: Sequence[str]) -> None:
+        """Refuse options that a command does not have.
+
+        Raises:
+            ValueError: If there is one; the message names those that the command has, and the nearest.
+        """
+        for name in self.options.keys() - set(known):
+            takes = f"{command} takes {', '.join(f'--{n}' for n in known)} and --help"
+            raise ValueError(f"--{name} is unknown; {takes}{did_you_mean(name, [*known, 'help'])}")
 
 
 def split(argv: Sequence[str], flags: Collection[str] = ()) -> Words:
