@@ -55,7 +55,7 @@ def encode(
         overwrite: true to replace a file that is there.
     """
     path = writing.place(run, out, overwrite, (".npz", ".csv", ".parquet", ".png"), "encode", images=False)
-    if path.suffix.lower() == ".png" and run.vae.latent_shape != (2,):
+    if path.suffix == ".png" and run.vae.latent_shape != (2,):
         raise ValueError(
             f"--out is {out!r}, and {run.folder} has latents of shape {run.vae.latent_shape}; a picture needs two "
             "dimensions; give an --out that ends in .npz, .csv or .parquet"
@@ -65,7 +65,7 @@ def encode(
     if not team.is_first:
         collections.deque(blocks, maxlen=0)  # which the first process writes
         return []
-    if path.suffix.lower() != ".png":
+    if path.suffix != ".png":
         return [writing.save_blocks(path, blocks)]
     mean, labels = zip(*((block["mean"], block["labels"]) for block in blocks), strict=True)
     told = None if labels[0] is None else torch.cat(labels)

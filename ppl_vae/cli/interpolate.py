@@ -74,9 +74,9 @@ def interpolate(
         index = _pairs(rows, from_, to, pairs)
         ends = rows.at([pair[0] for pair in index])[0], rows.at([pair[1] for pair in index])[0]
         found = latent_paths.interpolate(vae, *ends, steps, spherical=spherical)
-    if path.suffix.lower() == ".npz":
+    if path.suffix == ".npz":
         numbers = None if index is None else torch.tensor(index)
-        return [writing.save_arrays(path, {"x": found.x, "z": found.z, "rows": numbers})]
+        return [writing.save_blocks(path, [{"x": found.x, "z": found.z, "rows": numbers}])]
     return [writing.save_picture(path, plots.interpolations(found.x, *(ends or ()), caveat=run.foot(rows)))]
 
 

@@ -68,11 +68,8 @@ def reconstruct(
     if draws is not None:
         if run.vae.y_shape is not None:
             raise ValueError(f"--draws was given, and {run.folder} is a conditional model; use vae.given(y) and impute")
-        return [
-            writing.save_blocks(
-                path, _filled(run.vae, rows, count, draws, 0.9 if level is None else level, path.suffix)
-            )
-        ]
+        filled = _filled(run.vae, rows, count, draws, 0.9 if level is None else level, path.suffix)
+        return [writing.save_blocks(path, filled)]
 
     def blocks() -> Iterator[dict[str, Any]]:
         for (x, *y), ids in rows.blocks(count):
@@ -82,7 +79,7 @@ def reconstruct(
             errors.append(gap.flatten(1).norm(dim=1).sum().item())
             yield {"x": x, "reconstruction": reconstruction, "z": z, **ids}
 
-    if path.suffix.lower() == ".png":
+    if path.suffix == ".png":
         check_fits(2 * count * math.prod(run.x_shape), f"a picture of {count} data", "--size")
         x, reconstruction = (
             torch.cat(part) for part in zip(*((b["x"], b["reconstruction"]) for b in blocks()), strict=True)
@@ -100,7 +97,7 @@ def _filled(vae: VAE, rows: Rows, count: int, draws: int, level: float, suffix: 
         found = impute(vae, x, num_draws=draws, sampler="importance", seed=seed)
         low, high = found.interval(level)
         columns = {"filled": found.mean, "low": low, "high": high}
-        if suffix.lower() == ".npz":
+        if suffix == ".npz":
             columns |= {"x": x, "draws": found.draws.movedim(0, 1)}
         elif (names := vae.column_names) is not None:
             columns = {f"{end}_{name}": v[:, j] for end, v in columns.items() for j, name in enumerate(names)}

@@ -122,12 +122,10 @@ def _read_evaluation(found: reports.Subject, folder: Path) -> None:
     if not (folder / "evaluation.json").is_file():
         return
     try:
-        found.evaluation = _files.read_json(folder / "evaluation.json")
-        if not isinstance(found.evaluation.get("num_data"), int) or not isinstance(
-            found.evaluation.get("figures"), dict
-        ):
-            found.evaluation = None
+        content = _files.read_json(folder / "evaluation.json")
+        if not (isinstance(content.get("num_data"), int) and isinstance(content.get("figures"), dict)):
             raise ValueError("it was written by a version of old; run ppl-vae evaluate again")
+        found.evaluation = content
         with np.load(folder / "per_datum.npz") as arrays:
             found.per_datum = {name: arrays[name].tolist() for name in arrays}
     except (OSError, ValueError, KeyError) as error:

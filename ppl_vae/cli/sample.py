@@ -56,10 +56,8 @@ def sample(
         overwrite: true to replace a file that is there.
     """
     path = writing.place(run, out, overwrite, (".png", ".npz", ".csv", ".parquet"), "sample")
-    picture = path.suffix.lower() == ".png"
-    check_fits(
-        size * (math.prod(run.x_shape) if picture else math.prod(run.vae.latent_shape)), f"{size} data", "--size"
-    )
+    picture = path.suffix == ".png"
+    check_fits(size * math.prod(run.x_shape if picture else run.vae.latent_shape), f"{size} data", "--size")
     vae, y = run.vae, None
     if vae.y_shape is not None and label is None:
         run.check_labels_suffice()
@@ -70,7 +68,7 @@ def sample(
         p_z = vae.p_z(y)
         blocks = _drawn(vae, p_z.sample(() if p_z.batch_shape else (size,)), y, mean)
         if not picture:
-            if path.suffix.lower() == ".npz":
+            if path.suffix == ".npz":
                 return [writing.save_blocks(path, blocks)]
             named = run.config.values["data"]["columns"] or {}
             return [writing.save_columns(path, (_as_table(block, named) for block in blocks))]

@@ -102,7 +102,7 @@ def score(
         lines.append("note: the model was fitted to the training rows, which score better than new data would")
     if x.flatten(1).isnan().any():
         lines.append("note: a row with missing values is scored on the others, so that ranks compare unlike rows")
-    if path.suffix.lower() == ".png":
+    if path.suffix == ".png":
         note = f"The {min(_SHOWN, len(x))} least probable of {len(x)} data, the least probable first."
         worst, foot = x[order[:_SHOWN]], run.foot(rows, note)
         picture = plots.image_grid(worst, columns=10, title="The least probable", caveat=foot)
