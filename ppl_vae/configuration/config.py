@@ -28,7 +28,7 @@ from ppl_vae.configuration.resolving import (
     read,
     resolve,
 )
-from ppl_vae.configuration.sources import CONFIG_LIMIT, Tree, presets, read_file
+from ppl_vae.configuration.sources import CONFIG_LIMIT, Tree, presets, read_file, searched
 from ppl_vae.configuration.tables import with_table
 from ppl_vae.networks import Shape
 from ppl_vae.programs import SemiSupervisedVAE
@@ -66,6 +66,11 @@ class Config(Asked):
     def to_yaml(self) -> str:
         """Return the configuration as YAML; `from_yaml` and ``--config`` read it back unchanged."""
         return yaml.dump(self.values, Dumper=_yaml.Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+    def remember(self) -> None:
+        """Remember that the user trusts the foreign names of this configuration, if it has any."""
+        if found := foreign.names(searched(self.values)):
+            foreign.remember(self.to_yaml(), found)
 
     def build_dataset(self) -> data.Dataset:
         """Load the data."""

@@ -59,6 +59,20 @@ def load_run(path: str | Path, *, trust: bool = False, device: str | torch.devic
     return vae.to(device).eval()
 
 
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Load a checkpoint to resume from, with the fingerprint of its run's data; clean up what a kill left beside it.
+
+    Args:
+        checkpoint: The run's folder, or a checkpoint in it.
+    """
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    _files.remove_leftovers(folder)
+    state = checkpoints.load(checkpoint)
+    if not (folder / "run.json").is_file():
+        return state
+    return {"data": read_facts(folder)["data"]["fingerprint"], **state}
+
+
 def read_facts(folder: Path) -> dict[str, Any]:
     """Return the content of a run's run.json, whose entries on the data have been checked.
 
