@@ -222,9 +222,7 @@ def _rows(dataset: data.Dataset, split: SplitName | None, own: dict[str, Any] | 
             parts["train"] = drawn_as_split(dataset.train, numbers["train"], own["seed"])
         still = tuple(part.still() for part in parts.values())
         return Rows(f"{dataset.name}, all", still, tuple(splits), whole=True)
-    name = choose_split(dataset, split, " or all")
-    part = getattr(dataset, name).still()
-    return Rows(f"{dataset.name}, {name}", (part,), (np.full(len(part), name),))
+    return Rows.of(dataset, choose_split(dataset, split, " or all"))
 
 
 def choose_split(dataset: data.Dataset, split: SplitName | None, also: str = "") -> str:
