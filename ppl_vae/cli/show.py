@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
@@ -14,6 +13,7 @@ from ppl_vae._interval import Interval
 from ppl_vae._records import FIGURES, ROLES, TOLD, Record, describe
 from ppl_vae.cli.errors import bad_input
 from ppl_vae.cli.prose import fit
+from ppl_vae.cli.telling import note
 from ppl_vae.cli.words import find_run, split, wants_help
 
 HELP = """\
@@ -71,7 +71,7 @@ def run(argv: Sequence[str]) -> int:
         if len({record["fingerprint"] for record in records}) > 1:
             notes.append("these runs had different data (or splits of them): their figures cannot be compared")
     for message in [*notes, *unread, *(record["damage"] for record in records if record["damage"])]:
-        print(f"note: {message}", file=sys.stderr)
+        note(message)
     return 1 if unread else 0
 
 

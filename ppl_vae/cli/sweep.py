@@ -43,7 +43,7 @@ from ppl_vae.cli.folders import folder_for
 from ppl_vae.cli.prose import fit
 from ppl_vae.cli.signals import Signals
 from ppl_vae.cli.telling import tell_taken, teller
-from ppl_vae.cli.words import split, wants_help
+from ppl_vae.cli.words import number, split, wants_help
 
 _OPTIONS = ("out", "jobs", "threads", "dry_run")
 
@@ -61,8 +61,8 @@ def run(argv: Sequence[str]) -> int:
             raise ValueError("sweep was given no plan; expected a file: ppl-vae sweep SWEEP.yaml")
         if not Path(source).is_file():
             raise FileNotFoundError(f"there is no file {source}; expected a plan: ppl-vae sweep SWEEP.yaml")
-        jobs = _number(given.options.get("jobs"))
-        num_threads = check_positive_int(_number(given.options.get("threads", "1")), "--threads")
+        jobs: Any = number(given.options["jobs"]) if "jobs" in given.options else None
+        num_threads = check_positive_int(number(given.options.get("threads", "1")), "--threads")
         folder = folder_for(given.options.get("out"), Path("runs") / Path(source).stem)
         from ppl_vae import plots, sweeps  # they import torch
         from ppl_vae._jobs import check_jobs
@@ -92,13 +92,6 @@ def run(argv: Sequence[str]) -> int:
         print(f"continue with: ppl-vae sweep {source} --out {folder}")
         return stop.exit_code
     return 1 if found.failed else 0
-
-
-def _number(text: str | None) -> Any:
-    try:
-        return None if text is None else int(text)
-    except ValueError:
-        return text
 
 
 def _listed(plan: Any, folder: Path) -> list[str]:

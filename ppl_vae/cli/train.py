@@ -17,7 +17,7 @@ from ppl_vae.cli.errors import BAD_INPUT, BadInput, bad_input, complain, in_word
 from ppl_vae.cli.launched import is_restarted, launched, together
 from ppl_vae.cli.processor import Effort
 from ppl_vae.cli.signals import Signals
-from ppl_vae.cli.telling import not_drawn, tell_taken
+from ppl_vae.cli.telling import not_drawn, note, tell_taken
 from ppl_vae.configuration import config, tables
 from ppl_vae.runs.reading import read_state
 from ppl_vae.training import Progress, Run
@@ -49,7 +49,7 @@ def _prepare(argv: Sequence[str]) -> Prepared | None:
             resume = read_state(restarted)
         dataset = settings.build_dataset()
         if isinstance(dataset, data.Table):
-            print(f"note: {tables.told(dataset)}", file=sys.stderr)
+            note(tables.told(dataset))
         vae = settings.build_vae(dataset)
         arguments = settings.build_fit_arguments_for(dataset)
         folder = runs.RunFolder(
@@ -83,7 +83,7 @@ def _train(vae: VAE, dataset: Any, arguments: dict[str, Any], resume: Any, folde
     display: Any = _Bar() if sys.stderr.isatty() else _Lines(arguments["epochs"])
     effort = Effort()
     with Signals(team.is_first) as stop, warnings.catch_warnings(), _one_report():
-        warnings.showwarning = _note if team.is_first else _ignore
+        warnings.showwarning = lambda message, *_, **__: note(message) if team.is_first else None
         try:
             trained = training.fit(vae, dataset, callbacks=[folder, display], stop=stop, resume=resume, **arguments)
         except training.RankLostError as error:
@@ -113,7 +113,7 @@ def _train(vae: VAE, dataset: Any, arguments: dict[str, Any], resume: Any, folde
                 print(f"continue with: ppl-vae train --resume {folder.path}", file=sys.stderr)
             return 1
     if resume is not None and trained.stopped != "interrupted" and len(trained.history) == len(resume["history"]):
-        print("note: no step was taken: the run that --resume continues was over; give more --epochs", file=sys.stderr)
+        note("no step was taken: the run that --resume continues was over; give more --epochs")
     shortage = effort.shortage() if trained.device == "cpu" else None
     print(_report(trained, folder, shortage))
     return stop.exit_code if trained.stopped == "interrupted" else 0
@@ -128,15 +128,6 @@ def _one_report() -> Iterator[None]:
         yield
     finally:
         threading.excepthook = before
-
-
-def _ignore(*_: Any, **__: Any) -> None:
-    """Show nothing of a warning, which the first process shows."""
-
-
-def _note(message: Warning | str, *_: Any, **__: Any) -> None:
-    """Show a warning as one line."""
-    print(f"note: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _report(run: Run, folder: Any, shortage: str | None) -> str:
@@ -171,7 +162,7 @@ class _Display:
     def on_start(self, run: Run) -> None:
         self.started = True
         if run.caveat:
-            print(f"note: {run.caveat}", file=sys.stderr)
+            note(run.caveat)
 
 
 class _Bar(_Display):

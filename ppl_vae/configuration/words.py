@@ -1,8 +1,9 @@
-"""The words of a command line: what belongs to no option, and options with their values."""
+"""The words of a command line: what belongs to no option, options with their values, and numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from ppl_vae._validation import did_you_mean
@@ -40,6 +41,19 @@ class Words(NamedTuple):
         for name in self.options.keys() - set(known):
             takes = f"{command} takes {', '.join(f'--{n}' for n in known)} and --help"
             raise ValueError(f"--{name} is unknown; {takes}{did_you_mean(name, [*known, 'help'])}")
+
+
+def number(text: str) -> int | float | str:
+    """Return the number that a text says; another text stays as it is, for a check to refuse.
+
+    Example:
+        >>> number("3"), number("1e-3"), number("three")
+        (3, 0.001, 'three')
+    """
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def split(argv: Sequence[str], flags: Collection[str] = ()) -> Words:
