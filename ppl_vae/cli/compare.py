@@ -91,8 +91,8 @@ def read(argv: Sequence[str]) -> Asked:
     if train not in ("true", "false"):
         raise ValueError(f"--train is {train!r}; expected true or false")
     racing = train == "true"
-    schemas = [arguments_of(outlines.read().commands[name], "", SKIP) for name in ("fixed", "race")]
-    own, other = schemas[:: -1 if racing else 1]
+    modes = ("race", "fixed") if racing else ("fixed", "race")
+    own, other = (arguments_of(outlines.read().commands[mode], "", SKIP) for mode in modes)
     unknown = _check_names(options, own, other.names, racing, word is not None)
     kept = {name: value for name, value in options.items() if name not in unknown}
     taken = meaning.place(unknown, _names(own, kept, racing, word is not None), kept) if unknown else {}

@@ -45,12 +45,13 @@ def answer(command: str, argv: Sequence[str]) -> str | None:
 
 
 def _answer(command: str, argv: list[str], known: Outlines) -> str | None:
-    if words.wants_help(argv) and command in known.commands:
-        return options.explain(known.commands[command], known.texts[command])
-    if words.wants_help(argv) and command in known.texts:
-        return fit(known.texts[command])
-    if words.wants_help(argv) and command == "compare":
-        return compare.explain()
+    if words.wants_help(argv):
+        if command in known.commands:
+            return options.explain(known.commands[command], known.texts[command])
+        if command in known.texts:
+            return fit(known.texts[command])
+        if command == "compare":
+            return compare.explain()
     if command in ("train", "check", "compare") and help.wanted(argv):
         return help.text(argv, known.choices)
     if command in known.commands:
