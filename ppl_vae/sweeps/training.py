@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import chdir, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -88,8 +88,10 @@ class Training:
         """Train, go on with, or keep the run, and say how it ended."""
         in_worker = os.getpid() != self.parent
         stop = StopFile(self.stop_file, in_worker)
+        if self.place not in sys.path:
+            sys.path.append(self.place)  # where the user's own modules are
         with (
-            _at(self.place),
+            chdir(self.place),
             _signals(stop) if in_worker else nullcontext(),
             untouched_random_state(),
             warnings.catch_warnings(record=True) as caught,
@@ -184,19 +186,6 @@ def _state_of(folder: Path, settings: Config) -> dict[str, Any] | None:
         for path in (path for name in _REST_OF_DIVERGED for path in folder.glob(name)):
             path.unlink()
     return read_state(folder) if (folder / "checkpoint.pt").is_file() else None
-
-
-@contextmanager
-def _at(place: str) -> Iterator[None]:
-    """Work in this directory, and find the user's own modules there."""
-    before = os.getcwd()
-    if place not in sys.path:
-        sys.path.append(place)
-    os.chdir(place)
-    try:
-        yield
-    finally:
-        os.chdir(before)
 
 
 @contextmanager
