@@ -11,7 +11,7 @@ import functools
 import inspect
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,12 +29,11 @@ class OptionError(ValueError):
     Attributes:
         option: Its name, without the dashes.
         missing: Whether it lacks.
-        takes: The names that are known in its place.
     """
 
-    def __init__(self, message: str, option: str, *, missing: bool = False, takes: Sequence[str] = ()) -> None:
+    def __init__(self, message: str, option: str, *, missing: bool = False) -> None:
         super().__init__(message)
-        self.option, self.missing, self.takes = option, missing, takes
+        self.option, self.missing = option, missing
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,7 @@ class Arguments:
         values = {n: v for n, v in values.items() if (n, v) != ("verbose", "deprecated")}  # of schedules in torch 2.6
         for name in values:
             if name not in self.names:
-                raise OptionError(self.unknown(name), self._option(name)[2:], takes=self.order)
+                raise OptionError(self.unknown(name), self._option(name)[2:])
         for name, value in values.items():
             if isinstance(value, str):  # jsonargparse reads it as YAML where it may be a list
                 _yaml.check_bounds(value, self._option(name))
