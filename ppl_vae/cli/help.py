@@ -76,11 +76,7 @@ def _everything(values: Tree, choices: Choices) -> str:
     for option, metavar, meaning in (
         ("config", "PRESET|FILE", f"A preset ({', '.join(presets())}), or a YAML file; {DEFAULT_PRESET} by default."),
         ("print_config", None, "Print the configuration, every value explicit, and end."),
-        (
-            "out",
-            "FOLDER",
-            "Where the run goes; by default runs/NAME, or the first of NAME-2, ... that is free.",
-        ),
+        ("out", "FOLDER", "Where the run goes; by default runs/NAME, or the first of NAME-2, ... that is free."),
         ("resume", "FOLDER", "Continue the run of this folder (with its configuration and data) in a new one."),
         ("checkpoint_every", "SECONDS", f"Seconds between checkpoints; {CHECKPOINT_EVERY:g} by default."),
         ("trust", None, "Import and run what the configuration names from outside ppl_vae, torch and Pyro."),

@@ -57,12 +57,7 @@ def _entry(target: Target, schema: Arguments, first: Sequence[str] = ()) -> dict
         default = None if required else repr(action.default).replace("inf", "1e999")
         own.append([name, kind, default, " ".join((action.help or "").split())])
     doc = (inspect.getdoc(target) or "").partition("\nArgs:")[0].strip()
-    return {
-        "name": target.__name__,
-        "is_class": inspect.isclass(target),
-        "doc": doc,
-        "parameters": own,
-    }
+    return {"name": target.__name__, "is_class": inspect.isclass(target), "doc": doc, "parameters": own}
 
 
 def _type(action: Any) -> str | None:

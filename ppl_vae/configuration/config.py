@@ -20,14 +20,7 @@ from ppl_vae._machine import Budget
 from ppl_vae.configuration import _yaml, foreign
 from ppl_vae.configuration.kinds import Kind, arguments_of
 from ppl_vae.configuration.pieces import CHOICES, KINDS, NETWORK
-from ppl_vae.configuration.resolving import (
-    FIT_OBJECTS,
-    NOT_RECORDED,
-    PIECES,
-    Asked,
-    read,
-    resolve,
-)
+from ppl_vae.configuration.resolving import FIT_OBJECTS, NOT_RECORDED, PIECES, Asked, read, resolve
 from ppl_vae.configuration.sources import CONFIG_LIMIT, Tree, presets, read_file, searched
 from ppl_vae.configuration.tables import with_table
 from ppl_vae.networks import Shape
