@@ -22,7 +22,7 @@ from ppl_vae.configuration.pieces import arguments_of
 from ppl_vae.data.conditions import recoded
 from ppl_vae.data.partition import drawn_as_split, rows_of_parts
 from ppl_vae.plots.figure import about
-from ppl_vae.runs import load_run, read_facts
+from ppl_vae.runs.reading import model_of, read_facts
 from ppl_vae.training import resolve_device
 from ppl_vae.vae import VAE
 
@@ -73,7 +73,7 @@ class OpenRun:
     @cached_property
     def vae(self) -> VAE:
         """The model, in evaluation mode."""
-        return load_run(self.checkpoint, device=self.device)
+        return model_of(self.config, self.facts["data"], self.checkpoint).to(self.device)
 
     @property
     def caveat(self) -> str | None:
