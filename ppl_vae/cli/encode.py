@@ -1,4 +1,10 @@
-"""``ppl-vae encode``: where data lie in the latent space of a run's model."""
+"""``ppl-vae encode``: where data lie in the latent space of a run's model.
+
+ppl-vae encode runs/digits                                 the test data, runs/digits/encode.npz
+ppl-vae encode runs/digits --split all --out all.csv       every row, in the order of the source; or all.parquet
+ppl-vae encode runs/digits --out plane.png                 of a latent of two dimensions, a picture by label
+ppl-vae encode runs/digits --data mine.npy --out mine.npz  all rows of a file of yours
+"""
 
 from __future__ import annotations
 
@@ -19,13 +25,6 @@ from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
 from ppl_vae.cli.rows import Rows
 from ppl_vae.plots.latent import MOST_CLASSES, names_of
 from ppl_vae.vae import VAE
-
-EXAMPLE = """\
-ppl-vae encode runs/digits                                 the test data, runs/digits/encode.npz
-ppl-vae encode runs/digits --split all --out all.csv       every row, in the order of the source; or all.parquet
-ppl-vae encode runs/digits --out plane.png                 of a latent of two dimensions, a picture by label
-ppl-vae encode runs/digits --data mine.npy --out mine.npz  all rows of a file of yours
-"""
 
 
 def encode(

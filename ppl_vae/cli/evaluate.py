@@ -1,4 +1,9 @@
-"""``ppl-vae evaluate``: the quality of a run's model, and the distance of its bound from log p(x)."""
+"""``ppl-vae evaluate``: the quality of a run's model, and the distance of its bound from log p(x).
+
+ppl-vae evaluate runs/digits                         all test data; runs/digits/evaluation
+ppl-vae evaluate runs/digits --size 1000 --gaps 200  the first 1,000, the gap taken apart for 200 of them
+ppl-vae evaluate runs/wide --evidence ais --size 50  annealed importance sampling, slow
+"""
 
 from __future__ import annotations
 
@@ -18,12 +23,6 @@ from ppl_vae.cli.telling import not_drawn, teller
 from ppl_vae.evaluation import pictures
 from ppl_vae.evidence.log_evidence import Method
 from ppl_vae.plots.latent import names_of
-
-EXAMPLE = """\
-ppl-vae evaluate runs/digits                         all test data; runs/digits/evaluation
-ppl-vae evaluate runs/digits --size 1000 --gaps 200  the first 1,000, the gap taken apart for 200 of them
-ppl-vae evaluate runs/wide --evidence ais --size 50  annealed importance sampling, slow
-"""
 
 
 def evaluate(

@@ -1,4 +1,9 @@
-"""``ppl-vae interpolate``: paths between data through the latent space of a run's model."""
+"""``ppl-vae interpolate``: paths between data through the latent space of a run's model.
+
+ppl-vae interpolate runs/digits                            eight pairs of test data, runs/digits/interpolate.png
+ppl-vae interpolate runs/digits --from 3 --to 17           from test datum 3 to test datum 17
+ppl-vae interpolate runs/digits --z '[[-2, 0], [2, 0]]' --steps 20 --out path.npz
+"""
 
 from __future__ import annotations
 
@@ -10,12 +15,6 @@ from ppl_vae.cli import writing
 from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
 from ppl_vae.cli.rows import Rows
 from ppl_vae.evaluation import paths as latent_paths
-
-EXAMPLE = """\
-ppl-vae interpolate runs/digits                            eight pairs of test data, runs/digits/interpolate.png
-ppl-vae interpolate runs/digits --from 3 --to 17           from test datum 3 to test datum 17
-ppl-vae interpolate runs/digits --z '[[-2, 0], [2, 0]]' --steps 20 --out path.npz
-"""
 
 
 def interpolate(

@@ -1,4 +1,10 @@
-"""``ppl-vae reconstruct``: data beside their reconstructions by a run's model."""
+"""``ppl-vae reconstruct``: data beside their reconstructions by a run's model.
+
+ppl-vae reconstruct runs/digits                            the first 32 test data, runs/digits/reconstruct.png
+ppl-vae reconstruct runs/digits --data mine.npy            all rows of a file of yours
+ppl-vae reconstruct runs/digits --size 100000 --out r.npz  all test data: x, reconstruction, z, labels, rows, splits
+ppl-vae reconstruct runs/table --split all --size 100000 --draws 99   a table's missing entries filled, with intervals
+"""
 
 from __future__ import annotations
 
@@ -15,13 +21,6 @@ from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
 from ppl_vae.cli.rows import Rows
 from ppl_vae.evaluation import impute
 from ppl_vae.vae import VAE
-
-EXAMPLE = """\
-ppl-vae reconstruct runs/digits                            the first 32 test data, runs/digits/reconstruct.png
-ppl-vae reconstruct runs/digits --data mine.npy            all rows of a file of yours
-ppl-vae reconstruct runs/digits --size 100000 --out r.npz  all test data: x, reconstruction, z, labels, rows, splits
-ppl-vae reconstruct runs/table --split all --size 100000 --draws 99   a table's missing entries filled, with intervals
-"""
 
 
 def reconstruct(

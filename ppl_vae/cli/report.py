@@ -1,4 +1,10 @@
-"""``ppl-vae report``: runs, evaluations and comparisons as one HTML file, with a live latent space."""
+"""``ppl-vae report``: runs, evaluations and comparisons as one HTML file, with a live latent space.
+
+ppl-vae report runs/digits                        runs/digits/report.html
+ppl-vae report runs/digits runs/wide --out a.html two runs side by side
+ppl-vae report runs/mnist --data.root ../data     where the data lie elsewhere
+ppl-vae report runs/compare-digits                a comparison or a race alone
+"""
 
 from __future__ import annotations
 
@@ -16,12 +22,6 @@ from ppl_vae.cli import writing
 from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
 from ppl_vae.cli.telling import teller
 
-EXAMPLE = """\
-ppl-vae report runs/digits                        runs/digits/report.html
-ppl-vae report runs/digits runs/wide --out a.html two runs side by side
-ppl-vae report runs/mnist --data.root ../data     where the data lie elsewhere
-ppl-vae report runs/compare-digits                a comparison or a race alone
-"""
 _ABOUT = ("data", *records.ROLES, "epochs", "epochs_planned", "best_epoch", "state", "figures", "seconds", "seed")
 _SHOWN = {  # pictures of each kind of file, in the order of the page
     "evaluation": ("gaps", "true_posteriors", "evidence"),

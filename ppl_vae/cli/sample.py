@@ -1,4 +1,10 @@
-"""``ppl-vae sample``: data drawn from a run's model."""
+"""``ppl-vae sample``: data drawn from a run's model.
+
+ppl-vae sample runs/digits                                 a picture of 100, runs/digits/sample.png
+ppl-vae sample runs/digits --mean false --seed 1           other latents, and noise of p(x|z) on top
+ppl-vae sample runs/conditional --label 7                  of a conditional model, data of one label
+ppl-vae sample runs/digits --size 10000 --out draws.npz    x and z, for numpy.load; or .csv, .parquet
+"""
 
 from __future__ import annotations
 
@@ -18,13 +24,6 @@ from ppl_vae.cli.opening import OpenRun
 from ppl_vae.cli.rows import BATCH
 from ppl_vae.runs import labels_in_turn
 from ppl_vae.vae import VAE
-
-EXAMPLE = """\
-ppl-vae sample runs/digits                                 a picture of 100, runs/digits/sample.png
-ppl-vae sample runs/digits --mean false --seed 1           other latents, and noise of p(x|z) on top
-ppl-vae sample runs/conditional --label 7                  of a conditional model, data of one label
-ppl-vae sample runs/digits --size 10000 --out draws.npz    x and z, for numpy.load; or .csv, .parquet
-"""
 
 
 def sample(

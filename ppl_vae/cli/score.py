@@ -1,4 +1,9 @@
-"""``ppl-vae score``: log p(x) of each datum under a run's model, and which data are unusual."""
+"""``ppl-vae score``: log p(x) of each datum under a run's model, and which data are unusual.
+
+ppl-vae score runs/digits                             log p(x) of the test data, runs/digits/score.csv
+ppl-vae score runs/digits --out unusual.png           a picture of the most unusual, the least probable first
+ppl-vae score runs/digits --data mine.npy --out s.npz data of yours, for numpy.load; or .parquet
+"""
 
 from __future__ import annotations
 
@@ -16,11 +21,6 @@ from ppl_vae.cli.telling import teller
 from ppl_vae.evidence.log_evidence import Method, log_evidence
 from ppl_vae.programs import SemiSupervisedVAE
 
-EXAMPLE = """\
-ppl-vae score runs/digits                             log p(x) of the test data, runs/digits/score.csv
-ppl-vae score runs/digits --out unusual.png           a picture of the most unusual, the least probable first
-ppl-vae score runs/digits --data mine.npy --out s.npz data of yours, for numpy.load; or .parquet
-"""
 _SHOWN = 100  # images in a picture
 _NAMED = 5  # rows in the printed line
 

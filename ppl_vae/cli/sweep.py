@@ -40,19 +40,15 @@ from typing import Any
 from ppl_vae._validation import check_positive_int
 from ppl_vae.cli.errors import bad_input
 from ppl_vae.cli.folders import folder_for
-from ppl_vae.cli.prose import fit
 from ppl_vae.cli.signals import Signals
 from ppl_vae.cli.telling import tell_taken, teller
-from ppl_vae.cli.words import number, split, wants_help
+from ppl_vae.cli.words import number, split
 
 _OPTIONS = ("out", "jobs", "threads", "dry_run")
 
 
 def run(argv: Sequence[str]) -> int:
     """Run the command, and return the exit code."""
-    if wants_help(argv):
-        print(fit(__doc__.partition("\n\n")[2]), end="")
-        return 0
     with bad_input():
         given = split(argv, flags=("dry_run",))
         given.check_options("sweep", _OPTIONS)
