@@ -189,7 +189,8 @@ def _coded_as_in(run: OpenRun, dataset: data.Dataset, other: bool) -> data.Datas
         if other:
             note(f"{run.folder} does not tell its labels: those of {dataset.name} are coded in their own order")
         return dataset
-    parts = {name: recoded(getattr(dataset, name), conditions) for name in ("train", "validation", "test")}
+    names = ("train", "validation", "test")
+    parts: dict[str, Any] = {name: recoded(getattr(dataset, name), conditions) for name in names}
     return replace(dataset, **parts)
 
 

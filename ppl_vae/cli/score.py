@@ -79,18 +79,17 @@ def score(
             f"log p(x) is not a number for {int(log_p.isnan().sum())} of {len(x)} data; has the run diverged?"
         )
     order = log_p.argsort(stable=True)
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(1, len(order) + 1)
+    rank = order.argsort() + 1
     told = {name: _joined([about[name] for _, about in blocks]) for name in blocks[0][1]}
     kind = {"exact": "exact", "lower": "a stochastic lower bound", "upper": "a stochastic upper bound"}[found.kind]
     what, unlabelled = "log p(x|y)" if y else "log p(x)", 0
     if y and isinstance(vae := run.vae, SemiSupervisedVAE):
         what, unlabelled = "log p(x, y)", int((~vae.one_hot(y[0]).any(-1)).sum())
-    first = ", ".join(str(told["rows" if told["ids"] is None else "ids"][i].item()) for i in order[:_NAMED])
+    name = "rows" if told["ids"] is None else "ids"
     lines = [
         f"{len(x)} data of {rows.name}: {what} by {found.method} ({kind}), mean {found.mean:.3f} nats, "
         f"from {log_p.min():.3f} to {log_p.max():.3f}, largest error {found.error.max():.2g}",
-        f"the most unusual: {'rows' if told['ids'] is None else 'ids'} {first}",
+        f"the most unusual: {name} {', '.join(str(told[name][i].item()) for i in order[:_NAMED])}",
     ]
     if run.caveat:
         lines.append(f"caveat: {run.caveat}")
