@@ -49,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
 def _of_config(options: dict[str, str]) -> dict[str, Any]:
     if meaningless := [name for name in ("out", "resume", "checkpoint_every", "print_config") if name in options]:
         raise ValueError(f"--{meaningless[0]} is an option of ppl-vae train; check writes nothing")
-    settings = config.parse([f"--{name}={value}" for name, value in options.items()])
+    settings = config.parse(words.joined(options))
     tell_taken(settings.taken)
     dataset = settings.build_dataset()
     objective = settings.build_fit_arguments()["objective"]

@@ -59,12 +59,12 @@ def _answer(command: str, argv: list[str], known: Outlines) -> str | None:
     elif command == "train":
         resolving.read(argv, known.choices, _untold)
     elif command == "compare" and (asked := compare.read(argv)).word is None:
-        resolving.read([f"--{name}={value}" for name, value in asked.options.items()], known.choices, _untold)
+        resolving.read(words.joined(asked.options), known.choices, _untold)
     elif command == "check":
         given = words.split(argv)
         if given.only("check") is None:
             own = {n: v for n, v in given.options.items() if n not in ("only", *_WRITES)}
-            resolving.read([f"--{name}={value}" for name, value in own.items()], known.choices, _untold)
+            resolving.read(words.joined(own), known.choices, _untold)
     return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -54,6 +54,11 @@ def number(text: str) -> int | float | str:
         with suppress(ValueError):
             return kind(text)
     return text
+
+
+def joined(options: Mapping[str, str]) -> list[str]:
+    """Return options with their values as words of a command line, which `split` takes apart."""
+    return [f"--{name}={value}" for name, value in options.items()]
 
 
 def split(argv: Sequence[str], flags: Collection[str] = ()) -> Words:

@@ -27,6 +27,7 @@ from ppl_vae.comparison.races.race import seeds_of
 from ppl_vae.configuration import _yaml, config, foreign
 from ppl_vae.configuration.config import CONFIG_LIMIT, Config
 from ppl_vae.configuration.pieces import KINDS, NETWORK
+from ppl_vae.configuration.words import joined
 
 MOST_RUNS = 10_000
 SEEDS = 3  # by default
@@ -125,8 +126,7 @@ def _plan(source: str, base: Options, settings: list[Options], seeds: tuple[int,
         parts = _parts(setting, varied)
         label = " ".join(parts) or "base"
         try:
-            argv = [f"--{name}={value}" for name, value in (_without_replaced(base, options) | options).items()]
-            settled = config.parse([*argv, f"--seed={seeds[0]}"])
+            settled = config.parse(joined({**_without_replaced(base, options), **options, "seed": str(seeds[0])}))
         except ValueError as error:
             raise ValueError(f"{source}: {f'{label}: ' if parts else ''}{error}") from error
         before = len(runs)
