@@ -36,7 +36,7 @@ from ppl_vae._records import FIGURES, ROLES, TOLD, Record, describe
 from ppl_vae.cli.errors import bad_input
 from ppl_vae.cli.prose import fit
 from ppl_vae.cli.telling import note
-from ppl_vae.cli.words import find_run, split, wants_help
+from ppl_vae.cli.words import find_run, split, wants_help, word_of
 
 MISSING = "-"
 GAP = "  "
@@ -106,12 +106,7 @@ def _differences(records: Sequence[Record]) -> dict[str, list[str]]:
     shared = [name for name in flat[0] if all(name in values for values in flat)]
     told = ("class", "hidden", *TOLD, "epochs", "seed", "compile", "device", "name", "binarize")
     names = [n for n in shared if len({str(v[n]) for v in flat}) > 1 and n.rpartition(".")[2] not in told]
-    return {f"--{name}": [_plain(values[name]) for values in flat] for name in names}
-
-
-def _plain(value: Any) -> str:
-    """Return a value as the command line takes it."""
-    return value if isinstance(value, str) else json.dumps(value)
+    return {f"--{name}": [word_of(values[name]) for values in flat] for name in names}
 
 
 def _leaves(tree: Record, prefix: str = "") -> Iterator[tuple[str, Any]]:

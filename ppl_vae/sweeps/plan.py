@@ -27,7 +27,7 @@ from ppl_vae.comparison.races.race import seeds_of
 from ppl_vae.configuration import _yaml, config, foreign
 from ppl_vae.configuration.config import CONFIG_LIMIT, Config
 from ppl_vae.configuration.pieces import KINDS, NETWORK
-from ppl_vae.configuration.words import joined
+from ppl_vae.configuration.words import joined, word_of
 
 MOST_RUNS = 10_000
 SEEDS = 3  # by default
@@ -179,15 +179,10 @@ def _flat(node: object, where: str) -> Options:
             raise ValueError(f"{where} has {name!r}; expected an option of ppl-vae train, as in 'optimizer.lr: 1e-3'")
         if isinstance(value, Mapping) and "class" in value:
             inner = {f"{name}.{key}": inside for key, inside in value.items() if key != "class"}
-            options |= {name: _text(value["class"])} | _flat(inner, where)
+            options |= {name: word_of(value["class"])} | _flat(inner, where)
         else:
-            options[name] = _text(value)
+            options[name] = word_of(value)
     return options
-
-
-def _text(value: object) -> str:
-    """Return a value as the command line takes it."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _grid(node: Any, where: str) -> Iterator[Options]:
