@@ -38,18 +38,18 @@ COMMANDS = {  # each a module of ppl_vae.cli, imported when it runs
     "interpolate": "the way between data through the latent space: a picture, or .npz",
 }
 
-# a module of these has a function of its own name, for `options.execute`; one of the others run(argv) -> exit code
+# a module of these has a function of its own name, for `options.execute`; any other has run(argv) -> exit code
 ON_RUNS = ("sample", "reconstruct", "encode", "score", "interpolate", "evaluate", "report")
 SHARED = ("train", "evaluate", "score", "encode")  # by the processes that torchrun starts; others are the first one's
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line, and return its exit code."""
-    if argv is None and _is_idle(sys.argv[1:]):
-        return 0
-    if argv is None:  # as a program: no picture is shown, and a notebook's backend may lack in this environment
-        os.environ["MPLBACKEND"] = "agg"
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:  # as a program
+        if _is_idle(words):
+            return 0
+        os.environ["MPLBACKEND"] = "agg"  # no picture is shown, and a notebook's backend may lack in this environment
     with guarded() as (out, err):
         code = _main(words)
         out.flush()
@@ -108,7 +108,7 @@ def _run(command: str, argv: list[str]) -> int:
     module = importlib.import_module(f"ppl_vae.cli.{command}")
     if command not in ON_RUNS:
         return int(module.run(argv))
-    from ppl_vae.cli import options  # here: help of all commands, and show, do without jsonargparse
+    from ppl_vae.cli import options  # here: the list of commands, and show, do without jsonargparse
 
     return options.execute(getattr(module, command), argv, shared=command in SHARED)
 
