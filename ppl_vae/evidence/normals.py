@@ -11,11 +11,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-Rows = Tensor | slice
+from ppl_vae.evidence.rows import Rows
 
 
 @dataclass(frozen=True)
-class Normals:
+class Normals(Rows):
     r"""One normal posterior for each of n data, :math:`z = \mu + S\epsilon` with standard normal :math:`\epsilon`.
 
     Attributes:
@@ -43,13 +43,6 @@ class Normals:
             size = (*base.loc.shape, base.loc.shape[-1])
             return cls(base.loc.detach(), base.scale_tril.expand(size).detach())
         return None
-
-    def __len__(self) -> int:
-        return len(self.loc)
-
-    def __getitem__(self, rows: Rows) -> Normals:
-        """Return the posteriors of some of the data."""
-        return Normals(self.loc[rows], self.scale[rows])
 
     @property
     def latent_dim(self) -> int:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
+
+from ppl_vae.evidence.rows import Rows
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Evidence(Rows):
     r"""The log evidence of n data, :math:`\log p(x) = \log \int p(x|z) p(z) \, dz`, in nats, with its error.
 
     The meaning of `error` depends on `method`. It is free of sampling noise only where the answer is exact. A standard
@@ -42,9 +44,6 @@ class Evidence:
     kind: str = "exact"
     details: Mapping[str, Tensor | float] = field(default_factory=dict)
 
-    def __len__(self) -> int:
-        return len(self.log_evidence)
-
     def require_of(self, x: Tensor, asker: str) -> None:
         """Refuse other data than these, as far as their number tells."""
         if len(self) != len(x):
@@ -57,8 +56,8 @@ class Evidence:
         """The mean over data, nats per datum."""
         return self.log_evidence.mean().item()
 
-    @staticmethod
-    def joined(parts: list[Evidence], largest: Collection[str] = (), same: Collection[str] = ()) -> Evidence:
+    @classmethod
+    def joined(cls, parts: list[Self], largest: Collection[str] = (), same: Collection[str] = ()) -> Self:
         """Concatenate the evidence of several blocks of data.
 
         Args:
@@ -66,13 +65,11 @@ class Evidence:
             largest: The names of the numbers in `details` that are joined by their maximum.
             same: The names of the numbers that are equal for all blocks. All other numbers are counts, and are summed.
         """
-        first = parts[0]
         details: dict[str, Tensor | float] = {}
-        for name, value in first.details.items():
+        for name, value in parts[0].details.items():
             values: list[Any] = [part.details[name] for part in parts]
             if isinstance(value, Tensor):
                 details[name] = torch.cat(values)
             else:
                 details[name] = value if name in same else max(values) if name in largest else sum(values)
-        log_evidence, error = (torch.cat([getattr(part, name) for part in parts]) for name in ("log_evidence", "error"))
-        return Evidence(log_evidence, error, first.method, first.kind, details)
+        return replace(super().joined(parts), details=details)
