@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -158,8 +157,8 @@ def check(
 
 
 def _batch_of(data: Any, y: Tensor | None) -> tuple[Tensor | None, Tensor | None, str]:
-    if data is None or isinstance(data, (Tensor, np.ndarray)):
-        return moved(data, None), moved(y, None), ""
+    if data is None or isinstance(data, Tensor):
+        return data, moved(y, None), ""
     columns = data.train.head(_BATCH).columns
     if y is None and len(columns) > 1:
         y = columns[1]

@@ -209,14 +209,11 @@ def ask_about_edges(findings: Findings, asked: Asked, p_x: Any, z: Tensor, x: Te
 
 def _stretch(p_x: Any, z: Tensor, x: Tensor) -> tuple[float, tuple[str, float] | None]:
     """Return how far latents can be stretched; if the density saturates, also what failed, and the level of log p."""
-    low, high = 1.0, 2.0**12
-    for scale in (2.0**i for i in range(13)):
-        if _failure(p_x, z * scale, x) is not None:
-            high = scale
-            break
-        low = scale
-    else:
-        return low, None
+    scales = [2.0**i for i in range(13)]
+    high = next((scale for scale in scales if _failure(p_x, z * scale, x) is not None), None)
+    if high is None:
+        return scales[-1], None
+    low = max(1.0, high / 2)
     for _ in range(16):
         middle = (low * high) ** 0.5
         low, high = (middle, high) if _failure(p_x, z * middle, x) is None else (low, middle)

@@ -237,7 +237,7 @@ def monte_carlo_elbo(
         raise ValueError("monte_carlo_elbo: num_samples is 1; expected at least 2, for a standard error")
     parts = []
     with seeded(seed):
-        for rows in row_blocks(len(x), x, max_bytes):
+        for rows in row_blocks(x, max_bytes):
             q = None if posterior is None else posterior[rows]
             draws, kl, log_ratio = draws_of(densities, x[rows], q, num_samples, max_bytes)
             parts.append(_bound_of(draws, log_ratio, kl))
@@ -252,7 +252,7 @@ def bound_by_condition(vae: Any, x: Tensor, y: Tensor, find: Callable[[Model, Te
     """
     if many_conditions(y):
         blocks = []
-        for rows in row_blocks(len(x), x, MAX_BYTES, _DRAWS):
+        for rows in row_blocks(x, MAX_BYTES, _DRAWS):
             with torch.no_grad(), seeded(rows.start), evaluation_mode(vae):
                 w = sample_log_weights(vae.model, vae.guide, x[rows], y[rows], num_particles=_DRAWS)
             blocks.append(_bound_of(w.log_w.double(), (w.log_lik - w.log_w).double()))
@@ -339,7 +339,7 @@ def _expectations(
     nodes, weights = tensor_nodes(num_nodes, q.latent_dim, q.loc)
     log_lik = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     log_prior = torch.zeros_like(log_lik)
-    for rows in row_blocks(len(x), x, max_bytes, len(nodes)):
+    for rows in row_blocks(x, max_bytes, len(nodes)):
         some_x, some_q = x[rows], q[rows]
         for k in particle_blocks(len(nodes), some_x, max_bytes):
             z = some_q.at(nodes[k, None])

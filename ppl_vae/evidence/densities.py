@@ -103,17 +103,17 @@ class VAEDensities:
 
     def prior(self) -> Any:
         """Return p(z)."""
-        with evaluation_mode(cast(nn.Module, self.vae)):
+        with evaluation_mode(*self.modules):
             return self.vae.p_z()
 
     def posterior(self, x: Float[Tensor, " n *x_shape"]) -> Any:
         """Return q(z|x)."""
-        with evaluation_mode(cast(nn.Module, self.vae)):
+        with evaluation_mode(*self.modules):
             return self.vae.q_z(x)
 
     def likelihood(self, z: Float[Tensor, "*batch d"]) -> Any:
         """Return p(x|z) for z of shape (..., d)."""
-        with evaluation_mode(cast(nn.Module, self.vae)):
+        with evaluation_mode(*self.modules):
             return self.vae.p_x(z)
 
     def prior_sample(self, x: Float[Tensor, " n *x_shape"], size: int) -> Float[Tensor, "size n d"]:
