@@ -12,7 +12,6 @@ from ppl_vae.evidence.densities import Model
 from ppl_vae.evidence.results import Evidence
 
 MOST = 1000  # conditions; each is evaluated separately
-LARGEST, SAME = ("rounding", "num_states"), ("prior_mass",)  # how numbers of several blocks are joined
 MANY = 50  # conditions up to which methods do so that need not
 
 Found = TypeVar("Found")
@@ -64,4 +63,4 @@ def given(vae: Model, value: Tensor) -> Model:
 def evidence_by_condition(vae: Model, x: Tensor, y: Tensor, find: Callable[[Model, Tensor], Evidence]) -> Evidence:
     """Return the evidence that `find` computes for the data of each condition, in the order of the data."""
     parts, place = found_by_condition(vae, x, y, find)
-    return Evidence.joined(parts, largest=LARGEST, same=SAME)[place]
+    return Evidence.joined(parts)[place]

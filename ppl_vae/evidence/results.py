@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -13,6 +14,9 @@ from ppl_vae.evidence.rows import Rows
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+
+# how numbers of several blocks become one, where they are no counts
+_JOINS: dict[str, Callable[[Any], Any]] = {"rounding": max, "num_states": max, "prior_mass": itemgetter(0)}
 
 
 @dataclass(frozen=True)
@@ -57,19 +61,11 @@ class Evidence(Rows):
         return self.log_evidence.mean().item()
 
     @classmethod
-    def joined(cls, parts: list[Self], largest: Collection[str] = (), same: Collection[str] = ()) -> Self:
-        """Concatenate the evidence of several blocks of data.
-
-        Args:
-            parts: The evidence of each block, all by the same method.
-            largest: The names of the numbers in `details` that are joined by their maximum.
-            same: The names of the numbers that are equal for all blocks. All other numbers are counts, and are summed.
-        """
+    def joined(cls, parts: list[Self]) -> Self:
+        """Concatenate the evidence of several blocks of data, all by the same method; counts in `details` add up."""
         details: dict[str, Tensor | float] = {}
         for name, value in parts[0].details.items():
             values: list[Any] = [part.details[name] for part in parts]
-            if isinstance(value, Tensor):
-                details[name] = torch.cat(values)
-            else:
-                details[name] = value if name in same else max(values) if name in largest else sum(values)
+            join = torch.cat if isinstance(value, Tensor) else _JOINS.get(name, sum)
+            details[name] = join(values)
         return replace(super().joined(parts), details=details)
