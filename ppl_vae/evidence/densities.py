@@ -20,6 +20,7 @@ from ppl_vae._home import at_home
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae.capture.reach import Reach
 from ppl_vae.evidence.grids import support
+from ppl_vae.objectives.log_weights import LogWeights
 from ppl_vae.objectives.losses import Program
 from ppl_vae.objectives.sampling import sample_log_weights
 from ppl_vae.objectives.traces import PARTICLES, sample_sites, sum_per_datum
@@ -203,11 +204,7 @@ class ProgramDensities:
                 f"the guide has the sites {sites}; expected one site of a vector per datum, of shape (batch, "
                 "latent); importance sampling from the guide, method='posterior', takes any number of sites"
             )
-        if weights.log_lik.shape[1] != len(x):
-            raise ValueError(
-                f"the program weighs {weights.log_lik.shape[1]} of {len(x)} data; expected all of them: remove "
-                "subsampling from its plate"
-            )
+        check_all_weighed(weights, len(x))
         for fn in (weights.prior[sites[0]], weights.posterior[sites[0]]):
             if getattr(fn, "_mask", True) is not True:
                 raise ValueError(
@@ -245,6 +242,14 @@ def check_region(distribution: Any, owner: str) -> None:
         f"{owner} was given a latent on {measure(distribution)} ({describe(distribution)}); expected one in a region "
         "of space: use importance sampling from q(z|x), method='posterior' of log_evidence"
     )
+
+
+def check_all_weighed(weights: LogWeights, num_data: int) -> None:
+    """Refuse a program that weighs a part of its data."""
+    if (weighed := weights.log_lik.shape[1]) != num_data:
+        raise ValueError(
+            f"the program weighs {weighed} of {num_data} data; expected all of them: remove subsampling from its plate"
+        )
 
 
 def densities_of(program: Model | Program, x: Tensor) -> VAEDensities | ProgramDensities:
