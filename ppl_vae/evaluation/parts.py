@@ -69,7 +69,7 @@ class Told:
         self.seconds |= other.seconds
 
 
-def error(told: Told, found: Evidence, finite: Tensor) -> None:
+def error(found: Evidence, finite: Tensor, told: Told) -> None:
     """Tell how far log p(x) may be off."""
     if found.kind == "exact":
         told.figures["log_evidence_error"] = float(found.error[finite].max())
@@ -89,7 +89,7 @@ def error(told: Told, found: Evidence, finite: Tensor) -> None:
         )
 
 
-def identity(told: Told, densities: VAEDensities, x: Tensor, evidence: Evidence, gap: Tensor) -> None:
+def identity(densities: VAEDensities, x: Tensor, evidence: Evidence, gap: Tensor, told: Told) -> None:
     """Compare log p(x) - ELBO with KL(q(z|x) || p(z|x))."""
     divergence = told.tried("log p(x) = ELBO + KL was not checked", kl_to_posterior, densities, x, evidence)
     if divergence is None:
@@ -101,7 +101,7 @@ def identity(told: Told, densities: VAEDensities, x: Tensor, evidence: Evidence,
             told.notes.append("the two sides of log p(x) = ELBO + KL differ: one of the integrals has not converged")
 
 
-def gap(told: Told, densities: VAEDensities, x: Tensor, evidence: Evidence, num_data: int) -> None:
+def gap(densities: VAEDensities, x: Tensor, evidence: Evidence, num_data: int, told: Told) -> None:
     """Take the gap of the first of all data apart."""
     found = told.results["gaps"] = told.tried("the gap was not taken apart", gaps, densities, x, evidence)
     if found is None:
@@ -114,13 +114,13 @@ def gap(told: Told, densities: VAEDensities, x: Tensor, evidence: Evidence, num_
         told.notes.append(f"the gap was taken apart for the first {len(x)} data")
 
 
-def sampling(told: Told, densities: VAEDensities, x: Tensor, truth: Tensor, counts: tuple[int, ...]) -> None:
-    """Compare importance sampling from q(z|x), with these K, with the exact log p(x)."""
+def sampling(densities: VAEDensities, x: Tensor, exact: Evidence, counts: tuple[int, ...], told: Told) -> None:
+    """Compare importance sampling from q(z|x), with these K, with the exact answer."""
     sampled = told.results["sampled"] = importance(densities, x, num_particles=counts, seed=told.seed)
-    told.over_data(importance_error=truth - sampled.log_evidence)
+    told.over_data(importance_error=exact.log_evidence - sampled.log_evidence)
 
 
-def latent_code(told: Told, densities: VAEDensities, x: Tensor) -> None:
+def latent_code(densities: VAEDensities, x: Tensor, told: Told) -> None:
     """Tell of the use of each dimension, the rate's parts and the aggregate posterior, where they apply."""
     q = densities.posterior(x[:1])
     some = x[: _MOST_PAIRS // (20 if isinstance(q, Chain) and q.top_down else 1)]  # pairs run its networks
@@ -142,7 +142,7 @@ def latent_code(told: Told, densities: VAEDensities, x: Tensor) -> None:
         told.figures["empty_share"] = aggregate.empty_share
 
 
-def labels(told: Told, vae: SemiSupervisedVAE, x: Tensor, y: Tensor, size: int, exact: bool, method: str) -> None:
+def labels(vae: SemiSupervisedVAE, x: Tensor, y: Tensor, size: int, exact: bool, method: str, told: Told) -> None:
     """Tell what the model knows of labels, and of the first `size` data without them."""
     for values in label_values(vae, x, y, size, exact, told.seed, method=method):
         told.over_data(**values)
@@ -150,7 +150,7 @@ def labels(told: Told, vae: SemiSupervisedVAE, x: Tensor, y: Tensor, size: int, 
 
 
 def bits(
-    told: Told, densities: VAEDensities, x: Tensor, log_evidence: Tensor, stated: int | None, known: int | None
+    densities: VAEDensities, x: Tensor, log_evidence: Tensor, stated: int | None, known: int | None, told: Told
 ) -> None:
     """Tell the bits per dimension where they are a code length; `stated` levels that give none are told of."""
     try:
@@ -162,7 +162,7 @@ def bits(
             told.notes.append(f"there are no bits per dimension: {str(error).removeprefix('bits_per_dim: ')}")
 
 
-def imputation(told: Told, vae: VAE, x: Tensor) -> None:
+def imputation(vae: VAE, x: Tensor, told: Told) -> None:
     """Impute half of the values, at random."""
     missing = torch.rand(x.shape, generator=torch.Generator().manual_seed(told.seed)).to(x.device) < 0.5
     if x.isnan().any():

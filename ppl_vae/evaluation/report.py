@@ -170,32 +170,29 @@ def _evaluate(
     )
     if not told.figures:
         raise ValueError("fewer than two data have a finite log p(x) and ELBO: nothing can be said of this model")
-    parts.error(told, found, finite)
+    parts.error(found, finite, told)
     tasks: dict[str, Callable[[Told], None]] = {}
     if gap_size:
         first = slice(gap_size)
         if exact and densities.latent_dim <= 3 and found.method != "enumeration":
-            tasks["the identity log p(x) = ELBO + KL"] = partial(
-                parts.identity, densities=densities, x=x[first], evidence=found[first], gap=gap[first]
-            )
-        tasks["the gap"] = partial(parts.gap, densities=densities, x=x[first], evidence=found[first], num_data=len(x))
+            checked = partial(parts.identity, densities, x[first], found[first], gap[first])
+            tasks["the identity log p(x) = ELBO + KL"] = checked
+        tasks["the gap"] = partial(parts.gap, densities, x[first], found[first], len(x))
     if importance_size and exact:
         few = slice(importance_size)
-        tasks["importance sampling"] = partial(
-            parts.sampling, densities=densities, x=x[few], truth=found.log_evidence[few], counts=num_particles
-        )
+        tasks["importance sampling"] = partial(parts.sampling, densities, x[few], found[few], num_particles)
     if y is None:
-        tasks["the latent code"] = partial(parts.latent_code, densities=densities, x=x)
+        tasks["the latent code"] = partial(parts.latent_code, densities, x)
     if labelled is not None:
-        tasks["labels"] = partial(parts.labels, vae=labelled, x=x, y=y, size=num_bounds, exact=exact, method=evidence)
+        tasks["labels"] = partial(parts.labels, labelled, x, y, num_bounds, exact, evidence)
     if imputation_size:
-        tasks["imputation"] = partial(parts.imputation, vae=vae, x=x[:imputation_size])
+        tasks["imputation"] = partial(parts.imputation, vae, x[:imputation_size])
     results = _shared(tasks, seed, progress, team)
     imputed = results.pop("imputation", None)
     for result in results.values():
         told.add(result)
     log_p_x = found.log_evidence if labelled is None else found.log_evidence - label_log_prob(labelled, y)
-    parts.bits(told, densities, x, log_p_x, bins, data.bins)
+    parts.bits(densities, x, log_p_x, bins, data.bins, told)
     if imputed is not None:
         told.add(imputed)
     if labels is not None and labels.is_floating_point() and (labels != labels.round()).any():

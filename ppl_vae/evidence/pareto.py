@@ -152,7 +152,8 @@ def _quartile(size: int) -> int:
 def judged(k: Tensor, standard_error: Tensor, count: int) -> tuple[Tensor, dict[str, Tensor | float]]:
     """Return the error of a mean of `count` draws, infinite where k is too large, and the details that say so."""
     unreliable = k > k_threshold(count)
-    details = {"pareto_k": k, "standard_error": standard_error, "num_unreliable": float(unreliable.sum())}
+    number = float(unreliable.sum())
+    details: dict[str, Tensor | float] = {"pareto_k": k, "standard_error": standard_error, "num_unreliable": number}
     return torch.where(unreliable, math.inf, standard_error), details
 
 
