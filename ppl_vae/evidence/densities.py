@@ -20,6 +20,7 @@ from ppl_vae._home import at_home
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae.capture.reach import Reach
 from ppl_vae.evidence.grids import support
+from ppl_vae.evidence.normals import normal_scores
 from ppl_vae.objectives.log_weights import LogWeights
 from ppl_vae.objectives.losses import Program
 from ppl_vae.objectives.sampling import sample_log_weights
@@ -284,23 +285,3 @@ def rounding(
     except RuntimeError:  # tensors that the VAE does not register keep their precision, and do not mix with float64
         return least * torch.finfo(dtype).eps / torch.finfo(torch.float64).eps
     return 2 * (given - precise).abs().max().item() + least
-
-
-def normal_scores(mean: Tensor, precision: Tensor, log_det: Tensor) -> Score:
-    """Return a function from points (n, d) to their log-densities under G diagonal normals, (n, G), float64.
-
-    Args:
-        mean: The means, (G, d), float64.
-        precision: The reciprocals of the variances, (G, d).
-        log_det: The logs of the products of the standard deviations, (G,).
-    """
-    centre = mean.mean(0)  # centred values have smaller squares, which cancel less
-    mean = mean - centre
-    linear = (mean * precision).T
-    constant = -0.5 * (mean.square() * precision).sum(-1) - log_det - 0.5 * mean.shape[1] * math.log(2 * math.pi)
-
-    def score(points: Tensor) -> Tensor:
-        points = points.double() - centre
-        return points @ linear - 0.5 * points.square() @ precision.T + constant
-
-    return score
