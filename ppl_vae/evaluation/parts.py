@@ -178,5 +178,4 @@ def imputation(vae: VAE, x: Tensor, told: Told) -> None:
         f"imputation: half of the values missing at random, {len(errors)} of the first {len(x)} data; "
         + ("the share of missing values that is wrong" if binary else "the root mean squared error")
     )
-    if len(errors) > 1:
-        told.figures["imputation_error"] = interval(errors, seed=told.seed)
+    told.over_data(imputation_error=errors)
