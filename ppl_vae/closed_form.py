@@ -221,10 +221,9 @@ def cross_entropy(x: Tensor, probs: Tensor, eps: float = 1e-8, event_dim: int = 
         >>> cross_entropy(x, torch.ones(2, 1), eps=0.0)
         tensor([inf, 0.])
     """
-    x = moved(x, probs.device)
+    x = _data(x, probs)
     _check_eps("cross_entropy", eps)
     _check_shapes("cross_entropy", event_dim, x=x, probs=probs)
-    x = _as_float(x, probs)
     summand = _x_log_y(x, eps + probs) + _x_log_y(1 - x, eps + (1 - probs))
     return _sum_rightmost(-summand, event_dim)
 
@@ -266,9 +265,8 @@ def cross_entropy_from_logits(x: Tensor, logits: Tensor, event_dim: int = 1) -> 
         >>> cross_entropy_from_logits(x, torch.full((2, 1), 40.0))                    # 40 and exp(-40)
         tensor([4.0000e+01, 4.2484e-18])
     """
-    x = moved(x, logits.device)
+    x = _data(x, logits)
     _check_shapes("cross_entropy_from_logits", event_dim, x=x, logits=logits)
-    x = _as_float(x, logits)
     # not softplus(l) - x l, which loses digits: torch's softplus drops exp(-l) above 20, and the difference cancels
     summand = x * F.logsigmoid(logits) + (1 - x) * F.logsigmoid(-logits)
     return _sum_rightmost(-summand, event_dim)
@@ -304,9 +302,9 @@ def squared_error(x: Tensor, mean: Tensor, event_dim: int = 1) -> Tensor:
         >>> squared_error(torch.tensor([[1.0, 2.0]]), torch.zeros(1, 2))
         tensor([5.])
     """
-    x = moved(x, mean.device)
+    x = _data(x, mean)
     _check_shapes("squared_error", event_dim, x=x, mean=mean)
-    return _sum_rightmost((_as_float(x, mean) - mean).square(), event_dim)
+    return _sum_rightmost((x - mean).square(), event_dim)
 
 
 def normal_log_likelihood(
@@ -355,7 +353,7 @@ def normal_log_likelihood(
         >>> normal_log_likelihood(x, mean, scale=math.sqrt(0.5))                      # -5 - log(pi)
         tensor([-6.1447])
     """
-    x = moved(x, mean.device)
+    x = _data(x, mean)
     tensors = {"x": x, "mean": mean}
     if isinstance(scale, Tensor):
         tensors["scale"] = scale
@@ -370,7 +368,7 @@ def normal_log_likelihood(
             raise ValueError(f"normal_log_likelihood: scale is {scale}; expected a positive finite number")
         log_scale = math.log(scale)
     _check_shapes("normal_log_likelihood", event_dim, **tensors)
-    residual = (_as_float(x, mean) - mean) / scale  # divide, then square: scale^2 underflows first
+    residual = (x - mean) / scale  # divide, then square: scale^2 underflows first
     return _sum_rightmost(-0.5 * residual.square() - log_scale - 0.5 * math.log(2 * math.pi), event_dim)
 
 
@@ -379,8 +377,9 @@ def _x_log_y(x: Tensor, y: Tensor) -> Tensor:
     return x * torch.log(torch.where((x == 0) & (y == 0), 1.0, y))
 
 
-def _as_float(x: Tensor, like: Tensor) -> Tensor:
-    """Return data as floats: binarised data may be bool, which torch cannot subtract."""
+def _data(x: Tensor, like: Tensor) -> Tensor:
+    """Return data beside `like`, as floats: binarised data may be bool, which torch cannot subtract."""
+    x = moved(x, like.device)
     return x if x.is_floating_point() else x.to(like.dtype)
 
 

@@ -40,8 +40,8 @@ def copied(thing: Any, name: str) -> Any:
         raise Unanswered(f"{name} cannot be copied ({type(error).__name__}: {error})") from error
 
 
-def one_line(error: BaseException) -> str:
-    """Return the message of an error with its white space folded."""
+def one_line(error: object) -> str:
+    """Return the message of an error, or a text, with its white space folded."""
     return " ".join(str(error).split())
 
 
@@ -72,7 +72,7 @@ class Findings:
 
     def skipped(self, part: str, name: str, why: object) -> None:
         """Note that something was not checked."""
-        self.found.append(Finding(part, name, "not checked", " ".join(str(why).split())))
+        self.found.append(Finding(part, name, "not checked", one_line(why)))
 
     def is_wrong(self, *parts: str, names: tuple[str, ...] = (), but: str = "") -> str:
         """Return what to mend first: "part: name" of the first wrong finding about these parts (and names), else ""."""

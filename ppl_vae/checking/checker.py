@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ppl_vae._home import at_home, home_of
 from ppl_vae._piece_checks import takes_y
-from ppl_vae._scopes import evaluation_mode, seeded
+from ppl_vae._scopes import evaluation_mode, kept_values, seeded
 from ppl_vae._tensors import as_numbers, moved
 from ppl_vae._validation import check_choice, check_seed
+from ppl_vae.capture import buffers_of, modules_of
 from ppl_vae.checking import places, programs
 from ppl_vae.checking.asking import ROLES, Findings, one_line, wrong_by
 from ppl_vae.checking.pieces import Piece, ask_about_piece, ask_about_space
@@ -150,14 +150,16 @@ def check(
                     _check_vae(findings, program, x, y, objective, only)
             elif program is not None:
                 title = " / ".join(places.name_of(part) for part in program)
-                check_pair(findings, program, (x,) if y is None else (x, y), objective)
+                modules = modules_of(*program)
+                with evaluation_mode(*modules), kept_values(buffers_of(modules)):
+                    check_pair(findings, program, (x,) if y is None else (x, y), objective, modules)
     of_what = "" if x is None else f" on {len(x)} data{of_data}"
     return Report(title + of_what, tuple(findings.found))
 
 
 def _batch_of(data: Any, y: Tensor | None) -> tuple[Tensor | None, Tensor | None, str]:
-    if data is None or isinstance(data, (Tensor, np.ndarray)):
-        return moved(data, None), moved(y, None), ""
+    if data is None or isinstance(data, Tensor):
+        return data, moved(y, None), ""
     columns = data.train.head(_BATCH).columns
     if y is None and len(columns) > 1:
         y = columns[1]

@@ -134,6 +134,11 @@ def spread(values: Shaped[Tensor, " n *shape"]) -> tuple[Float[Tensor, "*shape"]
     return centre, torch.where(width > 0, width, torch.ones_like(width))
 
 
+def without_poles(log_p: Tensor) -> Tensor:
+    """Return log-densities with minus infinity at integrable poles, which lie on an edge."""
+    return torch.where(log_p < torch.inf, log_p, -torch.inf)
+
+
 class Line(NamedTuple):
     """One coordinate, on points that resolve its density.
 
@@ -158,8 +163,7 @@ def on_coordinate(density: Density, i: int) -> Line:
     where = spread(axis.unbounded(density.draws[..., i].double()))
     for count in _NODES:
         points, weights = axis.nodes(count, *where)
-        log_p = density.along(i, points)
-        log_p = torch.where(log_p < torch.inf, log_p, -torch.inf)  # an integrable pole at an edge
+        log_p = without_poles(density.along(i, points))
         log_mass = log_p + weights.log()
         fine, coarse = log_mass.logsumexp(0), log_mass[::2].logsumexp(0) + math.log(2)
         if axis.states is not None:
@@ -189,23 +193,19 @@ def _of_product(density: Density) -> Mass:
     if not single and len(coordinates) * _NODES[0] * density.size * density.dim > _WORK:
         raise Unanswered(f"{density.dim} coordinates take too long to integrate one by one; try smaller data")
     how = "summed" if density.measure == "a discrete set" else "integrated"
-    worst = Mass(0.0, 0.0, "")
-    total: Tensor | float = 0.0
-    lost = 0.0
+    log_masses, lost = [], 0.0
     for i in coordinates:
         line = on_coordinate(density, i)
-        reference = 0.0 if single else density.log_prob(density.draws[:1])
-        log_mass = (line.log_mass.logsumexp(0) - reference).flatten()
-        total = total + log_mass
+        log_masses.append(line.log_mass.logsumexp(0))
         lost = max(lost, line.lost)
-        which = f"coordinate {i} of {density.dim}" if density.dim > 1 else "its one coordinate"
-        found = _worst(log_mass, f"{how} over {which}")
-        if not worst.how or abs(found.log_mass) > abs(worst.log_mass):
-            worst = found
-    if single:
-        return worst._replace(error=_TOLERANCE - math.log1p(-lost))
-    log_mass = total + density.log_prob(density.draws[:1])
-    return _worst(log_mass, f"{how} over each coordinate", (_TOLERANCE - math.log1p(-lost)) * math.sqrt(density.dim))
+    error = _TOLERANCE - math.log1p(-lost)
+    if not single:
+        at_draw = density.log_prob(density.draws[0])
+        log_mass = sum((found - at_draw for found in log_masses), torch.zeros(())) + at_draw
+        return _worst(log_mass, f"{how} over each coordinate", error * math.sqrt(density.dim))
+    which = [f"coordinate {i} of {density.dim}" if density.dim > 1 else "its one coordinate" for i in coordinates]
+    masses = [_worst(found, f"{how} over {name}", error) for found, name in zip(log_masses, which, strict=True)]
+    return max(masses, key=lambda mass: abs(mass.log_mass))
 
 
 def _beyond(points: Tensor, log_p: Tensor, end: float) -> float:
@@ -249,8 +249,7 @@ def _of_grid(density: Density, side: int) -> Mass:
     (u, wu), (v, wv) = (axis.nodes(side, *spread(axis.unbounded(turned[..., i]))) for i, axis in enumerate(axes))
     sides = len(u), len(v)
     points = torch.stack([u[:, None].expand(*sides, -1), v[None].expand(*sides, -1)], -1)  # (U, V, B, 2)
-    log_p = density.log_prob(torch.einsum("uvbj,bij->uvbi", points, basis) + middle)
-    log_p = torch.where(log_p < torch.inf, log_p, -torch.inf)
+    log_p = without_poles(density.log_prob(torch.einsum("uvbj,bij->uvbi", points, basis) + middle))
     mass = log_p + (wu[:, None] * wv[None]).log()
     fine = mass.logsumexp((0, 1))
     coarse = mass[::2, ::2].logsumexp((0, 1)) + math.log(4)

@@ -57,6 +57,10 @@ def ask_of_density(findings: Findings, asked: Asked) -> None:
     """Ask whether draws lie in the support, with finite log p, and follow the density, and whether its mass is one."""
     made: list[Density] = []
 
+    def skip_the_rest(why: str) -> None:
+        for name in ("sampling", "normalised"):
+            findings.skipped(asked.part, name, why)
+
     def finite() -> str | None:
         p = asked.distribution
         size = max(1, p.batch_shape.numel() * p.event_shape.numel())
@@ -65,23 +69,17 @@ def ask_of_density(findings: Findings, asked: Asked) -> None:
             sentence = _finite_draws(asked, density)
         except (NotImplementedError, KeyError) as error:  # the other two questions need scores
             findings.skipped(asked.part, "draws", reason(error))
-            for name in ("sampling", "normalised"):
-                findings.skipped(asked.part, name, "it cannot score a given value: see draws")
+            skip_the_rest("it cannot score a given value: see draws")
             return None
         made.append(density)
         return sentence
 
     asked.ask(findings, "draws", finite)
-    if made:
-        (density,) = made
-        if _is_masked(asked.distribution):
-            for name in ("sampling", "normalised"):
-                findings.skipped(
-                    asked.part, name, "a mask leaves a part of it out: the rest is no density of the whole"
-                )
-            return
-        asked.ask(findings, "sampling", lambda: _sampling(asked, density))
-        asked.ask(findings, "normalised", lambda: _normalised(findings, asked, density))
+    if made and _is_masked(asked.distribution):
+        skip_the_rest("a mask leaves a part of it out: the rest is no density of the whole")
+    elif made:
+        asked.ask(findings, "sampling", lambda: _sampling(asked, *made))
+        asked.ask(findings, "normalised", lambda: _normalised(findings, asked, *made))
 
 
 def _is_masked(distribution: Any) -> bool:
@@ -211,14 +209,11 @@ def ask_about_edges(findings: Findings, asked: Asked, p_x: Any, z: Tensor, x: Te
 
 def _stretch(p_x: Any, z: Tensor, x: Tensor) -> tuple[float, tuple[str, float] | None]:
     """Return how far latents can be stretched; if the density saturates, also what failed, and the level of log p."""
-    low, high = 1.0, 2.0**12
-    for scale in (2.0**i for i in range(13)):
-        if _failure(p_x, z * scale, x) is not None:
-            high = scale
-            break
-        low = scale
-    else:
-        return low, None
+    scales = [2.0**i for i in range(13)]
+    high = next((scale for scale in scales if _failure(p_x, z * scale, x) is not None), None)
+    if high is None:
+        return scales[-1], None
+    low = max(1.0, high / 2)
     for _ in range(16):
         middle = (low * high) ** 0.5
         low, high = (middle, high) if _failure(p_x, z * middle, x) is None else (low, middle)

@@ -15,11 +15,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ppl_vae.checking.asking import Unanswered
 from ppl_vae.checking.axes import Axis
 from ppl_vae.checking.density import Density
-from ppl_vae.checking.normalisation import on_coordinate, on_segment, spread
+from ppl_vae.checking.normalisation import on_coordinate, on_segment, spread, without_poles
 
 _FEW = 401  # on the line of a single draw
 _LINES = 300  # draws with a line of their own
@@ -59,8 +60,8 @@ def deviation(density: Density) -> Deviation:
     if density.coupled:
         for i, j in itertools.pairwise(range(density.dim)):
             if (line := on_segment(density, i, j, _LINES)) is not None:
-                mass = (line.log_mass - line.log_mass.amax(0)).exp()
-                return _uniformity(_below(line.ratio, mass, line.own[None])[0], f"between coordinates {i} and {j}")
+                u = _below(line.ratio, line.log_mass, line.own[None])[0]
+                return _uniformity(u, f"between coordinates {i} and {j}")
         raise Unanswered(f"a density on {density.support} in coordinates that move only together")
     worst = Deviation(0.0, f"{len(density.draws)} draws")
     for i in density.some_coordinates(_COORDINATES):
@@ -73,10 +74,8 @@ def deviation(density: Density) -> Deviation:
 
 
 def _from_shared_line(density: Density, i: int, axis: Axis) -> Tensor:
-    draws = density.draws[..., i].double()  # (n, B)
     line = on_coordinate(density, i)
-    mass = (line.log_mass - line.log_mass.amax(0)).exp()
-    return _below(line.points, mass, draws, listed=axis.states is not None)
+    return _below(line.points, line.log_mass, density.draws[..., i].double(), listed=axis.states is not None)
 
 
 def _from_own_lines(density: Density, i: int, axis: Axis) -> Tensor:
@@ -90,31 +89,27 @@ def _from_own_lines(density: Density, i: int, axis: Axis) -> Tensor:
             points, weights = axis.nodes(_FEW, axis.unbounded(here), own_width)
             events = part.expand(len(points), *part.shape).clone()
             events[..., i] = points
-            mass = _masses(density.log_prob(events), weights)
+            log_mass = without_poles(density.log_prob(events)) + weights.log()
             # if coordinates depend on each other, a line is narrower than all draws together and may fall between nodes
-            coarse = _nodes_used(mass) < _RESOLVED
+            coarse = _nodes_used(log_mass) < _RESOLVED
             if axis.states is not None or not coarse.any():
                 break
             own_width = torch.where(coarse, 0.2 * own_width, own_width)
         else:
             raise Unanswered(f"along coordinate {i} alone it is too narrow to be resolved")
-        found.append(_below(points, mass, here[None], listed=axis.states is not None)[0])
+        found.append(_below(points, log_mass, here[None], listed=axis.states is not None)[0])
     return torch.cat(found)
 
 
-def _nodes_used(mass: Tensor) -> Tensor:
+def _nodes_used(log_mass: Tensor) -> Tensor:
     """Return how many nodes share the mass: the exponential of its entropy."""
-    share = mass / mass.sum(0)
-    return torch.special.entr(share).sum(0).exp()
+    mass = (log_mass - log_mass.amax(0)).exp()
+    return torch.special.entr(mass / mass.sum(0)).sum(0).exp()
 
 
-def _masses(log_p: Tensor, weights: Tensor) -> Tensor:
-    log_mass = torch.where(log_p < torch.inf, log_p, -torch.inf) + weights.log()
-    return (log_mass - log_mass.amax(0)).exp()
-
-
-def _below(points: Tensor, mass: Tensor, draws: Tensor, *, listed: bool = False) -> Tensor:
+def _below(points: Tensor, log_mass: Tensor, draws: Tensor, *, listed: bool = False) -> Tensor:
     """Return the fraction of the mass below each draw; mass at a listed value or within a cell is spread evenly."""
+    mass = (log_mass - log_mass.amax(0)).exp()
     total = mass.sum(0).unsqueeze(-1)
     tensors = (points, mass, mass.cumsum(0), draws)
     points, mass, cumulative, at = (t.movedim(0, -1).contiguous() for t in tensors)
@@ -164,14 +159,13 @@ def _frequencies(density: Density) -> Deviation:
 
 def _on_circles(density: Density) -> Tensor:
     """Return the fraction of mass that lies before each draw on a random great circle through the draw, (n, B)."""
-    x = density.draws[:_LINES].double()
-    x = torch.nn.functional.normalize(x, dim=-1)
+    x = normalize(density.draws[:_LINES].double(), dim=-1)
     v = torch.randn_like(x)
-    v = torch.nn.functional.normalize(v - (v * x).sum(-1, keepdim=True) * x, dim=-1)
-    pole = torch.nn.functional.normalize(density.draws.double().mean((0, 1)) + 1e-3 * torch.randn(density.dim), dim=0)
+    v = normalize(v - (v * x).sum(-1, keepdim=True) * x, dim=-1)
+    pole = normalize(density.draws.double().mean((0, 1)) + 1e-3 * torch.randn(density.dim), dim=0)
     start = torch.atan2(v @ pole, x @ pole)  # the point nearest to the pole: the same for all draws on a circle
     angle = torch.linspace(0, 2 * math.pi, 2 * _FEW, dtype=torch.float64)[:, None, None] + start + math.pi
     points = angle.cos()[..., None] * x + angle.sin()[..., None] * v  # (m, n, B, D)
-    mass = _masses(density.log_prob(points), torch.ones_like(angle))
+    log_mass = without_poles(density.log_prob(points))
     own = (-(start + math.pi)).remainder(2 * math.pi)  # the draw itself is at angle 0
-    return _below(angle - start - math.pi, mass, own[None])[0]
+    return _below(angle - start - math.pi, log_mass, own[None])[0]

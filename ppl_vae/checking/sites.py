@@ -9,8 +9,6 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from ppl_vae._scopes import evaluation_mode, kept_values
-from ppl_vae.capture import buffers_of, modules_of
 from ppl_vae.checking import places, programs
 from ppl_vae.checking.asking import Findings, Unanswered, Wrong
 from ppl_vae.checking.pieces import FEW, ROUNDING, close
@@ -19,16 +17,10 @@ from ppl_vae.objectives.losses import Program
 from ppl_vae.objectives.traces import PARTICLES, sample_sites
 
 
-def check_pair(findings: Findings, program: Program, args: tuple[Tensor, ...], objective: Any) -> None:
-    """Ask about every site of a model and a guide, and about the two together."""
-    modules = modules_of(*program)
-    with evaluation_mode(*modules), kept_values(buffers_of(modules)):
-        _check_sites(findings, program, args, objective, modules)
-
-
-def _check_sites(
+def check_pair(
     findings: Findings, program: Program, args: tuple[Tensor, ...], objective: Any, modules: list[nn.Module]
 ) -> None:
+    """Ask about every site of a model and a guide, which hold these modules, and about the two together."""
     model, guide = program
     few = tuple(a[:FEW] for a in args)
     traces: list[Any] = []

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import shutil
 import sys
 import traceback
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from ppl_vae.cli.streams import Stream, guarded
 from ppl_vae.cli.words import wants_help
 from ppl_vae.configuration import foreign
 
-COMMANDS = {  # each a module of ppl_vae.cli with run(argv) -> exit code, imported when it runs
+COMMANDS = {  # each a module of ppl_vae.cli, imported when it runs
     "train": "train a VAE, and write figures, pictures and a checkpoint to runs/<name>",
     "evaluate": "log p(x), the ELBO, the gap between them, and the latent code: a table, JSON and pictures",
     "compare": "estimators side by side: bias, variance, signal-to-noise, cost, or a training race; with pictures",
@@ -39,17 +38,18 @@ COMMANDS = {  # each a module of ppl_vae.cli with run(argv) -> exit code, import
     "interpolate": "the way between data through the latent space: a picture, or .npz",
 }
 
-
+# a module of these has a function of its own name, for `options.execute`; any other has run(argv) -> exit code
+ON_RUNS = ("sample", "reconstruct", "encode", "score", "interpolate", "evaluate", "report")
 SHARED = ("train", "evaluate", "score", "encode")  # by the processes that torchrun starts; others are the first one's
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line, and return its exit code."""
-    if argv is None and _is_idle(sys.argv[1:]):
-        return 0
-    if argv is None:  # as a program: no picture is shown, and a notebook's backend may lack in this environment
-        os.environ["MPLBACKEND"] = "agg"
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:  # as a program
+        if _is_idle(words):
+            return 0
+        os.environ["MPLBACKEND"] = "agg"  # no picture is shown, and a notebook's backend may lack in this environment
     with guarded() as (out, err):
         code = _main(words)
         out.flush()
@@ -77,7 +77,7 @@ def _main(words: list[str]) -> int:
         print(f"ppl-vae {__version__}")
         return 0
     if not words or words[0] in ("-h", "--help"):
-        print(fit(_help(), shutil.get_terminal_size().columns), end="", file=sys.stdout if words else sys.stderr)
+        print(fit(_help()), end="", file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
     try:
         with bad_input():
@@ -85,9 +85,7 @@ def _main(words: list[str]) -> int:
                 near = did_you_mean(words[0], COMMANDS)
                 raise ValueError(f"{words[0]!r} is no command; expected {', '.join(COMMANDS)}, --help, --version{near}")
             argv = [word for word in words[1:] if word != "--trust"]
-            argv, count = (
-                (argv, None) if words[0] == "sweep" else take_threads(argv)
-            )  # its runs have threads of their own
+            argv, count = take_threads(argv) if words[0] != "sweep" else (argv, None)  # its runs have their own
         with foreign.answering(_answer(trusted="--trust" in words)), threads(count):
             if words[0] != "show" and not _is_later():  # which imports less than this would
                 with bad_input():
@@ -95,7 +93,7 @@ def _main(words: list[str]) -> int:
                 if text is not None:
                     print(text, end="")
                     return 0
-            return int(importlib.import_module(f"ppl_vae.cli.{words[0]}").run(argv))
+            return _run(words[0], argv)
     except BadInput as error:
         if os.environ.get("PPL_VAE_DEBUG"):
             traceback.print_exception(error.__cause__)
@@ -104,6 +102,15 @@ def _main(words: list[str]) -> int:
     except KeyboardInterrupt:
         print("ppl-vae: aborted", file=sys.stderr)
         return 130
+
+
+def _run(command: str, argv: list[str]) -> int:
+    module = importlib.import_module(f"ppl_vae.cli.{command}")
+    if command not in ON_RUNS:
+        return int(module.run(argv))
+    from ppl_vae.cli import options  # here: the list of commands, and show, do without jsonargparse
+
+    return options.execute(getattr(module, command), argv, shared=command in SHARED)
 
 
 def _closing(code: int, trained: bool, out: Stream, err: Stream) -> int:

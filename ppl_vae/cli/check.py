@@ -49,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
 def _of_config(options: dict[str, str]) -> dict[str, Any]:
     if meaningless := [name for name in ("out", "resume", "checkpoint_every", "print_config") if name in options]:
         raise ValueError(f"--{meaningless[0]} is an option of ppl-vae train; check writes nothing")
-    settings = config.parse([f"--{name}={value}" for name, value in options.items()])
+    settings = config.parse(words.joined(options))
     tell_taken(settings.taken)
     dataset = settings.build_dataset()
     objective = settings.build_fit_arguments()["objective"]
@@ -59,10 +59,7 @@ def _of_config(options: dict[str, str]) -> dict[str, Any]:
 
 
 def _of_run(word: str, options: dict[str, str]) -> dict[str, Any]:
-    seed = options.pop("seed", "0")
-    if not seed.isdigit():
-        raise ValueError(f"--seed is {seed!r}; expected an integer from 0")
-    check_seed(int(seed), "--seed")
+    seed = check_seed(words.number(options.pop("seed", "0")), "--seed")
     device = options.pop("device", "auto")
     if other := [name for name in options if name.partition(".")[0] != "data"]:
         raise ValueError(
@@ -73,7 +70,7 @@ def _of_run(word: str, options: dict[str, str]) -> dict[str, Any]:
     rows = DataOptions(options).open(opened, None)
     batch = dict(zip(("data", "y"), rows.head(_BATCH), strict=False))  # y for a conditional model
     objective = opened.config.build_fit_arguments()["objective"]
-    return {"program": opened.vae, **batch, "objective": objective, "seed": int(seed)}
+    return {"program": opened.vae, **batch, "objective": objective, "seed": seed}
 
 
 def explain() -> str:

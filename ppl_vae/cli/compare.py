@@ -69,7 +69,7 @@ def run(argv: Sequence[str]) -> int:
         if asked.word is not None:
             lines = comparing.fixed(comparing.of_run(asked.word, asked.options), **asked.arguments)
         else:
-            settings = config.parse([f"--{name}={value}" for name, value in asked.options.items()])
+            settings = config.parse(words.joined(asked.options))
             if asked.train:
                 lines = racing.race(settings, **asked.arguments)
             else:
@@ -91,8 +91,8 @@ def read(argv: Sequence[str]) -> Asked:
     if train not in ("true", "false"):
         raise ValueError(f"--train is {train!r}; expected true or false")
     racing = train == "true"
-    schemas = [arguments_of(outlines.read().commands[name], "", SKIP) for name in ("fixed", "race")]
-    own, other = schemas[:: -1 if racing else 1]
+    modes = ("race", "fixed") if racing else ("fixed", "race")
+    own, other = (arguments_of(outlines.read().commands[mode], "", SKIP) for mode in modes)
     unknown = _check_names(options, own, other.names, racing, word is not None)
     kept = {name: value for name, value in options.items() if name not in unknown}
     taken = meaning.place(unknown, _names(own, kept, racing, word is not None), kept) if unknown else {}
@@ -117,7 +117,7 @@ def _names(own: Arguments, options: Mapping[str, str], train: bool, of_a_run: bo
         return names
     roots = (*PIECES, *RACED) if train else PIECES
     with suppress(outlines.UndecidedError):
-        settings = resolving.read([f"--{n}={v}" for n, v in options.items() if n not in own.names], choices)
+        settings = resolving.read(words.joined({n: v for n, v in options.items() if n not in own.names}), choices)
         names += [name for name, _ in resolving.leaves(settings.values) if name.partition(".")[0] in roots]
     return list(dict.fromkeys(names))
 

@@ -16,7 +16,6 @@ from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName, choose_split
 from ppl_vae.cli.rows import Rows
 from ppl_vae.cli.telling import teller
 from ppl_vae.configuration import config
-from ppl_vae.data import Dataset
 from ppl_vae.vae import VAE
 
 
@@ -130,7 +129,7 @@ def of_run(word: str, options: dict[str, str]) -> Field:
     """
     opened = OpenRun.at(word, options.pop("device", "auto"))
     data = DataOptions(options)
-    name = f"{opened.folder}, its {'checkpoint' if opened.checkpoint == opened.folder else opened.checkpoint.name}"
+    name = f"{opened.folder}, its {opened.checkpoint_name or 'checkpoint'}"
     return Field(name, opened.vae, lambda split: data.open(opened, split), opened.folder / "comparison", opened.caveat)
 
 
@@ -142,9 +141,4 @@ def of_config(settings: config.Config) -> Field:
     vae.to(settings.values["device"])
     name = f"{settings.name}, a model at initialisation (seed {settings.values['seed']})"
     folder = runs.next_free(Path("runs") / f"compare-{settings.name}")
-    return Field(name, vae, lambda split: _rows_of(dataset, split), folder, caveat)
-
-
-def _rows_of(dataset: Dataset, split: SplitName | None) -> Rows:
-    name = choose_split(dataset, split)
-    return Rows(f"{dataset.name}, {name}", (getattr(dataset, name).still(),))
+    return Field(name, vae, lambda split: Rows.of(dataset, choose_split(dataset, split)), folder, caveat)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 
 from ppl_vae._files import is_table
@@ -46,12 +45,13 @@ def answer(command: str, argv: Sequence[str]) -> str | None:
 
 
 def _answer(command: str, argv: list[str], known: Outlines) -> str | None:
-    if words.wants_help(argv) and command in known.commands:
-        return options.explain(known.commands[command], known.texts[command])
-    if words.wants_help(argv) and command in known.texts:
-        return fit(known.texts[command], shutil.get_terminal_size().columns)
-    if words.wants_help(argv) and command == "compare":
-        return compare.explain()
+    if words.wants_help(argv):
+        if command in known.commands:
+            return options.explain(known.commands[command], known.texts[command])
+        if command in known.texts:
+            return fit(known.texts[command])
+        if command == "compare":
+            return compare.explain()
     if command in ("train", "check", "compare") and help.wanted(argv):
         return help.text(argv, known.choices)
     if command in known.commands:
@@ -59,12 +59,12 @@ def _answer(command: str, argv: list[str], known: Outlines) -> str | None:
     elif command == "train":
         resolving.read(argv, known.choices, _untold)
     elif command == "compare" and (asked := compare.read(argv)).word is None:
-        resolving.read([f"--{name}={value}" for name, value in asked.options.items()], known.choices, _untold)
+        resolving.read(words.joined(asked.options), known.choices, _untold)
     elif command == "check":
         given = words.split(argv)
         if given.only("check") is None:
             own = {n: v for n, v in given.options.items() if n not in ("only", *_WRITES)}
-            resolving.read([f"--{name}={value}" for name, value in own.items()], known.choices, _untold)
+            resolving.read(words.joined(own), known.choices, _untold)
     return None
 
 

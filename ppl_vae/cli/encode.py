@@ -1,11 +1,17 @@
-"""``ppl-vae encode``: where data lie in the latent space of a run's model."""
+"""``ppl-vae encode``: where data lie in the latent space of a run's model.
+
+ppl-vae encode runs/digits                                 the test data, runs/digits/encode.npz
+ppl-vae encode runs/digits --split all --out all.csv       every row, in the order of the source; or all.parquet
+ppl-vae encode runs/digits --out plane.png                 of a latent of two dimensions, a picture by label
+ppl-vae encode runs/digits --data mine.npy --out mine.npz  all rows of a file of yours
+"""
 
 from __future__ import annotations
 
 import collections
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,22 +22,9 @@ from ppl_vae._team import Team
 from ppl_vae._tensors import moved
 from ppl_vae.cli import writing
 from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
-from ppl_vae.cli.options import execute_shared
 from ppl_vae.cli.rows import Rows
 from ppl_vae.plots.latent import MOST_CLASSES, names_of
 from ppl_vae.vae import VAE
-
-EXAMPLE = """\
-ppl-vae encode runs/digits                                 the test data, runs/digits/encode.npz
-ppl-vae encode runs/digits --split all --out all.csv       every row, in the order of the source; or all.parquet
-ppl-vae encode runs/digits --out plane.png                 of a latent of two dimensions, a picture by label
-ppl-vae encode runs/digits --data mine.npy --out mine.npz  all rows of a file of yours
-"""
-
-
-def run(argv: Sequence[str]) -> int:
-    """Run the command, and return the exit code."""
-    return execute_shared(encode, argv)
 
 
 def encode(
@@ -61,7 +54,7 @@ def encode(
         overwrite: true to replace a file that is there.
     """
     path = writing.place(run, out, overwrite, (".npz", ".csv", ".parquet", ".png"), "encode", images=False)
-    if path.suffix.lower() == ".png" and run.vae.latent_shape != (2,):
+    if path.suffix == ".png" and run.vae.latent_shape != (2,):
         raise ValueError(
             f"--out is {out!r}, and {run.folder} has latents of shape {run.vae.latent_shape}; a picture needs two "
             "dimensions; give an --out that ends in .npz, .csv or .parquet"
@@ -71,7 +64,7 @@ def encode(
     if not team.is_first:
         collections.deque(blocks, maxlen=0)  # which the first process writes
         return []
-    if path.suffix.lower() != ".png":
+    if path.suffix != ".png":
         return [writing.save_blocks(path, blocks)]
     mean, labels = zip(*((block["mean"], block["labels"]) for block in blocks), strict=True)
     told = None if labels[0] is None else torch.cat(labels)

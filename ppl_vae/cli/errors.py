@@ -24,7 +24,7 @@ class BadInput(Exception):  # noqa: N818 - what the user gave, not a fault of th
 
 @contextmanager
 def bad_input() -> Iterator[None]:
-    """Turn the errors of reading, loading and building into `BadInput`; of too large a size, too."""
+    """Turn errors of reading, loading and building, and those of too large a size, into `BadInput`."""
     try:
         yield
     except RecursionError as error:

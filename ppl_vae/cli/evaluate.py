@@ -1,9 +1,13 @@
-"""``ppl-vae evaluate``: the quality of a run's model, and the distance of its bound from log p(x)."""
+"""``ppl-vae evaluate``: the quality of a run's model, and the distance of its bound from log p(x).
+
+ppl-vae evaluate runs/digits                         all test data; runs/digits/evaluation
+ppl-vae evaluate runs/digits --size 1000 --gaps 200  the first 1,000, the gap taken apart for 200 of them
+ppl-vae evaluate runs/wide --evidence ais --size 50  annealed importance sampling, slow
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,26 +15,14 @@ from torch import Tensor
 
 from ppl_vae import _files, data, evaluation
 from ppl_vae._team import Team
-from ppl_vae._validation import check_count, check_positive_int, check_seed
 from ppl_vae.cli.folders import folder_for
 from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
-from ppl_vae.cli.options import execute_shared, several
+from ppl_vae.cli.options import several
 from ppl_vae.cli.rows import Rows
 from ppl_vae.cli.telling import not_drawn, teller
 from ppl_vae.evaluation import pictures
 from ppl_vae.evidence.log_evidence import Method
 from ppl_vae.plots.latent import names_of
-
-EXAMPLE = """\
-ppl-vae evaluate runs/digits                         all test data; runs/digits/evaluation
-ppl-vae evaluate runs/digits --size 1000 --gaps 200  the first 1,000, the gap taken apart for 200 of them
-ppl-vae evaluate runs/wide --evidence ais --size 50  annealed importance sampling, slow
-"""
-
-
-def run(argv: Sequence[str]) -> int:
-    """Run the command, and return the exit code."""
-    return execute_shared(evaluate, argv)
 
 
 def evaluate(
@@ -72,11 +64,6 @@ def evaluate(
         seed: The seed of all draws.
         out: The folder to write to; evaluation in the run's folder by default.
     """
-    check_seed(seed, "--seed")
-    for name, count in (("--gaps", gaps), ("--importance", importance), ("--imputation", imputation)):
-        check_count(count, name)
-    if size is not None:
-        check_positive_int(size, "--size")
     chosen = several(particles)
     folder = folder_for(out, run.folder / "evaluation")
     rows = data_options.open(run, split)

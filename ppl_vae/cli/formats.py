@@ -7,9 +7,10 @@ import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from shutil import copyfileobj
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -24,28 +25,21 @@ def write_npz(file: BinaryIO, blocks: Iterable[Block], folder: Path) -> str:
     """Write one array a name. An archive takes one array after the other, so each waits in a temporary file."""
     held: dict[str, tuple[BinaryIO, np.dtype, tuple[int, ...]]] = {}
     count = 0
-    try:
+    with ExitStack() as waiting:
         for block in blocks:
             for name, array in block.items():
                 if name not in held:
-                    content: BinaryIO = tempfile.TemporaryFile(dir=folder)  # type: ignore[assignment]  # noqa: SIM115 closed below
+                    content: Any = waiting.enter_context(tempfile.TemporaryFile(dir=folder))
                     held[name] = (content, array.dtype, array.shape[1:])
                 held[name][0].write(np.ascontiguousarray(array).data)
             count += len(array)
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             for name, (content, dtype, shape) in held.items():
-                header = {
-                    "descr": np.lib.format.dtype_to_descr(dtype),
-                    "fortran_order": False,
-                    "shape": (count, *shape),
-                }
+                described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
-                    np.lib.format.write_array_header_1_0(entry, header)
+                    np.lib.format.write_array_header_1_0(entry, {**described, "shape": (count, *shape)})
                     content.seek(0)
                     copyfileobj(content, entry)
-    finally:
-        for content, *_ in held.values():
-            content.close()
     return ", ".join(f"{name} {(count, *shape)}" for name, (_, _, shape) in held.items())
 
 
@@ -68,17 +62,15 @@ def write_parquet(file: BinaryIO, blocks: Iterable[Block], folder: Path) -> str:
     import pyarrow
     import pyarrow.parquet
 
-    count, names, writer = 0, list[str](), None
-    try:
+    count, names = 0, list[str]()
+    with ExitStack() as opened:
         for block in blocks:
             table = pyarrow.table({name: np.ascontiguousarray(column) for name, column in block.items()})
-            if writer is None:
-                writer, names = pyarrow.parquet.ParquetWriter(file, table.schema), table.column_names
+            if not names:
+                names = table.column_names
+                writer = opened.enter_context(pyarrow.parquet.ParquetWriter(file, table.schema))
             writer.write_table(table)
             count += table.num_rows
-    finally:
-        if writer is not None:
-            writer.close()
     return f"{count} rows of {_listed(names)}"
 
 

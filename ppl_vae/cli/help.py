@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import shutil
 from argparse import SUPPRESS, Action
 from collections.abc import Sequence
 from typing import Any
@@ -60,7 +59,7 @@ def _piece(path: str, name: str, choices: Choices) -> str:
         summaries = {known: summary(target) for known, target in kind.known.items()}
         lines = [f"  {known:30} {summary}" for known, summary in summaries.items()]
         text = "\n".join([f"--{path} is one of", "", *lines, "", "or an import path such as mymodule.MyClass."])
-        return fit(text, shutil.get_terminal_size().columns)
+        return fit(text)
     target = kind.find(name, f"--{path}")
     parser = make_parser(f"ppl-vae train --{path} {name} [--{path}.ARGUMENT VALUE ...]", _description(target))
     group = parser.add_argument_group("arguments")
@@ -77,11 +76,7 @@ def _everything(values: Tree, choices: Choices) -> str:
     for option, metavar, meaning in (
         ("config", "PRESET|FILE", f"A preset ({', '.join(presets())}), or a YAML file; {DEFAULT_PRESET} by default."),
         ("print_config", None, "Print the configuration, every value explicit, and end."),
-        (
-            "out",
-            "FOLDER",
-            "Where the run goes; by default runs/NAME, or the first of NAME-2, ... that is free.",
-        ),
+        ("out", "FOLDER", "Where the run goes; by default runs/NAME, or the first of NAME-2, ... that is free."),
         ("resume", "FOLDER", "Continue the run of this folder (with its configuration and data) in a new one."),
         ("checkpoint_every", "SECONDS", f"Seconds between checkpoints; {CHECKPOINT_EVERY:g} by default."),
         ("trust", None, "Import and run what the configuration names from outside ppl_vae, torch and Pyro."),

@@ -1,30 +1,20 @@
-"""``ppl-vae interpolate``: paths between data through the latent space of a run's model."""
+"""``ppl-vae interpolate``: paths between data through the latent space of a run's model.
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-
-import torch
-from torch import Tensor
-
-from ppl_vae import plots
-from ppl_vae._validation import check_positive_int
-from ppl_vae.cli import writing
-from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
-from ppl_vae.cli.options import execute
-from ppl_vae.cli.rows import Rows
-from ppl_vae.evaluation import paths as latent_paths
-
-EXAMPLE = """\
 ppl-vae interpolate runs/digits                            eight pairs of test data, runs/digits/interpolate.png
 ppl-vae interpolate runs/digits --from 3 --to 17           from test datum 3 to test datum 17
 ppl-vae interpolate runs/digits --z '[[-2, 0], [2, 0]]' --steps 20 --out path.npz
 """
 
+from __future__ import annotations
 
-def run(argv: Sequence[str]) -> int:
-    """Run the command, and return the exit code."""
-    return execute(interpolate, argv)
+import torch
+from torch import Tensor
+
+from ppl_vae import plots
+from ppl_vae.cli import writing
+from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
+from ppl_vae.cli.rows import Rows
+from ppl_vae.evaluation import paths as latent_paths
 
 
 def interpolate(
@@ -67,7 +57,6 @@ def interpolate(
             unasked.
         overwrite: true to replace a file that is there.
     """
-    check_positive_int(pairs, "--pairs")
     if steps < 2:
         raise ValueError(f"--steps is {steps}; expected an integer from 2, since both ends count")
     path = writing.place(run, out, overwrite, (".png", ".npz"), "interpolate")
@@ -84,9 +73,9 @@ def interpolate(
         index = _pairs(rows, from_, to, pairs)
         ends = rows.at([pair[0] for pair in index])[0], rows.at([pair[1] for pair in index])[0]
         found = latent_paths.interpolate(vae, *ends, steps, spherical=spherical)
-    if path.suffix.lower() == ".npz":
+    if path.suffix == ".npz":
         numbers = None if index is None else torch.tensor(index)
-        return [writing.save_arrays(path, {"x": found.x, "z": found.z, "rows": numbers})]
+        return [writing.save_blocks(path, [{"x": found.x, "z": found.z, "rows": numbers}])]
     return [writing.save_picture(path, plots.interpolations(found.x, *(ends or ()), caveat=run.foot(rows)))]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +15,14 @@ import torch
 from ppl_vae import data
 from ppl_vae._files import read_text
 from ppl_vae.cli.rows import Rows
+from ppl_vae.cli.telling import note
 from ppl_vae.cli.words import find_run
 from ppl_vae.configuration.config import CONFIG_LIMIT, Config
 from ppl_vae.configuration.pieces import arguments_of
 from ppl_vae.data.conditions import recoded
 from ppl_vae.data.partition import drawn_as_split, rows_of_parts
 from ppl_vae.plots.figure import about
-from ppl_vae.runs import load_run, read_facts
+from ppl_vae.runs.reading import model_of, read_facts
 from ppl_vae.training import resolve_device
 from ppl_vae.vae import VAE
 
@@ -73,7 +73,7 @@ class OpenRun:
     @cached_property
     def vae(self) -> VAE:
         """The model, in evaluation mode."""
-        return load_run(self.checkpoint, device=self.device)
+        return model_of(self.config, self.facts["data"], self.checkpoint).to(self.device)
 
     @property
     def caveat(self) -> str | None:
@@ -174,9 +174,9 @@ class DataOptions:
         as_trained = split != "all" and not given.keys() - set(PLACES)
         rows = _rows(dataset, split, None if other else schema.complete(values))
         if as_trained and dataset.fingerprint != run.facts["data"].get("fingerprint"):
-            note = f"{values['name']} has changed since {run.folder} was trained on it, and so may its split"
-            print(f"note: {note}", file=sys.stderr)
-            rows = replace(rows, note=note)
+            change = f"{values['name']} has changed since {run.folder} was trained on it, and so may its split"
+            note(change)
+            rows = replace(rows, note=change)
         if given:
             _check_support(run.vae, dataset, rows)
         return rows
@@ -187,14 +187,11 @@ def _coded_as_in(run: OpenRun, dataset: data.Dataset, other: bool) -> data.Datas
     conditions = run.facts["data"].get("conditions")
     if not conditions:
         if other:
-            message = (
-                f"note: {run.folder} does not tell its labels: those of {dataset.name} are coded in their own order"
-            )
-            print(message, file=sys.stderr)
+            note(f"{run.folder} does not tell its labels: those of {dataset.name} are coded in their own order")
         return dataset
-    parts = (recoded(part, conditions) for part in (dataset.train, dataset.validation, dataset.test))
-    train, validation, test = parts
-    return replace(dataset, train=train, validation=validation, test=test)
+    names = ("train", "validation", "test")
+    parts: dict[str, Any] = {name: recoded(getattr(dataset, name), conditions) for name in names}
+    return replace(dataset, **parts)
 
 
 def _whole(values: dict[str, Any]) -> data.Dataset:
@@ -222,9 +219,7 @@ def _rows(dataset: data.Dataset, split: SplitName | None, own: dict[str, Any] | 
             parts["train"] = drawn_as_split(dataset.train, numbers["train"], own["seed"])
         still = tuple(part.still() for part in parts.values())
         return Rows(f"{dataset.name}, all", still, tuple(splits), whole=True)
-    name = choose_split(dataset, split, " or all")
-    part = getattr(dataset, name).still()
-    return Rows(f"{dataset.name}, {name}", (part,), (np.full(len(part), name),))
+    return Rows.of(dataset, choose_split(dataset, split, " or all"))
 
 
 def choose_split(dataset: data.Dataset, split: SplitName | None, also: str = "") -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ppl_vae._validation import check_positive_int
+from ppl_vae._validation import check_count, check_positive_int, check_seed
 from ppl_vae.cli import words
 from ppl_vae.cli.errors import bad_input
 from ppl_vae.cli.help import Formatter, make_parser
@@ -22,9 +22,14 @@ Command = Callable[..., list[str]]  # (run, options by keyword) -> the lines to 
 
 DEVICE = "where the model computes: auto (cuda, else mps, else cpu) or a torch device"  # of --device
 SKIP = frozenset({"run", "runs", "data_options", "device", "field", "settings"})  # parameters that are no options
+_CHECKS = {  # of an option's value beyond its type
+    "seed": check_seed,
+    **dict.fromkeys(("size", "pairs"), check_positive_int),
+    **dict.fromkeys(("gaps", "importance", "imputation", "posteriors"), check_count),
+}
 
 
-def execute(command: Command, argv: Sequence[str]) -> int:
+def execute(command: Command, argv: Sequence[str], *, shared: bool = False) -> int:
     """Run a command on a run's folder, and print its lines.
 
     Args:
@@ -32,10 +37,14 @@ def execute(command: Command, argv: Sequence[str]) -> int:
             One on several runs takes their paths, ``runs``, and ``device`` in place of ``run``. An option named like a
             keyword of Python is a parameter with an underscore after it.
         argv: The words after the command.
+        shared: Whether the processes that ``torchrun`` has started, if it has, share the work.
 
     Returns:
         The exit code.
     """
+    if shared:
+        with launched() as team:
+            return together(team, lambda: execute(command, argv))
     with bad_input():
         asked = read(command, argv)
         from ppl_vae.cli.opening import DataOptions, OpenRun  # they import torch, and help and refusals need none
@@ -48,12 +57,6 @@ def execute(command: Command, argv: Sequence[str]) -> int:
             lines = command(OpenRun.at(asked.runs[0], asked.device), **further, **asked.arguments)
     print("\n".join(lines))
     return 0
-
-
-def execute_shared(command: Command, argv: Sequence[str]) -> int:
-    """Run a command as `execute` does, shared by the processes that ``torchrun`` has started, if it has."""
-    with launched() as team:
-        return together(team, lambda: execute(command, argv))
 
 
 class Asked(NamedTuple):
@@ -102,6 +105,9 @@ def read(command: Target, argv: Sequence[str]) -> Asked:
         load.complete({name.partition(".")[2] or "name": v for name, v in ({"data": "digits"} | data).items()})
     except ValueError as error:
         raise ValueError(_with_option_names(str(error))) from error
+    for name, value in arguments.items():
+        if name in _CHECKS and value is not None:
+            _CHECKS[name](value, f"--{name}")
     return Asked(list(dict.fromkeys(given.runs)), device, data if of_data else None, arguments, taken)
 
 

@@ -7,17 +7,17 @@ import inspect
 import json
 import re
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 from ppl_vae import _files
-from ppl_vae.cli import check, comparing, pieces, racing
+from ppl_vae.cli import ON_RUNS, check, comparing, pieces, racing, sweep
 from ppl_vae.cli.options import SKIP
 from ppl_vae.configuration import outlines
 from ppl_vae.configuration.kinds import Arguments, Kind, Target, arguments_of
 from ppl_vae.configuration.pieces import CHOICES
 from ppl_vae.configuration.resolving import FIT_OBJECTS
 
-ON_RUNS = ("sample", "reconstruct", "encode", "score", "interpolate", "evaluate", "report")  # by `options.execute`
 _HEAVY = r"(?: \| |, )?\b(?:torch\.Tensor|torch\.device|pathlib\.Path)\b"  # types that a command line cannot give
 
 
@@ -39,10 +39,16 @@ def text() -> str:
         command = getattr(module, name)
         first = [p for p in inspect.signature(command).parameters if p in SKIP]
         found[f"function/{name}"] = _entry(command, arguments_of(command, "", SKIP), first)
-        found[f"texts/{name}"] = module.EXAMPLE
+        found[f"texts/{name}"] = _help_of(module)
     found["texts/check"] = check.explain()
-    found["texts/pieces"] = (pieces.__doc__ or "").partition("\n\n")[2]
+    found["texts/pieces"] = _help_of(pieces)
+    found["texts/sweep"] = _help_of(sweep)
     return "{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(found.items())) + "\n}\n"
+
+
+def _help_of(module: ModuleType) -> str:
+    """Return what a module's docstring says below its first line: the help of its command, or examples for it."""
+    return (module.__doc__ or "").partition("\n\n")[2]
 
 
 def _first_of(kind: Kind, target: Target) -> Sequence[str]:
@@ -58,12 +64,7 @@ def _entry(target: Target, schema: Arguments, first: Sequence[str] = ()) -> dict
         default = None if required else repr(action.default).replace("inf", "1e999")
         own.append([name, kind, default, " ".join((action.help or "").split())])
     doc = (inspect.getdoc(target) or "").partition("\nArgs:")[0].strip()
-    return {
-        "name": target.__name__,
-        "is_class": inspect.isclass(target),
-        "doc": doc,
-        "parameters": own,
-    }
+    return {"name": target.__name__, "is_class": inspect.isclass(target), "doc": doc, "parameters": own}
 
 
 def _type(action: Any) -> str | None:

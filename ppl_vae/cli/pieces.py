@@ -50,8 +50,7 @@ def run(argv: Sequence[str]) -> int:
     """Run the command, and return the exit code."""
     with bad_input():
         given = words.split(argv, flags=("json",))
-        if unknown := given.options.keys() - {"json"}:
-            raise ValueError(f"--{sorted(unknown)[0]} is unknown; ppl-vae pieces takes a name and --json")
+        given.check_options("pieces", ("json",))
         name = given.only("pieces", "one name")
         kinds = [] if name is None else _kinds_of(name)
     found = _everything() if name is None else {kind.name: [_describe(kind, name)] for kind in kinds}

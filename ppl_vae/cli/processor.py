@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from ppl_vae._validation import check_positive_int
+from ppl_vae.configuration.words import number
 
 LEAST_SECONDS = 10.0  # of a run, to judge by: a load average is of the last minute
 
@@ -30,7 +31,7 @@ def take_threads(argv: Sequence[str]) -> tuple[list[str], int | None]:
             rest.append(word)
             continue
         value = value if equals else next(words, "")
-        found = check_positive_int(int(value) if value.isdecimal() else value, "--threads")
+        found = check_positive_int(number(value), "--threads")
     return rest, found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import textwrap
 
 _SYMBOLS = {  # of the formulas here and in torch.optim and Pyro, as far as they are not words by themselves
@@ -38,12 +39,15 @@ def plain(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
-def fit(text: str, width: int) -> str:
+def fit(text: str, width: int | None = None) -> str:
     """Return a text in lines of at most `width` characters, as far as words allow; paragraphs have 100 at most.
+
+    Without `width` the lines are as wide as the terminal.
 
     Lines that start an item (``- ...``), a command (``ppl-vae ...``) or have columns stay apart, and what follows in
     the second column hangs under it, or goes below where there is no room.
     """
+    width = shutil.get_terminal_size().columns if width is None else width
     done = []
     for paragraph in text.strip("\n").split("\n\n"):
         items: list[str] = []

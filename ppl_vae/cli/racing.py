@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -70,28 +69,26 @@ def race(
     columns = next(dataset.train.still().batches(min(2, len(dataset.train))))
     arguments = settings.build_fit_arguments()
     tell = teller(log=True)
-    run = functools.partial(
-        comparison.race,
-        lambda seed: replace(settings, values=settings.values | {"seed": seed}).build_vae(dataset),
-        dataset,
-        objectives=asked or estimators.defaults_for(first, columns, racing=True),
-        num_particles=k,
-        seeds=seeds,
-        evaluate_every=evaluate_every,
-        evaluation_size=evaluation_size,
-        split=split or there,
-        evidence=evidence,
-        evidence_particles=evidence_particles,
-        target=target,
-        max_seconds=max_seconds,
-        compile=compile,
-        progress=tell,
-        jobs=jobs,
-        **{name: arguments[name] for name in (*RACED, "device")},
-    )
     interrupted = False
     try:
-        found = run()
+        found = comparison.race(
+            lambda seed: replace(settings, values=settings.values | {"seed": seed}).build_vae(dataset),
+            dataset,
+            objectives=asked or estimators.defaults_for(first, columns, racing=True),
+            num_particles=k,
+            seeds=seeds,
+            evaluate_every=evaluate_every,
+            evaluation_size=evaluation_size,
+            split=split or there,
+            evidence=evidence,
+            evidence_particles=evidence_particles,
+            target=target,
+            max_seconds=max_seconds,
+            compile=compile,
+            progress=tell,
+            jobs=jobs,
+            **{name: arguments[name] for name in (*RACED, "device")},
+        )
     except comparison.Interrupted as error:  # what has finished is kept
         found, interrupted = error.race, True
     lines = estimators.write(

@@ -1,34 +1,26 @@
-"""``ppl-vae reconstruct``: data beside their reconstructions by a run's model."""
+"""``ppl-vae reconstruct``: data beside their reconstructions by a run's model.
 
-from __future__ import annotations
-
-import math
-from collections.abc import Iterator, Sequence
-from typing import Any
-
-import torch
-
-from ppl_vae import plots
-from ppl_vae._machine import check_fits
-from ppl_vae._validation import check_positive_int
-from ppl_vae.cli import writing
-from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
-from ppl_vae.cli.options import execute
-from ppl_vae.cli.rows import Rows
-from ppl_vae.evaluation import impute
-from ppl_vae.vae import VAE
-
-EXAMPLE = """\
 ppl-vae reconstruct runs/digits                            the first 32 test data, runs/digits/reconstruct.png
 ppl-vae reconstruct runs/digits --data mine.npy            all rows of a file of yours
 ppl-vae reconstruct runs/digits --size 100000 --out r.npz  all test data: x, reconstruction, z, labels, rows, splits
 ppl-vae reconstruct runs/table --split all --size 100000 --draws 99   a table's missing entries filled, with intervals
 """
 
+from __future__ import annotations
 
-def run(argv: Sequence[str]) -> int:
-    """Run the command, and return the exit code."""
-    return execute(reconstruct, argv)
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from ppl_vae import plots
+from ppl_vae._machine import check_fits
+from ppl_vae.cli import writing
+from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
+from ppl_vae.cli.rows import Rows
+from ppl_vae.evaluation import impute
+from ppl_vae.vae import VAE
 
 
 def reconstruct(
@@ -66,7 +58,6 @@ def reconstruct(
             file is never replaced unasked.
         overwrite: true to replace a file that is there.
     """
-    check_positive_int(size, "--size")
     suffixes = (".png", ".npz", ".csv", ".parquet") if draws is None else (".csv", ".npz", ".parquet")
     if level is not None and draws is None:
         raise ValueError(f"--level is {level}, of the intervals of --draws, which is not given")
@@ -76,11 +67,8 @@ def reconstruct(
     if draws is not None:
         if run.vae.y_shape is not None:
             raise ValueError(f"--draws was given, and {run.folder} is a conditional model; use vae.given(y) and impute")
-        return [
-            writing.save_blocks(
-                path, _filled(run.vae, rows, count, draws, 0.9 if level is None else level, path.suffix)
-            )
-        ]
+        filled = _filled(run.vae, rows, count, draws, 0.9 if level is None else level, path.suffix)
+        return [writing.save_blocks(path, filled)]
 
     def blocks() -> Iterator[dict[str, Any]]:
         for (x, *y), ids in rows.blocks(count):
@@ -90,7 +78,7 @@ def reconstruct(
             errors.append(gap.flatten(1).norm(dim=1).sum().item())
             yield {"x": x, "reconstruction": reconstruction, "z": z, **ids}
 
-    if path.suffix.lower() == ".png":
+    if path.suffix == ".png":
         check_fits(2 * count * math.prod(run.x_shape), f"a picture of {count} data", "--size")
         x, reconstruction = (
             torch.cat(part) for part in zip(*((b["x"], b["reconstruction"]) for b in blocks()), strict=True)
@@ -108,7 +96,7 @@ def _filled(vae: VAE, rows: Rows, count: int, draws: int, level: float, suffix: 
         found = impute(vae, x, num_draws=draws, sampler="importance", seed=seed)
         low, high = found.interval(level)
         columns = {"filled": found.mean, "low": low, "high": high}
-        if suffix.lower() == ".npz":
+        if suffix == ".npz":
             columns |= {"x": x, "draws": found.draws.movedim(0, 1)}
         elif (names := vae.column_names) is not None:
             columns = {f"{end}_{name}": v[:, j] for end, v in columns.items() for j, name in enumerate(names)}

@@ -1,10 +1,15 @@
-"""``ppl-vae report``: runs, evaluations and comparisons as one HTML file, with a live latent space."""
+"""``ppl-vae report``: runs, evaluations and comparisons as one HTML file, with a live latent space.
+
+ppl-vae report runs/digits                        runs/digits/report.html
+ppl-vae report runs/digits runs/wide --out a.html two runs side by side
+ppl-vae report runs/mnist --data.root ../data     where the data lie elsewhere
+ppl-vae report runs/compare-digits                a comparison or a race alone
+"""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,29 +18,16 @@ import numpy as np
 from ppl_vae import _files
 from ppl_vae import _records as records
 from ppl_vae import report as reports
-from ppl_vae._validation import check_count, check_positive_int, check_seed
 from ppl_vae.cli import writing
 from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
-from ppl_vae.cli.options import execute
 from ppl_vae.cli.telling import teller
 
-EXAMPLE = """\
-ppl-vae report runs/digits                        runs/digits/report.html
-ppl-vae report runs/digits runs/wide --out a.html two runs side by side
-ppl-vae report runs/mnist --data.root ../data     where the data lie elsewhere
-ppl-vae report runs/compare-digits                a comparison or a race alone
-"""
 _ABOUT = ("data", *records.ROLES, "epochs", "epochs_planned", "best_epoch", "state", "figures", "seconds", "seed")
 _SHOWN = {  # pictures of each kind of file, in the order of the page
     "evaluation": ("gaps", "true_posteriors", "evidence"),
     "comparison": ("values", "bias_variance", "signal_to_noise", "cost"),
     "race": ("race",),
 }
-
-
-def run(argv: Sequence[str]) -> int:
-    """Run the command, and return the exit code."""
-    return execute(report, argv)
 
 
 def report(
@@ -70,9 +62,6 @@ def report(
             free. A file is never replaced unasked.
         overwrite: true to replace a file that is there.
     """
-    check_positive_int(size, "--size")
-    check_count(posteriors, "--posteriors")
-    check_seed(seed, "--seed")
     first = runs[0].parent if runs[0].is_file() else runs[0]
     place = writing.place_in(first, out, overwrite, (".html",), "report")
     given = sys.argv[1:] if sys.argv[1:2] == ["report"] else ["report", *map(str, runs)]
@@ -133,12 +122,10 @@ def _read_evaluation(found: reports.Subject, folder: Path) -> None:
     if not (folder / "evaluation.json").is_file():
         return
     try:
-        found.evaluation = _files.read_json(folder / "evaluation.json")
-        if not isinstance(found.evaluation.get("num_data"), int) or not isinstance(
-            found.evaluation.get("figures"), dict
-        ):
-            found.evaluation = None
+        content = _files.read_json(folder / "evaluation.json")
+        if not (isinstance(content.get("num_data"), int) and isinstance(content.get("figures"), dict)):
             raise ValueError("it was written by a version of old; run ppl-vae evaluate again")
+        found.evaluation = content
         with np.load(folder / "per_datum.npz") as arrays:
             found.per_datum = {name: arrays[name].tolist() for name in arrays}
     except (OSError, ValueError, KeyError) as error:

@@ -35,6 +35,12 @@ class Rows:
     whole: bool = False
     note: str | None = None
 
+    @classmethod
+    def of(cls, dataset: data.Dataset, split: str) -> Rows:
+        """Return the rows of a split."""
+        part = getattr(dataset, split).still()
+        return cls(f"{dataset.name}, {split}", (part,), (np.full(len(part), split),))
+
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)
 

@@ -1,9 +1,15 @@
-"""``ppl-vae sample``: data drawn from a run's model."""
+"""``ppl-vae sample``: data drawn from a run's model.
+
+ppl-vae sample runs/digits                                 a picture of 100, runs/digits/sample.png
+ppl-vae sample runs/digits --mean false --seed 1           other latents, and noise of p(x|z) on top
+ppl-vae sample runs/conditional --label 7                  of a conditional model, data of one label
+ppl-vae sample runs/digits --size 10000 --out draws.npz    x and z, for numpy.load; or .csv, .parquet
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,25 +19,11 @@ from torch import Tensor
 from ppl_vae import plots
 from ppl_vae._machine import check_fits
 from ppl_vae._scopes import seeded
-from ppl_vae._validation import check_positive_int, check_seed
 from ppl_vae.cli import writing
 from ppl_vae.cli.opening import OpenRun
-from ppl_vae.cli.options import execute
 from ppl_vae.cli.rows import BATCH
 from ppl_vae.runs import labels_in_turn
 from ppl_vae.vae import VAE
-
-EXAMPLE = """\
-ppl-vae sample runs/digits                                 a picture of 100, runs/digits/sample.png
-ppl-vae sample runs/digits --mean false --seed 1           other latents, and noise of p(x|z) on top
-ppl-vae sample runs/conditional --label 7                  of a conditional model, data of one label
-ppl-vae sample runs/digits --size 10000 --out draws.npz    x and z, for numpy.load; or .csv, .parquet
-"""
-
-
-def run(argv: Sequence[str]) -> int:
-    """Run the command, and return the exit code."""
-    return execute(sample, argv)
 
 
 def sample(
@@ -62,13 +54,9 @@ def sample(
             where the data are no images), or the first of sample-2, ... that is free. A file is never replaced unasked.
         overwrite: true to replace a file that is there.
     """
-    check_positive_int(size, "--size")
-    check_seed(seed, "--seed")
     path = writing.place(run, out, overwrite, (".png", ".npz", ".csv", ".parquet"), "sample")
-    picture = path.suffix.lower() == ".png"
-    check_fits(
-        size * (math.prod(run.x_shape) if picture else math.prod(run.vae.latent_shape)), f"{size} data", "--size"
-    )
+    picture = path.suffix == ".png"
+    check_fits(size * math.prod(run.x_shape if picture else run.vae.latent_shape), f"{size} data", "--size")
     vae, y = run.vae, None
     if vae.y_shape is not None and label is None:
         run.check_labels_suffice()
@@ -79,7 +67,7 @@ def sample(
         p_z = vae.p_z(y)
         blocks = _drawn(vae, p_z.sample(() if p_z.batch_shape else (size,)), y, mean)
         if not picture:
-            if path.suffix.lower() == ".npz":
+            if path.suffix == ".npz":
                 return [writing.save_blocks(path, blocks)]
             named = run.config.values["data"]["columns"] or {}
             return [writing.save_columns(path, (_as_table(block, named) for block in blocks))]

@@ -1,8 +1,12 @@
-"""``ppl-vae score``: log p(x) of each datum under a run's model, and which data are unusual."""
+"""``ppl-vae score``: log p(x) of each datum under a run's model, and which data are unusual.
+
+ppl-vae score runs/digits                             log p(x) of the test data, runs/digits/score.csv
+ppl-vae score runs/digits --out unusual.png           a picture of the most unusual, the least probable first
+ppl-vae score runs/digits --data mine.npy --out s.npz data of yours, for numpy.load; or .parquet
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,26 +14,15 @@ import torch
 
 from ppl_vae import plots
 from ppl_vae._team import Team
-from ppl_vae._validation import check_positive_int, check_seed
 from ppl_vae.cli import writing
 from ppl_vae.cli.opening import DataOptions, OpenRun, SplitName
-from ppl_vae.cli.options import execute_shared, several
+from ppl_vae.cli.options import several
 from ppl_vae.cli.telling import teller
 from ppl_vae.evidence.log_evidence import Method, log_evidence
 from ppl_vae.programs import SemiSupervisedVAE
 
-EXAMPLE = """\
-ppl-vae score runs/digits                             log p(x) of the test data, runs/digits/score.csv
-ppl-vae score runs/digits --out unusual.png           a picture of the most unusual, the least probable first
-ppl-vae score runs/digits --data mine.npy --out s.npz data of yours, for numpy.load; or .parquet
-"""
 _SHOWN = 100  # images in a picture
 _NAMED = 5  # rows in the printed line
-
-
-def run(argv: Sequence[str]) -> int:
-    """Run the command, and return the exit code."""
-    return execute_shared(score, argv)
 
 
 def score(
@@ -68,12 +61,10 @@ def score(
             free. A file is never replaced unasked.
         overwrite: true to replace a file that is there.
     """
-    check_seed(seed, "--seed")
-    count = None if size is None else check_positive_int(size, "--size")
     chosen = several(particles)
     path = writing.place(run, out, overwrite, (".csv", ".npz", ".parquet", ".png"), "score")
     rows = data_options.open(run, split)
-    blocks = list(rows.blocks(count))
+    blocks = list(rows.blocks(size))
     x, *y = (torch.cat(column) for column in zip(*(batch for batch, _ in blocks), strict=True))
     tell = teller()
     tell(f"log p(x) of {len(x)} data")
@@ -88,18 +79,17 @@ def score(
             f"log p(x) is not a number for {int(log_p.isnan().sum())} of {len(x)} data; has the run diverged?"
         )
     order = log_p.argsort(stable=True)
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(1, len(order) + 1)
+    rank = order.argsort() + 1
     told = {name: _joined([about[name] for _, about in blocks]) for name in blocks[0][1]}
     kind = {"exact": "exact", "lower": "a stochastic lower bound", "upper": "a stochastic upper bound"}[found.kind]
     what, unlabelled = "log p(x|y)" if y else "log p(x)", 0
     if y and isinstance(vae := run.vae, SemiSupervisedVAE):
         what, unlabelled = "log p(x, y)", int((~vae.one_hot(y[0]).any(-1)).sum())
-    first = ", ".join(str(told["rows" if told["ids"] is None else "ids"][i].item()) for i in order[:_NAMED])
+    name = "rows" if told["ids"] is None else "ids"
     lines = [
         f"{len(x)} data of {rows.name}: {what} by {found.method} ({kind}), mean {found.mean:.3f} nats, "
         f"from {log_p.min():.3f} to {log_p.max():.3f}, largest error {found.error.max():.2g}",
-        f"the most unusual: {'rows' if told['ids'] is None else 'ids'} {first}",
+        f"the most unusual: {name} {', '.join(str(told[name][i].item()) for i in order[:_NAMED])}",
     ]
     if run.caveat:
         lines.append(f"caveat: {run.caveat}")
@@ -111,7 +101,7 @@ def score(
         lines.append("note: the model was fitted to the training rows, which score better than new data would")
     if x.flatten(1).isnan().any():
         lines.append("note: a row with missing values is scored on the others, so that ranks compare unlike rows")
-    if path.suffix.lower() == ".png":
+    if path.suffix == ".png":
         note = f"The {min(_SHOWN, len(x))} least probable of {len(x)} data, the least probable first."
         worst, foot = x[order[:_SHOWN]], run.foot(rows, note)
         picture = plots.image_grid(worst, columns=10, title="The least probable", caveat=foot)

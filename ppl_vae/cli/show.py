@@ -1,23 +1,5 @@
-"""``ppl-vae show``: several runs side by side, from the files in their folders, without a model or torch."""
+"""``ppl-vae show``: several runs side by side, from the files in their folders, without a model or torch.
 
-from __future__ import annotations
-
-import json
-import shutil
-import sys
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import zip_longest
-from typing import Any
-
-from ppl_vae._interval import Interval
-from ppl_vae._records import FIGURES, ROLES, TOLD, Record, describe
-from ppl_vae._validation import did_you_mean
-from ppl_vae.cli.errors import bad_input
-from ppl_vae.cli.prose import fit
-from ppl_vae.cli.words import find_run, split, wants_help
-
-HELP = """\
 usage: ppl-vae show RUN... [--all] [--json]
 
 Show runs side by side: what they were made of, what they came to, and the figures of their evaluations.
@@ -39,9 +21,27 @@ options:
 ppl-vae show runs/*                        every run
 ppl-vae show digits digits-2 --json        for a program
 """
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+from ppl_vae._interval import Interval
+from ppl_vae._records import FIGURES, ROLES, TOLD, Record, describe
+from ppl_vae.cli.errors import bad_input
+from ppl_vae.cli.prose import fit
+from ppl_vae.cli.telling import note
+from ppl_vae.cli.words import find_run, split, wants_help, word_of
+
 MISSING = "-"
 GAP = "  "
 NARROWEST = 26  # characters of a column at least; runs that do not fit go under the others
+_ALWAYS = ("prior", "likelihood", "posterior", "objective", "optimizer", "seconds", "compile", "device")  # rows
 _MADE = {"dequantize": "dequantized", "conditional": "conditional", "library": "given the library size"}
 
 
@@ -49,12 +49,10 @@ def run(argv: Sequence[str]) -> int:
     """Run the command, and return the exit code."""
     with bad_input():
         if wants_help(argv):
-            print(fit(HELP, shutil.get_terminal_size().columns), end="")
+            print(fit(__doc__.partition("\n\n")[2]), end="")
             return 0
         given = split(argv, flags=("all", "json"))
-        for name in given.options.keys() - {"all", "json"}:
-            near = did_you_mean(name, ["all", "json", "help"])
-            raise ValueError(f"--{name} is unknown; show takes runs, --all, --json and --help{near}")
+        given.check_options("show", ("all", "json"))
         if not given.runs:
             raise ValueError("show was given no run; expected one or more: ppl-vae show runs/<name> ...")
         records, unread = [], []
@@ -65,47 +63,41 @@ def run(argv: Sequence[str]) -> int:
                 unread.append(error)
         if not records:
             raise unread[0]
+    notes = list[str]()
     if "json" in given.options:
         print(json.dumps(records, indent=2, allow_nan=False))
     else:
         print(_text(records, shutil.get_terminal_size().columns, everything="all" in given.options))
-        _notes(records)
-    for message in [*unread, *(record["damage"] for record in records if record["damage"])]:
-        print(f"note: {message}", file=sys.stderr)
+        if len({record["fingerprint"] for record in records}) > 1:
+            notes.append("these runs had different data (or splits of them): their figures cannot be compared")
+    for message in [*notes, *unread, *(record["damage"] for record in records if record["damage"])]:
+        note(message)
     return 1 if unread else 0
 
 
 def _rows(records: Sequence[Record]) -> dict[str, list[str]]:
     """Return the lines of the table: a name, and a cell for each run."""
+    columns = [_column(record) for record in records]
+    names = dict.fromkeys(name for column in columns for name in column)
+    rows = {name: [column.get(name, MISSING) for column in columns] for name in names}
+    shown = {name: cells for name, cells in rows.items() if name in _ALWAYS or set(cells) != {MISSING}}
+    return shown | _differences(records)
 
-    def cells(value: Any) -> list[str]:
-        return [value(record) for record in records]
 
-    rows = {
-        "data": cells(lambda r: _data(r["data"])),
-        **{
-            role: cells(lambda r, role=role: r[role] or MISSING)
-            for role in ROLES
-            if role not in ("classifier", "regularizer", "scheduler") or any(r[role] for r in records)
-        },
-        "epochs": cells(_epochs),
+def _column(record: Record) -> dict[str, str]:
+    """Return the cells of one run, by the names of their rows."""
+    figures, seconds = record["figures"], record["seconds"]
+    return {
+        "data": _data(record["data"]),
+        **{role: record[role] or MISSING for role in ROLES},
+        "epochs": _epochs(record),
+        **{title: _number(figures.get(name, MISSING), form) for name, (title, form) in FIGURES.items()},
+        "seconds": MISSING if seconds is None else f"{seconds:,.0f}",
+        "seed": str(record["seed"]),
+        **{name: record[name] or MISSING for name in ("compile", "device", "caveat")},
+        "evaluated": record["evaluated"]["checkpoint"] or MISSING,
+        **{name.replace("_", " "): _interval(figure) for name, figure in record["evaluation"].items()},
     }
-    for name, (title, form) in FIGURES.items():
-        if any(name in record["figures"] for record in records):
-            rows[title] = cells(lambda r, n=name, f=form: _number(r["figures"].get(n, MISSING), f))
-    rows |= {
-        "seconds": cells(lambda r: MISSING if r["seconds"] is None else f"{r['seconds']:,.0f}"),
-        "seed": cells(lambda r: str(r["seed"])),
-        "compile": cells(lambda r: r["compile"] or MISSING),
-        "device": cells(lambda r: r["device"] or MISSING),
-    }
-    if any(record["caveat"] for record in records):
-        rows["caveat"] = cells(lambda r: r["caveat"] or MISSING)
-    if any(record["evaluated"]["checkpoint"] for record in records):
-        rows["evaluated"] = cells(lambda r: r["evaluated"]["checkpoint"] or MISSING)
-    for name in dict.fromkeys(name for record in records for name in record["evaluation"]):
-        rows[name.replace("_", " ")] = cells(lambda r, n=name: _interval(r["evaluation"].get(n)))
-    return rows | _differences(records)
 
 
 def _differences(records: Sequence[Record]) -> dict[str, list[str]]:
@@ -114,12 +106,7 @@ def _differences(records: Sequence[Record]) -> dict[str, list[str]]:
     shared = [name for name in flat[0] if all(name in values for values in flat)]
     told = ("class", "hidden", *TOLD, "epochs", "seed", "compile", "device", "name", "binarize")
     names = [n for n in shared if len({str(v[n]) for v in flat}) > 1 and n.rpartition(".")[2] not in told]
-    return {f"--{name}": [_plain(values[name]) for values in flat] for name in names}
-
-
-def _plain(value: Any) -> str:
-    """Return a value as the command line takes it."""
-    return value if isinstance(value, str) else json.dumps(value)
+    return {f"--{name}": [word_of(values[name]) for values in flat] for name in names}
 
 
 def _leaves(tree: Record, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -197,13 +184,6 @@ def _table(rows: Mapping[str, Sequence[str]], width: int) -> str:
     return "\n".join(lines[:-1])
 
 
-def _notes(records: Sequence[Record]) -> None:
-    """Say on stderr what makes figures of these runs incomparable."""
-    if len({record["fingerprint"] for record in records}) > 1:
-        message = "note: these runs had different data (or splits of them): their figures cannot be compared"
-        print(message, file=sys.stderr)
-
-
 def _data(data: Mapping[str, Any]) -> str:
     shape = "x".join(map(str, data["x_shape"] or []))
     binarize = "" if data["binarize"] in (None, "none") else f", {data['binarize']}"
@@ -218,9 +198,7 @@ def _epochs(record: Record) -> str:
     return f"{text}, {record['state']}" + (f", best {best}" if best else "")
 
 
-def _interval(figure: Record | None) -> str:
-    if figure is None:
-        return MISSING
+def _interval(figure: Record) -> str:
     value, low, high = (figure[key] for key in ("value", "low", "high"))
     if None in (value, low, high):
         return _number(value, ".6g")

@@ -33,41 +33,32 @@ options:
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ppl_vae._validation import check_positive_int, did_you_mean
+from ppl_vae._validation import check_positive_int
 from ppl_vae.cli.errors import bad_input
 from ppl_vae.cli.folders import folder_for
-from ppl_vae.cli.prose import fit
 from ppl_vae.cli.signals import Signals
 from ppl_vae.cli.telling import tell_taken, teller
-from ppl_vae.cli.words import split, wants_help
+from ppl_vae.cli.words import number, split
 
 _OPTIONS = ("out", "jobs", "threads", "dry_run")
 
 
 def run(argv: Sequence[str]) -> int:
     """Run the command, and return the exit code."""
-    if wants_help(argv):
-        print(fit(__doc__.partition("\n\n")[2], shutil.get_terminal_size().columns), end="")
-        return 0
     with bad_input():
         given = split(argv, flags=("dry_run",))
-        for name in given.options.keys() - set(_OPTIONS):
-            near = did_you_mean(name, [*_OPTIONS, "help"])
-            raise ValueError(
-                f"--{name} is unknown; sweep takes {', '.join(f'--{n}' for n in _OPTIONS)} and --help{near}"
-            )
+        given.check_options("sweep", _OPTIONS)
         source = given.only("sweep")
         if source is None:
             raise ValueError("sweep was given no plan; expected a file: ppl-vae sweep SWEEP.yaml")
         if not Path(source).is_file():
             raise FileNotFoundError(f"there is no file {source}; expected a plan: ppl-vae sweep SWEEP.yaml")
-        jobs = _number(given.options.get("jobs"))
-        num_threads = check_positive_int(_number(given.options.get("threads", "1")), "--threads")
+        jobs: Any = number(given.options["jobs"]) if "jobs" in given.options else None
+        num_threads = check_positive_int(number(given.options.get("threads", "1")), "--threads")
         folder = folder_for(given.options.get("out"), Path("runs") / Path(source).stem)
         from ppl_vae import plots, sweeps  # they import torch
         from ppl_vae._jobs import check_jobs
@@ -97,13 +88,6 @@ def run(argv: Sequence[str]) -> int:
         print(f"continue with: ppl-vae sweep {source} --out {folder}")
         return stop.exit_code
     return 1 if found.failed else 0
-
-
-def _number(text: str | None) -> Any:
-    try:
-        return None if text is None else int(text)
-    except ValueError:
-        return text
 
 
 def _listed(plan: Any, folder: Path) -> list[str]:

@@ -20,7 +20,7 @@ def teller(*, log: bool = False) -> Callable[[str], None]:
     """
     if sys.stderr.isatty():
         return _on_terminal
-    return _as_line if log else _not_at_all
+    return _as_line if log else lambda what: None
 
 
 def _on_terminal(what: str) -> None:
@@ -35,14 +35,15 @@ def _as_line(what: str) -> None:
         print(what, file=sys.stderr, flush=True)
 
 
-def _not_at_all(what: str) -> None:
-    pass
+def note(message: object) -> None:
+    """Say on stderr, on one line, what a user has to know."""
+    print(f"note: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def tell_taken(taken: Mapping[str, str]) -> None:
     """Say on stderr which options were taken for others."""
     for option, meant in taken.items():
-        print(f"note: --{option} is taken for --{meant}", file=sys.stderr)
+        note(f"--{option} is taken for --{meant}")
 
 
 def not_drawn(names: Collection[str], drawn: Collection[Path], vae: VAE, otherwise: str) -> list[str]:

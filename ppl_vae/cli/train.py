@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from ppl_vae import checkpoints, data, runs, training
-from ppl_vae._files import remove_leftovers
 from ppl_vae._scopes import flushed_denormals
 from ppl_vae._team import Team, launch
 from ppl_vae.cli.errors import BAD_INPUT, BadInput, bad_input, complain, in_words, is_too_large
 from ppl_vae.cli.launched import is_restarted, launched, together
 from ppl_vae.cli.processor import Effort
 from ppl_vae.cli.signals import Signals
-from ppl_vae.cli.telling import not_drawn, tell_taken
-from ppl_vae.configuration import config, foreign, tables
-from ppl_vae.configuration.resolving import CHECKPOINT_EVERY
-from ppl_vae.configuration.sources import searched
+from ppl_vae.cli.telling import not_drawn, note, tell_taken
+from ppl_vae.configuration import config, tables
+from ppl_vae.runs.reading import read_state
 from ppl_vae.training import Progress, Run
 from ppl_vae.vae import VAE
 
@@ -45,22 +43,23 @@ def _prepare(argv: Sequence[str]) -> Prepared | None:
             print(settings.to_yaml(), end="")
             return None
         out = Path("runs") / settings.name if settings.out is None else Path(settings.out)
-        resume = None if settings.resume is None else _state_of(Path(settings.resume))
+        resume = None if settings.resume is None else read_state(Path(settings.resume))
         restarted = _last_run(out, numbered=settings.out is None) if is_restarted() else None
         if restarted is not None and (restarted / "checkpoint.pt").is_file():
-            resume = _state_of(restarted)
+            resume = read_state(restarted)
         dataset = settings.build_dataset()
         if isinstance(dataset, data.Table):
-            print(f"note: {tables.told(dataset)}", file=sys.stderr)
+            note(tables.told(dataset))
         vae = settings.build_vae(dataset)
         arguments = settings.build_fit_arguments_for(dataset)
-        text, every = settings.to_yaml(), settings.checkpoint_every or CHECKPOINT_EVERY
-        if restarted is not None:
-            folder = runs.RunFolder(restarted, text, checkpoint_every=every, again=True)
-        else:
-            folder = runs.RunFolder(out, text, checkpoint_every=every, numbered=settings.out is None)
-        if found := foreign.names(searched(settings.values)):
-            foreign.remember(text, found)
+        folder = runs.RunFolder(
+            restarted or out,
+            settings.to_yaml(),
+            checkpoint_every=settings.checkpoint_every,
+            numbered=settings.out is None and restarted is None,
+            again=restarted is not None,
+        )
+        settings.remember()
     return vae, dataset, arguments, resume, folder
 
 
@@ -84,7 +83,7 @@ def _train(vae: VAE, dataset: Any, arguments: dict[str, Any], resume: Any, folde
     display: Any = _Bar() if sys.stderr.isatty() else _Lines(arguments["epochs"])
     effort = Effort()
     with Signals(team.is_first) as stop, warnings.catch_warnings(), _one_report():
-        warnings.showwarning = _note if team.is_first else _ignore
+        warnings.showwarning = lambda message, *_, **__: note(message) if team.is_first else None
         try:
             trained = training.fit(vae, dataset, callbacks=[folder, display], stop=stop, resume=resume, **arguments)
         except training.RankLostError as error:
@@ -114,19 +113,10 @@ def _train(vae: VAE, dataset: Any, arguments: dict[str, Any], resume: Any, folde
                 print(f"continue with: ppl-vae train --resume {folder.path}", file=sys.stderr)
             return 1
     if resume is not None and trained.stopped != "interrupted" and len(trained.history) == len(resume["history"]):
-        print("note: no step was taken: the run that --resume continues was over; give more --epochs", file=sys.stderr)
+        note("no step was taken: the run that --resume continues was over; give more --epochs")
     shortage = effort.shortage() if trained.device == "cpu" else None
     print(_report(trained, folder, shortage))
     return stop.exit_code if trained.stopped == "interrupted" else 0
-
-
-def _state_of(checkpoint: Path) -> dict[str, Any]:
-    """Load a checkpoint to resume from, with the fingerprint of its run's data; clean up what a kill left beside it."""
-    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    remove_leftovers(folder)
-    state = checkpoints.load(checkpoint)
-    facts = runs.read_facts(folder) if (folder / "run.json").is_file() else {}
-    return {"data": facts["data"]["fingerprint"], **state} if facts else state
 
 
 @contextmanager
@@ -138,15 +128,6 @@ def _one_report() -> Iterator[None]:
         yield
     finally:
         threading.excepthook = before
-
-
-def _ignore(*_: Any, **__: Any) -> None:
-    """Show nothing of a warning, which the first process shows."""
-
-
-def _note(message: Warning | str, *_: Any, **__: Any) -> None:
-    """Show a warning as one line."""
-    print(f"note: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _report(run: Run, folder: Any, shortage: str | None) -> str:
@@ -181,7 +162,7 @@ class _Display:
     def on_start(self, run: Run) -> None:
         self.started = True
         if run.caveat:
-            print(f"note: {run.caveat}", file=sys.stderr)
+            note(run.caveat)
 
 
 class _Bar(_Display):

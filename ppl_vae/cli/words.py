@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ppl_vae._validation import did_you_mean
-from ppl_vae.configuration.words import Words, split
+from ppl_vae.configuration.words import Words, joined, number, split, word_of
 
-__all__ = ["COMPARED", "RACED", "Words", "find_run", "split", "wants_help"]
+__all__ = ["COMPARED", "RACED", "Words", "find_run", "joined", "number", "split", "wants_help", "word_of"]
 
 RACED = ("optimizer", "scheduler", "epochs", "batch_size", "clip_norm")  # options of train that count in a race
 COMPARED = ("comparison.json", "race.json")  # of a folder that a comparison wrote

@@ -34,14 +34,12 @@ class Place:
 
     @property
     def suffix(self) -> str:
-        """The ending of the path."""
-        return self.path.suffix
+        """The ending of the path, in small letters."""
+        return self.path.suffix.lower()
 
     def write(self, content: _files.Content) -> Path:
         """Write the file, and return its path; two commands at once never write to one file."""
-        if self.numbered and not self.overwrite:
-            return _files.write_new(self.path, content)
-        return _files.write(self.path, content, replace=self.overwrite)
+        return _files.write(self.path, content, replace=self.overwrite, numbered=self.numbered)
 
 
 def place(
@@ -101,11 +99,6 @@ def save_picture(to: Place, figure: Figure) -> str:
     return f"picture: {to.write(lambda file: figure.savefig(file, format='png', dpi=DPI))}"
 
 
-def save_arrays(to: Place, arrays: dict[str, Tensor | None]) -> str:
-    """Write arrays to an ``.npz`` file, without those that are None; return the line that names it."""
-    return save_blocks(to, [arrays])
-
-
 def save_blocks(to: Place, blocks: Iterable[Mapping[str, Tensor | np.ndarray | None]]) -> str:
     """Write rows, block by block, in the format of the file's ending, without columns that are None.
 
@@ -116,24 +109,20 @@ def save_blocks(to: Place, blocks: Iterable[Mapping[str, Tensor | np.ndarray | N
     Returns:
         The line that names the file and what it holds.
     """
-    return _save(to, blocks if to.suffix.lower() == ".npz" else map(as_columns, blocks))
+    return save_columns(to, blocks if to.suffix == ".npz" else map(as_columns, blocks))
 
 
-def save_columns(to: Place, blocks: Iterable[Mapping[str, Tensor | np.ndarray]]) -> str:
-    """Write the columns of a table, (rows,) each, under their own names; otherwise as `save_blocks`."""
-    return _save(to, blocks)
+def save_columns(to: Place, blocks: Iterable[Mapping[str, Tensor | np.ndarray | None]]) -> str:
+    """Write columns, (rows,) each in a table, under their own names; otherwise as `save_blocks`."""
+    contents = []
+    write = formats.WRITERS[to.suffix]
+    path = to.write(lambda file: contents.append(write(file, map(_arrays, blocks), to.path.parent)))
+    return f"file: {path} ({contents[-1]})"
 
 
 def as_columns(block: Mapping[str, Tensor | np.ndarray | None]) -> formats.Block:
     """Return the columns of a table by their names, of those arrays that are not None."""
     return formats.columns(_arrays(block))
-
-
-def _save(to: Place, blocks: Iterable[Mapping[str, Tensor | np.ndarray | None]]) -> str:
-    contents = []
-    write = formats.WRITERS[to.suffix.lower()]
-    path = to.write(lambda file: contents.append(write(file, map(_arrays, blocks), to.path.parent)))
-    return f"file: {path} ({contents[-1]})"
 
 
 def _arrays(block: Mapping[str, Tensor | np.ndarray | None]) -> formats.Block:

@@ -15,10 +15,7 @@ _TIMESTAMP = "tag:yaml.org,2002:timestamp"  # YAML 1.2 has none
 _NUMBERS = {
     _BOOL: (re.compile("^(?:true|false)$"), "tf"),
     _INT: (re.compile("^[-+]?[0-9]+$|^0o[0-7]+$|^0x[0-9a-fA-F]+$"), "-+0123456789"),
-    _FLOAT: (
-        re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$"),
-        "-+.0123456789",
-    ),
+    _FLOAT: (re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$"), "-+.0123456789"),
 }
 
 

@@ -20,15 +20,8 @@ from ppl_vae._machine import Budget
 from ppl_vae.configuration import _yaml, foreign
 from ppl_vae.configuration.kinds import Kind, arguments_of
 from ppl_vae.configuration.pieces import CHOICES, KINDS, NETWORK
-from ppl_vae.configuration.resolving import (
-    FIT_OBJECTS,
-    NOT_RECORDED,
-    PIECES,
-    Asked,
-    read,
-    resolve,
-)
-from ppl_vae.configuration.sources import CONFIG_LIMIT, Tree, presets, read_file
+from ppl_vae.configuration.resolving import FIT_OBJECTS, NOT_RECORDED, PIECES, Asked, read, resolve
+from ppl_vae.configuration.sources import CONFIG_LIMIT, Tree, presets, read_file, searched
 from ppl_vae.configuration.tables import with_table
 from ppl_vae.networks import Shape
 from ppl_vae.programs import SemiSupervisedVAE
@@ -66,6 +59,11 @@ class Config(Asked):
     def to_yaml(self) -> str:
         """Return the configuration as YAML; `from_yaml` and ``--config`` read it back unchanged."""
         return yaml.dump(self.values, Dumper=_yaml.Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+    def remember(self) -> None:
+        """Remember that the user trusts the foreign names of this configuration, if it has any."""
+        if found := foreign.names(searched(self.values)):
+            foreign.remember(self.to_yaml(), found)
 
     def build_dataset(self) -> data.Dataset:
         """Load the data."""

@@ -8,12 +8,10 @@ default class can leak into the chosen one.
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
-import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +20,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from ppl_vae._validation import did_you_mean
 from ppl_vae.configuration import _yaml
-
-Target = Callable[..., Any]
+from ppl_vae.configuration.importing import Target, imported
 
 
 class OptionError(ValueError):
@@ -32,12 +29,11 @@ class OptionError(ValueError):
     Attributes:
         option: Its name, without the dashes.
         missing: Whether it lacks.
-        takes: The names that are known in its place.
     """
 
-    def __init__(self, message: str, option: str, *, missing: bool = False, takes: Sequence[str] = ()) -> None:
+    def __init__(self, message: str, option: str, *, missing: bool = False) -> None:
         super().__init__(message)
-        self.option, self.missing, self.takes = option, missing, takes
+        self.option, self.missing = option, missing
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ class Kind:
                 f"{option} is {name!r}; expected one of {names}, or an import path such as "
                 f"mymodule.my_{self.name}{did_you_mean(name, self.known)}"
             )
-        return _import(name, option)
+        return imported(name, option)
 
     def arguments(self, target: Target, path: str) -> Arguments:
         """Return the schema of the arguments that a configuration may set."""
@@ -127,40 +123,6 @@ class Choices:
     network: Kind
     load: Target
     fit: Target
-
-
-def _import(path: str, option: str) -> Target:
-    module_name, _, name = path.rpartition(".")
-    try:
-        target = getattr(importlib.import_module(module_name), name)
-    except (Exception, SystemExit) as error:  # whatever the user's module does
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"{option} {path} cannot be imported ({reason}); {_where(module_name, name, error)}"
-        ) from error
-    if not (inspect.isclass(target) or inspect.isroutine(target)):
-        raise ValueError(f"{option} {path} is a {type(target).__name__}; expected a class or a function")
-    try:
-        inspect.signature(target)
-    except ValueError as error:
-        raise ValueError(f"{option} {path} has no signature to read arguments from; wrap it in a function") from error
-    return target
-
-
-def _where(module_name: str, name: str, error: BaseException) -> str:
-    """Return in words where an import looked, and what to do."""
-    module = sys.modules.get(module_name)
-    if module is not None:
-        file = getattr(module, "__file__", None) or "the interpreter"
-        return f"{module_name} comes from {file}{did_you_mean(name, [n for n in vars(module) if n[0] != '_'])}"
-    top = module_name.partition(".")[0]
-    if not isinstance(error, ModuleNotFoundError) or error.name is None or top != error.name.partition(".")[0]:
-        return f"{module_name} was found, and it fails while it is imported"
-    return (
-        f"it was looked for in the working directory, {os.getcwd()}, and in {len(sys.path)} folders of sys.path "
-        f"(PYTHONPATH and the environment {sys.prefix}); change to the folder that holds {top}.py or {top}/, or name "
-        f"that folder in PYTHONPATH"
-    )
 
 
 class Arguments:
@@ -225,7 +187,7 @@ class Arguments:
         values = {n: v for n, v in values.items() if (n, v) != ("verbose", "deprecated")}  # of schedules in torch 2.6
         for name in values:
             if name not in self.names:
-                raise OptionError(self.unknown(name), self._option(name)[2:], takes=self.order)
+                raise OptionError(self.unknown(name), self._option(name)[2:])
         for name, value in values.items():
             if isinstance(value, str):  # jsonargparse reads it as YAML where it may be a list
                 _yaml.check_bounds(value, self._option(name))
@@ -288,7 +250,7 @@ def parameters_of(target: Target) -> dict[str, tuple[inspect.Parameter, str]]:
     """Return the parameters, and those that ``**kwargs`` passes on to a base class, each with its module."""
     found: dict[str, tuple[inspect.Parameter, str]] = {}
     owners = [c for c in target.__mro__ if "__init__" in vars(c)] if inspect.isclass(target) else [target]
-    for owner in owners or [target]:
+    for owner in owners:
         parameters = inspect.signature(owner).parameters
         for name, parameter in parameters.items():
             found.setdefault(name, (parameter, owner.__module__))

@@ -29,7 +29,7 @@ from ppl_vae._validation import check_positive, did_you_mean
 from ppl_vae.configuration import _yaml, meaning
 from ppl_vae.configuration.kinds import Arguments, Choices, Kind, OptionError, arguments_of
 from ppl_vae.configuration.sources import Tree, config_beside, presets, read_config
-from ppl_vae.configuration.words import split
+from ppl_vae.configuration.words import number, split
 
 DEFAULT_PRESET = "digits"
 DEFAULT_NETWORK = "MLP"
@@ -57,7 +57,7 @@ class Asked:
         resume: The checkpoint to continue from; not in the YAML either.
         print_only: Whether to print the configuration and train nothing.
         source: The value of ``--config``, or the configuration beside `resume`; not in the YAML either.
-        checkpoint_every: Seconds between checkpoints, or None for the default; not in the YAML either.
+        checkpoint_every: Seconds between checkpoints; not in the YAML either.
         taken: The options that do not exist, each with the one that it was taken for.
     """
 
@@ -66,7 +66,7 @@ class Asked:
     resume: str | None = None
     print_only: bool = False
     source: str | None = None
-    checkpoint_every: float | None = None
+    checkpoint_every: float = CHECKPOINT_EVERY
     taken: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -93,15 +93,8 @@ def read(argv: Sequence[str], choices: Choices, look: Look | None = None) -> Ask
     if source is None and resume is not None:
         source = str(config_beside(resume))
     values, taken = resolve(read_config(source) if source else {}, options, choices, look)
-    seconds = None if every is None else check_positive(_number(every), "--checkpoint_every")
+    seconds = CHECKPOINT_EVERY if every is None else check_positive(number(every), "--checkpoint_every")
     return Asked(values, out, resume, print_only is not None, source, seconds, taken)
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _overlay(base: Tree, tree: Tree) -> Tree:

@@ -1,10 +1,13 @@
-"""The words of a command line: what belongs to no option, and options with their values."""
+"""The words of a command line: what belongs to no option, options with their values, and numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
+from ppl_vae._validation import did_you_mean
 from ppl_vae.configuration import meaning
 
 
@@ -29,6 +32,39 @@ class Words(NamedTuple):
         if len(self.runs) > 1:
             raise ValueError(f"{command} was given {', '.join(self.runs)}; expected {expected} at most")
         return self.runs[0] if self.runs else None
+
+    def check_options(self, command: str, known: Sequence[str]) -> None:
+        """Refuse options that a command does not have.
+
+        Raises:
+            ValueError: If there is one; the message names those that the command has, and the nearest.
+        """
+        for name in self.options.keys() - set(known):
+            takes = f"{command} takes {', '.join(f'--{n}' for n in known)} and --help"
+            raise ValueError(f"--{name} is unknown; {takes}{did_you_mean(name, [*known, 'help'])}")
+
+
+def number(text: str) -> int | float | str:
+    """Return the number that a text says; another text stays as it is, for a check to refuse.
+
+    Example:
+        >>> number("3"), number("1e-3"), number("three")
+        (3, 0.001, 'three')
+    """
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def word_of(value: object) -> str:
+    """Return a value as the command line takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def joined(options: Mapping[str, str]) -> list[str]:
+    """Return options with their values as words of a command line, which `split` takes apart."""
+    return [f"--{name}={value}" for name, value in options.items()]
 
 
 def split(argv: Sequence[str], flags: Collection[str] = ()) -> Words:

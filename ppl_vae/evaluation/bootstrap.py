@@ -94,11 +94,11 @@ def interval(
     named = dict(values) if isinstance(values, Mapping) else {"values": values}
     table = _table(named)
     resampled = _resampled(table, statistic, num_resamples, seed)  # (R, m)
-    found = {}
+    ends, found = (0.5 - level / 2, 0.5 + level / 2), {}
     for i, name in enumerate(named):
         column = table[i]
         value = float(column.mean() if statistic is None else statistic(column))
-        shares = _bca(column, resampled[:, i], level) if statistic is None else (0.5 - level / 2, 0.5 + level / 2)
+        shares = _bca(column, resampled[:, i], ends) if statistic is None else ends
         low, high = (float(torch.quantile(resampled[:, i], share)) for share in shares)
         found[name] = Interval(value, low, high, level)
     return found if isinstance(values, Mapping) else found["values"]
@@ -167,17 +167,18 @@ def _resampled(table: Tensor, statistic: Statistic | None, num_resamples: int, s
     return torch.cat(found)
 
 
-def _bca(values: Tensor, resampled: Tensor, level: float) -> tuple[float, float]:
-    """Return the quantile levels of the resampled means at the ends of the BCa interval."""
+def _bca(values: Tensor, resampled: Tensor, ends: tuple[float, float]) -> tuple[float, float]:
+    """Return the quantile levels of the resampled means at the ends of the BCa interval, from uncorrected levels."""
     normal, mean = NormalDist(), values.mean()
     centred = values - mean  # the jackknife's deviations, up to a factor that cancels
     if float(centred.abs().max()) == 0:
-        return 0.5 - level / 2, 0.5 + level / 2
+        return ends
     acceleration = float(centred.pow(3).sum() / (6 * centred.square().sum().pow(1.5)))
     below = float((resampled < mean).double().mean() + 0.5 * (resampled == mean).double().mean())
     bias = normal.inv_cdf(min(max(below, 1 / len(resampled)), 1 - 1 / len(resampled)))
 
-    def share(z: float) -> float:
-        return normal.cdf(bias + (bias + z) / (1 - acceleration * (bias + z)))
+    def corrected(end: float) -> float:
+        shifted = bias + normal.inv_cdf(end)
+        return normal.cdf(bias + shifted / (1 - acceleration * shifted))
 
-    return share(normal.inv_cdf(0.5 - level / 2)), share(normal.inv_cdf(0.5 + level / 2))
+    return corrected(ends[0]), corrected(ends[1])

@@ -17,6 +17,7 @@ from ppl_vae.evidence.blocks import MAX_BYTES, particle_blocks, row_blocks
 from ppl_vae.evidence.conditional import found_by_condition, many_conditions
 from ppl_vae.evidence.densities import Densities, Model
 from ppl_vae.evidence.normals import Normals, tensor_nodes
+from ppl_vae.evidence.rows import Rows
 from ppl_vae.objectives.sampling import sample_log_weights
 from ppl_vae.programs import SemiSupervisedVAE
 
@@ -28,7 +29,7 @@ Method = Literal["auto", "gauss-hermite", "monte carlo"]
 
 
 @dataclass(frozen=True)
-class Bound:
+class Bound(Rows):
     r"""The ELBO of n data and its two parts, nats, float64.
 
     .. math::
@@ -234,16 +235,13 @@ def monte_carlo_elbo(
     """
     if check_positive_int(num_samples, "monte_carlo_elbo: num_samples") < 2:
         raise ValueError("monte_carlo_elbo: num_samples is 1; expected at least 2, for a standard error")
-    parts: list[Tensor] = []
+    parts = []
     with seeded(seed):
-        for rows in row_blocks(len(x), x, max_bytes):
+        for rows in row_blocks(x, max_bytes):
             q = None if posterior is None else posterior[rows]
             draws, kl, log_ratio = draws_of(densities, x[rows], q, num_samples, max_bytes)
-            mean, error = mean_and_error(draws)
-            rate, rate_error = mean_and_error(log_ratio) if kl is None else (kl, torch.zeros_like(kl))
-            parts.append(torch.stack([mean, rate, error, rate_error]))
-    found, rate, error, rate_error = torch.cat(parts, dim=1)
-    return Bound(found, rate, error, rate_error, "monte carlo")
+            parts.append(_bound_of(draws, log_ratio, kl))
+    return Bound.joined(parts)
 
 
 def bound_by_condition(vae: Any, x: Tensor, y: Tensor, find: Callable[[Model, Tensor], Bound]) -> Bound:
@@ -253,19 +251,14 @@ def bound_by_condition(vae: Any, x: Tensor, y: Tensor, find: Callable[[Model, Te
     whose program scores the label too, it is the bound of log p(x, y).
     """
     if many_conditions(y):
-        found = []
-        for rows in row_blocks(len(x), x, MAX_BYTES, _DRAWS):
+        blocks = []
+        for rows in row_blocks(x, MAX_BYTES, _DRAWS):
             with torch.no_grad(), seeded(rows.start), evaluation_mode(vae):
                 w = sample_log_weights(vae.model, vae.guide, x[rows], y[rows], num_particles=_DRAWS)
-            found.append(
-                torch.stack([*mean_and_error(w.log_w.double()), *mean_and_error((w.log_lik - w.log_w).double())])
-            )
-        bound, error, rate, rate_error = torch.cat(found, 1)
-        return Bound(bound, rate, error, rate_error, "monte carlo")
+            blocks.append(_bound_of(w.log_w.double(), (w.log_lik - w.log_w).double()))
+        return Bound.joined(blocks)
     parts, place = found_by_condition(vae, x, y, find)
-    names = ("elbo", "rate", "error", "rate_error")
-    figures = {name: torch.cat([getattr(part, name) for part in parts])[place] for name in names}
-    bound = Bound(**figures, method=parts[0].method)
+    bound = Bound.joined(parts)[place]
     if isinstance(vae, SemiSupervisedVAE):
         log_p_y = label_log_prob(vae, y)
         bound = replace(bound, elbo=bound.elbo + log_p_y, rate=bound.rate - log_p_y)
@@ -307,6 +300,13 @@ def mean_and_error(draws: Tensor) -> tuple[Tensor, Tensor]:
     return draws.mean(0), draws.std(0) / len(draws) ** 0.5
 
 
+def _bound_of(draws: Tensor, log_ratio: Tensor, kl: Tensor | None = None) -> Bound:
+    """Return the bound from draws of it and of the rate, (K, n), or from the rate in closed form, (n,)."""
+    bound, error = mean_and_error(draws)
+    rate, rate_error = mean_and_error(log_ratio) if kl is None else (kl, torch.zeros_like(kl))
+    return Bound(bound, rate, error, rate_error, "monte carlo")
+
+
 def normals_of(densities: Densities, x: Tensor, posterior: Normals | None = None) -> Normals | None:
     """Return `posterior` if given, else q(z|x) as `Normals`, or None if it is not normal."""
     if posterior is not None:
@@ -339,7 +339,7 @@ def _expectations(
     nodes, weights = tensor_nodes(num_nodes, q.latent_dim, q.loc)
     log_lik = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     log_prior = torch.zeros_like(log_lik)
-    for rows in row_blocks(len(x), x, max_bytes, len(nodes)):
+    for rows in row_blocks(x, max_bytes, len(nodes)):
         some_x, some_q = x[rows], q[rows]
         for k in particle_blocks(len(nodes), some_x, max_bytes):
             z = some_q.at(nodes[k, None])

@@ -72,12 +72,12 @@ class Evaluation(Shown):
     figures: dict[str, Figure]
     evidence: Evidence
     bound: Bound
-    gaps: Gaps | None
-    use: LatentUse | None
-    surgery: Surgery | None
-    aggregate: AggregatePosterior | None
-    sampled: Evidence | None
-    notes: tuple[str, ...]
+    gaps: Gaps | None = None
+    use: LatentUse | None = None
+    surgery: Surgery | None = None
+    aggregate: AggregatePosterior | None = None
+    sampled: Evidence | None = None
+    notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:

@@ -184,7 +184,7 @@ def _with_fresh_noise(
 ) -> list[Tensor]:
     """Return the ELBO of q with its error, that of `best` with its error, and the error of their difference."""
     parts = []
-    for rows in row_blocks(len(x), x, max_bytes):
+    for rows in row_blocks(x, max_bytes):
         draws = []
         for posterior in (q, best):  # the same noise for both
             with torch.no_grad(), seeded(seed + rows.start):

@@ -203,10 +203,9 @@ def impute(
     if check_positive_int(num_draws, "impute: num_draws") > (most := num_steps * num_chains):
         raise ValueError(f"impute: num_draws is {num_draws}; expected at most {most}, num_steps * num_chains")
     warmup = max(2, num_steps // 5) if num_warmup is None else check_positive_int(num_warmup, "impute: num_warmup")
-    program = vae if isinstance(vae, NotMIWAE) else None
+    program, model = (vae, vae.vae) if isinstance(vae, NotMIWAE) else (None, vae)
     if program is not None and sampler != "importance":
         raise ValueError(f"impute: sampler {sampler!r} would leave p(s|x) of NotMIWAE out; expected 'importance'")
-    model = vae.vae if isinstance(vae, NotMIWAE) else vae
     holes = _checked(model, x, x.isnan() if missing is None else missing)
     if program is not None and bool((holes & ~x.isnan()).any()):
         raise ValueError(

@@ -132,11 +132,8 @@ def _of_latents(
 
 
 def _by_class(values: Tensor, labels: Tensor) -> dict[int, Interval]:
-    return {
-        int(label): interval(values[labels == label])
-        for label in labels.unique()
-        if int((labels == label).sum()) > 1 and bool(values[labels == label].isfinite().all())
-    }
+    parts = {int(label): values[labels == label] for label in labels.unique()}
+    return {label: interval(part) for label, part in parts.items() if len(part) > 1 and bool(part.isfinite().all())}
 
 
 def _by_particles(evaluation: Evaluation, sampled: Evidence, caveat: str | None) -> dict[str, Any]:

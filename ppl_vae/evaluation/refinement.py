@@ -98,7 +98,7 @@ def refine(
     with seeded(seed):
         for points, weights in _point_sets(q):
             gradients = partial(_gradients, densities, points, weights, max_bytes // 4)
-            for rows in row_blocks(len(x), x, max_bytes // 4, len(points)):  # a quarter: the graph keeps activations
+            for rows in row_blocks(x, max_bytes // 4, len(points)):  # a quarter: the graph keeps activations
                 _ascend(x[rows], q[rows], gradients, num_iterations, tolerance)
     return q
 

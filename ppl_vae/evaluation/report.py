@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae._home import at_home
-from ppl_vae._scopes import evaluation_mode, seeded, untouched_random_state
+from ppl_vae._scopes import evaluation_mode, seeded
 from ppl_vae._team import ALONE, Team
 from ppl_vae._validation import check_count, check_positive_int, check_seed
 from ppl_vae.data import Dataset, Split
@@ -20,20 +20,13 @@ from ppl_vae.data.conditions import same_labels
 from ppl_vae.data.forms import form_of
 from ppl_vae.data.held import split_of
 from ppl_vae.data.streams import gathered
-from ppl_vae.distributions.chain import Chain
-from ppl_vae.evaluation.bits import bits_per_dim
-from ppl_vae.evaluation.bootstrap import Interval, interval
-from ppl_vae.evaluation.diagnostics import latent_use
+from ppl_vae.evaluation import parts
 from ppl_vae.evaluation.elbo import bound_by_condition, elbo, label_log_prob
-from ppl_vae.evaluation.figures import UNITS, Evaluation, Figure
-from ppl_vae.evaluation.gaps import gaps
-from ppl_vae.evaluation.labels import label_values
-from ppl_vae.evaluation.practical import impute, knn_accuracy
-from ppl_vae.evaluation.surgery import aggregate_posterior, surgery
-from ppl_vae.evaluation.true_posterior import kl_to_posterior
+from ppl_vae.evaluation.figures import UNITS, Evaluation
+from ppl_vae.evaluation.parts import Told
+from ppl_vae.evaluation.practical import knn_accuracy
 from ppl_vae.evidence.conditional import given
 from ppl_vae.evidence.densities import VAEDensities
-from ppl_vae.evidence.importance import importance
 from ppl_vae.evidence.log_evidence import Method, log_evidence
 from ppl_vae.evidence.results import Evidence
 from ppl_vae.objectives import sample_log_weights
@@ -42,7 +35,6 @@ from ppl_vae.programs import SemiSupervisedVAE
 from ppl_vae.vae import VAE
 
 _LOOKED_AT, _LOOKS = 64, 32  # data, and draws for each, for the first check of the densities
-_MOST_PAIRS = 10_000  # data for ELBO surgery, whose cost is quadratic
 
 
 def evaluate(
@@ -120,20 +112,8 @@ def evaluate(
     known = None if train is None or rows.labels is None else gathered(split_of(train, form))
     if known is not None:
         known, rows = same_labels(known, rows)
-    return _evaluate(
-        vae,
-        rows,
-        known,
-        evidence,
-        tuple(num_particles),
-        gap_size,
-        importance_size,
-        imputation_size,
-        bins,
-        seed,
-        progress,
-        team,
-    )
+    options = {"num_particles": tuple(num_particles), "bins": bins, "progress": progress, "team": team}
+    return _evaluate(vae, rows, known, evidence, seed=seed, **sizes, **options)  # type: ignore[arg-type]
 
 
 @at_home("data", "train", float64=True)
@@ -142,6 +122,7 @@ def _evaluate(
     data: Split,
     train: Split | None,
     evidence: Method,
+    *,
     num_particles: tuple[int, ...],
     gap_size: int,
     importance_size: int,
@@ -156,12 +137,14 @@ def _evaluate(
         raise ValueError(f"evaluate was given data of shape {tuple(x.shape[1:])}; the VAE is for {vae.x_shape}")
     if len(x) < 2:
         raise ValueError(f"evaluate was given {len(x)} data; expected at least 2, for intervals over data")
-    caveat = vae.check_support(_only(x if y is None else (x, y)))
-    if isinstance(vae, SemiSupervisedVAE) and y is not None:
-        vae.given(vae.one_hot(y)[vae.one_hot(y).sum(-1).argmin()])  # refuses an unknown label before the work
-    seconds: dict[str, float] = {}
-    clock = partial(_clock, seconds, progress)
+    whole = Split((x,) if y is None else (x, y))
+    caveat = vae.check_support(Dataset("data", whole, whole.head(0), whole.head(0)))
+    labelled = vae if isinstance(vae, SemiSupervisedVAE) and y is not None else None
+    if labelled is not None:
+        labelled.given(labelled.one_hot(y)[labelled.one_hot(y).sum(-1).argmin()])  # refuses unknown labels at once
     alarms, discrete = _look(vae, x, y, seed)
+    told = Told(seed, notes=[*([] if caveat is None else [caveat]), *alarms])
+    clock = partial(_clock, told.seconds, progress)
     with clock("log p(x)"):
         found = log_evidence(vae, x, y, method=evidence, num_particles=num_particles, seed=seed, team=team)
     exact = found.kind == "exact"
@@ -170,166 +153,73 @@ def _evaluate(
         bound = find(vae, x) if y is None else bound_by_condition(vae, x, y, find)
     if discrete:
         _refuse_above_zero(found)
-    notes = [*([] if caveat is None else [caveat]), *alarms]
     densities = VAEDensities(vae if y is None else given(vae, y[0]))
     num_bounds = gap_size
     if y is not None:
         gap_size = importance_size = imputation_size = 0
-        what = "log p(x, y), in bits log p(x|y)" if isinstance(vae, SemiSupervisedVAE) else "log p(x|y)"
-        notes.append(
+        what = "log p(x|y)" if labelled is None else "log p(x, y), in bits log p(x|y)"
+        told.notes.append(
             f"a conditional model: log p(x) is {what}; the gap's parts, the latent code and imputation are looked "
             "at under one condition, evaluate(vae.given(y), x)"
         )
     gap = found.log_evidence - bound.elbo
     finite = found.log_evidence.isfinite() & bound.elbo.isfinite()
     if not finite.all():
-        notes.append(f"{int((~finite).sum())} data without a finite value are left out of the averages")
-    rates = {"distortion": bound.distortion, "rate": bound.rate}
-    figures: dict[str, Figure] = {}
-    figures |= _over_data({"log_evidence": found.log_evidence, "elbo": bound.elbo, "gap": gap, **rates}, seed)
-    if not figures:
+        told.notes.append(f"{int((~finite).sum())} data without a finite value are left out of the averages")
+    told.over_data(
+        log_evidence=found.log_evidence, elbo=bound.elbo, gap=gap, distortion=bound.distortion, rate=bound.rate
+    )
+    if not told.figures:
         raise ValueError("fewer than two data have a finite log p(x) and ELBO: nothing can be said of this model")
-    if exact:
-        figures["log_evidence_error"] = float(found.error[finite].max())
-    elif found.method in ("importance", "sumo"):
-        bad = ~found.error.isfinite()
-        figures["num_unreliable"] = int(bad.sum())
-        if bad.any():
-            notes.append(
-                f"{int(bad.sum())} of {len(x)} estimates of log p(x) are unreliable (their Pareto k is too large): "
-                "more likely too low than not"
-            )
-        if found.method == "sumo":
-            notes.append("SUMO is nearly unbiased and has a heavy tail: rare repetitions decide its mean")
-    else:
-        notes.append("annealing gives a standard error over its chains, which knows nothing of modes that all missed")
-    parts: dict[str, Callable[[list[str]], Any]] = {}  # what can be found independently, from a list for notes
-    first, few = slice(gap_size), slice(importance_size)
-    head = Evidence(found.log_evidence[first], found.error[first], found.method, found.kind)
-    identity, code = "the identity log p(x) = ELBO + KL", "the latent code"
+    parts.error(found, finite, told)
+    tasks: dict[str, Callable[[Told], None]] = {}
     if gap_size:
+        first = slice(gap_size)
         if exact and densities.latent_dim <= 3 and found.method != "enumeration":
-            parts[identity] = lambda _: kl_to_posterior(densities, x[first], head, seed=seed)
-        parts["the gap"] = lambda notes: _tried(
-            notes, "the gap was not taken apart", gaps, densities, x[first], head, seed=seed
-        )
+            checked = partial(parts.identity, densities, x[first], found[first], gap[first])
+            tasks["the identity log p(x) = ELBO + KL"] = checked
+        tasks["the gap"] = partial(parts.gap, densities, x[first], found[first], len(x))
     if importance_size and exact:
-        parts["importance sampling"] = lambda _: importance(densities, x[few], num_particles=num_particles, seed=seed)
+        few = slice(importance_size)
+        tasks["importance sampling"] = partial(parts.sampling, densities, x[few], found[few], num_particles)
     if y is None:
-        parts[code] = lambda notes: _latent_code(notes, densities, x, seed)
-    if isinstance(vae, SemiSupervisedVAE) and y is not None:
-        parts["labels"] = lambda _: list(label_values(vae, x, y, num_bounds, exact, seed, method=evidence))
+        tasks["the latent code"] = partial(parts.latent_code, densities, x)
+    if labelled is not None:
+        tasks["labels"] = partial(parts.labels, labelled, x, y, num_bounds, exact, evidence)
     if imputation_size:
-        parts["imputation"] = lambda notes: _imputation(vae, x[:imputation_size], notes, seed)
-    results = _shared(parts, clock, seconds, team)
-    split = None
-    if gap_size:
-        if identity in results:
-            residual = (gap[first] - results[identity][0].kl).abs()
-            if (residual := residual[residual.isfinite()]).numel():  # the KL is infinite where q leaves the support
-                figures["identity_residual"] = float(residual.max())
-                if residual.max() > 1e-2:
-                    notes.append("the two sides of log p(x) = ELBO + KL differ: one of the integrals has not converged")
-        split, more = results["the gap"]
-        notes += more
-        if split is not None:
-            if split.elsewhere.any():
-                share = split.elsewhere.double().mean()
-                notes.append(f"for {share:.1%} of these data a better q lies at another mode than the encoder's")
-            sides = {"approximation_gap": split.approximation_gap, "amortisation_gap": split.amortisation_gap}
-            figures |= _over_data(sides, seed)
-            if len(split.gap) < len(x):
-                notes.append(f"the gap was taken apart for the first {len(split.gap)} data")
-    sampled = None
-    if importance_size and exact:
-        sampled, _ = results["importance sampling"]
-        figures |= _over_data({"importance_error": found.log_evidence[few] - sampled.log_evidence}, seed)
-    use = surgeon = aggregate = None
-    if y is None:
-        (use, surgeon, aggregate), more = results[code]
-        notes += more
-    if use is not None:
-        notes += use.alarms
-        figures |= {"active_units": use.num_active, "effective_dim": use.effective_dim}
-    if surgeon is not None:
-        figures |= {"mutual_information": surgeon.mutual_information, "marginal_kl": surgeon.marginal_kl}
-        if surgeon.saturated:
-            notes.append(
-                f"the mutual information is at its ceiling, log {surgeon.num_data} = {surgeon.ceiling:.2f} nats: it "
-                "and KL(q(z) || p(z)) say little but that q(z|x) tells these data apart"
-            )
-    if aggregate is not None:
-        figures["empty_share"] = aggregate.empty_share
-    if isinstance(vae, SemiSupervisedVAE) and y is not None:
-        for values in results["labels"][0]:
-            figures |= _over_data(values, seed)
-        notes.append(f"figures without label are those of the first {min(num_bounds, len(x))} data")
-    try:
-        with untouched_random_state():
-            p_x = densities.likelihood(densities.prior_sample(x[:1], 1)[0])  # at any z: only its support counts
-        log_p_x = found.log_evidence
-        if isinstance(vae, SemiSupervisedVAE) and y is not None:
-            log_p_x = log_p_x - label_log_prob(vae, y)  # the label's bits are none of x
-        bits = bits_per_dim(log_p_x, x, p_x, bins=data.bins if bins is None else bins)
-        figures |= _over_data({"bits_per_dim": bits}, seed)
-    except ValueError as error:  # where they mean nothing
-        if bins is not None:
-            notes.append(f"there are no bits per dimension: {str(error).removeprefix('bits_per_dim: ')}")
-    if imputation_size:
-        imputed, more = results["imputation"]
-        figures |= imputed
-        notes += more
+        tasks["imputation"] = partial(parts.imputation, vae, x[:imputation_size])
+    results = _shared(tasks, seed, progress, team)
+    imputed = results.pop("imputation", None)
+    for result in results.values():
+        told.add(result)
+    log_p_x = found.log_evidence if labelled is None else found.log_evidence - label_log_prob(labelled, y)
+    parts.bits(densities, x, log_p_x, bins, data.bins, told)
+    if imputed is not None:
+        told.add(imputed)
     if labels is not None and labels.is_floating_point() and (labels != labels.round()).any():
-        notes.append("the labels are no classes: no nearest neighbours")
+        told.notes.append("the labels are no classes: no nearest neighbours")
     elif labels is not None and train is not None and train.labels is not None and y is None:
         with clock("nearest neighbours"):
-            known, known_labels, _ = _tensors(train)
-            assert known_labels is not None
-            figures["knn_accuracy"] = knn_accuracy(vae.encode(known), known_labels, vae.encode(x), labels, seed=seed)
-    ordered = {name: figures[name] for name in UNITS if name in figures}
-    return Evaluation(ordered, found, bound, split, use, surgeon, aggregate, sampled, tuple(notes), seconds)
+            means = vae.encode(_tensors(train)[0]), vae.encode(x)
+            accuracy = knn_accuracy(means[0], train.labels, means[1], labels, seed=seed)
+        told.figures["knn_accuracy"] = accuracy
+    figures = {name: told.figures[name] for name in UNITS if name in told.figures}
+    return Evaluation(figures, found, bound, **told.results, notes=tuple(told.notes), seconds=told.seconds)
 
 
 def _shared(
-    parts: dict[str, Callable[[list[str]], Any]], clock: Callable[[str], Any], seconds: dict[str, float], team: Team
-) -> dict[str, tuple[Any, list[str]]]:
-    """Return the result of each part and its notes; the processes of a team find some of them each."""
+    tasks: dict[str, Callable[[Told], None]], seed: int, progress: Callable[[str], None] | None, team: Team
+) -> dict[str, Told]:
+    """Return what each part tells; the processes of a team find some of the parts each."""
 
-    def task(name: str) -> tuple[Any, list[str], float]:
-        notes: list[str] = []
-        with clock(name):
-            result = parts[name](notes)
-        return result, notes, seconds[name]
+    def told_of(name: str) -> Told:
+        told = Told(seed)
+        with _clock(told.seconds, progress, name):
+            tasks[name](told)
+        return told
 
-    found = team.share([partial(task, name) for name in parts], "the parts of the evaluation")
-    seconds |= {name: taken for name, (_, _, taken) in zip(parts, found, strict=True)}
-    return {name: (result, notes) for name, (result, notes, _) in zip(parts, found, strict=True)}
-
-
-def _latent_code(notes: list[str], densities: VAEDensities, x: Tensor, seed: int) -> tuple[Any, Any, Any]:
-    """Return the use of each dimension, the surgery of the rate and the aggregate posterior, where they apply."""
-    tried, q = partial(_tried, notes), densities.posterior(x[:1])
-    some = x[: _MOST_PAIRS // (20 if isinstance(q, Chain) and q.top_down else 1)]  # pairs run its networks
-    return (
-        tried("the use of each dimension is not told", latent_use, densities, x, seed=seed),
-        tried("the rate was not taken apart", surgery, densities, some, seed=seed),
-        tried("the aggregate posterior is not told", aggregate_posterior, densities, some, seed=seed),
-    )
-
-
-def _over_data(values: dict[str, Tensor], seed: int) -> dict[str, Interval]:
-    """Return intervals over the data for which all values are finite; none if there are fewer than two."""
-    finite = torch.stack([value.isfinite() for value in values.values()]).all(0)
-    return interval({name: value[finite] for name, value in values.items()}, seed=seed) if finite.sum() > 1 else {}
-
-
-def _tried(notes: list[str], what: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Return the result of a part, or add a note and return None if the part does not apply to this model."""
-    try:
-        return function(*args, **options)
-    except (ValueError, NotImplementedError) as error:
-        notes.append(f"{what}: {str(error).splitlines()[0][:200]}")
-        return None
+    found = team.share([partial(told_of, name) for name in tasks], "the parts of the evaluation")
+    return dict(zip(tasks, found, strict=True))
 
 
 @contextmanager
@@ -342,17 +232,10 @@ def _clock(seconds: dict[str, float], progress: Callable[[str], None] | None, na
     seconds[name] = time.perf_counter() - began
 
 
-def _tensors(data: Split) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def _tensors(data: Split) -> tuple[Tensor, Tensor | None, Any]:
     """Return the data, their labels and their conditions."""
     columns = [torch.cat(column) for column in zip(*data.batches(min(4096, len(data))), strict=True)]
     return columns[0], data.labels, columns[1] if len(columns) > 1 else None
-
-
-def _only(x: Tensor | tuple[Tensor, ...]) -> Dataset:
-    """Return a data set of these columns as training data, for `VAE.check_support`."""
-    columns = x if isinstance(x, tuple) else (x,)
-    nothing = Split(tuple(column[:0] for column in columns))
-    return Dataset("data", Split(columns), nothing, nothing)
 
 
 def _look(vae: VAE, x: Tensor, y: Tensor | None, seed: int) -> tuple[list[str], bool]:
@@ -382,21 +265,3 @@ def _refuse_above_zero(found: Evidence) -> None:
             f"evaluate: log p(x) is up to {values.max():.5g} nats by {found.method}, and of discrete data it is at "
             "most 0: p(x|z) or p(z) is no density; ppl_vae.check looks at each"
         )
-
-
-def _imputation(vae: VAE, x: Tensor, notes: list[str], seed: int) -> dict[str, Figure]:
-    missing = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)).to(x.device) < 0.5
-    if x.isnan().any():
-        notes.append("nothing was imputed: some values are missing, so that not all are there to compare with")
-        return {}
-    filled = _tried(notes, "nothing was imputed", impute, vae, x, missing, num_steps=100, seed=seed)
-    if filled is None:
-        return {}
-    binary = bool(((x == 0) | (x == 1)).all())
-    errors = filled.share_wrong(x) if binary else filled.root_mean_square(x)
-    errors = errors[missing.flatten(1).any(1)]  # of few values in a datum, none may be missing
-    notes.append(
-        f"imputation: half of the values missing at random, {len(errors)} of the first {len(x)} data; "
-        + ("the share of missing values that is wrong" if binary else "the root mean squared error")
-    )
-    return {"imputation_error": interval(errors, seed=seed)} if len(errors) > 1 else {}

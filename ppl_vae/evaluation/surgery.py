@@ -14,8 +14,8 @@ from ppl_vae._scopes import seeded
 from ppl_vae._validation import check_positive_int
 from ppl_vae.distributions.chain import Chain
 from ppl_vae.evidence.blocks import MAX_BYTES
-from ppl_vae.evidence.densities import Densities, Score, normal_scores
-from ppl_vae.evidence.normals import Normals
+from ppl_vae.evidence.densities import Densities, Score
+from ppl_vae.evidence.normals import Normals, normal_scores
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -172,8 +172,8 @@ def _cross(densities: VAEDensities, x: Tensor, rule: CellRule) -> tuple[Tensor, 
     f = densities.log_likelihood(x, nodes.to(x.dtype)).double().T @ rule.to_fine  # (n, m^d)
     z = to_z(rule.fine)
     log_volume = len(rule.nodes[0]) * math.log(2 * _REACH) + factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    log_q = q.log_prob(z.to(x.dtype)).double().T
-    log_prior = _log_prior(prior, z.to(x.dtype), prior.sample().to(x)).T
+    log_q = _log_density(q, z.to(x.dtype), mean.to(x.dtype)).T
+    log_prior = _log_density(prior, z.to(x.dtype), prior.sample().to(x)).T
     weight = (log_q + rule.log_weights + log_volume[:, None]).exp()
     weight = torch.where(weight > 1e-12, weight, 0.0)
     mass = weight.sum(-1)
@@ -182,10 +182,10 @@ def _cross(densities: VAEDensities, x: Tensor, rule: CellRule) -> tuple[Tensor, 
     return value, (mass - 1).abs() * (1 + height.abs().amax(-1))
 
 
-def _log_prior(prior: Any, z: Tensor, valid: Tensor) -> Tensor:
-    """Return log p(z), float64, minus infinity outside the support, where `valid` is scored instead."""
-    inside = support(prior).check(z)
-    return torch.where(inside, prior.log_prob(torch.where(inside[..., None], z, valid)).double(), -math.inf)
+def _log_density(distribution: Any, z: Tensor, valid: Tensor) -> Tensor:
+    """Return the log-density at z, float64, minus infinity outside the support, where `valid` is scored instead."""
+    inside = support(distribution).check(z)
+    return torch.where(inside, distribution.log_prob(torch.where(inside[..., None], z, valid)).double(), -math.inf)
 
 
 def _spread(q: Any) -> tuple[Tensor, Tensor]:
@@ -250,7 +250,7 @@ def log_posterior_grid(
     like = prior.sample()
     lines = [torch.linspace(low, high, size, dtype=like.dtype, device=like.device) for low, high in bounds]
     z = torch.cartesian_prod(*lines).reshape(-1, d)
-    log_prior = _log_prior(prior, z, like)
+    log_prior = _log_density(prior, z, like)
     result = torch.empty(len(x), len(z), dtype=torch.float64, device=x.device)
     for rows, nodes, log_lik in pair_scores(densities, x, z, max_bytes):
         result[rows[:, None], nodes] = log_lik + log_prior[nodes]

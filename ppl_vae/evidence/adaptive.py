@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ppl_vae._distributions import unwrapped
 from ppl_vae.evidence.densities import Score, VAEDensities, check_region, rounding
-from ppl_vae.evidence.grids import Cells, Region, Rows, support
+from ppl_vae.evidence.grids import Cells, Region, support
 from ppl_vae.evidence.interpolation import CellRule, LogSums, Measured, cheapest
 from ppl_vae.evidence.results import Evidence
+from ppl_vae.evidence.rows import Rows
 
 _NODES = {1: 10, 2: 8, 3: 6}  # of the log-likelihood on a cell, along each axis
 _FINE = {1: 20, 2: 12, 3: 9}  # of the quadrature

@@ -14,13 +14,16 @@ def capacity(x: Tensor, max_bytes: int) -> int:
     return max(1, max_bytes // (4 * x.element_size() * max(x[0].numel(), 256)))
 
 
-def row_blocks(num_rows: int, x: Tensor, max_bytes: int, num_particles: int = 1) -> Iterator[slice]:
+def row_blocks(x: Tensor, max_bytes: int, num_particles: int = 1) -> Iterator[slice]:
     """Return slices of at most 1000 data that fit with `num_particles` each."""
-    step = min(1000, max(1, capacity(x, max_bytes) // num_particles))
-    return (slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step))
+    return _slices(len(x), min(1000, capacity(x, max_bytes) // num_particles))
 
 
 def particle_blocks(num_particles: int, x: Tensor, max_bytes: int) -> Iterator[slice]:
     """Return slices of the particles that fit together for all of `x`."""
-    step = max(1, capacity(x, max_bytes) // len(x))
-    return (slice(start, min(start + step, num_particles)) for start in range(0, num_particles, step))
+    return _slices(num_particles, capacity(x, max_bytes) // len(x))
+
+
+def _slices(size: int, step: int) -> Iterator[slice]:
+    step = max(1, step)
+    return (slice(start, min(start + step, size)) for start in range(0, size, step))

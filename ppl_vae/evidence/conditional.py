@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -13,7 +12,6 @@ from ppl_vae.evidence.densities import Model
 from ppl_vae.evidence.results import Evidence
 
 MOST = 1000  # conditions; each is evaluated separately
-LARGEST, SAME = ("rounding", "num_states"), ("prior_mass",)  # how numbers of several blocks are joined
 MANY = 50  # conditions up to which methods do so that need not
 
 Found = TypeVar("Found")
@@ -65,6 +63,4 @@ def given(vae: Model, value: Tensor) -> Model:
 def evidence_by_condition(vae: Model, x: Tensor, y: Tensor, find: Callable[[Model, Tensor], Evidence]) -> Evidence:
     """Return the evidence that `find` computes for the data of each condition, in the order of the data."""
     parts, place = found_by_condition(vae, x, y, find)
-    whole = Evidence.joined(parts, largest=LARGEST, same=SAME)
-    details = {n: v[place] if isinstance(v, Tensor) and v.dim() else v for n, v in whole.details.items()}
-    return replace(whole, log_evidence=whole.log_evidence[place], error=whole.error[place], details=details)
+    return Evidence.joined(parts)[place]

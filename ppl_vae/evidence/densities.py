@@ -20,6 +20,8 @@ from ppl_vae._home import at_home
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae.capture.reach import Reach
 from ppl_vae.evidence.grids import support
+from ppl_vae.evidence.normals import normal_scores
+from ppl_vae.objectives.log_weights import LogWeights
 from ppl_vae.objectives.losses import Program
 from ppl_vae.objectives.sampling import sample_log_weights
 from ppl_vae.objectives.traces import PARTICLES, sample_sites, sum_per_datum
@@ -103,17 +105,17 @@ class VAEDensities:
 
     def prior(self) -> Any:
         """Return p(z)."""
-        with evaluation_mode(cast(nn.Module, self.vae)):
+        with evaluation_mode(*self.modules):
             return self.vae.p_z()
 
     def posterior(self, x: Float[Tensor, " n *x_shape"]) -> Any:
         """Return q(z|x)."""
-        with evaluation_mode(cast(nn.Module, self.vae)):
+        with evaluation_mode(*self.modules):
             return self.vae.q_z(x)
 
     def likelihood(self, z: Float[Tensor, "*batch d"]) -> Any:
         """Return p(x|z) for z of shape (..., d)."""
-        with evaluation_mode(cast(nn.Module, self.vae)):
+        with evaluation_mode(*self.modules):
             return self.vae.p_x(z)
 
     def prior_sample(self, x: Float[Tensor, " n *x_shape"], size: int) -> Float[Tensor, "size n d"]:
@@ -203,11 +205,7 @@ class ProgramDensities:
                 f"the guide has the sites {sites}; expected one site of a vector per datum, of shape (batch, "
                 "latent); importance sampling from the guide, method='posterior', takes any number of sites"
             )
-        if weights.log_lik.shape[1] != len(x):
-            raise ValueError(
-                f"the program weighs {weights.log_lik.shape[1]} of {len(x)} data; expected all of them: remove "
-                "subsampling from its plate"
-            )
+        check_all_weighed(weights, len(x))
         for fn in (weights.prior[sites[0]], weights.posterior[sites[0]]):
             if getattr(fn, "_mask", True) is not True:
                 raise ValueError(
@@ -247,6 +245,14 @@ def check_region(distribution: Any, owner: str) -> None:
     )
 
 
+def check_all_weighed(weights: LogWeights, num_data: int) -> None:
+    """Refuse a program that weighs a part of its data."""
+    if (weighed := weights.log_lik.shape[1]) != num_data:
+        raise ValueError(
+            f"the program weighs {weighed} of {num_data} data; expected all of them: remove subsampling from its plate"
+        )
+
+
 def densities_of(program: Model | Program, x: Tensor) -> VAEDensities | ProgramDensities:
     """Return the densities of a `VAE`, or of a ``(model, guide)`` pair, whose one latent site is found with `x`."""
     return VAEDensities(program) if isinstance(program, Model) else ProgramDensities(program, x)
@@ -279,23 +285,3 @@ def rounding(
     except RuntimeError:  # tensors that the VAE does not register keep their precision, and do not mix with float64
         return least * torch.finfo(dtype).eps / torch.finfo(torch.float64).eps
     return 2 * (given - precise).abs().max().item() + least
-
-
-def normal_scores(mean: Tensor, precision: Tensor, log_det: Tensor) -> Score:
-    """Return a function from points (n, d) to their log-densities under G diagonal normals, (n, G), float64.
-
-    Args:
-        mean: The means, (G, d), float64.
-        precision: The reciprocals of the variances, (G, d).
-        log_det: The logs of the products of the standard deviations, (G,).
-    """
-    centre = mean.mean(0)  # centred values have smaller squares, which cancel less
-    mean = mean - centre
-    linear = (mean * precision).T
-    constant = -0.5 * (mean.square() * precision).sum(-1) - log_det - 0.5 * mean.shape[1] * math.log(2 * math.pi)
-
-    def score(points: Tensor) -> Tensor:
-        points = points.double() - centre
-        return points @ linear - 0.5 * points.square() @ precision.T + constant
-
-    return score

@@ -6,32 +6,18 @@ import functools
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_vae._distributions import innermost
+from ppl_vae.evidence.rows import Rows
 
 _INNER = 6.0  # the inner box reaches this many scales of the prior either way
 _SHELLS = 40  # each twice as wide as the last
 _SAMPLES = 10_000
-
-
-class Rows:
-    """Tensors whose rows belong together: the fields of a dataclass."""
-
-    def __len__(self) -> int:
-        return len(next(iter(vars(self).values())))
-
-    def __getitem__(self, rows: Tensor | slice) -> Self:
-        return type(self)(*(column[rows] for column in vars(self).values()))
-
-    @classmethod
-    def joined(cls, parts: list[Self]) -> Self:
-        """Concatenate several sets of rows."""
-        return cls(*(torch.cat(column) for column in zip(*(vars(part).values() for part in parts), strict=True)))
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from ppl_vae._scopes import evaluation_mode, seeded, untouched_random_state
 from ppl_vae._validation import check_choice, check_positive_int, check_rows
 from ppl_vae.capture.reach import Reach
 from ppl_vae.evidence.blocks import MAX_BYTES, capacity
-from ppl_vae.evidence.densities import Densities, Model, densities_of
-from ppl_vae.evidence.pareto import check_numbers, k_threshold, pareto_k, relative_error
+from ppl_vae.evidence.densities import Densities, Model, check_all_weighed, densities_of
+from ppl_vae.evidence.pareto import check_numbers, judged, pareto_k, relative_error
 from ppl_vae.evidence.proposals import Defensive, Proposal, log_joint
 from ppl_vae.evidence.results import Evidence
 from ppl_vae.objectives.losses import Program
@@ -150,31 +150,20 @@ def from_log_weights(log_w: Tensor, *, num_particles: int | Sequence[int] | None
         (tensor([2.0000], dtype=torch.float64), tensor([1.5000], dtype=torch.float64))
     """
     counts = particle_counts(len(log_w) if num_particles is None else num_particles)
-    if log_w.dim() != 2 or len(log_w) < counts[-1]:
+    count = counts[-1]
+    if log_w.dim() != 2 or len(log_w) < count:
         raise ValueError(
             f"from_log_weights was given log-weights of shape {tuple(log_w.shape)}; expected (K, n) with K at least "
-            f"{counts[-1]}: draw more, or lower num_particles"
+            f"{count}: draw more, or lower num_particles"
         )
-    count = counts[-1]
     log_w = log_w[:count].double()
     check_numbers(log_w, "the log-weights")
     estimates = {k: log_w[:k].logsumexp(0) - math.log(k) for k in counts}
-    k, (ess, standard_error) = pareto_k(log_w), relative_error(log_w)
-    unreliable = k > k_threshold(count)
-    return Evidence(
-        estimates[count],
-        torch.where(unreliable, math.inf, standard_error),
-        "importance",
-        "lower",
-        {
-            **{f"log_evidence_{size}": value for size, value in estimates.items()},
-            "elbo": log_w.mean(0),
-            "ess": ess,
-            "pareto_k": k,
-            "standard_error": standard_error,
-            "num_unreliable": float(unreliable.sum()),
-        },
-    )
+    ess, standard_error = relative_error(log_w)
+    error, judgement = judged(pareto_k(log_w), standard_error, count)
+    side_by_side = {f"log_evidence_{size}": value for size, value in estimates.items()}
+    details = {**side_by_side, "elbo": log_w.mean(0), "ess": ess, **judgement}
+    return Evidence(estimates[count], error, "importance", "lower", details)
 
 
 def _weights_of_draws(
@@ -204,11 +193,7 @@ def _weights_of_program(
     weigh = partial(sample_log_weights, *program, *data, max_plate_nesting=max_plate_nesting)
     with untouched_random_state():  # under Pyro's validation
         one = weigh()
-    if one.log_lik.shape[1] != len(data[0]):
-        raise ValueError(
-            f"importance: the program weighs {one.log_lik.shape[1]} of {len(data[0])} data; expected all of them: "
-            "remove subsampling from its plate"
-        )
+    check_all_weighed(one, len(data[0]))
     values = [*one.z.values(), *(value for _, value in one.observed.values())]
     size = min(_PARTICLES, capacity(torch.cat([v.flatten() for v in values]).unsqueeze(0), max_bytes))
     with pyro.validation_enabled(False):

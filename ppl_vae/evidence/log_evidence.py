@@ -14,7 +14,7 @@ from ppl_vae._home import at_home
 from ppl_vae._team import ALONE, Team
 from ppl_vae._validation import check_choice, check_rows
 from ppl_vae.evidence.annealing import annealed
-from ppl_vae.evidence.conditional import LARGEST, MANY, MOST, SAME, evidence_by_condition, many_conditions
+from ppl_vae.evidence.conditional import MANY, MOST, evidence_by_condition, many_conditions
 from ppl_vae.evidence.densities import Model, VAEDensities, densities_of
 from ppl_vae.evidence.enumeration import enumerate_evidence, states_of
 from ppl_vae.evidence.importance import importance, particle_counts
@@ -108,7 +108,7 @@ def log_evidence(
     size = ROWS if draws else max(1, math.ceil(len(x) / team.size))
     starts = range(0, max(1, len(x)), size)
     parts = team.share([partial(find, x[i : i + size], seed + i * draws) for i in starts], "the evidence")
-    return parts[0] if len(parts) == 1 else Evidence.joined(parts, largest=LARGEST, same=SAME)
+    return parts[0] if len(parts) == 1 else Evidence.joined(parts)
 
 
 def _finder(

@@ -1,8 +1,9 @@
-r"""Normal posteriors as means and scales per datum, which can be moved and refined."""
+r"""Normal posteriors as means and scales per datum, which can be moved and refined; scores under many normals."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-Rows = Tensor | slice
+from ppl_vae.evidence.rows import Rows
 
 
 @dataclass(frozen=True)
-class Normals:
+class Normals(Rows):
     r"""One normal posterior for each of n data, :math:`z = \mu + S\epsilon` with standard normal :math:`\epsilon`.
 
     Attributes:
@@ -43,13 +44,6 @@ class Normals:
             size = (*base.loc.shape, base.loc.shape[-1])
             return cls(base.loc.detach(), base.scale_tril.expand(size).detach())
         return None
-
-    def __len__(self) -> int:
-        return len(self.loc)
-
-    def __getitem__(self, rows: Rows) -> Normals:
-        """Return the posteriors of some of the data."""
-        return Normals(self.loc[rows], self.scale[rows])
 
     @property
     def latent_dim(self) -> int:
@@ -122,3 +116,23 @@ def tensor_nodes(num_nodes: int, dim: int, like: Tensor) -> tuple[Tensor, Tensor
     weight = torch.cartesian_prod(*[torch.from_numpy(weights / weights.sum())] * dim).reshape(-1, dim).prod(-1)
     heavy = weight > 1e-13  # no log-density is steep enough for lighter nodes to count
     return grid[heavy].to(like), weight[heavy].to(like.device)
+
+
+def normal_scores(mean: Tensor, precision: Tensor, log_det: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return a function from points (n, d) to their log-densities under G diagonal normals, (n, G), float64.
+
+    Args:
+        mean: The means, (G, d), float64.
+        precision: The reciprocals of the variances, (G, d).
+        log_det: The logs of the products of the standard deviations, (G,).
+    """
+    centre = mean.mean(0)  # centred values have smaller squares, which cancel less
+    mean = mean - centre
+    linear = (mean * precision).T
+    constant = -0.5 * (mean.square() * precision).sum(-1) - log_det - 0.5 * mean.shape[1] * math.log(2 * math.pi)
+
+    def score(points: Tensor) -> Tensor:
+        points = points.double() - centre
+        return points @ linear - 0.5 * points.square() @ precision.T + constant
+
+    return score

@@ -149,6 +149,14 @@ def _quartile(size: int) -> int:
     return int(size / 4 + 0.5)
 
 
+def judged(k: Tensor, standard_error: Tensor, count: int) -> tuple[Tensor, dict[str, Tensor | float]]:
+    """Return the error of a mean of `count` draws, infinite where k is too large, and the details that say so."""
+    unreliable = k > k_threshold(count)
+    number = float(unreliable.sum())
+    details: dict[str, Tensor | float] = {"pareto_k": k, "standard_error": standard_error, "num_unreliable": number}
+    return torch.where(unreliable, math.inf, standard_error), details
+
+
 def k_threshold(num_particles: int) -> float:
     r"""Return the largest k for which K weights are enough: :math:`\min(1 - 1/\log_{10} K, 0.7)`.
 

@@ -47,7 +47,7 @@ def log_joint(densities: Densities, x: Tensor, z: Tensor, max_bytes: int = MAX_B
     """
     num_particles, num_data = z.shape[:2]
     log_p = torch.empty(num_particles, num_data, dtype=torch.float64, device=z.device)
-    for rows in row_blocks(num_data, x, max_bytes):
+    for rows in row_blocks(x, max_bytes):
         for k in particle_blocks(num_particles, x[rows], max_bytes):
             log_prior = densities.log_prior(x[rows], z[k, rows]).double()
             log_lik = densities.log_likelihood(x[rows], z[k, rows])  # of any value, or NaN, outside the support

@@ -117,4 +117,4 @@ def integrate(
             parts.append(integral.evidence())
             moments.append(integral.moments())
     mean, covariance = (torch.cat(part) for part in zip(*moments, strict=True))
-    return mean, covariance, Evidence.joined(parts, largest=["rounding"], same=["prior_mass"])
+    return mean, covariance, Evidence.joined(parts)

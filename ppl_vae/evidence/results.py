@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
+from ppl_vae.evidence.rows import Rows
+
 if TYPE_CHECKING:
     from jaxtyping import Float
 
+# how numbers of several blocks become one, where they are no counts
+_JOINS: dict[str, Callable[[Any], Any]] = {"rounding": max, "num_states": max, "prior_mass": itemgetter(0)}
+
 
 @dataclass(frozen=True)
-class Evidence:
+class Evidence(Rows):
     r"""The log evidence of n data, :math:`\log p(x) = \log \int p(x|z) p(z) \, dz`, in nats, with its error.
 
     The meaning of `error` depends on `method`. It is free of sampling noise only where the answer is exact. A standard
@@ -42,9 +48,6 @@ class Evidence:
     kind: str = "exact"
     details: Mapping[str, Tensor | float] = field(default_factory=dict)
 
-    def __len__(self) -> int:
-        return len(self.log_evidence)
-
     def require_of(self, x: Tensor, asker: str) -> None:
         """Refuse other data than these, as far as their number tells."""
         if len(self) != len(x):
@@ -57,22 +60,12 @@ class Evidence:
         """The mean over data, nats per datum."""
         return self.log_evidence.mean().item()
 
-    @staticmethod
-    def joined(parts: list[Evidence], largest: Collection[str] = (), same: Collection[str] = ()) -> Evidence:
-        """Concatenate the evidence of several blocks of data.
-
-        Args:
-            parts: The evidence of each block, all by the same method.
-            largest: The names of the numbers in `details` that are joined by their maximum.
-            same: The names of the numbers that are equal for all blocks. All other numbers are counts, and are summed.
-        """
-        first = parts[0]
+    @classmethod
+    def joined(cls, parts: list[Self]) -> Self:
+        """Concatenate the evidence of several blocks of data, all by the same method; counts in `details` add up."""
         details: dict[str, Tensor | float] = {}
-        for name, value in first.details.items():
+        for name, value in parts[0].details.items():
             values: list[Any] = [part.details[name] for part in parts]
-            if isinstance(value, Tensor):
-                details[name] = torch.cat(values)
-            else:
-                details[name] = value if name in same else max(values) if name in largest else sum(values)
-        log_evidence, error = (torch.cat([getattr(part, name) for part in parts]) for name in ("log_evidence", "error"))
-        return Evidence(log_evidence, error, first.method, first.kind, details)
+            join = torch.cat if isinstance(value, Tensor) else _JOINS.get(name, sum)
+            details[name] = join(values)
+        return replace(super().joined(parts), details=details)

@@ -15,7 +15,7 @@ from ppl_vae._validation import check_positive_int, check_rows
 from ppl_vae.evidence.blocks import MAX_BYTES
 from ppl_vae.evidence.densities import Densities, Model
 from ppl_vae.evidence.importance import ROWS, weigher
-from ppl_vae.evidence.pareto import check_numbers, k_threshold, pareto_k
+from ppl_vae.evidence.pareto import check_numbers, judged, pareto_k
 from ppl_vae.evidence.proposals import Proposal
 from ppl_vae.evidence.results import Evidence
 from ppl_vae.objectives.losses import Program
@@ -111,7 +111,11 @@ def sumo(
                     f"sumo: {zero} of {log_w.shape[1]} data have draws of weight zero, which make the expectation of "
                     "the bound minus infinity; use importance, or a proposal inside the prior's support"
                 )
-            parts.append(_evidence(roulette(log_w, sizes, minimum, reach), log_w, sizes))
+            values = roulette(log_w, sizes, minimum, reach)
+            k = pareto_k((values - values.median(0).values).abs().log())
+            error, details = judged(k, values.std(0) / math.sqrt(repetitions), repetitions)
+            details |= {"elbo": log_w.mean(0), "particles": sizes.double().mean(0)}
+            parts.append(Evidence(values.mean(0), error, "sumo", "lower", details))
     return Evidence.joined(parts)
 
 
@@ -144,18 +148,3 @@ def roulette(log_w: Tensor, sizes: Tensor, minimum: int, reach: Tensor) -> Tenso
         steps = steps / reach[: len(steps), None]
         found.append(bounds[minimum - 1] + torch.where(j[minimum:] < size, steps, 0.0).sum(0))
     return torch.stack(found)
-
-
-def _evidence(values: Tensor, log_w: Tensor, sizes: Tensor) -> Evidence:
-    repetitions = len(values)
-    k = pareto_k((values - values.median(0).values).abs().log())
-    standard_error = values.std(0) / math.sqrt(repetitions)
-    unreliable = k > k_threshold(repetitions)
-    details: dict[str, Tensor | float] = {
-        "pareto_k": k,
-        "standard_error": standard_error,
-        "elbo": log_w.mean(0),
-        "particles": sizes.double().mean(0),
-        "num_unreliable": float(unreliable.sum()),
-    }
-    return Evidence(values.mean(0), torch.where(unreliable, math.inf, standard_error), "sumo", "lower", details)

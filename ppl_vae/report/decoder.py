@@ -63,9 +63,8 @@ def layers_of(network: nn.Module | None) -> list[dict[str, Any]]:
             scale = (module.running_var.double() + module.eps).rsqrt()
             scale = scale if module.weight is None else scale * module.weight.double()
             shift = -module.running_mean.double() * scale
-            found.append(
-                {"op": "affine", "scale": scale, "shift": shift if module.bias is None else shift + module.bias}
-            )
+            shift = shift if module.bias is None else shift + module.bias
+            found.append({"op": "affine", "scale": scale, "shift": shift})
         elif type(module) is nn.LayerNorm and len(module.normalized_shape) == 1:
             found.append({"op": "layer_norm", "eps": module.eps, "scale": module.weight, "shift": module.bias})
         elif type(module) in _ACTIVATIONS:

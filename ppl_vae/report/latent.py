@@ -51,7 +51,9 @@ def latent_space(
     """
     x, y = columns_of(vae, data, size)
     with torch.no_grad(), evaluation_mode(vae):
-        q = [vae.q_z(a, *([] if y is None else [b])) for a, b in _blocks(x, y)]
+        blocks = x.split(_ROWS)
+        conditions = [None] * len(blocks) if y is None else y.split(_ROWS)
+        q = [vae.q_z(a, b) for a, b in zip(blocks, conditions, strict=True)]
         if measure(q[0]) != "a region of space":
             raise ValueError(f"its latent lives on {measure(q[0])}, in which no pointer moves")
         means = torch.cat([centre(part) for part in q])
@@ -59,7 +61,7 @@ def latent_space(
         spread = [n for n in normals if n is not None and n.diagonal]
         drawn = torch.cat([part.sample() for part in q])
         values, names = conditions_of(vae, data, y)
-        prior = vae.p_z(*([] if values is None else [values[:1]]))
+        prior = vae.p_z(None if values is None else values[:1])
         of_prior = prior.sample((_DRAWS,)).reshape(-1, means.shape[1])
     if not means.isfinite().all():
         raise ValueError("a mean of q(z|x) is not finite")
@@ -143,11 +145,6 @@ def _use(vae: VAE, x: Tensor, y: Tensor | None, means: Tensor) -> Tensor:
     return means.var(0, correction=0)
 
 
-def _blocks(x: Tensor, y: Tensor | None) -> list[tuple[Tensor, Tensor]]:
-    """Return rows block by block; without conditions the second of each pair is the first."""
-    return list(zip(x.split(_ROWS), (x if y is None else y).split(_ROWS), strict=True))
-
-
 def _box(means: Tensor, prior: Tensor) -> tuple[float, float]:
     """Return one range for all latents, which holds all data but those far out and nearly all of the prior."""
     ends = []
@@ -184,8 +181,8 @@ def _labels(data: Split, n: int) -> dict[str, Any] | None:
 def _prior(vae: VAE, values: Tensor | None, low: float, high: float, dim: int) -> dict[str, Any] | None:
     """Return the prior's density on cells of the plane, one for each condition, or its independent normals."""
     with evaluation_mode(vae):
-        one = [None] if values is None or not vae._takes_y["prior"] else values.unsqueeze(1)
-        priors: list[Any] = [vae.p_z(*([] if values is None else [values[:1] if y is None else y])) for y in one]
+        of_each = values if values is None or vae._takes_y["prior"] else values[:1]
+        priors: list[Any] = [vae.p_z(y) for y in ([None] if of_each is None else of_each.unsqueeze(1))]
         if dim > 2:
             normals = Normals.of(priors[0] if priors[0].batch_shape else priors[0].expand((1,)))
             if normals is None or not normals.diagonal or len(priors) > 1:

@@ -54,11 +54,10 @@ def examples(vae: VAE, data: Split, form: Mapping[str, Any]) -> dict[str, Any]:
     values, names = conditions_of(vae, data, columns_of(vae, data, 1000)[1])
     turn = torch.arange(n) * len(names or ()) // n
     under = None if values is None else values[turn]
-    given = [] if under is None else [under]
     with torch.no_grad(), evaluation_mode(vae):
-        p_z = vae.p_z(*given)
+        p_z = vae.p_z(under)
         z = p_z.sample(() if p_z.batch_shape else (n,))
-        drawn = vae.p_x(z, *given).sample()
+        drawn = vae.p_x(z, under).sample()
     pictures: dict[str, Tensor] = {"x": x, "made": vae.reconstruct(x, y), "means": vae.decode(z, under), "draws": drawn}
     shown = {n: as_shown(v, form) if n == "x" or v.isfinite().all() else None for n, v in pictures.items()}
     cut = {}

@@ -12,6 +12,7 @@ import torch
 from ppl_vae.data import Split
 from ppl_vae.data.streams import Stream
 from ppl_vae.evaluation import Evaluation
+from ppl_vae.runs.drawing import shown_part
 from ppl_vae.training import Run
 from ppl_vae.vae import VAE
 
@@ -59,10 +60,6 @@ class Subject:
 def of_run(run: Run) -> Subject:
     """Return the subject of a run in memory."""
     vae, parts = run.program, run.data
-    name = next((n for n in ("test", "validation", "train") if len(getattr(parts, n))), "train")
-    split: Any = getattr(parts, name)
-    if isinstance(split, Stream):  # its first batch stands for it
-        split = split.head(len(split.columns[0]))
     about: dict[str, Any] = {
         "data": {"name": parts.name, "x_shape": list(parts.x_shape), "binarize": parts.binarize}
         | {n: None if isinstance(s := getattr(parts, n), Stream) else len(s) for n in ("train", "validation", "test")},
@@ -78,7 +75,8 @@ def of_run(run: Run) -> Subject:
     found = Subject(parts.name, about, {"torch": torch.__version__, "machine": platform.platform()})
     if isinstance(vae, VAE):
         about |= {r: getattr(p, "__name__", type(p).__name__) for r in vae.roles if (p := getattr(vae, r)) is not None}
-        found.vae, found.data, found.data_name = vae, split, f"{parts.name}, {name}"
+        name, found.data = shown_part(parts)
+        found.vae, found.data_name = vae, f"{parts.name}, {name}"
     else:
         found.absent.append(
             "The program is a (model, guide) pair and no VAE: there are no reconstructions, samples and latent space."

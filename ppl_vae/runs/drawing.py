@@ -10,7 +10,7 @@ import torch
 
 from ppl_vae import plots
 from ppl_vae._scopes import seeded
-from ppl_vae.data import Split
+from ppl_vae.data import Dataset, Split
 from ppl_vae.data.streams import Stream
 from ppl_vae.plots.figure import about
 from ppl_vae.plots.latent import MOST_CLASSES, names_of, plane
@@ -33,17 +33,17 @@ def draw(run: Run, path: str | Path) -> list[Path]:
     """
     path = Path(path)
     figures: dict[str, Any] = {}
-    part = next((name for name in ("test", "validation") if len(getattr(run.data, name))), "train")
-    both = "train and validation" if len(run.data.validation) else "train"
-    names = (run.data.name, f"{run.data.name}, {both}", f"{run.data.name}, {part}")
-    whole, of_both, of_part = (about(path.absolute().name, name, run.caveat) for name in names)
+
+    def foot(of: str = "") -> str | None:
+        return about(path.absolute().name, f"{run.data.name}{of}", run.caveat)
+
     if run.history:
-        figures["training_curves"] = plots.training_curves(run.history, caveat=of_both)
+        both = ", train and validation" if len(run.data.validation) else ", train"
+        figures["training_curves"] = plots.training_curves(run.history, caveat=foot(both))
     vae = run.program
     if isinstance(vae, VAE):
-        split = getattr(run.data, part)
-        if isinstance(split, Stream):  # its first batch stands for it
-            split = split.head(len(split.columns[0]))
+        part, split = shown_part(run.data)
+        whole, of_part = foot(), foot(f", {part}")
         if run.data.is_image:
             columns = first_images(split)
             figures["reconstructions"] = plots.reconstructions(
@@ -62,6 +62,16 @@ def draw(run: Run, path: str | Path) -> list[Path]:
                 more["limits"] = figures["latent_grid"].axes[0].get_xlim()
             figures["latent_scatter"] = plots.latent_scatter(means.cpu(), labels, **more)
     return [plots.save(figure, path / f"{name}.png") for name, figure in figures.items()]
+
+
+def shown_part(data: Dataset) -> tuple[str, Split]:
+    """Return what pictures show of the data, with its name: test, else validation, else training data.
+
+    The first batch of a stream stands for it.
+    """
+    name = next((name for name in ("test", "validation") if len(getattr(data, name))), "train")
+    part = getattr(data, name)
+    return name, part.head(len(part.columns[0])) if isinstance(part, Stream) else part
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def load_run(path: str | Path, *, trust: bool = False, device: str | torch.devic
             or the checkpoint is of another model or holds parameters outside the model.
     """
     device, path = resolve_device(device), Path(path)
-    folder, checkpoint = (path.parent, path) if path.is_file() else (path, path / "checkpoint.pt")
+    folder = path.parent if path.is_file() else path
     if not (folder / "config.yaml").is_file() or not (folder / "run.json").is_file():
         raise FileNotFoundError(
             f"{folder} is no run's folder: config.yaml and run.json, written by ppl-vae train, are missing"
@@ -38,13 +39,28 @@ def load_run(path: str | Path, *, trust: bool = False, device: str | torch.devic
     facts = read_facts(folder)
     text = _files.read_text(folder / "config.yaml", CONFIG_LIMIT)
     with untouched_random_state():
-        vae = Config.from_yaml(text, str(folder / "config.yaml"), trust=trust).build_vae(
-            like(facts["data"]["x_shape"], facts["data"].get("y_shape"))
-        )
+        config = Config.from_yaml(text, str(folder / "config.yaml"), trust=trust)
+    return model_of(config, facts["data"], path).to(device)
+
+
+def model_of(config: Config, data: Mapping[str, Any], checkpoint: Path) -> VAE:
+    """Build the VAE of a run's configuration and load its weights, in evaluation mode, on the CPU.
+
+    Args:
+        config: The configuration.
+        data: What run.json says of the data.
+        checkpoint: The run's folder, or a checkpoint in it.
+
+    Raises:
+        ValueError: If the checkpoint is damaged, of another model, or holds parameters outside the model.
+    """
+    with untouched_random_state():
+        vae = config.build_vae(like(data["x_shape"], data.get("y_shape")))
     vae.data_mean = None  # the run does not keep it
-    vae.column_names = tuple(facts["data"].get("column_names") or ()) or None
-    vae.categories = tuple(map(tuple, facts["data"].get("categories") or ()))
-    vae.conditions = tuple(facts["data"].get("conditions") or ())
+    vae.column_names = tuple(data.get("column_names") or ()) or None
+    vae.categories = tuple(map(tuple, data.get("categories") or ()))
+    vae.conditions = tuple(data.get("conditions") or ())
+    checkpoint = checkpoint / "checkpoint.pt" if checkpoint.is_dir() else checkpoint
     state = checkpoints.load(checkpoint)
     modules, parameters = state.get("modules"), state.get("parameters")
     if not isinstance(modules, list) or not modules or not isinstance(parameters, dict):
@@ -56,7 +72,21 @@ def load_run(path: str | Path, *, trust: bool = False, device: str | torch.devic
             "nn.Module that owns them"
         )
     checkpoints.load_module(vae, modules[0], source=str(checkpoint))
-    return vae.to(device).eval()
+    return vae.eval()
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Load a checkpoint to resume from, with the fingerprint of its run's data; clean up what a kill left beside it.
+
+    Args:
+        checkpoint: The run's folder, or a checkpoint in it.
+    """
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    _files.remove_leftovers(folder)
+    state = checkpoints.load(checkpoint)
+    if not (folder / "run.json").is_file():
+        return state
+    return {"data": read_facts(folder)["data"]["fingerprint"], **state}
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from ppl_vae.comparison.races.race import seeds_of
 from ppl_vae.configuration import _yaml, config, foreign
 from ppl_vae.configuration.config import CONFIG_LIMIT, Config
 from ppl_vae.configuration.pieces import KINDS, NETWORK
+from ppl_vae.configuration.words import joined, word_of
 
 MOST_RUNS = 10_000
 SEEDS = 3  # by default
@@ -125,8 +126,7 @@ def _plan(source: str, base: Options, settings: list[Options], seeds: tuple[int,
         parts = _parts(setting, varied)
         label = " ".join(parts) or "base"
         try:
-            argv = [f"--{name}={value}" for name, value in (_without_replaced(base, options) | options).items()]
-            settled = config.parse([*argv, f"--seed={seeds[0]}"])
+            settled = config.parse(joined({**_without_replaced(base, options), **options, "seed": str(seeds[0])}))
         except ValueError as error:
             raise ValueError(f"{source}: {f'{label}: ' if parts else ''}{error}") from error
         before = len(runs)
@@ -179,15 +179,10 @@ def _flat(node: object, where: str) -> Options:
             raise ValueError(f"{where} has {name!r}; expected an option of ppl-vae train, as in 'optimizer.lr: 1e-3'")
         if isinstance(value, Mapping) and "class" in value:
             inner = {f"{name}.{key}": inside for key, inside in value.items() if key != "class"}
-            options |= {name: _text(value["class"])} | _flat(inner, where)
+            options |= {name: word_of(value["class"])} | _flat(inner, where)
         else:
-            options[name] = _text(value)
+            options[name] = word_of(value)
     return options
-
-
-def _text(value: object) -> str:
-    """Return a value as the command line takes it."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _grid(node: Any, where: str) -> Iterator[Options]:

@@ -10,19 +10,18 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import chdir, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ppl_vae import _files, checkpoints, runs
+from ppl_vae import _files, runs
 from ppl_vae._scopes import flushed_denormals, threads, untouched_random_state
 from ppl_vae.comparison.words import reason_of
-from ppl_vae.configuration import _yaml, foreign
+from ppl_vae.configuration import _yaml
 from ppl_vae.configuration.config import Config
-from ppl_vae.configuration.resolving import CHECKPOINT_EVERY
-from ppl_vae.configuration.sources import searched
 from ppl_vae.data import Dataset
+from ppl_vae.runs.reading import read_state
 from ppl_vae.training import Callback, DivergedError, Run, fit
 
 OVER = ("finished", "early stopping")  # how a run ends that nothing is left to do for
@@ -74,7 +73,7 @@ class Training:
         place: The working directory, to which paths of data are relative.
         num_threads: The threads that compute.
         parent: The process that runs the sweep.
-        checkpoint_every: Seconds between checkpoints, or None for the default.
+        checkpoint_every: Seconds between checkpoints.
     """
 
     text: str
@@ -83,14 +82,16 @@ class Training:
     place: str
     num_threads: int
     parent: int
-    checkpoint_every: float | None = None
+    checkpoint_every: float
 
     def __call__(self) -> Ended:
         """Train, go on with, or keep the run, and say how it ended."""
         in_worker = os.getpid() != self.parent
         stop = StopFile(self.stop_file, in_worker)
+        if self.place not in sys.path:
+            sys.path.append(self.place)  # where the user's own modules are
         with (
-            _at(self.place),
+            chdir(self.place),
             _signals(stop) if in_worker else nullcontext(),
             untouched_random_state(),
             warnings.catch_warnings(record=True) as caught,
@@ -117,10 +118,8 @@ class Training:
         vae = settings.build_vae(dataset)
         resume = _state_of(folder, settings)
         arguments = settings.build_fit_arguments_for(dataset)
-        text, every = settings.to_yaml(), self.checkpoint_every or CHECKPOINT_EVERY
-        writer = runs.RunFolder(folder, text, checkpoint_every=every, again=True)
-        if found := foreign.names(searched(settings.values)):
-            foreign.remember(text, found)
+        writer = runs.RunFolder(folder, settings.to_yaml(), checkpoint_every=self.checkpoint_every, again=True)
+        settings.remember()
         run = fit(vae, dataset, callbacks=[writer], stop=stop, resume=resume, **arguments)
         return "interrupted" if run.stopped == "interrupted" else "finished"
 
@@ -181,28 +180,12 @@ def check_same(folder: Path, settings: Config) -> None:
 
 def _state_of(folder: Path, settings: Config) -> dict[str, Any] | None:
     """Return the state to go on from; None for a new run, and for one that diverged, which begins again."""
-    _files.remove_leftovers(folder)
+    _files.remove_leftovers(folder)  # without a checkpoint too
     check_same(folder, settings)
     if (folder / "last_good.pt").exists():
         for path in (path for name in _REST_OF_DIVERGED for path in folder.glob(name)):
             path.unlink()
-    if not (folder / "checkpoint.pt").is_file():
-        return None
-    facts = runs.read_facts(folder)
-    return {"data": facts["data"]["fingerprint"], **checkpoints.load(folder)}
-
-
-@contextmanager
-def _at(place: str) -> Iterator[None]:
-    """Work in this directory, and find the user's own modules there."""
-    before = os.getcwd()
-    if place not in sys.path:
-        sys.path.append(place)
-    os.chdir(place)
-    try:
-        yield
-    finally:
-        os.chdir(before)
+    return read_state(folder) if (folder / "checkpoint.pt").is_file() else None
 
 
 @contextmanager
