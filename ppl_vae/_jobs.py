@@ -16,6 +16,7 @@ from typing import Any
 
 import joblib
 
+from ppl_vae._errors import said_by
 from ppl_vae._scopes import threads
 from ppl_vae._team import sendable
 from ppl_vae._validation import is_integer
@@ -103,7 +104,7 @@ def run_all(
                     except Exception as error:
                         if not _is_death(error):
                             raise _explained(error) from error
-                        cause = " ".join(str(error).split()).partition(". ")[0][:160]
+                        cause = said_by(error).partition(". ")[0][:160]
                         continue
                     del left[index]
                     if not fine:

@@ -236,7 +236,7 @@ class VAEDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
         check_is_fitted(self)
         x = self._tensor(self._scaled(self._checked(X)))
         rows = Split((x,))
-        self.vae_.check_support(Dataset("X", rows, rows.head(0), rows.head(0)))
+        self.vae_.check_support(Dataset.of("X", rows))
         found = log_evidence(self.vae_, x, method=self.evidence_method, seed=self._seed)  # type: ignore[arg-type]
         if self.scaler_ is None:
             return found

@@ -13,6 +13,7 @@ import pyro
 import torch
 from torch import Tensor, fx
 
+from ppl_vae._errors import first_line
 from ppl_vae.capture.comparing import Comparison, Outcome
 from ppl_vae.capture.compiled import compiled
 from ppl_vae.capture.eager import Form, Step, eager_step, placed
@@ -240,7 +241,7 @@ class CapturedStep:
             return self(*self.inputs(tensors, numbers)), None
         except RuntimeError as error:  # if the graph is not at fault, the program raises too
             before.put_back()
-            return self._as_written(before, tensors, numbers), f"the graph fails ({str(error).strip().splitlines()[0]})"
+            return self._as_written(before, tensors, numbers), f"the graph fails ({first_line(error)})"
 
     def _taken_aside(self, tensors: list[Tensor], numbers: Sequence[float]) -> Step:
         """Take the step as it is written, and put back what it changes."""

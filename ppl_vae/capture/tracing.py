@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.fx.experimental import proxy_tensor
 
+from ppl_vae._errors import first_line
 from ppl_vae.capture.entered import is_library
 
 _OWN = str(Path(__file__).parent.parent)
@@ -131,13 +132,13 @@ def explained() -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    message = str(error).strip()
+    message = str(error)
     if "_local_scalar_dense" in message or "data-dependent" in message.lower():
         return (
             "it reads a number out of a tensor (.item(), float(), a branch on a value); compute with tensors, as by "
             "torch.where"
         )
-    return message.splitlines()[0] if message else type(error).__name__
+    return first_line(error)
 
 
 def _where(error: BaseException) -> str:

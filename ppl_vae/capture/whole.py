@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ppl_vae._errors import first_line
 from ppl_vae.capture.comparing import Outcome
 from ppl_vae.capture.eager import Step
 from ppl_vae.capture.replay import CudaReplay
@@ -105,7 +106,7 @@ class WholeStep:
         except CaptureError:
             raise
         except RuntimeError as error:
-            raise CaptureError(str(error).strip().splitlines()[0]) from error
+            raise CaptureError(first_line(error)) from error
         finally:
             for leaf, gradient in zip(graph.leaves, gradients, strict=True):
                 leaf.grad = gradient

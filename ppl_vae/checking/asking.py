@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+from ppl_vae._errors import one_line
 from ppl_vae.checking import places
 from ppl_vae.checking.report import Finding, Status
 
@@ -38,11 +39,6 @@ def copied(thing: Any, name: str) -> Any:
         return copy.deepcopy(thing)
     except Exception as error:
         raise Unanswered(f"{name} cannot be copied ({type(error).__name__}: {error})") from error
-
-
-def one_line(error: object) -> str:
-    """Return the message of an error, or a text, with its white space folded."""
-    return " ".join(str(error).split())
 
 
 def wrong_by(error: Exception, name: str = "") -> Wrong:

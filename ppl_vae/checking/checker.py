@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ppl_vae._errors import one_line
 from ppl_vae._home import at_home, home_of
 from ppl_vae._piece_checks import takes_y
 from ppl_vae._scopes import evaluation_mode, kept_values, seeded
@@ -15,7 +16,7 @@ from ppl_vae._tensors import as_numbers, moved
 from ppl_vae._validation import check_choice, check_seed
 from ppl_vae.capture import buffers_of, modules_of
 from ppl_vae.checking import places, programs
-from ppl_vae.checking.asking import ROLES, Findings, one_line, wrong_by
+from ppl_vae.checking.asking import ROLES, Findings, wrong_by
 from ppl_vae.checking.pieces import Piece, ask_about_piece, ask_about_space
 from ppl_vae.checking.report import Report
 from ppl_vae.checking.sites import check_pair
@@ -126,7 +127,7 @@ def check(
     check_seed(seed, "check: seed")
     if not (data is None or isinstance(data, Tensor | Dataset)):
         part = split_of(data, form_of(program) if isinstance(program, VAE) else Form())
-        data = Dataset("the data", part, part.head(0), part.head(0))
+        data = Dataset.of("the data", part)
     x, y, of_data = _batch_of(data, y)
     if (like := home_of(tuple(pieces.values()) if program is None else program)) is not None:
         x, y, z = moved((x, y, z), like.device, like.dtype)

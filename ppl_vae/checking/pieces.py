@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae._distributions import check_same_space
+from ppl_vae._errors import one_line
 from ppl_vae.checking import places
-from ppl_vae.checking.asking import Findings, Unanswered, Wrong, copied, one_line, wrong_by
+from ppl_vae.checking.asking import Findings, Unanswered, Wrong, copied, wrong_by
 from ppl_vae.checking.programs import moved_parameters
 from ppl_vae.checking.questions import Asked, ask_about_data, ask_about_edges, ask_of_density
 

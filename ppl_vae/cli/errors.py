@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ppl_vae._errors import first_line, said_by
+
 BAD_INPUT = (ValueError, TypeError, OSError, NotImplementedError)  # the last: no closed form for these pieces
 LONGEST = 2_000  # characters of a message
 _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
@@ -45,7 +47,7 @@ def in_words(error: BaseException) -> BaseException:
     """Return an error, or one in its place that says what to lower where something does not fit into memory."""
     if not is_too_large(error):
         return error
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = first_line(error)
     return MemoryError(
         f"out of memory, or a size beyond what can be counted ({reason}); lower the batch size, the number of "
         "particles, the widths of the networks or the size that was asked for"
@@ -60,7 +62,7 @@ def exit_code(error: BaseException | None) -> int:
 
 def complain(error: BaseException | None) -> None:
     """Print an error as one line on stderr; of a long message the middle is left out."""
-    message = " ".join(str(error).split()) or type(error).__name__
+    message = said_by(error)
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if len(message) > LONGEST:

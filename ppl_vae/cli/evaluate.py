@@ -109,7 +109,7 @@ def evaluate(
 def _fingerprint(columns: tuple[Tensor, ...], size: int) -> str:
     """Return what tells the evaluated data from others."""
     part = data.Split(columns).head(size)
-    return data.Dataset("evaluated", part, part.head(0), part.head(0)).fingerprint
+    return data.Dataset.of("evaluated", part).fingerprint
 
 
 def _labelled(run: OpenRun, data_options: DataOptions, rows: Rows, split: SplitName | None) -> data.Split | None:

@@ -256,7 +256,7 @@ def _is_file(name: str) -> bool:
 def _check_support(vae: VAE, dataset: data.Dataset, rows: Rows) -> None:
     for part in rows.parts:
         try:
-            vae.check_support(data.Dataset(dataset.name, part, part.head(0), part.head(0)))
+            vae.check_support(data.Dataset.of(dataset.name, part))
         except ValueError as error:
             message = str(error).partition(";")[0]
             raise ValueError(

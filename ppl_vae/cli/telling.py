@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ppl_vae._errors import one_line
+
 if TYPE_CHECKING:
     from ppl_vae.vae import VAE
 
@@ -37,7 +39,7 @@ def _as_line(what: str) -> None:
 
 def note(message: object) -> None:
     """Say on stderr, on one line, what a user has to know."""
-    print(f"note: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"note: {one_line(message)}", file=sys.stderr)
 
 
 def tell_taken(taken: Mapping[str, str]) -> None:

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ppl_vae._errors import one_line
 from ppl_vae._validation import check_positive_int
 from ppl_vae.comparison.entries import Entry, entry_of
 from ppl_vae.comparison.entries import FunctionOfLogWeights as FunctionOfLogWeights  # from where these two have moved
 from ppl_vae.comparison.entries import split_at_commas as split_at_commas
-from ppl_vae.comparison.words import at_k, one_line
+from ppl_vae.comparison.words import at_k
 from ppl_vae.objectives.losses import as_loss
 
 

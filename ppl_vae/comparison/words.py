@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ppl_vae._errors import one_line
 from ppl_vae.comparison.statistics.measured import Measured
 
 WIDTH = 120
@@ -27,11 +28,6 @@ def listed(names: Iterable[str], most: int | None = None) -> str:
 def at_k(entry: Any) -> str:
     """Return the name and the K of a contender, a row, a run or a standing: ``"IWAE at K = 8"``."""
     return f"{entry.name} at K = {entry.num_particles}"
-
-
-def one_line(error: object) -> str:
-    """Return the text of an error without line breaks."""
-    return " ".join(str(error).split())
 
 
 def cut(text: str, most: int = WIDTH) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from ppl_vae._errors import said_by
+
 MOST_NODES = 10_000  # values of a file, those that an alias repeats counted again
 MOST_LEVELS = 30  # of lists and mappings inside each other
 
@@ -82,7 +84,7 @@ def load(text: str, source: str) -> dict[str, Any]:
     try:
         tree = yaml.load(text, Loader=Loader)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an integer of more than 4,300 digits
-        raise ValueError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{source} is not valid YAML: {said_by(error)}") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{source} holds {type(tree).__name__}; expected options and their values, 'epochs: 10'")
     return tree

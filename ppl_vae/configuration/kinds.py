@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from ppl_vae._errors import one_line
 from ppl_vae._validation import did_you_mean
 from ppl_vae.configuration import _yaml
 from ppl_vae.configuration.importing import Target, imported
@@ -223,7 +224,7 @@ class Arguments:
         expected = dict.fromkeys(re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", message, re.MULTILINE))
         kinds = [_type_name(kind) for kind in expected if "import path" not in kind and "Tensor" not in kind]
         if key is None or key[1] not in values or not kinds:
-            return f"--{self.path}: {' '.join(message.split())}"
+            return f"--{self.path}: {one_line(message)}"
         return f"{self._option(key[1])} is {values[key[1]]!r}; expected {' or '.join(kinds)}"
 
 

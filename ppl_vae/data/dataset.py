@@ -42,6 +42,12 @@ class Dataset:
     test: Split
     binarize: str = "none"
 
+    @classmethod
+    def of(cls, name: str, train: Split) -> Dataset:
+        """Return a data set of training data alone; its other parts are empty."""
+        nothing = train.head(0)
+        return cls(name, train, nothing, nothing)
+
     def __repr__(self) -> str:
         train = "a loader's" if isinstance(self.train, Stream) else len(self.train)
         sizes = f"{train} train, {len(self.validation)} validation, {len(self.test)} test"

@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ppl_vae._errors import said_by
 from ppl_vae.data.arrays import to_float
 from ppl_vae.data.partition import Source
 from ppl_vae.data.reading import by_workers, cores
@@ -196,7 +197,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         with Image.open(path) as image:
             yield image
     except Exception as error:  # Pillow's plugins raise all kinds
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = said_by(error)
         raise OSError(f"the image {path} cannot be read ({text}): replace or remove it") from error
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vae._errors import said_by
 from ppl_vae.data.arrays import label_tensor, one_a_row
 
 _ID_NAMES = ("", "id", "ids", "index", "row", "row_id", "uuid", "key", "name")
@@ -127,7 +128,7 @@ def read_frame(path: Path) -> Any:
     except ImportError as error:
         raise ValueError(f"{path} is read by pyarrow, which is not installed: pip install 'ppl-vae[tables]'") from error
     except (ValueError, UnicodeError, pandas.errors.ParserError) as error:
-        text = " ".join(str(error).split())
+        text = said_by(error)
         raise ValueError(f"{path} cannot be read as a table ({text}): one header and as many values a row") from error
     if suffix != ".parquet":  # which has no first line that could be a row
         _check_header(frame, path)

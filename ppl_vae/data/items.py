@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from ppl_vae._errors import one_line
 from ppl_vae._noise import RowNoise
 from ppl_vae._scopes import reseeded, untouched_random_state
 from ppl_vae.data.reading import by_workers
@@ -109,7 +110,7 @@ class _Items:
                 try:
                     found += many(some) if many else [self.items[some[0]]]
                 except Exception as error:
-                    text = " ".join(f"{type(error).__name__}: {error}".split())
+                    text = one_line(f"{type(error).__name__}: {error}")
                     what = f"item {some[0]}" if len(some) == 1 else f"one of the items {some}"
                     what += f" of the {type(self.items).__name__}"
                     failed = RuntimeError(f"{what} cannot be read ({text}): mend it, or leave it out")

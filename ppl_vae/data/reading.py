@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ppl_vae._errors import said_by
+
 AHEAD = 2**26  # bytes of rows that wait for their use, beside the batch that is read
 MOST = 16  # batches that wait for their use
 MAX_WORKERS = 8  # or the number of cores, if that is lower, where nobody says
@@ -77,7 +79,7 @@ def by_workers(
         try:
             batch = next(batches, None)
         except (RuntimeError, *_LOST) as error:
-            said = " ".join(str(error).split()) or type(error).__name__
+            said = said_by(error)
             lost = isinstance(error, _LOST) and workers and not said.startswith("Caught ")  # by torch, in an item
             if not lost and not said.startswith("DataLoader worker"):
                 raise

@@ -1,4 +1,4 @@
-"""The parts of an evaluation: each adds its figures, its notes and its results to what is told."""
+"""The parts of an evaluation: each adds its figures, its notes and its results to what is account."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_vae._errors import first_line
 from ppl_vae._scopes import untouched_random_state
 from ppl_vae.distributions.chain import Chain
 from ppl_vae.evaluation.bits import bits_per_dim
@@ -30,8 +31,8 @@ _MOST_PAIRS = 10_000  # data for ELBO surgery, whose cost is quadratic
 
 
 @dataclass
-class Told:
-    """What an evaluation tells, as it is found.
+class Account:
+    """The account of an evaluation, as its parts find it.
 
     Attributes:
         seed: The seed of all draws.
@@ -58,124 +59,124 @@ class Told:
         try:
             return function(*args, seed=self.seed, **options)
         except (ValueError, NotImplementedError) as error:
-            self.notes.append(f"{what}: {str(error).splitlines()[0][:200]}")
+            self.notes.append(f"{what}: {first_line(error)[:200]}")
             return None
 
-    def add(self, other: Told) -> None:
-        """Add what another has told."""
+    def add(self, other: Account) -> None:
+        """Add what another has account."""
         self.figures |= other.figures
         self.notes += other.notes
         self.results |= other.results
         self.seconds |= other.seconds
 
 
-def error(found: Evidence, finite: Tensor, told: Told) -> None:
+def error(found: Evidence, finite: Tensor, account: Account) -> None:
     """Tell how far log p(x) may be off."""
     if found.kind == "exact":
-        told.figures["log_evidence_error"] = float(found.error[finite].max())
+        account.figures["log_evidence_error"] = float(found.error[finite].max())
     elif found.method in ("importance", "sumo"):
         bad = ~found.error.isfinite()
-        told.figures["num_unreliable"] = int(bad.sum())
+        account.figures["num_unreliable"] = int(bad.sum())
         if bad.any():
-            told.notes.append(
+            account.notes.append(
                 f"{int(bad.sum())} of {len(found)} estimates of log p(x) are unreliable (their Pareto k is too large): "
                 "more likely too low than not"
             )
         if found.method == "sumo":
-            told.notes.append("SUMO is nearly unbiased and has a heavy tail: rare repetitions decide its mean")
+            account.notes.append("SUMO is nearly unbiased and has a heavy tail: rare repetitions decide its mean")
     else:
-        told.notes.append(
+        account.notes.append(
             "annealing gives a standard error over its chains, which knows nothing of modes that all missed"
         )
 
 
-def identity(densities: VAEDensities, x: Tensor, evidence: Evidence, gap: Tensor, told: Told) -> None:
+def identity(densities: VAEDensities, x: Tensor, evidence: Evidence, gap: Tensor, account: Account) -> None:
     """Compare log p(x) - ELBO with KL(q(z|x) || p(z|x))."""
-    divergence = told.tried("log p(x) = ELBO + KL was not checked", kl_to_posterior, densities, x, evidence)
+    divergence = account.tried("log p(x) = ELBO + KL was not checked", kl_to_posterior, densities, x, evidence)
     if divergence is None:
         return
     residual = (gap - divergence.kl).abs()
     if (residual := residual[residual.isfinite()]).numel():  # the KL is infinite where q leaves the support
-        told.figures["identity_residual"] = float(residual.max())
+        account.figures["identity_residual"] = float(residual.max())
         if residual.max() > 1e-2:
-            told.notes.append("the two sides of log p(x) = ELBO + KL differ: one of the integrals has not converged")
+            account.notes.append("the two sides of log p(x) = ELBO + KL differ: one of the integrals has not converged")
 
 
-def gap(densities: VAEDensities, x: Tensor, evidence: Evidence, num_data: int, told: Told) -> None:
+def gap(densities: VAEDensities, x: Tensor, evidence: Evidence, num_data: int, account: Account) -> None:
     """Take the gap of the first of all data apart."""
-    found = told.results["gaps"] = told.tried("the gap was not taken apart", gaps, densities, x, evidence)
+    found = account.results["gaps"] = account.tried("the gap was not taken apart", gaps, densities, x, evidence)
     if found is None:
         return
     if found.elsewhere.any():
         share = found.elsewhere.double().mean()
-        told.notes.append(f"for {share:.1%} of these data a better q lies at another mode than the encoder's")
-    told.over_data(approximation_gap=found.approximation_gap, amortisation_gap=found.amortisation_gap)
+        account.notes.append(f"for {share:.1%} of these data a better q lies at another mode than the encoder's")
+    account.over_data(approximation_gap=found.approximation_gap, amortisation_gap=found.amortisation_gap)
     if len(x) < num_data:
-        told.notes.append(f"the gap was taken apart for the first {len(x)} data")
+        account.notes.append(f"the gap was taken apart for the first {len(x)} data")
 
 
-def sampling(densities: VAEDensities, x: Tensor, exact: Evidence, counts: tuple[int, ...], told: Told) -> None:
+def sampling(densities: VAEDensities, x: Tensor, exact: Evidence, counts: tuple[int, ...], account: Account) -> None:
     """Compare importance sampling from q(z|x), with these K, with the exact answer."""
-    sampled = told.results["sampled"] = importance(densities, x, num_particles=counts, seed=told.seed)
-    told.over_data(importance_error=exact.log_evidence - sampled.log_evidence)
+    sampled = account.results["sampled"] = importance(densities, x, num_particles=counts, seed=account.seed)
+    account.over_data(importance_error=exact.log_evidence - sampled.log_evidence)
 
 
-def latent_code(densities: VAEDensities, x: Tensor, told: Told) -> None:
+def latent_code(densities: VAEDensities, x: Tensor, account: Account) -> None:
     """Tell of the use of each dimension, the rate's parts and the aggregate posterior, where they apply."""
     q = densities.posterior(x[:1])
     some = x[: _MOST_PAIRS // (20 if isinstance(q, Chain) and q.top_down else 1)]  # pairs run its networks
-    use = told.tried("the use of each dimension is not told", latent_use, densities, x)
-    split = told.tried("the rate was not taken apart", surgery, densities, some)
-    aggregate = told.tried("the aggregate posterior is not told", aggregate_posterior, densities, some)
-    told.results |= {"use": use, "surgery": split, "aggregate": aggregate}
+    use = account.tried("the use of each dimension is not told", latent_use, densities, x)
+    split = account.tried("the rate was not taken apart", surgery, densities, some)
+    aggregate = account.tried("the aggregate posterior is not told", aggregate_posterior, densities, some)
+    account.results |= {"use": use, "surgery": split, "aggregate": aggregate}
     if use is not None:
-        told.notes += use.alarms
-        told.figures |= {"active_units": use.num_active, "effective_dim": use.effective_dim}
+        account.notes += use.alarms
+        account.figures |= {"active_units": use.num_active, "effective_dim": use.effective_dim}
     if split is not None:
-        told.figures |= {"mutual_information": split.mutual_information, "marginal_kl": split.marginal_kl}
+        account.figures |= {"mutual_information": split.mutual_information, "marginal_kl": split.marginal_kl}
         if split.saturated:
-            told.notes.append(
+            account.notes.append(
                 f"the mutual information is at its ceiling, log {split.num_data} = {split.ceiling:.2f} nats: it "
                 "and KL(q(z) || p(z)) say little but that q(z|x) tells these data apart"
             )
     if aggregate is not None:
-        told.figures["empty_share"] = aggregate.empty_share
+        account.figures["empty_share"] = aggregate.empty_share
 
 
-def labels(vae: SemiSupervisedVAE, x: Tensor, y: Tensor, size: int, exact: bool, method: str, told: Told) -> None:
+def labels(vae: SemiSupervisedVAE, x: Tensor, y: Tensor, size: int, exact: bool, method: str, account: Account) -> None:
     """Tell what the model knows of labels, and of the first `size` data without them."""
-    for values in label_values(vae, x, y, size, exact, told.seed, method=method):
-        told.over_data(**values)
-    told.notes.append(f"figures without label are those of the first {min(size, len(x))} data")
+    for values in label_values(vae, x, y, size, exact, account.seed, method=method):
+        account.over_data(**values)
+    account.notes.append(f"figures without label are those of the first {min(size, len(x))} data")
 
 
 def bits(
-    densities: VAEDensities, x: Tensor, log_evidence: Tensor, stated: int | None, known: int | None, told: Told
+    densities: VAEDensities, x: Tensor, log_evidence: Tensor, stated: int | None, known: int | None, account: Account
 ) -> None:
     """Tell the bits per dimension where they are a code length; `stated` levels that give none are told of."""
     try:
         with untouched_random_state():
             p_x = densities.likelihood(densities.prior_sample(x[:1], 1)[0])  # at any z: only its support counts
-        told.over_data(bits_per_dim=bits_per_dim(log_evidence, x, p_x, bins=known if stated is None else stated))
+        account.over_data(bits_per_dim=bits_per_dim(log_evidence, x, p_x, bins=known if stated is None else stated))
     except ValueError as error:
         if stated is not None:
-            told.notes.append(f"there are no bits per dimension: {str(error).removeprefix('bits_per_dim: ')}")
+            account.notes.append(f"there are no bits per dimension: {str(error).removeprefix('bits_per_dim: ')}")
 
 
-def imputation(vae: VAE, x: Tensor, told: Told) -> None:
+def imputation(vae: VAE, x: Tensor, account: Account) -> None:
     """Impute half of the values, at random."""
-    missing = torch.rand(x.shape, generator=torch.Generator().manual_seed(told.seed)).to(x.device) < 0.5
+    missing = torch.rand(x.shape, generator=torch.Generator().manual_seed(account.seed)).to(x.device) < 0.5
     if x.isnan().any():
-        told.notes.append("nothing was imputed: some values are missing, so that not all are there to compare with")
+        account.notes.append("nothing was imputed: some values are missing, so that not all are there to compare with")
         return
-    filled = told.tried("nothing was imputed", impute, vae, x, missing, num_steps=100)
+    filled = account.tried("nothing was imputed", impute, vae, x, missing, num_steps=100)
     if filled is None:
         return
     binary = bool(((x == 0) | (x == 1)).all())
     errors = filled.share_wrong(x) if binary else filled.root_mean_square(x)
     errors = errors[missing.flatten(1).any(1)]  # of few values in a datum, none may be missing
-    told.notes.append(
+    account.notes.append(
         f"imputation: half of the values missing at random, {len(errors)} of the first {len(x)} data; "
         + ("the share of missing values that is wrong" if binary else "the root mean squared error")
     )
-    told.over_data(imputation_error=errors)
+    account.over_data(imputation_error=errors)

@@ -23,7 +23,7 @@ from ppl_vae.data.streams import gathered
 from ppl_vae.evaluation import parts
 from ppl_vae.evaluation.elbo import bound_by_condition, elbo, label_log_prob
 from ppl_vae.evaluation.figures import UNITS, Evaluation
-from ppl_vae.evaluation.parts import Told
+from ppl_vae.evaluation.parts import Account
 from ppl_vae.evaluation.practical import knn_accuracy
 from ppl_vae.evidence.conditional import given
 from ppl_vae.evidence.densities import VAEDensities
@@ -138,13 +138,13 @@ def _evaluate(
     if len(x) < 2:
         raise ValueError(f"evaluate was given {len(x)} data; expected at least 2, for intervals over data")
     whole = Split((x,) if y is None else (x, y))
-    caveat = vae.check_support(Dataset("data", whole, whole.head(0), whole.head(0)))
+    caveat = vae.check_support(Dataset.of("data", whole))
     labelled = vae if isinstance(vae, SemiSupervisedVAE) and y is not None else None
     if labelled is not None:
         labelled.given(labelled.one_hot(y)[labelled.one_hot(y).sum(-1).argmin()])  # refuses unknown labels at once
     alarms, discrete = _look(vae, x, y, seed)
-    told = Told(seed, notes=[*([] if caveat is None else [caveat]), *alarms])
-    clock = partial(_clock, told.seconds, progress)
+    account = Account(seed, notes=[*([] if caveat is None else [caveat]), *alarms])
+    clock = partial(_clock, account.seconds, progress)
     with clock("log p(x)"):
         found = log_evidence(vae, x, y, method=evidence, num_particles=num_particles, seed=seed, team=team)
     exact = found.kind == "exact"
@@ -158,21 +158,21 @@ def _evaluate(
     if y is not None:
         gap_size = importance_size = imputation_size = 0
         what = "log p(x|y)" if labelled is None else "log p(x, y), in bits log p(x|y)"
-        told.notes.append(
+        account.notes.append(
             f"a conditional model: log p(x) is {what}; the gap's parts, the latent code and imputation are looked "
             "at under one condition, evaluate(vae.given(y), x)"
         )
     gap = found.log_evidence - bound.elbo
     finite = found.log_evidence.isfinite() & bound.elbo.isfinite()
     if not finite.all():
-        told.notes.append(f"{int((~finite).sum())} data without a finite value are left out of the averages")
-    told.over_data(
+        account.notes.append(f"{int((~finite).sum())} data without a finite value are left out of the averages")
+    account.over_data(
         log_evidence=found.log_evidence, elbo=bound.elbo, gap=gap, distortion=bound.distortion, rate=bound.rate
     )
-    if not told.figures:
+    if not account.figures:
         raise ValueError("fewer than two data have a finite log p(x) and ELBO: nothing can be said of this model")
-    parts.error(found, finite, told)
-    tasks: dict[str, Callable[[Told], None]] = {}
+    parts.error(found, finite, account)
+    tasks: dict[str, Callable[[Account], None]] = {}
     if gap_size:
         first = slice(gap_size)
         if exact and densities.latent_dim <= 3 and found.method != "enumeration":
@@ -191,34 +191,34 @@ def _evaluate(
     results = _shared(tasks, seed, progress, team)
     imputed = results.pop("imputation", None)
     for result in results.values():
-        told.add(result)
+        account.add(result)
     log_p_x = found.log_evidence if labelled is None else found.log_evidence - label_log_prob(labelled, y)
-    parts.bits(densities, x, log_p_x, bins, data.bins, told)
+    parts.bits(densities, x, log_p_x, bins, data.bins, account)
     if imputed is not None:
-        told.add(imputed)
+        account.add(imputed)
     if labels is not None and labels.is_floating_point() and (labels != labels.round()).any():
-        told.notes.append("the labels are no classes: no nearest neighbours")
+        account.notes.append("the labels are no classes: no nearest neighbours")
     elif labels is not None and train is not None and train.labels is not None and y is None:
         with clock("nearest neighbours"):
             means = vae.encode(_tensors(train)[0]), vae.encode(x)
             accuracy = knn_accuracy(means[0], train.labels, means[1], labels, seed=seed)
-        told.figures["knn_accuracy"] = accuracy
-    figures = {name: told.figures[name] for name in UNITS if name in told.figures}
-    return Evaluation(figures, found, bound, **told.results, notes=tuple(told.notes), seconds=told.seconds)
+        account.figures["knn_accuracy"] = accuracy
+    figures = {name: account.figures[name] for name in UNITS if name in account.figures}
+    return Evaluation(figures, found, bound, **account.results, notes=tuple(account.notes), seconds=account.seconds)
 
 
 def _shared(
-    tasks: dict[str, Callable[[Told], None]], seed: int, progress: Callable[[str], None] | None, team: Team
-) -> dict[str, Told]:
+    tasks: dict[str, Callable[[Account], None]], seed: int, progress: Callable[[str], None] | None, team: Team
+) -> dict[str, Account]:
     """Return what each part tells; the processes of a team find some of the parts each."""
 
-    def told_of(name: str) -> Told:
-        told = Told(seed)
-        with _clock(told.seconds, progress, name):
-            tasks[name](told)
-        return told
+    def account_of(name: str) -> Account:
+        account = Account(seed)
+        with _clock(account.seconds, progress, name):
+            tasks[name](account)
+        return account
 
-    found = team.share([partial(told_of, name) for name in tasks], "the parts of the evaluation")
+    found = team.share([partial(account_of, name) for name in tasks], "the parts of the evaluation")
     return dict(zip(tasks, found, strict=True))
 
 

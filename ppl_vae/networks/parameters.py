@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from ppl_vae._errors import first_line
 from ppl_vae._recorded import Recorded
 from ppl_vae._scopes import evaluation_mode, seeded, untouched_random_state
 from ppl_vae.networks.binding import Shape
@@ -272,7 +273,7 @@ def _check_fit(network: nn.Module, in_shape: Shape, out_shape: Shape, owner: str
         with torch.no_grad(), untouched_random_state(), evaluation_mode(network):
             outputs = network(zeros)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise ValueError(
             f"{owner}: its network does not take an input of shape {in_shape} per datum ({reason}); "
             "expected a network for this input, or a factory such as networks.MLP([300, 150])"

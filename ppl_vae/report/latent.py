@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae._distributions import centre, measure
+from ppl_vae._errors import first_line
 from ppl_vae._scopes import evaluation_mode
 from ppl_vae._tensors import as_numbers
 from ppl_vae.data import Split
@@ -102,7 +103,7 @@ def latent_space(
     try:
         found["data"] |= _true_posteriors(vae, x[:posteriors], None if y is None else y[:posteriors])
     except (ValueError, NotImplementedError) as error:
-        notes.append(f"True posteriors are not shown: {str(error).splitlines()[0][:200]}.")
+        notes.append(f"True posteriors are not shown: {first_line(error)[:200]}.")
     if found["conditions"] is not None and y is not None:
         found["data"]["y"] = packed(y[:posteriors].cpu())
     return found, notes

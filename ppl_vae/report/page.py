@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ppl_vae import __version__, _files
+from ppl_vae._errors import first_line
 from ppl_vae._scopes import seeded
 from ppl_vae._validation import check_count, check_positive_int, check_seed
 from ppl_vae.evaluation import Evaluation
@@ -98,7 +99,7 @@ def _values(subject: Subject, size: int, posteriors: int, seed: int, tell: Calla
             found["space"], found["notes"] = latent_space(vae, data, form, size=size, posteriors=posteriors)
             found["space"]["of"] = len(data)
         except (ValueError, NotImplementedError) as error:
-            found["notes"] = [f"There is no live latent space: {str(error).splitlines()[0]}."]
+            found["notes"] = [f"There is no live latent space: {first_line(error)}."]
     return found
 
 

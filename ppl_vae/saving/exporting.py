@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ppl_vae import _files
 from ppl_vae._distributions import centre
+from ppl_vae._errors import first_line
 from ppl_vae._scopes import evaluation_mode, seeded
 from ppl_vae._validation import check_choice
 
@@ -84,7 +85,7 @@ def export(vae: Any, path: str | Path, part: Part | None = None) -> Path:
             program = torch.export.export(graph, inputs, dynamic_shapes=dynamic_shapes, strict=False)
             content, run = (_onnx if suffix == ".onnx" else _pt2)(program, chosen, len(inputs))
         except Exception as error:  # torch raises errors of many kinds about what it cannot trace
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             hint = "; len(x) fixes the batch size, write x.shape[0]" if "onstraints violated" in reason else ""
             raise ValueError(
                 f"VAE.export: the {chosen} cannot be made a graph of any batch size: {reason}{hint}"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ppl_vae import _files, runs
+from ppl_vae._errors import one_line
 from ppl_vae._scopes import flushed_denormals, threads, untouched_random_state
 from ppl_vae.comparison.words import reason_of
 from ppl_vae.configuration import _yaml
@@ -101,7 +102,7 @@ class Training:
                     state, reason = self._train(stop), None
             except Exception as error:  # whatever a piece of the user's raises
                 state, reason = "failed", str(error) if isinstance(error, DivergedError) else reason_of(error)
-            notes = dict.fromkeys(" ".join(str(found.message).split()) for found in caught)
+            notes = dict.fromkeys(one_line(found.message) for found in caught)
         return Ended(state, reason, tuple(notes))
 
     def _train(self, stop: StopFile) -> State:

@@ -11,6 +11,7 @@ from typing import cast, get_args
 import torch
 from torch import Tensor
 
+from ppl_vae._errors import first_line
 from ppl_vae._home import home_of
 from ppl_vae._validation import check_choice, check_positive_int
 from ppl_vae.capture.graphs import REPAY
@@ -38,7 +39,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"device {device!r} cannot be used ({reason}); expected auto, cpu, cuda or mps") from error
     return resolved
 

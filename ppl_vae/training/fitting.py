@@ -279,10 +279,10 @@ def _dataset(data: Any, validation: Any, program: VAE | Program, modules: Sequen
         same = held is data.validation and test is data.test
         return data if same else replace(data, validation=held, test=test)
     form = form_of(program, modules)
-    train = split_of(data, form)
-    nothing = train.head(0)
-    form = form.like(train)
-    return Dataset("data", train, nothing if validation is None else gathered(split_of(validation, form)), nothing)
+    found = Dataset.of("data", split_of(data, form))
+    if validation is None:
+        return found
+    return replace(found, validation=gathered(split_of(validation, form.like(found.train))))
 
 
 def _placed(data: Dataset, device: torch.device, dtype: torch.dtype | None) -> Dataset:

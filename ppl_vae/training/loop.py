@@ -242,8 +242,7 @@ class Loop:
         self.ranks.begin_step(state.seed, state.epoch, state.step)
         for batch in self.train.batches(self.batch_size, order=order, device=self.result.device, team=self.ranks.team):
             if self.unseen and state.epoch == 0 and isinstance(vae, VAE):
-                nothing = Split(tuple(column[:0] for column in batch))
-                vae.check_support(Dataset("a batch", Split(batch), nothing, nothing))
+                vae.check_support(Dataset.of("a batch", Split(batch)))
             yield batch
             self.ranks.begin_step(state.seed, state.epoch, state.step)
 

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ppl_vae._errors import first_line, one_line
 from ppl_vae._noise import RowNoise
 from ppl_vae._team import Team
 from ppl_vae.objectives.losses import BatchLoss, Loss, Program
@@ -36,7 +37,7 @@ class RankLostError(RuntimeError):
     """
 
     def __init__(self, error: RuntimeError) -> None:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         super().__init__(
             f"the processes of the run cannot exchange their gradients any more, since one of them has ended or cannot "
             f"be reached ({reason}): resume the run from its checkpoint"
@@ -189,7 +190,7 @@ class Ranks:
         except Exception as found:
             error = found
         if self.summed(torch.tensor(float(error is not None), device=self.device)):
-            text = None if error is None else " ".join(f"{type(error).__name__}: {error}".split())
+            text = None if error is None else one_line(f"{type(error).__name__}: {error}")
             with _lost():
                 said = self.team.gather(text, "errors")
             rank, text = next((rank, text) for rank, text in enumerate(said) if text is not None)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ppl_vae._errors import one_line
 from ppl_vae._home import at_home, home_of
 from ppl_vae._jobs import check_jobs, workers
 from ppl_vae._machine import check_fits, processor
@@ -26,7 +27,6 @@ from ppl_vae.comparison.fixed.minibatch import stands_alone
 from ppl_vae.comparison.fixed.replicates import LEAST_REPLICATES, Elsewhere, store_state
 from ppl_vae.comparison.fixed.results import KnownEvidence, Row
 from ppl_vae.comparison.fixed.rows import Progress, Rows
-from ppl_vae.comparison.words import one_line
 from ppl_vae.data import Split
 from ppl_vae.data.forms import form_of
 from ppl_vae.data.held import split_of

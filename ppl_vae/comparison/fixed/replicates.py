@@ -12,6 +12,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from ppl_vae._errors import one_line
 from ppl_vae._jobs import Lost, run_all
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
 from ppl_vae.capture import buffers_of, modules_of, untouched
@@ -20,7 +21,6 @@ from ppl_vae.comparison.fixed.blocks import NameBlock, Parameters, find_paramete
 from ppl_vae.comparison.fixed.joint import JointStep
 from ppl_vae.comparison.fixed.records import Layout, Record, new_records
 from ppl_vae.comparison.fixed.steps import Stepper
-from ppl_vae.comparison.words import one_line
 from ppl_vae.objectives.losses import Program
 from ppl_vae.vae import VAE
 

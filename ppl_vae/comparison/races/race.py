@@ -151,7 +151,7 @@ def race(
                 f"race: data is a {type(data).__name__}, whose batches may differ from run to run; read it once, by "
                 "data.as_split(loader, in_memory=True)"
             )
-        data = Dataset("data", whole, whole.head(0), whole.head(0))
+        data = Dataset.of("data", whole)
     check_choice(split, _SPLITS, "race: split")
     check_positive_int(epochs, "race: epochs")
     check_positive_int(batch_size, "race: batch_size")
