@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +19,7 @@ from ppl_vae.cli.words import find_run
 from ppl_vae.configuration.config import CONFIG_LIMIT, Config
 from ppl_vae.configuration.pieces import arguments_of
 from ppl_vae.data.conditions import recoded
+from ppl_vae.data.loading import key_of
 from ppl_vae.data.partition import drawn_as_split, rows_of_parts
 from ppl_vae.plots.figure import about
 from ppl_vae.runs.reading import model_of, read_facts
@@ -152,7 +152,7 @@ class DataOptions:
         if other:
             defaults = arguments_of(data.load, "data").complete({"name": values["name"]})
             values |= {name: defaults[name] for name in OF_ONE_SET if name not in given}
-            if own["binarize"] is None and "binarize" not in given and _key(own["name"]) == "digits":
+            if own["binarize"] is None and "binarize" not in given and key_of(own["name"]) == "digits":
                 values["binarize"] = "threshold"  # null means threshold for digits alone; keep what the model was given
         if split is None and other and _is_file(values["name"]):
             split = "all"
@@ -235,22 +235,17 @@ def choose_split(dataset: data.Dataset, split: SplitName | None, also: str = "")
     return name
 
 
-def _key(name: str) -> str:
-    """Return the name of a built-in set as `ppl_vae.data.load` compares it."""
-    return re.sub(r"[-_\s]", "", name.lower())
-
-
 def _same(name: str, other: str) -> bool:
     """Return whether two names mean the same built-in set, file or folder."""
     if not (_is_file(name) or _is_file(other)):
-        return _key(name) == _key(other)
+        return key_of(name) == key_of(other)
     return os.path.realpath(os.path.expanduser(name)) == os.path.realpath(os.path.expanduser(other))
 
 
 def _is_file(name: str) -> bool:
     """Return whether a name means the user's own file or folder, and no built-in set."""
-    built_in = {_key(known) for known in data.names()}
-    return _key(name) not in built_in and not _key(name).startswith("emnist") and Path(name).expanduser().exists()
+    built_in = {key_of(known) for known in data.names()}
+    return key_of(name) not in built_in and not key_of(name).startswith("emnist") and Path(name).expanduser().exists()
 
 
 def _check_support(vae: VAE, dataset: data.Dataset, rows: Rows) -> None:

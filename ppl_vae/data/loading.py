@@ -234,8 +234,8 @@ def _source(name: str | Path, root: str | Path | None, max_bytes: float, picture
             f"load was given a {type(name).__name__}, where a name or a path was expected: pass arrays and "
             "tensors to from_tensors"
         )
-    built_in = {_key(known): known for known in ("digits", *KINDS)}
-    known = built_in.get(_key(name)) if isinstance(name, str) else None
+    built_in = {key_of(known): known for known in ("digits", *KINDS)}
+    known = built_in.get(key_of(name)) if isinstance(name, str) else None
     path = Path(name).expanduser()
     asked = next((option for option, value in pictures.items() if value is not None), None)
     if asked is not None and (known is not None or path.is_file()):
@@ -274,7 +274,8 @@ def _digits() -> Source:
     return Source("digits", x, torch.from_numpy(bunch.target.astype(np.int64)), binarize="threshold")
 
 
-def _key(name: str) -> str:
+def key_of(name: str) -> str:
+    """Return the name of a built-in set as `load` compares it."""
     return re.sub(r"[-_\s]", "", name.lower())
 
 

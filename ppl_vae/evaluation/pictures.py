@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_vae import plots
 from ppl_vae._home import at_home
-from ppl_vae._scopes import seeded, untouched_random_state
+from ppl_vae._scopes import seeded
 from ppl_vae.evaluation.bootstrap import Interval, interval
 from ppl_vae.evaluation.figures import Evaluation
 from ppl_vae.evaluation.true_posterior import log_posterior_grid
@@ -171,7 +171,7 @@ def _true_posteriors(
     mean, std, covariance = q.loc[chosen], q.std[chosen], torch.diag_embed(q.std[chosen].square())
     if not q.diagonal:
         covariance = q.scale[chosen] @ q.scale[chosen].mT
-    with untouched_random_state():
+    with seeded(0):
         prior = densities.prior_sample(x[:1], _SHOWN)[:, 0]
     low = torch.minimum(prior.amin(0), (mean - 4 * std).amin(0)).min().item()
     high = torch.maximum(prior.amax(0), (mean + 4 * std).amax(0)).max().item()

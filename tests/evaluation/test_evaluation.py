@@ -396,3 +396,20 @@ def test_a_table_of_two_columns_in_which_a_row_may_lack_none():
     assert math.isfinite(value(found.figures["imputation_error"]))
     (note,) = [note for note in found.notes if note.startswith("imputation")]
     assert 20 < int(note.split("random, ")[1].split()[0]) < 40
+
+
+@pytest.mark.ci
+def test_the_pictures_of_an_evaluation_are_the_same_whatever_was_drawn_before(tmp_path):
+    def narrow(x):  # the prior alone decides the axes
+        return dist.Normal(x.flatten(1)[:, :2], 0.1).to_event(1)
+
+    vae = VAE((1, 3, 3), prior=priors.StandardNormal(2), likelihood=likelihoods.Bernoulli(), posterior=narrow)
+    x = vae.sample(12, mean=False)
+    found = evaluate(vae, x, gap_size=4, importance_size=0, imputation_size=0)
+    pictures = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        (tmp_path / str(seed)).mkdir()
+        pictures.append({path.name: path.read_bytes() for path in draw(vae, x, found, tmp_path / str(seed))})
+    assert "true_posteriors.png" in pictures[0]
+    assert pictures[0] == pictures[1]
