@@ -49,6 +49,16 @@ def _cells(paths: Iterable[Path]) -> list[str]:
     return lines
 
 
+def _without_times(text: str) -> list[str]:
+    """Return the lines of a text, with times masked: numbers with a unit, and a table's last column of seconds."""
+    lines, timed = [], False
+    for line in text.splitlines():
+        shown = _TIME.sub("TIME", line).rstrip()
+        lines.append(re.sub(r"\s+\S+$", " TIME", shown) if timed else shown)
+        timed = bool(shown) and (timed or shown.endswith("seconds"))
+    return lines
+
+
 def figures(checkout: Path, folder: Path, words: list[str]) -> list[str]:
     """Run Python in a checkout and return the lines that it prints or writes, without times."""
     words = [str(checkout / word) if word.startswith("examples/") else word for word in words]
@@ -57,10 +67,7 @@ def figures(checkout: Path, folder: Path, words: list[str]) -> list[str]:
     done = subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{checkout}: {' '.join(words)} failed:\n{done.stderr}")
-    if "compare" in words:
-        lines = _cells(set(folder.rglob("*.csv")) - earlier)
-    else:
-        lines = [_TIME.sub("TIME", line).rstrip() for line in done.stdout.splitlines()]
+    lines = _cells(set(folder.rglob("*.csv")) - earlier) if "compare" in words else _without_times(done.stdout)
     if not lines:
         raise SystemExit(f"{checkout}: {' '.join(words)} gave no figure to compare")
     return lines
