@@ -13,7 +13,8 @@ therefore used only while everything that it depends on is unchanged:
 - `making`: the step runs once under watch, and is traced. `eager`, `comparing`, `step`: the graph, compared with the
   eager step before its first use, on the first other data, and at intervals after that. The comparison finds changes
   that no guard sees.
-- `graphs`: the graphs of one program, which of them a step uses, and when another is made.
+- `graphs`: the graphs of one program, which of them a step uses, and when another is made. `parameters` collects
+  what the program optimises.
 - `tracing` makes Pyro traceable. `state` notes what a step writes, and puts it back after a trial. `simplify` makes the
   graph shorter. `replay` runs the graph on a GPU; `whole` takes the optimiser's update in the same launch.
 """

@@ -30,14 +30,14 @@ class Graphs:
     """The captured steps of one program, by the shapes and values that they are made for.
 
     Args:
-        warn: Called with a warning and its kind, of which one is enough.
+        warn: Called with a warning, and with its kind where the message differs each time; it says each once.
 
     Attributes:
         made: How many were made; there are no more than eight.
         why: Why the last step that was asked for runs eagerly, where that is worth saying; else None.
     """
 
-    def __init__(self, warn: Callable[[str, str], None]) -> None:
+    def __init__(self, warn: Callable[..., None]) -> None:
         self._warn = warn
         self.made = 0
         self.why: str | None = None
@@ -113,8 +113,7 @@ class Graphs:
             new = self._make(key, given, capture, True, True, like=[graph])
         except CaptureError as error:
             self._refused.pop(key, None)
-            message = f"steps of a further shape of data are not compiled: {error}"
-            self._warn(message, message)
+            self._warn(f"steps of a further shape of data are not compiled: {error}")
             return graph
         if new is None:
             return graph
@@ -130,7 +129,10 @@ class Graphs:
         full: bool,
         like: Sequence[CapturedStep] | None = None,
     ) -> CapturedStep | None:
-        """Capture the step where it is met again; note it where it is new."""
+        """Capture the step where it is met again; note it where it is new.
+
+        What becomes an input follows from what has changed since the graphs of `like`, by default all of this key.
+        """
         graphs = self.of(key) if like is None else like
         changes = list(graphs[-1].guards.changes()) if graphs else []
         lift = self._numbers_to_lift(key, graphs, given.numbers)

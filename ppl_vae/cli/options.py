@@ -22,7 +22,7 @@ Command = Callable[..., list[str]]  # (run, options by keyword) -> the lines to 
 
 DEVICE = "where the model computes: auto (cuda, else mps, else cpu) or a torch device"  # of --device
 SKIP = frozenset({"run", "runs", "data_options", "device", "field", "settings"})  # parameters that are no options
-_CHECKS = {  # of an option's value beyond its type
+_CHECKS = {  # by the name of an option: what its value must be beyond its type, in every command that has it
     "seed": check_seed,
     **dict.fromkeys(("size", "pairs"), check_positive_int),
     **dict.fromkeys(("gaps", "importance", "imputation", "posteriors"), check_count),

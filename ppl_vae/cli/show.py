@@ -49,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
     """Run the command, and return the exit code."""
     with bad_input():
         if wants_help(argv):
-            print(fit(__doc__.partition("\n\n")[2]), end="")
+            print(fit((__doc__ or "").partition("\n\n")[2]), end="")
             return 0
         given = split(argv, flags=("all", "json"))
         given.check_options("show", ("all", "json"))

@@ -39,7 +39,7 @@ class Words(NamedTuple):
         Raises:
             ValueError: If there is one; the message names those that the command has, and the nearest.
         """
-        for name in self.options.keys() - set(known):
+        for name in sorted(self.options.keys() - set(known)):
             takes = f"{command} takes {', '.join(f'--{n}' for n in known)} and --help"
             raise ValueError(f"--{name} is unknown; {takes}{did_you_mean(name, [*known, 'help'])}")
 
@@ -48,12 +48,13 @@ def number(text: str) -> int | float | str:
     """Return the number that a text says; another text stays as it is, for a check to refuse.
 
     Example:
-        >>> number("3"), number("1e-3"), number("three")
-        (3, 0.001, 'three')
+        >>> number("3"), number("1e-3"), number("three"), number("1_000")
+        (3, 0.001, 'three', '1_000')
     """
-    for kind in (int, float):
-        with suppress(ValueError):
-            return kind(text)
+    if text.removeprefix("-").isdecimal():
+        return int(text)
+    with suppress(ValueError):
+        return text if text.startswith("+") or "_" in text else float(text)  # which are Python's, and no shell's
     return text
 
 

@@ -1,4 +1,4 @@
-"""The parts of an evaluation: each adds its figures, its notes and its results to what is account."""
+"""The parts of an evaluation: each adds its figures, its notes and its results to an account."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ class Account:
             return None
 
     def add(self, other: Account) -> None:
-        """Add what another has account."""
+        """Add what stands in another."""
         self.figures |= other.figures
         self.notes += other.notes
         self.results |= other.results
         self.seconds |= other.seconds
 
 
-def error(found: Evidence, finite: Tensor, account: Account) -> None:
+def add_error(found: Evidence, finite: Tensor, account: Account) -> None:
     """Tell how far log p(x) may be off."""
     if found.kind == "exact":
         account.figures["log_evidence_error"] = float(found.error[finite].max())
@@ -90,7 +90,7 @@ def error(found: Evidence, finite: Tensor, account: Account) -> None:
         )
 
 
-def identity(densities: VAEDensities, x: Tensor, evidence: Evidence, gap: Tensor, account: Account) -> None:
+def add_identity(densities: VAEDensities, x: Tensor, evidence: Evidence, gap: Tensor, account: Account) -> None:
     """Compare log p(x) - ELBO with KL(q(z|x) || p(z|x))."""
     divergence = account.tried("log p(x) = ELBO + KL was not checked", kl_to_posterior, densities, x, evidence)
     if divergence is None:
@@ -102,7 +102,7 @@ def identity(densities: VAEDensities, x: Tensor, evidence: Evidence, gap: Tensor
             account.notes.append("the two sides of log p(x) = ELBO + KL differ: one of the integrals has not converged")
 
 
-def gap(densities: VAEDensities, x: Tensor, evidence: Evidence, num_data: int, account: Account) -> None:
+def add_gap(densities: VAEDensities, x: Tensor, evidence: Evidence, num_data: int, account: Account) -> None:
     """Take the gap of the first of all data apart."""
     found = account.results["gaps"] = account.tried("the gap was not taken apart", gaps, densities, x, evidence)
     if found is None:
@@ -115,13 +115,15 @@ def gap(densities: VAEDensities, x: Tensor, evidence: Evidence, num_data: int, a
         account.notes.append(f"the gap was taken apart for the first {len(x)} data")
 
 
-def sampling(densities: VAEDensities, x: Tensor, exact: Evidence, counts: tuple[int, ...], account: Account) -> None:
+def add_sampling(
+    densities: VAEDensities, x: Tensor, exact: Evidence, counts: tuple[int, ...], account: Account
+) -> None:
     """Compare importance sampling from q(z|x), with these K, with the exact answer."""
     sampled = account.results["sampled"] = importance(densities, x, num_particles=counts, seed=account.seed)
     account.over_data(importance_error=exact.log_evidence - sampled.log_evidence)
 
 
-def latent_code(densities: VAEDensities, x: Tensor, account: Account) -> None:
+def add_latent_code(densities: VAEDensities, x: Tensor, account: Account) -> None:
     """Tell of the use of each dimension, the rate's parts and the aggregate posterior, where they apply."""
     q = densities.posterior(x[:1])
     some = x[: _MOST_PAIRS // (20 if isinstance(q, Chain) and q.top_down else 1)]  # pairs run its networks
@@ -143,14 +145,16 @@ def latent_code(densities: VAEDensities, x: Tensor, account: Account) -> None:
         account.figures["empty_share"] = aggregate.empty_share
 
 
-def labels(vae: SemiSupervisedVAE, x: Tensor, y: Tensor, size: int, exact: bool, method: str, account: Account) -> None:
+def add_labels(
+    vae: SemiSupervisedVAE, x: Tensor, y: Tensor, size: int, exact: bool, method: str, account: Account
+) -> None:
     """Tell what the model knows of labels, and of the first `size` data without them."""
     for values in label_values(vae, x, y, size, exact, account.seed, method=method):
         account.over_data(**values)
     account.notes.append(f"figures without label are those of the first {min(size, len(x))} data")
 
 
-def bits(
+def add_bits(
     densities: VAEDensities, x: Tensor, log_evidence: Tensor, stated: int | None, known: int | None, account: Account
 ) -> None:
     """Tell the bits per dimension where they are a code length; `stated` levels that give none are told of."""
@@ -163,7 +167,7 @@ def bits(
             account.notes.append(f"there are no bits per dimension: {str(error).removeprefix('bits_per_dim: ')}")
 
 
-def imputation(vae: VAE, x: Tensor, account: Account) -> None:
+def add_imputation(vae: VAE, x: Tensor, account: Account) -> None:
     """Impute half of the values, at random."""
     missing = torch.rand(x.shape, generator=torch.Generator().manual_seed(account.seed)).to(x.device) < 0.5
     if x.isnan().any():

@@ -171,29 +171,29 @@ def _evaluate(
     )
     if not account.figures:
         raise ValueError("fewer than two data have a finite log p(x) and ELBO: nothing can be said of this model")
-    parts.error(found, finite, account)
+    parts.add_error(found, finite, account)
     tasks: dict[str, Callable[[Account], None]] = {}
     if gap_size:
         first = slice(gap_size)
         if exact and densities.latent_dim <= 3 and found.method != "enumeration":
-            checked = partial(parts.identity, densities, x[first], found[first], gap[first])
+            checked = partial(parts.add_identity, densities, x[first], found[first], gap[first])
             tasks["the identity log p(x) = ELBO + KL"] = checked
-        tasks["the gap"] = partial(parts.gap, densities, x[first], found[first], len(x))
+        tasks["the gap"] = partial(parts.add_gap, densities, x[first], found[first], len(x))
     if importance_size and exact:
         few = slice(importance_size)
-        tasks["importance sampling"] = partial(parts.sampling, densities, x[few], found[few], num_particles)
+        tasks["importance sampling"] = partial(parts.add_sampling, densities, x[few], found[few], num_particles)
     if y is None:
-        tasks["the latent code"] = partial(parts.latent_code, densities, x)
+        tasks["the latent code"] = partial(parts.add_latent_code, densities, x)
     if labelled is not None:
-        tasks["labels"] = partial(parts.labels, labelled, x, y, num_bounds, exact, evidence)
+        tasks["labels"] = partial(parts.add_labels, labelled, x, y, num_bounds, exact, evidence)
     if imputation_size:
-        tasks["imputation"] = partial(parts.imputation, vae, x[:imputation_size])
+        tasks["imputation"] = partial(parts.add_imputation, vae, x[:imputation_size])
     results = _shared(tasks, seed, progress, team)
     imputed = results.pop("imputation", None)
     for result in results.values():
         account.add(result)
     log_p_x = found.log_evidence if labelled is None else found.log_evidence - label_log_prob(labelled, y)
-    parts.bits(densities, x, log_p_x, bins, data.bins, account)
+    parts.add_bits(densities, x, log_p_x, bins, data.bins, account)
     if imputed is not None:
         account.add(imputed)
     if labels is not None and labels.is_floating_point() and (labels != labels.round()).any():

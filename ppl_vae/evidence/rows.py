@@ -10,7 +10,10 @@ from torch import Tensor
 
 
 class Rows:
-    """A dataclass whose tensors have one row for each datum, cell or pair; other values are those of all rows."""
+    """A dataclass whose tensors have one row for each datum, cell or pair; other values are those of all rows.
+
+    Its first field has the rows. It caches nothing among its attributes, which are the arguments of its constructor.
+    """
 
     def __len__(self) -> int:
         return len(next(iter(vars(self).values())))

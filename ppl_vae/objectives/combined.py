@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae._validation import check_positive_int, is_integer, is_real
-from ppl_vae.objectives.estimate import Estimate, ManyParticles, owner
+from ppl_vae.objectives.estimate import Estimate, Following, ManyParticles, owner
 from ppl_vae.objectives.importance import IWAE, log_mean_w
 from ppl_vae.objectives.log_weights import LogWeights
 
@@ -110,7 +110,7 @@ class MIWAE(_Grouped):
 
 
 @dataclass(frozen=True)
-class PIWAE(_Grouped):
+class PIWAE(Following, _Grouped):
     r"""The importance-weighted bound of all K particles for the model, and the mean bound of M groups for q.
 
     .. math::

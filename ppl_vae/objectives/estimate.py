@@ -58,17 +58,23 @@ class Objective(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class ManyParticles:
-    """The base of the objectives of this package: a checked number of particles, and a reference."""
+class Following:
+    """An objective that claims to have the gradient of another class of as many particles, in expectation."""
 
-    num_particles: int = 8
-    _follows: ClassVar[type[ManyParticles] | None] = None  # the class of the reference
+    _follows: ClassVar[type[ManyParticles]]
+    num_particles: Any
 
     @property
     def reference(self) -> Any:
-        """The objective of as many particles whose gradient this one claims to have in expectation, or None."""
-        return None if self._follows is None else self._follows(self.num_particles)
+        """The objective whose gradient this one claims to have in expectation."""
+        return self._follows(self.num_particles)
+
+
+@dataclass(frozen=True)
+class ManyParticles:
+    """The base of the objectives of this package: a checked number of particles."""
+
+    num_particles: int = 8
 
     def __post_init__(self) -> None:
         check_positive_int(self.num_particles, f"{owner(self)}: num_particles")

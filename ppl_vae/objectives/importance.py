@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ppl_vae.objectives.estimate import Estimate, ManyParticles
+from ppl_vae.objectives.estimate import Estimate, Following, ManyParticles
 from ppl_vae.objectives.log_weights import LogWeights
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class IWAE(ManyParticles):
 
 
 @dataclass(frozen=True)
-class DReG(ManyParticles):
+class DReG(Following, ManyParticles):
     r"""IWAE's bound with the doubly reparameterised gradient.
 
     .. math::
@@ -112,7 +112,7 @@ class DReG(ManyParticles):
 
 
 @dataclass(frozen=True)
-class IWAESTL(ManyParticles):
+class IWAESTL(Following, ManyParticles):
     r"""IWAE's bound without the score of q in its gradient: **biased**, and here for comparison.
 
     .. math::

@@ -152,10 +152,9 @@ class _PerDatumLoss:
         options = sampling_of(self.objective)
         log_weights = sample_log_weights(*program, *args, **options, **kwargs)  # type: ignore[misc]
         estimate = evaluate_objective(self.objective, log_weights)
-        log_lik, kl = (
-            log_weights.expectation(sampled).detach() if known is None else known
-            for sampled, known in ((log_weights.log_lik, estimate.log_likelihood), (log_weights.kl, estimate.kl))
-        )
+        kl = log_weights.expectation(log_weights.kl).detach() if estimate.kl is None else estimate.kl
+        log_lik = estimate.log_likelihood
+        log_lik = log_weights.expectation(log_weights.log_lik).detach() if log_lik is None else log_lik
         scale = log_weights.scale
         drawn = isinstance(options["latents"], str)
         lower = estimate.kind == "lower" and not isinstance(self.objective, Regularized)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae._validation import check_positive_int, is_real
-from ppl_vae.objectives.estimate import Estimate, owner
+from ppl_vae.objectives.estimate import Estimate, Following, owner
 from ppl_vae.objectives.log_weights import LogWeights
 from ppl_vae.objectives.score_function import VIMCO
 
@@ -27,7 +27,7 @@ _SMALL = 1e-2  # the weight below which -log(1 - w) - w is a series: in float32 
 
 
 @dataclass(frozen=True)
-class VIMCOStar(VIMCO):
+class VIMCOStar(Following, VIMCO):
     r"""The importance-weighted bound with a score-function gradient whose signal-to-noise rises with K (VIMCO-star).
 
     .. math::

@@ -19,7 +19,7 @@ from torch import Tensor
 from ppl_vae import closed_form
 from ppl_vae._distributions import unwrapped
 from ppl_vae._validation import is_real
-from ppl_vae.objectives.estimate import Estimate, ManyParticles, owner
+from ppl_vae.objectives.estimate import Estimate, Following, ManyParticles, owner
 from ppl_vae.objectives.log_weights import LogWeights
 
 
@@ -60,7 +60,7 @@ class ELBO(ManyParticles):
 
 
 @dataclass(frozen=True)
-class STL(ManyParticles):
+class STL(Following, ManyParticles):
     r"""The ELBO without the score of q in its gradient: sticking the landing.
 
     .. math::
@@ -99,7 +99,7 @@ class STL(ManyParticles):
 
 
 @dataclass(frozen=True)
-class MeanFieldELBO(ManyParticles):
+class MeanFieldELBO(Following, ManyParticles):
     r"""The evidence lower bound with the KL in closed form: Pyro's `TraceMeanField_ELBO`, per datum.
 
     .. math::
@@ -141,7 +141,7 @@ class MeanFieldELBO(ManyParticles):
 
 
 @dataclass(frozen=True)
-class ArticleELBO(ManyParticles):
+class ArticleELBO(Following, ManyParticles):
     r"""The article's own loss, from the formulas of `closed_form`.
 
     .. math::

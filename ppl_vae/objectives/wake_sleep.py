@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 
 from ppl_vae._validation import check_choice
-from ppl_vae.objectives.estimate import Estimate, ManyParticles, owner
+from ppl_vae.objectives.estimate import Estimate, Following, ManyParticles, owner
 from ppl_vae.objectives.importance import log_mean_w
 from ppl_vae.objectives.log_weights import LogWeights
 
@@ -74,7 +74,7 @@ class RWS(ManyParticles):
 
 
 @dataclass(frozen=True)
-class RWSDReG(ManyParticles):
+class RWSDReG(Following, ManyParticles):
     r"""Reweighted wake-sleep with a doubly reparameterised wake phase for q.
 
     .. math::

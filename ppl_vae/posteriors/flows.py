@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
@@ -53,6 +54,12 @@ class _FlowPosterior(_Amortised):
         like = next(self.encoder.parameters(), None)
         self.layers.extend(made if like is None else [layer.to(like) for layer in made])
 
+    def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
+        """Return q(z|x), batch shape (batch,), event shape (latent,)."""
+        if not len(self.layers):  # said before the encoder says that a ready-made network would do
+            raise RuntimeError(f"{self.owner} has no sizes yet: put it into a VAE")
+        return super().forward(x, y)
+
     def _width(self, latent_dim: int) -> int:
         return 2 * latent_dim + self.context_dim
 
@@ -63,8 +70,6 @@ class _FlowPosterior(_Amortised):
 
     def _encode(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean and standard deviation, (*batch, d), and the context, (*batch, context_dim)."""
-        if not len(self.layers):
-            raise RuntimeError(f"{self.owner} has no sizes yet: put it into a VAE")
         dim = (parameters.shape[-1] - self.context_dim) // 2
         mean, raw, context = parameters.split([dim, dim, self.context_dim], -1)
         return mean, softplus(raw) + _FLOOR, context

@@ -3,6 +3,7 @@ r"""Posteriors of normals beyond the diagonal: full covariance, low rank plus di
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ class _FlatOutputs(_Amortised):
     def _latent_dim(self, outputs: Tensor, formula: str) -> int:
         """Return the dimension d of z, from the number of outputs, which is `formula`."""
         width = outputs.shape[-1]
-        d = next((d for d in range(1, width + 1) if self._width(d) >= width), 0)
+        d = 1 + bisect_left(range(1, width + 1), width, key=self._width)
         if self._width(d) != width:
             raise ValueError(
                 f"{self.owner}: its network has {width} outputs; expected {formula} for a latent of d dimensions, such "

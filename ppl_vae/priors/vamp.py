@@ -102,6 +102,11 @@ class VampPrior(_Prior):
         # in a tuple: as a submodule its parameters would count twice. A copy of the VAE copies its posterior once.
         self._posterior: tuple[Callable[..., Any], ...] = ()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a pickle's state; older ones hold the posterior bare, or None."""
+        held = state.get("_posterior")
+        super().__setstate__(state | {"_posterior": held if isinstance(held, tuple) else (held,) if held else ()})
+
     def bind(self, binding: Binding) -> None:
         """Make the pseudo-inputs for these data and keep a reference to the posterior."""
         if self._posterior:

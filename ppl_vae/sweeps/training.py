@@ -22,7 +22,7 @@ from ppl_vae.comparison.words import reason_of
 from ppl_vae.configuration import _yaml
 from ppl_vae.configuration.config import Config
 from ppl_vae.data import Dataset
-from ppl_vae.runs.reading import read_state
+from ppl_vae.runs.reading import read_facts, read_state
 from ppl_vae.training import Callback, DivergedError, Run, fit
 
 OVER = ("finished", "early stopping")  # how a run ends that nothing is left to do for
@@ -186,7 +186,10 @@ def _state_of(folder: Path, settings: Config) -> dict[str, Any] | None:
     if (folder / "last_good.pt").exists():
         for path in (path for name in _REST_OF_DIVERGED for path in folder.glob(name)):
             path.unlink()
-    return read_state(folder) if (folder / "checkpoint.pt").is_file() else None
+    if not (folder / "checkpoint.pt").is_file():
+        return None
+    read_facts(folder)  # without which nothing says that the data are the same
+    return read_state(folder)
 
 
 @contextmanager

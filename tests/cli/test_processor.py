@@ -81,7 +81,10 @@ def test_so_many_threads_compute(words: list[str], monkeypatch: pytest.MonkeyPat
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize("words", [["--threads", "0"], ["--threads", "two"], ["--threads"], ["--threads=-1"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--threads", "0"], ["--threads", "two"], ["--threads"], ["--threads=-1"], ["--threads=+2"], ["--threads", "1_0"]],
+)
 def test_a_number_of_threads_that_is_none_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", *words]) == 2
     assert "--threads is" in capsys.readouterr().err

@@ -563,6 +563,24 @@ class TestPrograms:
         assert not result.evidence.exact  # importance sampling of a program
         assert any("estimate" in note for note in result.notes)
 
+    def test_a_parameter_may_have_the_name_of_a_site(self):
+        def model(x: Tensor) -> None:
+            scale = pyro.param("w", torch.tensor(1.0))
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(z * scale, 1.0).to_event(1), obs=x)
+
+        def guide(x: Tensor) -> None:
+            slope = pyro.param("x", torch.tensor(0.5))
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x * slope, 1.0).to_event(1))
+
+        found = find_parameters((model, guide), (torch.randn(4, 1),))
+        assert {b: [list(found.leaves)[i] for i in places] for b, places in found.blocks.items()} == {
+            "guide": ["x"],
+            "model": ["w"],
+        }
+
     def test_blocks_of_the_users_own(self, model, x):
         seen = []
 

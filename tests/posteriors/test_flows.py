@@ -387,6 +387,8 @@ def test_a_masked_network_narrower_than_z_is_refused_when_z_is_known() -> None:
 def test_a_posterior_without_sizes_says_so(posterior: str) -> None:
     with pytest.raises(RuntimeError, match=r"posterior \w+ has no sizes yet: put it into a VAE"):
         POSTERIORS[posterior](torch.nn.Linear(3, 9))(torch.zeros(2, 3))
+    with pytest.raises(RuntimeError, match=r"put it into a VAE$"):  # a ready-made network would not do
+        POSTERIORS[posterior](None)(torch.zeros(2, 3))
 
 
 @each_posterior

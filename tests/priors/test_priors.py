@@ -339,3 +339,16 @@ def test_pyros_own_engine_trains_the_vamp_prior() -> None:
     svi = pyro.infer.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.1}), pyro.infer.Trace_ELBO())
     svi.step(torch.randint(2, (8, 4)).float())
     assert (vae.prior.pseudo_inputs() != before).any()
+
+
+@pytest.mark.parametrize("bound", [True, False])
+def test_a_pickle_that_holds_the_posterior_bare_is_read(bound):
+    """As VAEs that were pickled whole by earlier versions do."""
+    vae = vamp_vae()
+    state = vae.prior.__dict__ | {"_posterior": vae.posterior if bound else None}
+    again = priors.VampPrior.__new__(priors.VampPrior)
+    again.__setstate__(state)
+    assert again._posterior == ((vae.posterior,) if bound else ())
+    if bound:
+        z = torch.randn(3, 2)
+        assert torch.equal(again().log_prob(z), vae.prior().log_prob(z))

@@ -227,3 +227,11 @@ def test_a_worker_whose_parent_died_ends_its_run(tmp_path, monkeypatch):
 def test_jobs_that_mean_nothing(plan, tmp_path, jobs):
     with pytest.raises(ValueError, match=r"jobs is .*; expected a positive integer, or -1"):
         sweep(plan(), tmp_path / "out", jobs=jobs)
+
+
+def test_a_run_without_its_facts_is_not_resumed(tmp_path, monkeypatch):
+    """Nothing says then that the data are those of its checkpoint."""
+    monkeypatch.setattr(training, "check_same", lambda folder, settings: None)
+    (tmp_path / "checkpoint.pt").touch()
+    with pytest.raises(FileNotFoundError, match=r"run\.json"):
+        training._state_of(tmp_path, None)

@@ -60,7 +60,7 @@ def find_parameters(
             if site["type"] == "sample" and isinstance(site["value"], Tensor):
                 fixed.nodes[name] = {**site, "value": site["value"].detach()}
         model_trace = poutine.trace(poutine.replay(model, trace=fixed)).get_trace(*args)
-        leaves = _leaves({**guide_trace.nodes, **model_trace.nodes})
+        leaves = _leaves(_parameters_of(guide_trace) | _parameters_of(model_trace))
         if not leaves:
             raise ValueError(
                 "the program has no parameter to differentiate by; register networks with pyro.module or use pyro.param"
@@ -78,14 +78,18 @@ def find_parameters(
     return Parameters(leaves, blocks)
 
 
+def _parameters_of(trace: poutine.Trace) -> dict[str, Any]:
+    """Return the sites of parameters, whose names are apart from those of draws: both may have an ``"x"``."""
+    return {name: site for name, site in trace.nodes.items() if site["type"] == "param"}
+
+
 def _leaves(sites: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return each leaf once; a PyroModule inside a module registers its parameters twice."""
     leaves: dict[str, Tensor] = {}
     for name, site in sites.items():
-        if site["type"] == "param":
-            leaf = site["value"].unconstrained()
-            if leaf.requires_grad and not any(leaf is other for other in leaves.values()):
-                leaves[name] = leaf
+        leaf = site["value"].unconstrained()
+        if leaf.requires_grad and not any(leaf is other for other in leaves.values()):
+            leaves[name] = leaf
     return leaves
 
 
@@ -104,7 +108,8 @@ def _by_side(
         densities.append(site["fn"].log_prob(site["value"].detach()))
     of_guide = _reached([*draws, *densities], leaves)
     of_model = _reached([site["fn"].log_prob(site["value"]) for site in _samples(model_trace)], leaves)
-    sides: dict[str, str | None] = {name: "guide" if name in guide_trace.nodes else "model" for name in leaves}
+    own = _parameters_of(guide_trace)
+    sides: dict[str, str | None] = {name: "guide" if name in own else "model" for name in leaves}
     sides |= dict.fromkeys(of_guide, "guide") | dict.fromkeys(of_model, "model")
     return sides | dict.fromkeys(of_guide & of_model, "shared")
 
