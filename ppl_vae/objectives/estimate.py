@@ -62,10 +62,9 @@ class Following:
     """An objective that claims to have the gradient of another class of as many particles, in expectation."""
 
     _follows: ClassVar[type[ManyParticles]]
-    num_particles: Any
 
     @property
-    def reference(self) -> Any:
+    def reference(self: Any) -> Any:
         """The objective whose gradient this one claims to have in expectation."""
         return self._follows(self.num_particles)
 
