@@ -52,6 +52,7 @@ class RowNoise(TorchDispatchMode):
         """
         particles, here, total = self.particles, len(self.rows), self.total or 1
         dim = self._place(shape)
+        # the first dimension holds all where `flat` allows it, or where `_place` found particles times data there
         if (flat and shape[0] % (particles * here) == 0) or (dim is not None and shape[dim] != here):
             inner = shape[0] // (particles * here)
             drawn = draw([particles * total * inner, *shape[1:]]).reshape(particles, total, inner, *shape[1:])

@@ -112,7 +112,7 @@ def one_a_row(array: np.ndarray, rows: int, what: str) -> np.ndarray:
         raise ValueError(f"{what} has shape {array.shape}, where one word a row, or one integer, was expected: (n,)")
     if len(array) != rows:
         raise ValueError(f"{what} has {len(array)} rows and the data {rows}: they must be as many")
-    if array.dtype.kind in "fO" and (missing := sum(map(is_missing, array.tolist()))):
+    if array.dtype.kind not in "iub" and (missing := sum(map(is_missing, array))):
         raise ValueError(f"{what} is missing in {missing} rows: drop these rows, or name no labels")
     return array
 

@@ -41,18 +41,21 @@ def _read(content: np.ndarray, kind: Any, what: str) -> Column:
         refuse_odd(content, what)
     elif kind != "categorical" and not str(kind).startswith("categorical:"):
         raise ValueError(f"{what} holds words, where {kind!r} expects {VALUES[split_kind(kind, what)[0]]}")
-    present = [v if numeric else str(v) for v in content.tolist() if not _is_empty(v)]
-    if not numeric and kind is None and present:
-        _refuse_other_numbers(present, what)
-    distinct = np.unique(present).tolist()
+    there = np.array([not _is_empty(v) for v in content], dtype=bool)
+    present = np.array([v if numeric else str(v) for v in content[there]])
+    if not numeric and kind is None and len(present):
+        _refuse_other_numbers(present.tolist(), what)
+    distinct, codes = np.unique(present, return_inverse=True)
     if len(distinct) < 2 or (not numeric and kind is None and len(distinct) > _MOST_CATEGORIES):
         raise ValueError(
             f"{what} has {len(distinct)} categories, where 2 to {_MOST_CATEGORIES} were expected: leave it out, by "
             "columns={...: 'skip'}, name it as ids if it names the rows, or say columns={...: 'categorical'} if there "
             "are more"
         )
-    codes, own, values = coded(content, distinct, what)
-    return codes, own if kind in (None, "categorical") else str(kind), values
+    found = np.full(len(content), np.nan)
+    found[there] = codes
+    own = f"categorical:{len(distinct)}" if kind in (None, "categorical") else str(kind)
+    return found, own, tuple(distinct.tolist())
 
 
 def _is_empty(entry: Any) -> bool:

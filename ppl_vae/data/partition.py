@@ -106,18 +106,19 @@ def divide(source: Source, division: Division) -> Dataset:
         return Binarization("threshold" if binarize == "threshold" else "fixed", float(division.threshold), key)
 
     def part(name: str) -> Split:
-        whole = name in source.own
-        x, labels = source.own[name] if whole else (source.x, source.labels)
-        rows = torch.arange(len(x)) if whole else rows_of[name]
+        own = name in source.own
+        x, labels = source.own[name] if own else (source.x, source.labels)
+        rows = torch.arange(len(x)) if own else rows_of[name]
         fresh = name == "train" and (dequantize or binarize == "dynamic")
-        data = _chosen(x, rows, None if fresh else rule(noise_key(seed, _NOISE[name if whole else "train"])))
-        others = () if whole else (column[rows.to(column.device)] for column in source.columns)
+        noise = _NOISE[name] if own else _NOISE["train"]  # parts of the same rows have draws by the rows' numbers
+        data = _chosen(x, rows, None if fresh else rule(noise_key(seed, noise)))
+        others = () if own else (column[rows.to(column.device)] for column in source.columns)
         return Split(
             (data, *others),
             None if labels is None else labels[rows.to(labels.device)],
             dynamic=fresh,
             bins=BINS if dequantize else None,
-            rows=None if whole else rows,
+            rows=None if own else rows,
             label_names=source.label_names,
         )
 

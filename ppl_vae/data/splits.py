@@ -194,9 +194,7 @@ class Split:
 
     def beside(self, rows: Int[Tensor, " m"]) -> dict[str, Any]:
         """Return the labels, the numbers and the ids of some rows, by the names of these fields."""
-        labels = None if self.labels is None else self.labels[rows.to(self.labels.device)]
-        numbers = None if self.rows is None else self.rows[rows.to(self.rows.device)]
-        return {"labels": labels, "rows": numbers, "ids": None if self.ids is None else self.ids[rows.cpu().numpy()]}
+        return {name: _entries(getattr(self, name), rows) for name in ("labels", "rows", "ids")}
 
     def still(self) -> Split:
         """Return this split with the same values each time it is read; a dynamic split keeps the draw of `head`.
@@ -270,6 +268,15 @@ class Split:
 def _bits(p: Tensor) -> Tensor:
     """Draw bits of these probabilities. Torch refuses what is none on the CPU; elsewhere it is NaN (`_draws`)."""
     return torch.bernoulli(p) if p.device.type == "cpu" else bits(p)
+
+
+def _entries(values: Any, rows: Tensor) -> Any:
+    """Return the entries at some rows of a tensor, on its device, or of an array or a list, as an array."""
+    if values is None:
+        return None
+    if isinstance(values, Tensor):
+        return values[rows.to(values.device)]
+    return np.asarray(values)[rows.cpu().numpy()]
 
 
 def _moved(column: Rows, device: torch.device, dtype: torch.dtype | None) -> Rows:

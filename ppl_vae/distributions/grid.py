@@ -2,7 +2,6 @@ r"""Distributions over the levels of a pixel: binomial, categorical, and the bas
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -24,7 +23,6 @@ def check_bins(bins: int, name: str) -> int:
     return bins
 
 
-@dataclass(frozen=True, repr=False)
 class Grid(constraints.Constraint):
     r"""The values :math:`k / (\text{bins} - 1)`, :math:`k = 0 \dots \text{bins} - 1`, in [0, 1].
 
@@ -39,10 +37,12 @@ class Grid(constraints.Constraint):
         tensor([ True,  True, False,  True, False])
     """
 
-    bins: int
-
     is_discrete = True
     event_dim = 0
+
+    def __init__(self, bins: int) -> None:
+        self.bins = bins
+        super().__init__()
 
     def check(self, value: Tensor) -> Tensor:
         """Return for each value whether it lies on the grid."""
@@ -53,6 +53,12 @@ class Grid(constraints.Constraint):
 
     def __repr__(self) -> str:
         return f"Grid(k / {self.bins - 1}, k = 0..{self.bins - 1})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Grid) and other.bins == self.bins
+
+    def __hash__(self) -> int:
+        return hash((Grid, self.bins))
 
 
 class _OnGrid(Expanding):

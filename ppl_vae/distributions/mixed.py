@@ -78,7 +78,8 @@ class MixedColumns(Expanding):
     def _log_prob(self, value: Tensor) -> Tensor:
         """Return the log density of the observed entries, of batch shape."""
         total: Any = 0.0
-        fills = torch.as_tensor(self.fill).to(value).expand(sum(self._sizes)).split(self._sizes, -1)
+        given = torch.as_tensor(self.fill).to(value)
+        fills = given.expand(*given.shape[:-1], sum(self._sizes)).split(self._sizes, -1)
         for part, x, fill in zip(self.parts, self._split(value), fills, strict=True):
             missing = x.isnan()
             log_p = part.log_prob(torch.where(missing, fill, x))

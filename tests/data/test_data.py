@@ -128,6 +128,11 @@ class TestSplit:
         with pytest.raises(ValueError, match=r"head\(-1\)"):
             split.head(-1)
 
+    def test_head_takes_lists_beside_the_columns(self):
+        beside = {"labels": [3, 1, 2], "rows": [7, 8, 9], "ids": ["a", "b", "c"]}
+        head = data.Split((counting(3),), **beside).head(2)
+        assert {name: list(getattr(head, name)) for name in beside} == {k: v[:2] for k, v in beside.items()}
+
     def test_to_moves_tensors_now_and_foreign_rows_batch_by_batch(self):
         class Foreign:  # inherits nothing
             shape = (6, 2)

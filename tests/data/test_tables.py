@@ -167,6 +167,15 @@ def test_dense_and_masked_and_expanded():
         _ = p.variance
 
 
+def test_a_missing_entry_is_filled_by_row_or_by_column():
+    """What fills it lies inside the support, and is never seen."""
+    parts = [dist.Normal(torch.zeros(3, 1), 1.0), dist.LogNormal(torch.zeros(3, 1), 1.0)]
+    x = torch.tensor([[1.0, NAN]] * 3)
+    for fill in (1.0, torch.ones(()), torch.ones(2), torch.ones(1, 2), torch.rand(3, 2) + 1):
+        found = MixedColumns(parts, (2,), fill=fill).log_prob(x)
+        torch.testing.assert_close(found, parts[0].log_prob(x[:, :1]).sum(-1))
+
+
 def test_sampling_agrees_with_the_density():
     """Means, and frequencies of codes, of draws."""
     pyro.set_rng_seed(1)
@@ -573,9 +582,19 @@ def test_from_table_of_words():
     table = data.from_table([["a", 1.5], ["b", NAN], [NAN, 2.0]], validation=0, test=0)  # no word is "nan"
     assert (table.columns, table.categories) == (("categorical:2", "real"), (("a", "b"), ()))
     assert table.train.x.isnan().tolist() == [[False, False], [False, True], [True, False]]
+    table = data.from_table({"w": np.array(["y\0", "x", "y\0"], object)}, validation=0, test=0)  # numpy drops the NUL
+    assert (table.categories, table.train.x.flatten().tolist()) == ((("x", "y"),), [1, 0, 1])
     pandas = pytest.importorskip("pandas", reason="pandas, of the extra tables, is not installed")
     words = pandas.Series(["v", None, "u"], dtype="string")
     assert data.from_table({"w": words}, validation=0, test=0).train.x.nan_to_num(-1).tolist() == [[1], [-1], [0]]
+
+
+@pytest.mark.parametrize(("unit", "time"), [("D", ""), ("s", "T00:00:00"), ("ns", "T00:00:00.000000000")])
+def test_days_are_words_as_numpy_writes_them(unit, time):
+    days = np.array(["2020-01-02", "2020-01-01", "NaT"], f"M8[{unit}]")
+    table = data.from_table({"day": days}, {"day": "categorical"}, validation=0, test=0)
+    assert table.categories == ((f"2020-01-01{time}", f"2020-01-02{time}"),)
+    assert table.train.x.nan_to_num(-1).flatten().tolist() == [1, 0, -1]
 
 
 def test_numbers_of_columns_are_those_of_the_table():

@@ -170,6 +170,14 @@ def test_the_grid_knows_its_own_values(bins: int, dtype: torch.dtype) -> None:
     assert not Grid(bins).check(outside).any()
 
 
+def test_grids_of_as_many_levels_are_equal() -> None:
+    own = type("OwnGrid", (Grid,), {})(4)
+    assert own == Grid(4) == own
+    assert hash(own) == hash(Grid(4))
+    own.bins = 5
+    assert own == Grid(5) != Grid(4)
+
+
 # The binomial
 
 
