@@ -58,6 +58,7 @@ class Objective(Protocol):
         ...
 
 
+@dataclass(frozen=True)  # without fields: help reads the options of classes whose bases are all dataclasses
 class Following:
     """An objective that claims to have the gradient of another class of as many particles, in expectation."""
 
