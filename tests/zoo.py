@@ -28,6 +28,7 @@ NOT_PIECES = {
     "ParameterNetwork",
     "LocationScale",
     "LogWeights",
+    "Following",
     "ManyParticles",
     "Path",
     "Estimate",
