@@ -142,10 +142,21 @@ def _choices(mode: RowNoise, func: Any, args: tuple[Any, ...], kwargs: dict[str,
 
 
 _RULES: dict[Any, Rule] = {
-    **dict.fromkeys((aten.normal_.default, aten.uniform_.default, aten.exponential_.default), _in_place),
-    **dict.fromkeys((aten.bernoulli_.float, aten.cauchy_.default, aten.log_normal_.default), _in_place),
-    **dict.fromkeys((aten.geometric_.default, aten.random_.default, aten.random_.to), _in_place),
-    getattr(aten.random_, "from"): _in_place,
+    **dict.fromkeys(
+        (
+            aten.normal_.default,
+            aten.uniform_.default,
+            aten.exponential_.default,
+            aten.bernoulli_.float,
+            aten.cauchy_.default,
+            aten.log_normal_.default,
+            aten.geometric_.default,
+            aten.random_.default,
+            aten.random_.to,
+            getattr(aten.random_, "from"),
+        ),
+        _in_place,
+    ),
     **dict.fromkeys((aten.rand.default, aten.rand.generator), _shaped(0)),
     **dict.fromkeys((aten.randn.default, aten.randn.generator), _shaped(0)),
     **dict.fromkeys((aten.randint.default, aten.randint.generator), _shaped(1)),

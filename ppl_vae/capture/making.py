@@ -124,15 +124,25 @@ def trace(
     Raises:
         CaptureError: If the step cannot be traced, or depends on a value that it changes.
     """
+
+    def once() -> fx.GraphModule:
+        clones = own(inputs)
+        numbers = clones[len(clones) - len(guards.lifted()) :]
+        entered = Entered(watch=watch)
+        with explained(), untouched(written), traceable_pyro(), guards.replaced(numbers), entered:
+            graph = make_fx(function)(*clones)
+        if storages(entered.read) & storages(clones):
+            raise CaptureError(_READS_NUMBERS)
+        return graph
+
     try:
-        graph = _trace(function, inputs, guards, written, watch)
+        graph = once()
         changes = list(guards.changes())
         if changes:
             guards.forget(changes)
             for ahead in (0, *_AHEAD):  # a schedule may begin later
                 guards.advance(changes, ahead)
-                again = _trace(function, inputs, guards, written, watch)
-                if not _same_graph(graph, again) or guards.changed() is not None:
+                if not _same_graph(graph, once()) or guards.changed() is not None:
                     raise CaptureError(
                         f"the program changes a Python value while it runs, and computes with it: {changes[0]}"
                     )
@@ -140,23 +150,6 @@ def trace(
                     break
     finally:
         guards.put_back()
-    return graph
-
-
-def _trace(
-    function: Callable[..., tuple[Tensor, ...]],
-    inputs: Sequence[Tensor],
-    guards: Guards,
-    written: Sequence[Tensor],
-    watch: bool,
-) -> fx.GraphModule:
-    clones = own(inputs)
-    numbers = clones[len(clones) - len(guards.lifted()) :]
-    entered = Entered(watch=watch)
-    with explained(), untouched(written), traceable_pyro(), guards.replaced(numbers), entered:
-        graph = make_fx(function)(*clones)
-    if storages(entered.read) & storages(clones):
-        raise CaptureError(_READS_NUMBERS)
     return graph
 
 

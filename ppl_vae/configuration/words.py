@@ -53,8 +53,10 @@ def number(text: str) -> int | float | str:
     """
     if text.removeprefix("-").isdecimal():
         return int(text)
+    if text.startswith("+") or "_" in text:  # Python alone reads +2 and 1_000 as numbers
+        return text
     with suppress(ValueError):
-        return text if text.startswith("+") or "_" in text else float(text)  # which are Python's, and no shell's
+        return float(text)
     return text
 
 
