@@ -1384,3 +1384,23 @@ def test_an_attribute_that_an_object_is_given_later():
         net.settings.extra = 5.0
 
     beside_pyro(at(5, change), Derived)
+
+
+FILLED = {
+    list: lambda extra: extra.append(2.0),
+    dict: lambda extra: extra.update({2.0: None}),
+    set: lambda extra: extra.add(2.0),
+}
+
+
+@pytest.mark.parametrize("kind", FILLED)
+def test_a_container_that_was_empty_is_followed_once_it_is_filled(kind):
+    class Extra(Net):
+        def __init__(self):
+            super().__init__()
+            self.extra = kind()
+
+        def likelihood(self, z):
+            return self.d(z) * (1.0 + sum(self.extra))
+
+    beside_pyro(at(7, lambda net: FILLED[kind](net.extra)), Extra, steps=25)
