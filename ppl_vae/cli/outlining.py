@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from ppl_vae import _files
-from ppl_vae.cli import ON_RUNS, check, comparing, pieces, racing, show, sweep
+from ppl_vae.cli import ON_RUNS, check, comparing, pieces, racing, sweep
 from ppl_vae.cli.options import SKIP
 from ppl_vae.configuration import outlines
 from ppl_vae.configuration.kinds import Arguments, Kind, Target, arguments_of
@@ -41,9 +41,8 @@ def text() -> str:
         found[f"function/{name}"] = _entry(command, arguments_of(command, "", SKIP), first)
         found[f"texts/{name}"] = _help_of(module)
     found["texts/check"] = check.explain()
-    found |= {
-        f"texts/{name}": _help_of(module) for name, module in (("pieces", pieces), ("show", show), ("sweep", sweep))
-    }
+    found["texts/pieces"] = _help_of(pieces)
+    found["texts/sweep"] = _help_of(sweep)
     return "{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(found.items())) + "\n}\n"
 
 

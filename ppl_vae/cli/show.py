@@ -49,9 +49,7 @@ def run(argv: Sequence[str]) -> int:
     """Run the command, and return the exit code."""
     with bad_input():
         if wants_help(argv):
-            from ppl_vae.configuration import outlines  # here: tables of runs need neither it nor jsonargparse
-
-            print(fit(outlines.read().texts["show"]), end="")
+            print(fit((__doc__ or "").partition("\n\n")[2]), end="")
             return 0
         given = split(argv, flags=("all", "json"))
         given.check_options("show", ("all", "json"))
