@@ -1,5 +1,22 @@
-"""``ppl-vae show``: several runs side by side, from the files in their folders, without a model or torch.
+"""``ppl-vae show``: several runs side by side, from the files in their folders, without a model or torch."""
 
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+from ppl_vae._interval import Interval
+from ppl_vae._records import FIGURES, ROLES, TOLD, Record, describe
+from ppl_vae.cli.errors import bad_input
+from ppl_vae.cli.prose import fit
+from ppl_vae.cli.telling import note
+from ppl_vae.cli.words import find_run, split, wants_help, word_of
+
+HELP = """\
 usage: ppl-vae show RUN... [--all] [--json]
 
 Show runs side by side: what they were made of, what they came to, and the figures of their evaluations.
@@ -20,23 +37,7 @@ options:
 
 ppl-vae show runs/*                        every run
 ppl-vae show digits digits-2 --json        for a program
-"""
-
-from __future__ import annotations
-
-import json
-import shutil
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import zip_longest
-from typing import Any
-
-from ppl_vae._interval import Interval
-from ppl_vae._records import FIGURES, ROLES, TOLD, Record, describe
-from ppl_vae.cli.errors import bad_input
-from ppl_vae.cli.prose import fit
-from ppl_vae.cli.telling import note
-from ppl_vae.cli.words import find_run, split, wants_help, word_of
+"""  # no docstring, which python -OO leaves out: show reads no outlines, and so needs nothing heavy
 
 MISSING = "-"
 GAP = "  "
@@ -49,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
     """Run the command, and return the exit code."""
     with bad_input():
         if wants_help(argv):
-            print(fit((__doc__ or "").partition("\n\n")[2]), end="")
+            print(fit(HELP), end="")
             return 0
         given = split(argv, flags=("all", "json"))
         given.check_options("show", ("all", "json"))

@@ -266,7 +266,7 @@ class Split:
 
 
 def _bits(p: Tensor) -> Tensor:
-    """Draw bits of these probabilities. Torch refuses what is none on the CPU; elsewhere it is NaN (`_draws`)."""
+    """Draw bits of these probabilities. For NaN torch raises an error on the CPU; elsewhere the bit is NaN."""
     return torch.bernoulli(p) if p.device.type == "cpu" else bits(p)
 
 
