@@ -6,21 +6,16 @@ import operator
 from collections.abc import Collection, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
-import numpy as np
 import pyro
-import torch
 from torch import Tensor
 
 from ppl_vae.capture.entered import Entered
-from ppl_vae.capture.places import LARGE, MISSING, PLAIN, Source, kind_of
-from ppl_vae.capture.reach import Reach, buffers_of, dict_of
-
-_OF_TENSORS = operator.attrgetter(
-    "requires_grad", "shape", "dtype", "device", "_backward_hooks", "_post_accumulate_grad_hooks"
-)
+from ppl_vae.capture.kept import Kept, of_tensors
+from ppl_vae.capture.places import MISSING, Source
+from ppl_vae.capture.reach import Reach, buffers_of
+from ppl_vae.capture.values import alike, key_of, number_of, same, show, stands_for
 
 
 @dataclass(frozen=True)
@@ -43,12 +38,12 @@ class Change:
     def __str__(self) -> str:
         if self.before is MISSING or isinstance(self.before, tuple):
             return self.label
-        return f"{self.label} (was {_show(self.before)}, is {_show(self.now)})"
+        return f"{self.label} (was {show(self.before)}, is {show(self.now)})"
 
     @property
     def token(self) -> Any:
         """The label and the new value as a key: a plain value itself, a tensor's shape and type, else the object."""
-        return self.label, _token(self.now)
+        return self.label, key_of(self.now)
 
 
 class Guards:
@@ -94,8 +89,8 @@ class Guards:
         self._lifted: dict[tuple[int, int], Any] = {}  # places, with the values that the graph was made for
         self.lifted_labels: set[str] = set()
         self._keep()
-        self._first, self._first_open = self._values, self._open
-        self._contents = [None if s.keep is None else s.keep(s.home) for s in self._sources]
+        self._first = self._kept
+        self._contents = [None if s.keep is None else s.keep(s.home) for s in self.reach.sources]
 
     def _meet(self) -> None:
         """Find everything within reach."""
@@ -109,12 +104,11 @@ class Guards:
                 self.reach = Reach(entered).visit(*roots).visit_entered()
             entered.let_go()
         self.reach.let_go()
-        self._sources = self.reach.sources
         if parameters:
             names = tuple(parameters) if len(parameters) > 1 else 2 * tuple(parameters)
             store = pyro.get_param_store()._params
             labels = tuple(f"parameter {name!r} in Pyro's store" for name in names)
-            self._sources.append(Source("", operator.itemgetter(*names), store, labels))
+            self.reach.sources.append(Source("", operator.itemgetter(*names), store, labels))
             self.reach.tensors |= {id(leaf): leaf for leaf in parameters.values()}
 
     # comparing them with the present values --------------------------------------------------------------------
@@ -134,7 +128,7 @@ class Guards:
             found = list(self._changes())
         except Exception as error:  # an object's own code may refuse a comparison
             return [Change(f"what cannot be looked at ({error})", MISSING, MISSING)]
-        changes = [c for c in found if c.before is MISSING or not _alike(c.before, c.now)]
+        changes = [c for c in found if c.before is MISSING or not alike(c.before, c.now)]
         if found and not changes and not self._move():
             return found
         if not changes:
@@ -143,60 +137,35 @@ class Guards:
 
     def _move(self) -> bool:
         """Guard the new containers, of the same content, from here on; return whether they have the same places."""
-        before, lengths = self.reach, [len(values) for values in self._values]
-        labels = [(source.label, source.names) for source in self._sources]
+        before, lengths = self.reach, list(map(len, self._kept.values))
+        labels = [(source.label, source.names) for source in before.sources]
         self._meet()
-        now = [(source.label, source.names) for source in self._sources]
-        if now == labels and [len(_read(source)) for source in self._sources] == lengths:
+        now = [(source.label, source.names) for source in self.reach.sources]
+        if now == labels and [len(source.values()) for source in self.reach.sources] == lengths:
             return True
-        self.reach, self._sources = before, before.sources
+        self.reach = before
         return False
 
     def _keep(self) -> None:
         """Note the present values."""
-        self._tensors = list(self.reach.tensors.values())
-        self._objects = [value for value, _ in self.reach.kinds]
-        self._kinds = [kind for _, kind in self.reach.kinds]
-        self._values = [_read(source) for source in self._sources]
         moving = {place[0] for place in (*self._ignored, *self._lifted)}
-        self._slow = [i for i in range(len(self._sources)) if i in moving]
-        still = [pair for i, pair in enumerate(zip(self._sources, self._values, strict=True)) if i not in moving]
-        is_empty = [not values and type(s.home) in (dict, set, list) and not s.home for s, values in still]
-        self._empty = [s.home for (s, _), empty in zip(still, is_empty, strict=True) if empty]  # half of all places
-        held = [pair for pair, empty in zip(still, is_empty, strict=True) if not empty]
-        self._reads = [(s.read, s.home) for s, _ in held]
-        values = [values for _, values in held]
-        self._flat = list(chain.from_iterable(values))
-        self._lengths = list(map(len, values))
-        self._open = [(i, s.home, frozenset(s.home)) for i, s in enumerate(self._sources) if s.grows]
-        self._sizes = [len(home) for _, home, _ in self._open]
-        self._hooks = [hooks for _, hooks, _ in self.reach.hooks]
-        self._flags = list(map(_OF_TENSORS, self._tensors))
-        self._strided = [t for t in self._tensors if t.layout is torch.strided and not t.is_nested]
-        self._strides = list(map(Tensor.stride, self._strided))
+        self._kept = Kept(self.reach, moving)
+        self._slow = [i for i in range(len(self.reach.sources)) if i in moving]
 
     def _untouched(self) -> bool:
         """Whether every place holds the very same objects; quick, and stricter than necessary."""
         try:
-            now = [read(home) for read, home in self._reads]
             return (
-                list(map(len, now)) == self._lengths
-                and all(map(operator.is_, chain.from_iterable(now), self._flat))
-                and not any(self._empty)
-                and not any(self._hooks)
-                and list(map(type, self._objects)) == self._kinds
-                and [len(home) for _, home, _ in self._open] == self._sizes
-                and list(map(_OF_TENSORS, self._tensors)) == self._flags
-                and list(map(Tensor.stride, self._strided)) == self._strides
-                and all(_number(tensor) == number for tensor, number in self._numbers)
+                self._kept.is_untouched()
+                and all(number_of(tensor) == number for tensor, number in self._numbers)
                 and not any(True for i in self._slow for _ in self._changes_of(i))
             )
         except Exception:  # a key or an attribute is gone
             return False
 
     def _changes_of(self, i: int) -> Iterator[Change]:
-        source, kept = self._sources[i], self._values[i]
-        now = _read(source)
+        source, kept = self.reach.sources[i], self._kept.values[i]
+        now = source.values()
         if source.keep is not None and not _same_content(source, now, kept):
             if (i, -1) not in self._ignored:
                 yield _grown(source, now, kept, i)
@@ -210,31 +179,32 @@ class Guards:
             yield Change(source.label, MISSING, MISSING, (i, -1))
 
     def _changes(self) -> Iterator[Change]:
-        for i in range(len(self._sources)):
+        kept = self._kept
+        for i in range(len(self.reach.sources)):
             yield from self._changes_of(i)
-        for value, kind in zip(self._objects, self._kinds, strict=True):
+        for value, kind in self.reach.kinds:
             if type(value) is not kind:
                 yield Change(f"the class of a {kind.__name__}", kind, type(value))
-        for i, home, known in self._open:
-            for name in self._added(self._sources[i], known):
+        for i, home, known in kept.namespaces:
+            for name in self._added(self.reach.sources[i], known):
                 if (i, name) not in self._ignored:
-                    yield Change(f"{self._sources[i].label}{name}", MISSING, home[name], (i, name))
+                    yield Change(f"{self.reach.sources[i].label}{name}", MISSING, home[name], (i, name))
         for n, (label, content, _) in enumerate(self.reach.hooks):
             if content:
                 yield Change(f"the hooks of a {label}", 0, len(content), (-1, n))
-        for n, (tensor, kept) in enumerate(zip(self._tensors, self._flags, strict=True)):
-            now = _OF_TENSORS(tensor)
-            if now[0] != kept[0]:
-                yield Change(f"requires_grad of a tensor of shape {tuple(tensor.shape)}", kept[0], now[0], (-2, n))
-            if now[1:4] != kept[1:4]:
-                yield Change("the shape, dtype or device of a tensor", str(kept[1:4]), str(now[1:4]), (-2, n))
-            if now[4:] != kept[4:]:
+        for n, (tensor, flags) in enumerate(zip(kept.tensors, kept.flags, strict=True)):
+            now = of_tensors(tensor)
+            if now[0] != flags[0]:
+                yield Change(f"requires_grad of a tensor of shape {tuple(tensor.shape)}", flags[0], now[0], (-2, n))
+            if now[1:4] != flags[1:4]:
+                yield Change("the shape, dtype or device of a tensor", str(flags[1:4]), str(now[1:4]), (-2, n))
+            if now[4:] != flags[4:]:
                 yield Change(f"the hooks of a tensor of shape {tuple(tensor.shape)}", MISSING, MISSING, (-2, n))
-        for n, (tensor, strides) in enumerate(zip(self._strided, self._strides, strict=True)):
+        for n, (tensor, strides) in enumerate(zip(kept.strided, kept.strides, strict=True)):
             if (now := tensor.stride()) != strides:
                 yield Change("the strides of a tensor", str(strides), str(now), (-3, n))
         for tensor, number in self._numbers:
-            if (value := _number(tensor)) != number:
+            if (value := number_of(tensor)) != number:
                 yield Change(f"a number read out of a tensor of shape {tuple(tensor.shape)}", (number,), (value,))
 
     def _added(self, source: Source, known: frozenset[str]) -> list[str]:
@@ -252,7 +222,7 @@ class Guards:
     def forget(self, changes: Collection[Change]) -> None:
         """Stop guarding these changed values, and note them in `forgotten`."""
         self._ignored |= {change.place for change in changes if change.place is not None}
-        quiet = {i for i, source in enumerate(self._sources) if source.quiet}
+        quiet = {i for i, source in enumerate(self.reach.sources) if source.quiet}
         self.forgotten += [str(c) for c in changes if c.place is None or c.place[0] not in quiet]
 
     def can_advance(self, changes: Collection[Change]) -> bool:
@@ -265,7 +235,7 @@ class Guards:
             if by and self._counter(change):
                 assert change.place is not None
                 i, j = change.place
-                self._write(i, j, _read(self._sources[i])[j] + by)
+                self._write(i, j, self.reach.sources[i].values()[j] + by)
 
     def _counter(self, change: Change) -> bool:
         return self._can_write(change) and type(change.now) in (int, float)
@@ -273,10 +243,10 @@ class Guards:
     def _can_write(self, change: Change) -> bool:
         """Whether a changed value can be written back."""
         i, j = change.place or (-1, -1)
-        return i >= 0 and type(j) is int and j >= 0 and self._sources[i].write is not None
+        return i >= 0 and type(j) is int and j >= 0 and self.reach.sources[i].write is not None
 
     def _write(self, i: int, j: int, value: Any) -> None:
-        source = self._sources[i]
+        source = self.reach.sources[i]
         assert source.write is not None
         source.write(source.home, j, value)
 
@@ -286,10 +256,10 @@ class Guards:
         Args:
             homes: The identities of the objects that the run may have changed; None for all.
         """
-        for i, (source, kept) in enumerate(zip(self._sources, self._first, strict=True)):
+        for i, (source, kept) in enumerate(zip(self.reach.sources, self._first.values, strict=True)):
             if homes is not None and source.identity not in homes:
                 continue
-            now = _read(source)
+            now = source.values()
             if source.keep is not None:
                 items = source.write is not None and any(a is not b for a, b in zip(now, kept, strict=False))
                 if (items or not _same_content(source, now, kept)) and source.put_back is not None:
@@ -298,8 +268,8 @@ class Guards:
                 for j, (a, b) in enumerate(zip(now, kept, strict=True)):
                     if a is not b and b is not MISSING:
                         source.write(source.home, j, b)
-        for i, home, known in self._first_open:
-            source = self._sources[i]
+        for i, home, known in self._first.namespaces:
+            source = self.reach.sources[i]
             if homes is not None and source.identity not in homes:
                 continue
             for name in self._added(source, known):
@@ -313,17 +283,17 @@ class Guards:
     def can_lift(self, change: Change) -> bool:
         """Whether a tensor can stand for the changed value: a number, or a tensor replaced by one of its kind."""
         numbers = type(change.before) is int and type(change.now) is float
-        return self._can_write(change) and (numbers or _stands_for(change.before, change.now))
+        return self._can_write(change) and (numbers or stands_for(change.before, change.now))
 
     def _takes(self, place: tuple[int, int], value: Any) -> bool:
         """Whether a value at this place is an input that the graph takes."""
-        return place in self._lifted and _stands_for(self._lifted[place], value)
+        return place in self._lifted and stands_for(self._lifted[place], value)
 
     def lift(self, labels: Collection[str]) -> None:
         """Let the numbers of these labels change: they become inputs of the graph."""
-        for i, source in enumerate(self._sources):
+        for i, source in enumerate(self.reach.sources):
             if source.write is not None:
-                for j, value in enumerate(self._values[i]):
+                for j, value in enumerate(self._kept.values[i]):
                     if type(value) in (float, int, Tensor) and source.label + source.names[j] in labels:
                         self._lifted[i, j] = value
                         self.lifted_labels.add(source.label + source.names[j])
@@ -331,7 +301,8 @@ class Guards:
 
     def lifted(self) -> list[float | Tensor]:
         """Return the present values of the numbers and tensors that are inputs."""
-        return [tuple(self._sources[i].read(self._sources[i].home))[j] for i, j in self._lifted]
+        sources = self.reach.sources
+        return [tuple(sources[i].read(sources[i].home))[j] for i, j in self._lifted]
 
     @contextmanager
     def replaced(self, tensors: Collection[Tensor]) -> Iterator[None]:
@@ -349,71 +320,13 @@ class Guards:
 
     def guard_numbers(self, tensors: Collection[Tensor]) -> None:
         """Guard the numbers that the program has read out of these tensors, which no graph computes."""
-        self._numbers += [(tensor, _number(tensor)) for tensor in {id(t): t for t in tensors}.values()]
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two values are the same object, or plain values of one type that are equal to the bit."""
-    if a is b:
-        return True
-    if type(a) is not type(b):
-        return False
-    if type(a) in (tuple, frozenset):
-        return len(a) == len(b) and all(map(same, a, b))
-    kind = type(a) if type(a) in PLAIN else next((kind for kind in PLAIN if isinstance(a, kind)), None)
-    if kind is None:
-        return False
-    if kind is type(a) and kind not in (float, complex):
-        return bool(a == b)
-    written: Any = kind.__repr__  # a class of the user's may write and compare its objects otherwise
-    return written(a) == written(b) and (kind is type(a) or _alike(dict_of(a), dict_of(b)))
-
-
-def _stands_for(before: Any, now: Any) -> bool:
-    """Whether the input of a graph that was made for one value can be another one.
-
-    It keeps its type, and compiled code reads the memory alone.
-    """
-    if type(now) is Tensor and type(before) is Tensor:
-        return kind_of(before) == kind_of(now) and not (now.requires_grad or now.is_neg() or now.is_conj())
-    return type(now) in (float, int) and type(before) in (float, type(now))
-
-
-def _alike(a: Any, b: Any) -> bool:
-    """Whether two values are the same, or containers of the same values."""
-    if same(a, b):
-        return True
-    if type(a) is not type(b) or not isinstance(a, (dict, list, tuple, np.ndarray)):
-        return False
-    if type(a) not in (dict, list, tuple) and not _alike(dict_of(a), dict_of(b)):
-        return False
-    if isinstance(a, np.ndarray):
-        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-    if isinstance(a, dict):
-        return list(a) == list(b) and all(map(_alike, a.values(), b.values()))
-    return len(a) == len(b) and all(map(_alike, a, b))
-
-
-def _read(source: Source) -> tuple[Any, ...]:
-    try:
-        return tuple(source.read(source.home))
-    except (KeyError, AttributeError):  # an entry is gone
-        get = getattr(source.home, "get", None)
-        return tuple(MISSING if get is None else get(name, MISSING) for name in source.names)
+        self._numbers += [(tensor, number_of(tensor)) for tensor in {id(t): t for t in tensors}.values()]
 
 
 def _same_content(source: Source, now: tuple[Any, ...], kept: tuple[Any, ...]) -> bool:
     if isinstance(source.home, set):
-        return set(map(_token, now)) == set(map(_token, kept))
+        return set(map(key_of, now)) == set(map(key_of, kept))
     return len(now) == len(kept) and (source.write is not None or all(map(same, now, kept)))
-
-
-def _token(value: Any) -> Any:
-    if isinstance(value, (tuple, list)):
-        return type(value), tuple(map(_token, value))
-    if type(value) is Tensor:
-        return kind_of(value)
-    return (type(value), repr(value)) if isinstance(value, PLAIN) else id(value)
 
 
 def _grown(source: Source, now: tuple[Any, ...], kept: tuple[Any, ...], place: int) -> Change:
@@ -421,18 +334,3 @@ def _grown(source: Source, now: tuple[Any, ...], kept: tuple[Any, ...], place: i
     if len(now) != len(kept):
         return Change(f"the length of {label}", len(kept), len(now), (place, -1))
     return Change(source.label, kept if isinstance(kept[-1], bytes) else MISSING, now, (place, -1))
-
-
-def _number(tensor: Tensor) -> Any:
-    """Return the content of a small tensor on the CPU, else the count of writes: this does not wait for a GPU."""
-    if tensor.device.type != "cpu" or tensor.numel() > LARGE:
-        return tensor._version
-    return tensor.item() if tensor.numel() == 1 else tensor.tolist()
-
-
-def _show(value: object) -> str:
-    if value is MISSING:
-        return "missing"
-    if isinstance(value, (str, bytes)) and len(value) > 40:
-        return f"{value[:20]!r}..."
-    return repr(value) if isinstance(value, PLAIN) else f"a {type(value).__name__}"

@@ -56,6 +56,14 @@ class Source:
         """The identity of the object that the place belongs to."""
         return id(self.home if self.owner is None else self.owner)
 
+    def values(self) -> tuple[Any, ...]:
+        """Read the values; one whose entry is gone is MISSING."""
+        try:
+            return tuple(self.read(self.home))
+        except (KeyError, AttributeError):
+            get = getattr(self.home, "get", None)
+            return tuple(MISSING if get is None else get(name, MISSING) for name in self.names)
+
 
 def kind_of(tensor: Tensor) -> tuple[Any, ...]:
     """Return what decides which operations a tensor takes: strides, shape, type, device, use of a gradient."""
