@@ -320,6 +320,8 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match="expected at most"):
         BinaryVector(torch.zeros(40)).enumerate_support()
     assert not BinaryVector(torch.zeros(40)).has_enumerate_support
+    with pytest.raises(ValueError, match="4 classes do not divide a latent of 6 dimensions"):
+        posteriors.OneHotCategorical(torch.nn.Linear(3, 6), num_classes=4)(torch.zeros(2, 3))
     for prior, posterior in (
         (priors.OneHotCategorical(6, 2), posteriors.OneHotCategorical(MLP([3]), num_classes=3)),
         (priors.BernoulliVector(4), posteriors.RelaxedBernoulliVector(MLP([3]))),

@@ -77,7 +77,8 @@ def coded(content: np.ndarray, values: Sequence[Any], what: str) -> Column:
     numeric = all(is_real(value) for value in values)
     code = {float(value) if numeric else str(value): place for place, value in enumerate(values)}
     found = np.full(len(content), np.nan)
-    for row, entry in enumerate(content.tolist()):
+    entries = content if content.dtype.kind in "mM" else content.tolist()  # which makes other words of times
+    for row, entry in enumerate(entries):
         if _is_empty(entry):
             continue
         key = entry if numeric else str(entry)

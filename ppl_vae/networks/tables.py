@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae._columns import split_kinds
+from ppl_vae._validation import check_positive_int
 from ppl_vae.networks.binding import Shape
 from ppl_vae.networks.mlp import MLP
 from ppl_vae.networks.parameters import NetworkFactory
@@ -150,6 +151,9 @@ class Log1p:
         counts: How many inputs, from the first, the inner network sees; None for all. The number of features leaves out
             the condition, for a q(z|x) that does not depend on it.
 
+    Raises:
+        ValueError: If `counts` is no positive integer.
+
     Reference:
         Deep generative modeling for single-cell transcriptomics (Lopez et al., 2018),
         https://www.nature.com/articles/s41592-018-0229-2
@@ -162,6 +166,10 @@ class Log1p:
 
     network: NetworkFactory | None = None
     counts: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.counts is not None:
+            check_positive_int(self.counts, "Log1p: counts")
 
     def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Module:
         """Return the network for these sizes."""

@@ -73,6 +73,15 @@ class _Grouped(ManyParticles):
                 "num_particles a multiple of groups"
             )
 
+    def _in_groups(self, log_w: Tensor) -> Tensor:
+        """Return log-weights as (M, K / M, batch)."""
+        if len(log_w) % self.groups:
+            raise ValueError(
+                f"{owner(self)} was given the log-weights of {len(log_w)} particles; expected a multiple of its "
+                f"{self.groups} groups"
+            )
+        return log_w.unflatten(0, (self.groups, -1))
+
 
 @dataclass(frozen=True)
 class MIWAE(_Grouped):
@@ -104,7 +113,7 @@ class MIWAE(_Grouped):
     def __call__(self, log_weights: LogWeights) -> Estimate:
         """Return the estimate for each datum."""
         log_weights.require_pathwise(self)
-        groups = log_weights.log_w.unflatten(0, (self.groups, -1))  # (M, K / M, batch)
+        groups = self._in_groups(log_weights.log_w)
         bound = groups.logsumexp(1).mean(0) - math.log(groups.shape[1])
         return Estimate(bound.detach(), bound, "lower")
 
@@ -147,7 +156,7 @@ class PIWAE(Following, _Grouped):
         if self.groups == 1:
             return Estimate(bound.detach(), bound, "lower")
         model = log_weights.normalized.clamp_min(_SMALLEST)
-        inner = log_weights.log_w.detach().unflatten(0, (self.groups, -1)).softmax(1) / self.groups
+        inner = self._in_groups(log_weights.log_w.detach()).softmax(1) / self.groups
         path = inner.flatten(0, 1) / model
         return Estimate(bound.detach(), log_weights.surrogate(model, path=path), "lower")
 

@@ -37,7 +37,8 @@ class _Blocks(_Logits):
         return latent_dim
 
     def _blocks(self, logits: Tensor) -> Tensor:
-        return logits.unflatten(-1, (-1, self.num_classes or logits.shape[-1]))
+        blocks = check_blocks(logits.shape[-1], self.num_classes, self.owner)
+        return logits.unflatten(-1, (blocks, -1))
 
 
 class BernoulliVector(_Logits):

@@ -595,6 +595,8 @@ def test_days_are_words_as_numpy_writes_them(unit, time):
     table = data.from_table({"day": days}, {"day": "categorical"}, validation=0, test=0)
     assert table.categories == ((f"2020-01-01{time}", f"2020-01-02{time}"),)
     assert table.train.x.nan_to_num(-1).flatten().tolist() == [1, 0, -1]
+    again = data.from_table({"day": days}, {"day": table.categories[0]}, validation=0, test=0)
+    assert again.train.x.nan_to_num(-1).flatten().tolist() == [1, 0, -1]
 
 
 def test_numbers_of_columns_are_those_of_the_table():

@@ -481,6 +481,8 @@ def test_the_posterior_sees_the_condition_or_not() -> None:
         assert torch.equal(vae.encode(x, y), vae.encode(x, y + 1)) == blind
     with pytest.raises(ValueError, match="does not take an input of shape"):
         make(dataset, likelihoods.NegativeBinomial(MLP([5]), library="condition"), counts=99)
+    with pytest.raises(ValueError, match="counts is 0; expected a positive integer"):
+        networks.Log1p(counts=0)
 
 
 def test_log1p_of_large_counts_and_of_any_condition() -> None:

@@ -524,6 +524,14 @@ def test_renyi_is_continuous_at_one() -> None:
     assert value_at(program, Renyi(6, 1 + step), x) < value_at(program, ELBO(6), x)
 
 
+@pytest.mark.parametrize("kind", [MIWAE, PIWAE])
+def test_groups_divide_the_particles_of_the_log_weights_too(kind: Any) -> None:
+    with pytest.raises(ValueError, match="3 groups do not divide 8 particles"):
+        kind(8, groups=3)
+    with pytest.raises(ValueError, match="given the log-weights of 8 particles; expected a multiple of its 3 groups"):
+        kind(6, groups=3)(LogWeights.of(torch.zeros(8, 2)))
+
+
 def only(gradients: dict[str, Tensor], part: str) -> dict[str, Tensor]:
     return {name: g for name, g in gradients.items() if name.startswith(part)}
 
