@@ -176,7 +176,7 @@ def _evaluate(
     if gap_size:
         first = slice(gap_size)
         if exact and densities.latent_dim <= 3 and found.method != "enumeration":
-            checked = partial(parts.add_identity, densities, x[first], found[first], gap[first])
+            checked = partial(parts.add_identity, densities, x[first], found[first], bound[first])
             tasks["the identity log p(x) = ELBO + KL"] = checked
         tasks["the gap"] = partial(parts.add_gap, densities, x[first], found[first], len(x))
     if importance_size and exact:

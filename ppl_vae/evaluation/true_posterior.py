@@ -15,7 +15,7 @@ from ppl_vae._home import at_home
 from ppl_vae._scopes import seeded
 from ppl_vae._validation import check_positive, check_positive_int
 from ppl_vae.evidence.densities import VAEDensities, pair_scores
-from ppl_vae.evidence.grids import support
+from ppl_vae.evidence.grids import bounds, support
 from ppl_vae.evidence.interpolation import CellRule
 from ppl_vae.evidence.quadrature import integrate, quadrature
 from ppl_vae.evidence.results import Evidence
@@ -110,10 +110,10 @@ def kl_to_posterior(
         \mathrm{KL}(q(z|x) \,\|\, p(z|x)) = \log p(x) + \int q(z|x) \big( \log q(z|x) - \log p(x, z) \big) \, dz.
 
     The integral is over q's own mass, which may lie where the posterior has none. On a box of six standard deviations
-    around q's mean, log p(x|z) is interpolated at p nodes along each axis; q and the prior are exact at many more
-    nodes. p grows for the data whose integral still changes. **Slow**: latents are decoded for each datum, 36 to 1300
-    of them for each p in two dimensions. **Wrong** for a q with heavy tails or far modes: for q's mass beyond the box,
-    `error` assumes the largest value of the integrand inside.
+    around q's mean, or to the end of its support, log p(x|z) is interpolated at p nodes along each axis; q and the
+    prior are exact at many more nodes. p grows for the data whose integral still changes. **Slow**: latents are decoded
+    for each datum, 36 to 1300 of them for each p in two dimensions. **Wrong** for a q with heavy tails or far modes:
+    for q's mass beyond the box, `error` assumes the largest value of the integrand inside.
 
     Args:
         densities: The model; its latent must have at most three dimensions.
@@ -166,13 +166,13 @@ def kl_to_posterior(
 def _cross(densities: VAEDensities, x: Tensor, rule: CellRule) -> tuple[Tensor, Tensor]:
     """Return E_q[log q(z|x) - log p(x, z)] on the box around q, and what q's mass beyond it may add; each (n,)."""
     q, prior = densities.posterior(x), densities.prior()
-    mean, factor = _spread(q)
-    to_z = lambda unit: mean + _REACH * torch.einsum("nij,kj->kni", factor, unit)  # noqa: E731
+    centre, factor = _box(q)
+    to_z = lambda unit: centre + torch.einsum("nij,kj->kni", factor, unit)  # noqa: E731
     nodes = to_z(rule.nodes)
     f = densities.log_likelihood(x, nodes.to(x.dtype)).double().T @ rule.to_fine  # (n, m^d)
     z = to_z(rule.fine)
-    log_volume = len(rule.nodes[0]) * math.log(2 * _REACH) + factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    log_q = _log_density(q, z.to(x.dtype), mean.to(x.dtype)).T
+    log_volume = len(rule.nodes[0]) * math.log(2) + factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    log_q = _log_density(q, z.to(x.dtype), centre.to(x.dtype)).T
     log_prior = _log_density(prior, z.to(x.dtype), prior.sample().to(x)).T
     weight = (log_q + rule.log_weights + log_volume[:, None]).exp()
     weight = torch.where(weight > 1e-12, weight, 0.0)
@@ -188,16 +188,22 @@ def _log_density(distribution: Any, z: Tensor, valid: Tensor) -> Tensor:
     return torch.where(inside, distribution.log_prob(torch.where(inside[..., None], z, valid)).double(), -math.inf)
 
 
-def _spread(q: Any) -> tuple[Tensor, Tensor]:
-    """Return the mean of q, (n, d), and a factor of its covariance, (n, d, d), float64."""
+def _box(q: Any) -> tuple[Tensor, Tensor]:
+    """Return the centre of q's mass, (n, d), and the factor that takes [-1, 1]^d to it, (n, d, d), float64.
+
+    Where the axes are those of z, the box ends at q's support: a density that ends at a bound is no polynomial across.
+    """
     base = unwrapped(q)
     if hasattr(base, "scale_tril"):
-        return base.loc.double(), base.scale_tril.double()
+        return base.loc.double(), _REACH * base.scale_tril.double()
     try:
-        return q.mean.double(), torch.diag_embed(q.stddev.double())
+        mean, scale = q.mean.double(), q.stddev.double()
     except NotImplementedError:
         samples = q.sample((2000,)).double()
-        return samples.mean(0), torch.diag_embed(samples.std(0))
+        mean, scale = samples.mean(0), samples.std(0)
+    lower, upper = bounds(q, mean[0])
+    low, high = torch.maximum(mean - _REACH * scale, lower), torch.minimum(mean + _REACH * scale, upper)
+    return (low + high) / 2, torch.diag_embed((high - low) / 2)
 
 
 @at_home("x", float64=True)

@@ -22,6 +22,7 @@ from ppl_vae.evaluation.report import evaluate
 from ppl_vae.evaluation.true_posterior import kl_to_posterior
 from ppl_vae.evidence.densities import VAEDensities
 from ppl_vae.evidence.log_evidence import log_evidence
+from ppl_vae.evidence.quadrature import quadrature
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +220,29 @@ def test_a_posterior_that_cannot_be_scored_everywhere_is_evaluated(name, scored)
         kl = kl_to_posterior(VAEDensities(vae), x, found.evidence)
         gap = found.evidence.log_evidence - found.bound.elbo
         assert ((kl.kl - gap).abs() <= kl.error + 5 * found.bound.error).all()
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 2.0])  # at 2 the density of q piles up at both ends
+def test_the_kl_from_q_on_a_box_is_that_of_a_fine_grid(scale):
+    torch.manual_seed(3)
+    posterior = posteriors.SquashedNormal(lambda i, o: nn.Linear(3, 2))
+    vae = VAE((3,), prior=priors.Uniform(1), likelihood=likelihoods.Bernoulli(networks.MLP([5])), posterior=posterior)
+    vae = vae.double()
+    with torch.no_grad():
+        layer = next(module for module in vae.modules() if isinstance(module, nn.Linear) and module.in_features == 3)
+        layer.bias.copy_(torch.tensor([0.4, math.log(math.expm1(scale))]))
+        layer.weight[1] = 0
+    x, densities = torch.eye(3).double(), VAEDensities(vae)
+    found = kl_to_posterior(densities, x, quadrature(densities, x))
+    edges = torch.linspace(-1, 1, 100_002, dtype=torch.float64)  # the default box
+    z = ((edges[1:] + edges[:-1]) / 2)[:, None, None].expand(-1, 3, 1)
+    with torch.no_grad():
+        q, log_lik = vae.q_z(x).log_prob(z), densities.log_likelihood(x, z)
+    log_joint = log_lik + vae.prior().log_prob(z)
+    width = edges[1] - edges[0]
+    exact = (q.exp() * (q - log_joint)).sum(0) * width + (log_joint.exp().sum(0) * width).log()
+    assert ((found.kl - exact).abs() <= found.error + 1e-6).all()
+    assert (found.error < 5e-3).all()
 
 
 def test_bins_that_mean_nothing_are_told():
