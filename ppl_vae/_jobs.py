@@ -16,10 +16,10 @@ from typing import Any
 
 import joblib
 
-from ppl_vae._errors import said_by
 from ppl_vae._scopes import threads
 from ppl_vae._team import sendable
 from ppl_vae._validation import is_integer
+from ppl_vae._words import said_by
 
 ATTEMPTS = 3  # of a computation whose worker dies; from the last but one on it runs alone, so that it harms no other
 _DEATHS = (  # of Dask and Ray, known by name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ppl_vae._errors import first_line, one_line, said_by
+from ppl_vae._words import first_line, one_line, said_by
 from ppl_vae.evaluation.parts import Account
 
 

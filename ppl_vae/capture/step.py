@@ -13,7 +13,7 @@ import pyro
 import torch
 from torch import Tensor, fx
 
-from ppl_vae._errors import first_line
+from ppl_vae._words import first_line
 from ppl_vae.capture.comparing import Comparison, Outcome
 from ppl_vae.capture.compiled import compiled
 from ppl_vae.capture.eager import Form, Step, eager_step, placed

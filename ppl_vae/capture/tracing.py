@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.fx.experimental import proxy_tensor
 
-from ppl_vae._errors import first_line
+from ppl_vae._words import first_line
 from ppl_vae.capture.entered import is_library
 
 _OWN = str(Path(__file__).parent.parent)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ppl_vae._errors import first_line
+from ppl_vae._words import first_line
 from ppl_vae.capture.comparing import Outcome
 from ppl_vae.capture.eager import Step
 from ppl_vae.capture.replay import CudaReplay

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-from ppl_vae._errors import one_line
+from ppl_vae._words import one_line
 from ppl_vae.checking import places
 from ppl_vae.checking.report import Finding, Status
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ppl_vae._errors import one_line
 from ppl_vae._home import at_home, home_of
 from ppl_vae._piece_checks import takes_y
 from ppl_vae._scopes import evaluation_mode, kept_values, seeded
 from ppl_vae._tensors import as_numbers, moved
 from ppl_vae._validation import check_choice, check_seed
+from ppl_vae._words import one_line
 from ppl_vae.capture import buffers_of, modules_of
 from ppl_vae.checking import places, programs
 from ppl_vae.checking.asking import ROLES, Findings, wrong_by

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae._distributions import check_same_space
-from ppl_vae._errors import one_line
+from ppl_vae._words import one_line
 from ppl_vae.checking import places
 from ppl_vae.checking.asking import Findings, Unanswered, Wrong, copied, wrong_by
 from ppl_vae.checking.programs import moved_parameters

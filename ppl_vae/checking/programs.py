@@ -16,8 +16,8 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 from ppl_vae import objectives
-from ppl_vae._errors import one_line
 from ppl_vae._scopes import kept_values
+from ppl_vae._words import one_line
 from ppl_vae.capture import buffers_of, modules_of
 from ppl_vae.checking import places
 from ppl_vae.checking.asking import ROLES, Findings, Unanswered, Wrong, copied, wrong_by

@@ -11,7 +11,7 @@ from pyro.distributions import MaskedDistribution
 from torch import Tensor
 
 from ppl_vae._distributions import describe, unwrapped
-from ppl_vae._errors import one_line
+from ppl_vae._words import one_line
 from ppl_vae.checking import places
 from ppl_vae.checking.asking import Findings, Wrong, reason
 from ppl_vae.checking.density import Density, support_of

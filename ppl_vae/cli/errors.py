@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ppl_vae._errors import first_line, said_by
+from ppl_vae._words import first_line, said_by
 
 BAD_INPUT = (ValueError, TypeError, OSError, NotImplementedError)  # the last: no closed form for these pieces
 LONGEST = 2_000  # characters of a message

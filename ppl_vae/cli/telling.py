@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ppl_vae._errors import one_line
+from ppl_vae._words import one_line
 
 if TYPE_CHECKING:
     from ppl_vae.vae import VAE

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ppl_vae._errors import one_line
 from ppl_vae._validation import check_positive_int
+from ppl_vae._words import one_line
 from ppl_vae.comparison.entries import Entry, entry_of
 from ppl_vae.comparison.entries import FunctionOfLogWeights as FunctionOfLogWeights  # from where these two have moved
 from ppl_vae.comparison.entries import split_at_commas as split_at_commas

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 from pyro.infer import ELBO as PyroELBO
 
-from ppl_vae._errors import one_line
+from ppl_vae._words import one_line
 from ppl_vae.configuration import _yaml
 from ppl_vae.configuration.kinds import parameters_of
 from ppl_vae.configuration.pieces import KINDS

@@ -10,12 +10,12 @@ from typing import Any
 
 from scipy import stats
 
-from ppl_vae._errors import one_line
 from ppl_vae._records import FIGURES
+from ppl_vae._words import listed, one_line
 from ppl_vae.comparison.races.results import Standing, standings_of
 from ppl_vae.comparison.races.summary import of_standings
 from ppl_vae.comparison.statistics.seeds import LEVEL, over_seeds
-from ppl_vae.comparison.words import aligned, cut, for_json, listed, plain, shown, to_csv
+from ppl_vae.comparison.words import aligned, cut, for_json, plain, shown, to_csv
 
 _MOST = 5  # settings that a sentence names
 

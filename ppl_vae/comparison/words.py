@@ -6,23 +6,15 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ppl_vae._errors import one_line
+from ppl_vae._words import one_line
 from ppl_vae.comparison.statistics.measured import Measured
 
 WIDTH = 120
 
 _GAP = 2
-
-
-def listed(names: Iterable[str], most: int | None = None) -> str:
-    """Return the names as ``"A, B and C"``, each once; of more than `most` names the first, and how many others."""
-    several = list(dict.fromkeys(names))
-    if most is not None and len(several) > most:
-        several[most:] = [f"{len(several) - most} more"]
-    return several[0] if len(several) == 1 else f"{', '.join(several[:-1])} and {several[-1]}"
 
 
 def at_k(entry: Any) -> str:

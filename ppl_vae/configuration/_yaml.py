@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from ppl_vae._errors import said_by
+from ppl_vae._words import said_by
 
 MOST_NODES = 10_000  # values of a file, those that an alias repeats counted again
 MOST_LEVELS = 30  # of lists and mappings inside each other

@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from ppl_vae._errors import one_line
 from ppl_vae._validation import did_you_mean
+from ppl_vae._words import one_line
 from ppl_vae.configuration import _yaml
 from ppl_vae.configuration.importing import Target, imported
 

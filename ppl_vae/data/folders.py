@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ppl_vae._errors import said_by
+from ppl_vae._words import said_by
 from ppl_vae.data.arrays import to_float
 from ppl_vae.data.partition import Source
 from ppl_vae.data.reading import by_workers, cores

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae._errors import said_by
+from ppl_vae._words import said_by
 from ppl_vae.data.arrays import label_tensor, one_a_row
 
 _ID_NAMES = ("", "id", "ids", "index", "row", "row_id", "uuid", "key", "name")

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from ppl_vae._errors import one_line
 from ppl_vae._noise import RowNoise
 from ppl_vae._scopes import reseeded, untouched_random_state
+from ppl_vae._words import one_line
 from ppl_vae.data.reading import by_workers
 from ppl_vae.data.sending import Sender
 from ppl_vae.data.splits import Split

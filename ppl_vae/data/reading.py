@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ppl_vae._errors import said_by
+from ppl_vae._words import said_by
 
 AHEAD = 2**26  # bytes of rows that wait for their use, beside the batch that is read
 MOST = 16  # batches that wait for their use

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae._errors import first_line
 from ppl_vae._scopes import untouched_random_state
+from ppl_vae._words import first_line
 from ppl_vae.distributions.chain import Chain
 from ppl_vae.evaluation.bits import bits_per_dim
 from ppl_vae.evaluation.bootstrap import interval

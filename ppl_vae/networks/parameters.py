@@ -9,9 +9,9 @@ from typing import ClassVar, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from ppl_vae._errors import first_line
 from ppl_vae._recorded import Recorded
 from ppl_vae._scopes import evaluation_mode, seeded, untouched_random_state
+from ppl_vae._words import first_line
 from ppl_vae.networks.binding import Shape
 from ppl_vae.networks.mlp import MLP
 

@@ -18,7 +18,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from ppl_vae import _files
-from ppl_vae.comparison.words import listed
+from ppl_vae._words import listed
 from ppl_vae.plots.style import SMALL_SIZE
 
 DPI = 200  # of `save`; an image pixel is a whole number of dots where that fits

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ppl_vae._distributions import centre, measure
-from ppl_vae._errors import first_line
 from ppl_vae._scopes import evaluation_mode
 from ppl_vae._tensors import as_numbers
+from ppl_vae._words import first_line
 from ppl_vae.data import Split
 from ppl_vae.evaluation.diagnostics import kl_per_dimension
 from ppl_vae.evaluation.elbo import elbo

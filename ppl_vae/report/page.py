@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from ppl_vae import __version__, _files
-from ppl_vae._errors import first_line
 from ppl_vae._scopes import seeded
 from ppl_vae._validation import check_count, check_positive_int, check_seed
+from ppl_vae._words import first_line
 from ppl_vae.evaluation import Evaluation
 from ppl_vae.evaluation.figures import UNITS
 from ppl_vae.report.latent import latent_space

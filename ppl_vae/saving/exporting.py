@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ppl_vae import _files
 from ppl_vae._distributions import centre
-from ppl_vae._errors import first_line
 from ppl_vae._scopes import evaluation_mode, seeded
 from ppl_vae._validation import check_choice
+from ppl_vae._words import first_line
 
 Part = Literal["encoder", "decoder", "log_likelihood"]
 _INPUTS = {"encoder": ("x",), "decoder": ("z",), "log_likelihood": ("x", "z")}

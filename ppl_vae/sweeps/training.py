@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ppl_vae import _files, runs
-from ppl_vae._errors import one_line
 from ppl_vae._scopes import flushed_denormals, threads, untouched_random_state
+from ppl_vae._words import one_line
 from ppl_vae.comparison.words import reason_of
 from ppl_vae.configuration import _yaml
 from ppl_vae.configuration.config import Config

@@ -11,9 +11,9 @@ from typing import cast, get_args
 import torch
 from torch import Tensor
 
-from ppl_vae._errors import first_line
 from ppl_vae._home import home_of
 from ppl_vae._validation import check_choice, check_positive_int
+from ppl_vae._words import first_line
 from ppl_vae.capture.graphs import REPAY
 from ppl_vae.data import Dataset
 from ppl_vae.data.streams import Stream

@@ -19,9 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ppl_vae._errors import first_line, one_line
 from ppl_vae._noise import RowNoise
 from ppl_vae._team import Team
+from ppl_vae._words import first_line, one_line
 from ppl_vae.objectives.losses import BatchLoss, Loss, Program
 
 T = TypeVar("T")

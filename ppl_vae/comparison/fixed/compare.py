@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ppl_vae._errors import one_line
 from ppl_vae._home import at_home, home_of
 from ppl_vae._jobs import check_jobs, workers
 from ppl_vae._machine import check_fits, processor
 from ppl_vae._scopes import evaluation_mode, threads
 from ppl_vae._tensors import as_numbers, moved
 from ppl_vae._validation import check_positive_int
+from ppl_vae._words import one_line
 from ppl_vae.capture import buffers_of, modules_of, untouched
 from ppl_vae.comparison.contenders import contenders
 from ppl_vae.comparison.fixed.blocks import NameBlock, find_parameters

@@ -12,9 +12,9 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_vae._errors import one_line
 from ppl_vae._jobs import Lost, run_all
 from ppl_vae._scopes import evaluation_mode, untouched_random_state
+from ppl_vae._words import one_line
 from ppl_vae.capture import buffers_of, modules_of, untouched
 from ppl_vae.comparison.contenders import Contender
 from ppl_vae.comparison.fixed.blocks import NameBlock, Parameters, find_parameters

@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import quantiles
 
+from ppl_vae._words import listed
 from ppl_vae.comparison.races.results import Arrival, RaceResults, Standing, arrived
 from ppl_vae.comparison.races.runs import RaceRun
 from ppl_vae.comparison.statistics.measured import negated
-from ppl_vae.comparison.words import at_k, listed, seconds_in_words, shown
+from ppl_vae.comparison.words import at_k, seconds_in_words, shown
 
 _FEW = 5  # epochs, too few for quartiles
 _UNSTEADY = 1.25  # a greater ratio of quartiles brings a warning

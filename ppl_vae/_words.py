@@ -1,6 +1,16 @@
-"""What an error says, for a sentence of ours."""
+"""Words in a sentence of ours: names in a row, and what an error says."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def listed(names: Iterable[str], most: int | None = None) -> str:
+    """Return the names as ``"A, B and C"``, each once; of more than `most` names the first, and how many others."""
+    several = list(dict.fromkeys(names))
+    if most is not None and len(several) > most:
+        several[most:] = [f"{len(several) - most} more"]
+    return several[0] if len(several) == 1 else f"{', '.join(several[:-1])} and {several[-1]}"
 
 
 def one_line(text: object) -> str:
