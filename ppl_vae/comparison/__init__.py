@@ -5,6 +5,7 @@ holds the parts of `compare`, from one batch to its figures. `races` holds the p
 tests and intervals of both.
 """
 
+from ppl_vae._measured import Measured
 from ppl_vae.comparison.contenders import Contender, Contenders, Undefined, contenders
 from ppl_vae.comparison.fixed.compare import compare
 from ppl_vae.comparison.fixed.comparison import Comparison
@@ -15,7 +16,6 @@ from ppl_vae.comparison.races.race import Interrupted, race
 from ppl_vae.comparison.races.results import Arrival, Band, Standing
 from ppl_vae.comparison.races.runs import Point, RaceRun
 from ppl_vae.comparison.races.start import Entrant
-from ppl_vae.comparison.statistics.measured import Measured
 
 __all__ = [
     "Arrival",

@@ -9,8 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ppl_vae._measured import Measured
 from ppl_vae._words import one_line
-from ppl_vae.comparison.statistics.measured import Measured
 
 WIDTH = 120
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ppl_vae._measured import Measured, t_quantile
 from ppl_vae._words import listed
-from ppl_vae.comparison.statistics.measured import Measured, t_quantile
 from ppl_vae.plots.estimators import MARKERS, blocks_of, has_gradient, log_limits, log_ticks, styles_of_rows, write_keys
 from ppl_vae.plots.figure import WIDTH, key, new_figure, tidy, write_foot, write_rows
 from ppl_vae.plots.style import TEXT_SIZE, styled

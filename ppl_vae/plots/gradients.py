@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter
 
-from ppl_vae.comparison.fixed.summary import LEVEL
 from ppl_vae.plots.arguments import number
 from ppl_vae.plots.estimators import Style, blocks_of, has_gradient, log_limits, name_blocks, styles_of_rows, write_keys
 from ppl_vae.plots.figure import WIDTH, key, naming, nested, new_figure, tidy, write_foot, write_legend
@@ -97,13 +96,6 @@ def bias_variance(comparison: Comparison, *, caveat: str | None = None) -> Figur
     return write_foot(figure, caveat, keys[:1].upper() + keys[1:], dashed, silent, still)
 
 
-def is_biased(block: Block, tests: int = 1) -> bool:
-    """Return whether a bias was found, at 1% for all tests of a comparison at once, with a size above zero."""
-    if block.bias is None or block.bias_p is None:
-        return False
-    return block.bias.value > 0 and tests * block.bias_p < LEVEL
-
-
 def _is_silent(block: Block) -> bool:
     """Return whether there is a gradient, and it has no noise except that of rounding."""
     return block.norm.value > 0 and block.variance.value <= ROUNDING * block.norm.value**2
@@ -120,7 +112,7 @@ def _limits(blocks: list[Block], tests: int) -> Limits:
     for block in blocks:
         if block.bias is not None:
             xs.append(block.bias.high**2)
-            if is_biased(block, tests):
+            if block.is_biased(tests):
                 xs += [block.bias.value**2, max(block.bias.low, 0.5 * block.bias.value) ** 2]
     ys = [end for block in blocks if not _is_silent(block) for end in block.variance]
     ys += [block.minibatch_variance.value for block in blocks if block.minibatch_variance is not None]
@@ -150,7 +142,7 @@ def _draw_plane(
         thin: dict[str, Any] = {"color": style.colour, "linewidth": 1.0, "zorder": 3}
         y, y_low, y_high = (bottom,) * 3 if _is_silent(block) else block.variance
         mark, around = style.mark(), 0
-        if block.bias is not None and is_biased(block, tests):
+        if block.bias is not None and block.is_biased(tests):
             x, x_low, x_high = (max(v, 0.0) ** 2 for v in block.bias)
             axes.plot([max(x_low, low), x_high], [y, y], **thin)
         else:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 import ppl_vae
 from ppl_vae import VAE, likelihoods, networks, plots, posteriors, priors
+from ppl_vae._measured import Measured, t_quantile
 from ppl_vae.comparison.fixed.comparison import Comparison
 from ppl_vae.comparison.fixed.results import KnownEvidence, Row
-from ppl_vae.comparison.statistics.measured import Measured, t_quantile
 from ppl_vae.comparison.statistics.zero_bias import effective_number, zero_bias_p
 from ppl_vae.data import Split
 from ppl_vae.objectives import LogWeights

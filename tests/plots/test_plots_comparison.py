@@ -14,7 +14,6 @@ from ppl_vae.comparison import Block, Comparison, KnownEvidence, Measured, Row
 from ppl_vae.comparison.races.outcome import Race
 from ppl_vae.comparison.races.runs import Point, RaceRun
 from ppl_vae.plots.estimators import COLOURS, log_ticks, styles_of
-from ppl_vae.plots.gradients import is_biased
 
 FLOOR = 0.025
 MANY = [f"Estimator{i}" for i in range(12)]
@@ -115,7 +114,7 @@ def test_logarithmic_axes_have_some_labels_and_not_many(low, high):
     ],
 )
 def test_a_bias_is_one_if_a_test_finds_it(bias, p, found):
-    assert is_biased(block(bias=bias, p=p)) is found
+    assert block(bias=bias, p=p).is_biased() is found
 
 
 def test_the_plane_tells_bias_from_none_seen_and_from_no_reference():

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ppl_vae._measured import Measured
 from ppl_vae.comparison.fixed.results import Block, Results, Row, by_block
 from ppl_vae.comparison.fixed.slopes import Slope, slopes_of
 from ppl_vae.comparison.fixed.summary import sentences_of, unclear_biases, without_figures
-from ppl_vae.comparison.statistics.measured import Measured
 from ppl_vae.comparison.words import WIDTH, aligned, for_json, plain, to_csv
 
 _LEGEND = """\

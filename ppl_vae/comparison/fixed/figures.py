@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_vae._measured import Measured, t_quantile
 from ppl_vae.comparison.fixed.records import Record
 from ppl_vae.comparison.fixed.results import Block, KnownEvidence
 from ppl_vae.comparison.fixed.signal_to_noise import signal_to_noise
-from ppl_vae.comparison.statistics.measured import Measured, measured, t_quantile
+from ppl_vae.comparison.statistics.measured import measured
 from ppl_vae.comparison.statistics.zero_bias import effective_number, zero_bias_p
 from ppl_vae.objectives import sample_log_weights
 from ppl_vae.objectives.losses import Program

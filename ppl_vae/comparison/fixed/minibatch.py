@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ppl_vae._measured import Measured
 from ppl_vae.comparison.fixed.figures import Resamples
 from ppl_vae.comparison.fixed.steps import Stepper
-from ppl_vae.comparison.statistics.measured import Measured, measured
+from ppl_vae.comparison.statistics.measured import measured
 from ppl_vae.objectives import sample_log_weights
 from ppl_vae.objectives.losses import Program
 

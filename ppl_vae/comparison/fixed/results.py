@@ -9,9 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ppl_vae._measured import Measured
 from ppl_vae._shown import Shown
 from ppl_vae.comparison.contenders import Undefined
-from ppl_vae.comparison.statistics.measured import Measured
+
+LEVEL = 0.01  # of all tests of bias together, and of all tests for values above log p(x) together
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,12 @@ class Block:
     def above_floor(self) -> bool:
         """Whether the signal-to-noise is certainly above the floor; half of a figure below it is noise."""
         return self.snr.low > self.snr_floor
+
+    def is_biased(self, tests: int = 1) -> bool:
+        """Whether a bias was found, at 1% for all tests of a comparison at once, with a size above zero."""
+        if self.bias is None or self.bias_p is None:
+            return False
+        return self.bias.value > 0 and tests * self.bias_p < LEVEL
 
 
 @dataclass(frozen=True)

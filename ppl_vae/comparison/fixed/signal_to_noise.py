@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_vae.comparison.statistics.measured import Measured, measured
+from ppl_vae._measured import Measured
+from ppl_vae.comparison.statistics.measured import measured
 
 if TYPE_CHECKING:
     from jaxtyping import Float64

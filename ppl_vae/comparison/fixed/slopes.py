@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
+from ppl_vae._measured import Measured
 from ppl_vae.comparison.fixed.results import Block, Row
-from ppl_vae.comparison.statistics.measured import Measured
 
 _QUANTILE = NormalDist().inv_cdf(0.975)
 

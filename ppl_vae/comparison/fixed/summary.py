@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from scipy import stats
 
+from ppl_vae._measured import Measured, t_quantile
 from ppl_vae._words import listed
-from ppl_vae.comparison.fixed.results import Block, KnownEvidence, Results, Row, by_block
+from ppl_vae.comparison.fixed.results import LEVEL, Block, KnownEvidence, Results, Row, by_block
 from ppl_vae.comparison.fixed.slopes import slopes_of
-from ppl_vae.comparison.statistics.measured import Measured, measured, negated, t_quantile
+from ppl_vae.comparison.statistics.measured import measured, negated
 from ppl_vae.comparison.words import at_k
 
-LEVEL = 0.01  # of all tests of bias together, and of all tests for values above log p(x) together
 _NOTICED = 0.1  # a ratio nearer to one than this gets no sentence
 _MOST = 3  # the names that a list shows, before it counts the others
 

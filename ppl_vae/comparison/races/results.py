@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ppl_vae._measured import Measured
 from ppl_vae._shown import Shown
 from ppl_vae.comparison.contenders import Undefined
 from ppl_vae.comparison.races.runs import Axis, RaceRun
-from ppl_vae.comparison.statistics.measured import Measured, exponential, negated
+from ppl_vae.comparison.statistics.measured import exponential, negated
 from ppl_vae.comparison.statistics.seeds import beside_the_best, geometric, over_seeds
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from ppl_vae.comparison.statistics.measured import Measured, exponential
+from ppl_vae._measured import Measured
+from ppl_vae.comparison.statistics.measured import exponential
 
 LEVEL = 0.95
 
