@@ -3,7 +3,9 @@ r"""Adaptive quadrature over pairs of a datum and a cell of latent space, which 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -19,9 +21,28 @@ from ppl_vae.evidence.rows import Rows
 _NODES = {1: 10, 2: 8, 3: 6}  # of the log-likelihood on a cell, along each axis
 _FINE = {1: 20, 2: 12, 3: 9}  # of the quadrature
 _SIDE = {1: 0.25, 2: 0.5, 3: 1.0}  # of the first cells, in scales of the prior
-_TOGETHER = 256  # latents decoded at once while halving; more only if the children of one cell have more
-_CACHED = 2**20  # quadrature nodes in use at once, over all pairs: they fit a processor's cache
 _CERTAIN = 25.0  # a cell that holds at most so many nats below log p(x) is dropped without halving
+
+
+class Sizes(NamedTuple):
+    """How much is computed in one call.
+
+    While halving, neighbouring cells are decoded together, and scored for every datum that needs any of them. More of
+    them cost fewer calls and more scores that no datum needs: `latents` and `scores` are the most of a group, unless
+    one cell alone has more.
+
+    Attributes:
+        latents: Latents decoded at once.
+        scores: Pairs of a latent and a datum scored at once.
+        nodes: Quadrature nodes in use at once, over all pairs: they fit a processor's cache.
+    """
+
+    latents: int
+    scores: int
+    nodes: int
+
+
+_SIZES = {"cpu": Sizes(2**12, 2**18, 2**20), "cuda": Sizes(2**14, 2**23, 2**24)}
 
 
 @dataclass
@@ -41,6 +62,7 @@ class Integral:
         self.densities, self.x = densities, x
         self.log_tolerance = math.log(tolerance)
         self.max_latents, self.max_bytes = max_latents, max_bytes
+        self._sizes = _SIZES.get(x.device.type, _SIZES["cuda"])
         d, n, device = densities.latent_dim, len(x), x.device
         prior = densities.prior()
         if support(prior).is_discrete:
@@ -132,7 +154,7 @@ class Integral:
         for index in torch.arange(len(cells), device=self.x.device).split(width):
             block = cells[index]
             score, log_prior = self._decode(block), self.region.log_prior(block).to(self.dtype)
-            for rows in torch.arange(n, device=self.x.device).split(self._rows(len(index))):
+            for rows in torch.arange(n, device=self.x.device).split(self._rows(len(index), used=len(index))):
                 k = len(rows)
                 row, cell = rows.repeat_interleave(len(index)), index.repeat(k)
                 measured = self.rule.measure(self._score(score, rows).reshape(k, len(index), p), log_prior)
@@ -193,13 +215,11 @@ class Integral:
         masses = torch.empty(len(order), c, dtype=torch.float64, device=order.device)
         doubts, edges = torch.empty_like(masses), masses.new_empty(len(order))
         moments = masses.new_empty(len(order), c, d + d * d)
-        group = max(1, _TOGETHER // (c * p))  # neighbours: most data need all of them or none
-        for first in range(0, len(used), group):
-            last = min(first + group, len(used))
+        for first, last in self._groups(ends):
             block = children[slice(first * c, last * c)]
             score, log_prior = self._decode(block), self.region.log_prior(block).to(self.dtype)
-            here, most = torch.arange(ends[first], ends[last], device=order.device), self._rows(c * (last - first))
-            for some in here.split(most):
+            here = torch.arange(ends[first], ends[last], device=order.device)
+            for some in here.split(self._rows(c * (last - first), used=c)):
                 rows, row = pairs.row[some].unique(return_inverse=True)
                 cell = pairs.cell[some] - first
                 f = self._score(score, rows).reshape(len(rows), last - first, c, p)[row, cell]
@@ -210,6 +230,18 @@ class Integral:
                 edges[some] = measured.log_edge.reshape(-1, c).logsumexp(-1)
                 moments[some] = measured.moments.reshape(-1, c, d + d * d)
         return pairs, children, masses, doubts, edges, moments
+
+    def _groups(self, ends: list[int]) -> Iterator[tuple[int, int]]:
+        """Yield the ends of groups of cells; the pairs of cell i begin at ``ends[i]``."""
+        per_cell, first = len(self.rule.nodes) * 2**self.rule.dim, 0
+        values = 4 * self.x[0].numel() + self._values  # held per latent, decoded and scored
+        most = min(self._sizes.latents, self.max_bytes // 8 // (values * self.dtype.itemsize))
+        for last in range(1, len(ends) - 1):
+            latents = (last + 1 - first) * per_cell
+            if latents > most or latents * (ends[last + 1] - ends[first]) > self._sizes.scores:
+                yield first, last
+                first = last
+        yield first, len(ends) - 1
 
     def _doubt(self, measured: Measured, row: Tensor, cells: Cells) -> Tensor:
         """Return the doubt of each pair: at least the interpolant's error at q's mean, if that lies in the cell."""
@@ -243,10 +275,10 @@ class Integral:
         self.num_scores += f.numel()
         return f
 
-    def _rows(self, num_cells: int) -> int:
-        """Return how many data to score at once on `num_cells` cells."""
-        values = num_cells * (len(self.rule.fine) * 6 + len(self.rule.nodes) * (4 + self._values))
-        cached = _CACHED // (num_cells * len(self.rule.fine))
+    def _rows(self, num_cells: int, used: int) -> int:
+        """Return how many data to score at once on `num_cells` cells, where each is integrated over `used` of them."""
+        values = used * len(self.rule.fine) * 6 + num_cells * len(self.rule.nodes) * (4 + self._values)
+        cached = self._sizes.nodes // (used * len(self.rule.fine))
         return max(1, min(cached, self.max_bytes // 8 // (values * self.dtype.itemsize)))
 
     def _on_best_cells(self, densities: VAEDensities, dtype: torch.dtype) -> Tensor:
