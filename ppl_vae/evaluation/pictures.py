@@ -26,7 +26,7 @@ from ppl_vae.vae import VAE
 _ALL = "evidence", "gaps", "particles", "rate_distortion", "aggregate_posterior", "latent_map", "true_posteriors"
 _WORST = 10
 _SHARES = (0.1, 0.5, 0.9, 0.99, 1.0)  # quantiles of the gap: the true posteriors of these data are drawn
-_NODES = 400
+_NODES = 200  # of a picture of p(z|x) along each axis: about one a pixel
 _SHOWN = 10_000  # draws of the aggregate posterior
 
 
@@ -176,13 +176,14 @@ def _true_posteriors(
     low = torch.minimum(prior.amin(0), (mean - 4 * std).amin(0)).min().item()
     high = torch.maximum(prior.amax(0), (mean + 4 * std).amax(0)).max().item()
 
-    def grid(rows: Tensor, box: Any) -> Tensor:
+    def grid(rows: Tensor, box: Any, size: int = _NODES) -> Tensor:
         sides = [(float(box[0]), float(box[1])), (float(box[2]), float(box[3]))]
-        return log_posterior_grid(densities, x[rows], sides, _NODES, log_evidence=log_p[rows])
+        return log_posterior_grid(densities, x[rows], sides, size, log_evidence=log_p[rows])
 
     whole = [low, high, low, high]
-    views = [grid(chosen, whole)]
-    boxes = plots.posterior_close_ups(views[0], whole, mean, covariance)  # (n, 2, 4)
+    fine = grid(chosen, whole, 2 * _NODES - 1)  # what a close-up should show is narrow in the whole plane
+    boxes = plots.posterior_close_ups(fine, whole, mean, covariance)  # (n, 2, 4)
+    views = [fine[:, ::2, ::2]]
     for v in range(boxes.shape[1]):
         close = [
             torch.zeros_like(views[0][0]) if np.isnan(box).any() else grid(row[None], box)[0]
