@@ -780,20 +780,22 @@ def covering(
     """
 
     def held(combination: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-        pairs = [(places, *(family(combination[place]) for place in places)) for places in together]
-        return [*pairs, *((i, entry.name if every_entry else family(entry)) for i, entry in enumerate(combination))]
+        families = [family(entry) for entry in combination]
+        each = [entry.name for entry in combination] if every_entry else families
+        return [*((places, *(families[place] for place in places)) for places in together), *enumerate(each)]
 
-    holders: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
-    for combination in combinations:
-        for key in held(combination):
-            holders.setdefault(key, []).append(combination)
+    keys = [held(combination) for combination in combinations]
+    holders: dict[tuple[Any, ...], list[int]] = {}
+    for i, its in enumerate(keys):
+        for key in its:
+            holders.setdefault(key, []).append(i)
     missing, chosen = dict.fromkeys(holders), []
     while missing:
         found = holders[next(iter(missing))]
         step = max(1, len(found) // 64)
-        best = max(found[::step], key=lambda combination: sum(key in missing for key in held(combination)))
-        chosen.append(best)
-        for key in held(best):
+        best = max(found[::step], key=lambda i: sum(key in missing for key in keys[i]))
+        chosen.append(combinations[best])
+        for key in keys[best]:
             missing.pop(key, None)
     return chosen
 
