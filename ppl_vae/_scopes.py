@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ppl_vae._validation import check_seed
+
 Precision = Literal["full", "bf16"]
 MatmulPrecision = Literal["highest", "high", "medium"]
 
@@ -48,9 +50,13 @@ def reseeded() -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw from this seed inside the block, and restore torch's random state on exit."""
+    """Draw from this seed inside the block, and restore torch's random state on exit.
+
+    Raises:
+        ValueError: If it is no seed; torch takes the integer part of a number.
+    """
     with untouched_random_state():
-        torch.manual_seed(seed)
+        torch.manual_seed(check_seed(seed))
         yield
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import math
+import sys
 from collections.abc import Iterable, Sequence, Sized
 from numbers import Integral, Real
 from typing import TypeGuard
+
+_LARGEST = sys.float_info.max  # a larger integer is no number in a picture, a log or a file
 
 
 def is_integer(value: object) -> TypeGuard[int]:
@@ -20,15 +22,17 @@ def is_real(value: object) -> TypeGuard[float]:
 
 
 def check_positive_int(value: object, name: str) -> int:
-    """Return `value` as an int, or raise if it is not a positive integer."""
+    """Return `value` as an int, or raise if it is not a positive integer that is a finite float too."""
     if not is_integer(value) or value < 1:
         raise ValueError(f"{name} is {value!r}; expected a positive integer")
+    if value > _LARGEST:
+        raise ValueError(f"{name} has more than 308 digits; expected a positive integer of fewer")
     return int(value)
 
 
 def check_positive(value: object, name: str) -> float:
     """Return `value` as a float, or raise if it is not a finite number above zero."""
-    if not is_real(value) or not 0 < value < math.inf:
+    if not is_real(value) or not 0 < value <= _LARGEST:
         raise ValueError(f"{name} is {value!r}; expected a finite number above zero")
     return float(value)
 
@@ -41,15 +45,15 @@ def check_seed(value: object, name: str = "seed") -> int:
 
 
 def check_count(value: object, name: str) -> int:
-    """Return `value` as an int, or raise if it is not an integer from zero."""
-    if not is_integer(value) or value < 0:
+    """Return `value` as an int, or raise if it is not an integer from zero that is a finite float too."""
+    if not is_integer(value) or not 0 <= value <= _LARGEST:
         raise ValueError(f"{name} is {value!r}; expected an integer from 0, and 0 is for none")
     return int(value)
 
 
 def check_not_negative(value: object, name: str) -> float:
     """Return `value` as a float, or raise if it is not a finite number from zero."""
-    if not is_real(value) or not 0 <= value < math.inf:
+    if not is_real(value) or not 0 <= value <= _LARGEST:
         raise ValueError(f"{name} is {value!r}; expected a finite number from 0")
     return float(value)
 

@@ -53,7 +53,7 @@ def _of_config(options: dict[str, str]) -> dict[str, Any]:
     tell_taken(settings.taken)
     dataset = settings.build_dataset()
     objective = settings.build_fit_arguments()["objective"]
-    torch.manual_seed(settings.values["seed"])
+    torch.manual_seed(check_seed(settings.values["seed"]))
     pieces = {name: settings.build(name) for name in config.PIECES}  # not put together: what VAE refuses is a finding
     return {"data": dataset, **pieces, "objective": objective, "seed": settings.values["seed"]}
 

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ppl_vae import data, training
 from ppl_vae._machine import Budget
+from ppl_vae._validation import check_seed
 from ppl_vae.configuration import _yaml, foreign
 from ppl_vae.configuration.kinds import Kind, arguments_of
 from ppl_vae.configuration.pieces import CHOICES, KINDS, NETWORK
@@ -75,7 +76,7 @@ class Config(Asked):
         Args:
             dataset: The data, or the shape of one datum.
         """
-        torch.manual_seed(self.values["seed"])
+        torch.manual_seed(check_seed(self.values["seed"]))
         with Budget("the widths of the networks or the number of latents"):
             pieces = {name: self.build(name) for name in PIECES}
             if self.values["classifier"] is None:

@@ -79,7 +79,8 @@ def _check(state: dict[str, Any], run: TrainingState) -> None:
     except RuntimeError as error:
         raise ValueError(f"its random state is none: {error}") from error
     history = state["history"]
-    if not isinstance(history, list) or [_epoch_of(record) for record in history] != [*range(1, state["epoch"] + 1)]:
+    complete = isinstance(history, list) and len(history) == state["epoch"]
+    if not complete or any(_epoch_of(record) != epoch for epoch, record in enumerate(history, 1)):
         raise ValueError(f"its history does not hold a record for each of its {state['epoch']} epochs")
 
 
@@ -123,7 +124,7 @@ def _copied(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 
 def _epoch_of(record: object) -> object:
-    """Return the epoch of a record of the history, or None for what is no record."""
+    """Return the epoch of a record of the history, or None for what is no record, which holds its step too."""
     if not isinstance(record, dict) or not all(isinstance(v, int | float) for v in record.values()):
         return None
-    return record.get("epoch")
+    return record.get("epoch") if type(record.get("step")) is int else None

@@ -504,6 +504,7 @@ BAD_ARGUMENTS = {
     "epochs is 0; expected a positive integer": dict(epochs=0),
     "batch_size is -1; expected a positive integer": dict(batch_size=-1),
     "validate_every is 0": dict(validate_every=0),
+    "validate_every has more than 308 digits": dict(validate_every=10**400),
     "early_stopping is 0": dict(early_stopping=0),
     "clip_norm is nan; expected a finite number above zero": dict(clip_norm=math.nan),
     "seed is -1; expected an integer": dict(seed=-1),

@@ -1,4 +1,4 @@
-"""What errors say, in sentences of ours."""
+"""Words in sentences of ours: what errors say."""
 
 from __future__ import annotations
 
