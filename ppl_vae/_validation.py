@@ -21,18 +21,23 @@ def is_real(value: object) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
+def _of_python(value: float) -> float:
+    """Return a number as one of Python's: NumPy's would make one of their own kind of a limit."""
+    return int(value) if is_integer(value) else float(value)
+
+
 def check_positive_int(value: object, name: str) -> int:
     """Return `value` as an int, or raise if it is not a positive integer that is a finite float too."""
     if not is_integer(value) or value < 1:
         raise ValueError(f"{name} is {value!r}; expected a positive integer")
-    if value > _LARGEST:
+    if _of_python(value) > _LARGEST:
         raise ValueError(f"{name} has more than 308 digits; expected a positive integer of fewer")
     return int(value)
 
 
 def check_positive(value: object, name: str) -> float:
     """Return `value` as a float, or raise if it is not a finite number above zero."""
-    if not is_real(value) or not 0 < value <= _LARGEST:
+    if not is_real(value) or not 0 < _of_python(value) <= _LARGEST:
         raise ValueError(f"{name} is {value!r}; expected a finite number above zero")
     return float(value)
 
@@ -46,14 +51,14 @@ def check_seed(value: object, name: str = "seed") -> int:
 
 def check_count(value: object, name: str) -> int:
     """Return `value` as an int, or raise if it is not an integer from zero that is a finite float too."""
-    if not is_integer(value) or not 0 <= value <= _LARGEST:
+    if not is_integer(value) or not 0 <= _of_python(value) <= _LARGEST:
         raise ValueError(f"{name} is {value!r}; expected an integer from 0, and 0 is for none")
     return int(value)
 
 
 def check_not_negative(value: object, name: str) -> float:
     """Return `value` as a float, or raise if it is not a finite number from zero."""
-    if not is_real(value) or not 0 <= value <= _LARGEST:
+    if not is_real(value) or not 0 <= _of_python(value) <= _LARGEST:
         raise ValueError(f"{name} is {value!r}; expected a finite number from 0")
     return float(value)
 
