@@ -33,6 +33,7 @@ SAMPLED = {
 }
 
 
+@pytest.mark.ci
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
 @parametrize_with_checks([VAEDensity(latent_dim=2, **SHORT)])
 def test_scikit_learns_checks(estimator, check):

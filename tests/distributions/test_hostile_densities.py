@@ -132,6 +132,7 @@ FAMILIES = {
 }
 
 
+@pytest.mark.ci
 @pytest.mark.thinned(3)
 @pytest.mark.parametrize("examples", few_and_all(20, 60))
 @pytest.mark.parametrize("name", FAMILIES)

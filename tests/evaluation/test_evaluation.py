@@ -422,7 +422,7 @@ def test_a_table_of_two_columns_in_which_a_row_may_lack_none():
     assert 20 < int(note.split("random, ")[1].split()[0]) < 40
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 def test_the_pictures_of_an_evaluation_are_the_same_whatever_was_drawn_before(tmp_path):
     def narrow(x):  # the prior alone decides the axes
         return dist.Normal(x.flatten(1)[:, :2], 0.1).to_event(1)

@@ -175,7 +175,7 @@ def test_a_kill_at_any_write_loses_at_most_an_epoch(call, tmp_path, record_prope
 # The second signal
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_second_signal_ends_at_once(number, tmp_path):
     """The second comes before or while the pictures are drawn."""
     folder = tmp_path / "work"

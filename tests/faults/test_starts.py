@@ -28,6 +28,7 @@ def work(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_four_trainings_at_once_take_four_folders(work):
     children = [processes.command(TRAIN, work, [WithoutPictures()]) for _ in range(4)]
     ended = [child.end() for child in children]

@@ -47,9 +47,7 @@ def identical(results: Results, call: tuple[Any, ...]) -> None:
 TWO: list[tuple[Any, ...]] = [
     *(("objective", e.name) for e in FIRST),
     ("objective", "ELBO", "float32", "graph"),
-    ("objective", "IWAE", "float64", "graph"),
     ("program", "StandardNormal+Bernoulli+DiagonalNormal+MLP-silu-dropout", "graph"),
-    ("dynamic",),
     ("optimiser",),
     ("items",),
     ("bare_parameters",),
