@@ -101,7 +101,8 @@ class SVI:
             under `update`, of the sum under `step`).
         compile: ``"graph"`` captures steps. ``"full"`` also compiles the graph by Inductor, which needs a C++ compiler,
             takes 15 seconds to a minute, and changes roundings; a further shape of data, or a program that has changed,
-            is compiled after 100 steps. ``"off"`` does neither.
+            is compiled after 100 steps. Where Inductor fails, one warning says so, and the graph runs as it is.
+            ``"off"`` does neither.
 
     Attributes:
         optimizer: The torch optimiser, from the first step on. None while a `pyro.optim` object takes the steps itself
@@ -488,6 +489,11 @@ class SVI:
             graph.touched = frozenset(self._parameters.touched)
         finally:
             self._parameters.leaves = known
+        if graph.why_not_compiled is not None:
+            self._warn(
+                f"the captured step runs without Inductor, as at compile='graph': {graph.why_not_compiled}",
+                "not compiled",
+            )
         if graph.guards.forgotten:
             self._warn(
                 f"the program changes {graph.guards.forgotten[0]} while it runs, which captured steps do not; "

@@ -10,6 +10,7 @@ import io
 import math
 import pickle
 import pkgutil
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -740,9 +741,11 @@ def check_captured(combination: tuple[Any, ...], batches: list[Tensor], level: s
     optimizer = functools.partial(kind, lr=lr)
     losses, state, svi = steps_of(combination, batches, level, optimizer)
     expected_losses, expected_state, _ = steps_of(combination, batches, "off", optimizer)
-    # the gradient by DAIS's refreshment is of second order in its steps: compiled it is rounding, which is said
-    drowned = level == "full" and combination[-1].name.startswith("DAIS") and "'logit'" in str(svi.why_eager)
-    assert drowned or svi.why_eager is None
+    assert svi.why_eager is None
+    for why in filter(None, (graph.why_not_compiled for graph in svi._graphs)):
+        # the gradient by DAIS's refreshment is of second order in its steps: compiled it is rounding, which is said
+        drowned = combination[-1].name.startswith("DAIS") and "'logit'" in why
+        assert drowned or re.match(r"name 'u\d+' is not defined", why)  # a fault of Inductor's in some spline flows
     # Pyro's objects add up their value in Python's float64, a graph in float32
     assert losses == pytest.approx(expected_losses, rel=1e-5 if level == "full" else 1e-6)
     for value, expected in zip(state, expected_state, strict=True):

@@ -107,7 +107,7 @@ class Graphs:
         self._by_key.clear()
 
     def _compiled(self, key: Hashable, graph: CapturedStep, given: Signature, capture: Capture) -> CapturedStep:
-        """Replace a graph by a compiled one, or keep it where that is impossible."""
+        """Replace a graph by one that is compiled, where Inductor can, or keep it."""
         graph.full = True  # whatever comes of it: it is tried once
         try:
             new = self._make(key, given, capture, True, True, like=[graph])

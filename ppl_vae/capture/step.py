@@ -54,7 +54,7 @@ class CapturedStep:
 
     Attributes:
         leaves: The parameters.
-        full: Whether the graph is compiled, or was to be and cannot.
+        full: Whether the graph is compiled, or was to be and cannot: `why_not_compiled` then says why.
         guards: The Python values that the graph depends on.
         constants: The numbers among the arguments that the graph is made for; None for numbers that are inputs.
         state: See above.
@@ -115,15 +115,14 @@ class CapturedStep:
         # the watched run had Python numbers where some of the inputs are tensors; else watching again costs time alone
         watch = len(inputs) > self._count
         graph = trace(self._joint, inputs, self.guards, self.written, watch=watch)
+        self.why_not_compiled: str | None = None
         if full:
-            self._take(compiled(graph, on_cpu), graph, inputs)
-        else:
             try:
-                short = simplify(graph, *map(apart, inputs))
-                self._take(short, short, inputs)
-            except Exception as error:  # an operation that gives no shapes (a user's own kernel), or a wrong rule
-                logger.debug("the captured graph is used as it was traced: %s", error)
-                self._take(graph, graph, inputs)
+                self.why_not_compiled = self._take(compiled(graph, on_cpu), graph, inputs)
+            except CaptureError as error:
+                self.why_not_compiled = str(error)
+        if not full or self.why_not_compiled is not None:
+            self._take_plain(graph, inputs)
         del self._expected, self._example
         self._strided = [t for t in {id(t): t for t in self.state}.values() if t.layout is torch.strided]
         self._addresses, self._sharing = list(map(Tensor.data_ptr, self._strided)), sharing(self._strided)
@@ -334,12 +333,26 @@ class CapturedStep:
         self.form = Form.of(step)
         return self.form.flat(step)
 
-    def _take(self, graph: Graph, module: fx.GraphModule, inputs: list[Tensor]) -> None:
-        """Use this graph, if it computes what the program computes."""
+    def _take_plain(self, graph: fx.GraphModule, inputs: list[Tensor]) -> None:
+        """Use the graph without a compiler, simplified if possible."""
+        try:
+            short = simplify(graph, *map(apart, inputs))
+            difference = self._take(short, short, inputs)
+        except Exception as error:  # an operation that gives no shapes: a user's own kernel
+            difference = str(error)
+        if difference is not None:
+            logger.debug("the captured graph is used as it was traced: %s", difference)
+            difference = self._take(graph, graph, inputs)
+        if difference is not None:
+            raise CaptureError(f"{difference}: it depends on what a graph cannot follow")
+
+    def _take(self, graph: Graph, module: fx.GraphModule, inputs: list[Tensor]) -> str | None:
+        """Use this graph; say how it differs from what the program computes, or return None."""
         self._kernels = graph
         held = {id(t): t for t in held_by(module) if isinstance(t, Tensor)}
         self.state = [*self.leaves, *self.guards.buffers(), *held.values()]
         self._may_fail = any(map(_checks, module.graph.nodes))
+        difference = None
         for run in self._ways(graph, inputs):
             with explained():  # a missing compiler shows in the first run
                 self._graph: Graph = run
@@ -350,9 +363,9 @@ class CapturedStep:
                     ours = Outcome(self(*inputs), Snapshot(self.written))
                 difference = self.difference(ours, self._expected, self._example)
             if difference is None:
-                return
+                break
             logger.debug("held against the program: %s", difference)
-        raise CaptureError(f"{difference}: it depends on what a graph cannot follow")
+        return difference
 
     def _ways(self, graph: Graph, inputs: list[Tensor]) -> Iterator[Graph]:
         """Yield the ways to run the graph: on a GPU as one CUDA graph where possible, then kernel by kernel."""

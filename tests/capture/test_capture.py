@@ -510,7 +510,7 @@ def test_a_further_shape_is_compiled_once_it_repays_it(monkeypatch, caplog, fail
 
 
 @pytest.mark.ci
-def test_a_compiler_that_fails_leaves_the_program_as_it_is_written(monkeypatch, tmp_path):
+def test_a_compiler_that_fails_leaves_the_graph(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # where nothing is compiled yet
     vae, reference = make_vae(), make_vae()
     svi = SVI(vae.model, vae.guide, ADAM, ELBO(), compile="full")
@@ -518,7 +518,27 @@ def test_a_compiler_that_fails_leaves_the_program_as_it_is_written(monkeypatch, 
     expected = trajectory(eager, [(binary(),)] * 4)
     with importlib.import_module("torch._inductor.config").patch({"cpp.cxx": (str(tmp_path / "no-compiler"),)}):
         assert trajectory(svi, [(binary(),)] * 4) == expected
-    assert re.search(r"C\+\+ compiler|inductor", svi.why_eager)
+    assert svi.why_eager is None
+    assert repr(svi) == "SVI(captured in 1 graph)"
+    (warning,) = [record.message for record in caplog.records if record.name == "ppl_vae.svi"]
+    assert warning.startswith("the captured step runs without Inductor, as at compile='graph': ")
+    assert re.search(r"C\+\+ compiler|inductor", warning)
+
+
+@pytest.mark.ci
+def test_code_of_a_compiler_that_computes_something_else_leaves_the_graph(monkeypatch, caplog):
+    def wrong(graph, on_cpu):
+        return lambda *inputs: tuple(2 * output for output in graph(*inputs))
+
+    monkeypatch.setattr("ppl_vae.capture.step.compiled", wrong)
+    found = []
+    for level in ("full", "off"):
+        vae = make_vae()
+        svi = SVI(vae.model, vae.guide, ADAM, ELBO(), compile=level)
+        found.append(trajectory(svi, [(binary(),)] * 4))
+    assert found[0] == found[1]
+    assert "runs without Inductor, as at compile='graph': " in caplog.text
+    assert "depends on what a graph cannot follow" not in caplog.text
 
 
 @pytest.mark.parametrize("level", ["off", "graph", pytest.param("full", marks=pytest.mark.ci)])
